@@ -1,0 +1,68 @@
+# The development environment and what runs in it. `make` alone says what there is.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+
+# More threads than this slow small networks down. The tests set their own number.
+export OMP_NUM_THREADS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 8 ? n : 8)))
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint bench clean FORCE
+
+help:
+	@echo "make demo    draw pictures with every embedded model into demo/"
+	@echo "make test    run the tests"
+	@echo "make lint    check style and types"
+	@echo "make bench   run the benchmarks"
+	@echo "make clean   remove demo/, builds and caches (the environment $(VENV) stays)"
+
+# The environment depends on what is installed, not on the rest of pyproject.toml, so an edit elsewhere installs
+# nothing. The stamp holds the wanted state as text.
+define WANTED
+import sys, tomllib
+toml = tomllib.load(open("pyproject.toml", "rb"))
+print(sys.version, toml["build-system"])
+print([toml["project"].get(k) for k in ("requires-python", "dependencies", "optional-dependencies", "scripts")])
+print(open("constraints.txt").read())
+endef
+export WANTED
+
+$(INSTALLED): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("$(PYTHON) is older than 3.11: run make PYTHON=python3.11")'
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c "$$WANTED" > $@.wanted
+	@cmp -s $@.wanted $@ || \
+	  $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,train,diffusers]'
+	@mv $@.wanted $@
+
+# One picture for each embedded model.
+ZOO := src/pushforward/zoo
+PICTURES := $(patsubst $(ZOO)/%.safetensors,demo/%.png,$(wildcard $(ZOO)/*.safetensors))
+
+demo: $(INSTALLED) $(PICTURES)
+	$(BIN)/pushforward models
+
+$(PICTURES): demo/%.png: FORCE $(INSTALLED)
+	$(BIN)/pushforward sample $* --out $@
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+# Every module of benchmarks/ whose name has no leading underscore runs on its own.
+BENCHMARKS := $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
+
+bench: $(BENCHMARKS:%=run/%)
+
+run/%: FORCE $(INSTALLED)
+	$(BIN)/python $*
+
+clean:
+	rm -rf demo build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,150 @@
+"""Run a plan one node after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pushforward.errors import PushforwardError
+from pushforward.linear import apply_coefficients
+from pushforward.model.network import Denoiser
+from pushforward.plan import Plan, Register
+
+Noise = Callable[[int], Tensor]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a callback is told after every network call.
+
+    Args:
+        done: network calls so far.
+        total: in all.
+        time: where the state lives.
+        state: in pixels, `(batch, k * channels, *field)`.
+        denoised: the network's answer there, likewise.
+    """
+
+    done: int
+    total: int
+    time: float
+    state: Tensor
+    denoised: Tensor
+
+
+def run(
+    plan: Plan,
+    denoiser: Denoiser,
+    start: Tensor,
+    *,
+    noise: Noise | None = None,
+    callback: Callable[[Progress], None] | None = None,
+) -> Tensor:
+    """The last state of `plan` from its first.
+
+    The recurrence is worked in the coordinates where the plan's coefficients are diagonal; registers are dropped after
+    their last use, so memory is that of the solver's history. Differentiable in `start`, noise and network.
+
+    Args:
+        plan: coefficients.
+        denoiser: the network.
+        start: first state, `(batch, k * channels, *field)`.
+        noise: `n -> xi_n`, a standard normal shaped like `start`, for each node of `plan.noises`, asked in order.
+        callback: told after every network call.
+
+    Returns:
+        The last state, shaped like `start`.
+
+    Raises:
+        PushforwardError: no noise for a stochastic plan, a start of the wrong shape, or a state that is not finite.
+    """
+    check_start(plan, start)
+    if plan.noises and noise is None:
+        raise PushforwardError(f"The plan of {plan.solver!r} is stochastic: give `noise`.")
+    basis = plan.basis
+    asked = [k for k, node in enumerate(plan.nodes) if node.asks]
+    ask = denoiser.at(plan.process, torch.tensor([plan.nodes[k].time for k in asked], dtype=torch.float64), start)
+    program = _compile(plan, start)
+    place = {k: i for i, k in enumerate(asked)}
+    values: dict[Register, Tensor] = {}
+    if isinstance(plan.mean, Tensor) or plan.mean:
+        image = plan.process.image(torch.zeros_like(start[:1])) + torch.as_tensor(plan.mean).to(start)
+        values[Register("mean", 0)] = basis.forward(plan.process.lift(image)).expand_as(start)
+    for k, (node, terms, last_used) in enumerate(zip(plan.nodes, *program, strict=True)):
+        if k == 0:
+            state = basis.forward(start)
+        else:
+            if noise is not None and any(register == ("noise", k) for register, _ in terms):
+                values[Register("noise", k)] = basis.forward(noise(k).to(start))
+            state = _combine(terms, values, len(basis.shape))
+        values[Register("state", k)] = state
+        if node.asks:
+            pixels = basis.inverse(state)
+            answer = ask(place[k], pixels)
+            values[Register("answer", k)] = basis.forward(answer)
+            if callback is not None:
+                callback(Progress(place[k] + 1, len(asked), node.time, pixels, answer))
+        for register in last_used:
+            values.pop(register, None)
+    result = basis.inverse(state)
+    if not bool(result.isfinite().all()):
+        raise PushforwardError(
+            f"Sampling with {plan.solver!r} diverged: the result is not finite. Use more steps, or check the network."
+        )
+    return result
+
+
+def check_start(plan: Plan, start: Tensor) -> None:
+    """Raise unless `start` can be a state of the plan's process."""
+    blocks, field = plan.process.blocks, plan.basis.shape
+    if start.ndim < 2 or start.shape[1] % blocks or (field and tuple(start.shape[2:]) != field):
+        raise PushforwardError(
+            f"A state of process {plan.process.name!r} has shape (batch, {blocks} x channels, "
+            f"{', '.join(map(str, field)) or '*field'}); got {tuple(start.shape)}."
+        )
+
+
+def _combine(terms: list[tuple[Register, float | Tensor]], values: dict[Register, Tensor], frequencies: int) -> Tensor:
+    total: Tensor | None = None
+    for register, coefficient in terms:
+        value = values[register]
+        if isinstance(coefficient, float):
+            total = coefficient * value if total is None else torch.add(total, value, alpha=coefficient)
+        else:
+            moved = apply_coefficients(coefficient, value, frequencies)
+            total = moved if total is None else total + moved
+    if total is None:
+        raise PushforwardError("A node of the plan has no terms.")
+    return total
+
+
+def _compile(
+    plan: Plan, like: Tensor
+) -> tuple[list[list[tuple[Register, float | Tensor]]], list[list[Register]]]:
+    """Coefficients as numbers or tensors of the states' dtype, and the registers last used at each node."""
+    basis, plain = plan.basis, plan.process.blocks == 1 and not plan.basis.shape
+    flat = [o for node in plan.nodes for o in node.terms.values()]
+    if plain:
+        values: list[float | Tensor] = [float(o.coefficients) for o in flat]
+    elif flat:
+        full = (*basis.shape, plan.process.blocks, plan.process.blocks)
+        table = torch.stack([o.lift(basis).coefficients.expand(full) for o in flat]).to(like.dtype)
+        values = list(table.to(like.device))
+    else:
+        values = []
+    coefficients = iter(values)
+    program = [[(register, next(coefficients)) for register in node.terms] for node in plan.nodes]
+    final: dict[Register, int] = {}
+    for k, terms in enumerate(program):
+        final[Register("state", k)] = k
+        final[Register("answer", k)] = k
+        for register, _ in terms:
+            final[register] = k
+    last_used: list[list[Register]] = [[] for _ in plan.nodes]
+    for register, k in final.items():
+        if register.kind != "mean":
+            last_used[k].append(register)
+    return program, last_used

@@ -1,0 +1,38 @@
+"""The linear skeleton: structured operators, forward processes, reference Gaussians and their roots."""
+
+from typing import Any
+
+from pushforward.errors import PushforwardError
+from pushforward.linear.basis import IDENTITY, Basis
+from pushforward.linear.gaussian import POINT, Gaussian, root, whitening_angle
+from pushforward.linear.operator import Operator, apply_coefficients, stack
+from pushforward.linear.process import VE, VP, Blurring, BlurringLangevin, Cosine, Flow, Langevin, Process, ScaledProcess
+from pushforward.linear.table import Discrete
+
+__all__ = [
+    "IDENTITY", "POINT", "PROCESSES", "VE", "VP", "Basis", "Blurring", "BlurringLangevin", "Cosine", "Discrete", "Flow", "Gaussian",
+    "Langevin", "Operator", "Process", "ScaledProcess", "apply_coefficients", "process_from_config", "root", "stack",
+    "whitening_angle",
+]  # fmt: skip
+
+PROCESSES: dict[str, type[Process]] = {
+    p.name: p for p in (VP, Cosine, VE, Flow, Blurring, Langevin, BlurringLangevin, Discrete)
+}
+
+
+def process_from_config(config: dict[str, Any]) -> Process:
+    """The process that `Process.config` described.
+
+    Raises:
+        PushforwardError: unknown name or parameter.
+    """
+    settings = dict(config)
+    name = settings.pop("name", None)
+    if name not in PROCESSES:
+        raise PushforwardError(f"Unknown process {name!r}; known are {', '.join(PROCESSES)}.")
+    for key, value in settings.items():
+        settings[key] = tuple(value) if isinstance(value, list) else value
+    try:
+        return PROCESSES[name](**settings)
+    except TypeError as error:
+        raise PushforwardError(f"Process {name!r} does not take these parameters: {error}.") from error

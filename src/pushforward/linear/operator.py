@@ -1,0 +1,179 @@
+"""One class of structured linear maps for every coefficient of every diffusion.
+
+A linear diffusion acts on a state `u` of shape `(batch, k * channels, *field)`: `k = 1` for an image, `k = 2` for an
+image and its velocity, stacked along the channels. All its coefficients are maps
+
+    u  ->  basis^-1 [ coefficients[frequency] (k x k)  .  basis u ]
+
+so they are stored as the array `(*batch, *basis.shape, k, k)`: a scalar (`k = 1`, identity basis: VP, VE, flow), one
+number a DCT frequency (blurring), a 2 x 2 block (Langevin), or a 2 x 2 block a frequency (both). Sums, products,
+inverses and transposes stay in the class, because one basis diagonalises them all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pushforward.errors import PushforwardError
+from pushforward.linear.basis import IDENTITY, Basis
+
+
+@dataclass(frozen=True, eq=False)
+class Operator:
+    """A batch of structured linear maps.
+
+    Args:
+        coefficients: `(*batch, *basis.shape, k, k)`, float64 on the CPU; batch axes usually run over time.
+        basis: where the maps are (block-)diagonal.
+    """
+
+    coefficients: Tensor
+    basis: Basis = IDENTITY
+
+    # -- construction ---------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def scalar(values: Tensor | float, blocks: int = 1, basis: Basis = IDENTITY) -> Operator:
+        """`values * I`, with `values` of shape `(*batch, *basis.shape)`."""
+        values = torch.as_tensor(values, dtype=torch.float64)
+        return Operator(values[..., None, None] * torch.eye(blocks, dtype=torch.float64), basis)
+
+    @staticmethod
+    def block(rows: list[list[Tensor]], basis: Basis = IDENTITY) -> Operator:
+        """Blocks given entry by entry, each entry of shape `(*batch, *basis.shape)`."""
+        flat = torch.broadcast_tensors(*(torch.as_tensor(x, dtype=torch.float64) for row in rows for x in row))
+        return Operator(torch.stack(flat, -1).unflatten(-1, (len(rows), len(rows[0]))), basis)
+
+    # -- structure ------------------------------------------------------------------------------------------------
+
+    @property
+    def blocks(self) -> int:
+        """The number `k` of fields (1: image, 2: image and velocity) the map mixes."""
+        return self.coefficients.shape[-1]
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """Shape of the batch of maps."""
+        return self.coefficients.shape[: self.coefficients.ndim - 2 - len(self.basis.shape)]
+
+    def __getitem__(self, index: int | slice) -> Operator:
+        """Select along the first batch axis."""
+        return Operator(self.coefficients[index], self.basis)
+
+    def entry(self, row: int, column: int) -> Tensor:
+        """One entry of every block, `(*batch, *basis.shape)`."""
+        return self.coefficients[..., row, column]
+
+    def lift(self, basis: Basis) -> Operator:
+        """The same map written in another basis (only the identity's maps are diagonal in all)."""
+        if basis == self.basis:
+            return self
+        if self.basis != IDENTITY:
+            raise PushforwardError(
+                f"An operator over frequencies {self.basis.shape} met one over {basis.shape or 'pixels'}; "
+                "make both for the same image size."
+            )
+        where = len(self.batch_shape)
+        return Operator(self.coefficients[(slice(None),) * where + (None,) * len(basis.shape)], basis)
+
+    # -- algebra --------------------------------------------------------------------------------------------------
+
+    def __matmul__(self, other: Operator) -> Operator:
+        """Composition: `(a @ b)(u) = a(b(u))`."""
+        if not isinstance(other, Operator):
+            return NotImplemented
+        a, b = _same_basis(self, other)
+        if a.blocks == 1:
+            return Operator(a.coefficients * b.coefficients, a.basis)
+        return Operator(a.coefficients @ b.coefficients, a.basis)
+
+    def __add__(self, other: Operator) -> Operator:
+        a, b = _same_basis(self, other)
+        return Operator(a.coefficients + b.coefficients, a.basis)
+
+    def __sub__(self, other: Operator) -> Operator:
+        return self + (-other)
+
+    def __neg__(self) -> Operator:
+        return Operator(-self.coefficients, self.basis)
+
+    def __mul__(self, factor: float | Tensor) -> Operator:
+        """Multiply by a number, or by one number a member of the batch."""
+        if isinstance(factor, Tensor) and factor.ndim:
+            factor = factor[(...,) + (None,) * (2 + len(self.basis.shape))]
+        return Operator(self.coefficients * factor, self.basis)
+
+    __rmul__ = __mul__
+
+    @property
+    def T(self) -> Operator:  # noqa: N802 - the field's name for a transpose
+        """The transpose."""
+        return Operator(self.coefficients.mT, self.basis)
+
+    def inverse(self) -> Operator:
+        """The inverse; not finite where a block is singular."""
+        c = self.coefficients
+        if self.blocks == 1:
+            return Operator(1 / c, self.basis)
+        (a, b), (d, e) = c[..., 0, :].unbind(-1), c[..., 1, :].unbind(-1)
+        adjugate = torch.stack([e, -b, -d, a], -1).unflatten(-1, (2, 2))
+        return Operator(adjugate / (a * e - b * d)[..., None, None], self.basis)
+
+    def cholesky(self) -> Operator:
+        """Lower-triangular `L` with `L L^T` equal to this (symmetric, positive semi-definite) operator."""
+        c = self.coefficients
+        if self.blocks == 1:
+            return Operator(c.clamp_min(0).sqrt(), self.basis)
+        first = c[..., 0, 0].clamp_min(0).sqrt()
+        below = torch.where(first > 0, c[..., 1, 0] / first.clamp_min(1e-300), 0.0)
+        last = (c[..., 1, 1] - below.square()).clamp_min(0).sqrt()
+        return Operator.block([[first, torch.zeros_like(first)], [below, last]], self.basis)
+
+    def square_root(self) -> Operator:
+        """The symmetric `S` with `S S` equal to this (symmetric, positive semi-definite) operator."""
+        if self.blocks == 1:
+            return self.cholesky()
+        values, vectors = torch.linalg.eigh(self.coefficients)
+        return Operator((vectors * values.clamp_min(0).sqrt()[..., None, :]) @ vectors.mT, self.basis)
+
+    def is_finite(self) -> bool:
+        """Whether every coefficient is a number."""
+        return bool(self.coefficients.isfinite().all())
+
+    # -- action ---------------------------------------------------------------------------------------------------
+
+    def apply(self, v: Tensor) -> Tensor:
+        """Act on *coordinates* `v` of shape `(batch, k * channels, *field)`; a batch of maps meets the state's batch."""
+        return apply_coefficients(self.coefficients, v, frequencies=len(self.basis.shape))
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """Act on a state `u` of shape `(batch, k * channels, *field)`, given in pixels."""
+        return self.basis.inverse(self.apply(self.basis.forward(u)))
+
+
+def apply_coefficients(coefficients: Tensor, v: Tensor, frequencies: int) -> Tensor:
+    """`coefficients (batch or none, *frequencies, k, k)` times coordinates `v (batch, k * channels, *field)`."""
+    k, batch = coefficients.shape[-1], coefficients.ndim - 2 - frequencies
+    c = coefficients.to(v).movedim((-2, -1), (batch, batch + 1))  # (*batch, k, k, *frequencies)
+    field = c.shape[batch + 2 :] or (1,) * (v.ndim - 2)
+    if k == 1:
+        return c.reshape(*c.shape[:batch], 1, *field) * v
+    c = c.reshape(*c.shape[: batch + 2], 1, *field)
+    return (c * v.unflatten(1, (k, -1)).unsqueeze(1)).sum(2).flatten(1, 2)
+
+
+def stack(operators: list[Operator]) -> Operator:
+    """Stack single operators into a batch."""
+    basis = next((o.basis for o in operators if o.basis != IDENTITY), IDENTITY)
+    lifted = [o.lift(basis).coefficients for o in operators]
+    return Operator(torch.stack(torch.broadcast_tensors(*lifted)), basis)
+
+
+def _same_basis(a: Operator, b: Operator) -> tuple[Operator, Operator]:
+    if a.blocks != b.blocks:
+        raise PushforwardError(f"An operator on {a.blocks} field(s) met one on {b.blocks}.")
+    basis = a.basis if a.basis != IDENTITY else b.basis
+    return a.lift(basis), b.lift(basis)

@@ -1,0 +1,348 @@
+"""Forward processes: linear diffusions `du = F_t u dt + G_t dw` from clean data (t = 0) to noise (t = t_max).
+
+The clean state is the image, with a velocity `v_0 ~ N(0, gamma M)` of its own where the process has one. Everything
+else follows from two functions of time,
+
+    transition  Psi(t, s):  E[u_t | u_s] = Psi(t, s) u_s,
+    covariance  Sigma_t  :  Cov[u_t | x_0],
+
+and their rates F_t and G_t G_t^T. From them come, for every process alike: the probability-flow ODE, the signal-to-
+noise ratio, and the time at which it has a given value.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from pushforward.errors import PushforwardError
+from pushforward.linear.basis import IDENTITY, Basis
+from pushforward.linear.operator import Operator
+
+
+class Process(ABC):
+    """A linear diffusion. Times are float64 tensors of any shape; operators get that shape as their batch."""
+
+    name: ClassVar[str]
+    blocks: ClassVar[int] = 1
+    t_min: float
+    t_max: float
+
+    @property
+    def basis(self) -> Basis:
+        """Where the coefficients are diagonal."""
+        return IDENTITY
+
+    @abstractmethod
+    def drift(self, t: Tensor) -> Operator:
+        """`F_t`."""
+
+    @abstractmethod
+    def diffusion(self, t: Tensor) -> Operator:
+        """`G_t G_t^T`."""
+
+    @abstractmethod
+    def transition(self, t: Tensor, s: Tensor) -> Operator:
+        """`Psi(t, s)`, for `t` before or after `s`."""
+
+    @abstractmethod
+    def covariance(self, t: Tensor) -> Operator:
+        """`Sigma_t`, the covariance of `u_t` given the clean image (an initial velocity's variance included)."""
+
+    # -- the same for every process -----------------------------------------------------------------------------
+
+    def flow(self, t: Tensor) -> tuple[Operator, Operator]:
+        """Probability-flow ODE `du/dt = on_state u + on_answer D`, with `D` the denoised state `E[u_0 | u_t]`.
+
+        `du/dt = F u - 1/2 G G^T score` and `score = -Sigma^-1 (u - Psi(t, 0) D)` (Tweedie).
+        """
+        pull = 0.5 * (self.diffusion(t) @ self.covariance(t).inverse())
+        return self.drift(t) + pull, -(pull @ self.transition(t, torch.zeros_like(t)))
+
+    def posterior_covariance(self, t: Tensor, s: Tensor) -> Operator:
+        """`Cov[u_t | u_s, x_0]` for `t < s`."""
+        back = self.transition(s, t)
+        sigma = self.covariance(t)
+        gain = sigma @ back.T @ self.covariance(s).inverse()
+        return sigma - gain @ back @ sigma
+
+    def snr(self, t: Tensor) -> Tensor:
+        """Signal-to-noise ratio `Psi_x^T Sigma^-1 Psi_x` of the clean image in `u_t`, `(*t.shape, *basis.shape)`."""
+        psi = self.transition(t, torch.zeros_like(t))
+        return (psi.T @ self.covariance(t).inverse() @ psi).entry(0, 0)
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """Half the logarithm of the signal-to-noise ratio (`log(alpha / sigma)`) at the lowest frequency, `t.shape`."""
+        return 0.5 * self.snr(t)[(...,) + (0,) * len(self.basis.shape)].log()
+
+    def log_snr_rate(self, t: Tensor) -> Tensor:
+        """`d log_snr / dt`, from `d snr / dt = -Psi_x^T Sigma^-1 G G^T Sigma^-1 Psi_x`."""
+        pulled = self.covariance(t).inverse() @ self.transition(t, torch.zeros_like(t))
+        rate = -(pulled.T @ self.diffusion(t) @ pulled).entry(0, 0) / self.snr(t)
+        return 0.5 * rate[(...,) + (0,) * len(self.basis.shape)]
+
+    def lift(self, image: Tensor) -> Tensor:
+        """The clean state of an image `(batch, channels, *field)`: a velocity of zero joins it where there is one."""
+        return torch.cat([image] + [torch.zeros_like(image)] * (self.blocks - 1), 1) if self.blocks > 1 else image
+
+    def image(self, state: Tensor) -> Tensor:
+        """The image in a state `(batch, k * channels, *field)`."""
+        return state[:, : state.shape[1] // self.blocks]
+
+    def config(self) -> dict[str, Any]:
+        """What `from_config` needs to make this process again."""
+        return {"name": self.name, **asdict(self)}  # type: ignore[call-overload]
+
+
+class ScaledProcess(Process):
+    """`u_t = alpha_t x_0 + sigma_t noise`, per pixel or per frequency: a subclass gives `alpha_sigma` alone.
+
+    F = alpha' / alpha and G G^T = 2 sigma (sigma' - sigma alpha' / alpha); derivatives by forward differentiation.
+    """
+
+    @abstractmethod
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Signal and noise scale at `t`, each `(*t.shape, *basis.shape)`, written in differentiable torch functions."""
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """`alpha, sigma, d alpha / dt, d sigma / dt`."""
+        (alpha, sigma), (d_alpha, d_sigma) = torch.func.jvp(self.alpha_sigma, (t,), (torch.ones_like(t),))
+        return alpha, sigma, d_alpha, d_sigma
+
+    def drift(self, t: Tensor) -> Operator:
+        alpha, _, d_alpha, _ = self.rates(t)
+        return Operator.scalar(d_alpha / alpha, basis=self.basis)
+
+    def diffusion(self, t: Tensor) -> Operator:
+        alpha, sigma, d_alpha, d_sigma = self.rates(t)
+        return Operator.scalar(2 * sigma * (d_sigma - sigma * d_alpha / alpha), basis=self.basis)
+
+    def transition(self, t: Tensor, s: Tensor) -> Operator:
+        return Operator.scalar(self.alpha_sigma(t)[0] / self.alpha_sigma(s)[0], basis=self.basis)
+
+    def covariance(self, t: Tensor) -> Operator:
+        return Operator.scalar(self.alpha_sigma(t)[1].square(), basis=self.basis)
+
+    def flow(self, t: Tensor) -> tuple[Operator, Operator]:
+        """As in `Process`, written so that it stays finite where `alpha` is zero."""
+        alpha, sigma, d_alpha, d_sigma = self.rates(t)
+        rate = d_sigma / sigma
+        return Operator.scalar(rate, basis=self.basis), Operator.scalar(d_alpha - alpha * rate, basis=self.basis)
+
+    def snr(self, t: Tensor) -> Tensor:
+        alpha, sigma = self.alpha_sigma(t)
+        return (alpha / sigma).square()
+
+
+@dataclass(frozen=True)
+class VP(ScaledProcess):
+    """Variance preserving with linear beta: `du = -1/2 beta u dt + sqrt(beta) dw`, `beta_t = beta_min + t (beta_max - beta_min)`.
+
+    References:
+        Score-Based Generative Modeling through SDEs, Song et al., arXiv 2011.13456, eq. 11 and appendix C.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    t_min: float = 1e-3
+    t_max: float = 1.0
+    name: ClassVar[str] = "vp"
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        log_alpha = -0.25 * t.square() * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
+        return log_alpha.exp(), (-torch.expm1(2 * log_alpha)).sqrt()
+
+
+@dataclass(frozen=True)
+class Cosine(ScaledProcess):
+    """Variance preserving, `alpha_t = cos(pi/2 t (1 + s) / (1 + 2 s))`: the offset s keeps some signal at the end.
+
+    The sources write `(t + s) / (1 + 2 s)`, which leaves noise of 0.6% at t = 0; here t = 0 is clean.
+
+    References:
+        Blurring Diffusion Models, Hoogeboom & Salimans, arXiv 2209.05557, appendix A;
+        after Improved Denoising Diffusion Probabilistic Models, Nichol & Dhariwal, arXiv 2102.09672, eq. 17.
+    """
+
+    offset: float = 0.004
+    t_min: float = 1e-3
+    t_max: float = 1.0
+    name: ClassVar[str] = "cosine"
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        angle = _cosine_angle(t, self.offset)
+        return angle.cos(), angle.sin()
+
+
+@dataclass(frozen=True)
+class VE(ScaledProcess):
+    """Variance exploding with the noise level as time: `u_t = x_0 + t noise`.
+
+    References:
+        Elucidating the Design Space of Diffusion-Based Generative Models, Karras et al., arXiv 2206.00364, table 1.
+    """
+
+    t_min: float = 2e-3
+    t_max: float = 80.0
+    name: ClassVar[str] = "ve"
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(t), t * 1.0
+
+
+@dataclass(frozen=True)
+class Flow(ScaledProcess):
+    """Flow matching on straight lines: `u_t = (1 - t) x_0 + t noise`.
+
+    References:
+        Flow Matching for Generative Modeling, Lipman et al., arXiv 2210.02747, section 4.1;
+        Flow Straight and Fast, Liu et al., arXiv 2209.03003.
+    """
+
+    t_min: float = 1e-3
+    t_max: float = 1.0
+    name: ClassVar[str] = "flow"
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return 1 - t, t * 1.0
+
+
+@dataclass(frozen=True)
+class Blurring(ScaledProcess):
+    """Noise and heat dissipation together: DCT frequency k decays as `alpha_t d_k(t)`, noise is white with `sigma_t`.
+
+    `d_k = (1 - m) exp(-lambda_k tau_t) + m`, dissipation time `tau_t = blur_t^2 / 2`,
+    `blur_t = blur_max sin^2(pi t / 2)` pixels, `lambda_k = pi^2 (i^2 / H^2 + j^2 / W^2)`, cosine `alpha_t`.
+
+    Args:
+        field: height and width of the images (any, square or not).
+        blur_max: greatest blur, in pixels.
+        min_scale: the part `m` of each frequency that blurring leaves.
+
+    References:
+        Blurring Diffusion Models, Hoogeboom & Salimans, arXiv 2209.05557, section 3 and appendix A.
+    """
+
+    field: tuple[int, ...]
+    blur_max: float = 10.0
+    min_scale: float = 1e-3
+    offset: float = 0.004
+    t_min: float = 1e-3
+    t_max: float = 1.0
+    name: ClassVar[str] = "blurring"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "field", _checked_field(self.field))
+
+    @property
+    def basis(self) -> Basis:
+        return Basis(self.field)
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        angle = _cosine_angle(t, self.offset)[(...,) + (None,) * len(self.field)]
+        decay = torch.exp(-dissipation(t, self.blur_max, self.basis))
+        return angle.cos() * ((1 - self.min_scale) * decay + self.min_scale), angle.sin() * torch.ones_like(decay)
+
+
+@dataclass(frozen=True)
+class Langevin(Process):
+    """Critically damped Langevin diffusion: noise enters the image through a velocity.
+
+    In the clock `B_t = int beta`, with inverse mass `m`, critical friction `Gamma = 2 / sqrt(m)` and `a = 2 sqrt(m)`:
+
+        F = beta [[0, m], [-1, -Gamma m]],   G G^T = beta diag(0, 2 Gamma),   v_0 ~ N(0, gamma / m),
+        Psi = exp(-a B / 2) [[1 + a B / 2, m B], [-B, 1 - a B / 2]],
+        Cov[u_t | u_s] = [[P_3, x^2 e^-x / a], [., (2 x e^-x + P_3) / m]],   x = a (B_t - B_s),
+
+    P_3 the regularised incomplete gamma function P(3, x), which has no cancellation however short the step.
+
+    References:
+        Score-Based Generative Modeling with Critically-Damped Langevin Diffusion, Dockhorn et al., arXiv 2112.07068;
+        gDDIM, Zhang et al., arXiv 2206.05564 (settings).
+    """
+
+    beta: float = 4.0
+    inverse_mass: float = 4.0
+    gamma: float = 0.04
+    t_min: float = 1e-3
+    t_max: float = 1.0
+    name: ClassVar[str] = "langevin"
+    blocks: ClassVar[int] = 2
+
+    def clock(self, t: Tensor) -> Tensor:
+        """`B_t = int_0^t beta`, `(*t.shape, *basis.shape)`."""
+        return self.beta * t
+
+    def _rate(self, t: Tensor) -> Tensor:
+        return torch.func.jvp(self.clock, (t,), (torch.ones_like(t),))[1]
+
+    def drift(self, t: Tensor) -> Operator:
+        beta, m = self._rate(t), self.inverse_mass
+        return Operator.block([[0 * beta, m * beta], [-beta, -2 * math.sqrt(m) * beta]], self.basis)
+
+    def diffusion(self, t: Tensor) -> Operator:
+        beta = self._rate(t)
+        return Operator.block([[0 * beta, 0 * beta], [0 * beta, 4 / math.sqrt(self.inverse_mass) * beta]], self.basis)
+
+    def transition(self, t: Tensor, s: Tensor) -> Operator:
+        b, m = self.clock(t) - self.clock(s), self.inverse_mass
+        root = math.sqrt(m)
+        decay = torch.exp(-root * b)
+        return Operator.block(
+            [[decay * (1 + root * b), decay * m * b], [-decay * b, decay * (1 - root * b)]], self.basis
+        )
+
+    def covariance(self, t: Tensor) -> Operator:
+        m = self.inverse_mass
+        x = 2 * math.sqrt(m) * self.clock(t)
+        third = torch.special.gammainc(torch.full_like(x, 3.0), x)
+        cross = x.square() * (-x).exp() / (2 * math.sqrt(m))
+        noise = Operator.block([[third, cross], [cross, (2 * x * (-x).exp() + third) / m]], self.basis)
+        psi = self.transition(t, torch.zeros_like(t)).coefficients[..., :, 1:]  # what the initial velocity becomes
+        return Operator(noise.coefficients + self.gamma / m * psi @ psi.mT, self.basis)
+
+
+@dataclass(frozen=True)
+class BlurringLangevin(Langevin):
+    """Langevin diffusion whose clock runs faster at high frequencies: `B_k(t) = beta t + strength lambda_k tau_t`.
+
+    The proof that the algebra composes: a 2 x 2 block a DCT frequency, and nothing else to write.
+    """
+
+    field: tuple[int, ...] = ()
+    blur_max: float = 10.0
+    strength: float = 0.01
+    name: ClassVar[str] = "blurring-langevin"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "field", _checked_field(self.field))
+
+    @property
+    def basis(self) -> Basis:
+        return Basis(self.field)
+
+    def clock(self, t: Tensor) -> Tensor:
+        plain = self.beta * t[(...,) + (None,) * len(self.field)]
+        return plain + self.strength * dissipation(t, self.blur_max, self.basis)
+
+
+def dissipation(t: Tensor, blur_max: float, basis: Basis) -> Tensor:
+    """`lambda_k tau_t` of the blurring schedule, `(*t.shape, *basis.shape)`."""
+    blur = blur_max * torch.sin(0.5 * math.pi * t).square()
+    return 0.5 * blur.square()[(...,) + (None,) * len(basis.shape)] * basis.eigenvalues()
+
+
+def _cosine_angle(t: Tensor, offset: float) -> Tensor:
+    return 0.5 * math.pi * t * (1 + offset) / (1 + 2 * offset)
+
+
+def _checked_field(field: tuple[int, ...]) -> tuple[int, ...]:
+    field = tuple(int(n) for n in field)
+    if not field or min(field) < 1:
+        raise PushforwardError(f"A blurring process needs the image size, as field=(height, width); got {field}.")
+    return field

@@ -1,0 +1,76 @@
+"""Variance-preserving diffusion given by a table of `beta`, as trained networks have it.
+
+`alphas_cumprod[n] = prod (1 - beta)` is known at the integer timesteps n = 0 … N - 1 only. Between them the *angle*
+`phi = atan2(sigma, alpha)` is interpolated by a monotone cubic (Fritsch–Carlson), which stays finite where the signal
+vanishes (zero terminal SNR) and where the noise does (phi = 0 at time 0). Time is `t = (n + 1) / N`: clean at 0,
+timestep 0 at 1/N, the noisiest at 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+import torch
+from scipy.interpolate import PchipInterpolator
+from torch import Tensor
+
+from pushforward.errors import PushforwardError
+from pushforward.linear.process import ScaledProcess
+
+
+@dataclass(frozen=True)
+class Discrete(ScaledProcess):
+    """Variance preserving, from a table of cumulative products.
+
+    Args:
+        alphas_cumprod: decreasing values in [0, 1], one a timestep.
+
+    References:
+        Denoising Diffusion Probabilistic Models, Ho et al., arXiv 2006.11239, eq. 4.
+    """
+
+    alphas_cumprod: tuple[float, ...]
+    name: ClassVar[str] = "discrete"
+
+    def __post_init__(self) -> None:
+        table = np.asarray(self.alphas_cumprod, dtype=np.float64)
+        object.__setattr__(self, "alphas_cumprod", tuple(table.tolist()))
+        if table.ndim != 1 or len(table) < 2 or not (np.diff(table) < 0).all() or table[0] > 1 or table[-1] < 0:
+            raise PushforwardError("A discrete process needs at least two decreasing values of alphas_cumprod in [0, 1].")
+
+    @classmethod
+    def from_betas(cls, betas: Tensor) -> Discrete:
+        """From the noise variances `beta_n` of the single steps, `(timesteps,)`."""
+        return cls(tuple(torch.cumprod(1 - betas.double(), 0).tolist()))
+
+    @property
+    def t_max(self) -> float:  # type: ignore[override]
+        """The noisiest time."""
+        return 1.0
+
+    @property
+    def t_min(self) -> float:  # type: ignore[override]
+        """The time of timestep 0."""
+        return 1.0 / self.timesteps
+
+    @property
+    def timesteps(self) -> int:
+        """Length of the table."""
+        return len(self.alphas_cumprod)
+
+    @cached_property
+    def _spline(self) -> Tensor:
+        """Cubic coefficients of the angle between the knots `t = 0, 1/N … 1`, highest power first, `(4, N)`."""
+        table = np.asarray(self.alphas_cumprod)
+        angle = np.concatenate([[0.0], np.arctan2(np.sqrt(1 - table), np.sqrt(table))])
+        return torch.from_numpy(PchipInterpolator(np.arange(len(angle)) / self.timesteps, angle).c)
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        piece = (t.detach() * self.timesteps - 1e-9).floor().long().clamp(0, self.timesteps - 1)
+        cubic, square, linear, constant = self._spline[:, piece]
+        x = t - piece / self.timesteps
+        angle = ((cubic * x + square) * x + linear) * x + constant
+        return angle.cos(), angle.sin()

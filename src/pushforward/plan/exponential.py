@@ -1,0 +1,174 @@
+r"""Exponential solvers: exact for a reference Gaussian, with the network's deviation from it interpolated.
+
+Reference the data to N(m, C). Its posterior mean is linear, `D_lin(u) = m + L_t (u - Psi m)`; the network's answer D
+differs by `r = D - D_lin(u)`. The reverse diffusion with noise level `lambda` (0: probability flow, 1: the time
+reversal of the forward process) is then, with `c = (1 + lambda^2) / 2`,
+
+    du = [F + c G G^T Sigma^-1] (u - Psi m) dt + Psi' m dt - c G G^T Sigma_0^-1 Psi r dt + lambda G dw,
+
+Sigma the reference's marginal covariance and Sigma_0 that of point data. The bracket is solved exactly (`Psi^`); the
+deviation is scaled to unit size, `X = kappa r` with `kappa = sqrt(1 + snr_C)`, and interpolated by a polynomial in the
+solver's variable through the last `order + 1` answers:
+
+    u' = Psi' m + Psi^ (u - Psi m) + sum_j J_j X_j + N xi,     N N^T = Sigma' - Psi^ Sigma Psi^T,
+    J_j = int Psi^(t', tau) c G G^T Sigma_0^-1 Psi / kappa  l_j(tau) |dtau|.
+
+One knob, C, spans the field: C = 0 interpolates the data prediction (DPM-Solver++; stochastic: SDE-DPM-Solver++);
+C = s^2 interpolates the v / EDM prediction, for which the variable *angle* leaves a flow without any linear part;
+C -> infinity interpolates the noise prediction (DEIS, DPM-Solver). On blurring and Langevin diffusions it is the same.
+
+References:
+    DPM-Solver++, Lu et al., arXiv 2211.01095; UniPC, Zhao et al., arXiv 2302.04867; DEIS, Zhang & Chen,
+    arXiv 2204.13902; Elucidating the Design Space, Karras et al., arXiv 2206.00364.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import reduce
+from operator import sub
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pushforward.errors import PushforwardError
+from pushforward.linear import IDENTITY, POINT, Gaussian, Operator, Process, root, whitening_angle
+from pushforward.plan.plan import Builder, Handle, Plan, Terms
+from pushforward.plan.quadrature import gauss_legendre, lagrange, reverse_transition, weighted
+
+Variable = Literal["time", "log-snr", "angle"]
+Corrector = Literal["reuse", "evaluate"]
+
+
+def variable_at(process: Process, name: Variable, t: Tensor, reference: Gaussian = POINT) -> Tensor:
+    """The variable in which answers are interpolated, at times `t`."""
+    match name:
+        case "time":
+            return t
+        case "log-snr":
+            return process.log_snr(t)
+        case "angle":
+            return whitening_angle(process, t, reference if reference else Gaussian(0.25))
+    raise PushforwardError(f"Unknown variable {name!r}; use time, log-snr or angle.")
+
+
+def check_order(order: int) -> None:
+    """Raise unless `order` is 0 … 3."""
+    if order not in range(4):
+        raise PushforwardError(f"Orders go from 0 (one answer a step) to 3 (four answers); got {order}.")
+
+
+def exponential(
+    process: Process,
+    grid: Tensor,
+    *,
+    order: int = 1,
+    reference: Gaussian = POINT,
+    variable: Variable = "log-snr",
+    noise: float = 0.0,
+    corrector: Corrector | None = None,
+    name: str = "exponential",
+) -> Plan:
+    """The multistep solver of the module's docstring.
+
+    Args:
+        process: the diffusion.
+        grid: decreasing times, `(steps + 1,)`.
+        order: degree of the interpolating polynomial; the first steps use what answers there are.
+        reference: N(m, C).
+        variable: what the polynomial is in.
+        noise: lambda >= 0.
+        corrector: redo each step with the answer at its end included: `reuse` takes that answer as the next step's
+            (UniPC's corrector, no extra evaluations), `evaluate` asks again at the corrected state.
+        name: for reports.
+    """
+    check_order(order)
+    if corrector and noise:
+        raise PushforwardError("A corrector needs noise = 0: the corrected step would draw its noise twice.")
+    builder = Builder(process, name, grid, reference)
+    times = builder.grid
+    x = variable_at(process, variable, times, reference)
+    psi = process.transition(times, torch.zeros_like(times))
+    covariance = reference.covariance(process, times)
+
+    def deviation(k: int, handle: Handle) -> Terms:
+        t = times[k : k + 1]
+        linear = reference.response(process, t)[0]
+        r = handle.answer - builder.mean - linear @ (handle.state - psi[k] @ builder.mean)
+        return kappa(process, t, reference)[0] @ r
+
+    def step(k: int, state: Terms, nodes: list[int], deviations: list[Terms]) -> tuple[Terms, Operator | None]:
+        back, integrals = _step(process, times, k, x[nodes], reference, variable, noise)
+        total = psi[k + 1] @ builder.mean + back @ (state - psi[k] @ builder.mean)
+        for integral, d in zip(integrals, deviations, strict=True):
+            total = total + integral @ d
+        spread = covariance[k + 1] - back @ covariance[k] @ back.T
+        return total, spread.cholesky() if noise else None
+
+    current = builder.start()
+    history: dict[int, Terms] = {}
+    last = len(times) - 2
+    for k in range(last + 1):
+        if k not in history:
+            history[k] = deviation(k, current)
+        nodes = interpolation_nodes(x, k, range(max(0, k - order), k + 1))
+        terms, spread = step(k, current.state, nodes, [history[j] for j in nodes])
+        if corrector is None or k == last:
+            current = builder.node(float(times[k + 1]), terms, spread)
+            continue
+        predicted = builder.node(float(times[k + 1]), terms, stage=True)
+        history[k + 1] = deviation(k + 1, predicted)
+        nodes = interpolation_nodes(x, k, range(max(0, k - order), k + 2))
+        terms, _ = step(k, current.state, nodes, [history[j] for j in nodes])
+        current = builder.node(float(times[k + 1]), terms)
+        if corrector == "evaluate":
+            del history[k + 1]
+    return builder.build(order=order, noise=noise, variable=variable, corrector=corrector)
+
+
+def interpolation_nodes(x: Tensor, k: int, candidates: range) -> list[int]:
+    """Those answers that a polynomial in the variable `x` can use in the step from k: where x is finite at both ends."""
+    if not math.isfinite(x[k + 1]):
+        return [k]
+    return [j for j in candidates if math.isfinite(x[j])] or [k]
+
+
+def kappa(process: Process, t: Tensor, reference: Gaussian) -> Operator:
+    """`sqrt(1 + snr_C)`, which scales the deviation from the reference to unit size; 1 for point data."""
+    if not reference:
+        return Operator.scalar(torch.ones_like(t), process.blocks)
+    snr = reference.snr(process, t)
+    per_frequency = process.basis if process.basis != IDENTITY else reference.basis
+    return Operator.scalar((1 + snr).sqrt(), process.blocks, per_frequency)
+
+
+def _step(
+    process: Process, times: Tensor, k: int, nodes: Tensor, reference: Gaussian, variable: Variable, noise: float
+) -> tuple[Operator, list[Operator]]:
+    """`Psi^` and the integrals `J_j` from `times[k]` to `times[k + 1]`, for answers at `nodes` of the variable."""
+    start, end = float(times[k]), float(times[k + 1])
+    back = reverse_transition(process, end, times[k : k + 1], noise, reference)[0]
+    if not reference and len(nodes) == 1:  # the answer is constant: in closed form
+        return back, [_carried(process, end, back, start)]
+    tau, weights = gauss_legendre(start, end)
+    zero = torch.zeros_like(tau)
+    kernel = (
+        reverse_transition(process, end, tau, noise, reference)
+        @ process.diffusion(tau)
+        @ process.covariance(tau).inverse()
+        @ process.transition(tau, zero)
+        @ kappa(process, tau, reference).inverse()
+    )
+    basis = lagrange(nodes, variable_at(process, variable, tau, reference)) if len(nodes) > 1 else torch.ones(1, len(tau))
+    scale = -0.5 * (1 + noise**2) * weights
+    integrals = [weighted(kernel, scale * b) for b in basis.double()]
+    if not reference:  # point data: the integrals' sum is known in closed form, and rounding is best kept out of it
+        integrals[-1] = reduce(sub, integrals[:-1], _carried(process, end, back, start))
+    return back, integrals
+
+
+def _carried(process: Process, end: float, back: Operator, start: float) -> Operator:
+    """`Psi(end, 0) - Psi^ Psi(start, 0)`: what a constant answer adds in a step for point data."""
+    psi = process.transition(torch.tensor([start, end], dtype=torch.float64), torch.zeros(2, dtype=torch.float64))
+    return psi[1] - back @ psi[0]

@@ -1,0 +1,209 @@
+r"""DDIM, DDPM and gDDIM: samplers that hold the *noise prediction in the root's form* constant or extrapolate it.
+
+With `n = Sigma_0^-1 (u - Psi D)` (minus the score) and `eps = R^T n`, the probability flow of any linear diffusion is
+
+    u' = Psi(t', t) u + int 1/2 Psi(t', tau) G G^T R^-T eps dtau.
+
+Constant eps gives, for every reference N(m, C), in a form that is finite even where the signal vanishes,
+
+    u' = Psi' D + (R' R^T - Psi' C Psi^T) n          (C = 0: Psi' D + R' R^-1 (u - Psi D), which is DDIM)
+
+and polynomial extrapolation adds `sum_j B_j (eps_{i-j} - eps_i)`, `B_j = int 1/2 Psi(t', tau) G G^T R^-T l_j dtau`.
+The root R (and no other factor of Sigma) makes eps constant along the flow of a data point; the Cholesky factor L in
+its place is the ablation of the paper.
+
+The stochastic members keep a data point's marginal with noise of their own: gDDIM follows the reverse diffusion of
+level lambda; DDIM(eta) takes eta^2 of the posterior's covariance as noise and shrinks the rest of the deviation to fit.
+
+| here | DDIM paper | gDDIM paper |
+|---|---|---|
+| `psi`, `R` | sqrt(alpha_t), sqrt(1 - alpha_t) | Psi(t, 0), R_t |
+| `D` | predicted x_0 | - |
+| `noise` | - | lambda |
+
+References:
+    DDIM, Song et al., arXiv 2010.02502, eq. 12 and 16; DDPM, Ho et al., arXiv 2006.11239, algorithm 2;
+    gDDIM, Zhang et al., arXiv 2206.05564, eq. 17-22.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pushforward.errors import PushforwardError
+from pushforward.linear import POINT, Gaussian, Operator, Process, root
+from pushforward.plan.exponential import (
+    Corrector,
+    Variable,
+    check_order,
+    exponential,
+    interpolation_nodes,
+    variable_at,
+)
+from pushforward.plan.plan import Builder, Handle, Plan, Terms, total
+from pushforward.plan.quadrature import gauss_legendre, lagrange, reverse_transition, weighted
+
+
+def gddim(
+    process: Process,
+    grid: Tensor,
+    *,
+    order: int = 2,
+    noise: float = 0.0,
+    corrector: Corrector | None = None,
+    reference: Gaussian = POINT,
+    factor: Literal["root", "cholesky"] = "root",
+    variable: Variable = "time",
+) -> Plan:
+    """gDDIM: deterministic multistep in the noise prediction, or one-step stochastic.
+
+    Args:
+        process: the diffusion.
+        grid: decreasing times, `(steps + 1,)`.
+        order: degree of the extrapolation; the first steps use what answers there are. 0 where `noise > 0`.
+        noise: lambda >= 0; 1 is ancestral sampling.
+        corrector: redo each step with the answer at its end: `evaluate` (the paper's, one more evaluation a step) or
+            `reuse` (UniPC's, none).
+        reference: N(m, C) for the root; C = 0 in the paper.
+        factor: `root`, or `cholesky` for the paper's ablation.
+        variable: what the polynomial is in; time in the paper.
+    """
+    check_order(order)
+    if noise:
+        if corrector or factor != "root":
+            raise PushforwardError("Stochastic gDDIM (noise > 0) has neither a corrector nor another factor.")
+        return exponential(process, grid, order=0, noise=noise, reference=reference, name="gddim")
+    builder = Builder(process, "gddim", grid)
+    times = builder.grid
+    x = variable_at(process, variable, times, reference)
+    psi = process.transition(times, torch.zeros_like(times))
+    ahead = process.transition(times[1:], times[:-1])
+    score = process.covariance(times).inverse()
+    make = root if factor == "root" else _cholesky
+    factors = make(process, times, reference)
+
+    def prediction(k: int, handle: Handle) -> Terms:
+        return factors[k].T @ score[k] @ (handle.state - psi[k] @ handle.answer)
+
+    def frozen(k: int, state: Terms) -> Terms:
+        """The step with the prediction held, in closed form."""
+        if k == 0:  # finite without any signal, where `ahead` is not
+            moved = factors[1] @ factors[0].T - psi[1] @ reference.data_covariance(process.blocks) @ psi[0].T
+            return psi[1] @ first.answer + moved @ score[0] @ (first.state - psi[0] @ first.answer)
+        return ahead[k] @ state + (factors[k + 1] - ahead[k] @ factors[k]) @ predictions[k]
+
+    def step(k: int, state: Terms, candidates: range) -> Terms:
+        nodes = interpolation_nodes(x, k, candidates)
+        if factor == "root" and nodes == [k]:
+            return frozen(k, state)
+        weights = zip(nodes, _integrals(process, times[k : k + 2], x[nodes], reference, variable, make), strict=True)
+        if factor == "cholesky":
+            return total([w @ predictions[j] for j, w in weights], ahead[k] @ state)
+        return total([w @ (predictions[j] - predictions[k]) for j, w in weights if j != k], frozen(k, state))
+
+    current = first = builder.start()
+    predictions: dict[int, Terms] = {}
+    last = len(times) - 2
+    for k in range(last + 1):
+        if k not in predictions:
+            predictions[k] = prediction(k, current)
+        terms = step(k, current.state, range(max(0, k - order), k + 1))
+        if corrector is None or k == last:
+            current = builder.node(float(times[k + 1]), terms)
+            continue
+        predicted = builder.node(float(times[k + 1]), terms, stage=True)
+        predictions[k + 1] = prediction(k + 1, predicted)
+        current = builder.node(float(times[k + 1]), step(k, current.state, range(max(0, k - order), k + 2)))
+        if corrector == "evaluate":
+            del predictions[k + 1]
+    return builder.build(order=order, corrector=corrector, factor=factor, variable=variable)
+
+
+def _integrals(
+    process: Process, step: Tensor, nodes: Tensor, reference: Gaussian, variable: Variable, make: Callable[..., Operator]
+) -> list[Operator]:
+    """`B_j` over one step, for predictions at `nodes` of the variable."""
+    start, end = float(step[0]), float(step[1])
+    tau, weights = gauss_legendre(start, end)
+    kernel = (
+        0.5
+        * process.transition(torch.full_like(tau, end), tau)
+        @ process.diffusion(tau)
+        @ make(process, tau, reference).inverse().T
+    )
+    basis = lagrange(nodes, variable_at(process, variable, tau, reference))
+    return [weighted(kernel, weights * b) for b in basis]
+
+
+def _cholesky(process: Process, t: Tensor, reference: Gaussian) -> Operator:
+    return reference.covariance(process, t).cholesky()
+
+
+def ddim(process: Process, grid: Tensor, *, eta: float = 0.0, arrivals: Tensor | None = None) -> Plan:
+    """DDIM(eta): `u' = Psi' D + S R^-1 (u - Psi D) + eta P^(1/2) xi`, with `S S^T = Sigma' - eta^2 P`.
+
+    P is the posterior's covariance `Cov[u' | u, x_0]`. For images alone S is a square root of numbers; for blocks it is
+    the root of that matrix which is R' at eta = 0 and the posterior's own at eta = 1 (gDDIM's `noise` is the member
+    of the other family, by a diffusion of its own; the two agree at both ends).
+
+    Args:
+        process: the diffusion.
+        grid: decreasing times, `(steps + 1,)`.
+        eta: 0 is deterministic, 1 is DDPM.
+        arrivals: times the steps really go to, `(steps,)`, where they are not the next grid times: `diffusers` does so
+            for spacings other than `leading`, and this reproduces it.
+    """
+    return _posterior_family(process, grid, eta, "ddim", arrivals, large=False)
+
+
+def ddpm(process: Process, grid: Tensor, *, variance: Literal["small", "large"] = "small") -> Plan:
+    """Ancestral sampling: DDIM(eta = 1), with the posterior's variance or the larger `Cov[u | u']` of the forward step."""
+    return _posterior_family(process, grid, 1.0, "ddpm", None, large=variance == "large")
+
+
+def _posterior_family(
+    process: Process, grid: Tensor, eta: float, name: str, arrivals: Tensor | None, *, large: bool
+) -> Plan:
+    if not 0 <= eta <= 1:
+        raise PushforwardError(f"eta must lie in [0, 1]; got {eta}.")
+    builder = Builder(process, name, grid)
+    origin = builder.grid[:-1]
+    arrivals = builder.grid[1:] if arrivals is None else torch.as_tensor(arrivals, dtype=torch.float64)
+    zero = torch.zeros_like(origin)
+    psi, psi_next = process.transition(origin, zero), process.transition(arrivals, zero)
+    inverse_root, root_next = root(process, origin).inverse(), root(process, arrivals)
+    sigma_next = process.covariance(arrivals)
+    gain = sigma_next @ process.transition(origin, arrivals).T @ process.covariance(origin).inverse()
+    posterior = sigma_next - gain @ process.transition(origin, arrivals) @ sigma_next
+    shrunk = _shrunk_root(root_next, sigma_next, gain @ root(process, origin), eta)
+    if large:
+        step = process.transition(origin, arrivals)
+        posterior = process.covariance(origin) - step @ sigma_next @ step.T
+    noise = posterior.cholesky() * eta
+    current = builder.start()
+    for k, t in enumerate(builder.grid[1:]):
+        deviation = inverse_root[k] @ (current.state - psi[k] @ current.answer)
+        spread = noise[k] if eta and float(arrivals[k]) > 0 else None
+        current = builder.node(float(t), psi_next[k] @ current.answer + shrunk[k] @ deviation, spread)
+    return builder.build(eta=eta)
+
+
+def _shrunk_root(root: Operator, sigma: Operator, gain: Operator, eta: float) -> Operator:
+    """S with `S S^T = sigma - eta^2 P`, `P = sigma - gain gain^T`; `root` at eta = 0, `gain` at eta = 1."""
+    if eta == 0:
+        return root
+    if eta == 1:
+        return gain
+    if root.blocks == 1:
+        return ((1 - eta**2) * sigma + eta**2 * (gain @ gain.T)).cholesky()
+    inner = root.inverse() @ gain  # = S_1 Q: its polar rotation is taken to the power eta^2
+    one = Operator.scalar(1.0, root.blocks)
+    symmetric = (inner @ inner.T).square_root()
+    turn = symmetric.inverse() @ inner
+    angle = eta**2 * torch.atan2(turn.entry(1, 0), turn.entry(0, 0))
+    rotation = Operator.block([[angle.cos(), -angle.sin()], [angle.sin(), angle.cos()]], turn.basis)
+    return root @ (one * (1 - eta**2) + eta**2 * (inner @ inner.T)).square_root() @ rotation

@@ -1,0 +1,234 @@
+"""Plans: samplers written as coefficients.
+
+Every sampler in use is a list of *nodes*. A node makes a state as a linear combination of earlier states, of earlier
+*answers* of the network, and of fresh noise; some nodes then *ask* the network about the state they made:
+
+    u_n = sum_j A_nj u_j + sum_j B_nj D_j + M_n m + N_n xi_n,        D_n = E[u_0 | u_n]  if node n asks.
+
+The answer is the *denoised state* D. Other forms are linear in the state and D (for one, the noise prediction in the
+root's form is `R^-1 (u - Psi D)`), so solvers may think in whichever they like; D is the form that stays finite where
+there is no signal (alpha = 0, where noise predictions say nothing about the image) and where there is no noise, and
+for a single data point it is constant. `m` is the mean of a reference Gaussian, where the solver uses one.
+
+A *solver* is a function `(process, grid, ...) -> Plan`. It writes its update in the notation of its paper, with `Terms`:
+
+    plan = Builder(process, "ddim", grid)
+    u = plan.start()
+    for i, t in enumerate(grid[1:]):
+        eps = inverse_root[i] @ (u.state - psi[i] @ u.answer)
+        u = plan.node(t, psi[i + 1] @ u.answer + root[i + 1] @ eps)
+    return plan.build()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pushforward.errors import PushforwardError
+from pushforward.linear import IDENTITY, Basis, Gaussian, Operator, Process
+
+
+class Register(NamedTuple):
+    """What a coefficient multiplies: the state, answer or noise of a node, or the reference mean (node 0)."""
+
+    kind: Literal["state", "answer", "noise", "mean"]
+    node: int
+
+
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """A linear combination of registers: `+`, `-`, `number *` and `operator @` as on paper."""
+
+    coefficients: Mapping[Register, Operator]
+
+    def __add__(self, other: Terms) -> Terms:
+        total = dict(self.coefficients)
+        for register, operator in other.coefficients.items():
+            total[register] = total[register] + operator if register in total else operator
+        return Terms(total)
+
+    def __sub__(self, other: Terms) -> Terms:
+        return self + (-other)
+
+    def __neg__(self) -> Terms:
+        return -1.0 * self
+
+    def __rmul__(self, factor: float) -> Terms:
+        return Terms({r: factor * o for r, o in self.coefficients.items()})
+
+    def __rmatmul__(self, operator: Operator) -> Terms:
+        return Terms({r: operator @ o for r, o in self.coefficients.items()})
+
+
+NOTHING = Terms({})
+
+
+def total(summands: Iterable[Terms], start: Terms = NOTHING) -> Terms:
+    """The sum of `start` and all summands."""
+    return reduce(add, summands, start)
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One state of a plan.
+
+    Args:
+        time: where the state lives, and at which the network is asked about it.
+        terms: what it is made of.
+        asks: whether the network is asked about it.
+    """
+
+    time: float
+    terms: Mapping[Register, Operator]
+    asks: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A sampler as coefficients: the first node is given (the code's terminal state), the last is the result.
+
+    Args:
+        process: the diffusion it samples.
+        solver: name of the solver that made it.
+        nodes: in order; each refers to itself (noise) and to earlier ones.
+        steps: indices of the nodes that are states of the chain, not stages in between; one more than steps.
+        mean: of the reference Gaussian that the solver used.
+
+    Raises:
+        PushforwardError: a coefficient is not finite, or a node refers to a later one.
+    """
+
+    process: Process
+    solver: str
+    nodes: tuple[Node, ...]
+    steps: tuple[int, ...]
+    mean: float | Tensor = 0.0
+    settings: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for index, node in enumerate(self.nodes):
+            for register, operator in node.terms.items():
+                if not operator.is_finite():
+                    raise PushforwardError(
+                        f"The {register.kind} coefficient of {self.solver!r} at t = {node.time:.4g} is not finite for "
+                        f"process {self.process.name!r}; start the grid below t_max = {self.process.t_max:g}, or end it "
+                        f"at t_min = {self.process.t_min:.3g}."
+                    )
+                if register.node > index - (register.kind != "noise") and register.kind != "mean":
+                    raise PushforwardError(f"Node {index} of {self.solver!r} refers to the later node {register.node}.")
+
+    @property
+    def basis(self) -> Basis:
+        """Where the coefficients are diagonal."""
+        bases = (o.basis for node in self.nodes for o in node.terms.values() if o.basis != IDENTITY)
+        return next(bases, self.process.basis)
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations an image."""
+        return sum(node.asks for node in self.nodes)
+
+    @property
+    def times(self) -> Tensor:
+        """Times of the chain's states, `(steps + 1,)`, decreasing."""
+        return torch.tensor([self.nodes[k].time for k in self.steps], dtype=torch.float64)
+
+    @property
+    def noises(self) -> tuple[int, ...]:
+        """The nodes that take noise, in order."""
+        return tuple(k for k, node in enumerate(self.nodes) if Register("noise", k) in node.terms)
+
+
+@dataclass(frozen=True)
+class Handle:
+    """A node under construction, by the terms that refer to it."""
+
+    builder: Builder
+    index: int
+    time: float
+
+    @property
+    def state(self) -> Terms:
+        """Its state."""
+        return self.builder._unit("state", self.index)
+
+    @property
+    def answer(self) -> Terms:
+        """The network's answer there: using it makes the node ask."""
+        self.builder._asks.add(self.index)
+        return self.builder._unit("answer", self.index)
+
+
+class Builder:
+    """Collects a plan's nodes.
+
+    Args:
+        process: the diffusion.
+        solver: name for messages and reports.
+        grid: decreasing times, `(steps + 1,)`.
+        reference: whose mean the terms may use.
+    """
+
+    def __init__(self, process: Process, solver: str, grid: Tensor, reference: Gaussian | None = None):
+        self._process, self._solver = process, solver
+        self.grid = check_grid(process, grid)
+        self._mean = reference.mean if reference is not None else 0.0
+        self._nodes: list[tuple[float, Terms]] = []
+        self._steps: list[int] = []
+        self._asks: set[int] = set()
+        self._one = Operator.scalar(1.0, process.blocks)
+
+    def start(self) -> Handle:
+        """The given first state, at the grid's first time."""
+        return self.node(float(self.grid[0]), NOTHING)
+
+    def node(self, time: float, terms: Terms, noise: Operator | None = None, *, stage: bool = False) -> Handle:
+        """Add a state; `noise` multiplies a fresh standard normal; a `stage` is no state of the chain."""
+        index = len(self._nodes)
+        if noise is not None and bool((noise.coefficients != 0).any()):
+            terms = terms + noise @ self._unit("noise", index)
+        self._nodes.append((float(time), terms))
+        if not stage:
+            self._steps.append(index)
+        return Handle(self, index, float(time))
+
+    @property
+    def mean(self) -> Terms:
+        """The reference's mean, as a clean state."""
+        if not isinstance(self._mean, Tensor) and self._mean == 0:
+            return NOTHING
+        return self._unit("mean", 0)
+
+    def build(self, **settings: object) -> Plan:
+        """The finished plan; `settings` are kept for reports."""
+        nodes = tuple(Node(t, terms.coefficients, k in self._asks) for k, (t, terms) in enumerate(self._nodes))
+        return Plan(self._process, self._solver, nodes, tuple(self._steps), self._mean, settings)
+
+    def _unit(self, kind: Literal["state", "answer", "noise", "mean"], index: int) -> Terms:
+        return Terms({Register(kind, index): self._one})
+
+
+def check_grid(process: Process, grid: Tensor) -> Tensor:
+    """The grid as float64 on the CPU.
+
+    Raises:
+        PushforwardError: not decreasing, too short, or outside `[0, t_max]`.
+    """
+    grid = torch.as_tensor(grid, dtype=torch.float64).cpu()
+    if grid.ndim != 1 or len(grid) < 2:
+        raise PushforwardError(f"A grid needs at least two times in one dimension; got shape {tuple(grid.shape)}.")
+    if not bool((grid.diff() < 0).all()):
+        raise PushforwardError("A grid must strictly decrease, from noise to data.")
+    if float(grid[0]) > process.t_max * (1 + 1e-12) or float(grid[-1]) < 0:
+        raise PushforwardError(
+            f"Grid times must lie in [0, {process.t_max:g}] for process {process.name!r}; "
+            f"got {float(grid[-1]):g} to {float(grid[0]):g}."
+        )
+    return grid

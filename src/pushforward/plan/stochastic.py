@@ -1,0 +1,43 @@
+r"""Euler–Maruyama on the reverse diffusion of any noise level.
+
+    du = [F u - (1 + lambda^2) / 2 G G^T score] dt + lambda G dw,     score = -Sigma^-1 (u - Psi D),
+
+backwards in time. The factor is `(1 + lambda^2) / 2`, for which the marginals are those of the forward process at
+every lambda. (With `(1 + lambda) / 2` in its place they are not, however small the steps.)
+
+References:
+    Score-Based Generative Modeling through SDEs, Song et al., arXiv 2011.13456, eq. 6 and 13;
+    gDDIM, Zhang et al., arXiv 2206.05564, eq. 6.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pushforward.errors import PushforwardError
+from pushforward.linear import Process
+from pushforward.plan.plan import Builder, Plan
+
+
+def euler_maruyama(process: Process, grid: Tensor, *, noise: float = 1.0) -> Plan:
+    """Plain Euler–Maruyama, the baseline: `u' = u + h [F u - (1 + noise^2) / 2 G G^T score] + noise sqrt|h| G xi`.
+
+    Args:
+        process: the diffusion.
+        grid: decreasing times, `(steps + 1,)`.
+        noise: lambda >= 0; 0 is Euler's method on the probability flow.
+    """
+    if noise < 0:
+        raise PushforwardError(f"The noise level must not be negative; got {noise}.")
+    builder = Builder(process, "euler-maruyama", grid)
+    times, h = builder.grid, builder.grid.diff()
+    drift, diffusion = process.drift(times), process.diffusion(times)
+    pull = 0.5 * (1 + noise**2) * (diffusion @ process.covariance(times).inverse())
+    psi, factor = process.transition(times, torch.zeros_like(times)), diffusion.cholesky()
+    current = builder.start()
+    for k in range(len(times) - 1):
+        slope = drift[k] @ current.state + pull[k] @ (current.state - psi[k] @ current.answer)
+        spread = factor[k] * float(noise * (-h[k]).sqrt()) if noise else None
+        current = builder.node(float(times[k + 1]), current.state + float(h[k]) * slope, spread)
+    return builder.build(noise=noise)
