@@ -1,0 +1,33 @@
+"""Diffusion models as maps between Gaussian codes and images."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from pushforward.errors import PushforwardError
+
+if TYPE_CHECKING:
+    from pushforward.linear import Gaussian, process_from_config
+    from pushforward.model import Function, Model, Network, load
+    from pushforward.plan import SOLVERS, Plan, grid
+    from pushforward.pushforward import Code, Diffusion, Pushforward
+
+__all__ = [
+    "SOLVERS", "Code", "Diffusion", "Function", "Gaussian", "Model", "Network", "Plan", "Pushforward",
+    "PushforwardError", "grid", "load", "process_from_config",
+]  # fmt: skip
+
+_HOMES = {
+    "Gaussian": "linear", "process_from_config": "linear", "Function": "model", "Model": "model", "Network": "model",
+    "load": "model", "SOLVERS": "plan", "Plan": "plan", "grid": "plan", "Code": "pushforward",
+    "Diffusion": "pushforward", "Pushforward": "pushforward",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Import names when they are used, so that `import pushforward` is quick."""
+    if name not in _HOMES:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -75,16 +75,19 @@ def load_images(
     """
     height_width = _checked_size(size)
     if channels not in (None, 1, 3):
-        raise PushforwardError(f"Images have 1 channel (grey) or 3 (colour); got channels={channels}.")
+        msg = f"Images have 1 channel (grey) or 3 (colour); got channels={channels}."
+        raise PushforwardError(msg)
     path = Path(source)
     if path.is_dir():
         return _from_folder(path, height_width, channels, on_skip or _ignore)
     if path.is_file():
         if path.suffix.lower() != ".npz":
-            raise PushforwardError(f"{path} is neither a folder of images nor an .npz file.")
+            msg = f"{path} is neither a folder of images nor an .npz file."
+            raise PushforwardError(msg)
         return _from_npz(path, height_width, channels, split)
     if path.suffix or path.is_absolute() or str(source).startswith((".", "~")):
-        raise PushforwardError(f"There is no folder or .npz file {path}.")
+        msg = f"There is no folder or .npz file {path}."
+        raise PushforwardError(msg)
     return _from_datasets(str(source), height_width, channels, split, on_skip or _ignore)
 
 
@@ -118,7 +121,8 @@ def _checked_size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
         return None
     pair = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
     if min(pair) < 1:
-        raise PushforwardError(f"The size of images must be positive; got {size}.")
+        msg = f"The size of images must be positive; got {size}."
+        raise PushforwardError(msg)
     return pair
 
 
@@ -131,7 +135,8 @@ def _upright_8bit(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits a sample
         return Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
     if image.mode == "F":
-        raise ValueError("floating-point samples have no agreed white")
+        msg = "floating-point samples have no agreed white"
+        raise ValueError(msg)
     if image.has_transparency_data:
         grey = image.mode in ("L", "LA", "1")
         image = image.convert("RGBA")
@@ -161,10 +166,12 @@ def _from_folder(
         if file.suffix.lower() in SUFFIXES and not any(p.startswith(".") for p in file.relative_to(folder).parts)
     )
     if not files:
-        raise PushforwardError(f"There is no image in {folder}; its files must end in {', '.join(sorted(SUFFIXES))}.")
+        msg = f"There is no image in {folder}; its files must end in {', '.join(sorted(SUFFIXES))}."
+        raise PushforwardError(msg)
     images, skipped = _read_all(((str(f), f) for f in files), size, channels, on_skip)
     if not images:
-        raise PushforwardError(f"None of the {len(files)} images in {folder} can be read; {files[0]}: {skipped[0][1]}.")
+        msg = f"None of the {len(files)} images in {folder} can be read; {files[0]}: {skipped[0][1]}."
+        raise PushforwardError(msg)
     parents = {file: file.relative_to(folder).parts[0] for file in files if file.parent != folder}
     good = [file for file in files if str(file) in images]
     tensor = _together(list(images.values()), str(folder))
@@ -200,25 +207,29 @@ def _together(images: list[Tensor], source: str) -> Tensor:
     sizes = {tuple(image.shape[1:]) for image in images}
     if len(sizes) > 1:
         a, b = sorted(sizes)[0], sorted(sizes)[-1]
+        msg = f"The images of {source} have different sizes, from {a[0]}x{a[1]} to {b[0]}x{b[1]}; give the size wanted."
         raise PushforwardError(
-            f"The images of {source} have different sizes, from {a[0]}x{a[1]} to {b[0]}x{b[1]}; give the size wanted."
+            msg
         )
     return torch.stack(images)
 
 
 def _from_npz(path: Path, size: tuple[int, int] | None, channels: int | None, split: str) -> ImageData:
     if split not in _IMAGE_KEYS:
-        raise PushforwardError(f"An .npz file has the splits train and test; got {split!r}.")
+        msg = f"An .npz file has the splits train and test; got {split!r}."
+        raise PushforwardError(msg)
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {
                 key: file[key] for key in (*_IMAGE_KEYS[split], *_LABEL_KEYS[split], "classes") if key in file.files
             }
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise PushforwardError(f"{path} cannot be read as an .npz file: {error}.") from error
+        msg = f"{path} cannot be read as an .npz file: {error}."
+        raise PushforwardError(msg) from error
     x = next((arrays[key] for key in _IMAGE_KEYS[split] if key in arrays), None)
     if x is None:
-        raise PushforwardError(f"{path} has no array {' or '.join(_IMAGE_KEYS[split])}.")
+        msg = f"{path} has no array {' or '.join(_IMAGE_KEYS[split])}."
+        raise PushforwardError(msg)
     tensor = _fitted(_checked_array(x, path), size, channels)
     y = next((arrays[key] for key in _LABEL_KEYS[split] if key in arrays), None)
     if y is None:
@@ -234,17 +245,21 @@ def _checked_array(x: np.ndarray, path: Path) -> Tensor:
     """`(count, channels, height, width)` from what the file has."""
     x = x[..., None] if x.ndim == 3 else x
     if x.dtype != np.uint8 or x.ndim != 4 or x.shape[-1] not in (1, 3) or 0 in x.shape:
-        raise PushforwardError(
+        msg = (
             f"The images of {path} must be uint8 of shape (count, height, width, 1 or 3); "
             f"they are {x.dtype} of shape {x.shape}."
+        )
+        raise PushforwardError(
+            msg
         )
     return torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
 
 
 def _checked_labels(y: np.ndarray, count: int, path: Path) -> np.ndarray:
     if y.shape != (count,) or y.dtype.kind not in "iu" or y.min() < 0:
+        msg = f"The labels of {path} must be {count} whole numbers from 0; they are {y.dtype} of shape {y.shape}."
         raise PushforwardError(
-            f"The labels of {path} must be {count} whole numbers from 0; they are {y.dtype} of shape {y.shape}."
+            msg
         )
     return y.astype(np.int64)
 
@@ -264,20 +279,24 @@ def _from_datasets(
     try:
         import datasets
     except ImportError as error:
+        msg = f"There is no folder or .npz file {name!r}; a data set by name needs `pip install 'pushforward[train]'`."
         raise PushforwardError(
-            f"There is no folder or .npz file {name!r}; a data set by name needs `pip install 'pushforward[train]'`."
+            msg
         ) from error
     try:
         data = datasets.load_dataset(name, split=split)
     except Exception as error:  # the library raises its own, the hub's and the network's errors
         reason = str(error).partition("\n")[0]
-        raise PushforwardError(f"{name!r} is no folder, no .npz file and no data set to load: {reason}") from error
+        msg = f"{name!r} is no folder, no .npz file and no data set to load: {reason}"
+        raise PushforwardError(msg) from error
     column = next((key for key, kind in data.features.items() if isinstance(kind, datasets.Image)), None)
     if column is None:
-        raise PushforwardError(f"The data set {name!r} has no column of images; it has {', '.join(data.features)}.")
+        msg = f"The data set {name!r} has no column of images; it has {', '.join(data.features)}."
+        raise PushforwardError(msg)
     images, skipped = _read_all(((str(k), data[k][column]) for k in range(len(data))), size, channels, on_skip)
     if not images:
-        raise PushforwardError(f"No image of the data set {name!r} can be read.")
+        msg = f"No image of the data set {name!r} can be read."
+        raise PushforwardError(msg)
     tensor = _together(list(images.values()), name)
     key = next((key for key, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)), None)
     if key is None:

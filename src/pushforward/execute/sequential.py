@@ -63,7 +63,8 @@ def run(
     """
     check_start(plan, start)
     if plan.noises and noise is None:
-        raise PushforwardError(f"The plan of {plan.solver!r} is stochastic: give `noise`.")
+        msg = f"The plan of {plan.solver!r} is stochastic: give `noise`."
+        raise PushforwardError(msg)
     basis = plan.basis
     asked = [k for k, node in enumerate(plan.nodes) if node.asks]
     ask = denoiser.at(plan.process, torch.tensor([plan.nodes[k].time for k in asked], dtype=torch.float64), start)
@@ -91,8 +92,9 @@ def run(
             values.pop(register, None)
     result = basis.inverse(state)
     if not bool(result.isfinite().all()):
+        msg = f"Sampling with {plan.solver!r} diverged: the result is not finite. Use more steps, or check the network."
         raise PushforwardError(
-            f"Sampling with {plan.solver!r} diverged: the result is not finite. Use more steps, or check the network."
+            msg
         )
     return result
 
@@ -101,9 +103,12 @@ def check_start(plan: Plan, start: Tensor) -> None:
     """Raise unless `start` can be a state of the plan's process."""
     blocks, field = plan.process.blocks, plan.basis.shape
     if start.ndim < 2 or start.shape[1] % blocks or (field and tuple(start.shape[2:]) != field):
-        raise PushforwardError(
+        msg = (
             f"A state of process {plan.process.name!r} has shape (batch, {blocks} x channels, "
             f"{', '.join(map(str, field)) or '*field'}); got {tuple(start.shape)}."
+        )
+        raise PushforwardError(
+            msg
         )
 
 
@@ -117,7 +122,8 @@ def _combine(terms: list[tuple[Register, float | Tensor]], values: dict[Register
             moved = apply_coefficients(coefficient, value, frequencies)
             total = moved if total is None else total + moved
     if total is None:
-        raise PushforwardError("A node of the plan has no terms.")
+        msg = "A node of the plan has no terms."
+        raise PushforwardError(msg)
     return total
 
 

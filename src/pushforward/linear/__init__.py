@@ -6,7 +6,17 @@ from pushforward.errors import PushforwardError
 from pushforward.linear.basis import IDENTITY, Basis
 from pushforward.linear.gaussian import POINT, Gaussian, root, whitening_angle
 from pushforward.linear.operator import Operator, apply_coefficients, stack
-from pushforward.linear.process import VE, VP, Blurring, BlurringLangevin, Cosine, Flow, Langevin, Process, ScaledProcess
+from pushforward.linear.process import (
+    VE,
+    VP,
+    Blurring,
+    BlurringLangevin,
+    Cosine,
+    Flow,
+    Langevin,
+    Process,
+    ScaledProcess,
+)
 from pushforward.linear.table import Discrete
 
 __all__ = [
@@ -29,10 +39,12 @@ def process_from_config(config: dict[str, Any]) -> Process:
     settings = dict(config)
     name = settings.pop("name", None)
     if name not in PROCESSES:
-        raise PushforwardError(f"Unknown process {name!r}; known are {', '.join(PROCESSES)}.")
+        msg = f"Unknown process {name!r}; known are {', '.join(PROCESSES)}."
+        raise PushforwardError(msg)
     for key, value in settings.items():
         settings[key] = tuple(value) if isinstance(value, list) else value
     try:
         return PROCESSES[name](**settings)
     except TypeError as error:
-        raise PushforwardError(f"Process {name!r} does not take these parameters: {error}.") from error
+        msg = f"Process {name!r} does not take these parameters: {error}."
+        raise PushforwardError(msg) from error

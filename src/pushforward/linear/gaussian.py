@@ -50,7 +50,8 @@ class Gaussian:
     def __post_init__(self) -> None:
         variance = torch.as_tensor(self.variance, dtype=torch.float64)
         if not bool((variance >= 0).all() & variance.isfinite().all()):
-            raise PushforwardError("The variance of a reference Gaussian must be finite and not negative.")
+            msg = "The variance of a reference Gaussian must be finite and not negative."
+            raise PushforwardError(msg)
 
     @property
     def basis(self) -> Basis:

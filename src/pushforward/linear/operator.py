@@ -72,9 +72,12 @@ class Operator:
         if basis == self.basis:
             return self
         if self.basis != IDENTITY:
-            raise PushforwardError(
+            msg = (
                 f"An operator over frequencies {self.basis.shape} met one over {basis.shape or 'pixels'}; "
                 "make both for the same image size."
+            )
+            raise PushforwardError(
+                msg
             )
         where = len(self.batch_shape)
         return Operator(self.coefficients[(slice(None),) * where + (None,) * len(basis.shape)], basis)
@@ -109,7 +112,7 @@ class Operator:
     __rmul__ = __mul__
 
     @property
-    def T(self) -> Operator:  # noqa: N802 - the field's name for a transpose
+    def T(self) -> Operator:
         """The transpose."""
         return Operator(self.coefficients.mT, self.basis)
 
@@ -174,6 +177,7 @@ def stack(operators: list[Operator]) -> Operator:
 
 def _same_basis(a: Operator, b: Operator) -> tuple[Operator, Operator]:
     if a.blocks != b.blocks:
-        raise PushforwardError(f"An operator on {a.blocks} field(s) met one on {b.blocks}.")
+        msg = f"An operator on {a.blocks} field(s) met one on {b.blocks}."
+        raise PushforwardError(msg)
     basis = a.basis if a.basis != IDENTITY else b.basis
     return a.lift(basis), b.lift(basis)

@@ -344,5 +344,6 @@ def _cosine_angle(t: Tensor, offset: float) -> Tensor:
 def _checked_field(field: tuple[int, ...]) -> tuple[int, ...]:
     field = tuple(int(n) for n in field)
     if not field or min(field) < 1:
-        raise PushforwardError(f"A blurring process needs the image size, as field=(height, width); got {field}.")
+        msg = f"A blurring process needs the image size, as field=(height, width); got {field}."
+        raise PushforwardError(msg)
     return field

@@ -39,7 +39,8 @@ class Discrete(ScaledProcess):
         table = np.asarray(self.alphas_cumprod, dtype=np.float64)
         object.__setattr__(self, "alphas_cumprod", tuple(table.tolist()))
         if table.ndim != 1 or len(table) < 2 or not (np.diff(table) < 0).all() or table[0] > 1 or table[-1] < 0:
-            raise PushforwardError("A discrete process needs at least two decreasing values of alphas_cumprod in [0, 1].")
+            msg = "A discrete process needs at least two decreasing values of alphas_cumprod in [0, 1]."
+            raise PushforwardError(msg)
 
     @classmethod
     def from_betas(cls, betas: Tensor) -> Discrete:

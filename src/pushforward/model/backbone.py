@@ -58,7 +58,8 @@ class BackboneConfig:
         """
         unknown = set(values) - {field.name for field in fields(cls)}
         if unknown or not {"in_channels", "out_channels"} <= set(values):
-            raise PushforwardError(f"A network's settings have unknown or missing entries: {', '.join(sorted(values))}.")
+            msg = f"A network's settings have unknown or missing entries: {', '.join(sorted(values))}."
+            raise PushforwardError(msg)
         return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
     @property
@@ -87,13 +88,17 @@ def preset(name: str, *, field: tuple[int, int], **settings: Any) -> BackboneCon
         PushforwardError: unknown name, or a size the network cannot halve often enough.
     """
     if name not in PRESETS:
-        raise PushforwardError(f"Unknown network {name!r}; known are {', '.join(PRESETS)}.")
+        msg = f"Unknown network {name!r}; known are {', '.join(PRESETS)}."
+        raise PushforwardError(msg)
     config = BackboneConfig(**{**PRESETS[name], **settings})
     if any(side % config.multiple for side in field):
         fitting = max(config.multiple, round(field[0] / config.multiple) * config.multiple)
-        raise PushforwardError(
+        msg = (
             f"Network {name!r} needs height and width to be multiples of {config.multiple}; the images are "
             f"{field[0]}x{field[1]}. Train at --size {fitting}."
+        )
+        raise PushforwardError(
+            msg
         )
     return config
 
@@ -125,8 +130,9 @@ def _unet(config: BackboneConfig) -> nn.Module:
     try:
         from diffusers import UNet2DModel
     except ImportError as error:
+        msg = "This model's network is made of diffusers' blocks: pip install 'pushforward[diffusers]'."
         raise PushforwardError(
-            "This model's network is made of diffusers' blocks: pip install 'pushforward[diffusers]'."
+            msg
         ) from error
     levels, pixels = len(config.widths), config.patch**2
     inner = "Attn" if config.attention else ""

@@ -51,10 +51,12 @@ def denoising(
             return back, back @ process.covariance(t)
         case "residual":
             if not reference:
-                raise PushforwardError("The residual prediction needs a reference Gaussian of positive variance.")
+                msg = "The residual prediction needs a reference Gaussian of positive variance."
+                raise PushforwardError(msg)
             return reference.response(process, t), posterior_scale(process, t, reference)
     if not isinstance(process, ScaledProcess):
-        raise PushforwardError(f"The {prediction!r} prediction is for scalar processes; {process.name!r} is none.")
+        msg = f"The {prediction!r} prediction is for scalar processes; {process.name!r} is none."
+        raise PushforwardError(msg)
     alpha, sigma, d_alpha, d_sigma = process.rates(t)
     match prediction:
         case "v":
@@ -64,7 +66,8 @@ def denoising(
             on_state, on_prediction = -d_sigma, sigma
             norm = sigma * d_alpha - d_sigma * alpha
         case _:
-            raise PushforwardError(f"Unknown prediction {prediction!r}; known are {', '.join(PREDICTIONS)}.")
+            msg = f"Unknown prediction {prediction!r}; known are {', '.join(PREDICTIONS)}."
+            raise PushforwardError(msg)
     return Operator.scalar(on_state / norm, basis=process.basis), Operator.scalar(on_prediction / norm, basis=process.basis)
 
 

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
-from pushforward.linear import IDENTITY, POINT, Gaussian, Operator, Process, root, whitening_angle
+from pushforward.linear import IDENTITY, POINT, Gaussian, Operator, Process, whitening_angle
 from pushforward.plan.plan import Builder, Handle, Plan, Terms
 from pushforward.plan.quadrature import gauss_legendre, lagrange, reverse_transition, weighted
 
@@ -50,13 +50,15 @@ def variable_at(process: Process, name: Variable, t: Tensor, reference: Gaussian
             return process.log_snr(t)
         case "angle":
             return whitening_angle(process, t, reference if reference else Gaussian(0.25))
-    raise PushforwardError(f"Unknown variable {name!r}; use time, log-snr or angle.")
+    msg = f"Unknown variable {name!r}; use time, log-snr or angle."
+    raise PushforwardError(msg)
 
 
 def check_order(order: int) -> None:
     """Raise unless `order` is 0 … 3."""
     if order not in range(4):
-        raise PushforwardError(f"Orders go from 0 (one answer a step) to 3 (four answers); got {order}.")
+        msg = f"Orders go from 0 (one answer a step) to 3 (four answers); got {order}."
+        raise PushforwardError(msg)
 
 
 def exponential(
@@ -85,7 +87,8 @@ def exponential(
     """
     check_order(order)
     if corrector and noise:
-        raise PushforwardError("A corrector needs noise = 0: the corrected step would draw its noise twice.")
+        msg = "A corrector needs noise = 0: the corrected step would draw its noise twice."
+        raise PushforwardError(msg)
     builder = Builder(process, name, grid, reference)
     times = builder.grid
     x = variable_at(process, variable, times, reference)

@@ -45,7 +45,7 @@ from pushforward.plan.exponential import (
     variable_at,
 )
 from pushforward.plan.plan import Builder, Handle, Plan, Terms, total
-from pushforward.plan.quadrature import gauss_legendre, lagrange, reverse_transition, weighted
+from pushforward.plan.quadrature import gauss_legendre, lagrange, weighted
 
 
 def gddim(
@@ -75,7 +75,8 @@ def gddim(
     check_order(order)
     if noise:
         if corrector or factor != "root":
-            raise PushforwardError("Stochastic gDDIM (noise > 0) has neither a corrector nor another factor.")
+            msg = "Stochastic gDDIM (noise > 0) has neither a corrector nor another factor."
+            raise PushforwardError(msg)
         return exponential(process, grid, order=0, noise=noise, reference=reference, name="gddim")
     builder = Builder(process, "gddim", grid)
     times = builder.grid
@@ -169,7 +170,8 @@ def _posterior_family(
     process: Process, grid: Tensor, eta: float, name: str, arrivals: Tensor | None, *, large: bool
 ) -> Plan:
     if not 0 <= eta <= 1:
-        raise PushforwardError(f"eta must lie in [0, 1]; got {eta}.")
+        msg = f"eta must lie in [0, 1]; got {eta}."
+        raise PushforwardError(msg)
     builder = Builder(process, name, grid)
     origin = builder.grid[:-1]
     arrivals = builder.grid[1:] if arrivals is None else torch.as_tensor(arrivals, dtype=torch.float64)

@@ -81,10 +81,12 @@ def timesteps(
 def asked_timesteps(process: Process, steps: int, spacing: str, offset: int) -> Tensor:
     """The integer timesteps themselves, decreasing, `(steps,)`."""
     if not isinstance(process, Discrete):
-        raise PushforwardError(f"Timestep grids need a process given by a table; {process.name!r} has continuous time.")
+        msg = f"Timestep grids need a process given by a table; {process.name!r} has continuous time."
+        raise PushforwardError(msg)
     count = process.timesteps
     if not 1 <= steps <= count:
-        raise PushforwardError(f"This process has {count} timesteps; got steps={steps}.")
+        msg = f"This process has {count} timesteps; got steps={steps}."
+        raise PushforwardError(msg)
     match spacing:
         case "leading":
             chosen = torch.arange(steps - 1, -1, -1, dtype=torch.float64) * (count // steps) + offset
@@ -93,7 +95,8 @@ def asked_timesteps(process: Process, steps: int, spacing: str, offset: int) -> 
         case "trailing":
             chosen = torch.arange(count, 0, -count / steps, dtype=torch.float64).round() - 1
         case _:
-            raise PushforwardError(f"Unknown timestep spacing {spacing!r}; use leading, linspace or trailing.")
+            msg = f"Unknown timestep spacing {spacing!r}; use leading, linspace or trailing."
+            raise PushforwardError(msg)
     return chosen.clamp_max(count - 1)
 
 
@@ -106,7 +109,8 @@ GRIDS: dict[str, Callable[..., Tensor]] = {
 def _unit(steps: int) -> Tensor:
     """`1, 1 - 1/N … 0`."""
     if steps < 1:
-        raise PushforwardError(f"A grid needs at least one step; got steps={steps}.")
+        msg = f"A grid needs at least one step; got steps={steps}."
+        raise PushforwardError(msg)
     return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
 
 

@@ -116,13 +116,17 @@ class Plan:
         for index, node in enumerate(self.nodes):
             for register, operator in node.terms.items():
                 if not operator.is_finite():
-                    raise PushforwardError(
+                    msg = (
                         f"The {register.kind} coefficient of {self.solver!r} at t = {node.time:.4g} is not finite for "
                         f"process {self.process.name!r}; start the grid below t_max = {self.process.t_max:g}, or end it "
                         f"at t_min = {self.process.t_min:.3g}."
                     )
+                    raise PushforwardError(
+                        msg
+                    )
                 if register.node > index - (register.kind != "noise") and register.kind != "mean":
-                    raise PushforwardError(f"Node {index} of {self.solver!r} refers to the later node {register.node}.")
+                    msg = f"Node {index} of {self.solver!r} refers to the later node {register.node}."
+                    raise PushforwardError(msg)
 
     @property
     def basis(self) -> Basis:
@@ -223,12 +227,17 @@ def check_grid(process: Process, grid: Tensor) -> Tensor:
     """
     grid = torch.as_tensor(grid, dtype=torch.float64).cpu()
     if grid.ndim != 1 or len(grid) < 2:
-        raise PushforwardError(f"A grid needs at least two times in one dimension; got shape {tuple(grid.shape)}.")
+        msg = f"A grid needs at least two times in one dimension; got shape {tuple(grid.shape)}."
+        raise PushforwardError(msg)
     if not bool((grid.diff() < 0).all()):
-        raise PushforwardError("A grid must strictly decrease, from noise to data.")
+        msg = "A grid must strictly decrease, from noise to data."
+        raise PushforwardError(msg)
     if float(grid[0]) > process.t_max * (1 + 1e-12) or float(grid[-1]) < 0:
-        raise PushforwardError(
+        msg = (
             f"Grid times must lie in [0, {process.t_max:g}] for process {process.name!r}; "
             f"got {float(grid[-1]):g} to {float(grid[0]):g}."
+        )
+        raise PushforwardError(
+            msg
         )
     return grid

@@ -56,8 +56,9 @@ def reverse_transition(process: Process, end: float, times: Tensor, noise: float
         shrink = process.transition(times, last.expand_as(times)) @ ratio
         return Operator(ratio.coefficients * shrink.coefficients.pow(noise**2), ratio.basis)
     if end == 0 and not reference:
+        msg = f"The reverse diffusion of {process.name!r} with noise {noise} has no limit at t = 0; end the grid at t_min."
         raise PushforwardError(
-            f"The reverse diffusion of {process.name!r} with noise {noise} has no limit at t = 0; end the grid at t_min."
+            msg
         )
     middle = _magnus(process, end, times, noise, reference)
     return root(process, last, reference) @ middle @ root(process, times, reference).inverse()

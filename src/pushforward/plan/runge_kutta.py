@@ -62,7 +62,8 @@ def runge_kutta(
             and `noise` for the rest, whose signal fades at many rates.
     """
     if tableau not in TABLEAUX:
-        raise PushforwardError(f"Unknown Runge–Kutta method {tableau!r}; known are {', '.join(TABLEAUX)}.")
+        msg = f"Unknown Runge–Kutta method {tableau!r}; known are {', '.join(TABLEAUX)}."
+        raise PushforwardError(msg)
     rule = TABLEAUX[tableau]
     if coordinates is None:
         coordinates = "signal" if process.blocks == 1 and not process.basis.shape else "noise"

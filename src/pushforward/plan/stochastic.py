@@ -29,7 +29,8 @@ def euler_maruyama(process: Process, grid: Tensor, *, noise: float = 1.0) -> Pla
         noise: lambda >= 0; 0 is Euler's method on the probability flow.
     """
     if noise < 0:
-        raise PushforwardError(f"The noise level must not be negative; got {noise}.")
+        msg = f"The noise level must not be negative; got {noise}."
+        raise PushforwardError(msg)
     builder = Builder(process, "euler-maruyama", grid)
     times, h = builder.grid, builder.grid.diff()
     drift, diffusion = process.drift(times), process.diffusion(times)

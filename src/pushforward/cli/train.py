@@ -1,0 +1,113 @@
+"""Train a diffusion model on a folder of images, an .npz file or a data set.
+
+The model is the folder OUT, usable from the first checkpoint on. The same command goes on with an interrupted training.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pushforward.cli.common import JsonOption, QuietOption, progress, write_json
+from pushforward.data import load_images
+from pushforward.errors import PushforwardError
+from pushforward.linear import PROCESSES
+from pushforward.model.backbone import PRESETS
+from pushforward.model.prediction import PREDICTIONS
+from pushforward.tasks.train import Card, TrainConfig
+from pushforward.tasks.train import train as train_model
+
+__all__ = ["train"]
+
+_DEFAULT = TrainConfig(steps=1)
+_TRAINABLE = [name for name in PROCESSES if name != "discrete"]
+
+
+def train(
+    out: Annotated[Path, typer.Argument(help="Folder for the model.")],
+    data: Annotated[str, typer.Option(help="Folder of images, .npz file, or name of a data set of `datasets`.")],
+    process: Annotated[str, typer.Option(help=f"Forward process: {', '.join(_TRAINABLE)}.")] = "vp",
+    setting: Annotated[
+        list[str] | None, typer.Option(help="A parameter of the process as NAME=NUMBER; may be repeated.")
+    ] = None,
+    network: Annotated[str, typer.Option(help=f"Network: {', '.join(PRESETS)}.")] = _DEFAULT.network,
+    prediction: Annotated[str, typer.Option(help=f"What it predicts: {', '.join(PREDICTIONS)}.")] = "residual",
+    size: Annotated[int | None, typer.Option(help="Side of the images; by default as the data have it.")] = None,
+    channels: Annotated[int | None, typer.Option(help="1 for grey, 3 for colour; by default as the data have it.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Stop after so many steps.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Stop after so many minutes.")] = None,
+    batch: Annotated[int, typer.Option(help="Images a step.")] = _DEFAULT.batch,
+    learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = _DEFAULT.learning_rate,
+    warmup: Annotated[int, typer.Option(help="Steps in which the learning rate rises.")] = _DEFAULT.warmup,
+    ema: Annotated[float, typer.Option(help="Decay of the average of the weights.")] = _DEFAULT.ema,
+    label_dropout: Annotated[float, typer.Option(help="Share of labels hidden, for guidance.")] = _DEFAULT.label_dropout,
+    precision: Annotated[str, typer.Option(help="auto, no, bf16 or fp16.")] = _DEFAULT.precision,
+    compiled: Annotated[bool, typer.Option("--compile", help="Run the network through torch.compile.")] = False,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = _DEFAULT.save_every,
+    sample_every: Annotated[int, typer.Option(help="Steps between pictures.")] = _DEFAULT.sample_every,
+    half: Annotated[bool, typer.Option("--half", help="Store the weights in 16 bits.")] = False,
+    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
+    data_name: Annotated[str | None, typer.Option(help="What the model card calls the data.")] = None,
+    licence: Annotated[str, typer.Option(help="Licence of the data, for the model card.")] = "not stated",
+    json: JsonOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Train a diffusion model on a folder of images, an .npz file or a data set.
+
+    The model is the folder OUT, usable from the first checkpoint on. The same command goes on with an interrupted
+    training; `accelerate launch -m pushforward train ...` uses several GPUs.
+    """
+    config = TrainConfig(
+        process=process,
+        process_settings=_settings(setting or []),
+        network=network,
+        prediction=prediction,  # type: ignore[arg-type]
+        steps=steps,
+        minutes=minutes,
+        batch=batch,
+        learning_rate=learning_rate,
+        warmup=warmup,
+        ema=ema,
+        label_dropout=label_dropout,
+        precision=precision,
+        compile=compiled,
+        save_every=save_every,
+        sample_every=sample_every,
+        seed=seed,
+        half=half,
+        card=Card(data_name or data, licence, shlex.join(["pushforward", *sys.argv[1:]])),
+    )
+    images = load_images(data, size=size, channels=channels)
+    for name, reason in images.skipped:
+        typer.echo(f"pushforward: left out {name}: {reason}", err=True)
+    if images.skipped:
+        typer.echo(f"pushforward: {len(images.skipped)} files left out, {len(images)} images read", err=True)
+    with progress("training", total=steps, unit="step", quiet=quiet) as bar:
+
+        def tell(step: int, loss: float, done: float) -> None:
+            bar.update(step - bar.n)
+            bar.set_postfix(loss=f"{loss:.4f}", done=f"{done:.0%}", refresh=False)
+
+        report = train_model(config, images, out, callback=tell)
+    if not quiet and json != "-":
+        typer.echo(f"{out}: {report.steps} steps, {report.images_per_second:.0f} images/s, loss {report.loss:.4f}")
+    write_json({**asdict(report), "skipped": [name for name, _ in images.skipped]}, json)
+
+
+def _settings(pairs: list[str]) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        try:
+            settings[name.strip()] = float(value)
+        except ValueError:
+            equals = ""
+        if not equals:
+            msg = f"A process setting is NAME=NUMBER, for instance beta_max=12; got {pair!r}."
+            raise PushforwardError(msg)
+    return settings

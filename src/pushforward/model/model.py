@@ -1,0 +1,241 @@
+"""Models: a network with the process it was trained for, the shape of its images, and what they are of.
+
+On disk a model is one folder: `config.json`, `model.safetensors` and a model card `README.md`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pushforward.errors import PushforwardError
+from pushforward.files import atomic_path
+from pushforward.linear import POINT, Gaussian, Process, process_from_config
+from pushforward.model.backbone import Backbone, BackboneConfig
+from pushforward.model.network import Denoiser, Network
+
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+FORMAT = "pushforward-1"
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A diffusion model.
+
+    Args:
+        name: for reports.
+        process: the diffusion it was trained for.
+        denoiser: the network.
+        shape: of what the process diffuses, `(channels, *field)`: images, or the latents of a decoder.
+        reference: Gaussian that its data are referenced to (for starts, preconditioning and solvers' coordinates).
+        classes: names of its labels.
+        decoder: latents `(batch, channels, *field)` to images in [-1, 1]; `None` if the process diffuses images.
+        grid: how its own scheduler places and ends its time steps, where it came with one (see `plan.grid.timesteps`).
+        info: what else is known: data, licence, training.
+    """
+
+    name: str
+    process: Process
+    denoiser: Denoiser
+    shape: tuple[int, ...]
+    reference: Gaussian = POINT
+    classes: tuple[str, ...] = ()
+    decoder: Callable[[Tensor], Tensor] | None = None
+    grid: Mapping[str, Any] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The network's module, if it is one."""
+        module = getattr(self.denoiser, "module", None)
+        return module if isinstance(module, nn.Module) else None
+
+    @property
+    def parameters(self) -> int:
+        """Number of the network's parameters."""
+        return sum(p.numel() for p in self.module.parameters()) if self.module is not None else 0
+
+    def state_shape(self, batch: int) -> tuple[int, ...]:
+        """Shape of `batch` states, `(batch, k * channels, *field)`."""
+        return (batch, self.process.blocks * self.shape[0], *self.shape[1:])
+
+    def given(self, condition: Tensor | None, guidance: float = 1.0) -> Model:
+        """This model under a condition, e.g. class labels `(batch,)`.
+
+        Raises:
+            PushforwardError: the model takes no condition, or labels out of range.
+        """
+        if condition is None:
+            return self
+        if not isinstance(self.denoiser, Network) or (not self.classes and condition.dtype == torch.long):
+            msg = f"Model {self.name!r} has no classes; leave the label out."
+            raise PushforwardError(msg)
+        if condition.dtype == torch.long and not bool(((condition >= 0) & (condition < len(self.classes))).all()):
+            msg = f"Labels of model {self.name!r} go from 0 to {len(self.classes) - 1}; got {condition.tolist()}."
+            raise PushforwardError(
+                msg
+            )
+        return replace(self, denoiser=self.denoiser.given(condition, guidance))
+
+    def to(self, device: torch.device | str) -> Model:
+        """This model with its network on a device (moved in place)."""
+        for part in (self.module, self.decoder):
+            if isinstance(part, nn.Module):
+                part.to(device)
+        return self
+
+    def images(self, state: Tensor) -> Tensor:
+        """The images in [-1, 1] that a clean state stands for, `(batch, channels, height, width)`."""
+        image = self.process.image(state)
+        return image if self.decoder is None else self.decoder(image)
+
+
+def trained(
+    module: Backbone,
+    process: Process,
+    shape: tuple[int, ...],
+    *,
+    name: str = "model",
+    prediction: str = "residual",
+    variance: float = 0.25,
+    classes: tuple[str, ...] = (),
+    info: Mapping[str, Any] | None = None,
+) -> Model:
+    """The model around a network of ours: how its time and its input are scaled is decided here and nowhere else.
+
+    Args:
+        module: the network.
+        process: its diffusion.
+        shape: of its images, `(channels, height, width)`.
+        name: for reports.
+        prediction: what the network gives (see `model.prediction`).
+        variance: of the data, per value, about zero; images are in [-1, 1].
+        classes: names of its labels; label `len(classes)` says nothing.
+        info: what else is known.
+    """
+    reference = Gaussian(variance)
+    scale = 1.0 if module.config.time_angle else 1000.0 / process.t_max
+    network = Network(
+        module,
+        prediction=prediction,  # type: ignore[arg-type]
+        time_scale=scale,
+        reference=reference,
+        input_reference=reference,
+        unconditional=torch.tensor([len(classes)]) if classes else None,
+    )
+    return Model(name, process, network, shape, reference, classes, info=dict(info or {}))
+
+
+def save_model(model: Model, folder: Path, card: str = "", dtype: torch.dtype = torch.float32) -> None:
+    """Write a model of ours as a folder; each file appears whole or not at all.
+
+    Args:
+        model: made by `trained`.
+        folder: made if need be.
+        card: text of its README.md.
+        dtype: of the weights on disk (they are used in float32).
+    """
+    module, network = model.module, model.denoiser
+    if not isinstance(module, Backbone) or not isinstance(network, Network):
+        msg = f"Model {model.name!r} is not made of a network of ours, so it cannot be saved as one."
+        raise PushforwardError(msg)
+    config = {
+        "format": FORMAT,
+        "name": model.name,
+        "process": model.process.config(),
+        "shape": list(model.shape),
+        "prediction": network.prediction,
+        "variance": float(torch.as_tensor(model.reference.variance)),
+        "network": module.config.to_dict(),
+        "classes": list(model.classes),
+        "info": dict(model.info),
+    }
+    weights = {k: v.detach().to(dtype).contiguous().cpu() for k, v in module.state_dict().items()}
+    with atomic_path(folder / WEIGHTS) as path:
+        save_file(weights, path)
+    if card:
+        with atomic_path(folder / CARD) as path:
+            path.write_text(card, encoding="utf-8")
+    with atomic_path(folder / CONFIG) as path:
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def load_model(folder: Path, name: str | None = None) -> Model:
+    """Read a folder that `save_model` wrote.
+
+    Raises:
+        PushforwardError: a file is missing, damaged, or of another network.
+    """
+    config = read_json(folder / CONFIG)
+    if config.get("format") != FORMAT:
+        msg = f"{folder / CONFIG} has format {config.get('format')!r}; expected {FORMAT!r}."
+        raise PushforwardError(msg)
+    try:
+        module = Backbone(BackboneConfig.from_dict(config["network"]))
+        process = process_from_config(config["process"])
+        shape, classes = tuple(config["shape"]), tuple(config["classes"])
+        prediction, variance = config["prediction"], float(config["variance"])
+    except KeyError as missing:
+        msg = f"{folder / CONFIG} lacks the entry {missing}; train or fetch the model again."
+        raise PushforwardError(msg) from None
+    load_weights(module, folder / WEIGHTS)
+    return trained(
+        module.eval().requires_grad_(False),
+        process,
+        shape,
+        name=name or config["name"],
+        prediction=prediction,
+        variance=variance,
+        classes=classes,
+        info=config.get("info", {}),
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of a model's folder.
+
+    Raises:
+        PushforwardError: it is not there, or not JSON.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        msg = f"{path} is missing; a model folder needs it."
+        raise PushforwardError(msg) from None
+    except (ValueError, UnicodeDecodeError) as error:
+        msg = f"{path} is not valid JSON ({error}); fetch the model again."
+        raise PushforwardError(msg) from None
+    if not isinstance(value, dict):
+        msg = f"{path} should hold a JSON object; got {type(value).__name__}."
+        raise PushforwardError(msg)
+    return value
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Load a `.safetensors` file into a module, in the module's dtype.
+
+    Raises:
+        PushforwardError: the file is missing, damaged, or holds other tensors.
+    """
+    if not path.is_file():
+        msg = f"{path} is missing; a model folder needs it."
+        raise PushforwardError(msg)
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        msg = f"{path} is damaged or no safetensors file ({error}); fetch the model again."
+        raise PushforwardError(msg) from None
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        msg = f"{path} does not fit the network of {CONFIG}: {reason}"
+        raise PushforwardError(msg) from None

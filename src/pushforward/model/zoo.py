@@ -1,0 +1,27 @@
+"""The small models that come with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pushforward.errors import PushforwardError
+from pushforward.model.model import CONFIG, Model, load_model
+
+FOLDER = Path(__file__).parent.parent / "zoo"
+
+
+def names() -> list[str]:
+    """Names of the models in the package."""
+    return sorted(p.parent.name for p in FOLDER.glob(f"*/{CONFIG}"))
+
+
+def load_zoo(name: str) -> Model:
+    """A model of the package by name.
+
+    Raises:
+        PushforwardError: no such model.
+    """
+    if name not in names():
+        msg = f"No model {name!r} in the package; there are {', '.join(names()) or 'none'}."
+        raise PushforwardError(msg)
+    return load_model(FOLDER / name, name)

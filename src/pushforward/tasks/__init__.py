@@ -1,0 +1,1 @@
+"""What one does with a Pushforward: train, translate, edit, guide, evaluate."""

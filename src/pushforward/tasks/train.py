@@ -1,0 +1,640 @@
+r"""Training a model of any linear diffusion.
+
+Given the clean image x and white noise xi, a state is `u_t = Psi(t, 0) x + L_t xi` with `L_t L_t^T = Sigma_t`, and
+every kind of prediction p is linear in x and u: `x = on_state u + on_prediction p` (see `model.prediction`). So what
+the network sees and what it should answer are both *linear in x and xi*, with coefficients known beforehand:
+
+    u      = Psi x + L xi,
+    target = on_prediction^-1 (x - on_state u).
+
+`Lesson` is the table of these coefficients at many times, and the loss is the mean square of `network(u, t) - target`.
+One code therefore trains VP, VE, flow matching, blurring and Langevin diffusions, with any prediction. The times are
+equally spaced in the whitening angle of the data's reference Gaussian, so that no noise level is neglected. The default
+prediction, the residual of that Gaussian, has unit variance at all of them.
+
+Nothing is drawn from a global generator: the images, times, noise and dropped labels of a step are functions of (seed,
+step, process). So a run that is killed and resumed gives the weights of a run that was not.
+
+References:
+    Karras et al., arXiv 2206.00364, section 5 (preconditioning); Zhang et al. (gDDIM), arXiv 2206.05564, eq. 9 and
+    algorithm 1 (the R-form of epsilon); Ho & Salimans, arXiv 2207.12598, algorithm 1 (dropping labels).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
+
+from pushforward.data import ImageData
+from pushforward.errors import PushforwardError
+from pushforward.files import atomic_path
+from pushforward.linear import Gaussian, Operator, Process, apply_coefficients, process_from_config, whitening_angle
+from pushforward.model.backbone import Backbone, BackboneConfig, preset
+from pushforward.model.model import Model, save_model, trained
+from pushforward.model.prediction import Prediction, denoising, is_image
+
+__all__ = ["Lesson", "Report", "TrainConfig", "train"]
+
+_TIMES = 1024
+_FIELD_PROCESSES = {"blurring", "blurring-langevin"}
+_MAY_CHANGE = {"steps", "minutes", "save_every", "sample_every", "log_every", "half", "compile", "card"}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the model card says of the data.
+
+    Args:
+        data: their name or path.
+        licence: of the data.
+        command: that made the model.
+    """
+
+    data: str = "not stated"
+    licence: str = "not stated"
+    command: str = "not stated"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train.
+
+    Args:
+        process: name of the forward process.
+        process_settings: its parameters, other than the image size.
+        network: name of a network, see `PRESETS`.
+        prediction: what the network predicts.
+        steps: stop after these optimiser steps.
+        minutes: stop after this time (of all runs together); with `steps`, whichever comes first.
+        batch: images a step, over all devices.
+        learning_rate: its highest value: it rises for `warmup` steps and falls to zero along a cosine.
+        warmup: steps.
+        weight_decay: of AdamW.
+        ema: decay of the moving average of the weights.
+        label_dropout: share of labels hidden, for guidance.
+        scale: standard deviation of the reference Gaussian; by default measured: the data's root mean square.
+        precision: `auto` (bfloat16 where the device is fast at it), `no`, `bf16` or `fp16`.
+        compile: run the network through `torch.compile`.
+        save_every, sample_every, log_every: steps between checkpoints, pictures and lines of the log.
+        seed: of the weights and of all that is drawn.
+        half: store the final weights in 16 bits.
+        card: for the model card.
+    """
+
+    process: str = "vp"
+    process_settings: dict[str, Any] = field(default_factory=dict)
+    network: str = "small"
+    prediction: Prediction = "residual"
+    steps: int | None = None
+    minutes: float | None = None
+    batch: int = 64
+    learning_rate: float = 1.5e-3
+    warmup: int = 100
+    weight_decay: float = 0.01
+    ema: float = 0.999
+    label_dropout: float = 0.1
+    scale: float | None = None
+    precision: str = "auto"
+    compile: bool = False
+    save_every: int = 500
+    sample_every: int = 1000
+    log_every: int = 20
+    seed: int = 0
+    half: bool = False
+    card: Card = field(default_factory=Card)
+
+    def __post_init__(self) -> None:
+        if self.steps is None and self.minutes is None:
+            raise PushforwardError("Say when to stop: give steps or minutes.")
+        for name in ("steps", "minutes", "batch", "learning_rate", "save_every", "sample_every", "log_every", "scale"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise PushforwardError(f"The option {name} must be positive; got {value}.")
+        for name in ("ema", "label_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise PushforwardError(f"The option {name} must be at least 0 and below 1; got {getattr(self, name)}.")
+        if self.precision not in ("auto", "no", "bf16", "fp16"):
+            raise PushforwardError(f"The precision is auto, no, bf16 or fp16; got {self.precision!r}.")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run did.
+
+    Args:
+        folder: the model.
+        steps: optimiser steps in all.
+        images: seen in all.
+        seconds: of training in all.
+        images_per_second: on average.
+        loss: mean of the last tenth.
+        parameters: of the network.
+        resumed_from: the step this run began at.
+    """
+
+    folder: Path
+    steps: int
+    images: int
+    seconds: float
+    images_per_second: float
+    loss: float
+    parameters: int
+    resumed_from: int
+
+
+# -- what is asked and what should be answered --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """Questions and right answers: coefficients of states and targets on (image, noise) at a table of times.
+
+    Args:
+        process: the diffusion.
+        times: float64 `(n,)`.
+        state: `Psi` and `L`, batched over the times.
+        target: likewise, of the prediction.
+        input_scale: `(n, k)`, by which the network's input is multiplied, each field with its own.
+        image_only: whether predictions are images without a velocity.
+    """
+
+    process: Process
+    times: Tensor
+    state: tuple[Operator, Operator]
+    target: tuple[Operator, Operator]
+    input_scale: Operator
+    image_only: bool
+
+    @classmethod
+    def make(cls, process: Process, prediction: Prediction, reference: Gaussian, count: int = _TIMES) -> Lesson:
+        """The table at `count` times equally spaced in the reference's whitening angle."""
+        times = spread_times(process, reference, count)
+        psi = process.transition(times, torch.zeros_like(times))
+        noise = process.covariance(times).cholesky()
+        on_state, on_prediction = denoising(process, prediction, times, reference)
+        if is_image(prediction):
+            invert = Operator.scalar(1 / on_prediction.entry(0, 0), process.blocks, on_prediction.basis)
+        else:
+            invert = on_prediction.inverse()
+        one = Operator.scalar(torch.ones_like(times), process.blocks)
+        target = invert @ (one - on_state @ psi), -(invert @ on_state @ noise)
+        scale = input_scale(process, times, reference)
+        lesson = cls(process, times, (psi, noise), target, scale, is_image(prediction))
+        for operator in (*lesson.state, *lesson.target, scale):
+            if not operator.is_finite():
+                raise PushforwardError(
+                    f"The prediction {prediction!r} of process {process.name!r} is infinite at some times; use 'residual'."
+                )
+        return lesson
+
+    def draw(self, images: Tensor, k: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The network's input and target at times `k (batch,)` for clean images and white noise."""
+        basis = self.process.basis
+        x = basis.forward(self.process.lift(images))
+        state = _combine(self.state, k, x, noise, len(basis.shape))
+        target = _combine(self.target, k, x, noise, len(basis.shape))
+        if self.image_only:
+            target = self.process.image(target)
+        seen = apply_coefficients(self.input_scale.coefficients[k], basis.inverse(state), 0)
+        return seen, basis.inverse(target)
+
+    def to(self, device: torch.device) -> Lesson:
+        """The same on a device, in single precision."""
+
+        def move(o: Operator) -> Operator:
+            return Operator(o.coefficients.to(device, torch.float32), o.basis)
+
+        pairs = ((move(a), move(b)) for a, b in (self.state, self.target))
+        state, target = pairs
+        return replace(self, times=self.times, state=state, target=target, input_scale=move(self.input_scale))
+
+
+def spread_times(process: Process, reference: Gaussian, count: int) -> Tensor:
+    """The middles of `count` equal pieces of the whitening angle between `t_min` and `t_max`, ascending."""
+    from pushforward.plan.grid import invert
+
+    low, high = (torch.tensor(t, dtype=torch.float64) for t in (process.t_min, process.t_max))
+    first, last = whitening_angle(process, torch.stack([low, high]), reference)
+    middles = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    return invert(lambda t: whitening_angle(process, t, reference), first + (last - first) * middles, high, low)
+
+
+def input_scale(process: Process, times: Tensor, reference: Gaussian) -> Operator:
+    """What `Network` multiplies its states by when it has an `input_reference`."""
+    from pushforward.model.network import _inverse_deviation
+
+    return _inverse_deviation(reference.covariance(process, times))
+
+
+def _combine(pair: tuple[Operator, Operator], k: Tensor, x: Tensor, noise: Tensor, frequencies: int) -> Tensor:
+    a, b = pair
+    return apply_coefficients(a.coefficients[k], x, frequencies) + apply_coefficients(b.coefficients[k], noise, frequencies)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What is random in a step, as a function of (seed, step, rank)."""
+
+    seed: int
+    count: int
+    batch: int
+
+    def generator(self, *purpose: int) -> torch.Generator:
+        """A generator of its own for each purpose."""
+        state = np.random.SeedSequence([self.seed, *purpose]).generate_state(1, np.uint64)
+        return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+
+    def indices(self, step: int) -> Tensor:
+        """The images of a step: every epoch goes through a new permutation of all."""
+        positions = torch.arange(step * self.batch, (step + 1) * self.batch)
+        epochs = positions // self.count
+        return torch.cat([self._order(int(e))[positions[epochs == e] % self.count] for e in epochs.unique()])
+
+    def _order(self, epoch: int) -> Tensor:
+        return torch.randperm(self.count, generator=self.generator(0, epoch))
+
+
+# -- the run ------------------------------------------------------------------------------------------------------------
+
+
+def train(
+    config: TrainConfig,
+    data: ImageData,
+    folder: str | os.PathLike[str],
+    *,
+    callback: Callable[[int, float, float], None] | None = None,
+) -> Report:
+    """Train a model, or go on with the training that `folder` holds.
+
+    The folder is a complete model from the first checkpoint on (`config.json`, `model.safetensors` with the averaged
+    weights, `README.md`); its sub-folder `training` has the checkpoint, the log, sample pictures and the loss curve.
+    Under `accelerate launch` each process takes its share of every batch.
+
+    Args:
+        config: how.
+        data: the images.
+        folder: where.
+        callback: told (step, loss, fraction of the run done) after every step.
+
+    Raises:
+        PushforwardError: settings that do not fit the data or the training in `folder`; `accelerate` is missing.
+        OSError: the folder cannot be written; the last checkpoint remains.
+    """
+    run = _Run(config, data, Path(folder))
+    return run.go(callback or (lambda step, loss, done: None))
+
+
+class _Run:
+    """The state of a run: network, optimiser, average, counters."""
+
+    def __init__(self, config: TrainConfig, data: ImageData, folder: Path) -> None:
+        if len(data) == 0:
+            raise PushforwardError("There are no images to train on.")
+        self.config, self.data, self.folder = config, data, folder
+        channels, *size = data.images.shape[1:]
+        self.process = make_process(config, (size[0], size[1]))
+        scale = config.scale or _root_mean_square(data.images)
+        self.reference = Gaussian(scale**2)
+        self.architecture = self._architecture(channels, (size[0], size[1]), scale)
+        self.accelerator = _accelerator(config)
+        self.device = self.accelerator.device
+        self.draws = Draws(config.seed, len(data), config.batch)
+        self.lesson = Lesson.make(self.process, config.prediction, self.reference).to(self.device)
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            self.network = Backbone(self.architecture)
+        self.average = AveragedModel(self.network, multi_avg_fn=_moving_average(config.ema)).to(self.device)
+        optimizer = torch.optim.AdamW(
+            self.network.parameters(),
+            lr=config.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        self.model = self._model()
+        self.clock = (self.model.denoiser.time_scale * self.lesson.times).to(self.device, torch.float32)
+        network: nn.Module = torch.compile(self.network) if config.compile else self.network  # type: ignore[assignment]
+        self.wrapped, self.optimizer = self.accelerator.prepare(network, optimizer)
+        self.step, self.seconds, self.losses = 0, 0.0, list[float]()
+        self.scheduler = LambdaLR(optimizer, self._rate)
+        self.resumed_from = self._resume()
+
+    def _architecture(self, channels: int, size: tuple[int, int], scale: float) -> BackboneConfig:
+        blocks = self.process.blocks
+        return preset(
+            self.config.network,
+            field=size,
+            in_channels=blocks * channels,
+            out_channels=channels if is_image(self.config.prediction) else blocks * channels,
+            classes=len(self.data.classes),
+            time_angle=scale if self.process.t_max > 1 else 0.0,
+        )
+
+    # -- schedule
+
+    def _fraction(self) -> float:
+        """How much of the run is done, by steps or by time."""
+        steps = self.step / self.config.steps if self.config.steps else 0.0
+        minutes = self.seconds / (60 * self.config.minutes) if self.config.minutes else 0.0
+        return min(1.0, max(steps, minutes))
+
+    def _rate(self, step: int) -> float:
+        warm = min(1.0, (step + 1) / self.config.warmup) if self.config.warmup else 1.0
+        return warm * max(0.5 * (1 + math.cos(math.pi * self._fraction())), 1e-3)
+
+    # -- the loop
+
+    def go(self, callback: Callable[[int, float, float], None]) -> Report:
+        self.wrapped.train()
+        clock, started = time.monotonic(), self.seconds
+        while self._fraction() < 1:
+            self.losses.append(self._one_step())
+            self.step += 1
+            self.seconds = started + time.monotonic() - clock
+            if self.config.minutes is not None:
+                self.seconds = self._agreed(self.seconds)
+            self.scheduler.step()
+            self._keep()
+            callback(self.step, self.losses[-1], self._fraction())
+        if self.step > self.resumed_from:
+            self._save()
+            self._illustrate()
+        self.accelerator.wait_for_everyone()
+        return self._report()
+
+    def _one_step(self) -> float:
+        images, labels, k, noise = self._batch()
+        seen, target = self.lesson.draw(images, k, noise)
+        answer = self.wrapped(seen, self.clock[k], labels)
+        loss = (answer.float() - target).square().mean()
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.wrapped.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.average.update_parameters(self.network)
+        value = float(self.accelerator.gather(loss.detach().reshape(1)).mean())
+        if not math.isfinite(value):
+            raise PushforwardError(
+                f"The loss is not finite at step {self.step}; the checkpoint before it is kept. Use a lower learning rate."
+            )
+        return value
+
+    def _batch(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """This process's images in [-1, 1], labels, indices of times and noise."""
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        chosen = self.draws.indices(self.step)[rank::ranks]
+        images = self.data.images[chosen].to(self.device).float() / 127.5 - 1
+        generator = self.draws.generator(1, self.step, rank)
+        k = torch.randint(_TIMES, (len(chosen),), generator=generator)
+        shape = (len(chosen), self.process.blocks * images.shape[1], *images.shape[2:])
+        noise = torch.randn(shape, generator=generator).to(self.device)
+        labels = self.data.labels
+        if labels is None:
+            return images, None, k.to(self.device), noise
+        hidden = torch.rand(len(chosen), generator=generator) < self.config.label_dropout
+        labels = torch.where(hidden, len(self.data.classes), labels[chosen])
+        return images, labels.to(self.device), k.to(self.device), noise
+
+    def _agreed(self, seconds: float) -> float:
+        """The same time on all processes, so that all stop at the same step."""
+        if self.accelerator.num_processes == 1:
+            return seconds
+        return float(self.accelerator.gather(torch.tensor([seconds], device=self.device)).max())
+
+    # -- what is kept
+
+    def _keep(self) -> None:
+        config = self.config
+        if self.step % config.log_every == 0 and self.accelerator.is_main_process:
+            self._log()
+        if self.step % config.save_every == 0:
+            self._save()
+        if self.step % config.sample_every == 0:
+            self._illustrate()
+
+    @property
+    def _training(self) -> Path:
+        return self.folder / "training"
+
+    def _log(self) -> None:
+        recent = self.losses[-self.config.log_every :]
+        line = {
+            "step": self.step,
+            "images": self.step * self.config.batch,
+            "seconds": round(self.seconds, 2),
+            "loss": round(sum(recent) / len(recent), 6),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+        }
+        self._training.mkdir(parents=True, exist_ok=True)
+        with (self._training / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _save(self) -> None:
+        """The model and the checkpoint, each whole or not at all."""
+        if not self.accelerator.is_main_process:
+            return
+        state = {
+            "config": _jsonable(self.config),
+            "data": [len(self.data), *self.data.images.shape[1:]],
+            "step": self.step,
+            "seconds": self.seconds,
+            "losses": torch.tensor(self.losses),
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": {k: v for k, v in self.scheduler.state_dict().items() if k != "lr_lambdas"},
+            "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
+        }
+        _save_model(self)
+        with atomic_path(self._training / "checkpoint.pt") as temporary:
+            torch.save(state, temporary)
+
+    def _resume(self) -> int:
+        path = self._training / "checkpoint.pt"
+        if not path.exists():
+            return 0
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # pickle, zip and runtime errors of a file that is no checkpoint
+            raise PushforwardError(f"{path} is no readable checkpoint; remove it to start anew.") from error
+        self._check_same(state)
+        self.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        if state["scaler"] is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.step, self.seconds, self.losses = state["step"], state["seconds"], state["losses"].tolist()
+        self._trim_log()
+        return self.step
+
+    def _check_same(self, state: dict[str, Any]) -> None:
+        mine = _jsonable(self.config)
+        changed = [k for k in mine if k not in _MAY_CHANGE and mine[k] != state["config"].get(k)]
+        if state["data"] != [len(self.data), *self.data.images.shape[1:]]:
+            changed.append("data")
+        if changed:
+            raise PushforwardError(
+                f"{self.folder} holds a training with other settings ({', '.join(changed)} differ); "
+                "give the same ones to go on with it, or another folder."
+            )
+
+    def _trim_log(self) -> None:
+        """Drop what was logged after the checkpoint: it will be logged again."""
+        path = self._training / "log.jsonl"
+        if self.accelerator.is_main_process and path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.step]
+            with atomic_path(path) as temporary:
+                temporary.write_text("".join(kept), encoding="utf-8")
+
+    def _illustrate(self) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        from pushforward.tasks.illustrate import loss_curve, picture
+
+        with atomic_path(self._training / f"samples-{self.step:07d}.png") as temporary:
+            picture(self.sample()).save(temporary)
+        with atomic_path(self._training / "loss.png") as temporary:
+            loss_curve(self.losses, temporary)
+
+    def _model(self) -> Model:
+        """The averaged network as a model."""
+        return trained(
+            self.average.module,
+            self.process,
+            tuple(self.data.images.shape[1:]),
+            name=self.folder.name,
+            prediction=self.config.prediction,
+            variance=float(self.reference.variance),
+            classes=self.data.classes,
+        )
+
+    @torch.no_grad()
+    def sample(self, rows: int = 8, columns: int = 10, steps: int = 30) -> Tensor:
+        """A few images in [-1, 1] from the averaged network, a class a column, by deterministic DDIM."""
+        from pushforward.execute.sequential import run
+        from pushforward.plan import SOLVERS
+        from pushforward.plan.grid import angle
+
+        classes = len(self.data.classes)
+        count = rows * columns
+        labels = (torch.arange(count) % columns % classes).to(self.device) if classes else None
+        shape = (count, self.process.blocks * self.data.images.shape[1], *self.data.images.shape[2:])
+        noise = torch.randn(shape, generator=self.draws.generator(2)).to(self.device)
+        first = self.reference.covariance(self.process, torch.tensor([self.process.t_max], dtype=torch.float64))
+        start = self.process.basis.inverse(first.cholesky()[0].apply(noise))
+        plan = SOLVERS["ddim"](self.process, angle(self.process, steps, end=self.process.t_min))
+        self.average.eval()
+        return self.process.image(run(plan, self.model.given(labels).denoiser, start))
+
+    def _report(self) -> Report:
+        last = self.losses[-max(1, len(self.losses) // 10) :]
+        images = self.step * self.config.batch
+        return Report(
+            folder=self.folder,
+            steps=self.step,
+            images=images,
+            seconds=self.seconds,
+            images_per_second=images / max(self.seconds, 1e-9),
+            loss=sum(last) / max(1, len(last)),
+            parameters=sum(p.numel() for p in self.network.parameters()),
+            resumed_from=self.resumed_from,
+        )
+
+
+def make_process(config: TrainConfig, size: tuple[int, int]) -> Process:
+    """The forward process that the settings name, for images of a size."""
+    settings = dict(config.process_settings)
+    if config.process in _FIELD_PROCESSES:
+        settings["field"] = size
+    return process_from_config({"name": config.process, **settings})
+
+
+def _accelerator(config: TrainConfig) -> Any:
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise PushforwardError("Training needs accelerate: pip install 'pushforward[train]'.") from error
+    precision = config.precision
+    if precision == "auto":
+        fast = torch.cuda.is_available() or bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
+        precision = "bf16" if fast else "no"
+    accelerator = Accelerator(mixed_precision=precision)
+    if config.batch % accelerator.num_processes:
+        raise PushforwardError(
+            f"The batch of {config.batch} images does not split evenly over {accelerator.num_processes} processes."
+        )
+    return accelerator
+
+
+def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
+    """`a <- d a + (1 - d) w`, with d rising to `decay` as `(1 + n) / (10 + n)` so that the first weights are forgotten."""
+
+    @torch.no_grad()
+    def update(averages: Any, current: Any, count: Any) -> None:
+        n = float(count)
+        torch._foreach_lerp_(averages, current, 1 - min(decay, (1 + n) / (10 + n)))
+
+    return update
+
+
+def _root_mean_square(images: Tensor) -> float:
+    """Of the images in [-1, 1], from their histogram (exact, without a copy in floating point)."""
+    counts = torch.bincount(images.flatten(), minlength=256).double()
+    values = torch.arange(256, dtype=torch.float64) / 127.5 - 1
+    return max(math.sqrt(float((counts * values.square()).sum() / counts.sum())), 1e-2)
+
+
+def _jsonable(config: TrainConfig) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return values
+
+
+# -- the model's folder -------------------------------------------------------------------------------------------------
+
+
+def _save_model(run: _Run) -> None:
+    info = {
+        "data": run.config.card.data,
+        "licence": run.config.card.licence,
+        "training": {**_jsonable(run.config), "step": run.step, "seconds": round(run.seconds, 1)},
+    }
+    dtype = torch.float16 if run.config.half else torch.float32
+    save_model(replace(run.model, info=info), run.folder, _card(run), dtype)
+
+
+def _card(run: _Run) -> str:
+    report, config, card = run._report(), run.config, run.config.card
+    classes = ", ".join(run.data.classes) or "none"
+    shape = "x".join(str(n) for n in run.data.images.shape[1:])
+    return f"""# {run.folder.name}
+
+A class-conditional diffusion model trained with Pushforward.
+
+| | |
+|---|---|
+| data | {card.data} ({len(run.data)} images) |
+| licence of the data | {card.licence} |
+| images (channels x height x width) | {shape} |
+| classes | {classes} |
+| process | {run.process.name} |
+| prediction | {config.prediction} |
+| network | {config.network}, {report.parameters:,} parameters |
+| trained | {report.steps:,} steps of {config.batch} images ({report.images / len(run.data):.1f} epochs) |
+| time | {report.seconds / 60:.1f} minutes, {report.images_per_second:.0f} images/s |
+| loss | {report.loss:.4f} (mean of the last tenth) |
+| command | `{card.command}` |
+"""
