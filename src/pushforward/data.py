@@ -62,9 +62,9 @@ def load_images(
     """Read a data set.
 
     Args:
-        source: a folder (searched recursively), an `.npz` file with images `x_train`, `x` or `images` and optional labels
-            `y_train`, `y` or `labels` (uint8, `(count, height, width, channels)` or `(count, height, width)`), or the name
-            of a data set of the `datasets` library.
+        source: a folder (searched recursively), an `.npz` file with images `x_train`, `x` or `images` (uint8,
+            `(count, height, width, channels)` or without channels) and optional labels `y_train`, `y` or `labels`, or
+            the name of a data set of the `datasets` library.
         size: side, or height and width; by default as the source has it, when that is the same for all.
         channels: 1 for grey, 3 for colour; by default grey where every image of the source is.
         split: `train` or `test`, for a source that has both.
@@ -126,7 +126,7 @@ def _checked_size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
     return pair
 
 
-# -- one image ----------------------------------------------------------------------------------------------------------
+# -- one image --------------------------------------------------------------------------------------------------------
 
 
 def _upright_8bit(image: Image.Image) -> Image.Image:
@@ -154,7 +154,7 @@ def _to_tensor(image: Image.Image, size: tuple[int, int] | None, channels: int |
     return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1)).contiguous()
 
 
-# -- sources ------------------------------------------------------------------------------------------------------------
+# -- sources ----------------------------------------------------------------------------------------------------------
 
 
 def _from_folder(

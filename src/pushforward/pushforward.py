@@ -45,7 +45,7 @@ class Code:
         self._shape = shape
 
     def draw(self) -> Tensor:
-        """The next variable of every image, `(images, *shape)`: first the terminal state's, then the noises' in order."""
+        """The next variable of every image, `(images, *shape)`: the terminal state's, then the noises' in order."""
         return torch.stack([torch.randn(self._shape, generator=g) for g in self._streams])
 
 
@@ -71,9 +71,7 @@ class Diffusion:
                 f"The plan is for process {self.plan.process.name!r}, model {self.model.name!r} for another: "
                 f"{self.model.process.name!r}, or the same with other parameters."
             )
-            raise PushforwardError(
-                msg
-            )
+            raise PushforwardError(msg)
 
     @torch.no_grad()
     def sample(
@@ -127,9 +125,7 @@ class Diffusion:
         """The images behind a code."""
         model = model or self.model
         start = self.start(code.draw())
-        final = run(
-            self.plan, model.denoiser, start, noise=lambda _: code.draw().to(start), callback=callback
-        )
+        final = run(self.plan, model.denoiser, start, noise=lambda _: code.draw().to(start), callback=callback)
         return model.images(final)
 
     def start(self, z: Tensor) -> Tensor:

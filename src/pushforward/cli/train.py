@@ -5,6 +5,7 @@ The model is the folder OUT, usable from the first checkpoint on. The same comma
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from dataclasses import asdict
@@ -38,14 +39,14 @@ def train(
     network: Annotated[str, typer.Option(help=f"Network: {', '.join(PRESETS)}.")] = _DEFAULT.network,
     prediction: Annotated[str, typer.Option(help=f"What it predicts: {', '.join(PREDICTIONS)}.")] = "residual",
     size: Annotated[int | None, typer.Option(help="Side of the images; by default as the data have it.")] = None,
-    channels: Annotated[int | None, typer.Option(help="1 for grey, 3 for colour; by default as the data have it.")] = None,
+    channels: Annotated[int | None, typer.Option(help="1 grey, 3 colour; by default as the data have it.")] = None,
     steps: Annotated[int | None, typer.Option(help="Stop after so many steps.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Stop after so many minutes.")] = None,
     batch: Annotated[int, typer.Option(help="Images a step.")] = _DEFAULT.batch,
     learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = _DEFAULT.learning_rate,
     warmup: Annotated[int, typer.Option(help="Steps in which the learning rate rises.")] = _DEFAULT.warmup,
     ema: Annotated[float, typer.Option(help="Decay of the average of the weights.")] = _DEFAULT.ema,
-    label_dropout: Annotated[float, typer.Option(help="Share of labels hidden, for guidance.")] = _DEFAULT.label_dropout,
+    label_dropout: Annotated[float, typer.Option(help="Labels hidden, for guidance.")] = _DEFAULT.label_dropout,
     precision: Annotated[str, typer.Option(help="auto, no, bf16 or fp16.")] = _DEFAULT.precision,
     compiled: Annotated[bool, typer.Option("--compile", help="Run the network through torch.compile.")] = False,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = _DEFAULT.save_every,
@@ -87,7 +88,7 @@ def train(
         typer.echo(f"pushforward: left out {name}: {reason}", err=True)
     if images.skipped:
         typer.echo(f"pushforward: {len(images.skipped)} files left out, {len(images)} images read", err=True)
-    with progress("training", total=steps, unit="step", quiet=quiet) as bar:
+    with progress("training", total=steps, unit="step", quiet=quiet or os.environ.get("LOCAL_RANK", "0") != "0") as bar:
 
         def tell(step: int, loss: float, done: float) -> None:
             bar.update(step - bar.n)

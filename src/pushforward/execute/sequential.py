@@ -74,10 +74,9 @@ def run(
     if isinstance(plan.mean, Tensor) or plan.mean:
         image = plan.process.image(torch.zeros_like(start[:1])) + torch.as_tensor(plan.mean).to(start)
         values[Register("mean", 0)] = basis.forward(plan.process.lift(image)).expand_as(start)
+    state = basis.forward(start)
     for k, (node, terms, last_used) in enumerate(zip(plan.nodes, *program, strict=True)):
-        if k == 0:
-            state = basis.forward(start)
-        else:
+        if k > 0:
             if noise is not None and any(register == ("noise", k) for register, _ in terms):
                 values[Register("noise", k)] = basis.forward(noise(k).to(start))
             state = _combine(terms, values, len(basis.shape))
@@ -93,9 +92,7 @@ def run(
     result = basis.inverse(state)
     if not bool(result.isfinite().all()):
         msg = f"Sampling with {plan.solver!r} diverged: the result is not finite. Use more steps, or check the network."
-        raise PushforwardError(
-            msg
-        )
+        raise PushforwardError(msg)
     return result
 
 
@@ -107,9 +104,7 @@ def check_start(plan: Plan, start: Tensor) -> None:
             f"A state of process {plan.process.name!r} has shape (batch, {blocks} x channels, "
             f"{', '.join(map(str, field)) or '*field'}); got {tuple(start.shape)}."
         )
-        raise PushforwardError(
-            msg
-        )
+        raise PushforwardError(msg)
 
 
 def _combine(terms: list[tuple[Register, float | Tensor]], values: dict[Register, Tensor], frequencies: int) -> Tensor:
@@ -127,9 +122,7 @@ def _combine(terms: list[tuple[Register, float | Tensor]], values: dict[Register
     return total
 
 
-def _compile(
-    plan: Plan, like: Tensor
-) -> tuple[list[list[tuple[Register, float | Tensor]]], list[list[Register]]]:
+def _compile(plan: Plan, like: Tensor) -> tuple[list[list[tuple[Register, float | Tensor]]], list[list[Register]]]:
     """Coefficients as numbers or tensors of the states' dtype, and the registers last used at each node."""
     basis, plain = plan.basis, plan.process.blocks == 1 and not plan.basis.shape
     flat = [o for node in plan.nodes for o in node.terms.values()]

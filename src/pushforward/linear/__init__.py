@@ -20,8 +20,9 @@ from pushforward.linear.process import (
 from pushforward.linear.table import Discrete
 
 __all__ = [
-    "IDENTITY", "POINT", "PROCESSES", "VE", "VP", "Basis", "Blurring", "BlurringLangevin", "Cosine", "Discrete", "Flow", "Gaussian",
-    "Langevin", "Operator", "Process", "ScaledProcess", "apply_coefficients", "process_from_config", "root", "stack",
+    "IDENTITY", "POINT", "PROCESSES", "VE", "VP", "Basis", "Blurring", "BlurringLangevin", "Cosine", "Discrete",
+    "Flow", "Gaussian", "Langevin", "Operator", "Process", "ScaledProcess", "apply_coefficients",
+    "process_from_config", "root", "stack",
     "whitening_angle",
 ]  # fmt: skip
 

@@ -119,7 +119,7 @@ def _angle(process: Process, t: Tensor, reference: Gaussian) -> Tensor:
     return _cumulative_angle(process, reference, tuple(t.flatten().tolist())).unflatten(0, t.shape)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)
 def _cumulative_angle(process: Process, reference: Gaussian, times: tuple[float, ...]) -> Tensor:
     """`theta_t` at all times from one sweep: Gauss-Legendre panels in `y = sqrt(t)` between them, summed up."""
     y = torch.tensor(times, dtype=torch.float64).sqrt()
@@ -141,6 +141,7 @@ def _cumulative_angle(process: Process, reference: Gaussian, times: tuple[float,
 def _angular_speed(process: Process, reference: Gaussian, tau: Tensor) -> Tensor:
     factor = reference.covariance(process, tau).cholesky()
     first, below, last = factor.entry(0, 0), factor.entry(1, 0), factor.entry(1, 1)
-    noise = process.diffusion(tau)
+    noise, drift = process.diffusion(tau).lift(factor.basis), process.drift(tau).lift(factor.basis)
     direct = noise.entry(0, 1) - noise.entry(0, 0) * below / first  # zero where noise enters the velocity alone
-    return -(process.drift(tau).entry(0, 1) * last + torch.where(direct == 0, 0.0, 0.5 * direct / last)) / first
+    speed: Tensor = drift.entry(0, 1) * last + torch.where(direct == 0, 0.0, 0.5 * direct / last)
+    return -speed / first

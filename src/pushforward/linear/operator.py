@@ -76,9 +76,7 @@ class Operator:
                 f"An operator over frequencies {self.basis.shape} met one over {basis.shape or 'pixels'}; "
                 "make both for the same image size."
             )
-            raise PushforwardError(
-                msg
-            )
+            raise PushforwardError(msg)
         where = len(self.batch_shape)
         return Operator(self.coefficients[(slice(None),) * where + (None,) * len(basis.shape)], basis)
 
@@ -149,7 +147,7 @@ class Operator:
     # -- action ---------------------------------------------------------------------------------------------------
 
     def apply(self, v: Tensor) -> Tensor:
-        """Act on *coordinates* `v` of shape `(batch, k * channels, *field)`; a batch of maps meets the state's batch."""
+        """Act on *coordinates* `v (batch, k * channels, *field)`; a batch of maps meets the state's batch."""
         return apply_coefficients(self.coefficients, v, frequencies=len(self.basis.shape))
 
     def __call__(self, u: Tensor) -> Tensor:
@@ -165,7 +163,8 @@ def apply_coefficients(coefficients: Tensor, v: Tensor, frequencies: int) -> Ten
     if k == 1:
         return c.reshape(*c.shape[:batch], 1, *field) * v
     c = c.reshape(*c.shape[: batch + 2], 1, *field)
-    return (c * v.unflatten(1, (k, -1)).unsqueeze(1)).sum(2).flatten(1, 2)
+    moved: Tensor = (c * v.unflatten(1, (k, -1)).unsqueeze(1)).sum(2)
+    return moved.flatten(1, 2)
 
 
 def stack(operators: list[Operator]) -> Operator:

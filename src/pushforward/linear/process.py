@@ -111,8 +111,8 @@ class ScaledProcess(Process):
 
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """`alpha, sigma, d alpha / dt, d sigma / dt`."""
-        (alpha, sigma), (d_alpha, d_sigma) = torch.func.jvp(self.alpha_sigma, (t,), (torch.ones_like(t),))
-        return alpha, sigma, d_alpha, d_sigma
+        values, rates = torch.func.jvp(self.alpha_sigma, (t,), (torch.ones_like(t),))  # type: ignore[misc]
+        return *values, *rates
 
     def drift(self, t: Tensor) -> Operator:
         alpha, _, d_alpha, _ = self.rates(t)
@@ -141,7 +141,7 @@ class ScaledProcess(Process):
 
 @dataclass(frozen=True)
 class VP(ScaledProcess):
-    """Variance preserving with linear beta: `du = -1/2 beta u dt + sqrt(beta) dw`, `beta_t = beta_min + t (beta_max - beta_min)`.
+    """Variance preserving, `du = -1/2 beta u dt + sqrt(beta) dw` with `beta_t = beta_min + t (beta_max - beta_min)`.
 
     References:
         Score-Based Generative Modeling through SDEs, Song et al., arXiv 2011.13456, eq. 11 and appendix C.
@@ -279,7 +279,8 @@ class Langevin(Process):
         return self.beta * t
 
     def _rate(self, t: Tensor) -> Tensor:
-        return torch.func.jvp(self.clock, (t,), (torch.ones_like(t),))[1]
+        rate: Tensor = torch.func.jvp(self.clock, (t,), (torch.ones_like(t),))[1]
+        return rate
 
     def drift(self, t: Tensor) -> Operator:
         beta, m = self._rate(t), self.inverse_mass

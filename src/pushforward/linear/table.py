@@ -72,6 +72,6 @@ class Discrete(ScaledProcess):
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         piece = (t.detach() * self.timesteps - 1e-9).floor().long().clamp(0, self.timesteps - 1)
         cubic, square, linear, constant = self._spline[:, piece]
-        x = t - piece / self.timesteps
+        x = t - piece.double() / self.timesteps
         angle = ((cubic * x + square) * x + linear) * x + constant
         return angle.cos(), angle.sin()

@@ -60,7 +60,8 @@ class BackboneConfig:
         if unknown or not {"in_channels", "out_channels"} <= set(values):
             msg = f"A network's settings have unknown or missing entries: {', '.join(sorted(values))}."
             raise PushforwardError(msg)
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**settings)
 
     @property
     def multiple(self) -> int:
@@ -104,7 +105,7 @@ def preset(name: str, *, field: tuple[int, int], **settings: Any) -> BackboneCon
 
 
 class Backbone(nn.Module):
-    """`(u, t, labels) -> prediction` on states `(batch, channels, height, width)`, `t` and `labels` of shape `(batch,)`.
+    """`(u, t, labels) -> prediction`: states `(batch, channels, height, width)`, `t` and `labels` `(batch,)`.
 
     Raises:
         PushforwardError: `diffusers` is not installed.
@@ -136,7 +137,7 @@ def _unet(config: BackboneConfig) -> nn.Module:
         ) from error
     levels, pixels = len(config.widths), config.patch**2
     inner = "Attn" if config.attention else ""
-    return UNet2DModel(
+    unet: nn.Module = UNet2DModel(  # type: ignore[assignment]
         in_channels=config.in_channels * pixels,
         out_channels=config.out_channels * pixels,
         block_out_channels=config.widths,
@@ -148,3 +149,4 @@ def _unet(config: BackboneConfig) -> nn.Module:
         add_attention=config.attention,
         num_class_embeds=config.classes + 1 if config.classes else None,
     )
+    return unet

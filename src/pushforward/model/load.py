@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pushforward.errors import PushforwardError
 from pushforward.model import zoo
 from pushforward.model.model import CONFIG, FORMAT, Model, load_model, read_json
 
 
-def load(source: str | Path, **settings: object) -> Model:
+def load(source: str | Path, **settings: Any) -> Model:
     """A model from the zoo, from a folder, or from the hub.
 
     Args:
@@ -31,10 +32,10 @@ def load(source: str | Path, **settings: object) -> Model:
         msg = f"{source} is a file; a model is a folder."
         raise PushforwardError(msg)
     elif str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
-        msg = f"No model {str(source)!r}: neither a folder nor one of the package's ({', '.join(zoo.names()) or 'none'})."
-        raise PushforwardError(
-            msg
+        msg = (
+            f"No model {str(source)!r}: neither a folder nor one of the package's ({', '.join(zoo.names()) or 'none'})."
         )
+        raise PushforwardError(msg)
     from pushforward.model.diffusers import diffusers_model
 
     return diffusers_model(source, **settings)

@@ -80,9 +80,7 @@ class Model:
             raise PushforwardError(msg)
         if condition.dtype == torch.long and not bool(((condition >= 0) & (condition < len(self.classes))).all()):
             msg = f"Labels of model {self.name!r} go from 0 to {len(self.classes) - 1}; got {condition.tolist()}."
-            raise PushforwardError(
-                msg
-            )
+            raise PushforwardError(msg)
         return replace(self, denoiser=self.denoiser.given(condition, guidance))
 
     def to(self, device: torch.device | str) -> Model:

@@ -6,6 +6,7 @@ with a neural network, `Function` with a formula.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -40,7 +41,7 @@ class Function:
 
     denoise: Callable[[Tensor, float], Tensor]
 
-    def at(self, process: Process, times: Tensor, like: Tensor) -> Ask:
+    def at(self, process: Process, times: Tensor, like: Tensor) -> Ask:  # noqa: ARG002 - the protocol's arguments
         """See `Denoiser`."""
         return lambda k, u: self.denoise(u, float(times[k]))
 
@@ -53,6 +54,7 @@ class Network:
         module: `(u, t, condition) -> prediction`, with `t (batch,)` already in the network's own units.
         prediction: what comes out.
         time_scale, time_shift: the network's time is `time_scale * t + time_shift`.
+        clock: if given, the network's time is `clock(t)` instead, of float64 times `(n,)`.
         reference: of the `residual` prediction.
         input_reference: if given, `u` is divided by the marginal standard deviation of these data (EDM's `c_in`).
         condition: labels `(batch,)` or embeddings `(batch, ...)`, passed on.
@@ -61,6 +63,7 @@ class Network:
         clip: clamp the denoised image to `[-clip, clip]`.
         threshold: dynamic thresholding: clamp to this quantile of the image's absolute values, if above `clip`
             (default 1), and divide by it.
+        threshold_max: the quantile counts as no more than this.
         autocast: run the module in this dtype.
         max_batch: split larger batches.
 
@@ -73,6 +76,7 @@ class Network:
     prediction: Prediction = "epsilon"
     time_scale: float = 1.0
     time_shift: float = 0.0
+    clock: Callable[[Tensor], Tensor] | None = None
     reference: Gaussian = POINT
     input_reference: Gaussian | None = None
     condition: Tensor | None = None
@@ -80,6 +84,7 @@ class Network:
     guidance: float = 1.0
     clip: float | None = None
     threshold: float | None = None
+    threshold_max: float = math.inf
     autocast: torch.dtype | None = None
     max_batch: int | None = None
 
@@ -89,12 +94,14 @@ class Network:
 
     def at(self, process: Process, times: Tensor, like: Tensor) -> Ask:
         """See `Denoiser`."""
-        on_state, on_prediction = (_Prepared(o, like) for o in denoising(process, self.prediction, times, self.reference))
+        pair = denoising(process, self.prediction, times, self.reference)
+        on_state, on_prediction = (_Prepared(operators, like) for operators in pair)
         scale = None
         if self.input_reference is not None:
             covariance = self.input_reference.covariance(process, times)
             scale = _Prepared(_inverse_deviation(covariance), like)
-        clock = (self.time_scale * times + self.time_shift).to(like.device, torch.float32)
+        own = self.time_scale * times + self.time_shift if self.clock is None else self.clock(times)
+        clock = own.to(like.device, torch.float32)
 
         def ask(k: int, u: Tensor) -> Tensor:
             prediction = self._predict(u if scale is None else scale(k, u), clock[k]).to(u.dtype)
@@ -129,7 +136,8 @@ class Network:
         if self.threshold is None:
             image = image.clamp(-bound, bound)
         else:
-            s = torch.quantile(image.flatten(1).abs().float(), self.threshold, 1).clamp_min(bound)
+            values = image.flatten(1).abs().to(torch.promote_types(image.dtype, torch.float32))
+            s = torch.quantile(values, self.threshold, 1).clamp(bound, self.threshold_max)
             s = s.to(image).view(-1, *[1] * (image.ndim - 1))
             image = bound * torch.minimum(torch.maximum(image, -s), s) / s
         return torch.cat([image, rest], 1) if rest.shape[1] else image

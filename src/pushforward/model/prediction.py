@@ -8,7 +8,8 @@ Every prediction is linear in the denoised state D and the state u at its time, 
 | `epsilon` | noise in the root's form, `R^-1 (u - Psi D)` (for scalars the usual noise prediction) | all |
 | `sample` | the clean image | all |
 | `score` | `-Sigma^-1 (u - Psi D)` | all |
-| `residual` | `(D - D_lin) / std`, the image's deviation from a reference Gaussian's posterior mean, in units of its posterior standard deviation: EDM's preconditioning for any linear diffusion | all |
+| `residual` | `(D - D_lin) / std`, the deviation from a reference Gaussian's posterior mean, in units of its | |
+|  | posterior standard deviation: EDM's preconditioning for any linear diffusion | all |
 | `v` | `alpha noise - sigma image` | scalars |
 | `velocity` | `du/dt` along the conditional path, `alpha' image + sigma' noise` | scalars |
 
@@ -68,7 +69,8 @@ def denoising(
         case _:
             msg = f"Unknown prediction {prediction!r}; known are {', '.join(PREDICTIONS)}."
             raise PushforwardError(msg)
-    return Operator.scalar(on_state / norm, basis=process.basis), Operator.scalar(on_prediction / norm, basis=process.basis)
+    scaled = (Operator.scalar(c / norm, basis=process.basis) for c in (on_state, on_prediction))
+    return next(scaled), next(scaled)
 
 
 PREDICTIONS: tuple[Prediction, ...] = ("epsilon", "sample", "score", "residual", "v", "velocity")

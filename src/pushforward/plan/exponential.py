@@ -25,7 +25,7 @@ References:
 from __future__ import annotations
 
 import math
-from functools import reduce
+from functools import partial, reduce
 from operator import sub
 from typing import Literal
 
@@ -34,8 +34,8 @@ from torch import Tensor
 
 from pushforward.errors import PushforwardError
 from pushforward.linear import IDENTITY, POINT, Gaussian, Operator, Process, whitening_angle
-from pushforward.plan.plan import Builder, Handle, Plan, Terms
-from pushforward.plan.quadrature import gauss_legendre, lagrange, reverse_transition, weighted
+from pushforward.plan.plan import Builder, Handle, Plan, Terms, total
+from pushforward.plan.quadrature import kernels, lagrange, reverse_transition, weighted
 
 Variable = Literal["time", "log-snr", "angle"]
 Corrector = Literal["reuse", "evaluate"]
@@ -94,44 +94,50 @@ def exponential(
     x = variable_at(process, variable, times, reference)
     psi = process.transition(times, torch.zeros_like(times))
     covariance = reference.covariance(process, times)
+    response, scale = reference.response(process, times), kappa(process, times, reference)
+    back = reverse_transition(process, times[1:], times[:-1], noise, reference)
+    constant = order == 0 and corrector is None and not reference  # then all is known in closed form
+    quadrature = kernels(times, covariance.basis, partial(_kernel, process, noise, reference))
 
     def deviation(k: int, handle: Handle) -> Terms:
-        t = times[k : k + 1]
-        linear = reference.response(process, t)[0]
-        r = handle.answer - builder.mean - linear @ (handle.state - psi[k] @ builder.mean)
-        return kappa(process, t, reference)[0] @ r
+        r = handle.answer - builder.mean - response[k] @ (handle.state - psi[k] @ builder.mean)
+        return scale[k] @ r
 
-    def step(k: int, state: Terms, nodes: list[int], deviations: list[Terms]) -> tuple[Terms, Operator | None]:
-        back, integrals = _step(process, times, k, x[nodes], reference, variable, noise)
-        total = psi[k + 1] @ builder.mean + back @ (state - psi[k] @ builder.mean)
-        for integral, d in zip(integrals, deviations, strict=True):
-            total = total + integral @ d
-        spread = covariance[k + 1] - back @ covariance[k] @ back.T
-        return total, spread.cholesky() if noise else None
+    def step(k: int, state: Terms, nodes: list[int]) -> Terms:
+        moved = psi[k + 1] @ builder.mean + back[k] @ (state - psi[k] @ builder.mean)
+        held = psi[k + 1] - back[k] @ psi[k]  # what a constant answer adds, for point data
+        if not reference and len(nodes) == 1:
+            return moved + held @ history[nodes[0]]
+        basis = lagrange(x[nodes], variable_at(process, variable, tau, reference))
+        integrals = [weighted(values, weights * b) for b in basis]
+        if not reference:  # their sum is known exactly: keep the quadrature's rounding out of it
+            integrals[-1] = reduce(sub, integrals[:-1], held)
+        return total([a @ history[j] for a, j in zip(integrals, nodes, strict=True)], moved)
 
     current = builder.start()
     history: dict[int, Terms] = {}
     last = len(times) - 2
     for k in range(last + 1):
+        if not constant:
+            tau, weights, values = next(quadrature)
         if k not in history:
             history[k] = deviation(k, current)
-        nodes = interpolation_nodes(x, k, range(max(0, k - order), k + 1))
-        terms, spread = step(k, current.state, nodes, [history[j] for j in nodes])
+        terms = step(k, current.state, interpolation_nodes(x, k, range(max(0, k - order), k + 1)))
         if corrector is None or k == last:
+            spread = (covariance[k + 1] - back[k] @ covariance[k] @ back[k].T).cholesky() if noise else None
             current = builder.node(float(times[k + 1]), terms, spread)
             continue
         predicted = builder.node(float(times[k + 1]), terms, stage=True)
         history[k + 1] = deviation(k + 1, predicted)
         nodes = interpolation_nodes(x, k, range(max(0, k - order), k + 2))
-        terms, _ = step(k, current.state, nodes, [history[j] for j in nodes])
-        current = builder.node(float(times[k + 1]), terms)
+        current = builder.node(float(times[k + 1]), step(k, current.state, nodes))
         if corrector == "evaluate":
             del history[k + 1]
     return builder.build(order=order, noise=noise, variable=variable, corrector=corrector)
 
 
 def interpolation_nodes(x: Tensor, k: int, candidates: range) -> list[int]:
-    """Those answers that a polynomial in the variable `x` can use in the step from k: where x is finite at both ends."""
+    """Those answers that a polynomial in `x` can use in the step from k: where x is finite at both ends of it."""
     if not math.isfinite(x[k + 1]):
         return [k]
     return [j for j in candidates if math.isfinite(x[j])] or [k]
@@ -146,32 +152,8 @@ def kappa(process: Process, t: Tensor, reference: Gaussian) -> Operator:
     return Operator.scalar((1 + snr).sqrt(), process.blocks, per_frequency)
 
 
-def _step(
-    process: Process, times: Tensor, k: int, nodes: Tensor, reference: Gaussian, variable: Variable, noise: float
-) -> tuple[Operator, list[Operator]]:
-    """`Psi^` and the integrals `J_j` from `times[k]` to `times[k + 1]`, for answers at `nodes` of the variable."""
-    start, end = float(times[k]), float(times[k + 1])
-    back = reverse_transition(process, end, times[k : k + 1], noise, reference)[0]
-    if not reference and len(nodes) == 1:  # the answer is constant: in closed form
-        return back, [_carried(process, end, back, start)]
-    tau, weights = gauss_legendre(start, end)
-    zero = torch.zeros_like(tau)
-    kernel = (
-        reverse_transition(process, end, tau, noise, reference)
-        @ process.diffusion(tau)
-        @ process.covariance(tau).inverse()
-        @ process.transition(tau, zero)
-        @ kappa(process, tau, reference).inverse()
-    )
-    basis = lagrange(nodes, variable_at(process, variable, tau, reference)) if len(nodes) > 1 else torch.ones(1, len(tau))
-    scale = -0.5 * (1 + noise**2) * weights
-    integrals = [weighted(kernel, scale * b) for b in basis.double()]
-    if not reference:  # point data: the integrals' sum is known in closed form, and rounding is best kept out of it
-        integrals[-1] = reduce(sub, integrals[:-1], _carried(process, end, back, start))
-    return back, integrals
-
-
-def _carried(process: Process, end: float, back: Operator, start: float) -> Operator:
-    """`Psi(end, 0) - Psi^ Psi(start, 0)`: what a constant answer adds in a step for point data."""
-    psi = process.transition(torch.tensor([start, end], dtype=torch.float64), torch.zeros(2, dtype=torch.float64))
-    return psi[1] - back @ psi[0]
+def _kernel(process: Process, noise: float, reference: Gaussian, tau: Tensor, end: Tensor) -> Operator:
+    """`-Psi^(end, tau) c G G^T Sigma_0^-1 Psi / kappa`, for times that run backwards."""
+    pull = process.diffusion(tau) @ process.covariance(tau).inverse() @ process.transition(tau, torch.zeros_like(tau))
+    carried = reverse_transition(process, end, tau, noise, reference)
+    return -0.5 * (1 + noise**2) * (carried @ pull @ kappa(process, tau, reference).inverse())

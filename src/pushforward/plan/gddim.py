@@ -29,6 +29,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -45,7 +46,7 @@ from pushforward.plan.exponential import (
     variable_at,
 )
 from pushforward.plan.plan import Builder, Handle, Plan, Terms, total
-from pushforward.plan.quadrature import gauss_legendre, lagrange, weighted
+from pushforward.plan.quadrature import kernels, lagrange, weighted
 
 
 def gddim(
@@ -86,6 +87,8 @@ def gddim(
     score = process.covariance(times).inverse()
     make = root if factor == "root" else _cholesky
     factors = make(process, times, reference)
+    constant = order == 0 and corrector is None and factor == "root"  # then all is known in closed form
+    quadrature = kernels(times, factors.basis, partial(_kernel, process, reference, make))
 
     def prediction(k: int, handle: Handle) -> Terms:
         return factors[k].T @ score[k] @ (handle.state - psi[k] @ handle.answer)
@@ -101,15 +104,18 @@ def gddim(
         nodes = interpolation_nodes(x, k, candidates)
         if factor == "root" and nodes == [k]:
             return frozen(k, state)
-        weights = zip(nodes, _integrals(process, times[k : k + 2], x[nodes], reference, variable, make), strict=True)
+        basis = lagrange(x[nodes], variable_at(process, variable, tau, reference))
+        integrals = [(j, weighted(values, weights * b)) for j, b in zip(nodes, basis, strict=True)]
         if factor == "cholesky":
-            return total([w @ predictions[j] for j, w in weights], ahead[k] @ state)
-        return total([w @ (predictions[j] - predictions[k]) for j, w in weights if j != k], frozen(k, state))
+            return total([b @ predictions[j] for j, b in integrals], ahead[k] @ state)
+        return total([b @ (predictions[j] - predictions[k]) for j, b in integrals if j != k], frozen(k, state))
 
     current = first = builder.start()
     predictions: dict[int, Terms] = {}
     last = len(times) - 2
     for k in range(last + 1):
+        if not constant:
+            tau, weights, values = next(quadrature)
         if k not in predictions:
             predictions[k] = prediction(k, current)
         terms = step(k, current.state, range(max(0, k - order), k + 1))
@@ -124,20 +130,10 @@ def gddim(
     return builder.build(order=order, corrector=corrector, factor=factor, variable=variable)
 
 
-def _integrals(
-    process: Process, step: Tensor, nodes: Tensor, reference: Gaussian, variable: Variable, make: Callable[..., Operator]
-) -> list[Operator]:
-    """`B_j` over one step, for predictions at `nodes` of the variable."""
-    start, end = float(step[0]), float(step[1])
-    tau, weights = gauss_legendre(start, end)
-    kernel = (
-        0.5
-        * process.transition(torch.full_like(tau, end), tau)
-        @ process.diffusion(tau)
-        @ make(process, tau, reference).inverse().T
-    )
-    basis = lagrange(nodes, variable_at(process, variable, tau, reference))
-    return [weighted(kernel, weights * b) for b in basis]
+def _kernel(process: Process, reference: Gaussian, make: Callable[..., Operator], tau: Tensor, end: Tensor) -> Operator:
+    """`1/2 Psi(end, tau) G G^T R_tau^-T`."""
+    carried = process.transition(end, tau) @ process.diffusion(tau)
+    return 0.5 * (carried @ make(process, tau, reference).inverse().T)
 
 
 def _cholesky(process: Process, t: Tensor, reference: Gaussian) -> Operator:
@@ -162,7 +158,7 @@ def ddim(process: Process, grid: Tensor, *, eta: float = 0.0, arrivals: Tensor |
 
 
 def ddpm(process: Process, grid: Tensor, *, variance: Literal["small", "large"] = "small") -> Plan:
-    """Ancestral sampling: DDIM(eta = 1), with the posterior's variance or the larger `Cov[u | u']` of the forward step."""
+    """Ancestral sampling: DDIM(eta = 1), with the posterior's variance or the larger one of the forward step."""
     return _posterior_family(process, grid, 1.0, "ddpm", None, large=variance == "large")
 
 

@@ -35,10 +35,8 @@ def log_snr(process: Process, steps: int, *, start: float | None = None, end: fl
     return _in_variable(process, steps, lambda t: -process.log_snr(t), start, end)
 
 
-def karras(
-    process: Process, steps: int, *, rho: float = 7.0, start: float | None = None, end: float = 0.0
-) -> Tensor:
-    """Equal steps in `(sigma / alpha)^(1 / rho)` down to `t_min`, then `end` (Karras et al., arXiv 2206.00364, eq. 5)."""
+def karras(process: Process, steps: int, *, rho: float = 7.0, start: float | None = None, end: float = 0.0) -> Tensor:
+    """Equal steps in `(sigma / alpha)^(1 / rho)` to `t_min`, then `end` (Karras et al., arXiv 2206.00364, eq. 5)."""
 
     def variable(t: Tensor) -> Tensor:
         return torch.where(t > 0, torch.exp(-process.log_snr(t) / rho), -math.inf)
@@ -46,23 +44,50 @@ def karras(
     return _in_variable(process, steps, variable, start, end)
 
 
-def angle(
-    process: Process, steps: int, *, scale: float = 0.5, start: float | None = None, end: float = 0.0
-) -> Tensor:
+def angle(process: Process, steps: int, *, scale: float = 0.5, start: float | None = None, end: float = 0.0) -> Tensor:
     """Equal steps in the whitening angle of data of standard deviation `scale`."""
     reference = Gaussian(scale**2)
     return _in_variable(process, steps, lambda t: whitening_angle(process, t, reference), start, end)
 
 
 def explicit(process: Process, times: Sequence[float]) -> Tensor:
-    """The given times."""
-    return torch.tensor(list(times), dtype=torch.float64)
+    """The given times, checked."""
+    return check_grid(process, torch.tensor(list(times), dtype=torch.float64))
+
+
+def shifted(process: Process, steps: int, *, shift: float = 1.0, last: float | None = None, end: float = 0.0) -> Tensor:
+    """Equal steps in s, then `t = shift s / (1 + (shift - 1) s)`: more of them near the noise (time must run 0 … 1).
+
+    Args:
+        process: any whose time goes to 1.
+        steps: how many.
+        shift: 1 is none.
+        last: s at which the last step begins; its steps before are equal. By default all are.
+        end: time of the last state.
+
+    References:
+        Scaling Rectified Flow Transformers, Esser et al., arXiv 2403.03206, eq. 23.
+    """
+    if last is None:
+        places = _unit(steps)[:-1]
+    else:
+        places = torch.linspace(1, last, steps, dtype=torch.float64)
+    times = process.t_max * shift * places / (1 + (shift - 1) * places)
+    return torch.cat([times, torch.tensor([end], dtype=torch.float64)])
 
 
 def timesteps(
-    process: Process, steps: int, *, spacing: str = "leading", offset: int = 0, final: float = 0.0
+    process: Process,
+    steps: int,
+    *,
+    spacing: str = "leading",
+    offset: int = 0,
+    final: float = 0.0,
+    drop_last: bool = False,
 ) -> Tensor:
     """The integer timesteps of `diffusers`' schedulers, then the time `final`.
+
+    Where the last timestep is at `final` already, the step between them would do nothing and is left out.
 
     Args:
         process: a `Discrete` process.
@@ -70,15 +95,18 @@ def timesteps(
         spacing: `leading`, `linspace` or `trailing` (Lin et al., arXiv 2305.08891, table 2).
         offset: added to the timesteps of `leading` spacing (`steps_offset`).
         final: time of the last state: 0 for clean data, `t_min` where `set_alpha_to_one` is off.
+        drop_last: place one timestep more and leave out the last (the multistep schedulers do; not for `trailing`).
 
     Raises:
         PushforwardError: the process has no timesteps, or too few of them.
     """
-    asked = asked_timesteps(process, steps, spacing, offset)
-    return torch.cat([(asked + 1) / len(process.alphas_cumprod), torch.tensor([final], dtype=torch.float64)])
+    more = drop_last and spacing != "trailing"
+    asked = asked_timesteps(process, steps + more, spacing, offset)[:steps]
+    times = (asked + 1) * process.t_min
+    return torch.cat([times[times > final + 1e-12], torch.tensor([final], dtype=torch.float64)])
 
 
-def asked_timesteps(process: Process, steps: int, spacing: str, offset: int) -> Tensor:
+def asked_timesteps(process: Process, steps: int, spacing: str, offset: int = 0) -> Tensor:
     """The integer timesteps themselves, decreasing, `(steps,)`."""
     if not isinstance(process, Discrete):
         msg = f"Timestep grids need a process given by a table; {process.name!r} has continuous time."
@@ -89,21 +117,65 @@ def asked_timesteps(process: Process, steps: int, spacing: str, offset: int) -> 
         raise PushforwardError(msg)
     match spacing:
         case "leading":
-            chosen = torch.arange(steps - 1, -1, -1, dtype=torch.float64) * (count // steps) + offset
+            chosen = torch.arange(steps - 1, -1, -1, dtype=torch.float64) * (count // steps)
+            return chosen + min(offset, count - 1 - int(chosen[0]))
         case "linspace":
-            chosen = torch.linspace(0, count - 1, steps, dtype=torch.float64).round().flip(0)
+            return torch.linspace(count - 1, 0, steps, dtype=torch.float64).round()
         case "trailing":
-            chosen = torch.arange(count, 0, -count / steps, dtype=torch.float64).round() - 1
+            return (count - torch.arange(steps, dtype=torch.float64) * (count / steps)).round() - 1
         case _:
             msg = f"Unknown timestep spacing {spacing!r}; use leading, linspace or trailing."
             raise PushforwardError(msg)
-    return chosen.clamp_max(count - 1)
 
 
 GRIDS: dict[str, Callable[..., Tensor]] = {
-    "uniform": uniform, "power": power, "log-snr": log_snr, "karras": karras, "angle": angle,
+    "uniform": uniform, "power": power, "log-snr": log_snr, "karras": karras, "angle": angle, "shifted": shifted,
     "explicit": explicit, "timesteps": timesteps,
 }  # fmt: skip
+
+
+def default(process: Process, steps: int, *, name: str = "uniform", **settings: object) -> Tensor:
+    """The grid that a model came with: `default(model.process, steps, **model.grid)`.
+
+    Args:
+        process: the diffusion.
+        steps: how many.
+        name: one of `GRIDS`.
+        settings: of that grid.
+
+    Raises:
+        PushforwardError: no grid of that name, or it does not take these settings.
+    """
+    if name not in GRIDS:
+        msg = f"Unknown grid {name!r}; known are {', '.join(GRIDS)}."
+        raise PushforwardError(msg)
+    try:
+        return GRIDS[name](process, steps, **settings)
+    except TypeError as error:
+        msg = f"Grid {name!r} does not take these settings: {error}."
+        raise PushforwardError(msg) from error
+
+
+def check_grid(process: Process, grid: Tensor) -> Tensor:
+    """The grid as float64 on the CPU.
+
+    Raises:
+        PushforwardError: not decreasing, too short, or outside `[0, t_max]`.
+    """
+    grid = torch.as_tensor(grid, dtype=torch.float64).cpu()
+    if grid.ndim != 1 or len(grid) < 2:
+        msg = f"A grid needs at least two times in one dimension; got shape {tuple(grid.shape)}."
+        raise PushforwardError(msg)
+    if not bool((grid.diff() < 0).all()):
+        msg = "A grid must strictly decrease, from noise to data."
+        raise PushforwardError(msg)
+    if float(grid[0]) > process.t_max * (1 + 1e-12) or float(grid[-1]) < 0:
+        msg = (
+            f"Grid times must lie in [0, {process.t_max:g}] for process {process.name!r}; "
+            f"got {float(grid[-1]):g} to {float(grid[0]):g}."
+        )
+        raise PushforwardError(msg)
+    return grid
 
 
 def _unit(steps: int) -> Tensor:
@@ -134,9 +206,9 @@ def _in_variable(
 
 
 def invert(variable: Callable[[Tensor], Tensor], values: Tensor, high: Tensor, low: Tensor) -> Tensor:
-    """Times in `[low, high]` at which an increasing function of time has `values`, by bisection to rounding."""
+    """Times in `[low, high]` at which an increasing function of time has `values`, by bisection to float64 rounding."""
     below, above = low.expand_as(values).clone(), high.expand_as(values).clone()
-    for _ in range(100):
+    for _ in range(60):
         middle = 0.5 * (below + above)
         later = variable(middle) < values
         below, above = torch.where(later, middle, below), torch.where(later, above, middle)

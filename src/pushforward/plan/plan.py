@@ -10,7 +10,7 @@ root's form is `R^-1 (u - Psi D)`), so solvers may think in whichever they like;
 there is no signal (alpha = 0, where noise predictions say nothing about the image) and where there is no noise, and
 for a single data point it is constant. `m` is the mean of a reference Gaussian, where the solver uses one.
 
-A *solver* is a function `(process, grid, ...) -> Plan`. It writes its update in the notation of its paper, with `Terms`:
+A *solver* is a function `(process, grid, ...) -> Plan`. It writes its update as its paper does, with `Terms`:
 
     plan = Builder(process, "ddim", grid)
     u = plan.start()
@@ -33,6 +33,7 @@ from torch import Tensor
 
 from pushforward.errors import PushforwardError
 from pushforward.linear import IDENTITY, Basis, Gaussian, Operator, Process
+from pushforward.plan.grid import check_grid
 
 
 class Register(NamedTuple):
@@ -118,12 +119,10 @@ class Plan:
                 if not operator.is_finite():
                     msg = (
                         f"The {register.kind} coefficient of {self.solver!r} at t = {node.time:.4g} is not finite for "
-                        f"process {self.process.name!r}; start the grid below t_max = {self.process.t_max:g}, or end it "
-                        f"at t_min = {self.process.t_min:.3g}."
+                        f"process {self.process.name!r}; start the grid below t_max = {self.process.t_max:g}, or end "
+                        f"it at t_min = {self.process.t_min:.3g}."
                     )
-                    raise PushforwardError(
-                        msg
-                    )
+                    raise PushforwardError(msg)
                 if register.node > index - (register.kind != "noise") and register.kind != "mean":
                     msg = f"Node {index} of {self.solver!r} refers to the later node {register.node}."
                     raise PushforwardError(msg)
@@ -217,27 +216,3 @@ class Builder:
 
     def _unit(self, kind: Literal["state", "answer", "noise", "mean"], index: int) -> Terms:
         return Terms({Register(kind, index): self._one})
-
-
-def check_grid(process: Process, grid: Tensor) -> Tensor:
-    """The grid as float64 on the CPU.
-
-    Raises:
-        PushforwardError: not decreasing, too short, or outside `[0, t_max]`.
-    """
-    grid = torch.as_tensor(grid, dtype=torch.float64).cpu()
-    if grid.ndim != 1 or len(grid) < 2:
-        msg = f"A grid needs at least two times in one dimension; got shape {tuple(grid.shape)}."
-        raise PushforwardError(msg)
-    if not bool((grid.diff() < 0).all()):
-        msg = "A grid must strictly decrease, from noise to data."
-        raise PushforwardError(msg)
-    if float(grid[0]) > process.t_max * (1 + 1e-12) or float(grid[-1]) < 0:
-        msg = (
-            f"Grid times must lie in [0, {process.t_max:g}] for process {process.name!r}; "
-            f"got {float(grid[-1]):g} to {float(grid[0]):g}."
-        )
-        raise PushforwardError(
-            msg
-        )
-    return grid

@@ -49,6 +49,7 @@ def dpm_solver_pp(
     log_snr = process.log_snr(times)
     psi = process.transition(times, torch.zeros_like(times))
     sigma = process.covariance(times)
+    backs = reverse_transition(process, times[1:], times[:-1], noise, POINT)
     last = len(times) - 2
     current, before = builder.start(), None
     for k in range(last + 1):
@@ -58,7 +59,7 @@ def dpm_solver_pp(
         if not first_order and before is not None:
             answer = answer + float(0.5 * steps[1] / steps[0]) * (answer - before)
         before = current.answer
-        back = reverse_transition(process, float(times[k + 1]), times[k : k + 1], noise, POINT)[0]
+        back = backs[k]
         spread = (sigma[k + 1] - back @ sigma[k] @ back.T).cholesky() if noise else None
         terms = psi[k + 1] @ answer + back @ (current.state - psi[k] @ answer)
         current = builder.node(float(times[k + 1]), terms, spread)
@@ -89,10 +90,10 @@ def unipc(process: Process, grid: Tensor, *, order: int = 2, lower_final: bool =
     def step(k: int, state: Terms, answer: Terms) -> Terms:
         return psi[k + 1] @ answer + factor[k + 1] @ factor[k].inverse() @ (state - psi[k] @ answer)
 
-    def combined(k: int, others: list[int], *, corrects: bool) -> Terms:
+    def combined(k: int, others: list[int]) -> Terms:
         """`D_k + sum rho_j (D_j - D_k) / r_j`, r_j the place of answer j in units of the step."""
         ratios = (x[others] - x[k]) / (x[k + 1] - x[k])
-        rho = _weights(ratios, float(x[k + 1] - x[k]), corrects=corrects)
+        rho = _weights(ratios, float(x[k + 1] - x[k]))
         differences = (float(w / r) * (answers[j] - answers[k]) for w, r, j in zip(rho, ratios, others, strict=True))
         return total(differences, answers[k])
 
@@ -100,20 +101,20 @@ def unipc(process: Process, grid: Tensor, *, order: int = 2, lower_final: bool =
         p = min(order, last + 1 - k) if lower_final else order
         others = interpolation_nodes(x, k, range(max(0, k - p + 1), k))
         others = [j for j in reversed(others) if j != k]
-        terms = step(k, current.state, combined(k, others, corrects=False))
+        terms = step(k, current.state, combined(k, others))
         if k == last:
             current = builder.node(float(times[k + 1]), terms)
             break
         predicted = builder.node(float(times[k + 1]), terms, stage=True)
         answers[k + 1] = predicted.answer
         usable = math.isfinite(x[k])
-        corrected = step(k, current.state, combined(k, [*others, k + 1], corrects=True)) if usable else terms
+        corrected = step(k, current.state, combined(k, [*others, k + 1])) if usable else terms
         current = builder.node(float(times[k + 1]), corrected)
     return builder.build(order=order)
 
 
-def _weights(ratios: Tensor, h: float, *, corrects: bool) -> Tensor:
-    """`rho` of UniPC: `sum_j rho_j r_j^(n-1) = n! phi_{n+1}(-h) (-h) / B`, n = 1 …; one unknown is set to 1/2 as published."""
+def _weights(ratios: Tensor, h: float) -> Tensor:
+    """UniPC's `rho`: `sum_j rho_j r_j^(n-1) = n! phi_{n+1}(-h) (-h) / B`, n = 1 …; a lone one is 1/2, as published."""
     count = len(ratios)
     if count == 0:
         return ratios

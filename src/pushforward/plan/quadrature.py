@@ -6,30 +6,52 @@ schedule does not), so Gauss–Legendre in y converges geometrically: 32 nodes a
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
-from pushforward.linear import Gaussian, Operator, Process, root
+from pushforward.linear import Basis, Gaussian, Operator, Process, root
 
 NODES = 32
+_NUMBERS = 2**21  # coefficients of an operator held at a time
 
 
-def gauss_legendre(start: float, end: float, nodes: int = NODES) -> tuple[Tensor, Tensor]:
-    """Times from `start` to `end` and weights, `int_start^end f dt ~ sum w f(tau)`; signed, so `end < start` is fine."""
+def gauss_legendre(start: Tensor, end: Tensor, nodes: int = NODES) -> tuple[Tensor, Tensor]:
+    """Times from `start (steps,)` to `end`, weights `(steps, nodes)`: `int_start^end f dt ~ sum w f(tau)`, signed."""
     x, w = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(nodes))
-    middle, half = 0.5 * (start**0.5 + end**0.5), 0.5 * (end**0.5 - start**0.5)
+    middle, half = 0.5 * (start.sqrt() + end.sqrt())[:, None], 0.5 * (end.sqrt() - start.sqrt())[:, None]
     y = middle + half * x
     return y.square(), 2 * half * y * w
 
 
+def kernels(
+    times: Tensor, basis: Basis, kernel: Callable[[Tensor, Tensor], Operator]
+) -> Iterator[tuple[Tensor, Tensor, Operator]]:
+    """Quadrature times, weights and a kernel's values at them, step by step of the grid `times`.
+
+    Args:
+        times: the grid, `(steps + 1,)`.
+        basis: of the kernel; steps are worked many at a time, as many as its size allows.
+        kernel: `(tau (steps, nodes), ends (steps, 1)) -> operators (steps, nodes)`.
+    """
+    tau, weights = gauss_legendre(times[:-1], times[1:])
+    size = max(1, _NUMBERS // (4 * NODES * math.prod(basis.shape)))
+    for t, w, end in zip(tau.split(size), weights.split(size), times[1:, None].split(size), strict=True):
+        values = kernel(t, end)
+        for k in range(len(t)):
+            yield t[k], w[k], values[k]
+
+
 def lagrange(nodes: Tensor, at: Tensor) -> Tensor:
     """Lagrange's basis polynomials of `nodes (n,)` at points `at (m,)`, `(n, m)`."""
-    ratios = (at[None, None, :] - nodes[None, :, None]) / (nodes[:, None] - nodes[None, :] + torch.eye(len(nodes)))[
-        :, :, None
-    ]
-    return torch.where(torch.eye(len(nodes), dtype=torch.bool)[:, :, None], 1.0, ratios).prod(1)
+    same = torch.eye(len(nodes), dtype=torch.bool)
+    gaps = (nodes[:, None] - nodes[None, :]).masked_fill(same, 1.0)
+    ratios = (at[None, None, :] - nodes[None, :, None]) / gaps[:, :, None]
+    return ratios.masked_fill(same[:, :, None], 1.0).prod(1)
 
 
 def weighted(operators: Operator, weights: Tensor) -> Operator:
@@ -37,46 +59,57 @@ def weighted(operators: Operator, weights: Tensor) -> Operator:
     return Operator(torch.tensordot(weights, operators.coefficients, dims=1), operators.basis)
 
 
-def reverse_transition(process: Process, end: float, times: Tensor, noise: float, reference: Gaussian) -> Operator:
-    r"""`Psi^(end, tau)` of the reverse diffusion that keeps `reference`'s marginals, for each tau of `times (n,)`.
+def reverse_transition(process: Process, end: Tensor, times: Tensor, noise: float, reference: Gaussian) -> Operator:
+    r"""`Psi^(end, tau)` of the reverse diffusion that keeps `reference`'s marginals.
 
     It solves `dPsi^/dt = (F + (1 + noise^2) / 2 G G^T Sigma_t^-1) Psi^` (gDDIM, arXiv 2206.05564, section 4).
     With no noise it is `R_end R_tau^-1`; with `noise = 1`, the posterior's `Sigma_end Psi(tau, end)^T Sigma_tau^-1`.
     Between and beyond, scalars obey `Psi^ = (R' / R) (Psi(tau, end) R' / R)^(noise^2)`, and blocks are followed in the
     root's coordinates, where only `noise^2 / 2 R^-1 G G^T R^-T` is left, by a fourth-order Magnus integrator.
+
+    Args:
+        process: the diffusion.
+        end: earlier times, of a shape that broadcasts to that of `times`.
+        times: tau, `(*batch,)`.
+        noise: lambda.
+        reference: N(m, C).
     """
-    last = torch.tensor([end], dtype=torch.float64)
     if noise == 1:
-        gain = reference.covariance(process, last) @ process.transition(times, last.expand_as(times)).T
+        gain = reference.covariance(process, end) @ process.transition(times, end).T
         return gain @ reference.covariance(process, times).inverse()
-    ratio = root(process, last, reference) @ root(process, times, reference).inverse()
+    last, back = root(process, end, reference), root(process, times, reference).inverse()
     if noise == 0:
-        return ratio
+        return last @ back
     if process.blocks == 1:
-        shrink = process.transition(times, last.expand_as(times)) @ ratio
+        ratio = last @ back
+        shrink = process.transition(times, end) @ ratio
         return Operator(ratio.coefficients * shrink.coefficients.pow(noise**2), ratio.basis)
-    if end == 0 and not reference:
-        msg = f"The reverse diffusion of {process.name!r} with noise {noise} has no limit at t = 0; end the grid at t_min."
+    if not reference and bool((end == 0).any()):
+        msg = (
+            f"The reverse diffusion of {process.name!r} with noise {noise} has no limit at t = 0; "
+            "end the grid at t_min."
+        )
         raise PushforwardError(
             msg
         )
-    middle = _magnus(process, end, times, noise, reference)
-    return root(process, last, reference) @ middle @ root(process, times, reference).inverse()
+    return last @ _magnus(process, end, times, noise, reference) @ back
 
 
-def _magnus(process: Process, end: float, times: Tensor, noise: float, reference: Gaussian, panels: int = 24) -> Operator:
-    """`Y(end, tau)` of `dY/dt = noise^2 / 2 R^-1 G G^T R^-T Y`, for each tau."""
-    y_end, y = end**0.5, times.sqrt()[:, None]
-    edges = y + (y_end - y) * torch.linspace(0, 1, panels + 1, dtype=torch.float64)  # (n, panels + 1), from tau to end
-    half, middle = 0.5 * edges.diff(dim=1), 0.5 * (edges[:, 1:] + edges[:, :-1])
+def _magnus(
+    process: Process, end: Tensor, times: Tensor, noise: float, reference: Gaussian, panels: int = 24
+) -> Operator:
+    """`Y(end, tau)` of `dY/dt = noise^2 / 2 R^-1 G G^T R^-T Y`, in panels of equal length in `y = sqrt(t)`."""
+    y, y_end = (x[..., None] for x in torch.broadcast_tensors(times.sqrt(), end.sqrt()))
+    edges = y + (y_end - y) * torch.linspace(0, 1, panels + 1, dtype=torch.float64)  # from tau to end
+    half, middle = 0.5 * edges.diff(dim=-1), 0.5 * (edges[..., 1:] + edges[..., :-1])
     at = torch.stack([middle - half / 3**0.5, middle + half / 3**0.5])  # Gauss-Legendre, two points
-    factor = root(process, at.square(), reference).inverse()
-    rate = 0.5 * noise**2 * (factor @ process.diffusion(at.square()) @ factor.T) * (2 * at)
-    first, second = rate[0] * half, rate[1] * half
-    commutator = second @ first - first @ second
-    exponent = first + second + (3**0.5 / 3) * commutator
+    inverse = root(process, at.square(), reference).inverse()
+    rate = 0.5 * noise**2 * (inverse @ process.diffusion(at.square()) @ inverse.T) * (2 * at * half)
+    first, second = rate[0], rate[1]
+    exponent = first + second + (3**0.5 / 3) * (second @ first - first @ second)
     steps = torch.linalg.matrix_exp(exponent.coefficients)
-    total = steps[:, 0]
+    where = times.ndim
+    total = steps.select(where, 0)
     for k in range(1, panels):
-        total = steps[:, k] @ total
+        total = steps.select(where, k) @ total
     return Operator(total, exponent.basis)

@@ -23,7 +23,7 @@ from torch import Tensor
 from pushforward.errors import PushforwardError
 from pushforward.linear import Operator, Process, root
 from pushforward.plan.grid import invert
-from pushforward.plan.plan import Builder, Handle, Plan, Terms, total
+from pushforward.plan.plan import Builder, Plan, Terms, total
 
 
 @dataclass(frozen=True)
@@ -76,37 +76,35 @@ def runge_kutta(
     def frame(t: Tensor) -> Operator:
         return root(process, t) if coordinates == "noise" else process.transition(t, torch.zeros_like(t))
 
-    def slope(t: Tensor, handle: Handle) -> Terms:
-        """`dy / dx` at a node."""
-        on_state, on_answer = process.flow(t)
-        rate = -process.log_snr_rate(t) * (1 if coordinates == "noise" else variable(t))
-        inverse = frame(t).inverse() * (1 / rate)
-        if coordinates == "noise":
-            return inverse[0] @ on_answer[0] @ handle.answer
-        return inverse[0] @ ((on_state - process.drift(t))[0] @ handle.state + on_answer[0] @ handle.answer)
-
     current = builder.start()
-    for t, s in zip(builder.grid[:-1], builder.grid[1:], strict=True):
-        ends = variable(torch.stack([t, s]))
-        if not bool(ends.isfinite().all()) or float(s) == 0:
-            both = torch.stack([t, s])
-            psi, factor = process.transition(both, torch.zeros_like(both)), root(process, both)
-            ratio = factor[1] @ factor[0].inverse()
-            current = builder.node(
-                float(s), psi[1] @ current.answer + ratio @ (current.state - psi[0] @ current.answer)
-            )
+    times, rule_nodes = builder.grid, torch.tensor(rule.nodes, dtype=torch.float64)
+    ends = variable(times)
+    regular = ends[:-1].isfinite() & ends[1:].isfinite() & (times[1:] > 0)
+    h = torch.where(regular, ends.diff(), 0.0)
+    at = invert(variable, (ends[:-1, None] + h[:, None] * rule_nodes).nan_to_num(), times[0], times[-1])
+    at = torch.where(rule_nodes == 0, times[:-1, None], torch.where(rule_nodes == 1, times[1:, None], at))
+    at = torch.where(regular[:, None], at, times[:-1, None])  # (steps, stages)
+    frames, first, last = frame(at), frame(times[:-1]).inverse(), frame(times[1:])
+    on_state, on_answer = process.flow(at)
+    inverse = frames.inverse() * (-1 / (process.log_snr_rate(at) * (1 if coordinates == "noise" else variable(at))))
+    on_state = inverse @ (on_state - process.drift(at))
+    on_answer = inverse @ on_answer
+    psi, factor = process.transition(times, torch.zeros_like(times)), root(process, times)
+    for k in range(len(times) - 1):
+        if not regular[k]:
+            ratio = factor[k + 1] @ factor[k].inverse()
+            terms = psi[k + 1] @ current.answer + ratio @ (current.state - psi[k] @ current.answer)
+            current = builder.node(float(times[k + 1]), terms)
             continue
-        h = ends[1] - ends[0]
-        at = invert(variable, ends[0] + h * torch.tensor(rule.nodes, dtype=torch.float64), t, s)
-        at = torch.where(torch.tensor(rule.nodes) == 0, t, torch.where(torch.tensor(rule.nodes) == 1, s, at))
-        start = frame(t[None])[0].inverse() @ current.state
+        start = first[k] @ current.state
         slopes: list[Terms] = []
-        for c, row in zip(at, rule.matrix, strict=True):
+        for s, row in enumerate(rule.matrix):
             stage = current
             if row:
-                moved = total((float(a * h) * k for a, k in zip(row, slopes, strict=True) if a), start)
-                stage = builder.node(float(c), frame(c[None])[0] @ moved, stage=True)
-            slopes.append(slope(c[None], stage))
-        moved = total((float(b * h) * k for b, k in zip(rule.weights, slopes, strict=True) if b), start)
-        current = builder.node(float(s), frame(s[None])[0] @ moved)
+                moved = total((float(a * h[k]) * slope for a, slope in zip(row, slopes, strict=True) if a), start)
+                stage = builder.node(float(at[k, s]), frames[k][s] @ moved, stage=True)
+            slope = on_answer[k][s] @ stage.answer
+            slopes.append(slope if coordinates == "noise" else slope + on_state[k][s] @ stage.state)
+        moved = total((float(b * h[k]) * slope for b, slope in zip(rule.weights, slopes, strict=True) if b), start)
+        current = builder.node(float(times[k + 1]), last[k] @ moved)
     return builder.build(coordinates=coordinates)

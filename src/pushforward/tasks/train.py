@@ -1,27 +1,20 @@
-r"""Training a model of any linear diffusion.
+"""Training a model of any linear diffusion.
 
-Given the clean image x and white noise xi, a state is `u_t = Psi(t, 0) x + L_t xi` with `L_t L_t^T = Sigma_t`, and
-every kind of prediction p is linear in x and u: `x = on_state u + on_prediction p` (see `model.prediction`). So what
-the network sees and what it should answer are both *linear in x and xi*, with coefficients known beforehand:
+The loss is the mean square of `network(u, t) - target` over images, noise and times, with state and target as `Lesson`
+makes them for the process and the prediction. The default prediction, the residual of the reference Gaussian, has unit
+variance at every time.
 
-    u      = Psi x + L xi,
-    target = on_prediction^-1 (x - on_state u).
-
-`Lesson` is the table of these coefficients at many times, and the loss is the mean square of `network(u, t) - target`.
-One code therefore trains VP, VE, flow matching, blurring and Langevin diffusions, with any prediction. The times are
-equally spaced in the whitening angle of the data's reference Gaussian, so that no noise level is neglected. The default
-prediction, the residual of that Gaussian, has unit variance at all of them.
-
-Nothing is drawn from a global generator: the images, times, noise and dropped labels of a step are functions of (seed,
+Nothing is drawn from a global generator: the images, times, noise and hidden labels of a step are functions of (seed,
 step, process). So a run that is killed and resumed gives the weights of a run that was not.
 
 References:
-    Karras et al., arXiv 2206.00364, section 5 (preconditioning); Zhang et al. (gDDIM), arXiv 2206.05564, eq. 9 and
-    algorithm 1 (the R-form of epsilon); Ho & Salimans, arXiv 2207.12598, algorithm 1 (dropping labels).
+    Ho & Salimans, arXiv 2207.12598, algorithm 1 (hiding labels);
+    Karras et al., arXiv 2206.00364, section 5 (preconditioning).
 """
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -31,23 +24,28 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from pushforward.data import ImageData
 from pushforward.errors import PushforwardError
+from pushforward.execute import run as run_plan
 from pushforward.files import atomic_path
-from pushforward.linear import Gaussian, Operator, Process, apply_coefficients, process_from_config, whitening_angle
+from pushforward.linear import Gaussian, Process, process_from_config
 from pushforward.model.backbone import Backbone, BackboneConfig, preset
 from pushforward.model.model import Model, save_model, trained
-from pushforward.model.prediction import Prediction, denoising, is_image
+from pushforward.model.network import Network
+from pushforward.model.prediction import Prediction, is_image
+from pushforward.plan import SOLVERS
+from pushforward.plan.grid import angle
+from pushforward.tasks.illustrate import loss_curve, picture
+from pushforward.tasks.lesson import TIMES, Draws, Lesson
 
-__all__ = ["Lesson", "Report", "TrainConfig", "train"]
+__all__ = ["Card", "Report", "TrainConfig", "train"]
 
-_TIMES = 1024
 _FIELD_PROCESSES = {"blurring", "blurring-langevin"}
 _MAY_CHANGE = {"steps", "minutes", "save_every", "sample_every", "log_every", "half", "compile", "card"}
 
@@ -117,16 +115,20 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if self.steps is None and self.minutes is None:
-            raise PushforwardError("Say when to stop: give steps or minutes.")
+            msg = "Say when to stop: give steps or minutes."
+            raise PushforwardError(msg)
         for name in ("steps", "minutes", "batch", "learning_rate", "save_every", "sample_every", "log_every", "scale"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise PushforwardError(f"The option {name} must be positive; got {value}.")
+                msg = f"The option {name} must be positive; got {value}."
+                raise PushforwardError(msg)
         for name in ("ema", "label_dropout"):
             if not 0 <= getattr(self, name) < 1:
-                raise PushforwardError(f"The option {name} must be at least 0 and below 1; got {getattr(self, name)}.")
+                msg = f"The option {name} must be at least 0 and below 1; got {getattr(self, name)}."
+                raise PushforwardError(msg)
         if self.precision not in ("auto", "no", "bf16", "fp16"):
-            raise PushforwardError(f"The precision is auto, no, bf16 or fp16; got {self.precision!r}.")
+            msg = f"The precision is auto, no, bf16 or fp16; got {self.precision!r}."
+            raise PushforwardError(msg)
 
 
 @dataclass(frozen=True)
@@ -154,119 +156,7 @@ class Report:
     resumed_from: int
 
 
-# -- what is asked and what should be answered --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Lesson:
-    """Questions and right answers: coefficients of states and targets on (image, noise) at a table of times.
-
-    Args:
-        process: the diffusion.
-        times: float64 `(n,)`.
-        state: `Psi` and `L`, batched over the times.
-        target: likewise, of the prediction.
-        input_scale: `(n, k)`, by which the network's input is multiplied, each field with its own.
-        image_only: whether predictions are images without a velocity.
-    """
-
-    process: Process
-    times: Tensor
-    state: tuple[Operator, Operator]
-    target: tuple[Operator, Operator]
-    input_scale: Operator
-    image_only: bool
-
-    @classmethod
-    def make(cls, process: Process, prediction: Prediction, reference: Gaussian, count: int = _TIMES) -> Lesson:
-        """The table at `count` times equally spaced in the reference's whitening angle."""
-        times = spread_times(process, reference, count)
-        psi = process.transition(times, torch.zeros_like(times))
-        noise = process.covariance(times).cholesky()
-        on_state, on_prediction = denoising(process, prediction, times, reference)
-        if is_image(prediction):
-            invert = Operator.scalar(1 / on_prediction.entry(0, 0), process.blocks, on_prediction.basis)
-        else:
-            invert = on_prediction.inverse()
-        one = Operator.scalar(torch.ones_like(times), process.blocks)
-        target = invert @ (one - on_state @ psi), -(invert @ on_state @ noise)
-        scale = input_scale(process, times, reference)
-        lesson = cls(process, times, (psi, noise), target, scale, is_image(prediction))
-        for operator in (*lesson.state, *lesson.target, scale):
-            if not operator.is_finite():
-                raise PushforwardError(
-                    f"The prediction {prediction!r} of process {process.name!r} is infinite at some times; use 'residual'."
-                )
-        return lesson
-
-    def draw(self, images: Tensor, k: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """The network's input and target at times `k (batch,)` for clean images and white noise."""
-        basis = self.process.basis
-        x = basis.forward(self.process.lift(images))
-        state = _combine(self.state, k, x, noise, len(basis.shape))
-        target = _combine(self.target, k, x, noise, len(basis.shape))
-        if self.image_only:
-            target = self.process.image(target)
-        seen = apply_coefficients(self.input_scale.coefficients[k], basis.inverse(state), 0)
-        return seen, basis.inverse(target)
-
-    def to(self, device: torch.device) -> Lesson:
-        """The same on a device, in single precision."""
-
-        def move(o: Operator) -> Operator:
-            return Operator(o.coefficients.to(device, torch.float32), o.basis)
-
-        pairs = ((move(a), move(b)) for a, b in (self.state, self.target))
-        state, target = pairs
-        return replace(self, times=self.times, state=state, target=target, input_scale=move(self.input_scale))
-
-
-def spread_times(process: Process, reference: Gaussian, count: int) -> Tensor:
-    """The middles of `count` equal pieces of the whitening angle between `t_min` and `t_max`, ascending."""
-    from pushforward.plan.grid import invert
-
-    low, high = (torch.tensor(t, dtype=torch.float64) for t in (process.t_min, process.t_max))
-    first, last = whitening_angle(process, torch.stack([low, high]), reference)
-    middles = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    return invert(lambda t: whitening_angle(process, t, reference), first + (last - first) * middles, high, low)
-
-
-def input_scale(process: Process, times: Tensor, reference: Gaussian) -> Operator:
-    """What `Network` multiplies its states by when it has an `input_reference`."""
-    from pushforward.model.network import _inverse_deviation
-
-    return _inverse_deviation(reference.covariance(process, times))
-
-
-def _combine(pair: tuple[Operator, Operator], k: Tensor, x: Tensor, noise: Tensor, frequencies: int) -> Tensor:
-    a, b = pair
-    return apply_coefficients(a.coefficients[k], x, frequencies) + apply_coefficients(b.coefficients[k], noise, frequencies)
-
-
-@dataclass(frozen=True)
-class Draws:
-    """What is random in a step, as a function of (seed, step, rank)."""
-
-    seed: int
-    count: int
-    batch: int
-
-    def generator(self, *purpose: int) -> torch.Generator:
-        """A generator of its own for each purpose."""
-        state = np.random.SeedSequence([self.seed, *purpose]).generate_state(1, np.uint64)
-        return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
-
-    def indices(self, step: int) -> Tensor:
-        """The images of a step: every epoch goes through a new permutation of all."""
-        positions = torch.arange(step * self.batch, (step + 1) * self.batch)
-        epochs = positions // self.count
-        return torch.cat([self._order(int(e))[positions[epochs == e] % self.count] for e in epochs.unique()])
-
-    def _order(self, epoch: int) -> Tensor:
-        return torch.randperm(self.count, generator=self.generator(0, epoch))
-
-
-# -- the run ------------------------------------------------------------------------------------------------------------
+# -- the run ---------------------------------------------------------------------------------------------------------
 
 
 def train(
@@ -293,7 +183,7 @@ def train(
         OSError: the folder cannot be written; the last checkpoint remains.
     """
     run = _Run(config, data, Path(folder))
-    return run.go(callback or (lambda step, loss, done: None))
+    return run.go(callback)
 
 
 class _Run:
@@ -301,7 +191,8 @@ class _Run:
 
     def __init__(self, config: TrainConfig, data: ImageData, folder: Path) -> None:
         if len(data) == 0:
-            raise PushforwardError("There are no images to train on.")
+            msg = "There are no images to train on."
+            raise PushforwardError(msg)
         self.config, self.data, self.folder = config, data, folder
         channels, *size = data.images.shape[1:]
         self.process = make_process(config, (size[0], size[1]))
@@ -324,6 +215,7 @@ class _Run:
             fused=True,
         )
         self.model = self._model()
+        assert isinstance(self.model.denoiser, Network)
         self.clock = (self.model.denoiser.time_scale * self.lesson.times).to(self.device, torch.float32)
         network: nn.Module = torch.compile(self.network) if config.compile else self.network  # type: ignore[assignment]
         self.wrapped, self.optimizer = self.accelerator.prepare(network, optimizer)
@@ -356,7 +248,7 @@ class _Run:
 
     # -- the loop
 
-    def go(self, callback: Callable[[int, float, float], None]) -> Report:
+    def go(self, callback: Callable[[int, float, float], None] | None) -> Report:
         self.wrapped.train()
         clock, started = time.monotonic(), self.seconds
         while self._fraction() < 1:
@@ -367,7 +259,8 @@ class _Run:
                 self.seconds = self._agreed(self.seconds)
             self.scheduler.step()
             self._keep()
-            callback(self.step, self.losses[-1], self._fraction())
+            if callback is not None:
+                callback(self.step, self.losses[-1], self._fraction())
         if self.step > self.resumed_from:
             self._save()
             self._illustrate()
@@ -386,8 +279,9 @@ class _Run:
         self.average.update_parameters(self.network)
         value = float(self.accelerator.gather(loss.detach().reshape(1)).mean())
         if not math.isfinite(value):
+            msg = f"The loss is not finite at step {self.step}; the last checkpoint is kept. Use a lower learning rate."
             raise PushforwardError(
-                f"The loss is not finite at step {self.step}; the checkpoint before it is kept. Use a lower learning rate."
+                msg
             )
         return value
 
@@ -397,7 +291,7 @@ class _Run:
         chosen = self.draws.indices(self.step)[rank::ranks]
         images = self.data.images[chosen].to(self.device).float() / 127.5 - 1
         generator = self.draws.generator(1, self.step, rank)
-        k = torch.randint(_TIMES, (len(chosen),), generator=generator)
+        k = torch.randint(TIMES, (len(chosen),), generator=generator)
         shape = (len(chosen), self.process.blocks * images.shape[1], *images.shape[2:])
         noise = torch.randn(shape, generator=generator).to(self.device)
         labels = self.data.labels
@@ -454,12 +348,14 @@ class _Run:
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": {k: v for k, v in self.scheduler.state_dict().items() if k != "lr_lambdas"},
+            "scheduler": {**self.scheduler.state_dict(), "lr_lambdas": [None]},
             "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
         }
         _save_model(self)
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
         with atomic_path(self._training / "checkpoint.pt") as temporary:
-            torch.save(state, temporary)
+            temporary.write_bytes(buffer.getbuffer())  # an error of the disk has its own name this way
 
     def _resume(self) -> int:
         path = self._training / "checkpoint.pt"
@@ -468,12 +364,13 @@ class _Run:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # pickle, zip and runtime errors of a file that is no checkpoint
-            raise PushforwardError(f"{path} is no readable checkpoint; remove it to start anew.") from error
+            msg = f"{path} is no readable checkpoint; remove it to start anew."
+            raise PushforwardError(msg) from error
         self._check_same(state)
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
+        self.scheduler.load_state_dict({**state["scheduler"], "lr_lambdas": [None]})
         if state["scaler"] is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.seconds, self.losses = state["step"], state["seconds"], state["losses"].tolist()
@@ -486,9 +383,12 @@ class _Run:
         if state["data"] != [len(self.data), *self.data.images.shape[1:]]:
             changed.append("data")
         if changed:
-            raise PushforwardError(
+            msg = (
                 f"{self.folder} holds a training with other settings ({', '.join(changed)} differ); "
                 "give the same ones to go on with it, or another folder."
+            )
+            raise PushforwardError(
+                msg
             )
 
     def _trim_log(self) -> None:
@@ -503,8 +403,6 @@ class _Run:
     def _illustrate(self) -> None:
         if not self.accelerator.is_main_process:
             return
-        from pushforward.tasks.illustrate import loss_curve, picture
-
         with atomic_path(self._training / f"samples-{self.step:07d}.png") as temporary:
             picture(self.sample()).save(temporary)
         with atomic_path(self._training / "loss.png") as temporary:
@@ -512,8 +410,10 @@ class _Run:
 
     def _model(self) -> Model:
         """The averaged network as a model."""
+        module = self.average.module
+        assert isinstance(module, Backbone)
         return trained(
-            self.average.module,
+            module,
             self.process,
             tuple(self.data.images.shape[1:]),
             name=self.folder.name,
@@ -525,10 +425,6 @@ class _Run:
     @torch.no_grad()
     def sample(self, rows: int = 8, columns: int = 10, steps: int = 30) -> Tensor:
         """A few images in [-1, 1] from the averaged network, a class a column, by deterministic DDIM."""
-        from pushforward.execute.sequential import run
-        from pushforward.plan import SOLVERS
-        from pushforward.plan.grid import angle
-
         classes = len(self.data.classes)
         count = rows * columns
         labels = (torch.arange(count) % columns % classes).to(self.device) if classes else None
@@ -538,7 +434,7 @@ class _Run:
         start = self.process.basis.inverse(first.cholesky()[0].apply(noise))
         plan = SOLVERS["ddim"](self.process, angle(self.process, steps, end=self.process.t_min))
         self.average.eval()
-        return self.process.image(run(plan, self.model.given(labels).denoiser, start))
+        return self.process.image(run_plan(plan, self.model.given(labels).denoiser, start))
 
     def _report(self) -> Report:
         last = self.losses[-max(1, len(self.losses) // 10) :]
@@ -567,21 +463,23 @@ def _accelerator(config: TrainConfig) -> Any:
     try:
         from accelerate import Accelerator
     except ImportError as error:
-        raise PushforwardError("Training needs accelerate: pip install 'pushforward[train]'.") from error
+        msg = "Training needs accelerate: pip install 'pushforward[train]'."
+        raise PushforwardError(msg) from error
     precision = config.precision
     if precision == "auto":
         fast = torch.cuda.is_available() or bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
         precision = "bf16" if fast else "no"
     accelerator = Accelerator(mixed_precision=precision)
     if config.batch % accelerator.num_processes:
+        msg = f"The batch of {config.batch} images does not split evenly over {accelerator.num_processes} processes."
         raise PushforwardError(
-            f"The batch of {config.batch} images does not split evenly over {accelerator.num_processes} processes."
+            msg
         )
     return accelerator
 
 
 def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
-    """`a <- d a + (1 - d) w`, with d rising to `decay` as `(1 + n) / (10 + n)` so that the first weights are forgotten."""
+    """`a <- d a + (1 - d) w`, d rising to `decay` as `(1 + n) / (10 + n)` so that the first weights are forgotten."""
 
     @torch.no_grad()
     def update(averages: Any, current: Any, count: Any) -> None:
@@ -603,7 +501,7 @@ def _jsonable(config: TrainConfig) -> dict[str, Any]:
     return values
 
 
-# -- the model's folder -------------------------------------------------------------------------------------------------
+# -- the model's folder ----------------------------------------------------------------------------------------------
 
 
 def _save_model(run: _Run) -> None:
@@ -613,7 +511,11 @@ def _save_model(run: _Run) -> None:
         "training": {**_jsonable(run.config), "step": run.step, "seconds": round(run.seconds, 1)},
     }
     dtype = torch.float16 if run.config.half else torch.float32
-    save_model(replace(run.model, info=info), run.folder, _card(run), dtype)
+    try:
+        save_model(replace(run.model, info=info), run.folder, _card(run), dtype)
+    except SafetensorError as error:
+        msg = f"The model cannot be written to {run.folder}: {error}. The last checkpoint is kept."
+        raise PushforwardError(msg) from error
 
 
 def _card(run: _Run) -> str:
@@ -622,7 +524,7 @@ def _card(run: _Run) -> str:
     shape = "x".join(str(n) for n in run.data.images.shape[1:])
     return f"""# {run.folder.name}
 
-A class-conditional diffusion model trained with Pushforward.
+A diffusion model trained with Pushforward.
 
 | | |
 |---|---|

@@ -1,0 +1,302 @@
+r"""What the configurations of `diffusers`' schedulers say: process, prediction and grid.
+
+A scheduler's configuration mixes what a network was trained for with settings of one sampler. It is taken apart here:
+
+| scheduler | process, at the network's time n | network |
+|---|---|---|
+| DDPM, DDIM, PNDM, DEIS, DPM-Solver, UniPC, | table `alphas_cumprod[n]`, | noise, v |
+| Euler, Heun, LMS, KDPM2 | t = (n + 1) / N | or image |
+| ScoreSdeVe | t = noise level of images in [-1, 1]; the network's are in [0, 1], n = t / 2 | score |
+| EDMEuler, EDMDPMSolverMultistep | t = noise level, n = log(t) / 4 | residual |
+| FlowMatchEuler, FlowMatchHeun, `use_flow_sigmas` | t, n = N t | velocity |
+
+Schedulers that count in `sigma` (Euler to KDPM2) divide their state by `sqrt(1 + sigma^2)` before each call: in these
+units it is the variance-preserving state of the same table. Clipping and thresholding belong to the network, so every
+answer is bounded, and the noise is what fits the bounded answer (in `diffusers`' DDIM: `use_clipped_model_output`).
+How the scheduler places its steps becomes the model's grid, for `plan.grid.default`; its solver, and the variance of
+its noise, are the caller's to choose. Not read: `use_beta_sigmas`, `lambda_min_clipped`, dynamic shifts, and the
+fractions of timesteps that Euler and its kin ask for at `linspace` spacing: here they are rounded to timesteps that
+the network was trained at.
+
+Tables are computed in float64. Those of `diffusers` are float32 and differ by about 1e-5 of their value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pushforward.errors import PushforwardError
+from pushforward.linear import VE, Discrete, Flow, Gaussian, Process
+
+__all__ = ["Schedule", "Settings", "alphas_cumprod", "import_diffusers", "read_schedule", "reason"]
+
+Settings = Mapping[str, Any]
+
+MISSING = "Models of diffusers need the package: pip install 'pushforward[diffusers]'."
+
+
+def import_diffusers() -> Any:
+    """The package.
+
+    Raises:
+        PushforwardError: it is not installed.
+    """
+    try:
+        import diffusers
+    except ImportError as error:
+        raise PushforwardError(MISSING) from error
+    return diffusers
+
+
+def reason(error: Exception) -> str:
+    """The kind and the first sentence of another package's error."""
+    lines = str(error).strip().splitlines()
+    sentence = lines[0].split(". ")[0].rstrip(".: ") if lines else ""
+    return f"{type(error).__name__}, {sentence}" if sentence else type(error).__name__
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What a scheduler's configuration says.
+
+    Args:
+        process: the diffusion.
+        network: fields of `Network`.
+        grid: of `Model.grid`.
+        reference: of the data, if it says.
+        gain, scale, shift: the network is `gain * unet(scale u + shift, n)`.
+    """
+
+    process: Process
+    network: Settings
+    grid: Settings
+    reference: Gaussian | None = None
+    gain: float = 1.0
+    scale: float = 1.0
+    shift: float = 0.0
+
+
+def read_schedule(config: Settings, path: Path) -> Schedule:
+    """The schedule that a scheduler's file describes; what it leaves out is as its class has it.
+
+    Raises:
+        PushforwardError: a scheduler, or a setting of it, that is not known.
+    """
+    name = config.get("_class_name")
+    if name not in _READERS:
+        msg = f"{path} describes a {name}, which cannot be read here; known are {', '.join(_READERS)}."
+        raise PushforwardError(msg)
+    cls = getattr(import_diffusers(), str(name), None)
+    if cls is None:
+        msg = f"{path} describes a {name}, which this version of diffusers lacks; install a newer one."
+        raise PushforwardError(msg)
+    parameters = signature(cls.__init__).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not Parameter.empty}
+    try:
+        return _READERS[str(name)]({**defaults, **config})
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        msg = f"{path} has a setting that cannot be read: {reason(error)}."
+        raise PushforwardError(msg) from error
+
+
+def alphas_cumprod(settings: Settings) -> Tensor:
+    """The table `prod (1 - beta)` of a variance-preserving scheduler, float64 `(num_train_timesteps,)`.
+
+    Args:
+        settings: `trained_betas`, or `beta_schedule` with `beta_start`, `beta_end` and `num_train_timesteps`;
+            `rescale_betas_zero_snr`.
+
+    References:
+        linear: Ho et al., arXiv 2006.11239, section 4; scaled_linear: Rombach et al., arXiv 2112.10752;
+        squaredcos_cap_v2: Nichol & Dhariwal, arXiv 2102.09672, eq. 17; laplace: Hang et al., arXiv 2407.03297;
+        zero terminal SNR: Lin et al., arXiv 2305.08891, algorithm 1.
+
+    Raises:
+        PushforwardError: unknown schedule.
+    """
+    table = torch.cumprod(1 - _betas(settings), 0)
+    if settings.get("rescale_betas_zero_snr"):
+        signal = table.sqrt()
+        table = ((signal - signal[-1]) * (signal[0] / (signal[0] - signal[-1]))).square()
+    return table
+
+
+def _betas(settings: Settings) -> Tensor:
+    if settings.get("trained_betas") is not None:
+        return torch.tensor(settings["trained_betas"], dtype=torch.float64)
+    name, count = settings["beta_schedule"], settings["num_train_timesteps"]
+    first, last = settings["beta_start"], settings["beta_end"]
+    match name:
+        case "linear":
+            return torch.linspace(first, last, count, dtype=torch.float64)
+        case "scaled_linear":
+            return torch.linspace(first**0.5, last**0.5, count, dtype=torch.float64).square()
+        case "sigmoid":
+            return first + (last - first) * torch.linspace(-6, 6, count, dtype=torch.float64).sigmoid()
+    if name not in _SIGNALS:
+        known = ", ".join(["linear", "scaled_linear", "sigmoid", *_SIGNALS])
+        msg = f"Unknown beta_schedule {name!r}; known are {known}."
+        raise PushforwardError(msg)
+    signal = torch.tensor([_SIGNALS[name](n / count) for n in range(count + 1)], dtype=torch.float64)
+    return (1 - signal[1:] / signal[:-1]).clamp_max(0.999)
+
+
+def _laplace(t: float) -> float:
+    snr = math.exp(-0.5 * math.copysign(1, 0.5 - t) * math.log(1 - 2 * abs(0.5 - t) + 1e-6))
+    return math.sqrt(snr / (1 + snr))
+
+
+_SIGNALS: dict[str, Callable[[float], float]] = {
+    "squaredcos_cap_v2": lambda t: math.cos(math.pi / 2 * (t + 0.008) / 1.008) ** 2,
+    "laplace": _laplace,
+    "exp": lambda t: math.exp(-12 * t),
+}
+_PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample", "flow_prediction": "velocity"}
+_SMALLEST = 2.0**-24
+
+
+def _table(settings: Settings, *, floor: float = 0.0, drop_last: bool = False) -> Schedule:
+    """Of a scheduler with a table.
+
+    Args:
+        settings: of the scheduler.
+        floor: the last value of a table of zero terminal SNR; some schedulers leave this much signal.
+        drop_last: see `plan.grid.timesteps`.
+    """
+    if settings.get("use_flow_sigmas"):
+        return _flow(settings)
+    prediction = _prediction(settings)
+    table = alphas_cumprod(settings)
+    if settings.get("rescale_betas_zero_snr"):
+        table[-1] = floor
+    process = Discrete(tuple(table.tolist()))
+    if settings.get("timestep_type") == "continuous" and prediction == "v":
+        return _euler_edm(settings, process)
+    to_zero = settings.get("set_alpha_to_one", settings.get("final_sigmas_type", "zero") == "zero")
+    if settings["_class_name"] == "DEISMultistepScheduler":
+        to_zero = False
+    final = 0.0 if to_zero else process.t_min
+    grid: dict[str, Any]
+    if settings.get("use_karras_sigmas"):
+        grid = {"name": "karras", "end": final}
+    elif settings.get("use_exponential_sigmas") or settings.get("use_lu_lambdas"):
+        grid = {"name": "log-snr", "end": final}
+    else:
+        spacing = settings.get("timestep_spacing", "linspace")
+        offset = settings.get("steps_offset", 0)
+        grid = {"name": "timesteps", "spacing": spacing, "offset": offset, "final": final, "drop_last": drop_last}
+    network = {"prediction": prediction, "time_scale": float(process.timesteps), "time_shift": -1.0}
+    return Schedule(process, {**network, **_bounds(settings)}, grid)
+
+
+def _multistep(settings: Settings) -> Schedule:
+    return _table(settings, floor=_SMALLEST, drop_last=True)
+
+
+def _sigmas(settings: Settings) -> Schedule:
+    return _table(settings, floor=_SMALLEST)
+
+
+def _euler_edm(settings: Settings, process: Discrete) -> Schedule:
+    """Euler's `timestep_type: continuous`: EDM with data of unit variance, and v for the residual."""
+    alpha, sigma = process.alpha_sigma(torch.tensor([process.t_min, process.t_max], dtype=torch.float64))
+    low, high = (sigma / alpha).tolist()
+    given = {"sigma_min": settings.get("sigma_min") or low, "sigma_max": settings.get("sigma_max") or high}
+    return _edm({"final_sigmas_type": "zero", "rho": 7.0, **settings, **given, "sigma_data": 1.0})
+
+
+def _score(settings: Settings) -> Schedule:
+    """Of images in [0, 1]; here they are in [-1, 1], twice as far apart as the network's, and so is the noise."""
+    process = VE(t_min=2 * settings["sigma_min"], t_max=2 * settings["sigma_max"])
+    network = {"prediction": "score", "time_scale": 0.5}
+    return Schedule(process, network, {"name": "log-snr", "end": 0.0}, gain=0.5, scale=0.5, shift=0.5)
+
+
+def _edm(settings: Settings) -> Schedule:
+    """EDM (Karras et al., arXiv 2206.00364, table 1): it predicts the residual for the reference N(0, sigma_data^2)."""
+    prediction = settings["prediction_type"]
+    if prediction not in ("epsilon", "v_prediction"):
+        msg = f"Unknown prediction_type {prediction!r} of an EDM scheduler; known are epsilon and v_prediction."
+        raise PushforwardError(msg)
+    process = VE(t_min=settings["sigma_min"], t_max=settings["sigma_max"])
+    reference = Gaussian(settings["sigma_data"] ** 2)
+    network = {
+        "prediction": "residual",
+        "clock": lambda t: t.log() / 4,
+        "reference": reference,
+        "input_reference": reference,
+    }
+    grid: dict[str, Any] = {"end": 0.0 if settings["final_sigmas_type"] == "zero" else process.t_min}
+    if settings.get("sigma_schedule", "karras") == "karras":
+        grid = {"name": "karras", "rho": settings["rho"], **grid}
+    else:
+        grid = {"name": "log-snr", **grid}
+    gain = -1.0 if prediction == "v_prediction" else 1.0
+    return Schedule(process, {**network, **_bounds(settings)}, grid, reference, gain)
+
+
+def _flow(settings: Settings) -> Schedule:
+    """Straight lines. A shift moves the grid's times and not what the network is told of them."""
+    if settings.get("invert_sigmas"):
+        msg = "Flow models with invert_sigmas cannot be read; their time runs the other way."
+        raise PushforwardError(msg)
+    count = settings["num_train_timesteps"]
+    process = Flow(t_min=1 / count)
+    shift = settings.get("shift", settings.get("flow_shift", 1.0))
+    if settings.get("use_dynamic_shifting"):
+        shift = 1.0  # the pipeline is to say
+    grid: dict[str, Any] = {"name": "shifted", "shift": shift}
+    if "shift" in settings:  # these shift the end of their range, then all of it: twice
+        grid["last"] = shift / (count + shift - 1)
+    network = {"prediction": _prediction(settings), "time_scale": float(count)}
+    return Schedule(process, {**network, **_bounds(settings)}, grid)
+
+
+def _prediction(settings: Settings) -> str:
+    name = settings.get("prediction_type", "flow_prediction")
+    if name not in _PREDICTIONS:
+        msg = f"Unknown prediction_type {name!r}; known are {', '.join(_PREDICTIONS)}."
+        raise PushforwardError(msg)
+    return _PREDICTIONS[name]
+
+
+def _bounds(settings: Settings) -> Settings:
+    """Of the network's answer."""
+    if settings.get("thresholding"):
+        return {
+            "threshold": settings["dynamic_thresholding_ratio"],
+            "threshold_max": float(settings["sample_max_value"]),
+        }
+    return {"clip": float(settings["clip_sample_range"])} if settings.get("clip_sample") else {}
+
+
+_READERS: dict[str, Callable[[Settings], Schedule]] = {
+    "DDPMScheduler": _table,
+    "DDPMParallelScheduler": _table,
+    "DDIMScheduler": _table,
+    "DDIMParallelScheduler": _table,
+    "PNDMScheduler": _table,
+    "DEISMultistepScheduler": _multistep,
+    "DPMSolverMultistepScheduler": _multistep,
+    "DPMSolverSinglestepScheduler": _multistep,
+    "UniPCMultistepScheduler": _multistep,
+    "EulerDiscreteScheduler": _sigmas,
+    "EulerAncestralDiscreteScheduler": _sigmas,
+    "HeunDiscreteScheduler": _sigmas,
+    "LMSDiscreteScheduler": _sigmas,
+    "KDPM2DiscreteScheduler": _sigmas,
+    "KDPM2AncestralDiscreteScheduler": _sigmas,
+    "ScoreSdeVeScheduler": _score,
+    "EDMEulerScheduler": _edm,
+    "EDMDPMSolverMultistepScheduler": _edm,
+    "FlowMatchEulerDiscreteScheduler": _flow,
+    "FlowMatchHeunDiscreteScheduler": _flow,
+}

@@ -1,0 +1,144 @@
+r"""What a network in training is asked, and what it should answer.
+
+Given the clean image x and white noise xi, a state is `u_t = Psi(t, 0) x + L_t xi` with `L_t L_t^T = Sigma_t`, and
+every kind of prediction p is linear in x and u: `x = on_state u + on_prediction p` (see `model.prediction`). So what
+the network sees and what it should answer are both *linear in x and xi*, with coefficients known beforehand:
+
+    u      = Psi x + L xi,
+    target = on_prediction^-1 (x - on_state u).
+
+`Lesson` is the table of these coefficients at many times. One code therefore trains VP, VE, flow matching, blurring and
+Langevin diffusions, with any prediction. The times are equally spaced in the whitening angle of the data's reference
+Gaussian, so that no noise level is neglected.
+
+References:
+    Karras et al., arXiv 2206.00364, section 5 (preconditioning); Zhang et al. (gDDIM), arXiv 2206.05564, eq. 9 and
+    algorithm 1 (the R-form of epsilon).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pushforward.errors import PushforwardError
+from pushforward.linear import Gaussian, Operator, Process, apply_coefficients, whitening_angle
+from pushforward.model.network import _inverse_deviation
+from pushforward.model.prediction import Prediction, denoising, is_image
+from pushforward.plan.grid import invert
+
+__all__ = ["Draws", "Lesson"]
+
+TIMES = 1024  # so many that a network cannot tell them from a continuum
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """Questions and right answers: coefficients of states and targets on (image, noise) at a table of times.
+
+    Args:
+        process: the diffusion.
+        times: float64 `(n,)`.
+        state: `Psi` and `L`, batched over the times.
+        target: likewise, of the prediction.
+        input_scale: by which the network's input is multiplied, as `Network` does with an `input_reference`.
+        image_only: whether predictions are images without a velocity.
+    """
+
+    process: Process
+    times: Tensor
+    state: tuple[Operator, Operator]
+    target: tuple[Operator, Operator]
+    input_scale: Operator
+    image_only: bool
+
+    @classmethod
+    def make(cls, process: Process, prediction: Prediction, reference: Gaussian, count: int = TIMES) -> Lesson:
+        """The table at `count` times equally spaced in the reference's whitening angle."""
+        times = spread_times(process, reference, count)
+        psi = process.transition(times, torch.zeros_like(times))
+        noise = process.covariance(times).cholesky()
+        on_state, on_prediction = denoising(process, prediction, times, reference)
+        if is_image(prediction):
+            invert = Operator.scalar(1 / on_prediction.entry(0, 0), process.blocks, on_prediction.basis)
+        else:
+            invert = on_prediction.inverse()
+        one = Operator.scalar(torch.ones_like(times), process.blocks)
+        target = invert @ (one - on_state @ psi), -(invert @ on_state @ noise)
+        scale = _inverse_deviation(reference.covariance(process, times))
+        lesson = cls(process, times, (psi, noise), target, scale, is_image(prediction))
+        for operator in (*lesson.state, *lesson.target, scale):
+            if not operator.is_finite():
+                msg = f"Prediction {prediction!r} of {process.name!r} is infinite at some times; use 'residual'."
+                raise PushforwardError(
+                    msg
+                )
+        return lesson
+
+    def draw(self, images: Tensor, k: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The network's input and target at times `k (batch,)` for clean images and white noise."""
+        basis = self.process.basis
+        x = basis.forward(self.process.lift(images))
+        state = _combine(self.state, k, x, noise, len(basis.shape))
+        target = _combine(self.target, k, x, noise, len(basis.shape))
+        if self.image_only:
+            target = self.process.image(target)
+        seen = apply_coefficients(self.input_scale.coefficients[k], basis.inverse(state), 0)
+        return seen, basis.inverse(target)
+
+    def to(self, device: torch.device) -> Lesson:
+        """The same on a device, in single precision."""
+
+        def move(o: Operator) -> Operator:
+            return Operator(o.coefficients.to(device, torch.float32), o.basis)
+
+        state, target = ((move(a), move(b)) for a, b in (self.state, self.target))
+        return replace(self, state=state, target=target, input_scale=move(self.input_scale))
+
+
+def spread_times(process: Process, reference: Gaussian, count: int) -> Tensor:
+    """The middles of `count` equal pieces of the whitening angle between `t_min` and `t_max`, ascending."""
+    low, high = (torch.tensor(t, dtype=torch.float64) for t in (process.t_min, process.t_max))
+    first, last = whitening_angle(process, torch.stack([low, high]), reference)
+    middles = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    return invert(lambda t: whitening_angle(process, t, reference), first + (last - first) * middles, high, low)
+
+
+def _combine(pair: tuple[Operator, Operator], k: Tensor, x: Tensor, noise: Tensor, frequencies: int) -> Tensor:
+    on_image, on_noise = (operator.coefficients[k] for operator in pair)
+    return apply_coefficients(on_image, x, frequencies) + apply_coefficients(on_noise, noise, frequencies)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What is random in a step, as a function of the seed, the step and the process.
+
+    Args:
+        seed: of all.
+        count: of images in the data.
+        batch: images a step.
+    """
+
+    seed: int
+    count: int
+    batch: int
+
+    def generator(self, *purpose: int) -> torch.Generator:
+        """A generator of its own for each purpose."""
+        state = np.random.SeedSequence([self.seed, *purpose]).generate_state(1, np.uint64)
+        return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+
+    def indices(self, step: int) -> Tensor:
+        """The images of a step: every epoch goes through a new permutation of all."""
+        positions = torch.arange(step * self.batch, (step + 1) * self.batch)
+        epochs = positions // self.count
+        return torch.cat([_order(self, int(e))[positions[epochs == e] % self.count] for e in epochs.unique()])
+
+
+@lru_cache(maxsize=2)
+def _order(draws: Draws, epoch: int) -> Tensor:
+    return torch.randperm(draws.count, generator=draws.generator(0, epoch))

@@ -1,0 +1,71 @@
+"""What the numerical tests share: one list of processes, one of solvers, and denoisers whose truth is known."""
+
+import torch
+from torch import Tensor
+
+from pushforward.linear import (
+    VE, VP, Blurring, BlurringLangevin, Cosine, Discrete, Flow, Gaussian, Langevin, Process, root,
+)  # fmt: skip
+from pushforward.model import Function
+from pushforward.plan import SOLVERS
+
+FIELD = (3, 2)
+PROCESSES: dict[str, Process] = {
+    p.name: p
+    for p in (
+        VP(), Cosine(), VE(), Flow(), Blurring(FIELD, blur_max=2.0), Langevin(),
+        BlurringLangevin(field=FIELD, blur_max=2.0), Discrete.from_betas(torch.linspace(1e-4, 0.02, 1000)),
+    )
+}  # fmt: skip
+SMOOTH = [name for name in PROCESSES if name != "discrete"]  # whose schedule has all its derivatives
+DETERMINISTIC = [name for name in SOLVERS if name not in ("ddpm", "euler-maruyama")]
+
+
+def times(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def gaussian_denoiser(process: Process, data: Gaussian) -> Function:
+    """`E[u_0 | u_t]` where the data are the given Gaussian."""
+
+    def denoise(u: Tensor, t: float) -> Tensor:
+        time = torch.tensor(t, dtype=torch.float64)
+        mean = process.lift(process.image(torch.zeros_like(u)) + torch.as_tensor(data.mean, dtype=u.dtype))
+        psi = process.transition(time, torch.zeros_like(time))
+        return mean + data.response(process, time)(u - psi(mean))
+
+    return Function(denoise)
+
+
+def point_denoiser(process: Process, image: Tensor) -> Function:
+    """`E[u_0 | u_t]` where the data are one image `(1, channels, *field)`."""
+    return Function(lambda u, _: process.lift(image.to(u)).expand_as(u))
+
+
+def mixture_denoiser(process: Process, images: Tensor, variance: float) -> Function:
+    """`E[u_0 | u_t]` where the data are Gaussians of the given variance around `images (n, channels, *field)`."""
+    data = Gaussian(variance)
+
+    def denoise(u: Tensor, t: float) -> Tensor:
+        time = torch.tensor(t, dtype=torch.float64)
+        psi = process.transition(time, torch.zeros_like(time))
+        white = data.covariance(process, time).cholesky().inverse()
+        centres = process.lift(images.to(u))
+        distance = white(u).flatten(1)[:, None] - white(psi(centres)).flatten(1)
+        weights = torch.softmax(-0.5 * distance.square().sum(-1), 1)
+        mean = torch.tensordot(weights, centres, dims=1)
+        return mean + data.response(process, time)(u - psi(mean))
+
+    return Function(denoise)
+
+
+def exact_flow(process: Process, data: Gaussian, start: float, end: float, u: Tensor) -> Tensor:
+    """Where the probability flow of Gaussian data takes `u`: `m' + R' R^-1 (u - m)`."""
+    first, last = root(process, times(start, end), data)[0], root(process, times(start, end), data)[1]
+    psi = process.transition(times(start, end), times(0, 0))
+    mean = process.lift(process.image(torch.zeros_like(u)) + torch.as_tensor(data.mean, dtype=u.dtype))
+    return psi[1](mean) + (last @ first.inverse())(u - psi[0](mean))
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))

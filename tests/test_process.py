@@ -1,0 +1,150 @@
+"""Processes and roots satisfy the equations that define them."""
+
+import pytest
+import torch
+from helpers import FIELD, PROCESSES, times
+
+from pushforward.errors import PushforwardError
+from pushforward.linear import POINT, Blurring, Discrete, Gaussian, Langevin, Process, process_from_config, root
+from pushforward.plan.grid import invert
+
+EVERY = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+SPECTRUM = Gaussian(torch.linspace(0.5, 0.1, 6, dtype=torch.float64).view(FIELD))
+REFERENCES = {"point": POINT, "scalar": Gaussian(0.3), "spectrum": SPECTRUM}
+WITH_REFERENCE = pytest.mark.parametrize("reference", REFERENCES.values(), ids=REFERENCES)
+
+
+def middle(process: Process) -> torch.Tensor:
+    """Times between the knots of the discrete process, where it is smooth."""
+    return times(0.1005, 0.4005, 0.8005) * process.t_max
+
+
+def derivative(function, t, h):
+    return (function(t + h).coefficients - function(t - h).coefficients) / (2 * h)
+
+
+@EVERY
+def test_transition_and_covariance_follow_the_diffusion(process):
+    """`dPsi/dt = F Psi` and `dSigma/dt = F Sigma + Sigma F^T + G G^T`, by central differences (error ~ h^2)."""
+    t, h = middle(process), 1e-5 * process.t_max
+    zero = torch.zeros_like(t)
+    psi, sigma, drift = process.transition(t, zero), process.covariance(t), process.drift(t)
+    scale = max(1.0, float(drift.coefficients.abs().max()))
+    close = {"rtol": 1e-6, "atol": 1e-6 * scale}
+    torch.testing.assert_close(derivative(lambda s: process.transition(s, zero), t, h), (drift @ psi).coefficients, **close)
+    rate = drift @ sigma + sigma @ drift.T + process.diffusion(t)
+    torch.testing.assert_close(derivative(process.covariance, t, h), rate.coefficients, **close)
+
+
+@EVERY
+def test_transitions_compose(process):
+    t, s = middle(process)[:2], middle(process)[1:]
+    zero = torch.zeros_like(t)
+    both = process.transition(t, s) @ process.transition(s, zero)
+    torch.testing.assert_close(both.coefficients, process.transition(t, zero).coefficients, rtol=1e-10, atol=1e-12)
+
+
+@EVERY
+def test_clean_at_time_zero(process):
+    zero = times(0.0)
+    one = torch.eye(process.blocks, dtype=torch.float64).expand_as(process.transition(zero, zero).coefficients)
+    torch.testing.assert_close(process.transition(zero, zero).coefficients, one)
+    assert process.covariance(zero).entry(0, 0).abs().max() < 1e-20
+
+
+@EVERY
+@WITH_REFERENCE
+def test_root(process, reference):
+    """`R R^T = Sigma` to rounding and `dR/dt = (F + 1/2 G G^T Sigma^-1) R` by central differences."""
+    t, h = middle(process), 1e-5 * process.t_max
+    r, sigma = root(process, t, reference), reference.covariance(process, t)
+    scale = float(sigma.coefficients.abs().max())
+    torch.testing.assert_close((r @ r.T).coefficients, sigma.coefficients, rtol=1e-12, atol=1e-13 * scale)
+    right = (process.drift(t) + 0.5 * (process.diffusion(t) @ sigma.inverse())) @ r
+    size = float(right.coefficients.abs().max())
+    torch.testing.assert_close(
+        derivative(lambda s: root(process, s, reference), t, h), right.coefficients, rtol=1e-5, atol=1e-6 * size
+    )
+
+
+@pytest.mark.parametrize("reference", [POINT, Gaussian(0.3)], ids=["point", "scalar"])
+def test_the_root_of_blocks_does_not_depend_on_the_times_asked_with_it(reference):
+    """Its angle is an integral from 0, to 1e-9 by whatever panels."""
+    process, t = Langevin(), torch.linspace(1e-3, 1.0, 40, dtype=torch.float64)
+    together = root(process, t, reference).coefficients
+    alone = torch.stack([root(process, t[i : i + 1], reference).coefficients[0] for i in range(40)])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-9)
+
+
+@EVERY
+def test_flow_moves_the_marginal_of_gaussian_data(process):
+    """The flow with the exact answer is `du/dt = (F + 1/2 G G^T Sigma^-1) u` for centred Gaussian data."""
+    data, t = Gaussian(0.3), middle(process)
+    on_state, on_answer = process.flow(t)
+    total = on_state + on_answer @ data.response(process, t)
+    expected = process.drift(t) + 0.5 * (process.diffusion(t) @ data.covariance(process, t).inverse())
+    scale = float(expected.coefficients.abs().max())
+    torch.testing.assert_close(total.coefficients, expected.coefficients, rtol=1e-9, atol=1e-11 * scale)
+
+
+@EVERY
+def test_log_snr_and_its_rate(process):
+    t, h = middle(process), 1e-6 * process.t_max
+    difference = (process.log_snr(t + h) - process.log_snr(t - h)) / (2 * h)
+    torch.testing.assert_close(process.log_snr_rate(t), difference, rtol=1e-5, atol=1e-6)
+    found = invert(lambda s: -process.log_snr(s), -process.log_snr(t), times(process.t_max)[0], times(0.0)[0])
+    torch.testing.assert_close(found, t, rtol=0, atol=1e-8 * process.t_max)
+
+
+@EVERY
+def test_posterior_covariance_is_the_conditional_one(process):
+    """`Cov[u_t | u_s, x_0]` against the joint Gaussian's Schur complement, with the forward step's own covariance."""
+    t, s = middle(process)[:1], middle(process)[1:2]
+    psi = process.transition(s, t)
+    step = process.covariance(s) - psi @ process.covariance(t) @ psi.T
+    precision = process.covariance(t).inverse() + psi.T @ step.inverse() @ psi
+    torch.testing.assert_close(
+        process.posterior_covariance(t, s).coefficients, precision.inverse().coefficients, rtol=1e-6, atol=1e-9
+    )
+
+
+@EVERY
+def test_config_round_trip(process):
+    assert process_from_config(process.config()) == process
+
+
+def test_discrete_hits_its_table():
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    process = Discrete.from_betas(betas)
+    table = torch.cumprod(1 - betas, 0)
+    alpha, sigma = process.alpha_sigma((torch.arange(1000, dtype=torch.float64) + 1) / 1000)
+    torch.testing.assert_close(alpha.square(), table, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(sigma.square(), 1 - table, rtol=1e-10, atol=0)
+
+
+def test_blurring_takes_any_size_and_averages_in_the_limit():
+    """The lowest frequency is a plain variance-preserving diffusion; high ones fade to `min_scale`."""
+    process = Blurring((5, 8), blur_max=20.0)
+    alpha, sigma = process.alpha_sigma(times(0.9))
+    assert alpha.shape == (1, 5, 8)
+    torch.testing.assert_close(alpha[:, 0, 0].square() + sigma[:, 0, 0].square(), times(1.0))
+    torch.testing.assert_close(alpha[:, -1, -1], 1e-3 * alpha[:, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"name": "vq"}, "Unknown process 'vq'"),
+        ({"name": "vp", "gamma": 1}, "does not take"),
+        ({"name": "blurring", "field": []}, "image size"),
+        ({"name": "discrete", "alphas_cumprod": [0.5, 0.6]}, "decreasing"),
+    ],
+)
+def test_bad_processes_are_refused(config, message):
+    with pytest.raises(PushforwardError, match=message):
+        process_from_config(config)
+
+
+def test_negative_reference_variance_is_refused():
+    with pytest.raises(PushforwardError, match="variance"):
+        Gaussian(-1.0)

@@ -1,0 +1,328 @@
+import json
+import math
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from pushforward.data import ImageData, load_images, read_image
+from pushforward.errors import PushforwardError
+from pushforward.linear import Gaussian, Process, process_from_config
+from pushforward.model import load
+from pushforward.model.prediction import PREDICTIONS, denoising, is_image
+from pushforward.tasks.lesson import TIMES, Draws, Lesson
+from pushforward.tasks.train import TrainConfig, train
+
+SIDE = 8
+PROCESSES = ["vp", "cosine", "ve", "flow", "blurring", "langevin", "blurring-langevin"]
+TINY = {"network": "tiny", "batch": 8, "precision": "no", "warmup": 2, "ema": 0.9, "learning_rate": 3e-3}
+
+
+def a_process(name: str) -> Process:
+    return process_from_config({"name": name, **({"field": (SIDE, SIDE)} if "blurring" in name else {})})
+
+
+def some_data(count: int = 24, channels: int = 1, classes: int = 2) -> ImageData:
+    """Images of one grey level each, darker in the first class."""
+    labels = torch.arange(count) % classes
+    grey = 60 + 120 * labels + torch.arange(count)
+    images = grey.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, channels, SIDE, SIDE).contiguous()
+    return ImageData(images, labels, tuple("abcdef"[:classes]))
+
+
+def save_png(path: Path, array: np.ndarray | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((SIDE, SIDE, 3), 128, np.uint8) if array is None else array).save(path)
+    return path
+
+
+# -- data
+
+
+def test_a_folder_gives_labels_and_reports_the_broken_file(tmp_path: Path) -> None:
+    for name in ("cat/1.png", "cat/deep/2.png", "dog/1.png"):
+        save_png(tmp_path / name)
+    (tmp_path / "dog" / "broken.jpg").write_bytes(b"\xff\xd8 no image")
+    (tmp_path / "dog" / "half.png").write_bytes((tmp_path / "dog" / "1.png").read_bytes()[:45])
+    (tmp_path / "dog" / "notes.txt").write_text("not an image")
+    told: list[str] = []
+    data = load_images(tmp_path, on_skip=lambda name, _: told.append(Path(name).name))
+    assert data.classes == ("cat", "dog")
+    assert data.labels is not None
+    assert data.labels.tolist() == [0, 0, 1]
+    assert data.images.shape == (3, 3, SIDE, SIDE)
+    assert told == [Path(name).name for name, _ in data.skipped] == ["broken.jpg", "half.png"]
+
+
+def test_images_come_out_upright_on_white_in_8_bits(tmp_path: Path) -> None:
+    clear = np.zeros((4, 4, 4), np.uint8)
+    assert (read_image(save_png(tmp_path / "clear.png", clear)) == 255).all()
+    palette = Image.fromarray(np.zeros((4, 4), np.uint8), "L").convert("P")
+    palette.info["transparency"] = 0
+    palette.save(tmp_path / "palette.png")
+    assert (read_image(tmp_path / "palette.png") == 255).all()
+    deep = np.array([[0, 257], [128 * 257, 65535]], np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    assert read_image(tmp_path / "deep.png")[0].tolist() == [[0, 1], [128, 255]]
+    wide = Image.fromarray(np.array([[0, 255]], np.uint8).repeat(8, 0).repeat(8, 1))
+    exif = wide.getexif()
+    exif[0x0112] = 6  # to be turned clockwise
+    wide.save(tmp_path / "turned.png", exif=exif)
+    turned = read_image(tmp_path / "turned.png")[0]
+    assert turned.shape == (16, 8)
+    assert turned[0].max() == 0
+    assert turned[-1].min() == 255
+    assert read_image(tmp_path / "turned.png", size=(4, 4), channels=3).shape == (3, 4, 4)
+
+
+def test_npz_keeps_labels_and_fits_size_and_channels(tmp_path: Path) -> None:
+    x = np.arange(3 * 6 * 6, dtype=np.uint8).reshape(3, 6, 6)
+    np.savez(tmp_path / "d.npz", x_train=x, y_train=np.array([2, 0, 1]), x_test=x[:1], y_test=np.array([1]))
+    data = load_images(tmp_path / "d.npz")
+    assert (data.images[:, 0].numpy() == x).all()
+    assert data.classes == ("0", "1", "2")
+    assert load_images(tmp_path / "d.npz", size=4, channels=3, split="test").images.shape == (1, 3, 4, 4)
+
+
+def bad_source(tmp_path: Path, kind: str) -> Path:
+    match kind:
+        case "nothing there":
+            return tmp_path / "nowhere.npz"
+        case "empty folder":
+            return tmp_path
+        case "all broken":
+            (tmp_path / "a.png").write_bytes(b"?")
+            return tmp_path
+        case "two sizes":
+            save_png(tmp_path / "a.png")
+            save_png(tmp_path / "b.png", np.zeros((4, 4), np.uint8))
+            return tmp_path
+    path = tmp_path / "d.npz"
+    arrays = {
+        "no images": {"z": np.zeros(3)},
+        "floats": {"x": np.zeros((2, 4, 4))},
+        "labels too short": {"x": np.zeros((2, 4, 4), np.uint8), "y": np.zeros(1, np.int64)},
+    }
+    if kind == "no zip":
+        path.write_bytes(b"PK nothing")
+    else:
+        np.savez(path, **arrays[kind])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("nothing there", "There is no folder"),
+        ("empty folder", "no image in"),
+        ("all broken", "None of the 1 images"),
+        ("two sizes", "different sizes"),
+        ("no zip", "cannot be read"),
+        ("no images", "has no array x_train or x or images"),
+        ("floats", "must be uint8"),
+        ("labels too short", "2 whole numbers"),
+    ],
+)
+def test_a_bad_source_is_one_clear_sentence(tmp_path: Path, kind: str, said: str) -> None:
+    with pytest.raises(PushforwardError, match=said) as error:
+        load_images(bad_source(tmp_path, kind))
+    assert "\n" not in str(error.value)
+
+
+def test_a_data_set_by_name_without_the_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(PushforwardError, match=r"pushforward\[train\]"):
+        load_images("mnist")
+
+
+# -- states and targets
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_the_target_is_what_gives_the_image_back(name: str, prediction: str) -> None:
+    """What samplers make of the target is the clean image, from the state that the lesson drew."""
+    process, reference = a_process(name), Gaussian(0.3)
+    if process.blocks == 2 and prediction in ("v", "velocity"):
+        with pytest.raises(PushforwardError, match="scalar"):
+            Lesson.make(process, prediction, reference, 8)
+        return
+    lesson = Lesson.make(process, prediction, reference, 8)
+    images = torch.rand(8, 1, SIDE, SIDE, dtype=torch.float64) * 2 - 1
+    noise = torch.randn(8, process.blocks, SIDE, SIDE, dtype=torch.float64)
+    seen, target = lesson.draw(images, torch.arange(8), noise)
+    on_state, on_prediction = denoising(process, prediction, lesson.times, reference)
+    state = lesson.input_scale.inverse()(seen)
+    answer = process.lift(target) if is_image(prediction) else target
+    torch.testing.assert_close(process.image(on_state(state) + on_prediction(answer)), images, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_inputs_and_residual_targets_have_unit_variance_on_the_reference(name: str) -> None:
+    process, reference = a_process(name), Gaussian(0.3)
+    lesson = Lesson.make(process, "residual", reference, 4)
+    k = torch.arange(4).repeat_interleave(500)
+    images = 0.3**0.5 * torch.randn(len(k), 1, SIDE, SIDE, dtype=torch.float64)
+    noise = torch.randn(len(k), process.blocks, SIDE, SIDE, dtype=torch.float64)
+    seen, target = lesson.draw(images, k, noise)
+    for values in (seen, target):
+        variance = values.square().unflatten(0, (4, 500)).mean((1, 3, 4))
+        torch.testing.assert_close(variance, torch.ones_like(variance), rtol=0.05, atol=0)
+
+
+def test_every_epoch_goes_through_all_images_once_in_a_new_order() -> None:
+    draws = Draws(seed=3, count=10, batch=4)
+    seen = torch.cat([draws.indices(step) for step in range(5)])
+    assert sorted(seen[:10].tolist()) == sorted(seen[10:].tolist()) == list(range(10))
+    assert seen[:10].tolist() != seen[10:].tolist()
+    assert len(Draws(seed=3, count=3, batch=8).indices(0)) == 8
+
+
+# -- training
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_a_model_of_every_process_is_trained_saved_and_read(tmp_path: Path, name: str) -> None:
+    config = TrainConfig(process=name, steps=3, sample_every=100, **TINY)
+    report = train(config, some_data(), tmp_path / "m")
+    assert report.steps == 3
+    assert math.isfinite(report.loss)
+    model = load(tmp_path / "m")
+    assert model.process == a_process(name)
+    assert model.classes == ("a", "b")
+    picture = Image.open(tmp_path / "m" / "training" / "samples-0000003.png")
+    assert picture.size == (10 * SIDE * 8, 8 * SIDE * 8)
+    assert {"README.md", "config.json", "model.safetensors", "training"} == {p.name for p in (tmp_path / "m").iterdir()}
+
+
+def test_training_learns_the_classes(tmp_path: Path) -> None:
+    data = some_data()
+    settings = {**TINY, "batch": 16, "learning_rate": 1e-2}
+    train(TrainConfig(steps=80, half=True, log_every=10, sample_every=1000, **settings), data, tmp_path / "m")
+    lines = [json.loads(line) for line in (tmp_path / "m" / "training" / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["loss"] < 0.5 * lines[0]["loss"]
+    assert load_file(tmp_path / "m" / "model.safetensors")["unet.conv_in.weight"].dtype == torch.float16
+    model = load(tmp_path / "m")
+    t = torch.tensor([0.9 * model.process.t_max], dtype=torch.float64)
+    state = torch.randn(64, 1, SIDE, SIDE)
+    dark, light = (
+        model.given(torch.full((64,), label)).denoiser.at(model.process, t, state)(0, state).mean().item()
+        for label in (0, 1)
+    )
+    assert dark < light - 0.3
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from test_train import TINY, TrainConfig, some_data, train
+train(
+    TrainConfig(steps=16, save_every=4, log_every=1, **TINY), some_data(), Path(sys.argv[1]),
+    callback=lambda *_: time.sleep(0.05),
+)
+"""
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    config = TrainConfig(steps=16, save_every=4, log_every=1, **TINY)
+    train(config, some_data(), tmp_path / "whole")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())
+    child = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "killed")], env=environment)
+    log, deadline = tmp_path / "killed" / "training" / "log.jsonl", time.monotonic() + 60
+    while not log.exists() or len(log.read_text().splitlines()) < 7:
+        assert child.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert load(tmp_path / "killed").classes == ("a", "b")
+    report = train(config, some_data(), tmp_path / "killed")
+    assert 4 <= report.resumed_from < 16
+    whole, killed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
+    assert all(torch.equal(whole[key], killed[key]) for key in whole)
+    logs = [(tmp_path / name / "training" / "log.jsonl").read_text().splitlines() for name in ("whole", "killed")]
+    assert [json.loads(line)["loss"] for line in logs[0]] == [json.loads(line)["loss"] for line in logs[1]]
+
+
+def test_another_training_is_not_continued(tmp_path: Path) -> None:
+    train(TrainConfig(steps=2, **TINY), some_data(), tmp_path)
+    with pytest.raises(PushforwardError, match=r"other settings \(seed, data differ\)"):
+        train(TrainConfig(steps=4, seed=1, **TINY), some_data(20), tmp_path)
+    assert train(TrainConfig(steps=2, **TINY), some_data(), tmp_path).resumed_from == 2
+    assert train(TrainConfig(steps=3, **TINY), some_data(), tmp_path).steps == 3
+    (tmp_path / "training" / "checkpoint.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(PushforwardError, match="no readable checkpoint"):
+        train(TrainConfig(steps=4, **TINY), some_data(), tmp_path)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    train(TrainConfig(steps=2, **TINY), some_data(), tmp_path)
+    before = (tmp_path / "training" / "checkpoint.pt").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises((PushforwardError, OSError)) as error:
+            train(TrainConfig(steps=4, **TINY), some_data(), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "too large" in str(error.value).lower()
+    assert (tmp_path / "training" / "checkpoint.pt").read_bytes() == before
+    assert train(TrainConfig(steps=4, **TINY), some_data(), tmp_path).resumed_from == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "steps or minutes"),
+        ({"steps": 0}, "steps must be positive"),
+        ({"steps": 1, "ema": 1.0}, "ema must be"),
+        ({"steps": 1, "precision": "int4"}, "auto, no, bf16 or fp16"),
+        ({"steps": 1, "process": "brownian"}, "Unknown process"),
+        ({"steps": 1, "process_settings": {"gamma": 1.0}}, "does not take"),
+        ({"steps": 1, "network": "huge"}, "Unknown network"),
+        ({"steps": 1, "process": "langevin", "prediction": "v"}, "scalar processes"),
+    ],
+)
+def test_bad_settings_are_one_clear_sentence(tmp_path: Path, settings: dict, said: str) -> None:
+    with pytest.raises(PushforwardError, match=said):
+        train(TrainConfig(**settings), some_data(), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_size_that_cannot_be_halved_names_one_that_can(tmp_path: Path) -> None:
+    data = ImageData(torch.zeros(4, 1, 10, 10, dtype=torch.uint8))
+    with pytest.raises(PushforwardError, match="--size 8"):
+        train(TrainConfig(steps=1, **TINY), data, tmp_path)
+
+
+def test_minutes_end_a_training(tmp_path: Path) -> None:
+    report = train(TrainConfig(minutes=0.01, **TINY), some_data(), tmp_path)
+    assert report.steps > 0
+    assert report.seconds >= 0.6
+
+
+def test_the_command_trains_and_reports(tmp_path: Path) -> None:
+    for k in range(6):
+        save_png(tmp_path / "images" / "ab"[k % 2] / f"{k}.png")
+    (tmp_path / "images" / "a" / "broken.png").write_bytes(b"?")
+    command = [sys.executable, "-m", "pushforward", "train", str(tmp_path / "m"), "--data", str(tmp_path / "images")]
+    options = ["--steps", "2", "--batch", "4", "--network", "tiny", "--size", "8", "--json", "-", "--quiet"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["steps"] == 2
+    assert len(report["skipped"]) == 1
+    assert "left out" in done.stderr
+    assert "1 files left out, 6 images read" in done.stderr
+    assert f"pushforward train {tmp_path / 'm'}" in (tmp_path / "m" / "README.md").read_text()
+    assert TIMES >= 1000
