@@ -40,7 +40,7 @@ $(INSTALLED): constraints.txt pyproject.toml
 
 # One picture for each embedded model.
 ZOO := src/pushforward/zoo
-PICTURES := $(patsubst $(ZOO)/%.safetensors,demo/%.png,$(wildcard $(ZOO)/*.safetensors))
+PICTURES := $(patsubst $(ZOO)/%/config.json,demo/%.png,$(wildcard $(ZOO)/*/config.json))
 
 demo: $(INSTALLED) $(PICTURES)
 	$(BIN)/pushforward models

@@ -4,7 +4,17 @@ import torch
 from torch import Tensor
 
 from pushforward.linear import (
-    VE, VP, Blurring, BlurringLangevin, Cosine, Discrete, Flow, Gaussian, Langevin, Process, root,
+    VE,
+    VP,
+    Blurring,
+    BlurringLangevin,
+    Cosine,
+    Discrete,
+    Flow,
+    Gaussian,
+    Langevin,
+    Process,
+    root,
 )  # fmt: skip
 from pushforward.model import Function
 from pushforward.plan import SOLVERS

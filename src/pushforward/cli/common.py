@@ -1,21 +1,69 @@
 """What several commands share: their common options, reports and progress."""
 
+from __future__ import annotations
+
 import json
 import math
 import os
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pushforward.errors import PushforwardError
 from pushforward.files import atomic_path
 
-__all__ = ["JsonOption", "QuietOption", "progress", "write_json"]
+if TYPE_CHECKING:
+    from pushforward.model import Model
+    from pushforward.plan import Plan
+
+__all__ = ["JsonOption", "QuietOption", "make_plan", "progress", "write_json"]
 
 JsonOption = Annotated[
     str | None, typer.Option("--json", metavar="PATH", help="Write a report as JSON to PATH, or to stdout for '-'.")
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+SolverOption = Annotated[str, typer.Option(help="auto, ddim, ddpm, gddim, exponential, dpm++, unipc, heun, rk4 …")]
+StepsOption = Annotated[int, typer.Option(help="Steps of the solver.")]
+OrderOption = Annotated[int | None, typer.Option(help="Order of a multistep solver.")]
+EtaOption = Annotated[float | None, typer.Option(help="DDIM's eta: 0 deterministic, 1 DDPM.")]
+NoiseOption = Annotated[float | None, typer.Option(help="Noise level lambda of a stochastic solver; 1 is ancestral.")]
+CorrectorOption = Annotated[str | None, typer.Option(help="reuse (free) or evaluate (one more evaluation a step).")]
+VariableOption = Annotated[str | None, typer.Option(help="Interpolate in time, log-snr or angle (multistep solvers).")]
+ReferenceOption = Annotated[float | None, typer.Option(help="Variance of the reference Gaussian of the solver.")]
+GridOption = Annotated[str | None, typer.Option(help="uniform, power, log-snr, karras, angle, timesteps.")]
+EndOption = Annotated[float | None, typer.Option(help="Time of the last state; 0 is clean.")]
+
+
+def make_plan(
+    model: "Model",
+    solver: str,
+    steps: int,
+    *,
+    grid: str | None,
+    end: float | None,
+    reference: float | None,
+    settings: Mapping[str, object],
+) -> "Plan":
+    """The plan that a command's options describe; options left at `None` take the solver's own values."""
+    from pushforward.linear import Gaussian
+    from pushforward.plan import auto, named
+    from pushforward.plan.grid import default
+
+    given = {name: value for name, value in settings.items() if value is not None}
+    if reference is not None:
+        given["reference"] = Gaussian(reference)
+    at = {} if end is None else {"end": end}
+    if solver == "auto" and grid is None and not given and not at:
+        return auto(model.process, steps, model.reference)
+    if solver == "auto":
+        msg = "The solver 'auto' chooses its own settings; name a solver to set them."
+        raise PushforwardError(msg)
+    if grid is None and end is None and model.grid:
+        times = default(model.process, steps, **model.grid)
+    else:
+        times = default(model.process, steps, name=grid or "power", **at)
+    return named(model.process, solver, times, given)
 
 
 def write_json(report: Mapping[str, Any], destination: str | None) -> None:

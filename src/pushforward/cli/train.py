@@ -50,7 +50,7 @@ def train(
     precision: Annotated[str, typer.Option(help="auto, no, bf16 or fp16.")] = _DEFAULT.precision,
     compiled: Annotated[bool, typer.Option("--compile", help="Run the network through torch.compile.")] = False,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = _DEFAULT.save_every,
-    sample_every: Annotated[int, typer.Option(help="Steps between pictures.")] = _DEFAULT.sample_every,
+    sample_every: Annotated[int, typer.Option(help="Steps between pictures; 0 for none.")] = _DEFAULT.sample_every,
     half: Annotated[bool, typer.Option("--half", help="Store the weights in 16 bits.")] = False,
     seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
     data_name: Annotated[str | None, typer.Option(help="What the model card calls the data.")] = None,

@@ -159,6 +159,7 @@ def save_model(model: Model, folder: Path, card: str = "", dtype: torch.dtype = 
     weights = {k: v.detach().to(dtype).contiguous().cpu() for k, v in module.state_dict().items()}
     with atomic_path(folder / WEIGHTS) as path:
         save_file(weights, path)
+        path.chmod(0o644)  # it comes readable by its owner alone
     if card:
         with atomic_path(folder / CARD) as path:
             path.write_text(card, encoding="utf-8")

@@ -18,7 +18,9 @@ its noise, are the caller's to choose. Not read: `use_beta_sigmas`, `lambda_min_
 fractions of timesteps that Euler and its kin ask for at `linspace` spacing: here they are rounded to timesteps that
 the network was trained at.
 
-Tables are computed in float64. Those of `diffusers` are float32 and differ by about 1e-5 of their value.
+Tables are computed in float64. Those of `diffusers` are float32 and differ by about 1e-5 of their value. Where
+`rescale_betas_zero_snr` makes the last entry zero it stays zero; Euler, DPM-Solver and UniPC there put 2^-24, which is
+more than the entry before.
 """
 
 from __future__ import annotations
@@ -160,24 +162,14 @@ _SIGNALS: dict[str, Callable[[float], float]] = {
     "exp": lambda t: math.exp(-12 * t),
 }
 _PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample", "flow_prediction": "velocity"}
-_SMALLEST = 2.0**-24
 
 
-def _table(settings: Settings, *, floor: float = 0.0, drop_last: bool = False) -> Schedule:
-    """Of a scheduler with a table.
-
-    Args:
-        settings: of the scheduler.
-        floor: the last value of a table of zero terminal SNR; some schedulers leave this much signal.
-        drop_last: see `plan.grid.timesteps`.
-    """
+def _table(settings: Settings, *, drop_last: bool = False) -> Schedule:
+    """Of a scheduler with a table; `drop_last` as in `plan.grid.timesteps`."""
     if settings.get("use_flow_sigmas"):
         return _flow(settings)
     prediction = _prediction(settings)
-    table = alphas_cumprod(settings)
-    if settings.get("rescale_betas_zero_snr"):
-        table[-1] = floor
-    process = Discrete(tuple(table.tolist()))
+    process = Discrete(tuple(alphas_cumprod(settings).tolist()))
     if settings.get("timestep_type") == "continuous" and prediction == "v":
         return _euler_edm(settings, process)
     to_zero = settings.get("set_alpha_to_one", settings.get("final_sigmas_type", "zero") == "zero")
@@ -198,11 +190,7 @@ def _table(settings: Settings, *, floor: float = 0.0, drop_last: bool = False) -
 
 
 def _multistep(settings: Settings) -> Schedule:
-    return _table(settings, floor=_SMALLEST, drop_last=True)
-
-
-def _sigmas(settings: Settings) -> Schedule:
-    return _table(settings, floor=_SMALLEST)
+    return _table(settings, drop_last=True)
 
 
 def _euler_edm(settings: Settings, process: Discrete) -> Schedule:
@@ -288,12 +276,12 @@ _READERS: dict[str, Callable[[Settings], Schedule]] = {
     "DPMSolverMultistepScheduler": _multistep,
     "DPMSolverSinglestepScheduler": _multistep,
     "UniPCMultistepScheduler": _multistep,
-    "EulerDiscreteScheduler": _sigmas,
-    "EulerAncestralDiscreteScheduler": _sigmas,
-    "HeunDiscreteScheduler": _sigmas,
-    "LMSDiscreteScheduler": _sigmas,
-    "KDPM2DiscreteScheduler": _sigmas,
-    "KDPM2AncestralDiscreteScheduler": _sigmas,
+    "EulerDiscreteScheduler": _table,
+    "EulerAncestralDiscreteScheduler": _table,
+    "HeunDiscreteScheduler": _table,
+    "LMSDiscreteScheduler": _table,
+    "KDPM2DiscreteScheduler": _table,
+    "KDPM2AncestralDiscreteScheduler": _table,
     "ScoreSdeVeScheduler": _score,
     "EDMEulerScheduler": _edm,
     "EDMDPMSolverMultistepScheduler": _edm,

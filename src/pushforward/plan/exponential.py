@@ -70,6 +70,7 @@ def exponential(
     variable: Variable = "log-snr",
     noise: float = 0.0,
     corrector: Corrector | None = None,
+    denoise: bool = False,
     name: str = "exponential",
 ) -> Plan:
     """The multistep solver of the module's docstring.
@@ -83,11 +84,16 @@ def exponential(
         noise: lambda >= 0.
         corrector: redo each step with the answer at its end included: `reuse` takes that answer as the next step's
             (UniPC's corrector, no extra evaluations), `evaluate` asks again at the corrected state.
+        denoise: end with the denoised state `D_lin(u) + r` in place of the last step, which must go to time 0. If r was
+            asked for at a predicted state, this moves the answer to the corrected one by the reference's response.
         name: for reports.
     """
     check_order(order)
     if corrector and noise:
         msg = "A corrector needs noise = 0: the corrected step would draw its noise twice."
+        raise PushforwardError(msg)
+    if denoise and float(grid[-1]) != 0:
+        msg = f"Only a grid that ends at time 0 can end with the denoised state; this one ends at {float(grid[-1]):g}."
         raise PushforwardError(msg)
     builder = Builder(process, name, grid, reference)
     times = builder.grid
@@ -99,9 +105,11 @@ def exponential(
     constant = order == 0 and corrector is None and not reference  # then all is known in closed form
     quadrature = kernels(times, covariance.basis, partial(_kernel, process, noise, reference))
 
+    def linear(k: int, state: Terms) -> Terms:
+        return builder.mean + response[k] @ (state - psi[k] @ builder.mean)
+
     def deviation(k: int, handle: Handle) -> Terms:
-        r = handle.answer - builder.mean - response[k] @ (handle.state - psi[k] @ builder.mean)
-        return scale[k] @ r
+        return scale[k] @ (handle.answer - linear(k, handle.state))
 
     def step(k: int, state: Terms, nodes: list[int]) -> Terms:
         moved = psi[k + 1] @ builder.mean + back[k] @ (state - psi[k] @ builder.mean)
@@ -122,6 +130,9 @@ def exponential(
             tau, weights, values = next(quadrature)
         if k not in history:
             history[k] = deviation(k, current)
+        if denoise and k == last:
+            current = builder.node(float(times[-1]), linear(k, current.state) + scale[k].inverse() @ history[k])
+            break
         terms = step(k, current.state, interpolation_nodes(x, k, range(max(0, k - order), k + 1)))
         if corrector is None or k == last:
             spread = (covariance[k + 1] - back[k] @ covariance[k] @ back[k].T).cholesky() if noise else None
@@ -133,7 +144,7 @@ def exponential(
         current = builder.node(float(times[k + 1]), step(k, current.state, nodes))
         if corrector == "evaluate":
             del history[k + 1]
-    return builder.build(order=order, noise=noise, variable=variable, corrector=corrector)
+    return builder.build(order=order, noise=noise, variable=variable, corrector=corrector, denoise=denoise)
 
 
 def interpolation_nodes(x: Tensor, k: int, candidates: range) -> list[int]:

@@ -191,17 +191,26 @@ def _posterior_family(
 
 
 def _shrunk_root(root: Operator, sigma: Operator, gain: Operator, eta: float) -> Operator:
-    """S with `S S^T = sigma - eta^2 P`, `P = sigma - gain gain^T`; `root` at eta = 0, `gain` at eta = 1."""
+    """S with `S S^T = sigma - eta^2 P`, `P = sigma - gain gain^T`; `root` at eta = 0, `gain` at eta = 1.
+
+    A root is a symmetric one times a rotation; the rotation turns from the first's to the second's with `eta^2`.
+    """
     if eta == 0:
         return root
     if eta == 1:
         return gain
+    symmetric = ((1 - eta**2) * sigma + eta**2 * (gain @ gain.T)).square_root()
     if root.blocks == 1:
-        return ((1 - eta**2) * sigma + eta**2 * (gain @ gain.T)).cholesky()
-    inner = root.inverse() @ gain  # = S_1 Q: its polar rotation is taken to the power eta^2
-    one = Operator.scalar(1.0, root.blocks)
-    symmetric = (inner @ inner.T).square_root()
-    turn = symmetric.inverse() @ inner
+        return symmetric
+    first, last = _rotation(root), _rotation(gain)
+    turn = first.T @ last
     angle = eta**2 * torch.atan2(turn.entry(1, 0), turn.entry(0, 0))
-    rotation = Operator.block([[angle.cos(), -angle.sin()], [angle.sin(), angle.cos()]], turn.basis)
-    return root @ (one * (1 - eta**2) + eta**2 * (inner @ inner.T)).square_root() @ rotation
+    return symmetric @ first @ Operator.block([[angle.cos(), -angle.sin()], [angle.sin(), angle.cos()]], turn.basis)
+
+
+def _rotation(factor: Operator) -> Operator:
+    """Q of the polar decomposition `factor = S Q`; a rotation also where the factor is singular."""
+    left, _, right = torch.linalg.svd(factor.coefficients)
+    sign = torch.linalg.det(left @ right)[..., None, None]
+    flip = torch.cat([torch.ones_like(sign), sign], -1)  # of the direction with the smaller singular value
+    return Operator((left * flip) @ right, factor.basis)

@@ -27,7 +27,10 @@ def power(
 ) -> Tensor:
     """Equal steps in `t^(1 / exponent)`: `exponent = 2` is the quadratic grid of DDIM and gDDIM."""
     first = process.t_max if start is None else start
-    return _unit(steps).mul(first ** (1 / exponent) - end ** (1 / exponent)).add(end ** (1 / exponent)).pow(exponent)
+    low, high = end ** (1 / exponent), first ** (1 / exponent)
+    grid = (low + _unit(steps) * (high - low)).pow(exponent)
+    grid[0], grid[-1] = first, end
+    return grid
 
 
 def log_snr(process: Process, steps: int, *, start: float | None = None, end: float = 0.0) -> Tensor:
@@ -44,10 +47,27 @@ def karras(process: Process, steps: int, *, rho: float = 7.0, start: float | Non
     return _in_variable(process, steps, variable, start, end)
 
 
-def angle(process: Process, steps: int, *, scale: float = 0.5, start: float | None = None, end: float = 0.0) -> Tensor:
-    """Equal steps in the whitening angle of data of standard deviation `scale`."""
+def angle(
+    process: Process,
+    steps: int,
+    *,
+    scale: float = 0.5,
+    exponent: float = 1.0,
+    start: float | None = None,
+    end: float = 0.0,
+) -> Tensor:
+    """Equal steps in `atan((sigma / (scale alpha))^exponent)`.
+
+    With exponent 1 that is the whitening angle of data of standard deviation `scale`: steps in log-SNR are shortest
+    where noise and data are alike. Smaller exponents spread them wider, to equal steps in log-SNR in the limit.
+    """
     reference = Gaussian(scale**2)
-    return _in_variable(process, steps, lambda t: whitening_angle(process, t, reference), start, end)
+
+    def variable(t: Tensor) -> Tensor:
+        whitening = whitening_angle(process, t, reference)
+        return torch.atan2(whitening.sin().pow(exponent), whitening.cos().clamp_min(0).pow(exponent))
+
+    return _in_variable(process, steps, variable, start, end)
 
 
 def explicit(process: Process, times: Sequence[float]) -> Tensor:

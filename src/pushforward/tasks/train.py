@@ -85,7 +85,8 @@ class TrainConfig:
         scale: standard deviation of the reference Gaussian; by default measured: the data's root mean square.
         precision: `auto` (bfloat16 where the device is fast at it), `no`, `bf16` or `fp16`.
         compile: run the network through `torch.compile`.
-        save_every, sample_every, log_every: steps between checkpoints, pictures and lines of the log.
+        save_every, log_every: steps between checkpoints, and between lines of the log.
+        sample_every: steps between pictures (samples and loss curve), the last one included; 0 for none.
         seed: of the weights and of all that is drawn.
         half: store the final weights in 16 bits.
         card: for the model card.
@@ -117,7 +118,7 @@ class TrainConfig:
         if self.steps is None and self.minutes is None:
             msg = "Say when to stop: give steps or minutes."
             raise PushforwardError(msg)
-        for name in ("steps", "minutes", "batch", "learning_rate", "save_every", "sample_every", "log_every", "scale"):
+        for name in ("steps", "minutes", "batch", "learning_rate", "save_every", "log_every", "scale"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 msg = f"The option {name} must be positive; got {value}."
@@ -263,7 +264,8 @@ class _Run:
                 callback(self.step, self.losses[-1], self._fraction())
         if self.step > self.resumed_from:
             self._save()
-            self._illustrate()
+            if self.config.sample_every:
+                self._illustrate()
         self.accelerator.wait_for_everyone()
         return self._report()
 
@@ -315,7 +317,7 @@ class _Run:
             self._log()
         if self.step % config.save_every == 0:
             self._save()
-        if self.step % config.sample_every == 0:
+        if config.sample_every and self.step % config.sample_every == 0:
             self._illustrate()
 
     @property

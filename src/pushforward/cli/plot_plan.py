@@ -1,0 +1,129 @@
+"""Draw a plan: where it steps, and with which coefficients.
+
+Examples are in `pushforward plot-plan --help`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from PIL import Image
+
+from pushforward.cli.common import (
+    CorrectorOption,
+    EndOption,
+    EtaOption,
+    GridOption,
+    JsonOption,
+    NoiseOption,
+    OrderOption,
+    ReferenceOption,
+    SolverOption,
+    StepsOption,
+    VariableOption,
+    make_plan,
+    write_json,
+)  # fmt: skip
+from pushforward.files import atomic_path
+from pushforward.images import check_suffix
+from pushforward.model import load
+from pushforward.plan import Plan
+
+__all__ = ["plot_plan"]
+
+
+def plot_plan(
+    model: Annotated[str, typer.Argument(help="Name of an embedded model, a folder, or a hub name of `diffusers`.")],
+    solver: SolverOption = "auto",
+    steps: StepsOption = 20,
+    order: OrderOption = None,
+    eta: EtaOption = None,
+    noise: NoiseOption = None,
+    corrector: CorrectorOption = None,
+    variable: VariableOption = None,
+    reference: ReferenceOption = None,
+    grid: GridOption = None,
+    end: EndOption = None,
+    out: Annotated[Path, typer.Option(help="Picture (.png, .pdf, .svg).")] = Path("plan.png"),
+    json: JsonOption = None,
+) -> None:
+    r"""Draw a plan: where it steps, and with which coefficients.
+
+    \b
+    pushforward plot-plan fashion-vp --solver gddim --order 2 --steps 20
+    pushforward plot-plan fashion-langevin --solver ddim --eta 0.5 --out langevin.png
+    pushforward plot-plan fashion-blurring --solver unipc --json -
+    """
+    check_suffix(out, {*Image.registered_extensions(), ".pdf", ".svg"})
+    chosen = load(model)
+    settings = {"order": order, "eta": eta, "noise": noise, "corrector": corrector, "variable": variable}
+    plan = make_plan(chosen, solver, steps, grid=grid, end=end, reference=reference, settings=settings)
+    with atomic_path(out) as path:
+        draw(plan, path)
+    if json != "-":
+        typer.echo(f"{out}: {plan.solver} on {plan.process.name!r}, {plan.nfe} network evaluations")
+    write_json(describe(plan), json)
+
+
+def describe(plan: Plan) -> dict[str, object]:
+    """A plan as plain values: per node its time, and the norm of the coefficient of each register."""
+    nodes = [
+        {
+            "time": node.time,
+            "asks": node.asks,
+            "terms": {f"{r.kind} {r.node}": float(o.coefficients.abs().amax()) for r, o in node.terms.items()},
+        }
+        for node in plan.nodes
+    ]
+    return {"process": plan.process.name, "solver": plan.solver, "nfe": plan.nfe, "nodes": nodes}
+
+
+def draw(plan: Plan, path: Path) -> None:
+    """Two panels: log-SNR of the states against time; the largest entry of each coefficient, as a matrix.
+
+    In the matrix a row is a node, a column the node whose state or answer it uses.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 4, width_ratios=(1.1, 1, 1, 0.7))
+    times = torch.tensor([node.time for node in plan.nodes], dtype=torch.float64)
+    inside = (times > 0) & (times < plan.process.t_max)
+    chain = torch.zeros_like(inside)
+    chain[list(plan.steps)] = True
+    dense = torch.linspace(0.0, 1.0, 400, dtype=torch.float64)[1:-1] * plan.process.t_max
+    panels[0].plot(dense, plan.process.log_snr(dense), color="0.8", zorder=0)
+    for marker, chosen, label in (("o", inside & chain, "states"), ("x", inside & ~chain, "stages")):
+        if bool(chosen.any()):
+            panels[0].scatter(times[chosen], plan.process.log_snr(times[chosen]), s=14, marker=marker, label=label)
+    panels[0].set(xlabel="time", ylabel="log(signal / noise)", title=f"{plan.solver} on {plan.process.name}")
+    panels[0].legend()
+    for panel, kind in ((panels[1], "state"), (panels[2], "answer")):
+        size = len(plan.nodes)
+        matrix = torch.full((size, size), torch.nan, dtype=torch.float64)
+        for k, node in enumerate(plan.nodes):
+            for register, operator in node.terms.items():
+                if register.kind == kind:
+                    flat = operator.coefficients.flatten()
+                    matrix[k, register.node] = flat[flat.abs().argmax()]
+        largest = float(matrix.nan_to_num().abs().max()) or 1.0
+        drawn = panel.imshow(matrix, cmap="RdBu", vmin=-largest, vmax=largest, interpolation="nearest")
+        panel.set(xlabel=f"{kind} of node", ylabel="node", title=f"coefficient of each {kind}")
+        figure.colorbar(drawn, ax=panel, shrink=0.8)
+    noise = [
+        float(node.terms[register].coefficients.abs().amax()) if (register := _noise(node.terms)) else 0.0
+        for node in plan.nodes
+    ]
+    panels[3].barh(range(len(noise)), noise)
+    panels[3].invert_yaxis()
+    panels[3].set(xlabel="noise", ylabel="node", title="noise added")
+    figure.savefig(path, dpi=110)
+
+
+def _noise(terms):  # type: ignore[no-untyped-def]
+    return next((register for register in terms if register.kind == "noise"), None)

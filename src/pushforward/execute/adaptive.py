@@ -1,0 +1,86 @@
+r"""The probability flow by a general adaptive ODE solver: the baseline that needs no plan.
+
+    du/dt = on_state(t) u + on_answer(t) D(u, t)
+
+is handed to `scipy.integrate.solve_ivp`, which chooses the steps so that the estimated error of each stays within
+`atol + rtol |u|`. One step size serves the whole batch, and every evaluation is one network call for all of it. For
+accurate references and comparisons; the plans' solvers, which know the linear part, need far fewer calls.
+
+References:
+    Score-Based Generative Modeling through SDEs, Song et al., arXiv 2011.13456, appendix D.4 (RK45 on the flow).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy.integrate import solve_ivp
+from torch import Tensor
+
+from pushforward.errors import PushforwardError
+from pushforward.linear import Process
+from pushforward.model.network import Denoiser
+
+Method = Literal["RK23", "RK45", "DOP853"]
+
+
+def adaptive(
+    process: Process,
+    denoiser: Denoiser,
+    start: Tensor,
+    *,
+    start_time: float | None = None,
+    end: float | None = None,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    method: Method = "RK45",
+) -> tuple[Tensor, int]:
+    """The flow's state at `end` from the one at `start_time`, and the number of network calls.
+
+    Args:
+        process: the diffusion.
+        denoiser: the network.
+        start: state `(batch, k * channels, *field)`.
+        start_time: where `start` lives; `t_max` by default.
+        end: where to stop, before or after `start_time` but not at 0; `t_min` by default.
+        rtol: relative error allowed in a step.
+        atol: absolute error allowed in a step.
+        method: of `solve_ivp`, explicit.
+
+    Returns:
+        The state, shaped like `start`, and the calls.
+
+    Raises:
+        PushforwardError: times or tolerances out of range, or the solver gave up.
+    """
+    begin = process.t_max if start_time is None else start_time
+    stop = process.t_min if end is None else end
+    if not (0 < begin <= process.t_max and 0 < stop <= process.t_max):
+        msg = (
+            f"The flow of process {process.name!r} is followed between times above 0 and up to {process.t_max:g}; "
+            f"got {begin:g} to {stop:g}. For clean images, stop at t_min = {process.t_min:g} and denoise."
+        )
+        raise PushforwardError(msg)
+    if rtol <= 0 or atol < 0:
+        msg = f"The tolerances must be positive; got rtol={rtol:g} and atol={atol:g}."
+        raise PushforwardError(msg)
+    calls = 0
+
+    def slope(t: float, flat: np.ndarray) -> np.ndarray:
+        nonlocal calls
+        calls += 1
+        time = torch.tensor([t], dtype=torch.float64)
+        u = torch.from_numpy(flat).view(start.shape)
+        answer = denoiser.at(process, time, start)(0, u.to(start)).to(u)
+        on_state, on_answer = process.flow(time)
+        return (on_state[0](u) + on_answer[0](answer)).flatten().numpy()
+
+    with torch.no_grad():
+        flat = start.detach().to("cpu", torch.float64).flatten().numpy()
+        solution = solve_ivp(slope, (begin, stop), flat, method=method, rtol=rtol, atol=atol, t_eval=[stop])
+    if not solution.success:
+        msg = f"{method} gave up on the flow after {calls} network calls: {solution.message} Loosen rtol, or start later."
+        raise PushforwardError(msg)
+    return torch.from_numpy(solution.y[:, -1]).view(start.shape).to(start), calls

@@ -1,0 +1,75 @@
+"""Images as files: values in [-1, 1] to 8 bits, sheets of many, and animations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from pushforward.errors import PushforwardError
+from pushforward.files import atomic_path
+
+__all__ = ["save_animation", "save_image", "sheet"]
+
+
+def sheet(images: Tensor, *, columns: int | None = None, smallest: int = 64) -> Image.Image:
+    """Images side by side, row after row.
+
+    Args:
+        images: `(count, channels, height, width)` in [-1, 1], 1 or 3 channels; values outside are clipped.
+        columns: of the sheet; by default as many as make it about square.
+        smallest: images less high than this are enlarged by a whole factor.
+    """
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        msg = f"Pictures are made of images (count, 1 or 3 channels, height, width); got shape {tuple(images.shape)}."
+        raise PushforwardError(msg)
+    array = ((images.detach().float().clamp(-1, 1) + 1) * 127.5).round().byte().cpu().numpy()
+    count, channels, height, width = array.shape
+    columns = min(columns or round(count**0.5) or 1, count)
+    rows = -(-count // columns)
+    canvas = np.full((rows * columns, channels, height, width), 255, dtype=np.uint8)
+    canvas[:count] = array
+    pixels = canvas.reshape(rows, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
+    pixels = pixels.reshape(rows * height, columns * width, channels)
+    picture = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+    factor = max(1, smallest // height)
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+
+
+def save_image(picture: Image.Image, path: Path) -> None:
+    """Write a picture in the format of the path's suffix, whole or not at all.
+
+    Raises:
+        PushforwardError: no format has that suffix.
+    """
+    check_suffix(path, set(Image.registered_extensions()))
+    with atomic_path(path) as temporary:
+        picture.save(temporary)
+
+
+def save_animation(frames: Sequence[Image.Image], path: Path, *, seconds: float = 4.0, hold: float = 1.5) -> None:
+    """Write frames as a looping GIF or WebP; the last one stays for `hold` seconds.
+
+    Raises:
+        PushforwardError: the suffix is neither.
+    """
+    check_suffix(path, {".gif", ".webp"})
+    each = max(20, round(1000 * seconds / len(frames)))
+    durations = [each] * (len(frames) - 1) + [round(1000 * hold)]
+    with atomic_path(path) as temporary:
+        frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=durations, loop=0)
+
+
+def check_suffix(path: Path, known: set[str]) -> None:
+    """Raise unless a file of this name can be written, before long work is done for it.
+
+    Raises:
+        PushforwardError: unknown suffix.
+    """
+    if path.suffix.lower() not in known:
+        shown = ", ".join(sorted(known if len(known) < 9 else {".png", ".jpg", ".webp", ".gif", ".tiff"}))
+        msg = f"Cannot write {path}: no picture format has the suffix {path.suffix!r}; use one of {shown}."
+        raise PushforwardError(msg)

@@ -1,0 +1,44 @@
+r"""The sampler to use when nothing is said: one rule for every process and every number of steps.
+
+- Reference N(m, s^2 I) of the model, and the answers' deviation from it interpolated in the whitening angle, where the
+  flow has no linear part.
+- Quadratic predictor and cubic corrector; the corrector takes the answer that the next step uses, so a step is one call.
+- Steps equal in `atan((sigma / (alpha / 2))^0.7)`: densest in log-SNR where noise and images are alike, and of length 0
+  at both ends. The last call is where this grid has it, or at `t_min` if that comes earlier; its answer, moved to the
+  corrected state, is the image.
+
+Evidence: `benchmarks/accuracy.py`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pushforward.linear import Gaussian, Process
+from pushforward.plan.exponential import exponential
+from pushforward.plan.grid import angle
+from pushforward.plan.plan import Plan
+
+SCALE, EXPONENT = 0.5, 0.7
+
+
+def auto_grid(process: Process, steps: int) -> Tensor:
+    """The times of the rule above, from `t_max` to 0, `(steps + 1,)`."""
+    grid = angle(process, steps, scale=SCALE, exponent=EXPONENT)
+    if steps > 1 and float(grid[-2]) < process.t_min:
+        inner = angle(process, steps - 1, scale=SCALE, exponent=EXPONENT, end=process.t_min)
+        grid = torch.cat([inner, grid[-1:]])
+    return grid
+
+
+def auto(process: Process, steps: int, reference: Gaussian) -> Plan:
+    """The plan with `steps` network calls.
+
+    Args:
+        process: the diffusion.
+        steps: how many.
+        reference: N(m, s^2 I) of the model's data.
+    """
+    chosen = {"order": 2, "variable": "angle", "corrector": "reuse", "denoise": True}
+    return exponential(process, auto_grid(process, steps), reference=reference, name="auto", **chosen)

@@ -1,0 +1,56 @@
+"""Plans by the names that a command line or a settings file gives."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from torch import Tensor
+
+from pushforward.errors import PushforwardError
+from pushforward.linear import Process
+from pushforward.plan.exponential import exponential
+from pushforward.plan.gddim import ddim, ddpm, gddim
+from pushforward.plan.plan import Plan
+from pushforward.plan.published import dpm_solver_pp, unipc
+from pushforward.plan.runge_kutta import TABLEAUX, runge_kutta
+from pushforward.plan.stochastic import euler_maruyama
+
+SOLVERS: dict[str, Callable[..., Plan]] = {
+    "ddim": ddim,
+    "ddpm": ddpm,
+    "gddim": gddim,
+    "exponential": exponential,
+    "dpm++": dpm_solver_pp,
+    "unipc": unipc,
+    "euler-maruyama": euler_maruyama,
+    **{name: partial(runge_kutta, tableau=name) for name in TABLEAUX},
+}
+
+
+def named(process: Process, solver: str, grid: Tensor, settings: Mapping[str, object]) -> Plan:
+    """`SOLVERS[solver](process, grid, **settings)`, with unknown names and settings refused in a sentence.
+
+    Raises:
+        PushforwardError: no such solver, or it takes no such setting.
+    """
+    if solver not in SOLVERS:
+        msg = f"Unknown solver {solver!r}; known are {', '.join(SOLVERS)}."
+        raise PushforwardError(msg)
+    check_settings(f"Solver {solver!r}", SOLVERS[solver], settings)
+    return SOLVERS[solver](process, grid, **settings)
+
+
+def check_settings(what: str, function: Callable[..., object], settings: Mapping[str, object]) -> None:
+    """Raise unless `function` has keyword arguments of these names.
+
+    Raises:
+        PushforwardError: it has not.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("tableau", "arrivals", "name")]
+    for name in settings:
+        if name not in known:
+            msg = f"{what} has no setting {name!r}; it has {', '.join(known) or 'none'}."
+            raise PushforwardError(msg)

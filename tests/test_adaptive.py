@@ -1,0 +1,81 @@
+"""The adaptive solver against flows known exactly: a Gaussian's, `u_t = Psi m + R_t z` with z constant."""
+
+import pytest
+import torch
+
+from pushforward.errors import PushforwardError
+from pushforward.execute import adaptive
+from pushforward.linear import VE, VP, Blurring, Flow, Gaussian, Langevin, Process, root
+from pushforward.model import Function
+
+DATA = Gaussian(0.3, 0.2)
+PROCESSES = [VP(), VE(t_max=20.0), Flow(), Blurring((6, 5)), Langevin()]
+
+
+def state(process: Process, time: float, z: torch.Tensor) -> torch.Tensor:
+    t = torch.tensor([time], dtype=torch.float64)
+    mean = process.lift(torch.full_like(process.image(z), 0.2))
+    return process.transition(t, torch.zeros_like(t))[0](mean) + root(process, t, DATA)[0](z)
+
+
+def exact(process: Process) -> Function:
+    def denoise(u: torch.Tensor, time: float) -> torch.Tensor:
+        t = torch.tensor([time], dtype=torch.float64)
+        mean = process.lift(torch.full_like(process.image(u), 0.2))
+        shift = process.transition(t, torch.zeros_like(t))[0](mean)
+        return mean + DATA.response(process, t)[0](u - shift)
+
+    return Function(denoise)
+
+
+def noise(process: Process, generator: torch.Generator) -> torch.Tensor:
+    return torch.randn(2, process.blocks, 6, 5, generator=generator, dtype=torch.float64, device=generator.device).cpu()
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=lambda p: p.name)
+def test_gaussian_flow_both_ways(process: Process, generator: torch.Generator) -> None:
+    z = noise(process, generator)
+    late, early = 0.95 * process.t_max, 0.02 * process.t_max
+    first, last = state(process, late, z), state(process, early, z)
+    forwards, calls = adaptive(process, exact(process), first, start_time=late, end=early, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(forwards, last, rtol=1e-5, atol=1e-5)
+    backwards, _ = adaptive(process, exact(process), last, start_time=early, end=late, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(backwards, first, rtol=1e-5, atol=1e-5)
+    assert calls > 10
+
+
+def test_a_looser_tolerance_costs_less(generator: torch.Generator) -> None:
+    process = VP()
+    z = noise(process, generator)
+    first, last = state(process, process.t_max, z), state(process, process.t_min, z)
+    results = [adaptive(process, exact(process), first, rtol=tol, atol=tol) for tol in (1e-3, 1e-6)]
+    errors = [float((u - last).abs().max()) for u, _ in results]
+    assert errors[1] < 1e-2 * errors[0]
+    assert results[0][1] < results[1][1]
+
+
+def test_keeps_the_dtype_and_needs_no_gradient(generator: torch.Generator) -> None:
+    process = VP()
+    first = state(process, 0.5, noise(process, generator)).float().requires_grad_()
+    result, _ = adaptive(process, exact(process), first, start_time=0.5, end=0.4)
+    assert result.dtype == torch.float32
+    assert not result.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"end": 0.0}, "stop at t_min"),
+        ({"start_time": 1.5}, "up to 1"),
+        ({"rtol": 0.0}, "tolerances must be positive"),
+    ],
+)
+def test_what_it_refuses(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(PushforwardError, match=message):
+        adaptive(VP(), exact(VP()), torch.zeros(1, 1, 6, 5), **settings)
+
+
+def test_says_when_the_network_gives_no_numbers() -> None:
+    broken = Function(lambda u, _: torch.full_like(u, torch.nan))
+    with pytest.raises(PushforwardError, match="not finite|gave up"):
+        adaptive(VP(), broken, torch.ones(1, 1, 2, 2))

@@ -1,0 +1,145 @@
+"""Models with plans, from Python: codes, batches, labels, folders on disk."""
+
+import json
+
+import pytest
+import torch
+
+import pushforward as pf
+from pushforward.linear import VP, Blurring, Langevin
+from pushforward.model import load_model, save_model, trained
+from pushforward.model.backbone import Backbone, preset
+from pushforward.plan import auto, ddim, grid
+
+SIZE = 8
+
+
+def tiny(process, *, classes=("a", "b"), prediction="residual"):
+    torch.manual_seed(0)
+    channels = 1 if prediction == "residual" else process.blocks
+    config = preset(
+        "tiny", field=(SIZE, SIZE), in_channels=process.blocks, out_channels=channels, classes=len(classes)
+    )
+    module = Backbone(config).eval().requires_grad_(False)
+    return trained(module, process, (1, SIZE, SIZE), name="tiny", classes=classes, prediction=prediction)
+
+
+@pytest.fixture(params=[VP(), Blurring((SIZE, SIZE)), Langevin()], ids=lambda p: p.name)
+def model(request):
+    return tiny(request.param)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_an_image_depends_on_seed_and_index_alone(model, eta):
+    """Whatever the batch; float32 rounding of convolutions over other batch sizes."""
+    sampler = pf.Diffusion(model, ddim(model.process, grid.uniform(model.process, 4), eta=eta))
+    labels = torch.tensor([0, 1, 0, 1, 1])
+    whole = sampler.sample(5, seed=3, labels=labels)
+    pieces = sampler.sample(5, seed=3, labels=labels, batch=2)
+    assert whole.shape == (5, 1, SIZE, SIZE)
+    torch.testing.assert_close(whole, pieces, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(whole, sampler.sample(5, seed=4, labels=labels), atol=1e-2)
+    assert not torch.allclose(whole[0], whole[2], atol=1e-2)
+
+
+def test_labels_matter_and_guidance_too(model):
+    with torch.no_grad():
+        for p in model.module.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    sampler = pf.Diffusion(model, auto(model.process, 3, model.reference))
+    zero, one = (sampler.sample(1, labels=torch.tensor([k])) for k in (0, 1))
+    guided = sampler.sample(1, labels=torch.tensor([1]), guidance=3.0)
+    assert not torch.allclose(zero, one, atol=1e-4)
+    assert not torch.allclose(guided, one, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_saved_model_is_the_same_model(model, tmp_path, dtype):
+    save_model(model, tmp_path / "m", card="# card\n", dtype=dtype)
+    again = load_model(tmp_path / "m")
+    assert again.process == model.process
+    assert again.classes == model.classes
+    assert again.parameters == model.parameters
+    samples = [pf.Diffusion(m, auto(m.process, 3, m.reference)).sample(2) for m in (model, again)]
+    tolerance = 1e-6 if dtype == torch.float32 else 2e-2  # half precision of the weights
+    torch.testing.assert_close(*samples, rtol=0, atol=tolerance)
+    assert pf.load(tmp_path / "m").name == "m"
+
+
+def broken(folder, kind):
+    config = folder / "config.json"
+    weights = folder / "model.safetensors"
+    match kind:
+        case "truncated":
+            weights.write_bytes(weights.read_bytes()[:-100])
+        case "garbage":
+            weights.write_bytes(b"not weights")
+        case "no weights":
+            weights.unlink()
+        case "no config":
+            config.unlink()
+        case "bad json":
+            config.write_text("{")
+        case _:
+            values = json.loads(config.read_text())
+            values.update(kind)
+            config.write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("truncated", "damaged"),
+        ("garbage", "damaged"),
+        ("no weights", "is missing"),
+        ("no config", "is missing"),
+        ("bad json", "not valid JSON"),
+        ({"process": {"name": "odd"}}, "Unknown process"),
+        ({"shape": None}, "lacks the entry"),
+        ({"network": {"in_channels": 1, "out_channels": 1, "classes": 2, "widths": [8, 8], "groups": 4}}, "does not fit"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else next(iter(x)),
+)
+def test_a_damaged_folder_is_refused_in_a_sentence(tmp_path, kind, message):
+    save_model(tiny(VP()), tmp_path / "m")
+    broken(tmp_path / "m", kind)
+    with pytest.raises(pf.PushforwardError, match=message) as caught:
+        load_model(tmp_path / "m")
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_models_are_refused(tmp_path):
+    with pytest.raises(pf.PushforwardError, match="neither a folder"):
+        pf.load("no-such-model")
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(pf.PushforwardError, match="is a file"):
+        pf.load(file)
+
+
+def test_a_plan_for_another_process_is_refused():
+    with pytest.raises(pf.PushforwardError, match="for another"):
+        pf.Diffusion(tiny(VP()), ddim(Langevin(), grid.uniform(Langevin(), 2)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"count": 0}, "at least 1"),
+        ({"count": 2, "labels": torch.tensor([0])}, "as many labels"),
+        ({"count": 1, "labels": torch.tensor([2])}, "go from 0 to 1"),
+    ],
+)
+def test_bad_requests_are_refused(arguments, message):
+    model = tiny(VP())
+    with pytest.raises(pf.PushforwardError, match=message):
+        pf.Diffusion(model, auto(VP(), 2, model.reference)).sample(**arguments)
+
+
+def test_any_callable_is_a_model():
+    """A formula in place of a network, on points instead of images."""
+    process = VP()
+    network = pf.Function(lambda u, t: torch.zeros_like(u))
+    model = pf.Model("origin", process, network, (2,))
+    points = pf.Diffusion(model, ddim(process, grid.uniform(process, 5))).sample(4)
+    torch.testing.assert_close(points, torch.zeros(4, 2), rtol=0, atol=1e-5)
