@@ -4,12 +4,12 @@ import json
 
 import pytest
 from PIL import Image
-from test_pushforward import SIZE, tiny
 from typer.testing import CliRunner
 
 from pushforward.cli import app
 from pushforward.linear import VP, Langevin
 from pushforward.model import save_model, zoo
+from test_pushforward import SIZE, tiny
 
 runner = CliRunner()
 
@@ -48,7 +48,9 @@ def test_sample_writes_a_picture_and_a_report(folder, tmp_path, options):
 
 def test_the_same_seed_gives_the_same_picture(folder, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        assert invoke("sample", folder, "--steps", 2, "--count", 2, "--seed", seed, "--out", tmp_path / f"{name}.png", "-q").exit_code == 0
+        out = tmp_path / f"{name}.png"
+        result = invoke("sample", folder, "--steps", 2, "--count", 2, "--seed", seed, "--out", out, "-q")
+        assert result.exit_code == 0, result.output
     pictures = [(tmp_path / f"{name}.png").read_bytes() for name in "abc"]
     assert pictures[0] == pictures[1] != pictures[2]
 
@@ -65,7 +67,8 @@ def test_animation_single_images_and_labels(folder, tmp_path):
 
 
 def test_plot_plan(folder, tmp_path):
-    result = invoke("plot-plan", folder, "--solver", "unipc", "--steps", 5, "--out", tmp_path / "plan.png", "--json", "-")
+    out = tmp_path / "plan.png"
+    result = invoke("plot-plan", folder, "--solver", "unipc", "--steps", 5, "--out", out, "--json", "-")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["nfe"] == 5
     with Image.open(tmp_path / "plan.png") as picture:

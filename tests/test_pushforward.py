@@ -96,7 +96,7 @@ def broken(folder, kind):
         ("bad json", "not valid JSON"),
         ({"process": {"name": "odd"}}, "Unknown process"),
         ({"shape": None}, "lacks the entry"),
-        ({"network": {"in_channels": 1, "out_channels": 1, "classes": 2, "widths": [8, 8], "groups": 4}}, "does not fit"),
+        ({"network": {"in_channels": 1, "out_channels": 1, "widths": [8, 8], "groups": 4}}, "does not fit"),
     ],
     ids=lambda x: x if isinstance(x, str) else next(iter(x)),
 )

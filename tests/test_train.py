@@ -220,9 +220,9 @@ def test_a_model_of_every_process_is_trained_saved_and_read(tmp_path: Path, name
 def test_training_learns_the_classes(tmp_path: Path) -> None:
     data = some_data()
     settings = {**TINY, "batch": 16, "learning_rate": 1e-2}
-    train(TrainConfig(steps=80, half=True, log_every=10, **settings), data, tmp_path / "m")
+    train(TrainConfig(steps=120, half=True, log_every=10, **settings), data, tmp_path / "m")
     lines = [json.loads(line) for line in (tmp_path / "m" / "training" / "log.jsonl").read_text().splitlines()]
-    assert lines[-1]["loss"] < 0.5 * lines[0]["loss"]
+    assert lines[-1]["loss"] < 0.6 * lines[0]["loss"]
     assert load_file(tmp_path / "m" / "model.safetensors")["unet.conv_in.weight"].dtype == torch.float16
     model = load(tmp_path / "m")
     t = torch.tensor([0.9 * model.process.t_max], dtype=torch.float64)

@@ -30,7 +30,7 @@ from pushforward.cli.common import (
 from pushforward.files import atomic_path
 from pushforward.images import check_suffix
 from pushforward.model import load
-from pushforward.plan import Plan
+from pushforward.plan import Plan, Register
 
 __all__ = ["plot_plan"]
 
@@ -82,16 +82,18 @@ def describe(plan: Plan) -> dict[str, object]:
 
 
 def draw(plan: Plan, path: Path) -> None:
-    """Two panels: log-SNR of the states against time; the largest entry of each coefficient, as a matrix.
+    """Log-SNR of the states against time, and the largest entry of each coefficient.
 
-    In the matrix a row is a node, a column the node whose state or answer it uses.
+    For states and answers that is a matrix (a row is a node, a column the node it uses), for the noise, if any, bars.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    count = 4 if plan.noises else 3
+    figure = Figure(figsize=(3.8 * count, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, 4, width_ratios=(1.1, 1, 1, 0.7))
+    panels = figure.subplots(1, count)
     times = torch.tensor([node.time for node in plan.nodes], dtype=torch.float64)
     inside = (times > 0) & (times < plan.process.t_max)
     chain = torch.zeros_like(inside)
@@ -115,15 +117,13 @@ def draw(plan: Plan, path: Path) -> None:
         drawn = panel.imshow(matrix, cmap="RdBu", vmin=-largest, vmax=largest, interpolation="nearest")
         panel.set(xlabel=f"{kind} of node", ylabel="node", title=f"coefficient of each {kind}")
         figure.colorbar(drawn, ax=panel, shrink=0.8)
-    noise = [
-        float(node.terms[register].coefficients.abs().amax()) if (register := _noise(node.terms)) else 0.0
-        for node in plan.nodes
-    ]
-    panels[3].barh(range(len(noise)), noise)
-    panels[3].invert_yaxis()
-    panels[3].set(xlabel="noise", ylabel="node", title="noise added")
+    if plan.noises:
+        sizes = [float(plan.nodes[k].terms[Register("noise", k)].coefficients.abs().amax()) for k in plan.noises]
+        panels[3].barh(plan.noises, sizes)
+        panels[3].invert_yaxis()
+        panels[3].set(xlabel="noise", ylabel="node", title="noise added")
+    for panel in panels[1:]:
+        panel.yaxis.set_major_locator(MaxNLocator(integer=True))
+    for panel in panels[1:3]:
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.savefig(path, dpi=110)
-
-
-def _noise(terms):  # type: ignore[no-untyped-def]
-    return next((register for register in terms if register.kind == "noise"), None)

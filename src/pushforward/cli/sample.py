@@ -97,9 +97,7 @@ def sample(
             if animate is not None and bar.n <= plan.nfe and _keep(step):
                 frames.append(chosen.process.image(step.state).cpu())
 
-        images = pushforward.sample(
-            count, seed=seed, labels=labels, guidance=guidance, batch=batch, callback=tell
-        )
+        images = pushforward.sample(count, seed=seed, labels=labels, guidance=guidance, batch=batch, callback=tell)
     seconds = time.perf_counter() - started
     save_image(sheet(images), out)
     if each is not None:

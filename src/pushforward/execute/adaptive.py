@@ -53,7 +53,7 @@ def adaptive(
         The state, shaped like `start`, and the calls.
 
     Raises:
-        PushforwardError: times or tolerances out of range, or the solver gave up.
+        PushforwardError: times or tolerances out of range, an answer that is not finite, or the solver gave up.
     """
     begin = process.t_max if start_time is None else start_time
     stop = process.t_min if end is None else end
@@ -74,6 +74,9 @@ def adaptive(
         time = torch.tensor([t], dtype=torch.float64)
         u = torch.from_numpy(flat).view(start.shape)
         answer = denoiser.at(process, time, start)(0, u.to(start)).to(u)
+        if not bool(answer.isfinite().all()):  # the solver itself would try for ever
+            msg = f"The network's answer at t = {t:.4g} is not finite (call {calls}); check the network and the start."
+            raise PushforwardError(msg)
         on_state, on_answer = process.flow(time)
         return (on_state[0](u) + on_answer[0](answer)).flatten().numpy()
 

@@ -116,7 +116,8 @@ def whitening_angle(process: Process, t: Tensor, reference: Gaussian) -> Tensor:
 
 def _angle(process: Process, t: Tensor, reference: Gaussian) -> Tensor:
     """The rotation of the root of a process with 2 x 2 blocks, `(*t.shape, *frequencies)`."""
-    return _cumulative_angle(process, reference, tuple(t.flatten().tolist())).unflatten(0, t.shape)
+    angles = _cumulative_angle(process, reference, tuple(t.flatten().tolist()))
+    return angles.reshape(*t.shape, *angles.shape[1:])
 
 
 @lru_cache(maxsize=8)

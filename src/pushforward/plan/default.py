@@ -2,7 +2,7 @@ r"""The sampler to use when nothing is said: one rule for every process and ever
 
 - Reference N(m, s^2 I) of the model, and the answers' deviation from it interpolated in the whitening angle, where the
   flow has no linear part.
-- Quadratic predictor and cubic corrector; the corrector takes the answer that the next step uses, so a step is one call.
+- Quadratic predictor and cubic corrector; the corrector takes the answer that the next step uses: one call a step.
 - Steps equal in `atan((sigma / (alpha / 2))^0.7)`: densest in log-SNR where noise and images are alike, and of length 0
   at both ends. The last call is where this grid has it, or at `t_min` if that comes earlier; its answer, moved to the
   corrected state, is the image.
@@ -40,5 +40,13 @@ def auto(process: Process, steps: int, reference: Gaussian) -> Plan:
         steps: how many.
         reference: N(m, s^2 I) of the model's data.
     """
-    chosen = {"order": 2, "variable": "angle", "corrector": "reuse", "denoise": True}
-    return exponential(process, auto_grid(process, steps), reference=reference, name="auto", **chosen)
+    return exponential(
+        process,
+        auto_grid(process, steps),
+        order=2,
+        reference=reference,
+        variable="angle",
+        corrector="reuse",
+        denoise=True,
+        name="auto",
+    )

@@ -28,7 +28,7 @@ def power(
     """Equal steps in `t^(1 / exponent)`: `exponent = 2` is the quadratic grid of DDIM and gDDIM."""
     first = process.t_max if start is None else start
     low, high = end ** (1 / exponent), first ** (1 / exponent)
-    grid = (low + _unit(steps) * (high - low)).pow(exponent)
+    grid: Tensor = (low + _unit(steps) * (high - low)).pow(exponent)
     grid[0], grid[-1] = first, end
     return grid
 

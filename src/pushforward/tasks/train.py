@@ -200,10 +200,11 @@ class _Run:
         scale = config.scale or _root_mean_square(data.images)
         self.reference = Gaussian(scale**2)
         self.architecture = self._architecture(channels, (size[0], size[1]), scale)
+        lesson = Lesson.make(self.process, config.prediction, self.reference)
         self.accelerator = _accelerator(config)
         self.device = self.accelerator.device
         self.draws = Draws(config.seed, len(data), config.batch)
-        self.lesson = Lesson.make(self.process, config.prediction, self.reference).to(self.device)
+        self.lesson = lesson.to(self.device)
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             self.network = Backbone(self.architecture)
@@ -464,6 +465,7 @@ def make_process(config: TrainConfig, size: tuple[int, int]) -> Process:
 def _accelerator(config: TrainConfig) -> Any:
     try:
         from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
     except ImportError as error:
         msg = "Training needs accelerate: pip install 'pushforward[train]'."
         raise PushforwardError(msg) from error
@@ -471,7 +473,11 @@ def _accelerator(config: TrainConfig) -> Any:
     if precision == "auto":
         fast = torch.cuda.is_available() or bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
         precision = "bf16" if fast else "no"
-    accelerator = Accelerator(mixed_precision=precision)
+    try:
+        accelerator = Accelerator(mixed_precision=precision)
+    except ValueError:  # an earlier training in this Python process had another precision
+        AcceleratorState._reset_state()
+        accelerator = Accelerator(mixed_precision=precision)
     if config.batch % accelerator.num_processes:
         msg = f"The batch of {config.batch} images does not split evenly over {accelerator.num_processes} processes."
         raise PushforwardError(
