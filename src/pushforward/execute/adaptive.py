@@ -84,6 +84,6 @@ def adaptive(
         flat = start.detach().to("cpu", torch.float64).flatten().numpy()
         solution = solve_ivp(slope, (begin, stop), flat, method=method, rtol=rtol, atol=atol, t_eval=[stop])
     if not solution.success:
-        msg = f"{method} gave up on the flow after {calls} network calls: {solution.message} Loosen rtol, or start later."
+        msg = f"{method} gave up on the flow after {calls} network calls ({solution.message}); loosen rtol."
         raise PushforwardError(msg)
     return torch.from_numpy(solution.y[:, -1]).view(start.shape).to(start), calls

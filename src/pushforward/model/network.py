@@ -99,7 +99,7 @@ class Network:
         scale = None
         if self.input_reference is not None:
             covariance = self.input_reference.covariance(process, times)
-            scale = _Prepared(_inverse_deviation(covariance), like)
+            scale = _Prepared(inverse_deviation(covariance), like)
         own = self.time_scale * times + self.time_shift if self.clock is None else self.clock(times)
         clock = own.to(like.device, torch.float32)
 
@@ -159,7 +159,7 @@ class _Prepared:
         return self.basis.inverse(apply_coefficients(self.coefficients[k], self.basis.forward(u), frequencies))
 
 
-def _inverse_deviation(covariance: Operator) -> Operator:
+def inverse_deviation(covariance: Operator) -> Operator:
     """`diag(Sigma)^-1/2`, each field divided by a deviation of its own (averaged over frequencies)."""
     variances = covariance.coefficients.diagonal(dim1=-2, dim2=-1)
     for _ in covariance.basis.shape:

@@ -2,7 +2,7 @@ r"""The sampler to use when nothing is said: one rule for every process and ever
 
 - Reference N(m, s^2 I) of the model, and the answers' deviation from it interpolated in the whitening angle, where the
   flow has no linear part.
-- Quadratic predictor and cubic corrector; the corrector takes the answer that the next step uses: one call a step.
+- Quadratic predictor and cubic corrector. The corrector takes the answer that the next step uses: one call a step.
 - Steps equal in `atan((sigma / (alpha / 2))^0.7)`: densest in log-SNR where noise and images are alike, and of length 0
   at both ends. The last call is where this grid has it, or at `t_min` if that comes earlier; its answer, moved to the
   corrected state, is the image.

@@ -1,4 +1,4 @@
-"""Pictures that training leaves: a grid of samples and the loss curve."""
+"""The loss curve of a training."""
 
 from __future__ import annotations
 
@@ -6,24 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-from torch import Tensor
 
-__all__ = ["loss_curve", "picture"]
-
-
-def picture(images: Tensor, *, columns: int = 10) -> Image.Image:
-    """Images `(count, channels, height, width)` in [-1, 1] side by side, small ones enlarged."""
-    array = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().cpu().numpy()
-    count, channels, height, width = array.shape
-    rows = -(-count // columns)
-    canvas = np.full((rows * columns, channels, height, width), 255, dtype=np.uint8)
-    canvas[:count] = array
-    sheet = canvas.reshape(rows, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
-    sheet = sheet.reshape(rows * height, columns * width, channels)
-    image = Image.fromarray(sheet[..., 0] if channels == 1 else sheet)
-    factor = max(1, 64 // height)
-    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+__all__ = ["loss_curve"]
 
 
 def loss_curve(losses: Sequence[float], path: Path) -> None:

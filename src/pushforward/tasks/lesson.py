@@ -27,7 +27,7 @@ from torch import Tensor
 
 from pushforward.errors import PushforwardError
 from pushforward.linear import Gaussian, Operator, Process, apply_coefficients, whitening_angle
-from pushforward.model.network import _inverse_deviation
+from pushforward.model.network import inverse_deviation
 from pushforward.model.prediction import Prediction, denoising, is_image
 from pushforward.plan.grid import invert
 
@@ -69,7 +69,7 @@ class Lesson:
             invert = on_prediction.inverse()
         one = Operator.scalar(torch.ones_like(times), process.blocks)
         target = invert @ (one - on_state @ psi), -(invert @ on_state @ noise)
-        scale = _inverse_deviation(reference.covariance(process, times))
+        scale = inverse_deviation(reference.covariance(process, times))
         lesson = cls(process, times, (psi, noise), target, scale, is_image(prediction))
         for operator in (*lesson.state, *lesson.target, scale):
             if not operator.is_finite():

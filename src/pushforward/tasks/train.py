@@ -34,6 +34,7 @@ from pushforward.data import ImageData
 from pushforward.errors import PushforwardError
 from pushforward.execute import run as run_plan
 from pushforward.files import atomic_path
+from pushforward.images import save_image, sheet
 from pushforward.linear import Gaussian, Process, process_from_config
 from pushforward.model.backbone import Backbone, BackboneConfig, preset
 from pushforward.model.model import Model, save_model, trained
@@ -41,7 +42,7 @@ from pushforward.model.network import Network
 from pushforward.model.prediction import Prediction, is_image
 from pushforward.plan import SOLVERS
 from pushforward.plan.grid import angle
-from pushforward.tasks.illustrate import loss_curve, picture
+from pushforward.tasks.illustrate import loss_curve
 from pushforward.tasks.lesson import TIMES, Draws, Lesson
 
 __all__ = ["Card", "Report", "TrainConfig", "train"]
@@ -406,8 +407,7 @@ class _Run:
     def _illustrate(self) -> None:
         if not self.accelerator.is_main_process:
             return
-        with atomic_path(self._training / f"samples-{self.step:07d}.png") as temporary:
-            picture(self.sample()).save(temporary)
+        save_image(sheet(self.sample(), columns=10), self._training / f"samples-{self.step:07d}.png")
         with atomic_path(self._training / "loss.png") as temporary:
             loss_curve(self.losses, temporary)
 
