@@ -66,6 +66,25 @@ def test_animation_single_images_and_labels(folder, tmp_path):
     assert sorted(p.name for p in (tmp_path / "each").iterdir()) == ["00000.png", "00001.png", "00002.png"]
 
 
+@pytest.mark.parametrize("quiet", [[], ["-q"]])
+def test_an_animation_shows_the_first_batch_alone(folder, tmp_path, quiet):
+    out, film = tmp_path / "x.png", tmp_path / "x.gif"
+    result = invoke("sample", folder, "--steps", 3, "--count", 5, "--batch", 2, "--out", out, "--animate", film, *quiet)
+    assert result.exit_code == 0, result.output
+    with Image.open(film) as animation:
+        assert animation.n_frames == 4
+
+
+def test_adaptive_steps(folder, tmp_path):
+    report = tmp_path / "report.json"
+    out = tmp_path / "x.png"
+    result = invoke("sample", folder, "--solver", "rk45", "--count", 1, "--out", out, "--json", report, "-q")
+    assert result.exit_code == 0, result.output
+    values = json.loads(report.read_text())
+    assert values["steps"] is None
+    assert values["nfe"] > 10
+
+
 def test_plot_plan(folder, tmp_path):
     out = tmp_path / "plan.png"
     result = invoke("plot-plan", folder, "--solver", "unipc", "--steps", 5, "--out", out, "--json", "-")
@@ -81,9 +100,9 @@ def test_plot_plan(folder, tmp_path):
         (["--solver", "odd"], "Unknown solver 'odd'"),
         (["--solver", "ddim", "--order", 2], "has no setting 'order'"),
         (["--grid", "odd", "--solver", "ddim"], "Unknown grid 'odd'"),
-        (["--steps", 0, "--solver", "ddim"], "at least one step"),
         (["--label", "c"], "no class 'c'"),
-        (["--count", 0], "at least 1"),
+        (["--guidance", 2, "--solver", "rk45", "--steps", 3, "--eta", 1], "chooses its own settings"),
+        (["--end", 2, "--solver", "ddim"], "down to end"),
         (["--out", "x.mp3"], "suffix '.mp3'"),
         (["--animate", "x.png"], "suffix '.png'"),
         (["--device", "cuda:7"], "cannot be used"),

@@ -26,6 +26,15 @@ def test_ends_and_length(process, name, steps, clean):
     assert bool((times.diff() < 0).all())
 
 
+@EVERY
+@pytest.mark.parametrize("name", ["uniform", "power", "log-snr", "karras", "angle"])
+@pytest.mark.parametrize("steps", [20, 300])
+def test_no_call_below_the_least_trained_noise(process, name, steps):
+    times = grid.GRIDS[name](process, steps)
+    assert len(times) == steps + 1
+    assert float(times[-2]) >= process.t_min * (1 - 1e-9)
+
+
 def even(values):
     steps = values.diff()
     torch.testing.assert_close(steps, steps.mean().expand_as(steps), rtol=1e-6, atol=1e-9)
@@ -67,6 +76,8 @@ def test_timesteps():
         (lambda: grid.timesteps(TABLE, 4, spacing="odd"), "spacing"),
         (lambda: grid.explicit(VP(), [0.1, 0.5]), "decrease"),
         (lambda: grid.explicit(Flow(), [2.0, 0.5]), "must lie in"),
+        (lambda: grid.uniform(VP(), 4, end=-0.1), "down to end"),
+        (lambda: grid.angle(VP(), 4, start=2.0), "down to end"),
         (lambda: grid.default(VP(), 4, name="odd"), "Unknown grid"),
     ],
 )

@@ -5,7 +5,7 @@ import torch
 
 from helpers import FIELD, PROCESSES, gaussian_denoiser, normal, times
 from pushforward.errors import PushforwardError
-from pushforward.linear import VP, Gaussian, Langevin, ScaledProcess, root
+from pushforward.linear import VP, Flow, Gaussian, Langevin, ScaledProcess, root
 from pushforward.model import PREDICTIONS, Network
 
 EVERY = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
@@ -79,6 +79,24 @@ def test_large_batches_are_split_and_agree():
     split = Network(module, "sample", max_batch=3).given(labels)
     torch.testing.assert_close(ask(split, u), u * labels.view(-1, 1, 1, 1))
     assert sizes == [(3, 3, 3), (3, 3, 3), (1, 1, 1)]
+
+
+def test_guidance_keeps_within_the_largest_batch():
+    sizes = []
+
+    def module(u, _, labels):
+        sizes.append(len(u))
+        return u * labels.view(-1, 1, 1, 1)
+
+    network = Network(module, "sample", max_batch=4, unconditional=torch.tensor([0])).given(torch.arange(5), 2.0)
+    u = normal(5, 1, *FIELD)
+    torch.testing.assert_close(ask(network, u), 2.0 * u * torch.arange(5).view(-1, 1, 1, 1))
+    assert sizes == [4, 4, 2]
+
+
+def test_predictions_without_signal_are_refused():
+    with pytest.raises(PushforwardError, match="no signal"):
+        ask(Network(lambda u, *_: u, "epsilon"), normal(1, 1, 2, 2), 1.0, Flow())
 
 
 def test_clipping_and_thresholding_bound_the_image_alone():

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pushforward.errors import PushforwardError
-from pushforward.linear import IDENTITY, Basis, Operator, stack
+from pushforward.linear import IDENTITY, Basis, Operator
 
 FIELD = (2, 3)
 KINDS = [(1, IDENTITY), (1, Basis(FIELD)), (2, IDENTITY), (2, Basis(FIELD))]
@@ -84,9 +84,3 @@ def test_one_map_a_sample_is_a_loop():
 def test_different_image_sizes_do_not_mix():
     with pytest.raises(PushforwardError, match="same image size"):
         Operator.scalar(torch.ones(2, 3), basis=Basis((2, 3))) @ Operator.scalar(torch.ones(3, 2), basis=Basis((3, 2)))
-
-
-def test_stack_lifts_to_the_common_basis():
-    both = stack([Operator.scalar(2.0), Operator.scalar(torch.ones(FIELD), basis=Basis(FIELD))])
-    assert both.batch_shape == (2,)
-    assert both.basis == Basis(FIELD)

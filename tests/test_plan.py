@@ -276,10 +276,9 @@ def test_flow_matching_euler_is_a_straight_step():
     ts = grid.uniform(Flow(), 4)
     plan = ddim(Flow(), ts)
     for k, node in enumerate(plan.nodes[1:]):
-        state, answer = (float(o.coefficients) for o in node.terms.values())
+        by_kind = {register.kind: float(operator.coefficients) for register, operator in node.terms.items()}
         t, s = float(ts[k]), float(ts[k + 1])
-        weights = sorted([state, answer])
-        assert weights == pytest.approx(sorted([s / t, 1 - s / t]), abs=1e-12)
+        assert by_kind == pytest.approx({"state": s / t, "answer": 1 - s / t}, abs=1e-12)
 
 
 def test_evaluations_are_counted():
@@ -311,6 +310,8 @@ def test_zero_terminal_snr(name):
     [
         (lambda ts: gddim(VP(), ts, order=4), "Orders go from 0"),
         (lambda ts: gddim(VP(), ts, noise=0.5, corrector="reuse"), "corrector"),
+        (lambda ts: gddim(VP(), ts, noise=0.5, order=1), "order 0"),
+        (lambda ts: exponential(VP(), ts, noise=-0.5), "negative"),
         (lambda ts: ddim(VP(), ts, eta=1.5), "eta"),
         (lambda ts: exponential(VP(), ts, variable="sigma"), "Unknown variable"),
         (lambda ts: exponential(VP(), ts, noise=1.0, corrector="reuse"), "noise = 0"),

@@ -1,11 +1,24 @@
 """Processes and roots satisfy the equations that define them."""
 
+import json
+import math
+
 import pytest
 import torch
 
 from helpers import FIELD, PROCESSES, times
 from pushforward.errors import PushforwardError
-from pushforward.linear import POINT, Blurring, Discrete, Gaussian, Langevin, Process, process_from_config, root
+from pushforward.linear import (
+    POINT,
+    Blurring,
+    Discrete,
+    Gaussian,
+    Langevin,
+    Process,
+    process_from_config,
+    root,
+    whitening_angle,
+)
 from pushforward.plan.grid import invert
 
 EVERY = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
@@ -99,6 +112,12 @@ def test_log_snr_and_its_rate(process):
 
 
 @EVERY
+def test_clean_data_have_no_noise_to_compare_with(process):
+    assert process.log_snr(times(0.0)).tolist() == [math.inf]
+    assert whitening_angle(process, times(0.0), Gaussian(0.25)).tolist() == [0.0]
+
+
+@EVERY
 def test_posterior_covariance_is_the_conditional_one(process):
     """`Cov[u_t | u_s, x_0]` against the joint Gaussian's Schur complement, with the forward step's own covariance."""
     t, s = middle(process)[:1], middle(process)[1:2]
@@ -112,7 +131,7 @@ def test_posterior_covariance_is_the_conditional_one(process):
 
 @EVERY
 def test_config_round_trip(process):
-    assert process_from_config(process.config()) == process
+    assert process_from_config(json.loads(json.dumps(process.config()))) == process
 
 
 def test_discrete_hits_its_table():

@@ -66,6 +66,15 @@ def test_a_saved_model_is_the_same_model(model, tmp_path, dtype):
     assert pf.load(tmp_path / "m").name == "m"
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_states_of_any_precision(model, dtype):
+    plan = auto(model.process, 3, model.reference)
+    expected = pf.Diffusion(model, plan).sample(2)
+    found = pf.Diffusion(model, plan, dtype=dtype).sample(2)
+    tolerance = 1e-4 if dtype == torch.float64 else 0.2  # three digits of bfloat16, a few steps
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+
+
 def broken(folder, kind):
     config = folder / "config.json"
     weights = folder / "model.safetensors"
@@ -128,6 +137,8 @@ def test_a_plan_for_another_process_is_refused():
         ({"count": 0}, "at least 1"),
         ({"count": 2, "labels": torch.tensor([0])}, "as many labels"),
         ({"count": 1, "labels": torch.tensor([2])}, "go from 0 to 1"),
+        ({"count": 1, "labels": torch.tensor([2], dtype=torch.int32)}, "go from 0 to 1"),
+        ({"count": 1, "guidance": 2.0}, "no label was given"),
     ],
 )
 def test_bad_requests_are_refused(arguments, message):

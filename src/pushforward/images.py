@@ -12,7 +12,7 @@ from torch import Tensor
 from pushforward.errors import PushforwardError
 from pushforward.files import atomic_path
 
-__all__ = ["save_animation", "save_image", "sheet"]
+__all__ = ["check_suffix", "picture_suffixes", "save_animation", "save_image", "sheet"]
 
 
 def sheet(images: Tensor, *, columns: int | None = None, smallest: int = 64) -> Image.Image:
@@ -45,7 +45,7 @@ def save_image(picture: Image.Image, path: Path) -> None:
     Raises:
         PushforwardError: no format has that suffix.
     """
-    check_suffix(path, set(Image.registered_extensions()))
+    check_suffix(path, picture_suffixes())
     with atomic_path(path) as temporary:
         picture.save(temporary)
 
@@ -61,6 +61,11 @@ def save_animation(frames: Sequence[Image.Image], path: Path, *, seconds: float 
     durations = [each] * (len(frames) - 1) + [round(1000 * hold)]
     with atomic_path(path) as temporary:
         frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=durations, loop=0)
+
+
+def picture_suffixes() -> set[str]:
+    """Suffixes of the formats that pictures can be written in."""
+    return {suffix for suffix, name in Image.registered_extensions().items() if name in Image.SAVE}
 
 
 def check_suffix(path: Path, known: set[str]) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
-from pushforward.execute import Progress, run
+from pushforward.execute import Adaptive, Progress, run
 from pushforward.linear import root
 from pushforward.model import Model
 from pushforward.plan import Plan
@@ -55,15 +55,15 @@ class Diffusion:
 
     Args:
         model: network and process.
-        plan: any solver's.
+        plan: any solver's, or `Adaptive` steps.
         dtype: of the states.
-        device: of the states.
+        device: of the states; by default the network's.
     """
 
     model: Model
-    plan: Plan
+    plan: Plan | Adaptive
     dtype: torch.dtype = torch.float32
-    device: torch.device | str = "cpu"
+    device: torch.device | str | None = None
 
     def __post_init__(self) -> None:
         if self.plan.process != self.model.process:
@@ -110,12 +110,14 @@ class Diffusion:
         if count < 1 or batch < 1:
             msg = f"Sampling needs a count and a batch of at least 1; got {count} and {batch}."
             raise PushforwardError(msg)
+        labels = None if labels is None else torch.as_tensor(labels)
+        self.model.to(self._device).given(labels, guidance)  # refused before any work is done
         if labels is not None and len(labels) != count:
             msg = f"{count} images need as many labels; got {len(labels)}."
             raise PushforwardError(msg)
         for first in range(0, count, batch):
             indices = range(first, min(first + batch, count))
-            chosen = None if labels is None else labels[indices.start : indices.stop].to(self.device)
+            chosen = None if labels is None else labels[indices.start : indices.stop]
             code = Code(seed, indices, self.model.state_shape(1)[1:])
             yield self.decode(code, self.model.given(chosen, guidance), callback).float().cpu()
 
@@ -125,14 +127,21 @@ class Diffusion:
         """The images behind a code."""
         model = model or self.model
         start = self.start(code.draw())
+        if isinstance(self.plan, Adaptive):
+            return model.images(self.plan.run(model.denoiser, start, callback))
         final = run(self.plan, model.denoiser, start, noise=lambda _: code.draw().to(start), callback=callback)
         return model.images(final)
+
+    @property
+    def _device(self) -> torch.device | str:
+        parameters = () if self.model.module is None else self.model.module.parameters()
+        return self.device or next((p.device for p in parameters), torch.device("cpu"))
 
     def start(self, z: Tensor) -> Tensor:
         """The terminal state whose code is `z (batch, k * channels, *field)`: `Psi m + R z`."""
         time = self.plan.times[:1]
         reference, process = self.model.reference, self.model.process
-        z = z.to(device=self.device, dtype=self.dtype)
+        z = z.to(device=self._device, dtype=self.dtype)
         state = root(process, time, reference)[0](z)
         if isinstance(reference.mean, Tensor) or reference.mean:
             image = torch.as_tensor(reference.mean).to(z) + torch.zeros_like(process.image(z))

@@ -14,6 +14,7 @@ from pushforward.errors import PushforwardError
 from pushforward.files import atomic_path
 
 if TYPE_CHECKING:
+    from pushforward.execute import Adaptive
     from pushforward.model import Model
     from pushforward.plan import Plan
 
@@ -23,8 +24,10 @@ JsonOption = Annotated[
     str | None, typer.Option("--json", metavar="PATH", help="Write a report as JSON to PATH, or to stdout for '-'.")
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
-SolverOption = Annotated[str, typer.Option(help="auto, ddim, ddpm, gddim, exponential, dpm++, unipc, heun, rk4 …")]
-StepsOption = Annotated[int, typer.Option(help="Steps of the solver.")]
+SolverOption = Annotated[
+    str, typer.Option(help="auto, ddim, gddim, exponential, dpm++, unipc, heun, rk4, rk45 …")
+]
+StepsOption = Annotated[int, typer.Option(help="Steps of the solver.", min=1)]
 OrderOption = Annotated[int | None, typer.Option(help="Order of a multistep solver.")]
 EtaOption = Annotated[float | None, typer.Option(help="DDIM's eta: 0 deterministic, 1 DDPM.")]
 NoiseOption = Annotated[float | None, typer.Option(help="Noise level lambda of a stochastic solver; 1 is ancestral.")]
@@ -44,8 +47,9 @@ def make_plan(
     end: float | None,
     reference: float | None,
     settings: Mapping[str, object],
-) -> "Plan":
+) -> "Plan | Adaptive":
     """The plan that a command's options describe; options left at `None` take the solver's own values."""
+    from pushforward.execute import Adaptive
     from pushforward.linear import Gaussian
     from pushforward.plan import auto, named
     from pushforward.plan.grid import default
@@ -56,11 +60,15 @@ def make_plan(
     at = {} if end is None else {"end": end}
     if solver == "auto" and grid is None and not given and not at:
         return auto(model.process, steps, model.reference)
-    if solver == "auto":
-        msg = "The solver 'auto' chooses its own settings; name a solver to set them."
+    if solver == "rk45" and grid is None and not given and not at:
+        return Adaptive(model.process)
+    if solver in ("auto", "rk45"):
+        msg = f"The solver {solver!r} chooses its own settings; name another to set them."
         raise PushforwardError(msg)
-    if grid is None and end is None and model.grid:
-        times = default(model.process, steps, **model.grid)
+    own = dict(model.grid)
+    if own and grid in (None, own.get("name", "uniform")):
+        own.update({"final" if own.get("name") == "timesteps" else "end": end} if at else {})
+        times = default(model.process, steps, **own)
     else:
         times = default(model.process, steps, name=grid or "power", **at)
     return named(model.process, solver, times, given)

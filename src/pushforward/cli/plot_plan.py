@@ -10,7 +10,6 @@ from typing import Annotated
 
 import torch
 import typer
-from PIL import Image
 
 from pushforward.cli.common import (
     CorrectorOption,
@@ -27,6 +26,7 @@ from pushforward.cli.common import (
     make_plan,
     write_json,
 )  # fmt: skip
+from pushforward.errors import PushforwardError
 from pushforward.files import atomic_path
 from pushforward.images import check_suffix
 from pushforward.model import load
@@ -57,10 +57,13 @@ def plot_plan(
     pushforward plot-plan fashion-langevin --solver ddim --eta 0.5 --out langevin.png
     pushforward plot-plan fashion-blurring --solver unipc --json -
     """
-    check_suffix(out, {*Image.registered_extensions(), ".pdf", ".svg"})
+    check_suffix(out, {".png", ".jpg", ".webp", ".pdf", ".svg"})
     chosen = load(model)
     settings = {"order": order, "eta": eta, "noise": noise, "corrector": corrector, "variable": variable}
     plan = make_plan(chosen, solver, steps, grid=grid, end=end, reference=reference, settings=settings)
+    if not isinstance(plan, Plan):
+        msg = f"The solver {solver!r} has no plan to draw: it chooses its steps as it goes."
+        raise PushforwardError(msg)
     with atomic_path(out) as path:
         draw(plan, path)
     if json != "-":
@@ -69,7 +72,7 @@ def plot_plan(
 
 
 def describe(plan: Plan) -> dict[str, object]:
-    """A plan as plain values: per node its time, and the norm of the coefficient of each register."""
+    """A plan as plain values: per node its time, and the largest entry of each register's coefficient."""
     nodes = [
         {
             "time": node.time,

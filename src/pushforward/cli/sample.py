@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from PIL import Image
 from torch import Tensor
 
 from pushforward.cli.common import (
@@ -33,8 +32,9 @@ from pushforward.cli.common import (
 )  # fmt: skip
 from pushforward.errors import PushforwardError
 from pushforward.execute import Progress
-from pushforward.images import check_suffix, save_animation, save_image, sheet
+from pushforward.images import check_suffix, picture_suffixes, save_animation, save_image, sheet
 from pushforward.model import Model, load
+from pushforward.plan import Plan
 from pushforward.pushforward import Diffusion
 
 __all__ = ["sample"]
@@ -54,13 +54,13 @@ def sample(
     reference: ReferenceOption = None,
     grid: GridOption = None,
     end: EndOption = None,
-    count: Annotated[int, typer.Option(help="How many images.")] = 64,
+    count: Annotated[int, typer.Option(help="How many images.", min=1)] = 64,
     seed: Annotated[int, typer.Option(help="Of the codes; image i depends on the seed and i alone.")] = 0,
     label: Annotated[
         list[str] | None, typer.Option(help="A class, by name or number; repeat for several. All in turn by default.")
     ] = None,
     guidance: Annotated[float, typer.Option(help="Weight of classifier-free guidance; 1 is none.")] = 1.0,
-    batch: Annotated[int, typer.Option(help="Images at a time.")] = 64,
+    batch: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 64,
     out: Annotated[Path, typer.Option(help="Picture of all images (.png, .jpg, .webp).")] = Path("samples.png"),
     each: Annotated[Path | None, typer.Option(help="Folder for every image as a PNG of its own.")] = None,
     animate: Annotated[Path | None, typer.Option(help="The way from noise to images, as a .gif or .webp.")] = None,
@@ -76,8 +76,9 @@ def sample(
     pushforward sample fashion-langevin --solver ddim --eta 0.5 --steps 100 --label sneaker --guidance 2
     pushforward sample emoji --label google --animate emoji.gif
     pushforward sample ./my-diffusers-folder --solver unipc --steps 10 --json report.json
+    pushforward sample fashion-vp --solver rk45 --count 8        # adaptive steps, the slow reference
     """
-    check_suffix(out, set(Image.registered_extensions()))
+    check_suffix(out, picture_suffixes())
     if animate is not None:
         check_suffix(animate, {".gif", ".webp"})
     chosen = load(model).to(pick_device(device))
@@ -86,16 +87,21 @@ def sample(
     pushforward = Diffusion(chosen, plan, device=pick_device(device))
     labels = _labels(chosen, label, count)
     frames: list[Tensor] = []
+    calls = batches = 0
     started = time.perf_counter()
-    with progress("sampling", total=-(-count // batch) * plan.nfe, quiet=quiet) as bar:
+    total = -(-count // batch) * plan.nfe if isinstance(plan, Plan) else None
+    with progress("sampling", total=total, quiet=quiet) as bar:
 
         def tell(step: Progress) -> None:
+            nonlocal calls, batches
+            calls += 1
+            batches += step.done == 1
             bar.update()
-            if bar.n % plan.nfe == 0:
-                done = min(count, bar.n // plan.nfe * batch)
+            if step.done == step.total:
+                done = min(count, batches * batch)
                 bar.set_postfix_str(f"{done / (time.perf_counter() - started):.1f} images/s")
-            if animate is not None and bar.n <= plan.nfe and _keep(step):
-                frames.append(chosen.process.image(step.state).cpu())
+            if animate is not None and batches == 1 and _keep(step):
+                frames.append(chosen.process.image(step.state).float().cpu())
 
         images = pushforward.sample(count, seed=seed, labels=labels, guidance=guidance, batch=batch, callback=tell)
     seconds = time.perf_counter() - started
@@ -105,12 +111,15 @@ def sample(
             save_image(sheet(image[None], smallest=0), each / f"{i:05d}.png")
     if animate is not None:
         save_animation(_pictures(chosen, frames, images[:batch]), animate)
+    nfe = plan.nfe if isinstance(plan, Plan) else calls / batches  # adaptive steps may differ from batch to batch
     if not quiet and json != "-":
-        typer.echo(f"{out}: {count} images, {plan.nfe} network evaluations each, {count / seconds:.1f} images/s")
+        typer.echo(f"{out}: {count} images, {nfe:.0f} network evaluations each, {count / seconds:.1f} images/s")
     report = {
-        "model": model, "process": chosen.process.name, "solver": plan.solver, "settings": dict(plan.settings),
-        "steps": len(plan.steps) - 1, "count": count, "seed": seed, "nfe": plan.nfe, "rounds": plan.nfe,
-        "seconds": seconds, "out": out,
+        "model": model, "process": chosen.process.name, "solver": solver,
+        "settings": dict(plan.settings) if isinstance(plan, Plan) else {"tolerance": plan.tolerance},
+        "steps": len(plan.steps) - 1 if isinstance(plan, Plan) else None, "times": plan.times.tolist(),
+        "count": count, "seed": seed, "labels": None if labels is None else labels.tolist(), "guidance": guidance,
+        "nfe": nfe, "rounds": nfe, "seconds": seconds, "out": out,
     }  # fmt: skip
     write_json(report, json)
 
@@ -151,7 +160,7 @@ def _label(model: Model, name: str) -> int:
 
 
 def _keep(step: Progress) -> bool:
-    """Whether this of all network calls is one of the animation's frames, evenly spread."""
+    """Whether this of all network calls is one of the animation's frames, evenly spread if it is known how many."""
     stride = max(1, -(-step.total // _FRAMES))
     return (step.done - 1) % stride == 0
 

@@ -12,6 +12,8 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -20,6 +22,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
+from pushforward.execute.sequential import Progress
 from pushforward.linear import Process
 from pushforward.model.network import Denoiser
 
@@ -36,6 +39,7 @@ def adaptive(
     rtol: float = 1e-5,
     atol: float = 1e-5,
     method: Method = "RK45",
+    callback: Callable[[Progress], None] | None = None,
 ) -> tuple[Tensor, int]:
     """The flow's state at `end` from the one at `start_time`, and the number of network calls.
 
@@ -48,6 +52,7 @@ def adaptive(
         rtol: relative error allowed in a step.
         atol: absolute error allowed in a step.
         method: of `solve_ivp`, explicit.
+        callback: told after every network call; how many there will be is not known, so `total` is 0.
 
     Returns:
         The state, shaped like `start`, and the calls.
@@ -77,6 +82,8 @@ def adaptive(
         if not bool(answer.isfinite().all()):  # the solver itself would try for ever
             msg = f"The network's answer at t = {t:.4g} is not finite (call {calls}); check the network and the start."
             raise PushforwardError(msg)
+        if callback is not None:
+            callback(Progress(calls, 0, t, u, answer))
         on_state, on_answer = process.flow(time)
         return (on_state[0](u) + on_answer[0](answer)).flatten().numpy()
 
@@ -87,3 +94,32 @@ def adaptive(
         msg = f"{method} gave up on the flow after {calls} network calls ({solution.message}); loosen rtol."
         raise PushforwardError(msg)
     return torch.from_numpy(solution.y[:, -1]).view(start.shape).to(start), calls
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """In the place of a plan: the flow followed to `t_min` with adaptive steps, and the denoised state there.
+
+    Args:
+        process: the diffusion.
+        tolerance: error allowed in a step, absolute and relative.
+    """
+
+    process: Process
+    tolerance: float = 1e-5
+
+    @property
+    def times(self) -> Tensor:
+        """First and last time, `(2,)`."""
+        return torch.tensor([self.process.t_max, self.process.t_min], dtype=torch.float64)
+
+    def run(self, denoiser: Denoiser, start: Tensor, callback: Callable[[Progress], None] | None = None) -> Tensor:
+        """The clean state that `start` flows to; see `adaptive`."""
+        last = self.times[1:]
+        state, calls = adaptive(
+            self.process, denoiser, start, rtol=self.tolerance, atol=self.tolerance, callback=callback
+        )
+        answer = denoiser.at(self.process, last, state)(0, state)
+        if callback is not None:
+            callback(Progress(calls + 1, 0, float(last), state, answer))
+        return answer

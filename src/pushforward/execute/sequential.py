@@ -113,9 +113,12 @@ def _combine(terms: list[tuple[Register, float | Tensor]], values: dict[Register
         value = values[register]
         if isinstance(coefficient, float):
             total = coefficient * value if total is None else torch.add(total, value, alpha=coefficient)
+        elif total is None:
+            total = apply_coefficients(coefficient, value, frequencies)
+        elif coefficient.shape[-1] == 1:
+            total = torch.addcmul(total, coefficient[..., 0, 0], value)
         else:
-            moved = apply_coefficients(coefficient, value, frequencies)
-            total = moved if total is None else total + moved
+            total = total + apply_coefficients(coefficient, value, frequencies)
     if total is None:
         msg = "A node of the plan has no terms."
         raise PushforwardError(msg)

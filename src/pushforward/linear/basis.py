@@ -21,10 +21,11 @@ from torch import Tensor
 
 @lru_cache(maxsize=64)
 def _dct_matrix(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    n = torch.arange(size, dtype=torch.float64)
-    matrix = torch.cos(math.pi / size * n[:, None] * (n + 0.5)) * math.sqrt(2 / size)
-    matrix[0] /= math.sqrt(2)
-    return matrix.to(device=device, dtype=dtype)
+    with torch.inference_mode(False):  # the cache must serve gradients too
+        n = torch.arange(size, dtype=torch.float64, device="cpu")
+        matrix = torch.cos(math.pi / size * n[:, None] * (n + 0.5)) * math.sqrt(2 / size)
+        matrix[0] /= math.sqrt(2)
+        return matrix.to(device=device, dtype=dtype)
 
 
 @dataclass(frozen=True)

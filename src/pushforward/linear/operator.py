@@ -162,16 +162,12 @@ def apply_coefficients(coefficients: Tensor, v: Tensor, frequencies: int) -> Ten
     field = c.shape[batch + 2 :] or (1,) * (v.ndim - 2)
     if k == 1:
         return c.reshape(*c.shape[:batch], 1, *field) * v
+    if not frequencies:
+        fields: Tensor = c @ v.unflatten(1, (k, -1)).flatten(2)
+        return fields.view_as(v)
     c = c.reshape(*c.shape[: batch + 2], 1, *field)
     moved: Tensor = (c * v.unflatten(1, (k, -1)).unsqueeze(1)).sum(2)
     return moved.flatten(1, 2)
-
-
-def stack(operators: list[Operator]) -> Operator:
-    """Stack single operators into a batch."""
-    basis = next((o.basis for o in operators if o.basis != IDENTITY), IDENTITY)
-    lifted = [o.lift(basis).coefficients for o in operators]
-    return Operator(torch.stack(torch.broadcast_tensors(*lifted)), basis)
 
 
 def _same_basis(a: Operator, b: Operator) -> tuple[Operator, Operator]:

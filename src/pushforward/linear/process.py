@@ -74,7 +74,9 @@ class Process(ABC):
     def snr(self, t: Tensor) -> Tensor:
         """Signal-to-noise ratio `Psi_x^T Sigma^-1 Psi_x` of the clean image in `u_t`, `(*t.shape, *basis.shape)`."""
         psi = self.transition(t, torch.zeros_like(t))
-        return (psi.T @ self.covariance(t).inverse() @ psi).entry(0, 0)
+        covariance = self.covariance(t)
+        value = (psi.T @ covariance.inverse() @ psi).entry(0, 0)
+        return torch.where(covariance.entry(0, 0) > 0, value, torch.inf)
 
     def log_snr(self, t: Tensor) -> Tensor:
         """Half the logarithm of the signal-to-noise ratio (`log(alpha / sigma)`) at the lowest frequency, `t.shape`."""

@@ -26,7 +26,7 @@ class Discrete(ScaledProcess):
     """Variance preserving, from a table of cumulative products.
 
     Args:
-        alphas_cumprod: decreasing values in [0, 1], one a timestep.
+        alphas_cumprod: decreasing values in [0, 1), one a timestep.
 
     References:
         Denoising Diffusion Probabilistic Models, Ho et al., arXiv 2006.11239, eq. 4.
@@ -38,8 +38,8 @@ class Discrete(ScaledProcess):
     def __post_init__(self) -> None:
         table = np.asarray(self.alphas_cumprod, dtype=np.float64)
         object.__setattr__(self, "alphas_cumprod", tuple(table.tolist()))
-        if table.ndim != 1 or len(table) < 2 or not (np.diff(table) < 0).all() or table[0] > 1 or table[-1] < 0:
-            msg = "A discrete process needs at least two decreasing values of alphas_cumprod in [0, 1]."
+        if table.ndim != 1 or len(table) < 2 or not (np.diff(table) < 0).all() or table[0] >= 1 or table[-1] < 0:
+            msg = "A discrete process needs at least two decreasing values of alphas_cumprod in [0, 1)."
             raise PushforwardError(msg)
 
     @classmethod

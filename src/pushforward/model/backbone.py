@@ -122,9 +122,9 @@ class Backbone(nn.Module):
             t = torch.atan(t / config.time_angle) * (2000 / math.pi)
         if config.classes and labels is None:
             labels = torch.full((len(u),), config.classes, device=u.device)
-        folded = nn.functional.pixel_unshuffle(u, config.patch)
+        folded = nn.functional.pixel_unshuffle(u, config.patch).to(next(self.unet.parameters()).dtype)
         answer = self.unet(folded, t, class_labels=labels if config.classes else None).sample
-        return nn.functional.pixel_shuffle(answer, config.patch)
+        return nn.functional.pixel_shuffle(answer, config.patch).to(u.dtype)
 
 
 def _unet(config: BackboneConfig) -> nn.Module:

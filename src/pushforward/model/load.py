@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from pushforward.errors import PushforwardError
 from pushforward.model import zoo
 from pushforward.model.model import CONFIG, FORMAT, Model, load_model, read_json
 
 
-def load(source: str | Path, **settings: Any) -> Model:
+def load(
+    source: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+) -> Model:
     """A model from the zoo, from a folder, or from the hub.
 
     Args:
         source: a name of the zoo (`pushforward models`), a folder that `pushforward train` made, or a folder or hub
             name of a `diffusers` model.
-        settings: passed to `diffusers_model`.
+        device: for the network.
+        dtype: of its weights; by default float32.
+        revision: of a hub name.
 
     Raises:
         PushforwardError: nothing of that name, or it cannot be read.
     """
     if str(source) in zoo.names():
-        return zoo.load_zoo(str(source))
+        return _placed(zoo.load_zoo(str(source)), device, dtype)
     folder = Path(source).expanduser()
     if folder.is_dir():
         config = folder / CONFIG
         if config.is_file() and read_json(config).get("format") == FORMAT:
-            return load_model(folder, folder.name)
+            return _placed(load_model(folder, folder.name), device, dtype)
     elif folder.exists():
         msg = f"{source} is a file; a model is a folder."
         raise PushforwardError(msg)
@@ -38,4 +47,10 @@ def load(source: str | Path, **settings: Any) -> Model:
         raise PushforwardError(msg)
     from pushforward.model.diffusers import diffusers_model
 
-    return diffusers_model(source, **settings)
+    return diffusers_model(source, device=device, dtype=dtype, revision=revision)
+
+
+def _placed(model: Model, device: torch.device | str, dtype: torch.dtype | None) -> Model:
+    if dtype is not None and model.module is not None:
+        model.module.to(dtype)
+    return model.to(device)

@@ -73,8 +73,15 @@ class Model:
         Raises:
             PushforwardError: the model takes no condition, or labels out of range.
         """
+        unconditional = getattr(self.denoiser, "unconditional", None)
+        if guidance != 1 and (condition is None or unconditional is None):
+            why = "no label was given" if unconditional is not None else "it has no prediction without labels"
+            msg = f"Guidance {guidance:g} has no effect on model {self.name!r}: {why}. Leave guidance at 1."
+            raise PushforwardError(msg)
         if condition is None:
             return self
+        if not condition.is_floating_point():
+            condition = condition.long()
         if not isinstance(self.denoiser, Network) or (not self.classes and condition.dtype == torch.long):
             msg = f"Model {self.name!r} has no classes; leave the label out."
             raise PushforwardError(msg)

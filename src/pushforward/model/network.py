@@ -15,7 +15,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from pushforward.linear import POINT, Gaussian, Operator, Process, apply_coefficients
+from pushforward.errors import PushforwardError
+from pushforward.linear import IDENTITY, POINT, Gaussian, Operator, Process, apply_coefficients
 from pushforward.model.prediction import Prediction, denoising, is_image
 
 Ask = Callable[[int, Tensor], Tensor]
@@ -65,7 +66,7 @@ class Network:
             (default 1), and divide by it.
         threshold_max: the quantile counts as no more than this.
         autocast: run the module in this dtype.
-        max_batch: split larger batches.
+        max_batch: most rows of a network call; larger batches are split, and guidance counts twice.
 
     References:
         Classifier-Free Diffusion Guidance, Ho & Salimans, arXiv 2207.12598, eq. 6;
@@ -94,36 +95,51 @@ class Network:
 
     def at(self, process: Process, times: Tensor, like: Tensor) -> Ask:
         """See `Denoiser`."""
-        pair = denoising(process, self.prediction, times, self.reference)
-        on_state, on_prediction = (_Prepared(operators, like) for operators in pair)
+        on_state, on_prediction = denoising(process, self.prediction, times, self.reference)
+        if not (on_state.is_finite() and on_prediction.is_finite()):
+            msg = (
+                f"The prediction {self.prediction!r} says nothing of the image where {process.name!r} has no signal; "
+                "start the grid below t_max, or use a network that predicts v, velocity or the sample."
+            )
+            raise PushforwardError(msg)
+        combine = _combination(on_state, on_prediction, like)
         scale = None
         if self.input_reference is not None:
-            covariance = self.input_reference.covariance(process, times)
-            scale = _Prepared(inverse_deviation(covariance), like)
+            scale = inverse_deviation(self.input_reference.covariance(process, times)).coefficients.to(like)
         own = self.time_scale * times + self.time_shift if self.clock is None else self.clock(times)
         clock = own.to(like.device, torch.float32)
+        condition = None if self.condition is None else self.condition.to(like.device)
+        nothing = None
+        if condition is not None and self.unconditional is not None and self.guidance != 1:
+            nothing = self.unconditional.to(condition).expand_as(condition)
 
         def ask(k: int, u: Tensor) -> Tensor:
-            prediction = self._predict(u if scale is None else scale(k, u), clock[k]).to(u.dtype)
+            seen = u if scale is None else apply_coefficients(scale[k], u, 0)
+            prediction = self._predict(seen, clock[k], condition, nothing)
             if is_image(self.prediction):
                 prediction = process.lift(prediction)
-            denoised = on_state(k, u) + on_prediction(k, prediction)
+            denoised = combine(k, u, prediction)
             return denoised if self.clip is None and self.threshold is None else self._bounded(process, denoised)
 
         return ask
 
-    def _predict(self, u: Tensor, t: Tensor) -> Tensor:
+    def _predict(self, u: Tensor, t: Tensor, condition: Tensor | None, nothing: Tensor | None) -> Tensor:
+        """The prediction in `u`'s dtype, in pieces of at most `max_batch` rows, guidance's second rows included."""
+        size = len(u) if self.max_batch is None else max(1, self.max_batch // (1 if nothing is None else 2))
+        pieces = []
         with self._precision(u):
-            pieces = u.split(self.max_batch or len(u))
-            conditions = _split(self.condition, len(u), self.max_batch)
-            return torch.cat([self._guided(p, t, c) for p, c in zip(pieces, conditions, strict=True)])
+            for i in range(0, len(u), size):
+                rows = slice(i, i + size)
+                given = None if condition is None else condition[rows]
+                without = None if nothing is None else nothing[rows]
+                pieces.append(self._guided(u[rows], t, given, without))
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
-    def _guided(self, u: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
-        if self.guidance == 1 or condition is None or self.unconditional is None:
-            return self.module(u, t.expand(len(u)), condition)
-        nothing = self.unconditional.to(condition).expand_as(condition)
+    def _guided(self, u: Tensor, t: Tensor, condition: Tensor | None, nothing: Tensor | None) -> Tensor:
+        if nothing is None or condition is None:
+            return self.module(u, t.expand(len(u)), condition).to(u.dtype)
         both = self.module(torch.cat([u, u]), t.expand(2 * len(u)), torch.cat([nothing, condition]))
-        plain, conditional = both.chunk(2)
+        plain, conditional = both.to(u.dtype).chunk(2)
         return torch.lerp(plain, conditional, self.guidance)
 
     def _precision(self, u: Tensor) -> AbstractContextManager[object]:
@@ -143,20 +159,21 @@ class Network:
         return torch.cat([image, rest], 1) if rest.shape[1] else image
 
 
-class _Prepared:
-    """A batch of operators cast once, applied one at a time to states in pixels."""
+def _combination(on_state: Operator, on_prediction: Operator, like: Tensor) -> Callable[[int, Tensor, Tensor], Tensor]:
+    """`(k, u, p) -> on_state[k] u + on_prediction[k] p` in pixels, with the coefficients cast once."""
+    basis = on_state.basis if on_state.basis != IDENTITY else on_prediction.basis
+    pair = on_state.lift(basis).coefficients, on_prediction.lift(basis).coefficients
+    if on_state.blocks == 1 and basis == IDENTITY:
+        first, second = (c[..., 0, 0].tolist() for c in pair)
+        return lambda k, u, p: torch.add(first[k] * u, p, alpha=second[k])
+    a, b = (c.to(like) for c in pair)
+    frequencies = len(basis.shape)
 
-    def __init__(self, operators: Operator, like: Tensor):
-        self.basis = operators.basis
-        self.single = operators.blocks == 1 and not operators.basis.shape
-        self.numbers = operators.coefficients[..., 0, 0].tolist() if self.single else []
-        self.coefficients = operators.coefficients.to(like.device, like.dtype)
+    def combine(k: int, u: Tensor, p: Tensor) -> Tensor:
+        moved = apply_coefficients(a[k], basis.forward(u), frequencies)
+        return basis.inverse(moved + apply_coefficients(b[k], basis.forward(p), frequencies))
 
-    def __call__(self, k: int, u: Tensor) -> Tensor:
-        if self.single:
-            return self.numbers[k] * u
-        frequencies = len(self.basis.shape)
-        return self.basis.inverse(apply_coefficients(self.coefficients[k], self.basis.forward(u), frequencies))
+    return combine
 
 
 def inverse_deviation(covariance: Operator) -> Operator:
@@ -165,9 +182,3 @@ def inverse_deviation(covariance: Operator) -> Operator:
     for _ in covariance.basis.shape:
         variances = variances.mean(-2)
     return Operator(torch.diag_embed(variances.rsqrt()))
-
-
-def _split(condition: Tensor | None, batch: int, size: int | None) -> list[Tensor | None]:
-    if condition is None:
-        return [None] * len(torch.empty(batch).split(size or batch))
-    return list(condition.split(size or batch))

@@ -12,7 +12,6 @@ Evidence: `benchmarks/accuracy.py`.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from pushforward.linear import Gaussian, Process
@@ -25,11 +24,7 @@ SCALE, EXPONENT = 0.5, 0.7
 
 def auto_grid(process: Process, steps: int) -> Tensor:
     """The times of the rule above, from `t_max` to 0, `(steps + 1,)`."""
-    grid = angle(process, steps, scale=SCALE, exponent=EXPONENT)
-    if steps > 1 and float(grid[-2]) < process.t_min:
-        inner = angle(process, steps - 1, scale=SCALE, exponent=EXPONENT, end=process.t_min)
-        grid = torch.cat([inner, grid[-1:]])
-    return grid
+    return angle(process, steps, scale=SCALE, exponent=EXPONENT)
 
 
 def auto(process: Process, steps: int, reference: Gaussian) -> Plan:

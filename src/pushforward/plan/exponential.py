@@ -54,6 +54,13 @@ def variable_at(process: Process, name: Variable, t: Tensor, reference: Gaussian
     raise PushforwardError(msg)
 
 
+def check_noise(noise: float) -> None:
+    """Raise unless a noise level is not negative."""
+    if not noise >= 0:
+        msg = f"The noise level must not be negative; got {noise}."
+        raise PushforwardError(msg)
+
+
 def check_order(order: int) -> None:
     """Raise unless `order` is 0 … 3."""
     if order not in range(4):
@@ -89,6 +96,7 @@ def exponential(
         name: for reports.
     """
     check_order(order)
+    check_noise(noise)
     if corrector and noise:
         msg = "A corrector needs noise = 0: the corrected step would draw its noise twice."
         raise PushforwardError(msg)

@@ -40,6 +40,7 @@ from pushforward.linear import POINT, Gaussian, Operator, Process, root
 from pushforward.plan.exponential import (
     Corrector,
     Variable,
+    check_noise,
     check_order,
     exponential,
     interpolation_nodes,
@@ -53,7 +54,7 @@ def gddim(
     process: Process,
     grid: Tensor,
     *,
-    order: int = 2,
+    order: int | None = None,
     noise: float = 0.0,
     corrector: Corrector | None = None,
     reference: Gaussian = POINT,
@@ -65,7 +66,7 @@ def gddim(
     Args:
         process: the diffusion.
         grid: decreasing times, `(steps + 1,)`.
-        order: degree of the extrapolation; the first steps use what answers there are. 0 where `noise > 0`.
+        order: degree of the extrapolation, 2 by default; the first steps use what answers there are. With noise, 0.
         noise: lambda >= 0; 1 is ancestral sampling.
         corrector: redo each step with the answer at its end: `evaluate` (the paper's, one more evaluation a step) or
             `reuse` (UniPC's, none).
@@ -73,10 +74,12 @@ def gddim(
         factor: `root`, or `cholesky` for the paper's ablation.
         variable: what the polynomial is in; time in the paper.
     """
+    check_noise(noise)
+    order = order if order is not None else 0 if noise else 2
     check_order(order)
     if noise:
-        if corrector or factor != "root":
-            msg = "Stochastic gDDIM (noise > 0) has neither a corrector nor another factor."
+        if corrector or order or factor != "root":
+            msg = "Stochastic gDDIM (noise > 0) has order 0, no corrector and no other factor."
             raise PushforwardError(msg)
         return exponential(process, grid, order=0, noise=noise, reference=reference, name="gddim")
     builder = Builder(process, "gddim", grid)
@@ -176,7 +179,7 @@ def _posterior_family(
     inverse_root, root_next = root(process, origin).inverse(), root(process, arrivals)
     sigma_next = process.covariance(arrivals)
     gain = sigma_next @ process.transition(origin, arrivals).T @ process.covariance(origin).inverse()
-    posterior = sigma_next - gain @ process.transition(origin, arrivals) @ sigma_next
+    posterior = process.posterior_covariance(arrivals, origin)
     shrunk = _shrunk_root(root_next, sigma_next, gain @ root(process, origin), eta)
     if large:
         step = process.transition(origin, arrivals)

@@ -26,11 +26,11 @@ def power(
     process: Process, steps: int, *, exponent: float = 2.0, start: float | None = None, end: float = 0.0
 ) -> Tensor:
     """Equal steps in `t^(1 / exponent)`: `exponent = 2` is the quadratic grid of DDIM and gDDIM."""
-    first = process.t_max if start is None else start
+    first = _checked_start(process, start, end)
     low, high = end ** (1 / exponent), first ** (1 / exponent)
     grid: Tensor = (low + _unit(steps) * (high - low)).pow(exponent)
     grid[0], grid[-1] = first, end
-    return grid
+    return _asked_within(process, grid, lambda n: power(process, n, exponent=exponent, start=start, end=process.t_min))
 
 
 def log_snr(process: Process, steps: int, *, start: float | None = None, end: float = 0.0) -> Tensor:
@@ -150,7 +150,7 @@ def asked_timesteps(process: Process, steps: int, spacing: str, offset: int = 0)
 
 GRIDS: dict[str, Callable[..., Tensor]] = {
     "uniform": uniform, "power": power, "log-snr": log_snr, "karras": karras, "angle": angle, "shifted": shifted,
-    "explicit": explicit, "timesteps": timesteps,
+    "timesteps": timesteps,
 }  # fmt: skip
 
 
@@ -215,14 +215,39 @@ def _in_variable(
             return uniform(process, 1, start=start, end=end)
         inner = _in_variable(process, steps - 1, variable, start, process.t_min)
         return torch.cat([inner, torch.tensor([end], dtype=torch.float64)])
-    first = process.t_max if start is None else start
+    first = _checked_start(process, start, end)
     within = torch.tensor([end, first], dtype=torch.float64)
     if not math.isfinite(variable(within)[1]):  # no signal at all there: space the grid from just below
         within[1] = end + 0.999 * (first - end)
     low, high = variable(within)
     grid = invert(variable, low + _unit(steps) * (high - low), within[1], within[0])
     grid[0], grid[-1] = first, end
-    return grid
+    return _asked_within(process, grid, lambda n: _in_variable(process, n, variable, start, process.t_min))
+
+
+def _asked_within(process: Process, grid: Tensor, remade: Callable[[int], Tensor]) -> Tensor:
+    """A grid whose last network call is no earlier than `t_min`, below which no network was trained.
+
+    Args:
+        process: the diffusion.
+        grid: as it is.
+        remade: the grid of n steps that ends at `t_min`.
+    """
+    steps = len(grid) - 1
+    if steps == 1 or float(grid[-1]) >= process.t_min or float(grid[-2]) >= process.t_min * (1 - 1e-9):
+        return grid
+    return torch.cat([remade(steps - 1), grid[-1:]])
+
+
+def _checked_start(process: Process, start: float | None, end: float) -> float:
+    first = process.t_max if start is None else start
+    if not 0 <= end < first <= process.t_max * (1 + 1e-12):
+        msg = (
+            f"A grid goes from start down to end, both in [0, {process.t_max:g}] for process {process.name!r}; "
+            f"got {first:g} to {end:g}."
+        )
+        raise PushforwardError(msg)
+    return first
 
 
 def invert(variable: Callable[[Tensor], Tensor], values: Tensor, high: Tensor, low: Tensor) -> Tensor:

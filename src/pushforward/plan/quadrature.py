@@ -89,9 +89,7 @@ def reverse_transition(process: Process, end: Tensor, times: Tensor, noise: floa
             f"The reverse diffusion of {process.name!r} with noise {noise} has no limit at t = 0; "
             "end the grid at t_min."
         )
-        raise PushforwardError(
-            msg
-        )
+        raise PushforwardError(msg)
     return last @ _magnus(process, end, times, noise, reference) @ back
 
 

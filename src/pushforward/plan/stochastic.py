@@ -15,8 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pushforward.errors import PushforwardError
 from pushforward.linear import Process
+from pushforward.plan.exponential import check_noise
 from pushforward.plan.plan import Builder, Plan
 
 
@@ -28,9 +28,7 @@ def euler_maruyama(process: Process, grid: Tensor, *, noise: float = 1.0) -> Pla
         grid: decreasing times, `(steps + 1,)`.
         noise: lambda >= 0; 0 is Euler's method on the probability flow.
     """
-    if noise < 0:
-        msg = f"The noise level must not be negative; got {noise}."
-        raise PushforwardError(msg)
+    check_noise(noise)
     builder = Builder(process, "euler-maruyama", grid)
     times, h = builder.grid, builder.grid.diff()
     drift, diffusion = process.drift(times), process.diffusion(times)
