@@ -60,6 +60,12 @@ def write_json(name: str, content: Mapping[str, Any]) -> Path:
     return path
 
 
+def read_json(name: str) -> dict[str, Any]:
+    """What `write_json` wrote, or nothing."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
 def write_text(name: str, text: str) -> Path:
     """Write `results/<name>.md`."""
     path = RESULTS / f"{name}.md"

@@ -1,7 +1,8 @@
 r"""An exact score: the posterior mean of a Gaussian mixture under any linear diffusion.
 
-Data `x_0 = mu_k + s z`, k uniform. Given k, `u_t` is Gaussian with mean `p mu_k` and covariance `S = Sigma_t + s^2 p p^T`,
-where p is the image's column of `Psi(t, 0)` (a number, one a frequency, or one a field). With `q = S^-1 p`,
+Data `x_0 = mu_k + s z`, k uniform. Given k, `u_t` is Gaussian with mean `p mu_k` and covariance
+`S = Sigma_t + s^2 p p^T`, where p is the image's column of `Psi(t, 0)` (a number a field, or one a field and
+frequency). With `q = S^-1 p`,
 
     log weight of k = (q . u) . mu_k - 1/2 (q . p) |mu_k|^2 + const,
     E[x_0 | u]      = s^2 (q . u) + (1 - s^2 q . p) sum_k w_k mu_k,
@@ -51,7 +52,7 @@ class Mixture:
 
         def ask(index: int, u: Tensor) -> Tensor:
             v = basis.forward(u.double()).unflatten(1, (k, -1))  # (batch, k, 1, h, w)
-            pulled = (a[index][:, None] * v).sum(1) if basis.shape else (a[index][:, None] * v).sum(1)
+            pulled = (a[index] * v).sum(1)
             energy = squares @ b[index].expand(self.means.shape[1:]).flatten()
             weights = torch.softmax(pulled.flatten(1) @ means.T - 0.5 * energy, 1)
             centre = (weights @ means).view_as(pulled)

@@ -1,4 +1,4 @@
-"""The schedulers of `diffusers` on one of our models: its denoised state, handed over as whatever prediction they ask."""
+"""The schedulers of `diffusers` on one of our models, whose denoised state is handed over as their prediction."""
 
 from __future__ import annotations
 
@@ -80,7 +80,8 @@ def peers() -> Iterator[Peer]:
                 for kind in ("bh1", "bh2"):
                     yield Peer(f"UniPC {order}", d.UniPCMultistepScheduler, {**ends, "solver_type": kind}, denoise)
     for prediction, order, final in itertools.product(predictions, (2, 3), ("zero", "sigma_min")):
-        options = {"solver_order": order, "prediction_type": prediction, "use_lu_lambdas": True, "final_sigmas_type": final}
+        options = {"solver_order": order, "prediction_type": prediction, "use_lu_lambdas": True}
+        options["final_sigmas_type"] = final
         yield Peer(f"DPM-Solver++ {order}M", d.DPMSolverMultistepScheduler, options, final == "sigma_min")
 
 
@@ -121,14 +122,11 @@ def run_peer(peer: Peer, handed: Handed, start: Tensor, nfe: int) -> Tensor | No
     scheduler = peer.make(num_train_timesteps=handed.table.timesteps, trained_betas=betas.numpy(), **peer.options)
     try:
         scheduler.set_timesteps(steps)
-        # Some schedulers scale their states by sqrt(1 + sigma^2): the variance-exploding form.
-        state = start * float(scheduler.init_noise_sigma)
+        state = start * float(scheduler.init_noise_sigma)  # not 1 for those that work in the variance-exploding form
         calls = 0
         for t in scheduler.timesteps:
             scaled = scheduler.scale_model_input(state, t)
             answer = handed.prediction(peer.options["prediction_type"], scaled, float(t))
-            if peer.make.__name__.startswith("Heun") and peer.options["prediction_type"] == "epsilon":
-                pass
             state = scheduler.step(answer, t, state).prev_sample
             calls += 1
     except (ValueError, IndexError, AssertionError, RuntimeError):

@@ -10,9 +10,11 @@ give the median over the starts (the JSON also the worst).
     python benchmarks/accuracy.py --data mnist.npz --cases mixture  # the mixture around real images
     python benchmarks/accuracy.py --model runs/my-model --cases none
 
-The peers are the schedulers of `diffusers` on the same network. Each is given every choice of its own options (spacing,
-Karras, exponential, beta and Lu noise levels, order, prediction type, last step), and is shown with the choice that is best
-*at that NFE*, in hindsight. Ours, `auto`, is one rule.
+The peers are the schedulers of `diffusers` on the same network. Each is given every choice of its own options
+(spacing, Karras, exponential, beta and Lu noise levels, order, last step; with --full also prediction and variant), and
+is shown with the choice that is best *at that NFE*, in hindsight. Ours, `auto`, is one rule.
+
+Cases that the file in `results/` has and this run has not stay in it.
 """
 
 from __future__ import annotations
@@ -23,24 +25,26 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-from _common import plot_lines, relative_errors, table, write_json, write_text
+from _common import plot_lines, read_json, relative_errors, table, write_json, write_text
 from _mixture import Mixture, mixture
 from _peers import Handed, Peer, peers, run_peer
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
-from pushforward.execute import run
+from pushforward.execute import adaptive, run
 from pushforward.linear import POINT, Blurring, Discrete, Gaussian, Langevin, Process, ScaledProcess, root
 from pushforward.model import Denoiser, load
 from pushforward.model.zoo import names
 from pushforward.plan import Plan, auto, ddim, dpm_solver_pp, exponential, gddim, grid, runge_kutta, unipc
 
+ADAPTIVE = "RK45 (adaptive)"
 BUDGETS = (5, 8, 10, 15, 20, 30, 50)
 Make = Callable[[Process, Tensor], Plan]
 
@@ -140,17 +144,19 @@ def solvers(case: Case) -> Iterator[Ours]:
     if case.spectrum is not None:
         references["C = spectrum"] = (case.spectrum, "angle")
     for words, (reference, variable) in references.items():
-        for order, corrector, name in ((o, c, g) for o in (1, 2, 3) for c in (None, "reuse") for g in ("log-snr", "angle")):
-            chosen = partial(exponential, order=order, corrector=corrector, reference=reference, variable=variable)
+        solver = partial(exponential, reference=reference, variable=variable)
+        for order, corrector, name in product((1, 2, 3), (None, "reuse"), ("log-snr", "angle")):
+            chosen = partial(solver, order=order, corrector=corrector)
             yield Ours(f"exponential {words}", f"order {order}, corrector {corrector}, {name}", on(name, chosen))
-        chosen = partial(exponential, order=2, corrector="evaluate", reference=reference, variable=variable)
+        chosen = partial(solver, order=2, corrector="evaluate")
         settings = "order 2, corrector evaluate, angle"
         yield Ours(f"exponential {words}", settings, on("angle", chosen), calls=lambda n: 2 * n - 1)
 
 
 FEW = {
-    "auto", "DDIM: angle", "DDIM: quadratic", "DPM-Solver++ 2M: log-snr", "DPM-Solver++ 2M: angle", "UniPC 2: log-snr",
-    "UniPC 3: log-snr", "gDDIM 2: quadratic", "heun: karras", "exponential C = 0: order 1, corrector reuse, log-snr",
+    "auto", "DDIM: angle", "DDIM: quadratic", "DPM-Solver++ 2M: log-snr", "DPM-Solver++ 2M: angle",
+    "UniPC 2: log-snr", "UniPC 3: log-snr", "gDDIM 2: quadratic", "heun: karras",
+    "exponential C = 0: order 1, corrector reuse, log-snr",
     "exponential C = 0: order 2, corrector None, angle",
     "exponential C = s^2: order 1, corrector reuse, angle", "exponential C = s^2: order 2, corrector None, angle",
     "exponential C = s^2: order 2, corrector reuse, angle",
@@ -161,18 +167,22 @@ FEW = {
 
 
 def converged(case: Case, steps: int) -> tuple[Tensor, float]:
-    """The exact solution, and how far two solvers are apart on it (worst start)."""
+    """The exact solution, and how far two solvers are apart on it (worst start).
+
+    One interpolates the data prediction in log-SNR, the other the velocity in the whitening angle, on grids to match.
+    """
     process = case.process
     clean = torch.zeros(1, dtype=torch.float64)
 
-    def to_least_noise(make: Callable[..., Tensor], count: int, **settings: float) -> Tensor:
-        return torch.cat([make(process, count, end=process.t_min, **settings), clean])
+    def to_least_noise(make: Callable[..., Tensor], **settings: float) -> Tensor:
+        return torch.cat([make(process, steps, end=process.t_min, **settings), clean])
 
-    first = exponential(process, to_least_noise(grid.log_snr, steps), order=2, variable="log-snr")
-    second = runge_kutta(process, to_least_noise(grid.karras, steps // 2, rho=10.0), tableau="heun", coordinates="noise")
+    data = exponential(process, to_least_noise(grid.log_snr), order=2, variable="log-snr", denoise=True)
+    spaced = to_least_noise(grid.angle, exponent=0.7)
+    velocity = exponential(process, spaced, order=2, reference=case.white, variable="angle", denoise=True)
     with torch.no_grad():
-        a, b = (run(plan, case.denoiser, case.start) for plan in (first, second))
-    return a, float(relative_errors(b, a).max())
+        a, b = (run(plan, case.denoiser, case.start) for plan in (data, velocity))
+    return b, float(relative_errors(a, b).max())
 
 
 # -- measuring ------------------------------------------------------------------------------------------------------
@@ -180,98 +190,167 @@ def converged(case: Case, steps: int) -> tuple[Tensor, float]:
 
 @dataclass(frozen=True)
 class Row:
-    """What one solver with one choice of settings reached; errors `{nfe: (median, worst)}`."""
+    """What one solver with one choice of settings reached; errors `{nfe: (median, worst)}` over the starts."""
 
     solver: str
     settings: str
     ours: bool
     errors: dict[int, tuple[float, float]]
 
+    @property
+    def label(self) -> str:
+        """What tables call it."""
+        return self.solver if self.ours else f"diffusers {self.solver}"
 
-def measure(case: Case, exact: Tensor, budgets: Sequence[int], *, full: bool, say: Callable[[str], None]) -> list[Row]:
+    def __str__(self) -> str:
+        named = f"{self.label}: {self.settings}" if self.settings else self.label
+        return f"  {named}: " + ", ".join(f"{n}: {e[0]:.1e}" for n, e in self.errors.items())
+
+
+def measure(case: Case, exact: Tensor, budgets: Sequence[int], *, every: bool, only: Sequence[str]) -> Iterator[Row]:
     """Every solver of ours and every peer at every budget."""
-    rows = []
+    full = every or isinstance(case.denoiser, Mixture)
     for ours in solvers(case):
         name = f"{ours.family}: {ours.settings}" if ours.settings else ours.family
-        if not full and name not in FEW:
+        if (only and ours.family not in only) or not (full or only or name in FEW):
             continue
-        errors = {}
-        for nfe in budgets:
-            try:
-                plan = ours.within(case.process, nfe)
-                with torch.no_grad():
-                    errors[nfe] = _summary(run(plan, case.denoiser, case.start), exact)
-            except PushforwardError:
-                continue
-        rows.append(Row(ours.family, ours.settings, True, errors))
-        say(f"  {name}: " + ", ".join(f"{n}: {e[0]:.1e}" for n, e in errors.items()))
+        yield Row(ours.family, ours.settings, True, _errors(partial(_run_ours, ours, case), exact, budgets))
+    if not only or ADAPTIVE in only:
+        yield Row(ADAPTIVE, "by tolerance", True, dict(_adaptive_errors(case, exact)))
     if case.has_peers:
         handed = Handed(case.process, case.denoiser, case.start)
         for peer in peers():
-            if full or _promising(peer):
-                rows.append(_measured_peer(peer, handed, case.start, exact, budgets))
-                say(f"  diffusers {peer.scheduler}: {peer.label}: " + ", ".join(f"{n}: {e[0]:.1e}" for n, e in rows[-1].errors.items()))
-    return rows
+            if (not only or peer.scheduler in only) and (every or _usual(peer)):
+                result = partial(run_peer, peer, handed, case.start)
+                yield Row(peer.scheduler, peer.label, False, _errors(result, exact, budgets))
 
 
-def _measured_peer(peer: Peer, handed: Handed, start: Tensor, exact: Tensor, budgets: Sequence[int]) -> Row:
+def _run_ours(ours: Ours, case: Case, nfe: int) -> Tensor | None:
+    try:
+        return run(ours.within(case.process, nfe), case.denoiser, case.start)
+    except PushforwardError:  # too few calls, or a grid or solver that this process does not allow
+        return None
+
+
+def _errors(
+    result: Callable[[int], Tensor | None], exact: Tensor, budgets: Sequence[int]
+) -> dict[int, tuple[float, float]]:
     errors = {}
     for nfe in budgets:
         with torch.no_grad():
-            result = run_peer(peer, handed, start, nfe)
-        if result is not None and bool(result.isfinite().all()):
-            errors[nfe] = _summary(result, exact)
-    return Row(peer.scheduler, peer.label, False, errors)
+            state = result(nfe)
+        if state is not None and bool(state.isfinite().all()):
+            errors[nfe] = _summary(state, exact)
+    return errors
 
 
-def _promising(peer: Peer) -> bool:
-    """One prediction type and the usual variant: on the mixture the others differ by a few percent at most."""
+def _adaptive_errors(case: Case, exact: Tensor) -> Iterator[tuple[int, tuple[float, float]]]:
+    """RK45 to the least noise and a denoise, by the calls it chose to make."""
+    last = torch.tensor([case.process.t_min], dtype=torch.float64)
+    for tolerance in (1e-1, 1e-2, 1e-3, 1e-4):
+        state, calls = adaptive(case.process, case.denoiser, case.start, rtol=tolerance, atol=tolerance)
+        with torch.no_grad():
+            yield calls + 1, _summary(case.denoiser.at(case.process, last, state)(0, state), exact)
+
+
+def _usual(peer: Peer) -> bool:
+    """One prediction type and the usual variant: the others differ from it by a few percent on the mixture."""
     return peer.options["prediction_type"] == "epsilon" and peer.options.get("solver_type", "bh2") == "bh2"
 
 
 def _summary(state: Tensor, exact: Tensor) -> tuple[float, float]:
     errors = relative_errors(state, exact)
-    return float(errors.median()), float(errors.max())
+    return float(f"{errors.median():.3g}"), float(f"{errors.max():.3g}")
 
 
 def best(rows: Sequence[Row], nfe: int) -> Row | None:
     """The row with the least median error at this budget."""
-    able = [row for row in rows if nfe in row.errors and math.isfinite(row.errors[nfe][0])]
+    able = [row for row in rows if nfe in row.errors]
     return min(able, key=lambda row: row.errors[nfe][0], default=None)
 
 
-def report(case: Case, rows: list[Row], budgets: Sequence[int], agreement: float) -> str:
+# -- reporting ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All that was measured of a case."""
+
+    process: str
+    starts: int
+    agreement: float
+    rows: list[Row]
+
+    def families(self) -> dict[str, list[Row]]:
+        """The rows of each solver."""
+        grouped: dict[str, list[Row]] = {}
+        for row in self.rows:
+            grouped.setdefault(row.label, []).append(row)
+        return grouped
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**vars(self), "rows": [vars(row) for row in self.rows]}
+
+    @staticmethod
+    def from_plain(values: dict[str, Any]) -> Outcome:
+        """The reverse of `plain`."""
+        rows = [Row(**{**r, "errors": {int(n): tuple(e) for n, e in r["errors"].items()}}) for r in values["rows"]]
+        return Outcome(**{**values, "rows": rows})
+
+
+def report(name: str, outcome: Outcome, budgets: Sequence[int]) -> str:
     """The tables of a case."""
-    families = list(dict.fromkeys((row.solver, row.ours) for row in rows))
-    columns = ["solver", *map(str, budgets)]
-    lines, winners = [], []
-    for family, ours in families:
-        members = [row for row in rows if (row.solver, row.ours) == (family, ours)]
-        chosen = [best(members, nfe) for nfe in budgets]
-        lines.append(
-            [family if ours else f"diffusers {family}"]
-            + [None if row is None else row.errors[nfe][0] for row, nfe in zip(chosen, budgets, strict=True)]
-        )
-    theirs = [row for row in rows if not row.ours]
-    own = next(row for row in rows if row.solver == "auto")
-    if theirs:
-        tops = [best(theirs, nfe) for nfe in budgets]
-        ratios = [
-            None if top is None else own.errors[nfe][0] / top.errors[nfe][0] for top, nfe in zip(tops, budgets, strict=True)
-        ]
-        lines.append(["**auto / best peer**", *ratios])
-        winners = [f"- {nfe}: {top.solver}, {top.settings}" for top, nfe in zip(tops, budgets, strict=True) if top]
-    least = min(error[0] for row in rows for error in row.errors.values())
+    families = outcome.families()
+    by_tolerance = families.pop(ADAPTIVE, [])
+    lines: list[list[object]] = []
+    for label, members in families.items():
+        tops = [best(members, nfe) for nfe in budgets]
+        lines.append([label, *(top and top.errors[nfe][0] for top, nfe in zip(tops, budgets, strict=True))])
+    theirs = [best([row for row in outcome.rows if not row.ours], nfe) for nfe in budgets]
+    others = [row for row in outcome.rows if row.ours and row.solver != "auto" and row not in by_tolerance]
+    ours = [best(others, nfe) for nfe in budgets]
+    rule = families["auto"][0].errors
+    for title, rivals in (("**auto / best peer**", theirs), ("auto / best of our other settings", ours)):
+        pairs = zip(rivals, budgets, strict=True)
+        ratios = [rival and nfe in rule and rule[nfe][0] / rival.errors[nfe][0] for rival, nfe in pairs]
+        if any(ratios):
+            lines.append([title, *(ratio or None for ratio in ratios)])
     text = [
-        f"## {case.name}",
-        f"{len(case.start)} starts, process `{case.process.name}`. Median relative error by network evaluations; of each "
-        "solver the settings that are best at that budget, but `auto` is one rule.",
-        f"The two reference solvers agree to {agreement:.1e} (worst start); the least error in the table is {least:.1e}.",
-        table(columns, lines),
+        f"## {name}",
+        f"{outcome.starts} starts, process `{outcome.process}`. Median relative error by network evaluations. Every "
+        "solver but `auto` is shown with the settings that are best at that budget, in hindsight. The two reference "
+        f"solvers agree to {outcome.agreement:.1e} (worst start): an error below that says no more.",
+        table(["solver", *map(str, budgets)], lines),
     ]
-    if winners:
-        text.append("Best peers:\n\n" + "\n".join(winners))
+    for row in by_tolerance:
+        found = [f"{e[0]:.1e} with {n} evaluations" for n, e in row.errors.items()]
+        text.append(f"{ADAPTIVE}: {', '.join(found)}.")
+    for title, rivals in (("Best peers", theirs), ("Best of our other settings", ours)):
+        found = [f"- {n}: {top.solver}, {top.settings}" for top, n in zip(rivals, budgets, strict=True) if top]
+        if found:
+            text.append(f"{title}:\n\n" + "\n".join(found))
     return "\n\n".join(text)
+
+
+def write(name: str, outcomes: dict[str, Outcome], budgets: Sequence[int]) -> None:
+    """Tables, JSON and plot."""
+    texts = [report(case, outcome, budgets) for case, outcome in outcomes.items()]
+    write_text(name, "# Accuracy by network evaluations\n\n" + "\n\n".join(texts))
+    write_json(name, {"cases": {case: outcome.plain() for case, outcome in outcomes.items()}})
+    panels = {case: _panel(outcome, budgets) for case, outcome in outcomes.items()}
+    plot_lines(name, panels, "network evaluations", "median relative error")
+
+
+def _panel(outcome: Outcome, budgets: Sequence[int]) -> dict[str, tuple[list[float], list[float], bool]]:
+    lines = {}
+    for label, members in outcome.families().items():
+        if members[0].ours and label not in ("auto", "DDIM", ADAPTIVE):
+            continue
+        at = sorted(members[0].errors) if label == ADAPTIVE else budgets
+        tops = [(float(n), top.errors[n][0]) for n in at if (top := best(members, n)) is not None]
+        lines[label] = ([n for n, _ in tops], [e for _, e in tops], members[0].ours)
+    return lines
 
 
 # -- cases ----------------------------------------------------------------------------------------------------------
@@ -285,7 +364,8 @@ def ddpm_process() -> Discrete:
 def mixture_case(name: str, process: Process, exact: Mixture, starts: int) -> Case:
     """The exact score under a process, in float64."""
     shape = (starts, process.blocks, *exact.means.shape[2:])
-    return Case(name, process, exact, _start(process, exact.reference(), shape, torch.float64), exact.reference(), exact.spectrum())
+    white = exact.reference()
+    return Case(name, process, exact, _start(process, white, shape, torch.float64), white, exact.spectrum())
 
 
 def model_case(source: str, starts: int) -> Case:
@@ -329,8 +409,8 @@ def main() -> None:
     parser.add_argument("--starts", type=int, help="16 for the mixture and 4 for networks by default")
     parser.add_argument("--budgets", type=int, nargs="+", default=list(BUDGETS), help="numbers of network evaluations")
     parser.add_argument("--steps", type=int, default=1000, help="of the reference")
-    parser.add_argument("--few", action="store_true", help="leave out what is far behind; always so for networks unless --full")
-    parser.add_argument("--full", action="store_true", help="every setting on networks too")
+    parser.add_argument("--full", action="store_true", help="every setting, the unlikely ones too")
+    parser.add_argument("--solver", action="append", default=[], help="measure it alone and keep the file's other rows")
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--name", default="accuracy", help="of the files in results/")
@@ -339,39 +419,25 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="diffusers")
     logging.getLogger("diffusers").setLevel(logging.ERROR)
 
-    texts, content, panels = [], {}, {}
+    known = read_json(arguments.name).get("cases", {})
+    outcomes = {case: Outcome.from_plain(values) for case, values in known.items()}
     for case in cases(arguments):
         if arguments.only not in case.name:
             continue
         began = time.perf_counter()
         exact, agreement = converged(case, arguments.steps)
-        print(f"{case.name}: reference after {time.perf_counter() - began:.0f} s, agreement {agreement:.1e}", flush=True)
-        full = arguments.full or (isinstance(case.denoiser, Mixture) and not arguments.few)
-        rows = measure(case, exact, arguments.budgets, full=full, say=partial(print, flush=True))
-        texts.append(report(case, rows, arguments.budgets, agreement))
-        print("\n" + texts[-1] + "\n", flush=True)
-        content[case.name] = {"agreement": agreement, "starts": len(case.start), "rows": [_plain(row) for row in rows]}
-        panels[case.name] = _panel(rows, arguments.budgets)
-        write_text(arguments.name, "# Accuracy by network evaluations\n\n" + "\n\n".join(texts))
-        write_json(arguments.name, {"cases": content})
-        plot_lines(arguments.name, panels, "network evaluations", "median relative error")
-
-
-def _plain(row: Row) -> dict[str, Any]:
-    errors = {str(n): [float(f"{x:.3g}") for x in e] for n, e in row.errors.items()}
-    return {"solver": row.solver, "settings": row.settings, "ours": row.ours, "errors": errors}
-
-
-def _panel(rows: list[Row], budgets: Sequence[int]) -> dict[str, tuple[list[float], list[float], bool]]:
-    lines = {}
-    for family, ours in dict.fromkeys((row.solver, row.ours) for row in rows):
-        if ours and family not in ("auto", "DDIM"):
-            continue
-        members = [row for row in rows if (row.solver, row.ours) == (family, ours)]
-        tops = [(n, top.errors[n][0]) for n in budgets if (top := best(members, n)) is not None]
-        label = family if ours else f"diffusers {family}"
-        lines[label] = ([n for n, _ in tops], [e for _, e in tops], ours)
-    return lines
+        taken = time.perf_counter() - began
+        print(f"{case.name}: reference in {taken:.0f} s, agreement {agreement:.1e}", flush=True)
+        rows = []
+        for row in measure(case, exact, arguments.budgets, every=arguments.full, only=arguments.solver):
+            print(row, flush=True)
+            rows.append(row)
+        if arguments.solver and case.name in outcomes:
+            rows += [row for row in outcomes[case.name].rows if row.solver not in arguments.solver]
+            rows.sort(key=lambda row: (row.solver != "auto", not row.ours))
+        outcomes[case.name] = Outcome(case.process.name, len(case.start), agreement, rows)
+        print("\n" + report(case.name, outcomes[case.name], arguments.budgets) + "\n", flush=True)
+        write(arguments.name, outcomes, arguments.budgets)
 
 
 if __name__ == "__main__":

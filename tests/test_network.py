@@ -142,8 +142,3 @@ def test_the_network_runs_in_the_asked_precision():
         answer = ask(Network(module, "sample", autocast=torch.bfloat16), normal(1, 1, 4, 4).float())
     assert seen == [torch.bfloat16]
     assert answer.dtype == torch.float32
-
-
-def test_unknown_predictions_are_refused():
-    with pytest.raises(PushforwardError, match="Unknown prediction"):
-        ask(Network(lambda u, *_: u, "x0"), normal(1, 1, 2, 2))

@@ -67,7 +67,7 @@ class _Commands(TyperGroup):
 app = _typer(cls=_Commands, no_args_is_help=True)
 
 
-def _print_version(asked: bool) -> None:
+def _print_version(asked: bool | None) -> None:
     if asked:
         from importlib.metadata import version
 
@@ -78,8 +78,9 @@ def _print_version(asked: bool) -> None:
 @app.callback()
 def _pushforward(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and leave.", callback=_print_version, is_eager=True)
-    ] = False,
+        bool | None,
+        typer.Option("--version", help="Print the version and leave.", callback=_print_version, is_eager=True),
+    ] = None,
 ) -> None:
     """Diffusion models as maps between Gaussian codes and images."""
 

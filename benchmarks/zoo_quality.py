@@ -1,0 +1,113 @@
+r"""How good the embedded models are: loss on images they have not seen, and whether samples look like their label.
+
+    python benchmarks/zoo_quality.py --fashion fashion.npz --emoji emoji32.npz     # made by examples/zoo_data.py
+
+- *held-out loss*: the training loss (mean square of the residual, evenly over the whitening angle) on test images.
+- *recognised*: share of samples that a small convolutional classifier, trained here on the training images, gives the
+  label they were drawn with; beside it the classifier's accuracy on real test images, which bounds what can be had.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from _common import table, write_json, write_text
+from torch import Tensor, nn
+
+from pushforward.linear import Gaussian
+from pushforward.model import Model, Network, load
+from pushforward.model.zoo import names
+from pushforward.plan import auto
+from pushforward.pushforward import Diffusion
+from pushforward.tasks.lesson import Lesson
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """Images (count, channels, height, width) in [-1, 1] and labels of both splits."""
+    arrays = np.load(path)
+    data = {}
+    for split in ("train", "test"):
+        data[f"x_{split}"] = torch.from_numpy(arrays[f"x_{split}"]).permute(0, 3, 1, 2).float() / 127.5 - 1
+        data[f"y_{split}"] = torch.from_numpy(arrays[f"y_{split}"]).long()
+    return data
+
+
+def classifier(data: dict[str, Tensor], classes: int, epochs: int) -> nn.Module:
+    """A small convolutional network, trained with a fixed seed."""
+    torch.manual_seed(0)
+    channels = data["x_train"].shape[1]
+    net = nn.Sequential(
+        nn.Conv2d(channels, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 64, 3, 2, 1), nn.ReLU(),
+        nn.Conv2d(64, 128, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(512, classes),
+    )  # fmt: skip
+    count, batch = len(data["x_train"]), 128
+    steps = epochs * count // batch
+    optimizer = torch.optim.Adam(net.parameters(), 2e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
+    order = torch.cat([torch.randperm(count) for _ in range(epochs)])
+    for chosen in order[: steps * batch].split(batch):
+        nn.functional.cross_entropy(net(data["x_train"][chosen]), data["y_train"][chosen]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    return net.eval()
+
+
+@torch.no_grad()
+def held_out_loss(model: Model, images: Tensor, labels: Tensor) -> float:
+    """Mean square of prediction less target, at every 16th of the lesson's times in turn."""
+    assert isinstance(model.denoiser, Network)
+    network = model.denoiser
+    reference = Gaussian(float(torch.as_tensor(model.reference.variance)))
+    lesson = Lesson.make(model.process, network.prediction, reference).to(torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    losses = []
+    for x, y in zip(images.split(128), labels.split(128), strict=True):
+        k = torch.randint(0, len(lesson.times), (len(x),), generator=generator)
+        noise = torch.randn(model.state_shape(len(x)), generator=generator)
+        seen, target = lesson.draw(x, k, noise)
+        t = network.time_scale * lesson.times[k].float() + network.time_shift
+        losses.append((network.module(seen, t, y) - target).square().flatten(1).mean(1))
+    return float(torch.cat(losses).mean())
+
+
+@torch.no_grad()
+def main() -> None:
+    """Measure every embedded model that there are data for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fashion", type=Path)
+    parser.add_argument("--emoji", type=Path)
+    parser.add_argument("--count", type=int, default=500, help="samples a model")
+    options = parser.parse_args()
+    rows = []
+    for kind, path, epochs in (("fashion", options.fashion, 3), ("emoji", options.emoji, 8)):
+        chosen = [name for name in names() if name.startswith(kind)]
+        if path is None or not chosen:
+            continue
+        data = read(path)
+        classes = int(data["y_train"].max()) + 1
+        with torch.enable_grad():
+            judge = classifier(data, classes, epochs)
+        real = float((judge(data["x_test"]).argmax(1) == data["y_test"]).float().mean())
+        for name in chosen:
+            model = load(name)
+            labels = torch.arange(options.count) % classes
+            samples = Diffusion(model, auto(model.process, 20, model.reference)).sample(options.count, labels=labels)
+            recognised = float((judge(samples).argmax(1) == labels).float().mean())
+            loss = held_out_loss(model, data["x_test"][:2000], data["y_test"][:2000])
+            rows.append(
+                {"model": name, "held_out_loss": loss, "recognised": recognised, "real": real, "count": options.count}
+            )
+            print(rows[-1], flush=True)
+    cells = table(list(rows[0]), [list(row.values()) for row in rows]) if rows else "Give --fashion or --emoji."
+    print(cells)
+    if rows:
+        write_text("zoo_quality", f"# Quality of the embedded models\n\nSolver auto, 20 network calls.\n\n{cells}")
+        write_json("zoo_quality", {"models": rows})
+
+
+if __name__ == "__main__":
+    main()
