@@ -5,13 +5,15 @@ Each can be sampled by its name: `pushforward sample NAME`.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import typer
+from safetensors import safe_open
 
 from pushforward.cli.common import JsonOption, write_json
 from pushforward.model import zoo
-from pushforward.model.model import WEIGHTS
+from pushforward.model.model import CONFIG, WEIGHTS, read_json
 
 __all__ = ["models"]
 
@@ -23,7 +25,7 @@ def models(json: JsonOption = None) -> None:
     """
     rows = [_row(name) for name in zoo.names()]
     if json != "-":
-        line = "{:<24} {:<12} {:<28} {:>10} {:>12} {:>10}".format
+        line = "{:<18} {:<10} {:<60} {:>8} {:>11} {:>10}".format
         typer.echo(line("name", "process", "data", "shape", "parameters", "bytes"))
         for row in rows:
             shape = "x".join(map(str, row["shape"]))
@@ -33,13 +35,16 @@ def models(json: JsonOption = None) -> None:
 
 
 def _row(name: str) -> dict[str, Any]:
-    model = zoo.load_zoo(name)
+    """From the files alone: no network is made."""
+    config, weights = read_json(zoo.FOLDER / name / CONFIG), zoo.FOLDER / name / WEIGHTS
+    with safe_open(weights, "pt") as tensors:
+        parameters = sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
     return {
         "name": name,
-        "process": model.process.name,
-        "data": model.info.get("data", ""),
-        "shape": list(model.shape),
-        "parameters": model.parameters,
-        "bytes": (zoo.FOLDER / name / WEIGHTS).stat().st_size,
-        "classes": list(model.classes),
+        "process": config["process"]["name"],
+        "data": config["info"].get("data", ""),
+        "shape": config["shape"],
+        "parameters": parameters,
+        "bytes": weights.stat().st_size,
+        "classes": config["classes"],
     }
