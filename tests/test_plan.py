@@ -313,7 +313,6 @@ def test_zero_terminal_snr(name):
         (lambda ts: gddim(VP(), ts, noise=0.5, order=1), "order 0"),
         (lambda ts: exponential(VP(), ts, noise=-0.5), "negative"),
         (lambda ts: ddim(VP(), ts, eta=1.5), "eta"),
-        (lambda ts: exponential(VP(), ts, variable="sigma"), "Unknown variable"),
         (lambda ts: exponential(VP(), ts, noise=1.0, corrector="reuse"), "noise = 0"),
         (lambda ts: runge_kutta(VP(), ts, tableau="rk5"), "Unknown Runge"),
         (lambda ts: euler_maruyama(VP(), ts, noise=-1.0), "negative"),

@@ -212,8 +212,8 @@ def test_a_model_of_every_process_is_trained_saved_and_read(tmp_path: Path, name
     assert model.process == a_process(name)
     assert model.classes == ("a", "b")
     if name == "blurring-langevin":
-        picture = Image.open(tmp_path / "m" / "training" / "samples-0000002.png")
-        assert picture.size == (10 * SIDE * 8, 8 * SIDE * 8)
+        with Image.open(tmp_path / "m" / "training" / "samples-0000002.png") as picture:
+            assert picture.size == (10 * SIDE * 8, 8 * SIDE * 8)
     assert {"README.md", "config.json", "model.safetensors", "training"} == {p.name for p in (tmp_path / "m").iterdir()}
 
 
