@@ -19,7 +19,18 @@ from pushforward.errors import PushforwardError
 from pushforward.linear import IDENTITY, POINT, Gaussian, Operator, Process, apply_coefficients
 from pushforward.model.prediction import Prediction, denoising, is_image
 
-Ask = Callable[[int, Tensor], Tensor]
+class Ask(Protocol):
+    """A denoiser prepared for a list of times."""
+
+    def __call__(self, k: int | Tensor, u: Tensor, of: Tensor | None = None) -> Tensor:
+        """The denoised states `E[u_0 | u_t = u]`, shaped like `u`.
+
+        Args:
+            k: which time, for all rows; or one for each row, `(rows,)`.
+            u: states `(rows, k * channels, *field)`.
+            of: which image of the batch each row is a state of, `(rows,)`, to find its condition; by default row i
+                belongs to image i.
+        """
 
 
 @runtime_checkable
@@ -27,7 +38,7 @@ class Denoiser(Protocol):
     """The pointwise part of a diffusion model."""
 
     def at(self, process: Process, times: Tensor, like: Tensor) -> Ask:
-        """Prepare for `times (n,)` once; the result maps `(k, u)` to `E[u_0 | u_t = u]` at time k.
+        """Prepare for `times (n,)` once; see `Ask`.
 
         Args:
             process: the diffusion that `u` follows.
@@ -44,7 +55,19 @@ class Function:
 
     def at(self, process: Process, times: Tensor, like: Tensor) -> Ask:  # noqa: ARG002 - the protocol's arguments
         """See `Denoiser`."""
-        return lambda k, u: self.denoise(u, float(times[k]))
+
+        def ask(k: int | Tensor, u: Tensor, of: Tensor | None = None) -> Tensor:  # noqa: ARG001
+            if not isinstance(k, Tensor):
+                return self.denoise(u, float(times[k]))
+            k = k.expand(len(u))
+            answers, order = [], []
+            for one in k.unique().tolist():
+                rows = (k == one).nonzero()[:, 0]
+                answers.append(self.denoise(u[rows], float(times[one])))
+                order.append(rows)
+            return torch.cat(answers)[torch.cat(order).argsort()]
+
+        return ask
 
 
 @dataclass(frozen=True)
@@ -108,14 +131,14 @@ class Network:
             scale = inverse_deviation(self.input_reference.covariance(process, times)).coefficients.to(like)
         own = self.time_scale * times + self.time_shift if self.clock is None else self.clock(times)
         clock = own.to(like.device, torch.float32)
-        condition = None if self.condition is None else self.condition.to(like.device)
-        nothing = None
-        if condition is not None and self.unconditional is not None and self.guidance != 1:
-            nothing = self.unconditional.to(condition).expand_as(condition)
+        every = None if self.condition is None else self.condition.to(like.device)
+        guided = self.unconditional is not None and self.guidance != 1
 
-        def ask(k: int, u: Tensor) -> Tensor:
+        def ask(k: int | Tensor, u: Tensor, of: Tensor | None = None) -> Tensor:
+            condition = every if every is None or of is None else every[of]
+            nothing = self.unconditional.to(condition).expand_as(condition) if guided and condition is not None else None
             seen = u if scale is None else apply_coefficients(scale[k], u, 0)
-            prediction = self._predict(seen, clock[k], condition, nothing)
+            prediction = self._predict(seen, clock[k].expand(len(u)), condition, nothing)
             if is_image(self.prediction):
                 prediction = process.lift(prediction)
             denoised = combine(k, u, prediction)
@@ -132,13 +155,13 @@ class Network:
                 rows = slice(i, i + size)
                 given = None if condition is None else condition[rows]
                 without = None if nothing is None else nothing[rows]
-                pieces.append(self._guided(u[rows], t, given, without))
+                pieces.append(self._guided(u[rows], t[rows], given, without))
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def _guided(self, u: Tensor, t: Tensor, condition: Tensor | None, nothing: Tensor | None) -> Tensor:
         if nothing is None or condition is None:
-            return self.module(u, t.expand(len(u)), condition).to(u.dtype)
-        both = self.module(torch.cat([u, u]), t.expand(2 * len(u)), torch.cat([nothing, condition]))
+            return self.module(u, t, condition).to(u.dtype)
+        both = self.module(torch.cat([u, u]), torch.cat([t, t]), torch.cat([nothing, condition]))
         plain, conditional = both.to(u.dtype).chunk(2)
         return torch.lerp(plain, conditional, self.guidance)
 
@@ -159,17 +182,20 @@ class Network:
         return torch.cat([image, rest], 1) if rest.shape[1] else image
 
 
-def _combination(on_state: Operator, on_prediction: Operator, like: Tensor) -> Callable[[int, Tensor, Tensor], Tensor]:
+def _combination(
+    on_state: Operator, on_prediction: Operator, like: Tensor
+) -> Callable[[int | Tensor, Tensor, Tensor], Tensor]:
     """`(k, u, p) -> on_state[k] u + on_prediction[k] p` in pixels, with the coefficients cast once."""
     basis = on_state.basis if on_state.basis != IDENTITY else on_prediction.basis
     pair = on_state.lift(basis).coefficients, on_prediction.lift(basis).coefficients
-    if on_state.blocks == 1 and basis == IDENTITY:
-        first, second = (c[..., 0, 0].tolist() for c in pair)
-        return lambda k, u, p: torch.add(first[k] * u, p, alpha=second[k])
+    plain = on_state.blocks == 1 and basis == IDENTITY
+    first, second = (c[..., 0, 0].tolist() if plain else [] for c in pair)
     a, b = (c.to(like) for c in pair)
     frequencies = len(basis.shape)
 
-    def combine(k: int, u: Tensor, p: Tensor) -> Tensor:
+    def combine(k: int | Tensor, u: Tensor, p: Tensor) -> Tensor:
+        if plain and not isinstance(k, Tensor):
+            return torch.add(first[k] * u, p, alpha=second[k])
         moved = apply_coefficients(a[k], basis.forward(u), frequencies)
         return basis.inverse(moved + apply_coefficients(b[k], basis.forward(p), frequencies))
 

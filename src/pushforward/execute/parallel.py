@@ -1,0 +1,310 @@
+r"""Run a plan with all its steps at once: a fixed point over the whole chain, a network call for many times together.
+
+One *round* asks the network about all states that are not settled yet, in one batch, and moves all states as the
+preconditioned system says (`execute.system`). The start is the path on which the reference Gaussian would flow; the
+solution is the sequential sampler's, noise included, because the equations are its own.
+
+- A prefix of *settled* steps is never asked again: those whose last move was far below the tolerance, and at least one
+  more each round, exactly. So after as many rounds as the plan has calls, the result *is* the sequential one.
+- Moves are measured in units of each time's marginal deviation, the error that remains is estimated from how fast they
+  shrink, and an image stops when that is below the tolerance.
+- Mixing (Anderson's, from the last few rounds) speeds the end up: each step takes the combination of past rounds that
+  is best for the steps before it (*triangular*), for itself (*step*), or one for the whole chain (*joint*).
+- An image whose moves grow or are not finite is run sequentially instead, and the solution says so.
+
+References:
+    Deep Equilibrium Approaches to Diffusion Models, Pokle et al., arXiv 2210.12867 (`picard`, `anderson`);
+    Parallel Sampling of Diffusion Models, Shih et al., arXiv 2305.16317 (windows);
+    Accelerating Parallel Sampling of Diffusion Models, Tang et al., arXiv 2402.09970 (`triangular` mixing).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pushforward.errors import PushforwardError
+from pushforward.execute.mixing import Mixing, mixed
+from pushforward.execute.sequential import Noise, check_start, run
+from pushforward.execute.system import System
+from pushforward.linear import POINT, Gaussian, Operator
+from pushforward.model.network import Ask, Denoiser
+from pushforward.plan import Plan
+
+Response = Literal["gaussian", "noise", "data"]
+
+SETTLED = 0.05  # a step is settled when its move is below this part of the tolerance
+GROWTH = 1e3  # moves this many times above their least are divergence
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """How all steps are solved at once; the defaults are the best we know.
+
+    Args:
+        tolerance: error allowed in any state, in units of its marginal's deviation: for the image, about its relative
+            error against the sequential result.
+        response: how answers are expected to move with their states: as for `gaussian` data, or with the prediction of
+            the `noise` or of the `data` held (Picard's iteration in either).
+        reference: the Gaussian; by default the model's.
+        mixing: how past rounds are used, or not.
+        start: states begin on the `reference`'s flow, or as `copies` of the first one.
+        window: most steps asked in a round, from the first that is not settled; all by default.
+        max_rows: most states in one network call; a round may take several. All by default.
+        max_rounds: stop there even if the tolerance is not met; by default the plan's calls, which suffice.
+    """
+
+    tolerance: float = 1e-3
+    response: Response = "gaussian"
+    reference: Gaussian | None = None
+    mixing: Mixing | None = Mixing()
+    start: Literal["reference", "copies"] = "reference"
+    window: int | None = None
+    max_rows: int | None = None
+    max_rounds: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.tolerance > 0:
+            msg = f"The tolerance of parallel sampling must be positive; got {self.tolerance}."
+            raise PushforwardError(msg)
+        for name in ("window", "max_rows", "max_rounds"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                msg = f"{name} must be at least 1; got {value}."
+                raise PushforwardError(msg)
+
+
+METHODS: dict[str, Parallel] = {
+    "preconditioned": Parallel(),
+    "plain": Parallel(mixing=None),
+    "picard": Parallel(response="noise", mixing=None, start="copies"),
+    "anderson": Parallel(response="noise", mixing=Mixing("step", history=5, ridge=1e-3, relative=False, below=None), start="copies"),
+    "joint": Parallel(response="noise", mixing=Mixing("joint", history=5, below=None), start="copies"),
+    "triangular": Parallel(response="noise", mixing=Mixing("triangular", history=4, below=None), start="copies"),
+}
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a callback is told after every round.
+
+    Args:
+        done: rounds so far.
+        residual: the greatest error estimated in any image.
+        active: images that are not done.
+        nfe: network evaluations of this round.
+    """
+
+    done: int
+    residual: float
+    active: int
+    nfe: int
+
+
+@dataclass(frozen=True)
+class Solution:
+    """States of all nodes at once.
+
+    Args:
+        states: of every node, pixels `(nodes, batch, k * channels, *field)`.
+        rounds: batched network calls on the critical path.
+        nfe: network evaluations of each image, `(batch,)`.
+        residual: error estimated to be left in each image, `(batch,)`; 0 where it ran to the exact end.
+        diverged: images that were run sequentially because the fixed point diverged, `(batch,)`.
+    """
+
+    states: Tensor
+    rounds: int
+    nfe: Tensor
+    residual: Tensor
+    diverged: Tensor
+
+    @property
+    def first(self) -> Tensor:
+        """The first state, `(batch, k * channels, *field)`."""
+        return self.states[0]
+
+    @property
+    def last(self) -> Tensor:
+        """The last state, `(batch, k * channels, *field)`."""
+        return self.states[-1]
+
+
+@torch.no_grad()
+def parallel(
+    plan: Plan,
+    denoiser: Denoiser,
+    start: Tensor,
+    *,
+    noise: Noise | None = None,
+    method: Parallel = METHODS["preconditioned"],
+    callback: Callable[[Round], None] | None = None,
+) -> Solution:
+    """What `run` does, with all steps at once.
+
+    Args:
+        plan: coefficients, of any solver.
+        denoiser: the network.
+        start: first state, `(batch, k * channels, *field)`.
+        noise: `n -> xi_n` for each node of `plan.noises`, asked in order, as in `run`.
+        method: how.
+        callback: told after every round.
+
+    Raises:
+        PushforwardError: no noise for a stochastic plan, a start of the wrong shape, or a result that is not finite
+            even sequentially.
+    """
+    check_start(plan, start)
+    if plan.noises and noise is None:
+        msg = f"The plan of {plan.solver!r} is stochastic: give `noise`."
+        raise PushforwardError(msg)
+    drawn = {k: noise(k) for k in plan.noises} if noise is not None else {}
+    system = System(plan, response(plan, method), start)
+    constant = system.constant(drawn.__getitem__, len(start), start)
+    states, answers = system.linear_start(system.pack(start[None]), constant)
+    if method.start == "copies":
+        states = system.pack(start[None]).expand(-1, system.size, -1, -1).contiguous()
+    solution = iterate(system, denoiser, start, states, answers, constant, method, callback=callback)
+    bad = solution.diverged.nonzero()[:, 0]
+    if len(bad):
+        states = solution.states.clone()
+        some = Subset(denoiser, bad)
+        states[-1, bad] = run(plan, some, start[bad], noise=lambda k: drawn[k].to(start)[bad])
+        nfe = solution.nfe.clone()
+        nfe[bad] += plan.nfe
+        return Solution(states, solution.rounds + plan.nfe, nfe, solution.residual, solution.diverged)
+    return solution
+
+
+def response(plan: Plan, method: Parallel) -> Operator | None:
+    """How the answers of `plan` are expected to move, at the nodes that ask."""
+    times = torch.tensor([node.time for node in plan.nodes if node.asks], dtype=torch.float64)
+    match method.response:
+        case "gaussian":
+            return (method.reference or Gaussian(0.25)).response(plan.process, times)
+        case "noise":
+            return plan.process.transition(times, torch.zeros_like(times)).inverse()
+        case _:
+            return None
+
+
+def iterate(
+    system: System,
+    denoiser: Denoiser,
+    like: Tensor,
+    states: Tensor,
+    answers: Tensor,
+    constant: Tensor,
+    method: Parallel,
+    *,
+    backwards: bool = False,
+    callback: Callable[[Round], None] | None = None,
+) -> Solution:
+    """Rounds from the given states and answers until every image is done.
+
+    Args:
+        system: the plan's.
+        denoiser: the network.
+        like: a batch of states.
+        states, answers, constant: stacks as in `System`.
+        method: how.
+        backwards: the last state is given and the first sought; then there is no prefix that settles exactly, and
+            errors are measured in the last state that running forwards would give.
+        callback: told after every round.
+    """
+    batch, count = len(like), len(system.asked)
+    times = torch.tensor([system.plan.nodes[k].time for k in system.asked], dtype=torch.float64)
+    ask = denoiser.at(system.plan.process, times, like)
+    nodes = torch.tensor(system.asked, device=like.device)
+    place = torch.arange(count, device=like.device)
+    every = torch.arange(system.size, device=like.device)[:, None]
+    frontier = torch.zeros(batch, dtype=torch.long, device=like.device)  # first step that is not settled, by image
+    active = torch.ones(batch, dtype=torch.bool, device=like.device)
+    diverged = torch.zeros_like(active)
+    nfe = torch.zeros(batch, dtype=torch.long, device=like.device)
+    residual = torch.full((batch,), math.inf, device=like.device)
+    least, before = residual.clone(), residual.clone()
+    history: list[tuple[Tensor, Tensor]] = []
+    limit = min(method.max_rounds or math.inf, 200 if backwards else count)
+    rounds = 0
+    while rounds < limit and bool(active.any()):
+        wanted = (place[:, None] >= frontier) & active
+        if method.window is not None and not backwards:
+            wanted &= place[:, None] < frontier + method.window
+        evaluate(system, ask, states, answers, nodes, wanted, method.max_rows)
+        nfe += wanted.sum(0)
+        rounds += 1
+        first = 1 if backwards else 1 + int(nodes[int(frontier[active].min())])
+        gap = system.residual(states, answers, constant, first)
+        moves = system.correct(gap, first, end=backwards)
+        sizes = system.sizes(moves)
+        largest = sizes.amax(0)
+        rate = (largest / before).clamp(0.1, 0.9).nan_to_num(0.9)
+        estimate = largest * rate / (1 - rate)
+        before = largest
+        lost = active & (~largest.isfinite() | (largest > GROWTH * least))
+        least = torch.minimum(least, largest.nan_to_num(math.inf))
+        diverged |= lost
+        if not backwards:
+            settled = (sizes[nodes] <= SETTLED * method.tolerance).long().cumprod(0).sum(0)
+            reached = torch.maximum(frontier + 1, torch.minimum(settled, frontier + (method.window or count)))
+            frontier = torch.where(active, reached, frontier)
+            estimate = torch.where(frontier >= count, 0.0, estimate)
+        if method.mixing is not None:
+            if backwards:
+                free = (every < every[-1]).expand(-1, batch)
+            else:
+                free = (every > nodes[frontier.clamp_max(count - 1)]) & (frontier < count)
+            moves = mixed(system, states, moves, sizes, history, method.mixing, free, backwards=backwards)
+        keep = active & ~lost
+        system.by_image(moves).mul_(keep[:, None])
+        states = states + moves
+        answers += system.respond(moves)
+        residual = torch.where(active, estimate, residual)
+        seen_all = frontier + (method.window or count) >= count
+        active = keep & ~((residual <= method.tolerance) & seen_all)
+        if callback is not None:
+            callback(Round(rounds, float(residual.max()), int(active.sum()), int(wanted.sum())))
+    return Solution(system.unpack(states), rounds, nfe, residual, diverged)
+
+
+def evaluate(
+    system: System, ask: Ask, states: Tensor, answers: Tensor, nodes: Tensor, wanted: Tensor, max_rows: int | None
+) -> None:
+    """Ask the network about the wanted states and put its answers into the stack.
+
+    Args:
+        system: the plan's.
+        ask: the network at the times of the nodes that ask.
+        states, answers: stacks; `answers` is changed.
+        nodes: which those nodes are, `(count,)`.
+        wanted: which of them for which image, `(count, batch)`.
+        max_rows: most states in one call.
+    """
+    k, image = wanted.nonzero(as_tuple=True)
+    by_image, into = system.by_image(states), system.by_image(answers)
+    for some in torch.arange(len(k), device=k.device).split(max_rows or len(k)):
+        at, of = nodes[k[some]], image[some]
+        rows = by_image[:, at, :, of]  # advanced indices come first: (rows, frequencies, k, rest)
+        u = system.unpack_rows(rows)
+        into[:, at, :, of] = system.pack_rows(ask(k[some], u, of))
+
+
+@dataclass(frozen=True)
+class Subset:
+    """A denoiser for some images of its batch."""
+
+    denoiser: Denoiser
+    images: Tensor
+
+    def at(self, process: object, times: Tensor, like: Tensor) -> Ask:
+        """See `Denoiser`."""
+        ask = self.denoiser.at(process, times, like)  # type: ignore[arg-type]
+        return lambda k, u, of=None: ask(
+            torch.as_tensor(k, device=u.device).expand(len(u)), u, self.images if of is None else self.images[of]
+        )

@@ -1,0 +1,287 @@
+r"""All states of a plan at once: the plan as one linear system around the network's answers.
+
+Stack the states of all nodes. A plan says `S = A S + B D + c` (c: noises and the reference's mean), with the answers
+`D_k = f_k(S_k)`. Around the present states and answers, let each answer move as a *response* `L_k` predicts,
+
+    f_k(S_k + delta_k) ~ D_k + L_k delta_k,
+
+and solve for all the moves together:
+
+    (I - A - B L) delta = A S + B D + c - S.
+
+With the response of a Gaussian (`Gaussian.response`) the matrix is diagonal in the basis, block by block, and known
+before any network call: it is inverted once, in float64. Repeating this is the preconditioned fixed point; with
+`L = 0` it is Picard's iteration in the denoised state, with `L = Psi^-1` in the noise prediction. For an explicit plan
+the matrix is lower triangular, for collocation it is not, and nothing here depends on which.
+
+Four solves serve all executors: *forwards*, the first state fixed; *backwards*, the last state fixed and the first one
+free; and the transposes of both are the adjoints.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pushforward.errors import PushforwardError
+from pushforward.linear import IDENTITY, Operator
+from pushforward.plan import Plan, Register
+
+_NUMBERS = 2**25  # coefficients of a matrix held at a time
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows `first … last - 1` of the system, which refer to columns `low … last - 1`."""
+
+    first: int
+    last: int
+    low: int
+    on_state: Tensor  # (frequencies, rows k, columns k)
+    on_answer: Tensor
+    before: Tensor  # A + B L for the columns before `first`
+    inverse: Tensor  # of I - A - B L within the rows
+
+
+class System:
+    """A plan's rows as matrices, for states stacked as `(frequencies, nodes, k, columns)`.
+
+    `frequencies` is 1 in the identity basis; `columns` are the batch's images times what is left of them, so that
+    every product here is one batched matrix product.
+
+    Args:
+        plan: any.
+        response: `L` of the docstring at the nodes that ask, `(nfe,)`; `None` is 0.
+        like: a state `(batch, k * channels, *field)`, for shape, dtype and device.
+    """
+
+    def __init__(self, plan: Plan, response: Operator | None, like: Tensor):
+        self.plan, self._k = plan, plan.process.blocks
+        self.basis = plan.basis if response is None or plan.basis != IDENTITY else response.basis
+        self.size = len(plan.nodes)
+        self.asked = [k for k, node in enumerate(plan.nodes) if node.asks]
+        self._frequencies = math.prod(self.basis.shape)
+        self._shape = like.shape
+        self._rest = like[0].numel() // (self._k * self._frequencies)
+        self._scale = _packed(_deviations(plan).lift(self.basis)).diagonal(dim1=-2, dim2=-1).to(like)[..., None]
+        self._ahead = any(r.kind in ("state", "answer") and r.node >= n for n, node in enumerate(plan.nodes)
+                          for r in node.terms)  # fmt: skip
+        self.response = None
+        if response is not None:
+            full = torch.zeros(self._frequencies, self.size, self._k, self._k, dtype=torch.float64)
+            full[:, self.asked] = _packed(response.lift(self.basis))
+            self.response = full
+        self._blocks = [self._rows(first, last, like) for first, last in self._ranges()]
+        self._noise = self._stacked("noise", like)
+        self._mean = self._stacked("mean", like)
+        self._from_start = self._propagated()
+        last = torch.linalg.inv(self._from_start[:, -1])
+        self._to_start = last.to(like)
+        self._from_start = self._from_start.to(like)
+        if self.response is not None:
+            self.response = self.response.to(like)
+
+    # -- layout ---------------------------------------------------------------------------------------------------
+
+    def pack(self, u: Tensor) -> Tensor:
+        """Pixels `(rows, batch, k * channels, *field)` to `(frequencies, rows, k, batch * rest)`."""
+        rows, batch = u.shape[:2]
+        v = self.basis.forward(u).reshape(rows, batch, self._k, self._rest, self._frequencies)
+        if self._frequencies > 1:
+            return v.permute(4, 0, 2, 1, 3).reshape(self._frequencies, rows, self._k, batch * self._rest)
+        return v.transpose(1, 2).reshape(1, rows, self._k, batch * self._rest)
+
+    def unpack(self, v: Tensor) -> Tensor:
+        """The other way: `(rows, batch, k * channels, *field)`."""
+        rows, batch = v.shape[1], v.shape[3] // self._rest
+        v = v.reshape(self._frequencies, rows, self._k, batch, self._rest)
+        v = v.permute(1, 3, 2, 4, 0).reshape(rows, batch, *self._shape[1:])
+        return self.basis.inverse(v)
+
+    def pack_rows(self, u: Tensor) -> Tensor:
+        """Single states in pixels `(rows, k * channels, *field)` to `(rows, frequencies, k, rest)`."""
+        return self.basis.forward(u).reshape(len(u), self._k, self._rest, self._frequencies).permute(0, 3, 1, 2)
+
+    def unpack_rows(self, v: Tensor) -> Tensor:
+        """The other way."""
+        return self.basis.inverse(v.permute(0, 2, 3, 1).reshape(len(v), *self._shape[1:]))
+
+    def by_image(self, v: Tensor) -> Tensor:
+        """A view of a stack as `(frequencies, nodes, k, batch, rest)`."""
+        return v.view(*v.shape[:3], -1, self._rest)
+
+    # -- the system -----------------------------------------------------------------------------------------------
+
+    def constant(self, noise: Callable[[int], Tensor] | None, batch: int, like: Tensor) -> Tensor:
+        """`c`: the noises, asked in order, and the reference's mean."""
+        plan = self.plan
+        total = like.new_zeros(self._frequencies, self.size, self._k, batch * self._rest)
+        if plan.noises and noise is not None:
+            drawn = self.pack(torch.stack([noise(k).to(like) for k in plan.noises]))
+            nodes = list(plan.noises)
+            total[:, nodes] = self._noise[:, nodes] @ drawn
+        if isinstance(plan.mean, Tensor) or plan.mean:
+            image = plan.process.image(like.new_zeros(batch, *self._shape[1:])) + torch.as_tensor(plan.mean).to(like)
+            total += self._mean @ self.pack(plan.process.lift(image)[None])
+        return total
+
+    def residual(self, states: Tensor, answers: Tensor, constant: Tensor, first: int = 1) -> Tensor:
+        """`A S + B D + c - S`, zero in the rows before `first`."""
+        total = constant - states
+        total[:, :first] = 0
+        for rows in self._blocks:
+            skip = max(0, first - rows.first)
+            if rows.first + skip >= rows.last:
+                continue
+            mine, seen = slice(rows.first + skip, rows.last), slice(rows.low, rows.last)
+            own = slice(skip * self._k, None)
+            moved = rows.on_state[:, own] @ self._flat(states[:, seen])
+            moved += rows.on_answer[:, own] @ self._flat(answers[:, seen])
+            total[:, mine] += moved.view_as(total[:, mine])
+        return total
+
+    def correct(self, residual: Tensor, first: int = 1, *, end: bool = False) -> Tensor:
+        """The moves that the linear system asks for: rows before `first` stay; `end` fixes the last, frees the first."""
+        moves = torch.zeros_like(residual)
+        for rows in self._blocks:
+            skip = 0 if self._ahead else max(0, first - rows.first)
+            if rows.first + skip >= rows.last:
+                continue
+            mine, own = slice(rows.first + skip, rows.last), slice(skip * self._k, None)
+            wanted = self._flat(residual[:, mine])
+            if rows.low < rows.first:
+                wanted = wanted + rows.before[:, own] @ self._flat(moves[:, rows.low : rows.first])
+            moves[:, mine] = (rows.inverse[:, own, own] @ wanted).view_as(moves[:, mine])
+        return moves - self._from_start @ (self._to_start @ moves[:, -1:].squeeze(1))[:, None] if end else moves
+
+    def transposed(self, gradient: Tensor, *, end: bool = False) -> Tensor:
+        """The transpose of `correct`'s matrix applied: `y` with `(I - A - B L)^T y = gradient`, the start's row too."""
+        if end:
+            pulled = (self._from_start.mT @ gradient).sum(1)
+            gradient = gradient.clone()
+            gradient[:, -1] -= self._to_start.mT @ pulled
+        solved = gradient.clone()
+        for rows in reversed(self._blocks):
+            mine = slice(rows.first, rows.last)
+            values = rows.inverse.mT @ self._flat(solved[:, mine])
+            solved[:, mine] = values.view_as(solved[:, mine])
+            if rows.low < rows.first:
+                seen = slice(rows.low, rows.first)
+                solved[:, seen] += (rows.before.mT @ values).view_as(solved[:, seen])
+        return solved
+
+    def pulled(self, cotangent: Tensor) -> tuple[Tensor, Tensor]:
+        """`A^T y` and `B^T y`: what rows' cotangents say of states and of answers."""
+        states, answers = torch.zeros_like(cotangent), torch.zeros_like(cotangent)
+        for rows in self._blocks:
+            seen = slice(rows.low, rows.last)
+            mine = self._flat(cotangent[:, rows.first : rows.last])
+            states[:, seen] += (rows.on_state.mT @ mine).view_as(states[:, seen])
+            answers[:, seen] += (rows.on_answer.mT @ mine).view_as(answers[:, seen])
+        return states, answers
+
+    def noise_cotangent(self, cotangent: Tensor) -> Tensor:
+        """What rows' cotangents say of the noises, stacked as `plan.noises`."""
+        nodes = list(self.plan.noises)
+        return self._noise[:, nodes].mT @ cotangent[:, nodes]
+
+    def respond(self, moves: Tensor) -> Tensor:
+        """`L delta`: how the answers are expected to move."""
+        return torch.zeros_like(moves) if self.response is None else self.response @ moves
+
+    def linear_start(self, start: Tensor, constant: Tensor) -> tuple[Tensor, Tensor]:
+        """States and answers of the reference itself: where all would be if the network were its posterior mean."""
+        states = torch.zeros_like(constant)
+        answers = torch.zeros_like(constant)
+        states[:, :1] = start
+        moves = self._from_start @ start
+        moves[:, 0] = 0
+        fixed = self.correct(self.residual(torch.zeros_like(states), answers, constant))
+        states = states + moves + fixed
+        return states, self.respond(states)
+
+    def sizes(self, moves: Tensor) -> Tensor:
+        """Root mean square of each node's moves in units of its marginal's deviation, `(nodes, batch)`."""
+        return self.by_image(moves / self._scale).square().mean((0, 2, 4)).sqrt()
+
+    def whitened(self, moves: Tensor) -> Tensor:
+        """Moves in units of the marginals' deviations."""
+        return moves / self._scale
+
+    # -- construction -----------------------------------------------------------------------------------------------
+
+    def _flat(self, v: Tensor) -> Tensor:
+        return v.reshape(v.shape[0], v.shape[1] * v.shape[2], v.shape[3])
+
+    def _ranges(self) -> list[tuple[int, int]]:
+        if self._ahead:
+            return [(1, self.size)]
+        size = max(8, _NUMBERS // (self._frequencies * self._k**2 * self.size))
+        return [(a, min(a + size, self.size)) for a in range(1, self.size, size)]
+
+    def _rows(self, first: int, last: int, like: Tensor) -> _Rows:
+        nodes = self.plan.nodes
+        terms = [(n, r, o) for n in range(first, last) for r, o in nodes[n].terms.items()
+                 if r.kind in ("state", "answer")]  # fmt: skip
+        low = min([first, *(r.node for _, r, _ in terms)])
+        k, f = self._k, self._frequencies
+        arrays = {kind: torch.zeros(f, last - first, last - low, k, k, dtype=torch.float64)
+                  for kind in ("state", "answer")}  # fmt: skip
+        for kind, array in arrays.items():
+            chosen = [(n, r, o) for n, r, o in terms if r.kind == kind]
+            if chosen:
+                at = [n - first for n, _, _ in chosen], [r.node - low for _, r, _ in chosen]
+                array[:, at[0], at[1]] = torch.stack([_packed(o.lift(self.basis)) for _, _, o in chosen], 1)
+        on_state, on_answer = arrays["state"], arrays["answer"]
+        linear = on_state if self.response is None else on_state + on_answer @ self.response[:, None, low:last]
+        flat = [a.transpose(2, 3).reshape(f, (last - first) * k, -1) for a in (on_state, on_answer, linear)]
+        within = (first - low) * k
+        matrix = torch.eye((last - first) * k, dtype=torch.float64) - flat[2][:, :, within:]
+        try:
+            inverse = torch.linalg.inv(matrix)
+        except RuntimeError:
+            msg = f"The plan of {self.plan.solver!r} cannot be solved for all states at once with this response."
+            raise PushforwardError(msg) from None
+        inverse = inverse if self._ahead else inverse.tril()
+        parts = (flat[0], flat[1], flat[2][:, :, :within], inverse)
+        return _Rows(first, last, low, *(part.to(like) for part in parts))
+
+    def _stacked(self, kind: str, like: Tensor) -> Tensor:
+        total = torch.zeros(self._frequencies, self.size, self._k, self._k, dtype=torch.float64)
+        for n, node in enumerate(self.plan.nodes):
+            operator = node.terms.get(Register(kind, n if kind == "noise" else 0))  # type: ignore[arg-type]
+            if operator is not None:
+                total[:, n] = _packed(operator.lift(self.basis))
+        return total.to(like)
+
+    def _propagated(self) -> Tensor:
+        """How the linear system moves every state with the first, `(frequencies, nodes, k, k)`, float64."""
+        k, f = self._k, self._frequencies
+        total = torch.zeros(f, self.size, k, k, dtype=torch.float64)
+        total[:, 0] = torch.eye(k, dtype=torch.float64)
+        for rows in self._blocks:
+            if rows.low < rows.first:
+                wanted = rows.before.double() @ total[:, rows.low : rows.first].reshape(f, -1, k)
+                total[:, rows.first : rows.last] = (rows.inverse.double() @ wanted).view(f, -1, k, k)
+        return total
+
+
+def _packed(operator: Operator) -> Tensor:
+    """Coefficients `(*batch, *frequencies, k, k)` as `(frequencies, *batch, k, k)`."""
+    c = operator.coefficients
+    batch = operator.batch_shape
+    flat = c.reshape(*batch, -1, *c.shape[-2:])
+    return flat.movedim(len(batch), 0)
+
+
+def _deviations(plan: Plan) -> Operator:
+    """`diag` of each node's marginal deviation for data of unit variance, averaged over nothing: one a field."""
+    times = torch.tensor([node.time for node in plan.nodes], dtype=torch.float64)
+    psi = plan.process.transition(times, torch.zeros_like(times)).lift(plan.basis)
+    total = (plan.process.covariance(times).lift(plan.basis) + psi @ psi.T).coefficients
+    diagonal = total.diagonal(dim1=-2, dim2=-1).sqrt()
+    return Operator(torch.diag_embed(diagonal), plan.basis)
