@@ -17,9 +17,7 @@ SIZE = 8
 def tiny(process, *, classes=("a", "b"), prediction="residual"):
     torch.manual_seed(0)
     channels = 1 if prediction == "residual" else process.blocks
-    config = preset(
-        "tiny", field=(SIZE, SIZE), in_channels=process.blocks, out_channels=channels, classes=len(classes)
-    )
+    config = preset("tiny", field=(SIZE, SIZE), in_channels=process.blocks, out_channels=channels, classes=len(classes))
     module = Backbone(config).eval().requires_grad_(False)
     return trained(module, process, (1, SIZE, SIZE), name="tiny", classes=classes, prediction=prediction)
 

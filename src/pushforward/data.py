@@ -208,9 +208,7 @@ def _together(images: list[Tensor], source: str) -> Tensor:
     if len(sizes) > 1:
         a, b = sorted(sizes)[0], sorted(sizes)[-1]
         msg = f"The images of {source} have different sizes, from {a[0]}x{a[1]} to {b[0]}x{b[1]}; give the size wanted."
-        raise PushforwardError(
-            msg
-        )
+        raise PushforwardError(msg)
     return torch.stack(images)
 
 
@@ -249,18 +247,14 @@ def _checked_array(x: np.ndarray, path: Path) -> Tensor:
             f"The images of {path} must be uint8 of shape (count, height, width, 1 or 3); "
             f"they are {x.dtype} of shape {x.shape}."
         )
-        raise PushforwardError(
-            msg
-        )
+        raise PushforwardError(msg)
     return torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
 
 
 def _checked_labels(y: np.ndarray, count: int, path: Path) -> np.ndarray:
     if y.shape != (count,) or y.dtype.kind not in "iu" or y.min() < 0:
         msg = f"The labels of {path} must be {count} whole numbers from 0; they are {y.dtype} of shape {y.shape}."
-        raise PushforwardError(
-            msg
-        )
+        raise PushforwardError(msg)
     return y.astype(np.int64)
 
 
@@ -280,9 +274,7 @@ def _from_datasets(
         import datasets
     except ImportError as error:
         msg = f"There is no folder or .npz file {name!r}; a data set by name needs `pip install 'pushforward[train]'`."
-        raise PushforwardError(
-            msg
-        ) from error
+        raise PushforwardError(msg) from error
     try:
         data = datasets.load_dataset(name, split=split)
     except Exception as error:  # the library raises its own, the hub's and the network's errors

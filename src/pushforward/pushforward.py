@@ -1,23 +1,31 @@
 """Maps from Gaussian codes to images.
 
 A `Pushforward` decodes codes of standard normal variables into images. `Diffusion` is a model with a plan: its code is
-the terminal state, in units of the marginal's root, and the noises of a stochastic plan.
+the terminal state, in units of the marginal's root, the noises of a stochastic plan, and the noise that is left on the
+last state where the plan ends above time 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
-from pushforward.execute import Adaptive, Progress, run
+from pushforward.execute import INVERSE, Adaptive, Noise, Parallel, Round, Solution, invert, parallel, run
+from pushforward.execute.across import Across
+from pushforward.execute.adjoint import Gradient, Implicit, differentiable
+from pushforward.execute.latency import choose, measured
+from pushforward.execute.parallel import Subset
 from pushforward.linear import root
 from pushforward.model import Model
 from pushforward.plan import Plan
+
+FAILED = 1e-2  # error of an inversion above which it is tried again; what is below it is rounding
+LOCAL = (0.1, 1.0)  # sizes of the reference, in parts of the data's, that inversion tries in turn
 
 
 @runtime_checkable
@@ -28,8 +36,23 @@ class Pushforward(Protocol):
         """`count` images `(count, channels, height, width)`."""
 
 
+@dataclass(frozen=True)
 class Code:
-    """The Gaussian variables behind a batch of images, drawn when asked for.
+    """The Gaussian variables behind a batch of images.
+
+    Args:
+        start: of the terminal state, `(count, k * channels, *field)`.
+        noises: of a stochastic plan, `(noises, count, k * channels, *field)`.
+        end: noise on the last state of a plan that ends above time 0, `(count, k * channels, *field)`; `None`: none.
+    """
+
+    start: Tensor
+    noises: Tensor | None = None
+    end: Tensor | None = None
+
+
+class Stream:
+    """Gaussian variables of a batch of images, drawn when asked for.
 
     Every image has a random stream of its own, made from the seed and the image's index, so that image i is the same
     whatever the batch it is drawn in.
@@ -47,6 +70,27 @@ class Code:
     def draw(self) -> Tensor:
         """The next variable of every image, `(images, *shape)`: the terminal state's, then the noises' in order."""
         return torch.stack([torch.randn(self._shape, generator=g) for g in self._streams])
+
+    def noise(self, node: int) -> Tensor:  # noqa: ARG002 - executors ask node after node
+        """The next variable, as executors ask for it."""
+        return self.draw()
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """Codes found behind images.
+
+    Args:
+        code: decoded by the same `Diffusion`, it gives the images back.
+        rounds: batched network calls on the critical path.
+        nfe: network evaluations of each image, `(count,)`.
+        residual: greatest error of each image that decoding is estimated to have, `(count,)`.
+    """
+
+    code: Code
+    rounds: int
+    nfe: Tensor
+    residual: Tensor
 
 
 @dataclass(frozen=True)
@@ -82,7 +126,8 @@ class Diffusion:
         labels: Tensor | None = None,
         guidance: float = 1.0,
         batch: int = 64,
-        callback: Callable[[Progress], None] | None = None,
+        parallel: Parallel | None = None,
+        callback: Callable[[Any], None] | None = None,
     ) -> Tensor:
         """`count` images in [-1, 1], `(count, channels, height, width)`, on the CPU.
 
@@ -92,45 +137,181 @@ class Diffusion:
             labels: classes, `(count,)`, for a model that has them.
             guidance: weight of classifier-free guidance; 1 is plain.
             batch: images at a time.
-            callback: told after every network call.
+            parallel: run all steps at once, so; the images are the same to its tolerance.
+            callback: told after every network call (`Progress`), or round (`Round`).
         """
-        return torch.cat(list(self.batches(count, seed, labels, guidance, batch, callback)))
+        if parallel is not None:
+            found = self.solved(count, parallel, seed=seed, labels=labels, guidance=guidance, batch=batch,
+                                callback=callback)  # fmt: skip
+            return torch.cat([images for images, _ in found])
+        pieces = self._pieces(count, seed, labels, guidance, batch)
+        return torch.cat([self._run(*piece, callback).float().cpu() for piece in pieces])
 
     @torch.no_grad()
-    def batches(
+    def solved(
         self,
         count: int,
+        parallel: Parallel,
+        *,
         seed: int = 0,
         labels: Tensor | None = None,
         guidance: float = 1.0,
         batch: int = 64,
-        callback: Callable[[Progress], None] | None = None,
-    ) -> Iterator[Tensor]:
-        """As `sample`, batch after batch."""
+        callback: Callable[[Round], None] | None = None,
+    ) -> Iterator[tuple[Tensor, Solution]]:
+        """As `sample` with all steps at once, batch after batch: its images, and how they were found.
+
+        Raises:
+            PushforwardError: adaptive steps, which cannot be taken at once.
+        """
+        for model, start, noise in self._pieces(count, seed, labels, guidance, batch):
+            solution = self._solve(model, start, noise, parallel, callback)
+            yield model.images(solution.last).float().cpu(), solution
+
+    def fastest(self, batch: int, method: Parallel) -> tuple[Parallel | None, str]:
+        """The way of running the plan that should be fastest here, `None` for step by step, and why.
+
+        Args:
+            batch: images at a time.
+            method: how all steps would be taken at once; its window is chosen.
+        """
+        if isinstance(self.plan, Adaptive):
+            return None, "adaptive steps follow one another; running sequentially"
+        like = torch.zeros(self.model.state_shape(batch), dtype=self.dtype, device=self._device)
+        latency = measured(Across(self._given(None, 1.0).denoiser), self.model.process, like)
+        choice = choose(self.plan, latency, batch, method=method)
+        return choice.method, choice.reason
+
+    def _pieces(
+        self, count: int, seed: int, labels: Tensor | None, guidance: float, batch: int
+    ) -> Iterator[tuple[Model, Tensor, Noise]]:
+        """Model, terminal states and noises of each batch, with all arguments checked before the first."""
         if count < 1 or batch < 1:
             msg = f"Sampling needs a count and a batch of at least 1; got {count} and {batch}."
             raise PushforwardError(msg)
         labels = None if labels is None else torch.as_tensor(labels)
-        self.model.to(self._device).given(labels, guidance)  # refused before any work is done
+        self._given(labels, guidance)
         if labels is not None and len(labels) != count:
             msg = f"{count} images need as many labels; got {len(labels)}."
             raise PushforwardError(msg)
         for first in range(0, count, batch):
             indices = range(first, min(first + batch, count))
             chosen = None if labels is None else labels[indices.start : indices.stop]
-            code = Code(seed, indices, self.model.state_shape(1)[1:])
-            yield self.decode(code, self.model.given(chosen, guidance), callback).float().cpu()
+            stream = Stream(seed, indices, self.model.state_shape(1)[1:])
+            start = self.start(stream.draw())
+            yield self.model.given(chosen, guidance), start, stream.noise
 
     def decode(
-        self, code: Code, model: Model | None = None, callback: Callable[[Progress], None] | None = None
+        self,
+        code: Code,
+        labels: Tensor | None = None,
+        guidance: float = 1.0,
+        *,
+        parallel: Parallel | None = None,
+        gradient: Gradient | None = None,
+        parameters: Sequence[Tensor] = (),
+        callback: Callable[[Any], None] | None = None,
     ) -> Tensor:
-        """The images behind a code."""
-        model = model or self.model
-        start = self.start(code.draw())
+        """The images behind a code, `(count, channels, height, width)`, where the network is.
+
+        Differentiable in the code; `gradient` says how. Without it, autograd keeps every network call's graph.
+
+        Args:
+            code: of as many noises as the plan takes.
+            labels: classes, `(count,)`, for a model that has them.
+            guidance: weight of classifier-free guidance; 1 is plain.
+            parallel: run all steps at once, so.
+            gradient: how gradients reach the code and the `parameters` (see `execute.adjoint`): `Exact()` with the
+                memory of one network call, `Implicit()` in a few rounds, `Phantom()`, `Skeleton()`.
+            parameters: other tensors that shall get gradients by that way: network weights, a condition.
+            callback: told after every network call or round.
+
+        Raises:
+            PushforwardError: the code does not fit the plan.
+        """
+        count = 0 if isinstance(self.plan, Adaptive) else len(self.plan.noises)
+        given = 0 if code.noises is None else len(code.noises)
+        if given != count:
+            msg = f"The plan takes {count} noises, the code has {given}; decode it with the plan that it was made by."
+            raise PushforwardError(msg)
+        model = self._given(labels, guidance)
+        noises = iter(() if code.noises is None else code.noises)
+        start = self.start(code.start)
+        if gradient is not None and not isinstance(self.plan, Adaptive):
+            method = None if parallel is None else self._referenced(parallel)
+            if isinstance(gradient, Implicit) and gradient.reference is None:
+                gradient = replace(gradient, reference=self.model.gaussian.tempered())
+            final = differentiable(self.plan, model.denoiser, start, noise=code.noises, gradient=gradient,
+                                   method=method, parameters=parameters, callback=callback)  # fmt: skip
+            return model.images(self._without_noise(final, code.end))
+        if parallel is None:
+            return self._run(model, start, lambda _: next(noises).to(start), callback, code.end)
+        final = self._solve(model, start, lambda _: next(noises).to(start), parallel, callback).last
+        return model.images(self._without_noise(final, code.end))
+
+    @torch.no_grad()
+    def invert(
+        self,
+        images: Tensor,
+        labels: Tensor | None = None,
+        guidance: float = 1.0,
+        *,
+        seed: int = 0,
+        first: int = 0,
+        noisy: bool = True,
+        parallel: Parallel = INVERSE,
+        callback: Callable[[Round], None] | None = None,
+    ) -> Inversion:
+        """The codes behind images, exactly, by a deterministic plan that ends above time 0.
+
+        The image is taken as the clean part of the last state. A state at that time carries noise, so noise of its
+        level is added, drawn once and kept in the code; without it (`noisy=False`) codes are less Gaussian.
+
+        Args:
+            images: in [-1, 1], `(count, channels, height, width)`.
+            labels: classes, `(count,)`, for a model that has them.
+            guidance: weight of classifier-free guidance; strong guidance may have no inverse.
+            seed: of the noise on the last state; image i's depends on the seed and `first + i` alone.
+            first: number of the first image.
+            noisy: whether there is such noise.
+            parallel: how to solve. Its reference is, by default, the model's data's spectrum drawn towards white, with
+                a tenth of its size: what answers near an image respond to is less than all data. Images that fail
+                so are tried again with its full size.
+            callback: told after every round.
+
+        Raises:
+            PushforwardError: a stochastic plan, adaptive steps, a plan that ends at 0, or images of another shape.
+        """
         if isinstance(self.plan, Adaptive):
-            return model.images(self.plan.run(model.denoiser, start, callback))
-        final = run(self.plan, model.denoiser, start, noise=lambda _: code.draw().to(start), callback=callback)
-        return model.images(final)
+            msg = "Adaptive steps have no inverse; name a solver, e.g. ddim."
+            raise PushforwardError(msg)
+        if tuple(images.shape[1:]) != self.model.shape:
+            msg = f"Model {self.model.name!r} has images of shape {self.model.shape}; got {tuple(images.shape[1:])}."
+            raise PushforwardError(msg)
+        model, process = self._given(labels, guidance), self.model.process
+        clean = process.lift(images.to(device=self._device, dtype=self.dtype))
+        end = Stream(seed, range(first, first + len(images)), clean.shape[1:]).draw() if noisy else None
+        time = self.plan.times[-1:]
+        state = process.transition(time, torch.zeros_like(time))[0](clean)
+        if end is not None:
+            end = end.to(state)
+            state = state + process.covariance(time).cholesky()[0](end)
+        denoiser, point = Across(model.denoiser), clean if noisy else None
+        scales = LOCAL if parallel.reference is None else (1.0,)
+        found = invert(self.plan, denoiser, state, clean=point, method=self._referenced(parallel, scales[0]),
+                       callback=callback)  # fmt: skip
+        first_state, rounds, nfe, residual = found.first, found.rounds, found.nfe, found.residual
+        for scale in scales[1:]:
+            bad = (~(residual <= max(FAILED, parallel.tolerance))).nonzero()[:, 0]
+            if not len(bad):
+                break
+            again = invert(self.plan, Subset(denoiser, bad), state[bad], clean=clean[bad] if noisy else None,
+                           method=self._referenced(parallel, scale), callback=callback)  # fmt: skip
+            better = (again.residual < residual[bad]) | ~residual[bad].isfinite()
+            first_state[bad[better]] = again.first[better]
+            residual[bad[better]] = again.residual[better]
+            rounds, nfe[bad] = rounds + again.rounds, nfe[bad] + again.nfe
+        return Inversion(Code(self.code(first_state), end=end), rounds, nfe, residual)
 
     @property
     def _device(self) -> torch.device | str:
@@ -139,14 +320,64 @@ class Diffusion:
 
     def start(self, z: Tensor) -> Tensor:
         """The terminal state whose code is `z (batch, k * channels, *field)`: `Psi m + R z`."""
-        time = self.plan.times[:1]
-        reference, process = self.model.reference, self.model.process
         z = z.to(device=self._device, dtype=self.dtype)
-        state = root(process, time, reference)[0](z)
-        if isinstance(reference.mean, Tensor) or reference.mean:
-            image = torch.as_tensor(reference.mean).to(z) + torch.zeros_like(process.image(z))
-            state = state + process.transition(time, torch.zeros_like(time))[0](process.lift(image))
-        return state
+        return root(self.model.process, self.plan.times[:1], self.model.reference)[0](z) + self._mean(z)
+
+    def code(self, start: Tensor) -> Tensor:
+        """The other way: z of a terminal state."""
+        inverse = root(self.model.process, self.plan.times[:1], self.model.reference)[0].inverse()
+        return inverse(start - self._mean(start))
+
+    def _mean(self, like: Tensor) -> Tensor | float:
+        """Mean of the terminal state for data of the reference."""
+        reference, process, time = self.model.reference, self.model.process, self.plan.times[:1]
+        if not isinstance(reference.mean, Tensor) and not reference.mean:
+            return 0.0
+        image = torch.as_tensor(reference.mean).to(like) + torch.zeros_like(process.image(like))
+        return process.transition(time, torch.zeros_like(time))[0](process.lift(image))
+
+    def _given(self, labels: Tensor | None, guidance: float) -> Model:
+        labels = None if labels is None else torch.as_tensor(labels)
+        return self.model.to(self._device).given(labels, guidance)
+
+    def _referenced(self, method: Parallel, scale: float = 1.0) -> Parallel:
+        """The method with the model's data as its reference, if it has no other."""
+        if method.reference is not None:
+            return method
+        return replace(method, reference=self.model.gaussian.tempered(scale=scale))
+
+    def _run(
+        self,
+        model: Model,
+        start: Tensor,
+        noise: Noise,
+        callback: Callable[[Any], None] | None,
+        end: Tensor | None = None,
+    ) -> Tensor:
+        """The images that the plan makes of a terminal state, step by step."""
+        if isinstance(self.plan, Adaptive):
+            final = self.plan.run(model.denoiser, start, callback)
+        else:
+            final = run(self.plan, model.denoiser, start, noise=noise, callback=callback)
+        return model.images(self._without_noise(final, end))
+
+    def _solve(
+        self, model: Model, start: Tensor, noise: Noise, method: Parallel, callback: Callable[[Round], None] | None
+    ) -> Solution:
+        """The same states with all steps at once."""
+        if isinstance(self.plan, Adaptive):
+            msg = "Adaptive steps follow one another and cannot be taken at once; name a solver, e.g. ddim."
+            raise PushforwardError(msg)
+        method = self._referenced(method)
+        return parallel(self.plan, Across(model.denoiser), start, noise=noise, method=method, callback=callback)
+
+    def _without_noise(self, state: Tensor, end: Tensor | None) -> Tensor:
+        """The clean state in a last state whose noise is known."""
+        if end is None:
+            return state
+        process, time = self.model.process, self.plan.times[-1:]
+        signal = state - process.covariance(time).cholesky()[0](end.to(state))
+        return process.transition(time, torch.zeros_like(time))[0].inverse()(signal)
 
 
 def _mixed(seed: int, index: int) -> int:

@@ -1,12 +1,18 @@
-"""What several commands share: their common options, reports and progress."""
+"""What several commands share: their common options, reports, progress and images from files."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -14,64 +20,331 @@ from pushforward.errors import PushforwardError
 from pushforward.files import atomic_path
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pushforward.execute import Adaptive
     from pushforward.model import Model
     from pushforward.plan import Plan
+    from pushforward.pushforward import Code, Diffusion
 
-__all__ = ["JsonOption", "QuietOption", "make_plan", "progress", "write_json"]
+__all__ = [
+    "DeviceOption", "GuidanceOption", "Images", "JsonOption", "LabelOption", "ModelArgument", "PlanOptions",
+    "QuietOption", "choose_labels", "decoded", "make_plan", "pick_device", "plan_options", "progress", "read_inputs",
+    "write_json",
+]  # fmt: skip
 
+ModelArgument = Annotated[
+    str, typer.Argument(help="Name of an embedded model, a folder, or a hub name of `diffusers`.")
+]
+LabelOption = Annotated[
+    list[str] | None, typer.Option(help="A class, by name or number; repeat for several, which images take in turn.")
+]
+GuidanceOption = Annotated[float, typer.Option(help="Weight of classifier-free guidance; 1 is none.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps …; auto takes a GPU if there is one.")]
 JsonOption = Annotated[
     str | None, typer.Option("--json", metavar="PATH", help="Write a report as JSON to PATH, or to stdout for '-'.")
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
-SolverOption = Annotated[
-    str, typer.Option(help="auto, ddim, gddim, exponential, dpm++, unipc, heun, rk4, rk45 …")
-]
-StepsOption = Annotated[int, typer.Option(help="Steps of the solver.", min=1)]
-OrderOption = Annotated[int | None, typer.Option(help="Order of a multistep solver.")]
-EtaOption = Annotated[float | None, typer.Option(help="DDIM's eta: 0 deterministic, 1 DDPM.")]
-NoiseOption = Annotated[float | None, typer.Option(help="Noise level lambda of a stochastic solver; 1 is ancestral.")]
-CorrectorOption = Annotated[str | None, typer.Option(help="reuse (free) or evaluate (one more evaluation a step).")]
-VariableOption = Annotated[str | None, typer.Option(help="Interpolate in time, log-snr or angle (multistep solvers).")]
-ReferenceOption = Annotated[float | None, typer.Option(help="Variance of the reference Gaussian of the solver.")]
-GridOption = Annotated[str | None, typer.Option(help="uniform, power, log-snr, karras, angle, timesteps.")]
-EndOption = Annotated[float | None, typer.Option(help="Time of the last state; 0 is clean.")]
 
 
-def make_plan(
-    model: "Model",
-    solver: str,
-    steps: int,
-    *,
-    grid: str | None,
-    end: float | None,
-    reference: float | None,
-    settings: Mapping[str, object],
-) -> "Plan | Adaptive":
-    """The plan that a command's options describe; options left at `None` take the solver's own values."""
+@dataclass(frozen=True)
+class PlanOptions:
+    """The options that describe a plan; those left at `None` take the solver's own values.
+
+    A command takes them as one argument `plan`, under the decorator `plan_options`.
+    """
+
+    solver: Annotated[str, typer.Option(help="auto, ddim, gddim, exponential, dpm++, unipc, heun, rk4, rk45 …")] = (
+        "auto"
+    )
+    steps: Annotated[int, typer.Option(help="Steps of the solver.", min=1)] = 20
+    order: Annotated[int | None, typer.Option(help="Order of a multistep solver.")] = None
+    eta: Annotated[float | None, typer.Option(help="DDIM's eta: 0 deterministic, 1 DDPM.")] = None
+    noise: Annotated[float | None, typer.Option(help="Noise level lambda of a stochastic solver; 1 is ancestral.")] = (
+        None
+    )
+    corrector: Annotated[str | None, typer.Option(help="reuse (free) or evaluate (one more evaluation a step).")] = None
+    variable: Annotated[str | None, typer.Option(help="Interpolate in time, log-snr or angle (multistep solvers).")] = (
+        None
+    )
+    reference: Annotated[float | None, typer.Option(help="Variance of the reference Gaussian of the solver.")] = None
+    grid: Annotated[str | None, typer.Option(help="uniform, power, log-snr, karras, angle, timesteps.")] = None
+    end: Annotated[float | None, typer.Option(help="Time of the last state; 0 is clean.")] = None
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """The solver's settings that were given, numbers and words; `reference` is a variance."""
+        names = ("order", "eta", "noise", "corrector", "variable", "reference")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+def plan_options(**defaults: object) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of `PlanOptions` in the place of its one argument `plan`.
+
+        @plan_options(solver="ddim", steps=50)
+        def invert(model: ModelArgument, plan: PlanOptions, ...) -> None:
+
+    Args:
+        defaults: this command's, where they differ from those of `PlanOptions`.
+    """
+    hints = get_type_hints(PlanOptions, include_extras=True)
+    options = [
+        inspect.Parameter(
+            option.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=defaults.get(option.name, option.default),
+            annotation=hints[option.name],
+        )
+        for option in fields(PlanOptions)
+    ]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def called(**arguments: Any) -> None:
+            plan = PlanOptions(**{option.name: arguments.pop(option.name) for option in options})
+            command(plan=plan, **arguments)
+
+        signature = inspect.signature(command, eval_str=True)
+        parameters: list[inspect.Parameter] = []
+        for parameter in signature.parameters.values():
+            own = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            parameters += options if parameter.name == "plan" else [own]
+        called.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return called
+
+    return decorate
+
+
+def make_plan(model: Model, options: PlanOptions) -> Plan | Adaptive:
+    """The plan that a command's options describe."""
+    from pushforward.codes import plan_of
     from pushforward.execute import Adaptive
-    from pushforward.linear import Gaussian
-    from pushforward.plan import auto, named
+    from pushforward.plan import auto
     from pushforward.plan.grid import default
 
-    given = {name: value for name, value in settings.items() if value is not None}
-    if reference is not None:
-        given["reference"] = Gaussian(reference)
-    at = {} if end is None else {"end": end}
-    if solver == "auto" and grid is None and not given and not at:
-        return auto(model.process, steps, model.reference)
-    if solver == "rk45" and grid is None and not given and not at:
-        return Adaptive(model.process)
+    solver, steps, grid = options.solver, options.steps, options.grid
+    at = {} if options.end is None else {"end": options.end}
     if solver in ("auto", "rk45"):
-        msg = f"The solver {solver!r} chooses its own settings; name another to set them."
-        raise PushforwardError(msg)
+        if grid is not None or options.settings or at:
+            msg = f"The solver {solver!r} chooses its own settings; name another to set them."
+            raise PushforwardError(msg)
+        return auto(model.process, steps, model.reference) if solver == "auto" else Adaptive(model.process)
     own = dict(model.grid)
     if own and grid in (None, own.get("name", "uniform")):
-        own.update({"final" if own.get("name") == "timesteps" else "end": end} if at else {})
+        own.update({"final" if own.get("name") == "timesteps" else "end": options.end} if at else {})
         times = default(model.process, steps, **own)
     else:
         times = default(model.process, steps, name=grid or "power", **at)
-    return named(model.process, solver, times, given)
+    return plan_of(model.process, solver, times, options.settings)
+
+
+def pick_device(name: str) -> str:
+    """The device to work on.
+
+    Raises:
+        PushforwardError: there is no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        msg = f"Device {name!r} cannot be used here ({str(error).splitlines()[0]}); try --device cpu."
+        raise PushforwardError(msg) from None
+    return name
+
+
+def choose_labels(model: Model, names: Sequence[str], count: int) -> Tensor | None:
+    """The named classes in turn for `count` images, `(count,)`; `None` if none is named.
+
+    Raises:
+        PushforwardError: the model has no such class.
+    """
+    import torch
+
+    if not names:
+        return None
+    if not model.classes:
+        msg = f"Model {model.name!r} has no classes; leave --label out."
+        raise PushforwardError(msg)
+    numbers = [_label(model, name) for name in names]
+    return torch.tensor([numbers[i % len(numbers)] for i in range(count)])
+
+
+def _label(model: Model, name: str) -> int:
+    if name in model.classes:
+        return model.classes.index(name)
+    if name.isdecimal() and int(name) < len(model.classes):
+        return int(name)
+    msg = f"Model {model.name!r} has no class {name!r}; it has {', '.join(model.classes)}."
+    raise PushforwardError(msg)
+
+
+def decoded(
+    diffusion: Diffusion, code: Code, labels: Tensor | None, guidance: float, batch: int, *, quiet: bool = False
+) -> Tensor:
+    """The images behind codes, batch after batch, on the CPU, with a progress bar."""
+    import torch
+
+    from pushforward.execute import Parallel, Progress, Round
+    from pushforward.plan import Plan
+    from pushforward.pushforward import Code
+
+    plan, count = diffusion.plan, len(code.start)
+    if not isinstance(plan, Plan):
+        msg = "Codes are decoded by a plan; adaptive steps have none."
+        raise PushforwardError(msg)
+    method, total = (Parallel(tolerance=1e-5), None) if plan.implicit else (None, plan.nfe * -(-count // batch))
+    images = []
+    with torch.no_grad(), progress("decoding", total=total, unit="call", quiet=quiet) as bar:
+
+        def tell(_: Progress | Round) -> None:
+            bar.update()
+
+        for first in range(0, count, batch):
+            some = slice(first, first + batch)
+            noises = None if code.noises is None else code.noises[:, some]
+            part = Code(code.start[some], noises, None if code.end is None else code.end[some])
+            own = None if labels is None else labels[some]
+            images.append(diffusion.decode(part, own, guidance, parallel=method, callback=tell).float().cpu())
+    return torch.cat(images)
+
+
+# -- images that a user names ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Images read for a model.
+
+    Args:
+        values: in [-1, 1], `(count, channels, height, width)`.
+        names: of each, its file or its place in an `.npz` file.
+        notes: what had to be done to them, one sentence each.
+    """
+
+    values: Tensor
+    names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def read_inputs(
+    sources: Sequence[Path], size: tuple[int, int], channels: int, *, split: str = "test", count: int | None = None
+) -> Images:
+    """Images from files, folders (searched recursively) and `.npz` files, in this order, brought to a model's shape.
+
+    They are scaled and cut as a training set would be (`data.read_image`); `notes` says so.
+
+    Args:
+        sources: at least one.
+        size: height and width.
+        channels: 1 or 3.
+        split: of `.npz` files, `train` or `test`.
+        count: take the first of them only.
+
+    Raises:
+        PushforwardError: something is not there, is no image, or is damaged.
+    """
+    import torch
+
+    done: Counter[str] = Counter()
+    images: list[Tensor] = []
+    names: list[str] = []
+    for source in sources:
+        room = None if count is None else count - len(images)
+        if room == 0:
+            break
+        if source.suffix.lower() == ".npz" and source.is_file():
+            some, own = _from_npz(source, size, channels, split, room, done)
+        else:
+            files = _files(source)[:room]
+            some, own = [_from_file(file, size, channels, done) for file in files], [str(file) for file in files]
+        images += some
+        names += own
+    if not images:
+        msg = "There is no image to work on: name at least one file, folder or .npz file."
+        raise PushforwardError(msg)
+    notes = tuple(f"{n} image{'s' if n > 1 else ''} {what}" for what, n in done.items())
+    return Images(torch.stack(images).float() / 127.5 - 1, tuple(names), notes)
+
+
+def _files(source: Path) -> list[Path]:
+    """The images that a file or folder stands for."""
+    from pushforward.data import SUFFIXES
+
+    if source.is_file():
+        if source.suffix.lower() not in SUFFIXES:
+            known = ", ".join(sorted(SUFFIXES))
+            msg = f"{source} is no image: its name ends in {source.suffix!r}, not in one of {known}."
+            raise PushforwardError(msg)
+        return [source]
+    if not source.is_dir():
+        msg = f"There is no file or folder {source}."
+        raise PushforwardError(msg)
+    files = [file for file in source.rglob("*") if file.suffix.lower() in SUFFIXES]
+    files = sorted(f for f in files if not any(part.startswith(".") for part in f.relative_to(source).parts))
+    if not files:
+        msg = f"There is no image in {source}; its files must end in {', '.join(sorted(SUFFIXES))}."
+        raise PushforwardError(msg)
+    return files
+
+
+def _from_file(file: Path, size: tuple[int, int], channels: int, done: Counter[str]) -> Tensor:
+    from PIL import Image
+
+    from pushforward.data import read_image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # decoders warn of odd metadata in images that they read well
+            with Image.open(file) as image:
+                result = read_image(image, size=size, channels=channels)
+                done.update(_conversions(image, size, channels))
+                return result
+    except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        msg = f"{file} cannot be read as an image ({reason}); mend it or leave it out."
+        raise PushforwardError(msg) from None
+
+
+def _conversions(image: Any, size: tuple[int, int], channels: int) -> list[str]:
+    """What `read_image` does to an open image."""
+    turned = image.getexif().get(0x0112, 1) != 1
+    width, height = image.size[::-1] if image.getexif().get(0x0112, 1) > 4 else image.size
+    grey = image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")
+    steps = {
+        "turned as their EXIF data say": turned,
+        "brought from 16 to 8 bits": image.mode.startswith("I"),
+        "put on white where transparent": image.has_transparency_data,
+        "made grey": channels == 1 and not grey,
+        "made colour from grey": channels == 3 and grey,
+        _resized(height, width, size): (height, width) != size,
+    }
+    return [what for what, needed in steps.items() if needed]
+
+
+def _resized(height: int, width: int, size: tuple[int, int]) -> str:
+    return f"resized from {width}x{height} to {size[1]}x{size[0]}"
+
+
+def _from_npz(
+    source: Path, size: tuple[int, int], channels: int, split: str, room: int | None, done: Counter[str]
+) -> tuple[list[Tensor], list[str]]:
+    from pushforward.data import load_images
+
+    own = load_images(source, split=split).images[:room]
+    images = load_images(source, size=size, channels=channels, split=split).images[:room]
+    height, width = own.shape[2:]
+    if (height, width) != size:
+        done[_resized(height, width, size)] += len(own)
+    if own.shape[1] != channels:
+        done["made grey" if channels == 1 else "made colour from grey"] += len(own)
+    return list(images), [f"{source}[{i}]" for i in range(len(images))]
+
+
+# -- reports -----------------------------------------------------------------------------------------------------------
 
 
 def write_json(report: Mapping[str, Any], destination: str | None) -> None:

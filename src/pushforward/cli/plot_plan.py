@@ -11,21 +11,7 @@ from typing import Annotated
 import torch
 import typer
 
-from pushforward.cli.common import (
-    CorrectorOption,
-    EndOption,
-    EtaOption,
-    GridOption,
-    JsonOption,
-    NoiseOption,
-    OrderOption,
-    ReferenceOption,
-    SolverOption,
-    StepsOption,
-    VariableOption,
-    make_plan,
-    write_json,
-)  # fmt: skip
+from pushforward.cli.common import JsonOption, ModelArgument, PlanOptions, make_plan, plan_options, write_json
 from pushforward.errors import PushforwardError
 from pushforward.files import atomic_path
 from pushforward.images import check_suffix
@@ -35,18 +21,10 @@ from pushforward.plan import Plan, Register
 __all__ = ["plot_plan"]
 
 
+@plan_options()
 def plot_plan(
-    model: Annotated[str, typer.Argument(help="Name of an embedded model, a folder, or a hub name of `diffusers`.")],
-    solver: SolverOption = "auto",
-    steps: StepsOption = 20,
-    order: OrderOption = None,
-    eta: EtaOption = None,
-    noise: NoiseOption = None,
-    corrector: CorrectorOption = None,
-    variable: VariableOption = None,
-    reference: ReferenceOption = None,
-    grid: GridOption = None,
-    end: EndOption = None,
+    model: ModelArgument,
+    plan: PlanOptions,
     out: Annotated[Path, typer.Option(help="Picture (.png, .pdf, .svg).")] = Path("plan.png"),
     json: JsonOption = None,
 ) -> None:
@@ -59,16 +37,15 @@ def plot_plan(
     """
     check_suffix(out, {".png", ".jpg", ".webp", ".pdf", ".svg"})
     chosen = load(model)
-    settings = {"order": order, "eta": eta, "noise": noise, "corrector": corrector, "variable": variable}
-    plan = make_plan(chosen, solver, steps, grid=grid, end=end, reference=reference, settings=settings)
-    if not isinstance(plan, Plan):
-        msg = f"The solver {solver!r} has no plan to draw: it chooses its steps as it goes."
+    made = make_plan(chosen, plan)
+    if not isinstance(made, Plan):
+        msg = f"The solver {plan.solver!r} has no plan to draw: it chooses its steps as it goes."
         raise PushforwardError(msg)
     with atomic_path(out) as path:
-        draw(plan, path)
+        draw(made, path)
     if json != "-":
-        typer.echo(f"{out}: {plan.solver} on {plan.process.name!r}, {plan.nfe} network evaluations")
-    write_json(describe(plan), json)
+        typer.echo(f"{out}: {made.solver} on {made.process.name!r}, {made.nfe} network evaluations")
+    write_json(describe(made), json)
 
 
 def describe(plan: Plan) -> dict[str, object]:

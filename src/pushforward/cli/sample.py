@@ -6,6 +6,7 @@ Examples are in `pushforward sample --help`.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,24 +15,23 @@ import typer
 from torch import Tensor
 
 from pushforward.cli.common import (
-    CorrectorOption,
-    EndOption,
-    EtaOption,
-    GridOption,
+    DeviceOption,
+    GuidanceOption,
     JsonOption,
-    NoiseOption,
-    OrderOption,
+    LabelOption,
+    ModelArgument,
+    PlanOptions,
     QuietOption,
-    ReferenceOption,
-    SolverOption,
-    StepsOption,
-    VariableOption,
+    choose_labels,
     make_plan,
+    pick_device,
+    plan_options,
     progress,
     write_json,
 )  # fmt: skip
 from pushforward.errors import PushforwardError
-from pushforward.execute import Progress
+from pushforward.execute import METHODS, Parallel, Progress, Round
+from pushforward.execute.across import join
 from pushforward.images import check_suffix, picture_suffixes, save_animation, save_image, sheet
 from pushforward.model import Model, load
 from pushforward.plan import Plan
@@ -42,29 +42,32 @@ __all__ = ["sample"]
 _FRAMES = 60
 
 
+@plan_options()
 def sample(
-    model: Annotated[str, typer.Argument(help="Name of an embedded model, a folder, or a hub name of `diffusers`.")],
-    solver: SolverOption = "auto",
-    steps: StepsOption = 20,
-    order: OrderOption = None,
-    eta: EtaOption = None,
-    noise: NoiseOption = None,
-    corrector: CorrectorOption = None,
-    variable: VariableOption = None,
-    reference: ReferenceOption = None,
-    grid: GridOption = None,
-    end: EndOption = None,
+    model: ModelArgument,
+    plan: PlanOptions,
     count: Annotated[int, typer.Option(help="How many images.", min=1)] = 64,
     seed: Annotated[int, typer.Option(help="Of the codes; image i depends on the seed and i alone.")] = 0,
-    label: Annotated[
-        list[str] | None, typer.Option(help="A class, by name or number; repeat for several. All in turn by default.")
-    ] = None,
-    guidance: Annotated[float, typer.Option(help="Weight of classifier-free guidance; 1 is none.")] = 1.0,
+    label: LabelOption = None,
+    guidance: GuidanceOption = 1.0,
     batch: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 64,
+    parallel: Annotated[
+        str | None,
+        typer.Option(
+            help="Take all steps at once: auto (if that is faster here), preconditioned (the best), plain, picard, "
+            "anderson, joint, triangular."
+        ),
+    ] = None,
+    tolerance: Annotated[float, typer.Option(help="Relative error allowed in an image by --parallel.")] = 1e-3,
+    window: Annotated[int | None, typer.Option(help="Most steps taken at once.", min=1)] = None,
+    max_rows: Annotated[int | None, typer.Option(help="Most states in one network call (memory).", min=1)] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Run step by step as well, and report the difference.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="Picture of all images (.png, .jpg, .webp).")] = Path("samples.png"),
     each: Annotated[Path | None, typer.Option(help="Folder for every image as a PNG of its own.")] = None,
     animate: Annotated[Path | None, typer.Option(help="The way from noise to images, as a .gif or .webp.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps …; auto takes a GPU if there is one.")] = "auto",
+    device: DeviceOption = "auto",
     json: JsonOption = None,
     quiet: QuietOption = False,
 ) -> None:
@@ -77,86 +80,122 @@ def sample(
     pushforward sample emoji --label google --animate emoji.gif
     pushforward sample ./my-diffusers-folder --solver unipc --steps 10 --json report.json
     pushforward sample fashion-vp --solver rk45 --count 8        # adaptive steps, the slow reference
+    pushforward sample fashion-vp --solver ddim --steps 100 --count 4 --parallel preconditioned --check
     """
     check_suffix(out, picture_suffixes())
     if animate is not None:
         check_suffix(animate, {".gif", ".webp"})
-    chosen = load(model).to(pick_device(device))
-    settings = {"order": order, "eta": eta, "noise": noise, "corrector": corrector, "variable": variable}
-    plan = make_plan(chosen, solver, steps, grid=grid, end=end, reference=reference, settings=settings)
-    pushforward = Diffusion(chosen, plan, device=pick_device(device))
-    labels = _labels(chosen, label, count)
+    main = join(device)  # under torchrun, every rank works and the first one writes
+    quiet = quiet or not main
+    where = pick_device(device)
+    chosen = load(model).to(where)
+    made = make_plan(chosen, plan)
+    diffusion = Diffusion(chosen, made, device=where)
+    labels = choose_labels(chosen, label or list(chosen.classes), count)
+    asked: dict[str, Any] = {"seed": seed, "labels": labels, "guidance": guidance, "batch": batch}
+    method, reason = _method(diffusion, parallel, tolerance, window, max_rows, batch=min(batch, count))
+    if method is not None and animate is not None:
+        msg = "An animation shows step after step; leave --parallel out for it."
+        raise PushforwardError(msg)
     frames: list[Tensor] = []
-    calls = batches = 0
+
+    def one_by_one() -> tuple[Tensor, dict[str, Any]]:
+        calls = batches = 0
+        total = -(-count // batch) * made.nfe if isinstance(made, Plan) else None
+        with progress("sampling", total=total, unit="call", quiet=quiet) as bar:
+
+            def tell(step: Progress) -> None:
+                nonlocal calls, batches
+                calls += 1
+                batches += step.done == 1
+                bar.update()
+                if animate is not None and batches == 1 and _keep(step):
+                    frames.append(chosen.process.image(step.state).float().cpu())
+
+            images = diffusion.sample(count, **asked, callback=tell)
+        nfe = made.nfe if isinstance(made, Plan) else calls / batches  # adaptive steps may differ by batch
+        return images, {"rounds": nfe, "nfe": nfe}
+
+    def at_once(method: Parallel) -> tuple[Tensor, dict[str, Any]]:
+        with progress("sampling", quiet=quiet) as bar:
+
+            def tell(step: Round) -> None:
+                bar.update()
+                bar.set_postfix_str(f"{step.active} images to do, error {step.residual:.1e}")
+
+            found = list(diffusion.solved(count, method, **asked, callback=tell))
+        solutions = [solution for _, solution in found]
+        report = {
+            "rounds": max(solution.rounds for solution in solutions),
+            "nfe": torch.cat([solution.nfe for solution in solutions]).double().mean().item(),
+            "residual": torch.cat([solution.residual for solution in solutions]).max().item(),
+            "diverged": int(torch.cat([solution.diverged for solution in solutions]).sum()),
+        }
+        return torch.cat([images for images, _ in found]), report
+
     started = time.perf_counter()
-    total = -(-count // batch) * plan.nfe if isinstance(plan, Plan) else None
-    with progress("sampling", total=total, quiet=quiet) as bar:
-
-        def tell(step: Progress) -> None:
-            nonlocal calls, batches
-            calls += 1
-            batches += step.done == 1
-            bar.update()
-            if step.done == step.total:
-                done = min(count, batches * batch)
-                bar.set_postfix_str(f"{done / (time.perf_counter() - started):.1f} images/s")
-            if animate is not None and batches == 1 and _keep(step):
-                frames.append(chosen.process.image(step.state).float().cpu())
-
-        images = pushforward.sample(count, seed=seed, labels=labels, guidance=guidance, batch=batch, callback=tell)
+    images, measured = one_by_one() if method is None else at_once(method)
     seconds = time.perf_counter() - started
+    measured["seconds"] = seconds
+    if check and method is not None:
+        started = time.perf_counter()
+        expected, _ = one_by_one()
+        errors = (images - expected).flatten(1).norm(dim=1) / expected.flatten(1).norm(dim=1)
+        measured["relative_error"] = {"median": errors.median().item(), "worst": errors.max().item()}
+        measured["speedup"] = (time.perf_counter() - started) / seconds
+    if not main:
+        return
     save_image(sheet(images), out)
     if each is not None:
         for i, image in enumerate(images):
             save_image(sheet(image[None], smallest=0), each / f"{i:05d}.png")
     if animate is not None:
         save_animation(_pictures(chosen, frames, images[:batch]), animate)
-    nfe = plan.nfe if isinstance(plan, Plan) else calls / batches  # adaptive steps may differ from batch to batch
     if not quiet and json != "-":
-        typer.echo(f"{out}: {count} images, {nfe:.0f} network evaluations each, {count / seconds:.1f} images/s")
+        if reason:
+            typer.echo(reason)
+        typer.echo(_summary(out, count, measured))
     report = {
-        "model": model, "process": chosen.process.name, "solver": solver,
-        "settings": dict(plan.settings) if isinstance(plan, Plan) else {"tolerance": plan.tolerance},
-        "steps": len(plan.steps) - 1 if isinstance(plan, Plan) else None, "times": plan.times.tolist(),
+        "model": model, "process": chosen.process.name, "solver": plan.solver,
+        "settings": dict(made.settings) if isinstance(made, Plan) else {"tolerance": made.tolerance},
+        "steps": len(made.steps) - 1 if isinstance(made, Plan) else None, "times": made.times.tolist(),
         "count": count, "seed": seed, "labels": None if labels is None else labels.tolist(), "guidance": guidance,
-        "nfe": nfe, "rounds": nfe, "seconds": seconds, "out": out,
+        "parallel": None if method is None else parallel, "reason": reason,
+        "tolerance": None if method is None else method.tolerance, **measured, "out": out,
     }  # fmt: skip
     write_json(report, json)
 
 
-def pick_device(name: str) -> str:
-    """The device to work on.
-
-    Raises:
-        PushforwardError: there is no such device here.
-    """
+def _method(
+    diffusion: Diffusion, name: str | None, tolerance: float, window: int | None, max_rows: int | None, batch: int
+) -> tuple[Parallel | None, str | None]:
+    """How to take all steps at once, if at all, and why."""
+    plan = diffusion.plan
+    if name is None:
+        if isinstance(plan, Plan) and plan.implicit:
+            name = "preconditioned"  # there is no other way
+        else:
+            return None, None
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        msg = f"Device {name!r} cannot be used here ({str(error).splitlines()[0]}); try --device cpu."
-        raise PushforwardError(msg) from None
-    return name
+        return diffusion.fastest(batch, Parallel(tolerance=tolerance, window=window, max_rows=max_rows))
+    if name not in METHODS:
+        msg = f"Unknown way {name!r} to take all steps at once; known are auto, {', '.join(METHODS)}."
+        raise PushforwardError(msg)
+    return replace(METHODS[name], tolerance=tolerance, window=window, max_rows=max_rows), None
 
 
-def _labels(model: Model, names: list[str] | None, count: int) -> Tensor | None:
-    if not model.classes:
-        if names:
-            msg = f"Model {model.name!r} has no classes; leave --label out."
-            raise PushforwardError(msg)
-        return None
-    numbers = [_label(model, name) for name in names] if names else list(range(len(model.classes)))
-    return torch.tensor([numbers[i % len(numbers)] for i in range(count)])
-
-
-def _label(model: Model, name: str) -> int:
-    if name in model.classes:
-        return model.classes.index(name)
-    if name.isdecimal() and int(name) < len(model.classes):
-        return int(name)
-    msg = f"Model {model.name!r} has no class {name!r}; it has {', '.join(model.classes)}."
-    raise PushforwardError(msg)
+def _summary(out: Path, count: int, measured: dict[str, Any]) -> str:
+    text = f"{out}: {count} images, {measured['nfe']:.0f} network evaluations each"
+    if "residual" in measured:
+        text += f" in {measured['rounds']} rounds, error about {measured['residual']:.1e}"
+    if measured.get("diverged"):
+        text += f" ({measured['diverged']} diverged and were run step by step)"
+    text += f", {count / measured['seconds']:.1f} images/s"
+    if "relative_error" in measured:
+        error = measured["relative_error"]
+        text += f"; against step by step: relative error {error['median']:.1e} (worst {error['worst']:.1e}), "
+        text += f"{measured['speedup']:.2f} times as fast"
+    return text
 
 
 def _keep(step: Progress) -> bool:

@@ -1,11 +1,14 @@
 """Executors: run any plan."""
 
 from pushforward.execute.adaptive import Adaptive, adaptive
+from pushforward.execute.adjoint import Exact, Gradient, Implicit, Phantom, Skeleton, differentiable
+from pushforward.execute.inverse import INVERSE, invert
 from pushforward.execute.mixing import Mixing
 from pushforward.execute.parallel import METHODS, Parallel, Round, Solution, parallel
 from pushforward.execute.sequential import Noise, Progress, check_start, run
 
 __all__ = [
-    "METHODS", "Adaptive", "Mixing", "Noise", "Parallel", "Progress", "Round", "Solution", "adaptive", "check_start",
-    "parallel", "run",
+    "INVERSE", "METHODS", "Adaptive", "Exact", "Gradient", "Implicit", "Mixing", "Noise", "Parallel", "Phantom",
+    "Progress", "Round", "Skeleton", "Solution", "adaptive", "check_start", "differentiable", "invert", "parallel",
+    "run",
 ]  # fmt: skip

@@ -64,11 +64,12 @@ def mixed(
 
     Args:
         system: whose stacks these are.
-        states, moves: of this round, before the moves.
+        states: of this round, before the moves.
+        moves: of this round.
         sizes: of the moves, `(nodes, batch)`.
         history: states and moves of past rounds.
         mixing: how.
-        free: nodes that are not settled yet, `(nodes, batch)`; the others keep their plain moves, and count for nothing.
+        free: nodes that are not settled yet, `(nodes, batch)`; the others keep their moves, and count for nothing.
         backwards: steps depend on the later ones, not on those before.
     """
     history.append((states, moves))
@@ -102,11 +103,12 @@ def mixed(
     return moves - torch.einsum("afnkbr,nba->fnkbr", d_total, gamma).reshape(moves.shape)
 
 
-def _over(which: str, per_node: Tensor, *, backwards: bool) -> Tensor:
+def _over(which: Literal["triangular", "joint", "step"], per_node: Tensor, *, backwards: bool) -> Tensor:
     """Sums over the nodes that a node's least squares take in."""
     match which:
         case "step":
             return per_node
         case "joint":
             return per_node.sum(0, keepdim=True).expand_as(per_node)
-    return per_node.flip(0).cumsum(0).flip(0) if backwards else per_node.cumsum(0)
+        case "triangular":
+            return per_node.flip(0).cumsum(0).flip(0) if backwards else per_node.cumsum(0)

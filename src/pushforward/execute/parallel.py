@@ -11,6 +11,8 @@ solution is the sequential sampler's, noise included, because the equations are 
 - Mixing (Anderson's, from the last few rounds) speeds the end up: each step takes the combination of past rounds that
   is best for the steps before it (*triangular*), for itself (*step*), or one for the whole chain (*joint*).
 - An image whose moves grow or are not finite is run sequentially instead, and the solution says so.
+- In an implicit plan (collocation) no step settles before the later ones: all are asked in every round, `window` has no
+  effect, and there is no sequential sampler to fall back on.
 
 References:
     Deep Equilibrium Approaches to Diffusion Models, Pokle et al., arXiv 2210.12867 (`picard`, `anderson`);
@@ -32,13 +34,16 @@ from pushforward.errors import PushforwardError
 from pushforward.execute.mixing import Mixing, mixed
 from pushforward.execute.sequential import Noise, check_start, run
 from pushforward.execute.system import System
-from pushforward.linear import POINT, Gaussian, Operator
+from pushforward.linear import Gaussian, Operator
 from pushforward.model.network import Ask, Denoiser
 from pushforward.plan import Plan
 
 Response = Literal["gaussian", "noise", "data"]
 
 SETTLED = 0.05  # a step is settled when its move is below this part of the tolerance
+ROUNDS = 200  # at most, where no prefix settles exactly
+MIXING = Mixing()
+STALE = 15  # rounds without a smaller error after which an image is given up, where no prefix settles
 GROWTH = 1e3  # moves this many times above their least are divergence
 
 
@@ -56,13 +61,14 @@ class Parallel:
         start: states begin on the `reference`'s flow, or as `copies` of the first one.
         window: most steps asked in a round, from the first that is not settled; all by default.
         max_rows: most states in one network call; a round may take several. All by default.
-        max_rounds: stop there even if the tolerance is not met; by default the plan's calls, which suffice.
+        max_rounds: stop there even if the tolerance is not met; by default the plan's calls, which suffice for explicit
+            plans. An implicit plan may take more, and must meet the tolerance within 200.
     """
 
     tolerance: float = 1e-3
     response: Response = "gaussian"
     reference: Gaussian | None = None
-    mixing: Mixing | None = Mixing()
+    mixing: Mixing | None = MIXING
     start: Literal["reference", "copies"] = "reference"
     window: int | None = None
     max_rows: int | None = None
@@ -83,7 +89,9 @@ METHODS: dict[str, Parallel] = {
     "preconditioned": Parallel(),
     "plain": Parallel(mixing=None),
     "picard": Parallel(response="noise", mixing=None, start="copies"),
-    "anderson": Parallel(response="noise", mixing=Mixing("step", history=5, ridge=1e-3, relative=False, below=None), start="copies"),
+    "anderson": Parallel(
+        response="noise", mixing=Mixing("step", history=5, ridge=1e-3, relative=False, below=None), start="copies"
+    ),
     "joint": Parallel(response="noise", mixing=Mixing("joint", history=5, below=None), start="copies"),
     "triangular": Parallel(response="noise", mixing=Mixing("triangular", history=4, below=None), start="copies"),
 }
@@ -156,8 +164,8 @@ def parallel(
         callback: told after every round.
 
     Raises:
-        PushforwardError: no noise for a stochastic plan, a start of the wrong shape, or a result that is not finite
-            even sequentially.
+        PushforwardError: no noise for a stochastic plan, a start of the wrong shape, a result that is not finite even
+            sequentially, or an implicit plan that did not converge.
     """
     check_start(plan, start)
     if plan.noises and noise is None:
@@ -171,6 +179,13 @@ def parallel(
         states = system.pack(start[None]).expand(-1, system.size, -1, -1).contiguous()
     solution = iterate(system, denoiser, start, states, answers, constant, method, callback=callback)
     bad = solution.diverged.nonzero()[:, 0]
+    missed = method.max_rounds is None and bool((solution.residual > method.tolerance).any())
+    if plan.implicit and (len(bad) or missed):
+        msg = (
+            f"The implicit plan of {plan.solver!r} did not converge in {solution.rounds} rounds, and cannot be run "
+            "step by step instead: use more steps, a lower order, or an explicit solver."
+        )
+        raise PushforwardError(msg)
     if len(bad):
         states = solution.states.clone()
         some = Subset(denoiser, bad)
@@ -186,7 +201,8 @@ def response(plan: Plan, method: Parallel) -> Operator | None:
     times = torch.tensor([node.time for node in plan.nodes if node.asks], dtype=torch.float64)
     match method.response:
         case "gaussian":
-            return (method.reference or Gaussian(0.25)).response(plan.process, times)
+            reference = Gaussian(0.25) if method.reference is None else method.reference
+            return reference.response(plan.process, times)
         case "noise":
             return plan.process.transition(times, torch.zeros_like(times)).inverse()
         case _:
@@ -211,7 +227,9 @@ def iterate(
         system: the plan's.
         denoiser: the network.
         like: a batch of states.
-        states, answers, constant: stacks as in `System`.
+        states: a stack as in `System`.
+        answers: likewise; changed in place.
+        constant: likewise.
         method: how.
         backwards: the last state is given and the first sought; then there is no prefix that settles exactly, and
             errors are measured in the last state that running forwards would give.
@@ -230,34 +248,40 @@ def iterate(
     residual = torch.full((batch,), math.inf, device=like.device)
     least, before = residual.clone(), residual.clone()
     history: list[tuple[Tensor, Tensor]] = []
-    limit = min(method.max_rounds or math.inf, 200 if backwards else count)
+    whole = backwards or system.plan.implicit  # no prefix settles before the rest
+    limit = min(method.max_rounds or math.inf, ROUNDS if whole else count)
+    largest, stale = residual, torch.zeros_like(nfe)
     rounds = 0
     while rounds < limit and bool(active.any()):
         wanted = (place[:, None] >= frontier) & active
-        if method.window is not None and not backwards:
+        if method.window is not None and not whole:
             wanted &= place[:, None] < frontier + method.window
         evaluate(system, ask, states, answers, nodes, wanted, method.max_rows)
         nfe += wanted.sum(0)
         rounds += 1
-        first = 1 if backwards else 1 + int(nodes[int(frontier[active].min())])
+        first = 1 if whole else 1 + int(nodes[int(frontier[active].min())])
         gap = system.residual(states, answers, constant, first)
-        moves = system.correct(gap, first, end=backwards)
+        moves = system.correct(gap, first)
+        if backwards:  # how far off running forwards from the present first state would end
+            largest = system.unpack(moves[:, -1:])[0].flatten(1).abs().amax(1)
+            moves = system.hold_end(moves)
         sizes = system.sizes(moves)
-        largest = sizes.amax(0)
-        rate = (largest / before).clamp(0.1, 0.9).nan_to_num(0.9)
+        largest = largest if backwards else sizes.amax(0)
+        rate = (largest / before).clamp(0.5 if backwards else 0.3, 0.9).nan_to_num(0.9)
         estimate = largest * rate / (1 - rate)
         before = largest
         lost = active & (~largest.isfinite() | (largest > GROWTH * least))
+        stale = torch.where(largest < 0.9 * least, 0, stale + 1)
         least = torch.minimum(least, largest.nan_to_num(math.inf))
         diverged |= lost
-        if not backwards:
+        if not whole:
             settled = (sizes[nodes] <= SETTLED * method.tolerance).long().cumprod(0).sum(0)
             reached = torch.maximum(frontier + 1, torch.minimum(settled, frontier + (method.window or count)))
             frontier = torch.where(active, reached, frontier)
             estimate = torch.where(frontier >= count, 0.0, estimate)
         if method.mixing is not None:
-            if backwards:
-                free = (every < every[-1]).expand(-1, batch)
+            if whole:
+                free = (every < every[-1] if backwards else every > 0).expand(-1, batch)
             else:
                 free = (every > nodes[frontier.clamp_max(count - 1)]) & (frontier < count)
             moves = mixed(system, states, moves, sizes, history, method.mixing, free, backwards=backwards)
@@ -266,8 +290,10 @@ def iterate(
         states = states + moves
         answers += system.respond(moves)
         residual = torch.where(active, estimate, residual)
-        seen_all = frontier + (method.window or count) >= count
+        seen_all = frontier + (method.window or count) >= (0 if whole else count)
         active = keep & ~((residual <= method.tolerance) & seen_all)
+        if whole:  # rounding, or no solution: more rounds would not help
+            active &= stale < STALE
         if callback is not None:
             callback(Round(rounds, float(residual.max()), int(active.sum()), int(wanted.sum())))
     return Solution(system.unpack(states), rounds, nfe, residual, diverged)
@@ -281,7 +307,8 @@ def evaluate(
     Args:
         system: the plan's.
         ask: the network at the times of the nodes that ask.
-        states, answers: stacks; `answers` is changed.
+        states: a stack as in `System`.
+        answers: likewise; changed in place.
         nodes: which those nodes are, `(count,)`.
         wanted: which of them for which image, `(count, batch)`.
         max_rows: most states in one call.

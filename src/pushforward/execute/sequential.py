@@ -59,8 +59,12 @@ def run(
         The last state, shaped like `start`.
 
     Raises:
-        PushforwardError: no noise for a stochastic plan, a start of the wrong shape, or a state that is not finite.
+        PushforwardError: no noise for a stochastic plan, a start of the wrong shape, an implicit plan, or a state that
+            is not finite.
     """
+    if plan.implicit:
+        msg = f"The plan of {plan.solver!r} is implicit, each state depending on later ones: run it with parallel=... ."
+        raise PushforwardError(msg)
     check_start(plan, start)
     if plan.noises and noise is None:
         msg = f"The plan of {plan.solver!r} is stochastic: give `noise`."
@@ -68,7 +72,7 @@ def run(
     basis = plan.basis
     asked = [k for k, node in enumerate(plan.nodes) if node.asks]
     ask = denoiser.at(plan.process, torch.tensor([plan.nodes[k].time for k in asked], dtype=torch.float64), start)
-    program = _compile(plan, start)
+    program = compiled(plan, start)
     place = {k: i for i, k in enumerate(asked)}
     values: dict[Register, Tensor] = {}
     if isinstance(plan.mean, Tensor) or plan.mean:
@@ -125,7 +129,7 @@ def _combine(terms: list[tuple[Register, float | Tensor]], values: dict[Register
     return total
 
 
-def _compile(plan: Plan, like: Tensor) -> tuple[list[list[tuple[Register, float | Tensor]]], list[list[Register]]]:
+def compiled(plan: Plan, like: Tensor) -> tuple[list[list[tuple[Register, float | Tensor]]], list[list[Register]]]:
     """Coefficients as numbers or tensors of the states' dtype, and the registers last used at each node."""
     basis, plain = plan.basis, plan.process.blocks == 1 and not plan.basis.shape
     flat = [o for node in plan.nodes for o in node.terms.values()]

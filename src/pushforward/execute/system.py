@@ -14,8 +14,8 @@ before any network call: it is inverted once, in float64. Repeating this is the 
 `L = 0` it is Picard's iteration in the denoised state, with `L = Psi^-1` in the noise prediction. For an explicit plan
 the matrix is lower triangular, for collocation it is not, and nothing here depends on which.
 
-Four solves serve all executors: *forwards*, the first state fixed; *backwards*, the last state fixed and the first one
-free; and the transposes of both are the adjoints.
+The same solve serves all executors: *forwards*, with the first state fixed; *backwards*, with the last state fixed and
+the first one free; and transposed, for gradients.
 """
 
 from __future__ import annotations
@@ -68,8 +68,7 @@ class System:
         self._shape = like.shape
         self._rest = like[0].numel() // (self._k * self._frequencies)
         self._scale = _packed(_deviations(plan).lift(self.basis)).diagonal(dim1=-2, dim2=-1).to(like)[..., None]
-        self._ahead = any(r.kind in ("state", "answer") and r.node >= n for n, node in enumerate(plan.nodes)
-                          for r in node.terms)  # fmt: skip
+        self._ahead = plan.implicit
         self.response = None
         if response is not None:
             full = torch.zeros(self._frequencies, self.size, self._k, self._k, dtype=torch.float64)
@@ -79,8 +78,7 @@ class System:
         self._noise = self._stacked("noise", like)
         self._mean = self._stacked("mean", like)
         self._from_start = self._propagated()
-        last = torch.linalg.inv(self._from_start[:, -1])
-        self._to_start = last.to(like)
+        self._last = self._from_start[:, -1]  # singular where the plan ends with a denoised state
         self._from_start = self._from_start.to(like)
         if self.response is not None:
             self.response = self.response.to(like)
@@ -144,8 +142,8 @@ class System:
             total[:, mine] += moved.view_as(total[:, mine])
         return total
 
-    def correct(self, residual: Tensor, first: int = 1, *, end: bool = False) -> Tensor:
-        """The moves that the linear system asks for: rows before `first` stay; `end` fixes the last, frees the first."""
+    def correct(self, residual: Tensor, first: int = 1) -> Tensor:
+        """The moves that the linear system asks for; the rows before `first` stay."""
         moves = torch.zeros_like(residual)
         for rows in self._blocks:
             skip = 0 if self._ahead else max(0, first - rows.first)
@@ -156,14 +154,25 @@ class System:
             if rows.low < rows.first:
                 wanted = wanted + rows.before[:, own] @ self._flat(moves[:, rows.low : rows.first])
             moves[:, mine] = (rows.inverse[:, own, own] @ wanted).view_as(moves[:, mine])
-        return moves - self._from_start @ (self._to_start @ moves[:, -1:].squeeze(1))[:, None] if end else moves
+        held = (first - 1) * self._k
+        if self._ahead and held > 0:  # forces on the rows before `first` that keep them where they are
+            inverse = self._blocks[0].inverse
+            force = torch.linalg.solve(inverse[:, :held, :held], self._flat(moves[:, 1:first]))
+            moves[:, 1:] -= (inverse[:, :, :held] @ force).view_as(moves[:, 1:])
+            moves[:, :first] = 0
+        return moves
 
-    def transposed(self, gradient: Tensor, *, end: bool = False) -> Tensor:
+    def hold_end(self, moves: Tensor) -> Tensor:
+        """Moves with the last state held and the first one free: from those with the first state held."""
+        return self.from_end(-moves[:, -1]) + moves
+
+    def from_end(self, last: Tensor) -> Tensor:
+        """How all states move with the last one, `(frequencies, k, columns)`."""
+        moves: Tensor = self._from_start @ (torch.linalg.inv(self._last).to(last) @ last)[:, None]
+        return moves
+
+    def transposed(self, gradient: Tensor) -> Tensor:
         """The transpose of `correct`'s matrix applied: `y` with `(I - A - B L)^T y = gradient`, the start's row too."""
-        if end:
-            pulled = (self._from_start.mT @ gradient).sum(1)
-            gradient = gradient.clone()
-            gradient[:, -1] -= self._to_start.mT @ pulled
         solved = gradient.clone()
         for rows in reversed(self._blocks):
             mine = slice(rows.first, rows.last)
@@ -235,7 +244,7 @@ class System:
             chosen = [(n, r, o) for n, r, o in terms if r.kind == kind]
             if chosen:
                 at = [n - first for n, _, _ in chosen], [r.node - low for _, r, _ in chosen]
-                array[:, at[0], at[1]] = torch.stack([_packed(o.lift(self.basis)) for _, _, o in chosen], 1)
+                array[:, at[0], at[1]] = torch.stack([self._full(o) for _, _, o in chosen], 1)
         on_state, on_answer = arrays["state"], arrays["answer"]
         linear = on_state if self.response is None else on_state + on_answer @ self.response[:, None, low:last]
         flat = [a.transpose(2, 3).reshape(f, (last - first) * k, -1) for a in (on_state, on_answer, linear)]
@@ -249,6 +258,10 @@ class System:
         inverse = inverse if self._ahead else inverse.tril()
         parts = (flat[0], flat[1], flat[2][:, :, :within], inverse)
         return _Rows(first, last, low, *(part.to(like) for part in parts))
+
+    def _full(self, operator: Operator) -> Tensor:
+        """One coefficient at every frequency, `(frequencies, k, k)`."""
+        return _packed(operator.lift(self.basis)).expand(self._frequencies, -1, -1)
 
     def _stacked(self, kind: str, like: Tensor) -> Tensor:
         total = torch.zeros(self._frequencies, self.size, self._k, self._k, dtype=torch.float64)

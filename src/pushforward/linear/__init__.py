@@ -4,7 +4,7 @@ from typing import Any
 
 from pushforward.errors import PushforwardError
 from pushforward.linear.basis import IDENTITY, Basis
-from pushforward.linear.gaussian import POINT, Gaussian, root, whitening_angle
+from pushforward.linear.gaussian import POINT, Gaussian, fit, root, whitening_angle
 from pushforward.linear.operator import Operator, apply_coefficients
 from pushforward.linear.process import (
     VE,
@@ -21,9 +21,8 @@ from pushforward.linear.table import Discrete
 
 __all__ = [
     "IDENTITY", "POINT", "PROCESSES", "VE", "VP", "Basis", "Blurring", "BlurringLangevin", "Cosine", "Discrete",
-    "Flow", "Gaussian", "Langevin", "Operator", "Process", "ScaledProcess", "apply_coefficients",
-    "process_from_config", "root",
-    "whitening_angle",
+    "Flow", "Gaussian", "Langevin", "Operator", "Process", "ScaledProcess", "apply_coefficients", "fit",
+    "process_from_config", "root", "whitening_angle",
 ]  # fmt: skip
 
 PROCESSES: dict[str, type[Process]] = {

@@ -85,12 +85,32 @@ class Gaussian:
             snr = snr[(...,) + (None,) * variance.ndim]
         return variance * snr
 
+    def tempered(self, exponent: float = 0.5, scale: float = 1.0) -> Gaussian:
+        """The spectrum drawn towards white: `scale * variance^exponent * average^(1 - exponent)`."""
+        variance = torch.as_tensor(self.variance, dtype=torch.float64)
+        return Gaussian(scale * variance.pow(exponent) * variance.mean().pow(1 - exponent), self.mean)
+
     def __bool__(self) -> bool:
         """Whether the Gaussian is more than a point (C = 0)."""
         return bool((torch.as_tensor(self.variance) > 0).any())
 
 
 POINT = Gaussian()
+
+
+def fit(images: Tensor) -> Gaussian:
+    """The Gaussian of images `(count, channels, *field)`: their mean, and a variance for each DCT frequency.
+
+    Raises:
+        PushforwardError: fewer than two images.
+    """
+    if images.ndim < 3 or len(images) < 2:
+        msg = f"A Gaussian is fitted to two images or more, (count, channels, *field); got shape {tuple(images.shape)}."
+        raise PushforwardError(msg)
+    values = images.detach().to("cpu", torch.float64)
+    mean = values.mean(0)
+    basis = Basis(tuple(values.shape[2:]))
+    return Gaussian(basis.forward(values - mean).square().mean((0, 1)), mean)
 
 
 def root(process: Process, t: Tensor, reference: Gaussian = POINT) -> Operator:

@@ -98,9 +98,7 @@ def preset(name: str, *, field: tuple[int, int], **settings: Any) -> BackboneCon
             f"Network {name!r} needs height and width to be multiples of {config.multiple}; the images are "
             f"{field[0]}x{field[1]}. Train at --size {fitting}."
         )
-        raise PushforwardError(
-            msg
-        )
+        raise PushforwardError(msg)
     return config
 
 
@@ -132,9 +130,7 @@ def _unet(config: BackboneConfig) -> nn.Module:
         from diffusers import UNet2DModel
     except ImportError as error:
         msg = "This model's network is made of diffusers' blocks: pip install 'pushforward[diffusers]'."
-        raise PushforwardError(
-            msg
-        ) from error
+        raise PushforwardError(msg) from error
     levels, pixels = len(config.widths), config.patch**2
     inner = "Attn" if config.attention else ""
     unet: nn.Module = UNet2DModel(  # type: ignore[assignment]

@@ -1,6 +1,7 @@
 """Models: a network with the process it was trained for, the shape of its images, and what they are of.
 
-On disk a model is one folder: `config.json`, `model.safetensors` and a model card `README.md`.
+On disk a model is one folder: `config.json`, `model.safetensors`, `statistics.safetensors` (mean and spectrum of its
+data) and a model card `README.md`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pushforward.linear import POINT, Gaussian, Process, process_from_config
 from pushforward.model.backbone import Backbone, BackboneConfig
 from pushforward.model.network import Denoiser, Network
 
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+CONFIG, WEIGHTS, STATISTICS, CARD = "config.json", "model.safetensors", "statistics.safetensors", "README.md"
 FORMAT = "pushforward-1"
 
 
@@ -35,7 +36,9 @@ class Model:
         process: the diffusion it was trained for.
         denoiser: the network.
         shape: of what the process diffuses, `(channels, *field)`: images, or the latents of a decoder.
-        reference: Gaussian that its data are referenced to (for starts, preconditioning and solvers' coordinates).
+        reference: Gaussian that its data are referenced to (for starts and solvers' coordinates).
+        statistics: Gaussian fitted to its data (see `linear.fit`), by which parallel sampling and inversion are
+            preconditioned; by default the reference, or a variance of 1/4 if that is a point.
         classes: names of its labels.
         decoder: latents `(batch, channels, *field)` to images in [-1, 1]; `None` if the process diffuses images.
         grid: how its own scheduler places and ends its time steps, where it came with one (see `plan.grid.timesteps`).
@@ -51,6 +54,12 @@ class Model:
     decoder: Callable[[Tensor], Tensor] | None = None
     grid: Mapping[str, Any] = field(default_factory=dict)
     info: Mapping[str, Any] = field(default_factory=dict)
+    statistics: Gaussian | None = None
+
+    @property
+    def gaussian(self) -> Gaussian:
+        """What is known of its data as a Gaussian."""
+        return self.statistics or self.reference or Gaussian(0.25)
 
     @property
     def module(self) -> nn.Module | None:
@@ -113,6 +122,7 @@ def trained(
     variance: float = 0.25,
     classes: tuple[str, ...] = (),
     info: Mapping[str, Any] | None = None,
+    statistics: Gaussian | None = None,
 ) -> Model:
     """The model around a network of ours: how its time and its input are scaled is decided here and nowhere else.
 
@@ -125,6 +135,7 @@ def trained(
         variance: of the data, per value, about zero; images are in [-1, 1].
         classes: names of its labels; label `len(classes)` says nothing.
         info: what else is known.
+        statistics: Gaussian fitted to its data.
     """
     reference = Gaussian(variance)
     scale = 1.0 if module.config.time_angle else 1000.0 / process.t_max
@@ -136,7 +147,7 @@ def trained(
         input_reference=reference,
         unconditional=torch.tensor([len(classes)]) if classes else None,
     )
-    return Model(name, process, network, shape, reference, classes, info=dict(info or {}))
+    return Model(name, process, network, shape, reference, classes, info=dict(info or {}), statistics=statistics)
 
 
 def save_model(model: Model, folder: Path, card: str = "", dtype: torch.dtype = torch.float32) -> None:
@@ -167,6 +178,11 @@ def save_model(model: Model, folder: Path, card: str = "", dtype: torch.dtype = 
     with atomic_path(folder / WEIGHTS) as path:
         save_file(weights, path)
         path.chmod(0o644)  # it comes readable by its owner alone
+    if model.statistics is not None:
+        tensors = {k: torch.as_tensor(getattr(model.statistics, k)).float() for k in ("mean", "variance")}
+        with atomic_path(folder / STATISTICS) as path:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, path)
+            path.chmod(0o644)
     if card:
         with atomic_path(folder / CARD) as path:
             path.write_text(card, encoding="utf-8")
@@ -202,7 +218,19 @@ def load_model(folder: Path, name: str | None = None) -> Model:
         variance=variance,
         classes=classes,
         info=config.get("info", {}),
+        statistics=_load_statistics(folder / STATISTICS, shape),
     )
+
+
+def _load_statistics(path: Path, shape: tuple[int, ...]) -> Gaussian | None:
+    if not path.is_file():
+        return None
+    values = read_tensors(path)
+    expected = {"mean": shape, "variance": shape[1:]}
+    if {key: tuple(value.shape) for key, value in values.items()} != expected:
+        msg = f"{path} does not hold the mean and spectrum of images of shape {shape}; fetch the model again."
+        raise PushforwardError(msg)
+    return Gaussian(values["variance"].double(), values["mean"].double())
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -231,17 +259,26 @@ def load_weights(module: nn.Module, path: Path) -> None:
     Raises:
         PushforwardError: the file is missing, damaged, or holds other tensors.
     """
-    if not path.is_file():
-        msg = f"{path} is missing; a model folder needs it."
-        raise PushforwardError(msg)
-    try:
-        weights = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        msg = f"{path} is damaged or no safetensors file ({error}); fetch the model again."
-        raise PushforwardError(msg) from None
+    weights = read_tensors(path)
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         msg = f"{path} does not fit the network of {CONFIG}: {reason}"
+        raise PushforwardError(msg) from None
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a `.safetensors` file of a model's folder.
+
+    Raises:
+        PushforwardError: the file is missing or damaged.
+    """
+    if not path.is_file():
+        msg = f"{path} is missing; a model folder needs it."
+        raise PushforwardError(msg)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        msg = f"{path} is damaged or no safetensors file ({error}); fetch the model again."
         raise PushforwardError(msg) from None

@@ -19,6 +19,7 @@ from pushforward.errors import PushforwardError
 from pushforward.linear import IDENTITY, POINT, Gaussian, Operator, Process, apply_coefficients
 from pushforward.model.prediction import Prediction, denoising, is_image
 
+
 class Ask(Protocol):
     """A denoiser prepared for a list of times."""
 
@@ -132,11 +133,13 @@ class Network:
         own = self.time_scale * times + self.time_shift if self.clock is None else self.clock(times)
         clock = own.to(like.device, torch.float32)
         every = None if self.condition is None else self.condition.to(like.device)
-        guided = self.unconditional is not None and self.guidance != 1
+        without = self.unconditional if self.guidance != 1 else None
 
         def ask(k: int | Tensor, u: Tensor, of: Tensor | None = None) -> Tensor:
             condition = every if every is None or of is None else every[of]
-            nothing = self.unconditional.to(condition).expand_as(condition) if guided and condition is not None else None
+            nothing = None
+            if condition is not None and without is not None:
+                nothing = without.to(condition).expand_as(condition)
             seen = u if scale is None else apply_coefficients(scale[k], u, 0)
             prediction = self._predict(seen, clock[k].expand(len(u)), condition, nothing)
             if is_image(self.prediction):

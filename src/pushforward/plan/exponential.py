@@ -25,6 +25,7 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import partial, reduce
 from operator import sub
 from typing import Literal
@@ -104,55 +105,87 @@ def exponential(
         msg = f"Only a grid that ends at time 0 can end with the denoised state; this one ends at {float(grid[-1]):g}."
         raise PushforwardError(msg)
     builder = Builder(process, name, grid, reference)
-    times = builder.grid
-    x = variable_at(process, variable, times, reference)
-    psi = process.transition(times, torch.zeros_like(times))
-    covariance = reference.covariance(process, times)
-    response, scale = reference.response(process, times), kappa(process, times, reference)
-    back = reverse_transition(process, times[1:], times[:-1], noise, reference)
-    constant = order == 0 and corrector is None and not reference  # then all is known in closed form
-    quadrature = kernels(times, covariance.basis, partial(_kernel, process, noise, reference))
-
-    def linear(k: int, state: Terms) -> Terms:
-        return builder.mean + response[k] @ (state - psi[k] @ builder.mean)
-
-    def deviation(k: int, handle: Handle) -> Terms:
-        return scale[k] @ (handle.answer - linear(k, handle.state))
-
-    def step(k: int, state: Terms, nodes: list[int]) -> Terms:
-        moved = psi[k + 1] @ builder.mean + back[k] @ (state - psi[k] @ builder.mean)
-        held = psi[k + 1] - back[k] @ psi[k]  # what a constant answer adds, for point data
-        if not reference and len(nodes) == 1:
-            return moved + held @ history[nodes[0]]
-        basis = lagrange(x[nodes], variable_at(process, variable, tau, reference))
-        integrals = [weighted(values, weights * b) for b in basis]
-        if not reference:  # their sum is known exactly: keep the quadrature's rounding out of it
-            integrals[-1] = reduce(sub, integrals[:-1], held)
-        return total([a @ history[j] for a, j in zip(integrals, nodes, strict=True)], moved)
-
+    rule = Rule(process, builder, reference, variable, noise)
+    times, x = builder.grid, rule.x
     current = builder.start()
     history: dict[int, Terms] = {}
     last = len(times) - 2
     for k in range(last + 1):
-        if not constant:
-            tau, weights, values = next(quadrature)
         if k not in history:
-            history[k] = deviation(k, current)
+            history[k] = rule.deviation(k, current)
         if denoise and k == last:
-            current = builder.node(float(times[-1]), linear(k, current.state) + scale[k].inverse() @ history[k])
+            current = builder.node(float(times[-1]), rule.denoised(k, current.state, history[k]))
             break
-        terms = step(k, current.state, interpolation_nodes(x, k, range(max(0, k - order), k + 1)))
+        nodes = interpolation_nodes(x, k, range(max(0, k - order), k + 1))
+        terms = rule.step(k, current.state, history, nodes)
         if corrector is None or k == last:
-            spread = (covariance[k + 1] - back[k] @ covariance[k] @ back[k].T).cholesky() if noise else None
-            current = builder.node(float(times[k + 1]), terms, spread)
+            current = builder.node(float(times[k + 1]), terms, rule.spread(k))
             continue
         predicted = builder.node(float(times[k + 1]), terms, stage=True)
-        history[k + 1] = deviation(k + 1, predicted)
+        history[k + 1] = rule.deviation(k + 1, predicted)
         nodes = interpolation_nodes(x, k, range(max(0, k - order), k + 2))
-        current = builder.node(float(times[k + 1]), step(k, current.state, nodes))
+        current = builder.node(float(times[k + 1]), rule.step(k, current.state, history, nodes))
         if corrector == "evaluate":
             del history[k + 1]
     return builder.build(order=order, noise=noise, variable=variable, corrector=corrector, denoise=denoise)
+
+
+class Rule:
+    """The step of the module's docstring on a grid, from deviations X wherever they were asked for.
+
+    Args:
+        process: the diffusion.
+        builder: of the plan, with its grid.
+        reference: N(m, C).
+        variable: what the polynomial is in.
+        noise: lambda.
+    """
+
+    def __init__(self, process: Process, builder: Builder, reference: Gaussian, variable: Variable, noise: float = 0.0):
+        times = builder.grid
+        self.x = variable_at(process, variable, times, reference)
+        self._mean, self._noise, self._reference = builder.mean, noise, reference
+        self._psi = process.transition(times, torch.zeros_like(times))
+        self._covariance = reference.covariance(process, times)
+        self._response, self._kappa = reference.response(process, times), kappa(process, times, reference)
+        self._back = reverse_transition(process, times[1:], times[:-1], noise, reference)
+        self._variable = partial(variable_at, process, variable, reference=reference)
+        kernel = partial(_kernel, process, noise, reference)
+        self._quadrature = enumerate(kernels(times, self._covariance.basis, kernel))
+        self._at = -1
+
+    def deviation(self, k: int, handle: Handle) -> Terms:
+        """`X = kappa (D - D_lin(u))` of a state at time k."""
+        return self._kappa[k] @ (handle.answer - self._linear(k, handle.state))
+
+    def denoised(self, k: int, state: Terms, deviation: Terms) -> Terms:
+        """`D_lin(u) + X / kappa`."""
+        return self._linear(k, state) + self._kappa[k].inverse() @ deviation
+
+    def step(self, k: int, state: Terms, deviations: Mapping[int, Terms], nodes: list[int]) -> Terms:
+        """`u'` at time k + 1 from the state at k and the deviations at `nodes`; steps must be asked for in order."""
+        psi, back = self._psi, self._back[k]
+        moved = psi[k + 1] @ self._mean + back @ (state - psi[k] @ self._mean)
+        held = psi[k + 1] - back @ psi[k]  # what a constant answer adds, for point data
+        if not self._reference and len(nodes) == 1:
+            return moved + held @ deviations[nodes[0]]
+        while self._at < k:
+            self._at, self._integrand = next(self._quadrature)
+        tau, weights, values = self._integrand
+        basis = lagrange(self.x[nodes], self._variable(tau))
+        integrals = [weighted(values, weights * b) for b in basis]
+        if not self._reference:  # their sum is known exactly: keep the quadrature's rounding out of it
+            integrals[-1] = reduce(sub, integrals[:-1], held)
+        return total([a @ deviations[j] for a, j in zip(integrals, nodes, strict=True)], moved)
+
+    def spread(self, k: int) -> Operator | None:
+        """`N` of the step from k, or `None` without noise."""
+        if not self._noise:
+            return None
+        return (self._covariance[k + 1] - self._back[k] @ self._covariance[k] @ self._back[k].T).cholesky()
+
+    def _linear(self, k: int, state: Terms) -> Terms:
+        return self._mean + self._response[k] @ (state - self._psi[k] @ self._mean)
 
 
 def interpolation_nodes(x: Tensor, k: int, candidates: range) -> list[int]:

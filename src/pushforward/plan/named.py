@@ -10,10 +10,12 @@ from torch import Tensor
 
 from pushforward.errors import PushforwardError
 from pushforward.linear import Process
+from pushforward.plan.collocation import collocation
 from pushforward.plan.exponential import exponential
 from pushforward.plan.gddim import ddim, ddpm, gddim
 from pushforward.plan.plan import Plan
 from pushforward.plan.published import dpm_solver_pp, unipc
+from pushforward.plan.reversible import bdia, o_belm
 from pushforward.plan.runge_kutta import TABLEAUX, runge_kutta
 from pushforward.plan.stochastic import euler_maruyama
 
@@ -24,6 +26,9 @@ SOLVERS: dict[str, Callable[..., Plan]] = {
     "exponential": exponential,
     "dpm++": dpm_solver_pp,
     "unipc": unipc,
+    "o-belm": o_belm,
+    "bdia": bdia,
+    "collocation": collocation,
     "euler-maruyama": euler_maruyama,
     **{name: partial(runge_kutta, tableau=name) for name in TABLEAUX},
 }

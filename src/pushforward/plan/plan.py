@@ -1,7 +1,7 @@
 """Plans: samplers written as coefficients.
 
-Every sampler in use is a list of *nodes*. A node makes a state as a linear combination of earlier states, of earlier
-*answers* of the network, and of fresh noise; some nodes then *ask* the network about the state they made:
+Every sampler in use is a list of *nodes*. A node makes a state as a linear combination of other states, of *answers*
+of the network, and of fresh noise; some nodes *ask* the network about the state they made:
 
     u_n = sum_j A_nj u_j + sum_j B_nj D_j + M_n m + N_n xi_n,        D_n = E[u_0 | u_n]  if node n asks.
 
@@ -9,6 +9,9 @@ The answer is the *denoised state* D. Other forms are linear in the state and D 
 root's form is `R^-1 (u - Psi D)`), so solvers may think in whichever they like; D is the form that stays finite where
 there is no signal (alpha = 0, where noise predictions say nothing about the image) and where there is no noise, and
 for a single data point it is constant. `m` is the mean of a reference Gaussian, where the solver uses one.
+
+Where nodes refer to earlier ones alone, the plan is *explicit*, and can be run one node after another. A plan that
+refers ahead is *implicit*: a system of equations for all states, solved together.
 
 A *solver* is a function `(process, grid, ...) -> Plan`. It writes its update as its paper does, with `Terms`:
 
@@ -98,12 +101,13 @@ class Plan:
     Args:
         process: the diffusion it samples.
         solver: name of the solver that made it.
-        nodes: in order; each refers to itself (noise) and to earlier ones.
+        nodes: in order; each refers to itself (noise) and to others, all of them earlier unless it is `implicit`.
         steps: indices of the nodes that are states of the chain, not stages in between; one more than steps.
         mean: of the reference Gaussian that the solver used.
 
     Raises:
-        PushforwardError: a coefficient is not finite, or a node refers to a later one.
+        PushforwardError: a coefficient is not finite, or a node refers to the noise of a later one, or to one that is
+            not there.
     """
 
     process: Process
@@ -123,8 +127,11 @@ class Plan:
                         f"it at t_min = {self.process.t_min:.3g}."
                     )
                     raise PushforwardError(msg)
-                if register.node > index - (register.kind != "noise") and register.kind != "mean":
-                    msg = f"Node {index} of {self.solver!r} refers to the later node {register.node}."
+                if register.kind == "noise" and register.node > index:
+                    msg = f"Node {index} of {self.solver!r} refers to the noise of the later node {register.node}."
+                    raise PushforwardError(msg)
+                if register.node >= len(self.nodes):
+                    msg = f"Node {index} of {self.solver!r} refers to node {register.node}, which was never built."
                     raise PushforwardError(msg)
 
     @property
@@ -139,6 +146,15 @@ class Plan:
         return sum(node.asks for node in self.nodes)
 
     @property
+    def implicit(self) -> bool:
+        """Whether a state depends on itself or on later ones, so that all must be solved for together."""
+        return any(
+            register.kind in ("state", "answer") and register.node >= index
+            for index, node in enumerate(self.nodes)
+            for register in node.terms
+        )
+
+    @property
     def times(self) -> Tensor:
         """Times of the chain's states, `(steps + 1,)`, decreasing."""
         return torch.tensor([self.nodes[k].time for k in self.steps], dtype=torch.float64)
@@ -151,7 +167,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Handle:
-    """A node under construction, by the terms that refer to it."""
+    """A node of a plan under construction, by the terms that refer to it."""
 
     builder: Builder
     index: int
@@ -200,6 +216,10 @@ class Builder:
         self._nodes.append((float(time), terms))
         if not stage:
             self._steps.append(index)
+        return self.handle(index, time)
+
+    def handle(self, index: int, time: float) -> Handle:
+        """A node by its index, whether it is built already or not yet: this is how plans refer ahead."""
         return Handle(self, index, float(time))
 
     @property

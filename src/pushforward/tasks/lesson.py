@@ -74,9 +74,7 @@ class Lesson:
         for operator in (*lesson.state, *lesson.target, scale):
             if not operator.is_finite():
                 msg = f"Prediction {prediction!r} of {process.name!r} is infinite at some times; use 'residual'."
-                raise PushforwardError(
-                    msg
-                )
+                raise PushforwardError(msg)
         return lesson
 
     def draw(self, images: Tensor, k: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

@@ -35,7 +35,7 @@ from pushforward.errors import PushforwardError
 from pushforward.execute import run as run_plan
 from pushforward.files import atomic_path
 from pushforward.images import save_image, sheet
-from pushforward.linear import Gaussian, Process, process_from_config
+from pushforward.linear import Gaussian, Process, fit, process_from_config
 from pushforward.model.backbone import Backbone, BackboneConfig, preset
 from pushforward.model.model import Model, save_model, trained
 from pushforward.model.network import Network
@@ -200,6 +200,7 @@ class _Run:
         self.process = make_process(config, (size[0], size[1]))
         scale = config.scale or _root_mean_square(data.images)
         self.reference = Gaussian(scale**2)
+        self.statistics = _statistics(data.images)
         self.architecture = self._architecture(channels, (size[0], size[1]), scale)
         lesson = Lesson.make(self.process, config.prediction, self.reference)
         self.accelerator = _accelerator(config)
@@ -284,9 +285,7 @@ class _Run:
         value = float(self.accelerator.gather(loss.detach().reshape(1)).mean())
         if not math.isfinite(value):
             msg = f"The loss is not finite at step {self.step}; the last checkpoint is kept. Use a lower learning rate."
-            raise PushforwardError(
-                msg
-            )
+            raise PushforwardError(msg)
         return value
 
     def _batch(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
@@ -391,9 +390,7 @@ class _Run:
                 f"{self.folder} holds a training with other settings ({', '.join(changed)} differ); "
                 "give the same ones to go on with it, or another folder."
             )
-            raise PushforwardError(
-                msg
-            )
+            raise PushforwardError(msg)
 
     def _trim_log(self) -> None:
         """Drop what was logged after the checkpoint: it will be logged again."""
@@ -423,6 +420,7 @@ class _Run:
             prediction=self.config.prediction,
             variance=float(self.reference.variance),
             classes=self.data.classes,
+            statistics=self.statistics,
         )
 
     @torch.no_grad()
@@ -480,9 +478,7 @@ def _accelerator(config: TrainConfig) -> Any:
         accelerator = Accelerator(mixed_precision=precision)
     if config.batch % accelerator.num_processes:
         msg = f"The batch of {config.batch} images does not split evenly over {accelerator.num_processes} processes."
-        raise PushforwardError(
-            msg
-        )
+        raise PushforwardError(msg)
     return accelerator
 
 
@@ -502,6 +498,14 @@ def _root_mean_square(images: Tensor) -> float:
     counts = torch.bincount(images.flatten(), minlength=256).double()
     values = torch.arange(256, dtype=torch.float64) / 127.5 - 1
     return max(math.sqrt(float((counts * values.square()).sum() / counts.sum())), 1e-2)
+
+
+def _statistics(images: Tensor, most: int = 8192) -> Gaussian | None:
+    """Mean and spectrum of the images in [-1, 1], from at most `most` of them, spread evenly."""
+    if len(images) < 2:
+        return None
+    chosen = images[:: -(-len(images) // most)]
+    return fit(chosen.float() / 127.5 - 1)
 
 
 def _jsonable(config: TrainConfig) -> dict[str, Any]:

@@ -1,0 +1,225 @@
+"""Find the exact codes behind images.
+
+Examples are in `pushforward invert --help`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor
+from torch.nn.functional import pad
+
+from pushforward.cli.common import (
+    DeviceOption,
+    GuidanceOption,
+    JsonOption,
+    LabelOption,
+    ModelArgument,
+    PlanOptions,
+    QuietOption,
+    choose_labels,
+    decoded,
+    make_plan,
+    pick_device,
+    plan_options,
+    progress,
+    read_inputs,
+    write_json,
+)  # fmt: skip
+from pushforward.codes import check_path, header, load_codes, save_codes, statistics
+from pushforward.errors import PushforwardError
+from pushforward.execute import INVERSE, Round
+from pushforward.images import check_suffix, picture_suffixes, save_image, sheet
+from pushforward.model import Model, load
+from pushforward.plan import Plan
+from pushforward.pushforward import Code, Diffusion, Inversion
+
+__all__ = ["invert"]
+
+_SHOWN, _COLUMNS = 64, 16
+
+
+@plan_options(solver="ddim", steps=50)
+def invert(
+    model: ModelArgument,
+    images: Annotated[list[Path], typer.Argument(help="Files, folders, or .npz files of images.")],
+    plan: PlanOptions,
+    label: LabelOption = None,
+    guidance: GuidanceOption = 1.0,
+    clean: Annotated[
+        bool, typer.Option("--clean", help="Add no noise of level t_min: codes are of the image itself, less Gaussian.")
+    ] = False,
+    tolerance: Annotated[float, typer.Option(help="Error allowed in any value of the image, of a range of 2.")] = 1e-5,
+    seed: Annotated[int, typer.Option(help="Of the noise of level t_min.")] = 0,
+    batch: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 64,
+    count: Annotated[int | None, typer.Option(help="Take this many images; all by default.", min=1)] = None,
+    split: Annotated[str, typer.Option(help="Of an .npz file: train or test.")] = "test",
+    out: Annotated[Path, typer.Option(help="The codes (.safetensors), for `pushforward decode`.")] = Path(
+        "codes.safetensors"
+    ),
+    picture: Annotated[
+        Path | None, typer.Option(help=f"Picture of the first {_SHOWN} images, each row over its reconstructions.")
+    ] = None,
+    device: DeviceOption = "auto",
+    json: JsonOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    r"""Find the exact codes behind images: decoded by the same solver, they give the images back.
+
+    By default the grid ends at t_min, for a last step to clean data has no inverse, and noise of that level, kept with
+    the code, is added to the image, which makes its code properly Gaussian. --clean leaves it out.
+
+    \b
+    pushforward invert fashion-vp shoe.png --picture both.png
+    pushforward invert fashion-vp data.npz --split test --count 64 --out codes.safetensors --json report.json
+    pushforward invert fashion-langevin photos/ --solver gddim --order 2 --steps 50 --label sneaker
+    pushforward decode codes.safetensors --out again.png
+    """
+    check_path(out)
+    if picture is not None:
+        check_suffix(picture, picture_suffixes())
+    where = pick_device(device)
+    chosen = load(model).to(where)
+    made = _invertible(chosen, plan)
+    method = replace(INVERSE, tolerance=tolerance)
+    given = read_inputs(images, _size(chosen), chosen.shape[0], split=split, count=count)
+    labels = choose_labels(chosen, label or [], len(given.values))
+    diffusion = Diffusion(chosen, made, device=where)
+    found, seconds = [], []
+    with progress("inverting", quiet=quiet) as bar:
+
+        def tell(step: Round) -> None:
+            bar.update()
+            bar.set_postfix_str(f"{step.active} images to do, error {step.residual:.1e}")
+
+        for first in range(0, len(given.values), batch):
+            some = slice(first, first + batch)
+            began = time.perf_counter()
+            found.append(
+                diffusion.invert(
+                    given.values[some], None if labels is None else labels[some], guidance,
+                    seed=seed, first=first, noisy=not clean, parallel=method, callback=tell,
+                )
+            )  # fmt: skip
+            seconds.append(time.perf_counter() - began)
+    info = header(model, chosen, plan.solver, plan.settings, made.times, labels=labels, guidance=guidance)
+    save_codes(out, _together([one.code for one in found]), {**info, "images": given.names, "seed": seed})
+    code, _ = load_codes(out)  # what is on disk is what is checked
+    again = decoded(diffusion, code, labels, guidance, batch, quiet=quiet)
+    if picture is not None:
+        columns = min(_COLUMNS, len(again))
+        save_image(sheet(_compared(given.values[:_SHOWN], again[:_SHOWN], columns), columns=columns), picture)
+    report = {
+        "model": model, "process": chosen.process.name, **{key: info[key] for key in ("solver", "settings", "times")},
+        "steps": len(made.steps) - 1, "count": len(again), "labels": info["labels"], "guidance": guidance,
+        "clean": clean, "seed": seed, "tolerance": tolerance, "notes": given.notes, "out": out,
+        **_measured(given.names, given.values, again, found, seconds, statistics(code.start), tolerance),
+    }  # fmt: skip
+    if not quiet and json != "-":
+        for note in given.notes:
+            typer.echo(note)
+        typer.echo(_summary(report))
+    write_json(report, json)
+
+
+def _size(model: Model) -> tuple[int, int]:
+    """Height and width of the images that a model's process diffuses."""
+    if model.decoder is not None or len(model.shape) != 3 or model.shape[0] not in (1, 3):
+        msg = f"Model {model.name!r} diffuses no images but shape {model.shape}: it cannot invert images."
+        raise PushforwardError(msg)
+    return model.shape[1], model.shape[2]
+
+
+def _invertible(model: Model, options: PlanOptions) -> Plan:
+    """The plan that the options describe, to `t_min` where they do not say where to."""
+    if options.solver in ("auto", "rk45"):
+        msg = f"The solver {options.solver!r} goes on to clean data, from where no way leads back; take --solver ddim."
+        raise PushforwardError(msg)
+    plan = make_plan(model, options if options.end is not None else replace(options, end=model.process.t_min))
+    if not isinstance(plan, Plan) or plan.noises:
+        msg = (
+            f"The solver {options.solver!r} with these settings is stochastic, so many codes give one image; "
+            "invert with a deterministic one, or draw one of those codes with `pushforward encode`."
+        )
+        raise PushforwardError(msg)
+    if not plan.nodes[-1].time > 0:
+        msg = (
+            f"A last step to clean data has no inverse; leave --end out, which ends at t_min = {model.process.t_min:g}."
+        )
+        raise PushforwardError(msg)
+    return plan
+
+
+def _together(codes: list[Code]) -> Code:
+    """The codes of all batches as one."""
+    ends = [code.end.cpu() for code in codes if code.end is not None]
+    return Code(torch.cat([code.start.cpu() for code in codes]), end=torch.cat(ends) if ends else None)
+
+
+def _compared(images: Tensor, again: Tensor, columns: int) -> Tensor:
+    """Rows of images, each over a row of what they decode to; the last two are filled up with white."""
+    rows = [part for pair in zip(images.split(columns), again.split(columns), strict=True) for part in pair]
+    return torch.cat([pad(row, (0, 0, 0, 0, 0, 0, 0, columns - len(row)), value=1.0) for row in rows])
+
+
+def _measured(
+    names: tuple[str, ...],
+    images: Tensor,
+    again: Tensor,
+    found: list[Inversion],
+    seconds: list[float],
+    normality: dict[str, Any],
+    tolerance: float,
+) -> dict[str, Any]:
+    """Errors, effort and codes, in total and of each image."""
+    error = (again - images).flatten(1)
+    mean_square = error.square().mean(1)
+    residual = torch.cat([one.residual.cpu() for one in found])
+    nfe = torch.cat([one.nfe.cpu() for one in found])
+    sizes = [len(one.nfe) for one in found]
+    rounds = [one.rounds for one, size in zip(found, sizes, strict=True) for _ in range(size)]
+    shares = [took / size for took, size in zip(seconds, sizes, strict=True) for _ in range(size)]
+    columns = {
+        "name": names,
+        "max_abs_error": error.abs().amax(1).tolist(),
+        "psnr": _psnr(mean_square).tolist(),
+        "rounds": rounds,
+        "nfe": nfe.tolist(),
+        "seconds": shares,
+        "residual": residual.tolist(),
+        "code": normality.pop("images"),
+    }
+    return {
+        "max_abs_error": float(error.abs().max()),
+        "psnr": float(_psnr(mean_square.mean())),
+        "rounds": max(rounds),
+        "nfe": float(nfe.double().mean()),
+        "seconds": sum(seconds),
+        "residual": float(residual.max()),
+        "converged": int((residual <= tolerance).sum()),
+        "code": normality,
+        "images": [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)],
+    }
+
+
+def _psnr(mean_square: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB, of images in [-1, 1]; infinite without error."""
+    return 10 * torch.log10(4 / mean_square.double())
+
+
+def _summary(report: dict[str, Any]) -> str:
+    count, code = report["count"], report["code"]
+    left = count - report["converged"]
+    unsure = f"; {left} of them not to the tolerance" if left else ""
+    return (
+        f"{report['out']}: {count} image{'s' if count > 1 else ''} in {report['rounds']} rounds, "
+        f"{report['nfe']:.0f} network evaluations each, {report['seconds']:.1f} s; "
+        f"max abs error {report['max_abs_error']:.1e}, psnr {report['psnr']:.0f} dB; "
+        f"codes have mean {code['mean']:.3f}, std {code['std']:.3f}{unsure}"
+    )

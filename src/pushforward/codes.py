@@ -1,0 +1,253 @@
+"""Codes on disk, and how Gaussian they are.
+
+A file of codes is a safetensors file: the tensors of a `Code`, and in its metadata a JSON header that says which model
+and which plan the codes belong to, in full, so that they decode to the same images on another day:
+
+    format      pushforward-code-1
+    model       what `load` finds the model by
+    process     its configuration
+    shape       of the model's images, `(channels, *field)`
+    solver, settings, times    of the plan; a `reference` among the settings is the variance of a Gaussian
+    labels      a class an image, or null
+    guidance    weight of classifier-free guidance
+
+A header may say more; what it says is handed back.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from scipy.stats import kstest
+from torch import Tensor
+
+from pushforward.errors import PushforwardError
+from pushforward.files import atomic_path
+from pushforward.linear import Gaussian, Process
+from pushforward.model import Model
+from pushforward.plan import Plan, named
+from pushforward.pushforward import Code
+
+__all__ = [
+    "FORMAT",
+    "SUFFIX",
+    "check_codes",
+    "check_path",
+    "header",
+    "load_codes",
+    "plan_of",
+    "save_codes",
+    "statistics",
+]
+
+FORMAT, SUFFIX = "pushforward-code-1", ".safetensors"
+_KEY = "pushforward"
+_ENTRIES: dict[str, type | tuple[type, ...]] = {
+    "model": str, "process": dict, "shape": list, "solver": str, "settings": dict, "times": list,
+    "labels": (list, type(None)), "guidance": (int, float),
+}  # fmt: skip
+_ITEMS: dict[str, type | tuple[type, ...]] = {"shape": int, "times": (int, float), "labels": int}
+
+
+def header(
+    source: str,
+    model: Model,
+    solver: str,
+    settings: Mapping[str, object],
+    times: Tensor,
+    *,
+    labels: Tensor | None = None,
+    guidance: float = 1.0,
+) -> dict[str, Any]:
+    """What a file of codes says of the model and plan they belong to.
+
+    Args:
+        source: what `load` found the model by; a folder is written with its full path.
+        model: the model.
+        solver: the plan's, by its name in `SOLVERS`.
+        settings: of that solver, numbers and words only (see `plan_of`).
+        times: the plan's grid, `(steps + 1,)`.
+        labels: `(count,)`, or `None`.
+        guidance: weight of classifier-free guidance.
+    """
+    folder = Path(source).expanduser()
+    return {
+        "model": str(folder.resolve()) if folder.is_dir() else source,
+        "process": model.process.config(),
+        "shape": list(model.shape),
+        "solver": solver,
+        "settings": dict(settings),
+        "times": times.tolist(),
+        "labels": None if labels is None else labels.tolist(),
+        "guidance": guidance,
+    }
+
+
+def plan_of(process: Process, solver: str, times: Tensor | Sequence[float], settings: Mapping[str, object]) -> Plan:
+    """The plan of a solver by names and numbers, as a header or a command line has them.
+
+    Args:
+        process: the diffusion.
+        solver: a name in `SOLVERS`.
+        times: the grid, `(steps + 1,)`.
+        settings: of the solver; `reference` is the variance of a Gaussian.
+
+    Raises:
+        PushforwardError: no such solver, setting or grid.
+    """
+    given = dict(settings)
+    if isinstance(variance := given.get("reference"), int | float):
+        given["reference"] = Gaussian(float(variance))
+    return named(process, solver, torch.as_tensor(times, dtype=torch.float64), given)
+
+
+def save_codes(path: Path, code: Code, info: Mapping[str, Any]) -> None:
+    """Write codes to a file, whole or not at all.
+
+    Args:
+        path: ends in `.safetensors`.
+        code: of any number of images.
+        info: the header, as `header` makes it; more entries are welcome if JSON can say them.
+
+    Raises:
+        PushforwardError: another suffix, or a code whose parts do not fit together.
+    """
+    check_path(path)
+    tensors = {
+        name: value.detach().contiguous().cpu()
+        for name in ("start", "noises", "end")
+        if (value := getattr(code, name)) is not None
+    }
+    head = {"format": FORMAT, **_plain(info)}
+    _check(head, tensors, f"The code for {path}")
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={_KEY: json.dumps(head, allow_nan=False)})
+        temporary.chmod(0o644)  # it comes readable by its owner alone
+
+
+def load_codes(path: Path) -> tuple[Code, dict[str, Any]]:
+    """The codes in a file, on the CPU, and its header.
+
+    Raises:
+        PushforwardError: no such file, another kind of file, another format, or a damaged one.
+    """
+    if not path.is_file():
+        msg = f"There is no file of codes {path}."
+        raise PushforwardError(msg)
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    except (SafetensorError, ValueError) as error:
+        msg = f"{path} is damaged or no file of codes ({error}); make it again with `pushforward invert`."
+        raise PushforwardError(msg) from None
+    try:
+        head = json.loads(metadata[_KEY])
+    except (KeyError, ValueError):
+        msg = f"{path} is a safetensors file, but not one of codes; make one with `pushforward invert`."
+        raise PushforwardError(msg) from None
+    if not isinstance(head, dict) or head.get("format") != FORMAT:
+        found = head.get("format") if isinstance(head, dict) else head
+        msg = f"{path} has format {found!r}; this version of Pushforward reads {FORMAT!r}."
+        raise PushforwardError(msg)
+    _check(head, tensors, str(path))
+    return Code(**tensors), head
+
+
+def check_path(path: Path) -> None:
+    """Raise unless codes can be written to a file of this name, before long work is done for it.
+
+    Raises:
+        PushforwardError: another suffix.
+    """
+    if path.suffix.lower() != SUFFIX:
+        msg = f"Codes are written to a file that ends in {SUFFIX}; got {path}."
+        raise PushforwardError(msg)
+
+
+def check_codes(code: Code, info: Mapping[str, Any], model: Model) -> None:
+    """Raise unless a model can decode these codes.
+
+    Raises:
+        PushforwardError: the model has another process, or images of another shape.
+    """
+    process = _plain(model.process.config())
+    if info["process"] != process:
+        first, second = info["process"].get("name"), process["name"]
+        which = f"{first!r}, not {second!r}" if first != second else f"{first!r} with other parameters"
+        msg = f"The codes were made for process {which}; decode them with model {info['model']!r}, or invert again."
+        raise PushforwardError(msg)
+    wanted, found = model.state_shape(1)[1:], tuple(code.start.shape[1:])
+    if found != wanted:
+        msg = f"The codes have shape {found} an image; model {model.name!r} needs {wanted}: take the model they are of."
+        raise PushforwardError(msg)
+
+
+def statistics(z: Tensor) -> dict[str, Any]:
+    """How near codes are to independent standard normal numbers.
+
+    Args:
+        z: codes `(count, channels, *field)`, or of any other shape with the images first.
+
+    Returns:
+        Over all values, and under `images` as a list for each image alone: `mean`, `std`, the correlation of
+        neighbours along a row (`horizontal`) and along a column (`vertical`; `None` for a code that has no such
+        neighbours), and `p_value`, of the Kolmogorov-Smirnov test against N(0, 1). Under `rejected` the part of the
+        images whose `p_value` is below 0.05; it is 0.05 for truly normal codes.
+    """
+    array = z.detach().double().cpu().numpy().reshape(len(z), *(z.shape[1:] or (1,)))
+    images = [_statistics(image[None]) for image in array]
+    rejected = float(np.mean([image["p_value"] < 0.05 for image in images])) if images else None
+    return {**_statistics(array), "rejected": rejected, "images": images}
+
+
+def _statistics(array: np.ndarray) -> dict[str, Any]:
+    flat = array.ravel()
+    return {
+        "mean": float(flat.mean()),
+        "std": float(flat.std()),
+        "horizontal": _neighbours(array, -1),
+        "vertical": _neighbours(array, -2),
+        "p_value": float(kstest(flat, "norm").pvalue),
+    }
+
+
+def _neighbours(array: np.ndarray, axis: int) -> float | None:
+    """Correlation of neighbours along a field's axis, of `(count, channels, *field)`."""
+    if array.ndim + axis < 2 or array.shape[axis] < 2:
+        return None
+    centred = np.moveaxis(array - array.mean(), axis, -1)
+    variance = np.square(centred).mean()
+    return float((centred[..., 1:] * centred[..., :-1]).mean() / variance) if variance > 0 else None
+
+
+def _check(head: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raise unless the header is complete and the tensors are a `Code` of as many images as it has labels."""
+    for name, kind in _ENTRIES.items():
+        value = head.get(name, ...)
+        items = value if isinstance(value, list) else []
+        if not isinstance(value, kind) or not all(isinstance(item, _ITEMS[name]) for item in items):
+            msg = f"{where} lacks the entry {name!r} in its header, or has it wrong; make the codes again."
+            raise PushforwardError(msg)
+    start = tensors.get("start")
+    shape = () if start is None else tuple(start.shape)
+    fits = len(shape) >= 2 and shape[0] > 0 and set(tensors) <= {"start", "noises", "end"}
+    fits = fits and all(t.is_floating_point() and bool(t.isfinite().all()) for t in tensors.values())
+    fits = fits and ("end" not in tensors or tuple(tensors["end"].shape) == shape)
+    fits = fits and ("noises" not in tensors or tuple(tensors["noises"].shape[1:]) == shape)
+    if not fits or (head["labels"] is not None and len(head["labels"]) != shape[0]):
+        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items()) or "nothing"
+        msg = f"{where} holds no finite code of one shape with a label each ({shapes}); make the codes again."
+        raise PushforwardError(msg)
+
+
+def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
+    """As it comes back from JSON: tuples as lists."""
+    return json.loads(json.dumps(value))

@@ -1,0 +1,123 @@
+"""Exact inversion: running the plan from the state found gives the state that was asked for."""
+
+import pytest
+import torch
+
+import pushforward as pf
+from helpers import FIELD, PROCESSES, mixture_denoiser, normal
+from pushforward.errors import PushforwardError
+from pushforward.execute import Mixing, Parallel, invert, run
+from pushforward.linear import VP, Blurring, Gaussian, Langevin, Process, root
+from pushforward.model import Function
+from pushforward.plan import SOLVERS, ddim, exponential, gddim, grid
+
+EVERY = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+STOCHASTIC = ("ddpm", "euler-maruyama", "collocation")
+CASES = {
+    **{name: solver for name, solver in SOLVERS.items() if name not in STOCHASTIC},
+    "gddim evaluate": lambda p, t: gddim(p, t, corrector="evaluate"),
+    "exponential reuse": lambda p, t: exponential(p, t, corrector="reuse", reference=Gaussian(0.3)),
+}
+
+
+def to_t_min(process: Process, steps: int) -> torch.Tensor:
+    exponent = 6.0 if process.name == "ve" else 2.0
+    return grid.power(process, steps, exponent=exponent, start=0.95 * process.t_max, end=process.t_min)
+
+
+@EVERY
+@pytest.mark.parametrize("solver", CASES.values(), ids=CASES)
+def test_running_the_plan_from_the_inverse_gives_the_state_back(process, solver):
+    """float64; the state is one that the plan reaches, so that a solution is known to exist."""
+    if solver is SOLVERS["o-belm"] and process.blocks == 2:
+        pytest.skip("no contraction; it has an algebraic inverse of its own (test_reversible.py)")
+    ts = to_t_min(process, 16)
+    plan = solver(process, ts)
+    denoiser = mixture_denoiser(process, 0.5 * normal(3, 1, *FIELD), 0.3)
+    start = root(process, ts[:1], Gaussian(0.5))[0](normal(2, process.blocks, *FIELD, seed=3))
+    end = run(plan, denoiser, start)
+    method = Parallel(tolerance=1e-9, reference=Gaussian(0.3), mixing=Mixing(history=5), max_rounds=150)
+    found = invert(plan, denoiser, end, method=method)
+    scale = float(end.abs().max())
+    torch.testing.assert_close(run(plan, denoiser, found.first), end, rtol=0, atol=1e-6 * max(scale, 1.0))
+
+
+@pytest.mark.parametrize("process", [VP(), Blurring(FIELD, blur_max=2.0), Langevin()], ids=lambda p: p.name)
+def test_a_batch_is_a_loop(process):
+    plan = ddim(process, to_t_min(process, 10))
+    denoiser = mixture_denoiser(process, 0.5 * normal(3, 1, *FIELD), 0.3)
+    end = normal(3, process.blocks, *FIELD, seed=3)
+    together = invert(plan, denoiser, end)
+    alone = [invert(plan, denoiser, end[i : i + 1]) for i in range(3)]
+    torch.testing.assert_close(together.first, torch.cat([a.first for a in alone]), rtol=1e-9, atol=1e-9)
+    assert together.nfe.tolist() == [int(a.nfe) for a in alone]
+
+
+def test_no_solution_is_reported_not_returned_as_one():
+    """A denoiser that jumps: states it never leads to have no inverse, and the residual says so."""
+    process = VP()
+    plan = ddim(process, to_t_min(process, 10))
+    denoiser = Function(lambda u, _: u.sign())
+    found = invert(plan, denoiser, torch.full((1, 1, *FIELD), 0.2, dtype=torch.float64))
+    assert float(found.residual) > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (ddim(VP(), to_t_min(VP(), 4), eta=1.0), "stochastic"),
+        (ddim(VP(), grid.uniform(VP(), 4)), "ends at time 0"),
+    ],
+)
+def test_plans_without_an_inverse_are_refused(plan, message):
+    with pytest.raises(PushforwardError, match=message):
+        invert(plan, Function(lambda u, _: u), torch.zeros(1, 1, *FIELD))
+
+
+@pytest.mark.parametrize("name", ["fashion-vp", "fashion-blurring", "fashion-langevin"])
+def test_codes_of_images_decode_to_them(name):
+    """Trained networks, float32, the second-order solver: 2e-3 of a range of 2 (Langevin's rounding is 1e-3)."""
+    model = pf.load(name)
+    labels = torch.tensor([3, 8])
+    images = pf.Diffusion(model, SOLVERS["ddim"](model.process, grid.power(model.process, 15))).sample(2, labels=labels)
+    plan = gddim(model.process, grid.power(model.process, 30, end=model.process.t_min), order=1)
+    diffusion = pf.Diffusion(model, plan)
+    found = diffusion.invert(images, labels, seed=1)
+    again = diffusion.decode(found.code, labels)
+    assert float((again - images).abs().max()) < 2e-3
+    assert found.code.start.shape == model.state_shape(2)
+    clean = diffusion.invert(images, labels, noisy=False)
+    assert clean.code.end is None
+    at_once = diffusion.decode(found.code, labels, parallel=Parallel(tolerance=1e-4))
+    torch.testing.assert_close(at_once, again, rtol=0, atol=3e-3)
+
+
+def test_the_noise_of_an_image_depends_on_seed_and_number_alone():
+    model = pf.load("fashion-vp")
+    diffusion = pf.Diffusion(model, ddim(model.process, grid.power(model.process, 6, end=model.process.t_min)))
+    images = torch.zeros(2, *model.shape)
+    few = Parallel(max_rounds=1)
+    both = diffusion.invert(images, seed=5, parallel=few).code.end
+    second = diffusion.invert(images[1:], seed=5, first=1, parallel=few).code.end
+    torch.testing.assert_close(both[1:], second, rtol=0, atol=0)
+    assert not torch.equal(both[0], both[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d, x: d.invert(x[:, :, :8]), "images of shape"),
+        (
+            lambda d, x: d.decode(pf.Code(torch.zeros(1, 1, 28, 28), noises=torch.zeros(3, 1, 1, 28, 28))),
+            "takes 0 noises",
+        ),
+        (lambda d, x: pf.Diffusion(d.model, pf.execute.Adaptive(d.model.process)).invert(x), "Adaptive"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, message):
+    import pushforward.execute  # noqa: F401 - for the name above
+
+    model = pf.load("fashion-vp")
+    diffusion = pf.Diffusion(model, ddim(model.process, grid.power(model.process, 4, end=model.process.t_min)))
+    with pytest.raises(PushforwardError, match=message):
+        change(diffusion, torch.zeros(1, *model.shape))

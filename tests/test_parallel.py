@@ -1,0 +1,234 @@
+"""All steps at once: the sequential result for every solver and process, and what is promised on the way there."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import pushforward as pf
+from helpers import FIELD, PROCESSES, gaussian_denoiser, mixture_denoiser, normal, times
+from pushforward.errors import PushforwardError
+from pushforward.execute import METHODS, Mixing, Parallel, parallel, run
+from pushforward.linear import VP, Blurring, Gaussian, Langevin, Process, fit, root
+from pushforward.model import Function
+from pushforward.plan import SOLVERS, auto, ddim, exponential, gddim, grid
+
+EVERY = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+EXPLICIT = [name for name in SOLVERS if name != "collocation"]
+CASES = {
+    **{name: SOLVERS[name] for name in EXPLICIT},
+    "ddim eta=0.5": lambda p, t: ddim(p, t, eta=0.5),
+    "ddim eta=1": lambda p, t: ddim(p, t, eta=1.0),
+    "gddim noise=0.5": lambda p, t: gddim(p, t, noise=0.5),
+    "gddim evaluate": lambda p, t: gddim(p, t, corrector="evaluate"),
+    "exponential reuse": lambda p, t: exponential(p, t, corrector="reuse", reference=Gaussian(0.3)),
+}
+STEPS = 8
+
+
+def problem(process: Process, solver, count: int = 2):
+    """A plan, a denoiser with several modes, starts of the right size and noises."""
+    exponent = 4.0 if process.name == "ve" else 2.0
+    ts = grid.power(process, STEPS, exponent=exponent, start=0.95 * process.t_max, end=process.t_min)
+    plan = solver(process, ts)
+    denoiser = mixture_denoiser(process, normal(4, 1, *FIELD), 0.1)
+    z = normal(count, process.blocks, *FIELD, seed=3)
+    start = root(process, ts[:1], Gaussian(1.0))[0](z)
+    noises = {k: normal(count, process.blocks, *FIELD, seed=100 + k) for k in plan.noises}
+    return plan, denoiser, start, noises.__getitem__
+
+
+@EVERY
+@pytest.mark.parametrize("solver", CASES.values(), ids=CASES)
+def test_all_steps_at_once_are_the_steps_one_by_one(process, solver):
+    """To the tolerance of 1e-8 in float64; deterministic and stochastic alike, the noise being the same."""
+    plan, denoiser, start, noise = problem(process, solver)
+    expected = run(plan, denoiser, start, noise=noise)
+    method = Parallel(tolerance=1e-8, reference=Gaussian(1.0))
+    found = parallel(plan, denoiser, start, noise=noise, method=method)
+    assert not found.diverged.any()
+    scale = float(expected.abs().max())
+    torch.testing.assert_close(found.last, expected, rtol=0, atol=1e-6 * scale)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("process", [VP(), Blurring(FIELD, blur_max=2.0), Langevin()], ids=lambda p: p.name)
+@pytest.mark.parametrize("solver", ["ddim", "gddim", "unipc", "heun"])
+def test_every_method_ends_at_the_sequential_result(name, process, solver):
+    """A tolerance below rounding: no method can stop early, all must be exact after as many rounds as calls."""
+    plan, denoiser, start, noise = problem(process, SOLVERS[solver])
+    method = replace(METHODS[name], tolerance=1e-30)
+    found = parallel(plan, denoiser, start, noise=noise, method=method)
+    assert found.rounds <= plan.nfe + (plan.nfe if found.diverged.any() else 0)
+    torch.testing.assert_close(found.last, run(plan, denoiser, start), rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_a_window_asks_no_more_than_it_holds(window):
+    plan, denoiser, start, noise = problem(VP(), SOLVERS["gddim"])
+    rounds = []
+    method = Parallel(tolerance=1e-9, window=window)
+    found = parallel(plan, denoiser, start, noise=noise, method=method, callback=rounds.append)
+    torch.testing.assert_close(found.last, run(plan, denoiser, start), rtol=1e-7, atol=1e-7)
+    assert max(r.nfe for r in rounds) <= window * len(start)
+    if window == 1:
+        assert found.rounds == plan.nfe
+
+
+def test_rows_of_a_call_are_limited():
+    plan, denoiser, start, _ = problem(VP(), SOLVERS["ddim"], count=3)
+    sizes = []
+
+    def counted(u, t):
+        sizes.append(len(u))
+        return denoiser.denoise(u, t)
+
+    class Batched:
+        def at(self, process, at, like):
+            ask = Function(counted).at(process, at, like)
+
+            def limited(k, u, of=None):
+                assert len(u) <= 5
+                return ask(k, u, of)
+
+            return limited
+
+    found = parallel(plan, Batched(), start, method=Parallel(tolerance=1e-9, max_rows=5))
+    torch.testing.assert_close(found.last, run(plan, denoiser, start), rtol=1e-7, atol=1e-7)
+    assert sizes
+
+
+@EVERY
+@pytest.mark.parametrize("spectrum", [False, True], ids=["scalar", "spectrum"])
+def test_gaussian_data_take_two_rounds(process, spectrum):
+    """With the reference that the data have, the linear system is the truth: one round solves it, one sees that."""
+    variance = torch.linspace(0.5, 0.1, 6, dtype=torch.float64).view(FIELD) if spectrum else 0.3
+    data = Gaussian(variance)
+    plan, _, start, noise = problem(process, SOLVERS["ddim"])
+    found = parallel(plan, gaussian_denoiser(process, data), start, noise=noise, method=Parallel(reference=data))
+    assert found.rounds <= 2
+    expected = run(plan, gaussian_denoiser(process, data), start)
+    torch.testing.assert_close(found.last, expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("process", [VP(), Blurring(FIELD, blur_max=2.0), Langevin()], ids=lambda p: p.name)
+def test_a_batch_is_a_loop_in_results_and_evaluations(process):
+    """Images stop on their own: what one costs does not depend on its neighbours."""
+    plan, denoiser, start, _ = problem(process, SOLVERS["ddim"], count=4)
+    method = Parallel(tolerance=1e-4)
+    together = parallel(plan, denoiser, start, method=method)
+    alone = [parallel(plan, denoiser, start[i : i + 1], method=method) for i in range(4)]
+    torch.testing.assert_close(together.last, torch.cat([a.last for a in alone]), rtol=1e-9, atol=1e-9)
+    assert together.nfe.tolist() == [int(a.nfe) for a in alone]
+    assert together.rounds == max(a.rounds for a in alone)
+
+
+def test_the_residual_bounds_the_error():
+    """What a stopped run says of itself, over tolerances and starts: the true error is no larger than a few times."""
+    process = VP()
+    ts = grid.power(process, 60, exponent=2.0, start=0.95, end=process.t_min)
+    denoiser = mixture_denoiser(process, normal(6, 1, *FIELD), 0.05)
+    start = root(process, ts[:1], Gaussian(1.0))[0](normal(16, 1, *FIELD, seed=3))
+    plan = ddim(process, ts)
+    expected = run(plan, denoiser, start)
+    for tolerance in (1e-2, 1e-3, 1e-4):
+        found = parallel(plan, denoiser, start, method=Parallel(tolerance=tolerance))
+        error = (found.last - expected).flatten(1).norm(dim=1) / expected.flatten(1).norm(dim=1)
+        assert found.rounds < 30
+        assert float(found.residual.max()) <= tolerance
+        assert float(error.max()) < 3 * tolerance
+
+
+def test_a_stopped_run_says_its_residual():
+    plan, denoiser, start, _ = problem(VP(), SOLVERS["ddim"])
+    found = parallel(plan, denoiser, start, method=Parallel(max_rounds=2))
+    assert found.rounds == 2
+    assert float(found.residual.max()) > 1e-3
+
+
+class Explosive:
+    """A denoiser that blows up when asked far from any state of the true path, as networks do."""
+
+    def __init__(self, denoiser, bound):
+        self.denoiser, self.bound = denoiser, bound
+
+    def at(self, process, at, like):
+        ask = self.denoiser.at(process, at, like)
+
+        def exploding(k, u, of=None):
+            size = u.flatten(1).abs().amax(1)
+            return ask(k, u, of) + torch.where(size > self.bound, torch.inf, 0.0)[:, None, None, None]
+
+        return exploding
+
+
+def test_divergence_falls_back_and_is_reported():
+    """Picard's iteration in the noise prediction overshoots a hundredfold on its way; here that is fatal."""
+    process = VP()
+    plan = ddim(process, grid.uniform(process, 30, end=process.t_min))
+    denoiser = Explosive(mixture_denoiser(process, normal(4, 1, *FIELD), 0.1), bound=5.0)
+    start = normal(2, 1, *FIELD, seed=3)
+    found = parallel(plan, denoiser, start, method=METHODS["picard"])
+    assert found.diverged.all()
+    torch.testing.assert_close(found.last, run(plan, denoiser, start), rtol=1e-9, atol=1e-9)
+    good = parallel(plan, denoiser, start)
+    assert not good.diverged.any()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"tolerance": 0.0}, "positive"), ({"window": 0}, "window must"), ({"max_rows": 0}, "max_rows must")],
+)
+def test_senseless_settings_are_refused(settings, message):
+    with pytest.raises(PushforwardError, match=message):
+        Parallel(**settings)
+
+
+def test_mixing_needs_a_history():
+    with pytest.raises(PushforwardError, match="history"):
+        Mixing(history=0)
+
+
+def test_noise_is_asked_for():
+    plan = ddim(VP(), grid.uniform(VP(), 3), eta=1.0)
+    with pytest.raises(PushforwardError, match="stochastic"):
+        parallel(plan, gaussian_denoiser(VP(), Gaussian(0.3)), normal(1, 1, *FIELD))
+
+
+def test_a_fitted_gaussian_is_that_of_the_images():
+    """40 000 images of known mean and spectrum; three standard errors of a variance are 2%."""
+    spectrum = torch.linspace(0.5, 0.1, 6, dtype=torch.float64).view(FIELD)
+    mean = normal(1, *FIELD, seed=5)
+    white = Gaussian(spectrum).data_covariance(1).cholesky()
+    found = fit(mean + white(normal(40_000, 1, *FIELD)))
+    torch.testing.assert_close(torch.as_tensor(found.variance), spectrum, rtol=0.03, atol=0)
+    torch.testing.assert_close(torch.as_tensor(found.mean), mean, rtol=0, atol=0.02)
+    halfway = torch.as_tensor(found.tempered().variance)
+    torch.testing.assert_close(halfway.square(), torch.as_tensor(found.variance) * found.variance.mean())
+    with pytest.raises(PushforwardError, match="two images"):
+        fit(mean[None])
+
+
+@pytest.mark.parametrize("name", ["fashion-vp", "fashion-blurring", "fashion-langevin"])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_embedded_models_at_once(name, eta):
+    """Trained networks in float32: within three times the tolerance, in fewer rounds than steps."""
+    model = pf.load(name)
+    plan = ddim(model.process, grid.power(model.process, 20, end=model.process.t_min), eta=eta)
+    sampler = pf.Diffusion(model, plan)
+    labels = torch.tensor([1, 7])
+    expected = sampler.sample(2, labels=labels)
+    ((images, solution),) = sampler.solved(2, Parallel(tolerance=3e-3), labels=labels)
+    error = (images - expected).flatten(1).norm(dim=1) / expected.flatten(1).norm(dim=1)
+    assert float(error.max()) < 1e-2
+    assert solution.rounds < 20
+    assert not solution.diverged.any()
+
+
+def test_the_default_sampler_at_once():
+    process = VP()
+    plan = auto(process, 12, Gaussian(0.3))
+    denoiser = mixture_denoiser(process, normal(4, 1, *FIELD), 0.1)
+    start = root(process, times(1.0), Gaussian(0.3))[0](normal(2, 1, *FIELD, seed=2))
+    found = parallel(plan, denoiser, start, method=Parallel(tolerance=1e-8))
+    torch.testing.assert_close(found.last, run(plan, denoiser, start), rtol=1e-6, atol=1e-6)
