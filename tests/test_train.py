@@ -214,7 +214,8 @@ def test_a_model_of_every_process_is_trained_saved_and_read(tmp_path: Path, name
     if name == "blurring-langevin":
         with Image.open(tmp_path / "m" / "training" / "samples-0000002.png") as picture:
             assert picture.size == (10 * SIDE * 8, 8 * SIDE * 8)
-    assert {"README.md", "config.json", "model.safetensors", "training"} == {p.name for p in (tmp_path / "m").iterdir()}
+    files = {"README.md", "config.json", "model.safetensors", "statistics.safetensors", "training"}
+    assert files == {p.name for p in (tmp_path / "m").iterdir()}
 
 
 def test_training_learns_the_classes(tmp_path: Path) -> None:

@@ -8,20 +8,22 @@ from typing import TYPE_CHECKING, Any
 from pushforward.errors import PushforwardError
 
 if TYPE_CHECKING:
+    from pushforward.execute import Exact, Implicit, Parallel, Phantom, Skeleton
     from pushforward.linear import Gaussian, process_from_config
     from pushforward.model import Function, Model, Network, load
     from pushforward.plan import SOLVERS, Plan, grid
     from pushforward.pushforward import Code, Diffusion, Pushforward
 
 __all__ = [
-    "SOLVERS", "Code", "Diffusion", "Function", "Gaussian", "Model", "Network", "Plan", "Pushforward",
-    "PushforwardError", "grid", "load", "process_from_config",
+    "SOLVERS", "Code", "Diffusion", "Exact", "Function", "Gaussian", "Implicit", "Model", "Network", "Parallel",
+    "Phantom", "Plan", "Pushforward", "PushforwardError", "Skeleton", "grid", "load", "process_from_config",
 ]  # fmt: skip
 
 _HOMES = {
     "Gaussian": "linear", "process_from_config": "linear", "Function": "model", "Model": "model", "Network": "model",
     "load": "model", "SOLVERS": "plan", "Plan": "plan", "grid": "plan", "Code": "pushforward",
-    "Diffusion": "pushforward", "Pushforward": "pushforward",
+    "Diffusion": "pushforward", "Pushforward": "pushforward", "Exact": "execute", "Implicit": "execute",
+    "Parallel": "execute", "Phantom": "execute", "Skeleton": "execute",
 }  # fmt: skip
 
 

@@ -19,7 +19,6 @@ from pushforward.execute import INVERSE, Adaptive, Noise, Parallel, Round, Solut
 from pushforward.execute.across import Across
 from pushforward.execute.adjoint import Gradient, Implicit, differentiable
 from pushforward.execute.latency import choose, measured
-from pushforward.execute.parallel import Subset
 from pushforward.linear import root
 from pushforward.model import Model
 from pushforward.plan import Plan
@@ -238,9 +237,9 @@ class Diffusion:
         noises = iter(() if code.noises is None else code.noises)
         start = self.start(code.start)
         if gradient is not None and not isinstance(self.plan, Adaptive):
-            method = None if parallel is None else self._referenced(parallel)
+            method = None if parallel is None else _referenced(parallel, model)
             if isinstance(gradient, Implicit) and gradient.reference is None:
-                gradient = replace(gradient, reference=self.model.gaussian.tempered())
+                gradient = replace(gradient, reference=model.gaussian.tempered())
             final = differentiable(self.plan, model.denoiser, start, noise=code.noises, gradient=gradient,
                                    method=method, parameters=parameters, callback=callback)  # fmt: skip
             return model.images(self._without_noise(final, code.end))
@@ -292,21 +291,22 @@ class Diffusion:
         clean = process.lift(images.to(device=self._device, dtype=self.dtype))
         end = Stream(seed, range(first, first + len(images)), clean.shape[1:]).draw() if noisy else None
         time = self.plan.times[-1:]
-        state = process.transition(time, torch.zeros_like(time))[0](clean)
+        state = clean
         if end is not None:
             end = end.to(state)
-            state = state + process.covariance(time).cholesky()[0](end)
-        denoiser, point = Across(model.denoiser), clean if noisy else None
+            signal = process.transition(time, torch.zeros_like(time))[0](clean)
+            state = signal + process.covariance(time).cholesky()[0](end)
         scales = LOCAL if parallel.reference is None else (1.0,)
-        found = invert(self.plan, denoiser, state, clean=point, method=self._referenced(parallel, scales[0]),
-                       callback=callback)  # fmt: skip
+        found = invert(self.plan, Across(model.denoiser), state, clean=clean if noisy else None,
+                       method=_referenced(parallel, model, scales[0]), callback=callback)  # fmt: skip
         first_state, rounds, nfe, residual = found.first, found.rounds, found.nfe, found.residual
         for scale in scales[1:]:
             bad = (~(residual <= max(FAILED, parallel.tolerance))).nonzero()[:, 0]
             if not len(bad):
                 break
-            again = invert(self.plan, Subset(denoiser, bad), state[bad], clean=clean[bad] if noisy else None,
-                           method=self._referenced(parallel, scale), callback=callback)  # fmt: skip
+            some = self._given(None if labels is None else torch.as_tensor(labels)[bad.cpu()], guidance)
+            again = invert(self.plan, Across(some.denoiser), state[bad], clean=clean[bad] if noisy else None,
+                           method=_referenced(parallel, some, scale), callback=callback)  # fmt: skip
             better = (again.residual < residual[bad]) | ~residual[bad].isfinite()
             first_state[bad[better]] = again.first[better]
             residual[bad[better]] = again.residual[better]
@@ -340,12 +340,6 @@ class Diffusion:
         labels = None if labels is None else torch.as_tensor(labels)
         return self.model.to(self._device).given(labels, guidance)
 
-    def _referenced(self, method: Parallel, scale: float = 1.0) -> Parallel:
-        """The method with the model's data as its reference, if it has no other."""
-        if method.reference is not None:
-            return method
-        return replace(method, reference=self.model.gaussian.tempered(scale=scale))
-
     def _run(
         self,
         model: Model,
@@ -368,7 +362,7 @@ class Diffusion:
         if isinstance(self.plan, Adaptive):
             msg = "Adaptive steps follow one another and cannot be taken at once; name a solver, e.g. ddim."
             raise PushforwardError(msg)
-        method = self._referenced(method)
+        method = _referenced(method, model)
         return parallel(self.plan, Across(model.denoiser), start, noise=noise, method=method, callback=callback)
 
     def _without_noise(self, state: Tensor, end: Tensor | None) -> Tensor:
@@ -378,6 +372,13 @@ class Diffusion:
         process, time = self.model.process, self.plan.times[-1:]
         signal = state - process.covariance(time).cholesky()[0](end.to(state))
         return process.transition(time, torch.zeros_like(time))[0].inverse()(signal)
+
+
+def _referenced(method: Parallel, model: Model, scale: float = 1.0) -> Parallel:
+    """The method with the data of the (conditioned) model as its reference, if it has no other."""
+    if method.reference is not None:
+        return method
+    return replace(method, reference=model.gaussian.tempered(scale=scale))
 
 
 def _mixed(seed: int, index: int) -> int:

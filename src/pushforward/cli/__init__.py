@@ -8,6 +8,7 @@ no PyTorch. For the same reason nothing here, nor in `pushforward/__init__.py`, 
 """
 
 import ast
+import inspect
 import os
 import sys
 from importlib import import_module
@@ -55,7 +56,9 @@ class _Commands(TyperGroup):
             ctx.fail(f"There is no command {cmd_name!r}; there are: {', '.join(command_names())}.")
         name = _module_name(cmd_name)
         command = _typer()
-        command.command(cmd_name)(getattr(import_module(f"{__name__}.{name}"), name))
+        function = getattr(import_module(f"{__name__}.{name}"), name)
+        described = (inspect.getdoc(function) or "").replace("\\b\n", "\b\n")  # docstrings are raw
+        command.command(cmd_name, help=described)(function)
         return typer.main.get_command(command)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from pushforward.errors import PushforwardError
 from pushforward.execute.mixing import Mixing
-from pushforward.execute.parallel import Parallel, Round, Solution, iterate, response
+from pushforward.execute.parallel import Parallel, Round, Solution, iterate, mean, response
 from pushforward.execute.sequential import check_start
 from pushforward.execute.system import System
 from pushforward.linear import root
 from pushforward.model.network import Denoiser
 from pushforward.plan import Plan
 
-INVERSE = Parallel(tolerance=2e-5, mixing=Mixing(history=5, below=1.0), max_rounds=40)
+INVERSE = Parallel(tolerance=1e-4, mixing=Mixing(history=5, below=1.0), max_rounds=40)
 
 
 @torch.no_grad()
@@ -69,12 +69,12 @@ def invert(
     constant = system.constant(None, len(end), end)
     last = system.pack(end[None])
     if clean is None:
-        states, answers = system.linear_start(torch.zeros_like(last), constant)
+        states, answers = system.linear_start(torch.zeros_like(last), constant, mean(method))
         moves = system.from_end((last - states[:, -1:])[:, 0])
         states, answers = states + moves, answers + system.respond(moves)
     else:
         states = system.pack(_path_of_a_point(plan, clean, end))
-        answers = system.pack(clean.expand(system.size, *clean.shape))
+        answers = system.pack(clean.expand(system.size, *clean.shape)).clone()
     states[:, -1:] = last
     method = replace(method, max_rounds=method.max_rounds or INVERSE.max_rounds)
     return iterate(system, denoiser, end, states, answers, constant, method, backwards=True, callback=callback)

@@ -25,6 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -56,7 +57,7 @@ class Parallel:
             error against the sequential result.
         response: how answers are expected to move with their states: as for `gaussian` data, or with the prediction of
             the `noise` or of the `data` held (Picard's iteration in either).
-        reference: the Gaussian; by default the model's.
+        reference: the Gaussian, N(0, 1/4) by default; its mean may be one for each image.
         mixing: how past rounds are used, or not.
         start: states begin on the `reference`'s flow, or as `copies` of the first one.
         window: most steps asked in a round, from the first that is not settled; all by default.
@@ -106,12 +107,14 @@ class Round:
         residual: the greatest error estimated in any image.
         active: images that are not done.
         nfe: network evaluations of this round.
+        last: the present last state, in pixels `(batch, k * channels, *field)`, where rounds move states.
     """
 
     done: int
     residual: float
     active: int
     nfe: int
+    last: Callable[[], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -174,7 +177,7 @@ def parallel(
     drawn = {k: noise(k) for k in plan.noises} if noise is not None else {}
     system = System(plan, response(plan, method), start)
     constant = system.constant(drawn.__getitem__, len(start), start)
-    states, answers = system.linear_start(system.pack(start[None]), constant)
+    states, answers = system.linear_start(system.pack(start[None]), constant, mean(method))
     if method.start == "copies":
         states = system.pack(start[None]).expand(-1, system.size, -1, -1).contiguous()
     solution = iterate(system, denoiser, start, states, answers, constant, method, callback=callback)
@@ -207,6 +210,11 @@ def response(plan: Plan, method: Parallel) -> Operator | None:
             return plan.process.transition(times, torch.zeros_like(times)).inverse()
         case _:
             return None
+
+
+def mean(method: Parallel) -> float | Tensor:
+    """Mean of the reference, for all images or for each."""
+    return 0.0 if method.reference is None else method.reference.mean
 
 
 def iterate(
@@ -267,10 +275,13 @@ def iterate(
             moves = system.hold_end(moves)
         sizes = system.sizes(moves)
         largest = largest if backwards else sizes.amax(0)
-        rate = (largest / before).clamp(0.5 if backwards else 0.3, 0.9).nan_to_num(0.9)
+        rate = (largest / before).clamp(0.75 if backwards else 0.3, 0.9).nan_to_num(0.9)
         estimate = largest * rate / (1 - rate)
         before = largest
-        lost = active & (~largest.isfinite() | (largest > GROWTH * least))
+        grown = largest > GROWTH * least
+        if method.window is not None:  # as a window moves on, the moves of new steps come in
+            grown = torch.zeros_like(grown)
+        lost = active & (~largest.isfinite() | grown)
         stale = torch.where(largest < 0.9 * least, 0, stale + 1)
         least = torch.minimum(least, largest.nan_to_num(math.inf))
         diverged |= lost
@@ -295,8 +306,13 @@ def iterate(
         if whole:  # rounding, or no solution: more rounds would not help
             active &= stale < STALE
         if callback is not None:
-            callback(Round(rounds, float(residual.max()), int(active.sum()), int(wanted.sum())))
+            last = partial(_last, system, states)
+            callback(Round(rounds, float(residual.max()), int(active.sum()), int(wanted.sum()), last))
     return Solution(system.unpack(states), rounds, nfe, residual, diverged)
+
+
+def _last(system: System, states: Tensor) -> Tensor:
+    return system.unpack(states[:, -1:])[0]
 
 
 def evaluate(

@@ -202,16 +202,28 @@ class System:
         """`L delta`: how the answers are expected to move."""
         return torch.zeros_like(moves) if self.response is None else self.response @ moves
 
-    def linear_start(self, start: Tensor, constant: Tensor) -> tuple[Tensor, Tensor]:
-        """States and answers of the reference itself: where all would be if the network were its posterior mean."""
-        states = torch.zeros_like(constant)
-        answers = torch.zeros_like(constant)
-        states[:, :1] = start
-        moves = self._from_start @ start
-        moves[:, 0] = 0
-        fixed = self.correct(self.residual(torch.zeros_like(states), answers, constant))
-        states = states + moves + fixed
-        return states, self.respond(states)
+    def linear_start(self, start: Tensor, constant: Tensor, mean: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
+        """States and answers of the reference itself: where all would be if the network were its posterior mean.
+
+        Args:
+            start: first state, `(frequencies, 1, k, columns)`.
+            constant: as in `residual`.
+            mean: of the reference, as in `Gaussian`, or one for each image.
+        """
+        states, answers = torch.zeros_like(constant), torch.zeros_like(constant)
+        if isinstance(mean, Tensor) or mean:
+            process, batch = self.plan.process, constant.shape[3] // self._rest
+            image = process.image(constant.new_zeros(batch, *self._shape[1:])) + torch.as_tensor(mean).to(constant)
+            clean = process.lift(image)
+            times = torch.tensor([node.time for node in self.plan.nodes], dtype=torch.float64)
+            psi = process.transition(times, torch.zeros_like(times))
+            answers = self.pack(clean.expand(self.size, *clean.shape))
+            states = self.pack(torch.stack([psi[k](clean) for k in range(self.size)]))
+        moves = torch.zeros_like(states)
+        moves[:, :1] = start - states[:, :1]
+        states, answers = states + moves, answers + self.respond(moves)
+        moves = self.correct(self.residual(states, answers, constant))
+        return states + moves, answers + self.respond(moves)
 
     def sizes(self, moves: Tensor) -> Tensor:
         """Root mean square of each node's moves in units of its marginal's deviation, `(nodes, batch)`."""

@@ -39,6 +39,7 @@ class Model:
         reference: Gaussian that its data are referenced to (for starts and solvers' coordinates).
         statistics: Gaussian fitted to its data (see `linear.fit`), by which parallel sampling and inversion are
             preconditioned; by default the reference, or a variance of 1/4 if that is a point.
+        means: of its classes, `(classes, channels, *field)`, if known.
         classes: names of its labels.
         decoder: latents `(batch, channels, *field)` to images in [-1, 1]; `None` if the process diffuses images.
         grid: how its own scheduler places and ends its time steps, where it came with one (see `plan.grid.timesteps`).
@@ -55,11 +56,16 @@ class Model:
     grid: Mapping[str, Any] = field(default_factory=dict)
     info: Mapping[str, Any] = field(default_factory=dict)
     statistics: Gaussian | None = None
+    means: Tensor | None = None
 
     @property
     def gaussian(self) -> Gaussian:
-        """What is known of its data as a Gaussian."""
-        return self.statistics or self.reference or Gaussian(0.25)
+        """What is known of its data as a Gaussian; with labels given, the mean is that of each image's class."""
+        known = self.statistics or self.reference or Gaussian(0.25)
+        labels = getattr(self.denoiser, "condition", None)
+        if self.means is None or labels is None or labels.dtype != torch.long:
+            return known
+        return Gaussian(known.variance, self.means[labels.to(self.means.device)])
 
     @property
     def module(self) -> nn.Module | None:
@@ -123,6 +129,7 @@ def trained(
     classes: tuple[str, ...] = (),
     info: Mapping[str, Any] | None = None,
     statistics: Gaussian | None = None,
+    means: Tensor | None = None,
 ) -> Model:
     """The model around a network of ours: how its time and its input are scaled is decided here and nowhere else.
 
@@ -136,6 +143,7 @@ def trained(
         classes: names of its labels; label `len(classes)` says nothing.
         info: what else is known.
         statistics: Gaussian fitted to its data.
+        means: of its classes.
     """
     reference = Gaussian(variance)
     scale = 1.0 if module.config.time_angle else 1000.0 / process.t_max
@@ -147,7 +155,9 @@ def trained(
         input_reference=reference,
         unconditional=torch.tensor([len(classes)]) if classes else None,
     )
-    return Model(name, process, network, shape, reference, classes, info=dict(info or {}), statistics=statistics)
+    return Model(
+        name, process, network, shape, reference, classes, info=dict(info or {}), statistics=statistics, means=means
+    )
 
 
 def save_model(model: Model, folder: Path, card: str = "", dtype: torch.dtype = torch.float32) -> None:
@@ -179,7 +189,8 @@ def save_model(model: Model, folder: Path, card: str = "", dtype: torch.dtype = 
         save_file(weights, path)
         path.chmod(0o644)  # it comes readable by its owner alone
     if model.statistics is not None:
-        tensors = {k: torch.as_tensor(getattr(model.statistics, k)).float() for k in ("mean", "variance")}
+        known = {"mean": model.statistics.mean, "variance": model.statistics.variance, "means": model.means}
+        tensors = {k: torch.as_tensor(v).float() for k, v in known.items() if v is not None}
         with atomic_path(folder / STATISTICS) as path:
             save_file({k: v.contiguous() for k, v in tensors.items()}, path)
             path.chmod(0o644)
@@ -209,6 +220,7 @@ def load_model(folder: Path, name: str | None = None) -> Model:
         msg = f"{folder / CONFIG} lacks the entry {missing}; train or fetch the model again."
         raise PushforwardError(msg) from None
     load_weights(module, folder / WEIGHTS)
+    statistics, means = _load_statistics(folder / STATISTICS, shape, len(classes))
     return trained(
         module.eval().requires_grad_(False),
         process,
@@ -218,19 +230,22 @@ def load_model(folder: Path, name: str | None = None) -> Model:
         variance=variance,
         classes=classes,
         info=config.get("info", {}),
-        statistics=_load_statistics(folder / STATISTICS, shape),
+        statistics=statistics,
+        means=means,
     )
 
 
-def _load_statistics(path: Path, shape: tuple[int, ...]) -> Gaussian | None:
+def _load_statistics(path: Path, shape: tuple[int, ...], classes: int) -> tuple[Gaussian | None, Tensor | None]:
     if not path.is_file():
-        return None
+        return None, None
     values = read_tensors(path)
     expected = {"mean": shape, "variance": shape[1:]}
+    if classes and "means" in values:
+        expected["means"] = (classes, *shape)
     if {key: tuple(value.shape) for key, value in values.items()} != expected:
         msg = f"{path} does not hold the mean and spectrum of images of shape {shape}; fetch the model again."
         raise PushforwardError(msg)
-    return Gaussian(values["variance"].double(), values["mean"].double())
+    return Gaussian(values["variance"].double(), values["mean"].double()), values.get("means")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -200,7 +200,7 @@ class _Run:
         self.process = make_process(config, (size[0], size[1]))
         scale = config.scale or _root_mean_square(data.images)
         self.reference = Gaussian(scale**2)
-        self.statistics = _statistics(data.images)
+        self.statistics, self.means = _statistics(data)
         self.architecture = self._architecture(channels, (size[0], size[1]), scale)
         lesson = Lesson.make(self.process, config.prediction, self.reference)
         self.accelerator = _accelerator(config)
@@ -421,6 +421,7 @@ class _Run:
             variance=float(self.reference.variance),
             classes=self.data.classes,
             statistics=self.statistics,
+            means=self.means,
         )
 
     @torch.no_grad()
@@ -500,12 +501,19 @@ def _root_mean_square(images: Tensor) -> float:
     return max(math.sqrt(float((counts * values.square()).sum() / counts.sum())), 1e-2)
 
 
-def _statistics(images: Tensor, most: int = 8192) -> Gaussian | None:
-    """Mean and spectrum of the images in [-1, 1], from at most `most` of them, spread evenly."""
-    if len(images) < 2:
-        return None
-    chosen = images[:: -(-len(images) // most)]
-    return fit(chosen.float() / 127.5 - 1)
+def _statistics(data: ImageData, most: int = 8192) -> tuple[Gaussian | None, Tensor | None]:
+    """The Gaussian of the images in [-1, 1] and the means of their classes, from at most `most` of them, evenly."""
+    if len(data) < 2:
+        return None, None
+    stride = -(-len(data) // most)
+    images = data.images[::stride].float() / 127.5 - 1
+    gaussian = fit(images)
+    if data.labels is None or not data.classes:
+        return gaussian, None
+    labels = data.labels[::stride]
+    overall = torch.as_tensor(gaussian.mean).float()
+    of = [images[labels == k] for k in range(len(data.classes))]
+    return gaussian, torch.stack([some.mean(0) if len(some) else overall for some in of])
 
 
 def _jsonable(config: TrainConfig) -> dict[str, Any]:

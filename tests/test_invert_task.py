@@ -1,0 +1,299 @@
+"""Codes by optimisation: decodable images are found, by every gradient; images are independent; the best is kept."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import pushforward as pf
+from helpers import FIELD, mixture_denoiser, normal
+from pushforward.execute import INVERSE, Adaptive, Exact, Implicit, Parallel, Phantom, Skeleton
+from pushforward.linear import VP, Blurring, Gaussian, Langevin
+from pushforward.model import Function
+from pushforward.model.backbone import Backbone, preset
+from pushforward.model.model import trained
+from pushforward.plan import ddim, exponential, gddim, grid
+from pushforward.tasks.invert import _lbfgs, optimise
+
+SOME = pytest.mark.parametrize("process", [VP(), Blurring(FIELD, blur_max=2.0), Langevin()], ids=lambda p: p.name)
+QUASI = {"optimiser": "l-bfgs", "learning_rate": 0.1}
+
+
+def diffusion(process, *, steps=6, solver=ddim, end=None, **settings):
+    """float64, to t_min: every image that it decodes to has a code of loss 0."""
+    denoiser = mixture_denoiser(process, 0.5 * normal(3, 1, *FIELD), 0.3)
+    ts = grid.power(process, steps, end=process.t_min if end is None else end)
+    model = pf.Model("mixture", process, denoiser, (1, *FIELD))
+    return pf.Diffusion(model, solver(process, ts, **settings), dtype=torch.float64)
+
+
+def decodable(sampler, count=2):
+    """Images whose codes are not those that an optimisation begins at."""
+    return sampler.sample(count, seed=7).double()
+
+
+def redecoded(sampler, found, images):
+    return (sampler.decode(found.code) - images).square().flatten(1).sum(1)
+
+
+# -- what is found -------------------------------------------------------------------------------------------------
+
+
+@SOME
+@pytest.mark.parametrize(
+    "gradient", [Exact(), Implicit(tolerance=1e-3), Phantom(3), Skeleton()], ids=lambda g: type(g).__name__.lower()
+)
+def test_decodable_images_are_decoded_again(process, gradient):
+    """Loss from 1 or so to 1e-8 by L-BFGS. Phantom and skeleton gradients are near enough where data are Gaussian."""
+    sampler = diffusion(process)
+    images = decodable(sampler)
+    found = optimise(sampler, images, gradient=gradient, steps=60, tolerance=1e-8, **QUASI)
+    assert (found.history[0].loss > 0.1).all()
+    assert (found.loss <= 1e-8).all()
+    torch.testing.assert_close(redecoded(sampler, found, images), found.loss, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("gradient", [Exact(), Implicit(tolerance=1e-3)], ids=["exact", "implicit"])
+def test_adam_descends_too(gradient):
+    """A thousandth of the loss it began with, in 60 steps."""
+    sampler = diffusion(VP())
+    images = decodable(sampler)
+    found = optimise(sampler, images, gradient=gradient, steps=60, learning_rate=0.15)
+    assert (found.loss < 1e-3 * found.history[0].loss).all()
+
+
+def test_any_solver_and_all_steps_at_once():
+    """The same codes whether decoded one step after another or together, to what a tolerance of 1e-9 leaves."""
+    sampler = diffusion(VP(), solver=exponential, order=2)
+    images = decodable(sampler)
+    ways = (None, Parallel(tolerance=1e-9, reference=Gaussian(0.3)))
+    found = [optimise(sampler, images, parallel=way, steps=8, tolerance=0.0, **QUASI) for way in ways]
+    torch.testing.assert_close(found[0].code.start, found[1].code.start, rtol=0, atol=1e-4)
+    assert (found[1].loss < 0.1 * found[1].history[0].loss).all()
+
+
+@pytest.mark.parametrize("noises", [False, True])
+def test_a_stochastic_plan(noises):
+    """Its noises are sought, or stay bit for bit as `sample` draws them; either way the image is reached."""
+    sampler = diffusion(VP(), eta=0.7)
+    images = decodable(sampler)
+    found = optimise(sampler, images, noises=noises, seed=2, steps=60, tolerance=1e-8, **QUASI)
+    assert (found.loss <= 1e-8).all()
+    begun = optimise(sampler, images, seed=2, steps=1).code.noises
+    assert torch.equal(found.code.noises, begun) is not noises
+    torch.testing.assert_close(redecoded(sampler, found, images), found.loss, rtol=1e-6, atol=1e-12)
+
+
+def test_a_plan_without_an_inverse_is_served_as_well():
+    """To time 0, where the last step projects: the fixed point refuses it, the optimiser finds a code."""
+    sampler = diffusion(VP(), solver=gddim, end=0.0)
+    images = decodable(sampler)
+    with pytest.raises(pf.PushforwardError, match="end"):
+        sampler.invert(images)
+    assert (optimise(sampler, images, steps=60, tolerance=1e-8, **QUASI).loss <= 1e-8).all()
+
+
+# -- where it begins -----------------------------------------------------------------------------------------------
+
+
+def test_a_random_beginning_is_the_code_of_sample():
+    """So the images of the same seed have loss 0 at once (float32: `sample` gives that), whichever images they are."""
+    sampler = diffusion(VP(), eta=0.5)
+    images = sampler.sample(4, seed=3).double()
+    found = optimise(sampler, images[2:], seed=3, first=2, tolerance=1e-10)
+    assert len(found.history) == 1
+    assert (found.loss < 1e-10).all()
+    assert found.nfe.tolist() == [6, 6]
+
+
+@SOME
+def test_a_forward_beginning_is_nearer(process):
+    """Twelve DDIM steps are inverted by a plain forward pass to a tenth of a random code's loss, and better."""
+    sampler = diffusion(process, steps=12)
+    images = decodable(sampler, 4)
+    far, near = (optimise(sampler, images, begin=begin, steps=1).history[0] for begin in ("random", "forward"))
+    assert (near.loss < 0.1 * far.loss).all()
+    assert (near.nfe > far.nfe).all()
+
+
+def test_an_inversion_that_did_not_converge_is_refined():
+    """Four rounds are too few; some steps from there reach what is out of their reach from anywhere else."""
+    sampler = diffusion(VP(), steps=12)
+    images = decodable(sampler)
+    rough = sampler.invert(images, parallel=replace(INVERSE, max_rounds=2, mixing=None))
+    before = redecoded(sampler, rough, images)
+    found = optimise(sampler, images, begin=rough.code, steps=12, tolerance=0.0, **QUASI)
+    elsewhere = optimise(sampler, images, steps=12, tolerance=0.0, **QUASI)
+    torch.testing.assert_close(found.history[0].loss, before, rtol=1e-6, atol=0)
+    assert torch.equal(found.code.end, rough.code.end)
+    assert (found.loss < 1e-3 * before).all()
+    assert (found.loss < elsewhere.loss).all()
+
+
+def test_going_on_from_a_code_goes_on():
+    sampler = diffusion(VP(), eta=0.5)
+    images = decodable(sampler)
+    half = optimise(sampler, images, noises=True, steps=10)
+    on = optimise(sampler, images, noises=True, begin=half.code, steps=10)
+    torch.testing.assert_close(on.history[0].loss, half.loss)
+    assert (on.loss < half.loss).all()
+
+
+# -- images of a batch ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{"learning_rate": 0.1}, QUASI], ids=["adam", "l-bfgs"])
+@pytest.mark.parametrize("eta", [0.0, 0.5])
+def test_a_batch_is_a_loop(options, eta):
+    """Each image has the code, loss and evaluations that it has alone, though they stop at different steps."""
+    sampler = diffusion(VP(), eta=eta)
+    images = decodable(sampler, 3)
+    options = {**options, "steps": 25, "tolerance": 1e-2, "noises": eta > 0}
+    together = optimise(sampler, images, **options)
+    alone = [optimise(sampler, images[i : i + 1], first=i, **options) for i in range(3)]
+    torch.testing.assert_close(together.code.start, torch.cat([a.code.start for a in alone]), rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(together.loss, torch.cat([a.loss for a in alone]), rtol=1e-6, atol=1e-12)
+    assert together.nfe.tolist() == [int(a.nfe) for a in alone]
+    assert len({len(a.history) for a in alone}) > 1
+
+
+@pytest.mark.parametrize("learning_rate", [0.1, 3.0])
+def test_the_best_code_is_kept(learning_rate):
+    """With too high a rate the last code is not the best one."""
+    sampler = diffusion(VP())
+    images = decodable(sampler)
+    found = optimise(sampler, images, learning_rate=learning_rate, steps=15, tolerance=0.0)
+    every = torch.stack([record.loss for record in found.history])
+    assert torch.equal(found.loss, every.amin(0))
+    torch.testing.assert_close(redecoded(sampler, found, images), found.loss, rtol=1e-9, atol=1e-12)
+    if learning_rate > 1:
+        assert (every[-1] > 2 * found.loss).any()
+
+
+def test_labels_and_guidance_go_with_their_images():
+    """Three images of two classes, of which one is done at once: the others keep their own labels. float32."""
+    torch.manual_seed(0)
+    module = Backbone(preset("tiny", field=(8, 8), in_channels=1, out_channels=1, classes=2)).eval()
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    model = trained(module.requires_grad_(False), VP(), (1, 8, 8), classes=("a", "b"))
+    sampler = pf.Diffusion(model, ddim(VP(), grid.power(VP(), 3)))
+    labels = torch.tensor([0, 1, 1])
+    images = sampler.sample(3, seed=1, labels=labels, guidance=2.0)
+    images[1:] *= 0.9
+    found = optimise(sampler, images, labels, 2.0, seed=1, steps=3)
+    again = sampler.decode(found.code, labels, 2.0)
+    torch.testing.assert_close((again - images).square().flatten(1).sum(1).double(), found.loss, rtol=1e-3, atol=1e-5)
+    assert found.nfe[0] < found.nfe[1] == found.nfe[2]
+    assert (found.loss[1:] < found.history[0].loss[1:]).all()
+
+
+# -- effort --------------------------------------------------------------------------------------------------------
+
+
+def test_evaluations_are_counted():
+    """Six a decoding and six products an exact gradient; a skeleton gradient asks for nothing."""
+    sampler = diffusion(VP())
+    images, told = decodable(sampler), []
+    exact = optimise(sampler, images, steps=3, tolerance=0.0, callback=told.append)
+    assert [record.nfe.tolist() for record in exact.history] == [[12, 12], [24, 24], [36, 36], [42, 42]]
+    assert [record.step for record in told] == [0, 1, 2, 3]
+    assert tuple(told) == exact.history
+    seconds = [record.seconds for record in told]
+    assert seconds == sorted(seconds)
+    skeleton = optimise(sampler, images, steps=3, tolerance=0.0, gradient=Skeleton())
+    assert skeleton.nfe.tolist() == [24, 24]
+
+
+def test_network_weights_take_no_gradients():
+    weight = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    sampler = diffusion(VP())
+    sampler = replace(sampler, model=replace(sampler.model, denoiser=Function(lambda u, _: weight * torch.tanh(u))))
+    with torch.no_grad():  # as the caller may be
+        found = optimise(sampler, decodable(diffusion(VP())), steps=5)
+    assert weight.grad is None
+    assert not found.code.start.requires_grad
+    assert (found.loss < found.history[0].loss).all()
+
+
+# -- L-BFGS on its own ---------------------------------------------------------------------------------------------
+
+
+def test_lbfgs_solves_quadratics_and_a_crooked_valley():
+    """Three problems at once, as many steps for each as it takes: 60 suffice for curvatures from 1 to 1000."""
+    curvature = torch.logspace(0, 3, 8, dtype=torch.float64)
+    scales = torch.tensor([1.0, 1e3], dtype=torch.float64)[:, None]
+
+    def value(x):
+        a, b = x[2, ::2], x[2, 1::2]
+        valley = (100 * (b - a.square()).square() + (1 - a).square()).sum()
+        return torch.cat([(scales * curvature * x[:2].square()).sum(1), valley[None]])
+
+    x = normal(3, 8, seed=1)
+    descend, least = _lbfgs(x, 0.1), torch.full((3,), torch.inf, dtype=torch.float64)
+    for _ in range(120):
+        x.requires_grad_()
+        loss = value(x)
+        least = torch.minimum(least, loss.detach())
+        x, stuck = descend(loss.detach(), torch.autograd.grad(loss.sum(), x)[0])
+        assert not (stuck & (least > 1e-12)).any()
+    assert (least < 1e-12).all()
+
+
+def test_a_gradient_that_leads_nowhere_ends_an_image_alone():
+    """The first problem's gradient points up: it is given up, the other goes on to its least."""
+    x = normal(2, 4, seed=1)
+    descend, given_up = _lbfgs(x, 0.1), torch.zeros(2, dtype=torch.bool)
+    for _ in range(30):
+        loss = x.square().sum(1)
+        x, stuck = descend(loss, torch.tensor([[-2.0], [2.0]]) * x)
+        given_up |= stuck & (loss > 1e-12)
+    assert given_up.tolist() == [True, False]
+    assert float(x[1].square().sum()) < 1e-12
+
+
+# -- refused -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"images": normal(0, 1, *FIELD)}, "one or more"),
+        ({"images": normal(2, 1, 3, 3)}, "images of shape"),
+        ({"images": normal(2, 1, *FIELD) / 0}, "finite numbers"),
+        ({"images": torch.zeros(2, 1, *FIELD, dtype=torch.uint8)}, "finite numbers"),
+        ({"labels": torch.tensor([0])}, "as many labels"),
+        ({"labels": torch.tensor([0, 1])}, "no classes"),
+        ({"guidance": 2.0}, "no effect"),
+        ({"steps": 0}, "at least 1 step"),
+        ({"learning_rate": 0.0}, "learning rate"),
+        ({"learning_rate": float("nan")}, "learning rate"),
+        ({"tolerance": -1.0}, "tolerance"),
+        ({"noises": True}, "takes no noises"),
+        ({"begin": pf.Code(normal(1, 1, *FIELD))}, "The start of the code"),
+        ({"begin": pf.Code(normal(2, 1, *FIELD), normal(3, 2, 1, *FIELD))}, "The noises of the code"),
+        ({"begin": pf.Code(normal(2, 1, *FIELD), end=normal(1, 1, *FIELD))}, "The end of the code"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_in_a_sentence(options, message):
+    options = {"images": normal(2, 1, *FIELD), **options}
+    with pytest.raises(pf.PushforwardError, match=message) as caught:
+        optimise(diffusion(VP()), **options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"eta": 0.5}, "takes noises"), ({"solver": exponential, "order": 2}, "row by row")],
+)
+def test_a_forward_beginning_of_another_plan_is_refused(settings, message):
+    with pytest.raises(pf.PushforwardError, match=message):
+        optimise(diffusion(VP(), **settings), normal(2, 1, *FIELD), begin="forward")
+
+
+def test_adaptive_steps_are_refused():
+    sampler = diffusion(VP())
+    adaptive = pf.Diffusion(sampler.model, Adaptive(VP()))
+    with pytest.raises(pf.PushforwardError, match="name a solver"):
+        optimise(adaptive, normal(2, 1, *FIELD))
