@@ -49,7 +49,7 @@ $(PICTURES): demo/%.png: FORCE $(INSTALLED)
 	$(BIN)/pushforward sample $* --out $@
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

@@ -12,7 +12,9 @@ import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches the network
 matplotlib.use("agg")
-torch.set_num_threads(2)
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores, and so do the processes they start
+    os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 hypothesis.settings.register_profile("pushforward", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("pushforward")
 

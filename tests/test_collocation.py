@@ -118,27 +118,27 @@ def test_order_of_convergence(process, order):
 
 @EVERY
 def test_the_exact_flow_of_a_mixture(process):
-    """A nonlinear truth: an explicit solver with 150 steps, which is right to about 1e-4."""
+    """A nonlinear truth: an explicit solver with 64 steps, which is right to a few 1e-4."""
     denoiser, start = mixture(process)
     reference = Gaussian(0.5)
     truth = run(
-        exponential(process, inner(process, 150), order=2, reference=reference, variable="angle", corrector="reuse"),
+        exponential(process, inner(process, 64), order=2, reference=reference, variable="angle", corrector="reuse"),
         denoiser,
         start,
     )
-    plan = collocation(process, inner(process, 32), reference=reference)
+    plan = collocation(process, inner(process, 24), reference=reference)
     found = parallel(plan, denoiser, start, method=Parallel(1e-6)).last
     assert float((found - truth).norm() / truth.norm()) < 1e-3
 
 
 @EVERY
 def test_every_process_through_to_clean_images(process):
-    """From t_max to the image, asking nothing below t_min; an explicit solver with 200 steps that ends with the same
-    call knows it to about 1e-4."""
+    """From t_max to the image, asking nothing below t_min; an explicit solver with 64 steps that ends with the same
+    call knows it to about 1e-3."""
     denoiser, start = mixture(process, begin=1.0)
     solver = partial(exponential, order=2, reference=Gaussian(0.5), variable="angle", corrector="reuse", denoise=True)
-    ts = grid.angle(process, 32)
-    fine = torch.cat([grid.angle(process, 200, end=float(ts[-2])), ts[-1:]])
+    ts = grid.angle(process, 24)
+    fine = torch.cat([grid.angle(process, 64, end=float(ts[-2])), ts[-1:]])
     truth = run(solver(process, fine), denoiser, start)
     plan = collocation(process, ts, reference=Gaussian(0.5))
     denoiser.asked.clear()
@@ -248,7 +248,6 @@ def test_rounds_may_exceed_the_calls_and_may_be_limited():
     [
         (lambda: collocation(VP(), inner(VP(), 4), order=0), "at least 1"),
         (lambda: collocation(VP(), times(0.5, 1e-4, 0.0)), "two times at or above"),
-        (lambda: collocation(Langevin(), inner(Langevin(), 4), variable="sigma"), "Unknown variable"),
     ],
 )
 def test_bad_settings_are_refused(make, message):

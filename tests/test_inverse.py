@@ -80,7 +80,8 @@ def test_codes_of_images_decode_to_them(name):
     model = pf.load(name)
     labels = torch.tensor([3, 8])
     images = pf.Diffusion(model, SOLVERS["ddim"](model.process, grid.power(model.process, 15))).sample(2, labels=labels)
-    plan = gddim(model.process, grid.power(model.process, 30, end=model.process.t_min), order=1)
+    order = 0 if name == "fashion-blurring" else 1  # there, extrapolation needs 50 steps to converge
+    plan = gddim(model.process, grid.power(model.process, 30, end=model.process.t_min), order=order)
     diffusion = pf.Diffusion(model, plan)
     found = diffusion.invert(images, labels, seed=1)
     again = diffusion.decode(found.code, labels)
