@@ -15,7 +15,11 @@ from pushforward.model import Function, Network
 from pushforward.plan import SOLVERS, Register, ddim, exponential, gddim, grid
 from pushforward.plan.collocation import collocation
 
-SETTINGS = [*((name, {}) for name in SOLVERS if name != "collocation"), ("ddim", {"eta": 0.6}), ("gddim", {"noise": 0.5, "order": 0})]
+SETTINGS = [
+    *((name, {}) for name in SOLVERS if name != "collocation"),
+    ("ddim", {"eta": 0.6}),
+    ("gddim", {"noise": 0.5, "order": 0}),
+]
 SOME = pytest.mark.parametrize(
     "process",
     [p for n, p in PROCESSES.items() if n not in ("cosine", "discrete", "ve", "langevin")],

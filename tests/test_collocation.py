@@ -118,15 +118,18 @@ def test_order_of_convergence(process, order):
 
 @EVERY
 def test_the_exact_flow_of_a_mixture(process):
-    """A nonlinear truth: an explicit solver with 64 steps, which is right to a few 1e-4."""
+    """A nonlinear truth: an explicit solver with 100 steps, which is right to 1e-4.
+
+    Langevin diffusions, rougher in the variable, get twice the steps: 24 err by 2e-3 there.
+    """
     denoiser, start = mixture(process)
     reference = Gaussian(0.5)
     truth = run(
-        exponential(process, inner(process, 64), order=2, reference=reference, variable="angle", corrector="reuse"),
+        exponential(process, inner(process, 100), order=2, reference=reference, variable="angle", corrector="reuse"),
         denoiser,
         start,
     )
-    plan = collocation(process, inner(process, 24), reference=reference)
+    plan = collocation(process, inner(process, 24 * process.blocks), reference=reference)
     found = parallel(plan, denoiser, start, method=Parallel(1e-6)).last
     assert float((found - truth).norm() / truth.norm()) < 1e-3
 
@@ -137,7 +140,7 @@ def test_every_process_through_to_clean_images(process):
     call knows it to about 1e-3."""
     denoiser, start = mixture(process, begin=1.0)
     solver = partial(exponential, order=2, reference=Gaussian(0.5), variable="angle", corrector="reuse", denoise=True)
-    ts = grid.angle(process, 24)
+    ts = grid.angle(process, 24 * process.blocks)
     fine = torch.cat([grid.angle(process, 64, end=float(ts[-2])), ts[-1:]])
     truth = run(solver(process, fine), denoiser, start)
     plan = collocation(process, ts, reference=Gaussian(0.5))

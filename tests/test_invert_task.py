@@ -1,19 +1,25 @@
 """Codes by optimisation: decodable images are found, by every gradient; images are independent; the best is kept."""
 
+import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import pushforward as pf
 from helpers import FIELD, mixture_denoiser, normal
+from pushforward.codes import load_codes, plan_of
 from pushforward.execute import INVERSE, Adaptive, Exact, Implicit, Parallel, Phantom, Skeleton
+from pushforward.images import save_image, sheet
 from pushforward.linear import VP, Blurring, Gaussian, Langevin
 from pushforward.model import Function
 from pushforward.model.backbone import Backbone, preset
 from pushforward.model.model import trained
 from pushforward.plan import ddim, exponential, gddim, grid
 from pushforward.tasks.invert import _lbfgs, optimise
+from test_cli_invert import SIZE, invoke, saved
 
 SOME = pytest.mark.parametrize("process", [VP(), Blurring(FIELD, blur_max=2.0), Langevin()], ids=lambda p: p.name)
 QUASI = {"optimiser": "l-bfgs", "learning_rate": 0.1}
@@ -257,6 +263,57 @@ def test_a_gradient_that_leads_nowhere_ends_an_image_alone():
         given_up |= stuck & (loss > 1e-12)
     assert given_up.tolist() == [True, False]
     assert float(x[1].square().sum()) < 1e-12
+
+
+# -- the command line ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--method", "naive"],
+        ["--method", "optimise", "--iterations", 2],
+        ["--method", "optimise", "--iterations", 2, "--begin", "random", "--eta", 0.5, "--end", 0, "--batch", 1],
+    ],
+    ids=lambda x: " ".join(map(str, x)),
+)
+def test_the_command_writes_codes_that_decode(tmp_path, options):
+    """What is on disk decodes to what the report says; two pictures of 8 x 8."""
+    arrays = {f"x_{split}": torch.randint(0, 256, (2, SIZE, SIZE, 1)).byte().numpy() for split in ("train", "test")}
+    np.savez(tmp_path / "data.npz", **arrays, y_train=np.zeros(2, int), y_test=np.zeros(2, int))
+    model, codes, report = saved(VP(), tmp_path / "m"), tmp_path / "codes.safetensors", tmp_path / "report.json"
+    done = invoke(
+        "invert", model, tmp_path / "data.npz", "--steps", 4, "--out", codes, "--json", report, "-q", *options
+    )
+    assert done.exit_code == 0, done.exception
+    found = json.loads(report.read_text())
+    code, info = load_codes(codes)
+    assert (found["method"], found["clean"], found["count"]) == (options[1], True, 2)
+    assert (code.noises is not None) is ("--eta" in options)
+    plan = plan_of(VP(), info["solver"], info["times"], info["settings"])
+    again = pf.Diffusion(pf.load(model), plan).decode(code)
+    images = torch.from_numpy(arrays["x_test"]).movedim(-1, 1).float() / 127.5 - 1
+    assert found["max_abs_error"] == pytest.approx(float((again - images).abs().max()), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--method", "odd"], "got 'odd'"),
+        (["--method", "optimise", "--begin", "odd"], "'odd'"),
+        (["--method", "naive", "--solver", "heun"], "use ddim"),
+        (["--method", "naive", "--eta", 1], "stochastic"),
+        (["--method", "optimise", "--eta", 1], "begin at random"),
+    ],
+    ids=lambda x: " ".join(map(str, x)) if isinstance(x, list) else "",
+)
+def test_bad_options_are_refused_in_a_sentence(tmp_path, options, message):
+    picture = tmp_path / "one.png"
+    save_image(sheet(torch.zeros(1, 1, SIZE, SIZE), smallest=0), picture)
+    model = saved(VP(), tmp_path / "m")
+    done = invoke("invert", model, picture, "--steps", 2, "--out", tmp_path / "codes.safetensors", "-q", *options)
+    assert isinstance(done.exception, pf.PushforwardError), done.exception
+    assert message in str(done.exception)
 
 
 # -- refused -------------------------------------------------------------------------------------------------------

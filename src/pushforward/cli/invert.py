@@ -1,4 +1,4 @@
-"""Find the exact codes behind images.
+"""Find the codes behind images: exactly, by optimisation, or by the field's plain inversion.
 
 Examples are in `pushforward invert --help`.
 """
@@ -6,6 +6,7 @@ Examples are in `pushforward invert --help`.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,15 +35,17 @@ from pushforward.cli.common import (
 )  # fmt: skip
 from pushforward.codes import check_path, header, load_codes, save_codes, statistics
 from pushforward.errors import PushforwardError
-from pushforward.execute import INVERSE, Round
+from pushforward.execute import INVERSE, Exact, Implicit, Parallel, Round
 from pushforward.images import check_suffix, picture_suffixes, save_image, sheet
 from pushforward.model import Model, load
 from pushforward.plan import Plan
 from pushforward.pushforward import Code, Diffusion, Inversion
+from pushforward.tasks.invert import Record, naive, optimise
 
 __all__ = ["invert"]
 
 _SHOWN, _COLUMNS = 64, 16
+_METHODS = ("exact", "optimise", "naive")
 
 
 @plan_options(solver="ddim", steps=50)
@@ -52,6 +55,11 @@ def invert(
     plan: PlanOptions,
     label: LabelOption = None,
     guidance: GuidanceOption = 1.0,
+    method: Annotated[
+        str, typer.Option(help="exact: by fixed point; optimise: least squares; naive: one pass.")
+    ] = "exact",
+    begin: Annotated[str, typer.Option(help="Of optimise: at naive codes (forward), or at random ones.")] = "forward",
+    iterations: Annotated[int, typer.Option(help="Of optimise, at most (L-BFGS).", min=1)] = 60,
     clean: Annotated[
         bool, typer.Option("--clean", help="Add no noise of level t_min: codes are of the image itself, less Gaussian.")
     ] = False,
@@ -75,38 +83,52 @@ def invert(
     By default the grid ends at t_min, for a last step to clean data has no inverse, and noise of that level, kept with
     the code, is added to the image, which makes its code properly Gaussian. --clean leaves it out.
 
+    Where there is no exact code, as for stochastic samplers or a grid to time 0, --method optimise finds one that
+    decodes to nearly the image; noises stay as the seed draws them. The naive method is DDIM's run forwards, which is
+    no inverse but nearly so. Both are of the clean image.
+
     \b
     pushforward invert fashion-vp shoe.png --picture both.png
     pushforward invert fashion-vp data.npz --split test --count 64 --out codes.safetensors --json report.json
     pushforward invert fashion-langevin photos/ --solver gddim --order 2 --steps 50 --label sneaker
+    pushforward invert fashion-vp shoe.png --method optimise --solver ddpm --steps 20 --begin random
     pushforward decode codes.safetensors --out again.png
     """
     check_path(out)
     if picture is not None:
         check_suffix(picture, picture_suffixes())
+    if method not in _METHODS or begin not in ("forward", "random"):
+        msg = f"--method is {', '.join(_METHODS)}, and --begin forward or random; got {method!r} and {begin!r}."
+        raise PushforwardError(msg)
     where = pick_device(device)
     chosen = load(model).to(where)
-    made = _invertible(chosen, plan)
-    method = replace(INVERSE, tolerance=tolerance)
+    made = _invertible(chosen, plan, method)
+    way = replace(INVERSE, tolerance=tolerance)
     given = read_inputs(images, _size(chosen), chosen.shape[0], split=split, count=count)
     labels = choose_labels(chosen, label or [], len(given.values))
     diffusion = Diffusion(chosen, made, device=where)
     found, seconds = [], []
     with progress("inverting", quiet=quiet) as bar:
 
-        def tell(step: Round) -> None:
+        def tell(step: Round | Record) -> None:
             bar.update()
-            bar.set_postfix_str(f"{step.active} images to do, error {step.residual:.1e}")
+            if isinstance(step, Round):
+                bar.set_postfix_str(f"{step.active} images to do, error {step.residual:.1e}")
+            else:
+                bar.set_postfix_str(f"squared error {float(step.loss.max()):.1e}")
 
         for first in range(0, len(given.values), batch):
-            some = slice(first, first + batch)
+            values = given.values[first : first + batch]
+            own = None if labels is None else labels[first : first + batch]
             began = time.perf_counter()
-            found.append(
-                diffusion.invert(
-                    given.values[some], None if labels is None else labels[some], guidance,
-                    seed=seed, first=first, noisy=not clean, parallel=method, callback=tell,
-                )
-            )  # fmt: skip
+            if method == "optimise":
+                one = _optimised(diffusion, values, own, guidance, begin, seed, first, iterations, tolerance, tell)
+            elif method == "naive":
+                one = _naive(diffusion, values, own, guidance)
+            else:
+                one = diffusion.invert(values, own, guidance, seed=seed, first=first, noisy=not clean, parallel=way,
+                                       callback=tell)  # fmt: skip
+            found.append(one)
             seconds.append(time.perf_counter() - began)
     info = header(model, chosen, plan.solver, plan.settings, made.times, labels=labels, guidance=guidance)
     save_codes(out, _together([one.code for one in found]), {**info, "images": given.names, "seed": seed})
@@ -118,7 +140,8 @@ def invert(
     report = {
         "model": model, "process": chosen.process.name, **{key: info[key] for key in ("solver", "settings", "times")},
         "steps": len(made.steps) - 1, "count": len(again), "labels": info["labels"], "guidance": guidance,
-        "clean": clean, "seed": seed, "tolerance": tolerance, "notes": given.notes, "out": out,
+        "method": method, "clean": clean or method != "exact", "seed": seed, "tolerance": tolerance,
+        "notes": given.notes, "out": out,
         **_measured(given.names, given.values, again, found, seconds, statistics(code.start), tolerance),
     }  # fmt: skip
     if not quiet and json != "-":
@@ -136,19 +159,44 @@ def _size(model: Model) -> tuple[int, int]:
     return model.shape[1], model.shape[2]
 
 
-def _invertible(model: Model, options: PlanOptions) -> Plan:
+def _optimised(
+    diffusion: Diffusion, images: Tensor, labels: Tensor | None, guidance: float, begin: str, seed: int, first: int,
+    iterations: int, tolerance: float, callback: Callable[[Record], None],
+) -> Inversion:  # fmt: skip
+    """Codes by L-BFGS; a squared error of no more than `tolerance^2` keeps every value within the tolerance."""
+    ahead = isinstance(diffusion.plan, Plan) and diffusion.plan.implicit
+    found = optimise(
+        diffusion, images, labels, guidance, gradient=Implicit() if ahead else Exact(),
+        parallel=Parallel(tolerance=1e-5) if ahead else None, optimiser="l-bfgs", steps=iterations, learning_rate=0.1,
+        begin="forward" if begin == "forward" else "random", seed=seed, first=first, tolerance=tolerance**2,
+        callback=callback,
+    )  # fmt: skip
+    return Inversion(found.code, len(found.history), found.nfe, found.loss.sqrt())
+
+
+def _naive(diffusion: Diffusion, images: Tensor, labels: Tensor | None, guidance: float) -> Inversion:
+    """Codes by one pass, with the error of decoding them."""
+    code = naive(diffusion, images, labels, guidance)
+    with torch.no_grad():
+        error = diffusion.decode(code, labels, guidance).cpu() - images
+    steps = len(diffusion.plan.steps) - 1 if isinstance(diffusion.plan, Plan) else 0
+    return Inversion(code, steps, torch.full((len(images),), steps), error.flatten(1).abs().amax(1))
+
+
+def _invertible(model: Model, options: PlanOptions, method: str) -> Plan:
     """The plan that the options describe, to `t_min` where they do not say where to."""
     if options.solver in ("auto", "rk45"):
         msg = f"The solver {options.solver!r} goes on to clean data, from where no way leads back; take --solver ddim."
         raise PushforwardError(msg)
     plan = make_plan(model, options if options.end is not None else replace(options, end=model.process.t_min))
-    if not isinstance(plan, Plan) or plan.noises:
+    if not isinstance(plan, Plan) or (plan.noises and method != "optimise"):
         msg = (
             f"The solver {options.solver!r} with these settings is stochastic, so many codes give one image; "
-            "invert with a deterministic one, or draw one of those codes with `pushforward encode`."
+            "invert with a deterministic one, draw one of those codes with `pushforward encode`, or seek one with "
+            "--method optimise --begin random."
         )
         raise PushforwardError(msg)
-    if not plan.nodes[-1].time > 0:
+    if not plan.nodes[-1].time > 0 and method == "exact":
         msg = (
             f"A last step to clean data has no inverse; leave --end out, which ends at t_min = {model.process.t_min:g}."
         )
@@ -159,7 +207,12 @@ def _invertible(model: Model, options: PlanOptions) -> Plan:
 def _together(codes: list[Code]) -> Code:
     """The codes of all batches as one."""
     ends = [code.end.cpu() for code in codes if code.end is not None]
-    return Code(torch.cat([code.start.cpu() for code in codes]), end=torch.cat(ends) if ends else None)
+    noises = [code.noises.cpu() for code in codes if code.noises is not None]
+    return Code(
+        torch.cat([code.start.cpu() for code in codes]),
+        torch.cat(noises, 1) if noises else None,
+        torch.cat(ends) if ends else None,
+    )
 
 
 def _compared(images: Tensor, again: Tensor, columns: int) -> Tensor:

@@ -35,7 +35,7 @@ from pushforward.model.network import Ask, Denoiser
 from pushforward.plan import Plan
 from pushforward.pushforward import Code, Diffusion, Stream
 
-__all__ = ["Optimised", "Record", "optimise"]
+__all__ = ["Optimised", "Record", "naive", "optimise"]
 
 _EXACT = Exact()
 _HISTORY = 10  # pairs that L-BFGS keeps
@@ -163,6 +163,26 @@ def optimise(
     return Optimised(code_of(best, every), least.cpu(), tuple(history))
 
 
+@torch.no_grad()
+def naive(diffusion: Diffusion, images: Tensor, labels: Tensor | None = None, guidance: float = 1.0) -> Code:
+    """The field's plain inversion of DDIM: nearly the codes behind images, by one network evaluation a step.
+
+    Args:
+        diffusion: of a deterministic one-step plan.
+        images: in [-1, 1], `(count, channels, height, width)`.
+        labels: classes, `(count,)`, for a model that has them.
+        guidance: weight of classifier-free guidance.
+
+    Raises:
+        PushforwardError: another plan, or images or labels that do not fit.
+    """
+    plan = _checked(diffusion, images, labels, "forward", noises=False)
+    end, like = plan.times[-1:], diffusion.start(torch.zeros(diffusion.model.state_shape(1)))
+    model = diffusion.model.to(like.device).given(labels, guidance)
+    state = plan.process.transition(end, torch.zeros_like(end))[0](plan.process.lift(images.to(like)))
+    return Code(diffusion.code(naive_inversion(plan, model.denoiser, state)))
+
+
 # -- the loss --------------------------------------------------------------------------------------------------------
 
 
@@ -255,11 +275,8 @@ def _beginning(
         stream = Stream(seed, range(first, first + len(images)), model.state_shape(1)[1:])
         start = stream.draw().to(like)
         return Code(start, torch.stack([stream.draw() for _ in plan.noises]).to(like) if plan.noises else None)
-    diffusion = problem.of(torch.arange(len(images), device=images.device))
-    end = plan.times[-1:]
-    clean = plan.process.lift(images.to(problem.diffusion.dtype))
-    state = plan.process.transition(end, torch.zeros_like(end))[0](clean)
-    return Code(diffusion.code(naive_inversion(plan, diffusion.model.denoiser, state)).to(like))
+    found = naive(problem.of(torch.arange(len(images), device=images.device)), images)
+    return Code(found.start.to(like))
 
 
 def _packed(start: Code, noises: bool) -> tuple[Tensor, Callable[[Tensor, Tensor], Code]]:
