@@ -28,7 +28,7 @@ PROCESSES: dict[str, Process] = {
     )
 }  # fmt: skip
 SMOOTH = [name for name in PROCESSES if name != "discrete"]  # whose schedule has all its derivatives
-DETERMINISTIC = [name for name in SOLVERS if name not in ("ddpm", "euler-maruyama")]
+DETERMINISTIC = [name for name in SOLVERS if name not in ("ddpm", "euler-maruyama", "collocation")]
 
 
 def times(*values: float) -> Tensor:

@@ -170,6 +170,7 @@ def test_divergence_falls_back_and_is_reported():
     start = normal(2, 1, *FIELD, seed=3)
     found = parallel(plan, denoiser, start, method=METHODS["picard"])
     assert found.diverged.all()
+    assert float(found.residual.max()) == 0
     torch.testing.assert_close(found.last, run(plan, denoiser, start), rtol=1e-9, atol=1e-9)
     good = parallel(plan, denoiser, start)
     assert not good.diverged.any()

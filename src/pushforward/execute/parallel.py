@@ -193,9 +193,10 @@ def parallel(
         states = solution.states.clone()
         some = Subset(denoiser, bad)
         states[-1, bad] = run(plan, some, start[bad], noise=lambda k: drawn[k].to(start)[bad])
-        nfe = solution.nfe.clone()
+        nfe, residual = solution.nfe.clone(), solution.residual.clone()
         nfe[bad] += plan.nfe
-        return Solution(states, solution.rounds + plan.nfe, nfe, solution.residual, solution.diverged)
+        residual[bad] = 0.0
+        return Solution(states, solution.rounds + plan.nfe, nfe, residual, solution.diverged)
     return solution
 
 
