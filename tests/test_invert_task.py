@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import pushforward as pf
 from helpers import FIELD, mixture_denoiser, normal
