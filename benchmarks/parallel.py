@@ -13,10 +13,10 @@ is below 1e-2, 1e-3 and 1e-4 for good, as median (worst) over the starts, and wh
 
 Ours are `preconditioned` (the default) and `plain` (the same without mixing). The peers are restated here on the same
 plans: *DEQ* is Anderson's mixing a time step as released (5 past rounds, ridge 1e-3), *Picard* holds the noise
-prediction, *ParaTAA* is triangular mixing with 2 or 4 past rounds (with a relative ridge, 1e-6, in
-place of its absolute one), *ParaDiGMS* is Picard's iteration on increments in a sliding window that moves on by its own tolerance. As the
-last one's error is set by that tolerance, it is run with 0.1 (its default), 0.01 and 0.001, and each start is counted
-with the best of them.
+prediction, *ParaTAA* is triangular mixing with 2 or 4 past rounds (with a relative ridge, 1e-6, in place of its
+absolute one), *ParaDiGMS* is Picard's iteration on increments in a sliding window that moves on by its own tolerance.
+As the last one's error is set by that tolerance, it is run with 0.1 (its default), 0.01 and 0.001, and each start is
+counted with the best of them.
 
 The section on collocation counts rounds to the *exact solution of the flow* in place of a plan's own result.
 """
