@@ -12,7 +12,7 @@ from torch import Tensor
 from pushforward.errors import PushforwardError
 from pushforward.files import atomic_path
 
-__all__ = ["check_suffix", "picture_suffixes", "save_animation", "save_image", "sheet"]
+__all__ = ["check_suffix", "picture_suffixes", "save_animation", "save_image", "sheet", "to_bytes"]
 
 
 def sheet(images: Tensor, *, columns: int | None = None, smallest: int = 64) -> Image.Image:
@@ -26,7 +26,7 @@ def sheet(images: Tensor, *, columns: int | None = None, smallest: int = 64) -> 
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         msg = f"Pictures are made of images (count, 1 or 3 channels, height, width); got shape {tuple(images.shape)}."
         raise PushforwardError(msg)
-    array = ((images.detach().float().clamp(-1, 1) + 1) * 127.5).round().byte().cpu().numpy()
+    array = to_bytes(images.detach()).cpu().numpy()
     count, channels, height, width = array.shape
     columns = min(columns or round(count**0.5) or 1, count)
     rows = -(-count // columns)
@@ -37,6 +37,11 @@ def sheet(images: Tensor, *, columns: int | None = None, smallest: int = 64) -> 
     picture = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
     factor = max(1, smallest // height)
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Values in [-1, 1] as uint8, rounded; values outside are clipped."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte()
 
 
 def save_image(picture: Image.Image, path: Path) -> None:

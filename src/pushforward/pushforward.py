@@ -17,7 +17,7 @@ from torch import Tensor
 from pushforward.errors import PushforwardError
 from pushforward.execute import INVERSE, Adaptive, Noise, Parallel, Round, Solution, invert, parallel, run
 from pushforward.execute.across import Across
-from pushforward.execute.adjoint import Gradient, Implicit, differentiable
+from pushforward.execute.adjoint import Gradient, Implicit, Phantom, differentiable
 from pushforward.execute.latency import choose, measured
 from pushforward.linear import root
 from pushforward.model import Model
@@ -122,6 +122,7 @@ class Diffusion:
         count: int,
         *,
         seed: int = 0,
+        first: int = 0,
         labels: Tensor | None = None,
         guidance: float = 1.0,
         batch: int = 64,
@@ -132,7 +133,8 @@ class Diffusion:
 
         Args:
             count: how many.
-            seed: of the codes; image i depends on the seed and i alone.
+            seed: of the codes; image i depends on the seed and `first + i` alone.
+            first: number of the first image.
             labels: classes, `(count,)`, for a model that has them.
             guidance: weight of classifier-free guidance; 1 is plain.
             batch: images at a time.
@@ -140,10 +142,10 @@ class Diffusion:
             callback: told after every network call (`Progress`), or round (`Round`).
         """
         if parallel is not None:
-            found = self.solved(count, parallel, seed=seed, labels=labels, guidance=guidance, batch=batch,
-                                callback=callback)  # fmt: skip
+            found = self.solved(count, parallel, seed=seed, first=first, labels=labels, guidance=guidance,
+                                batch=batch, callback=callback)  # fmt: skip
             return torch.cat([images for images, _ in found])
-        pieces = self._pieces(count, seed, labels, guidance, batch)
+        pieces = self._pieces(count, seed, first, labels, guidance, batch)
         return torch.cat([self._run(*piece, callback).float().cpu() for piece in pieces])
 
     @torch.no_grad()
@@ -153,6 +155,7 @@ class Diffusion:
         parallel: Parallel,
         *,
         seed: int = 0,
+        first: int = 0,
         labels: Tensor | None = None,
         guidance: float = 1.0,
         batch: int = 64,
@@ -163,7 +166,7 @@ class Diffusion:
         Raises:
             PushforwardError: adaptive steps, which cannot be taken at once.
         """
-        for model, start, noise in self._pieces(count, seed, labels, guidance, batch):
+        for model, start, noise in self._pieces(count, seed, first, labels, guidance, batch):
             solution = self._solve(model, start, noise, parallel, callback)
             yield model.images(solution.last).float().cpu(), solution
 
@@ -182,7 +185,7 @@ class Diffusion:
         return choice.method, choice.reason
 
     def _pieces(
-        self, count: int, seed: int, labels: Tensor | None, guidance: float, batch: int
+        self, count: int, seed: int, first: int, labels: Tensor | None, guidance: float, batch: int
     ) -> Iterator[tuple[Model, Tensor, Noise]]:
         """Model, terminal states and noises of each batch, with all arguments checked before the first."""
         if count < 1 or batch < 1:
@@ -193,10 +196,10 @@ class Diffusion:
         if labels is not None and len(labels) != count:
             msg = f"{count} images need as many labels; got {len(labels)}."
             raise PushforwardError(msg)
-        for first in range(0, count, batch):
-            indices = range(first, min(first + batch, count))
-            chosen = None if labels is None else labels[indices.start : indices.stop]
-            stream = Stream(seed, indices, self.model.state_shape(1)[1:])
+        for begin in range(0, count, batch):
+            end = min(begin + batch, count)
+            chosen = None if labels is None else labels[begin:end]
+            stream = Stream(seed, range(first + begin, first + end), self.model.state_shape(1)[1:])
             start = self.start(stream.draw())
             yield self.model.given(chosen, guidance), start, stream.noise
 
@@ -238,7 +241,7 @@ class Diffusion:
         start = self.start(code.start)
         if gradient is not None and not isinstance(self.plan, Adaptive):
             method = None if parallel is None else _referenced(parallel, model)
-            if isinstance(gradient, Implicit) and gradient.reference is None:
+            if isinstance(gradient, Implicit | Phantom) and gradient.reference is None:
                 gradient = replace(gradient, reference=model.gaussian.tempered())
             final = differentiable(self.plan, model.denoiser, start, noise=code.noises, gradient=gradient,
                                    method=method, parameters=parameters, callback=callback)  # fmt: skip

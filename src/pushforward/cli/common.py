@@ -117,25 +117,9 @@ def plan_options(**defaults: object) -> Callable[[Callable[..., None]], Callable
 
 def make_plan(model: Model, options: PlanOptions) -> Plan | Adaptive:
     """The plan that a command's options describe."""
-    from pushforward.codes import plan_of
-    from pushforward.execute import Adaptive
-    from pushforward.plan import auto
-    from pushforward.plan.grid import default
+    from pushforward.sampler import Sampler
 
-    solver, steps, grid = options.solver, options.steps, options.grid
-    at = {} if options.end is None else {"end": options.end}
-    if solver in ("auto", "rk45"):
-        if grid is not None or options.settings or at:
-            msg = f"The solver {solver!r} chooses its own settings; name another to set them."
-            raise PushforwardError(msg)
-        return auto(model.process, steps, model.reference) if solver == "auto" else Adaptive(model.process)
-    own = dict(model.grid)
-    if own and grid in (None, own.get("name", "uniform")):
-        own.update({"final" if own.get("name") == "timesteps" else "end": options.end} if at else {})
-        times = default(model.process, steps, **own)
-    else:
-        times = default(model.process, steps, name=grid or "power", **at)
-    return plan_of(model.process, solver, times, options.settings)
+    return Sampler(options.solver, options.steps, options.settings, options.grid, options.end).plan(model)
 
 
 def pick_device(name: str) -> str:

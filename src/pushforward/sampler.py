@@ -1,0 +1,144 @@
+"""Samplers by words: a solver, its steps and its settings, as a command line, a table or a report names them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from pushforward.codes import plan_of
+from pushforward.errors import PushforwardError
+from pushforward.execute import METHODS, Adaptive, Parallel
+from pushforward.linear import Gaussian
+from pushforward.model import Model
+from pushforward.plan import Plan, auto
+from pushforward.plan.grid import default
+
+__all__ = ["Sampler", "parse"]
+
+_PROBE = 4  # steps of a plan that is made to see how many calls one step takes
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """What a plan is made from, for any model.
+
+    Args:
+        solver: a name in `SOLVERS`, or `auto` or `rk45`.
+        steps: of the solver (`rk45` chooses its own).
+        settings: of the solver, numbers and words. `reference` is the variance of a Gaussian, or `data` for the
+            model's own N(m, s^2 I), or `spectrum` for the one fitted to its data; `tolerance` is `rk45`'s.
+        grid: name of a grid; by default the model's own, or `power`.
+        end: time of the last state; by default the grid's own.
+        parallel: all steps at once, by this of `METHODS`.
+        within: relative error allowed in an image by `parallel`.
+    """
+
+    solver: str = "auto"
+    steps: int = 20
+    settings: Mapping[str, object] = field(default_factory=dict)
+    grid: str | None = None
+    end: float | None = None
+    parallel: str | None = None
+    within: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.parallel is not None and self.parallel not in METHODS:
+            msg = f"Unknown way {self.parallel!r} to take all steps at once; known are {', '.join(METHODS)}."
+            raise PushforwardError(msg)
+
+    @property
+    def label(self) -> str:
+        """The sampler in the words of `parse`, without its steps."""
+        own = {"grid": self.grid, "end": self.end, "parallel": self.parallel}
+        if self.parallel is not None:
+            own["within"] = self.within
+        words = {**self.settings, **{key: value for key, value in own.items() if value is not None}}
+        return ":".join([self.solver, *(f"{key}={value}" for key, value in words.items())])
+
+    def plan(self, model: Model) -> Plan | Adaptive:
+        """The plan for a model.
+
+        Raises:
+            PushforwardError: no such solver, grid or setting, or they do not fit the model.
+        """
+        process, settings = model.process, dict(self.settings)
+        at = {} if self.end is None else {"end": self.end}
+        if self.solver in ("auto", "rk45"):
+            tolerance = settings.pop("tolerance", 1e-5) if self.solver == "rk45" else 1e-5
+            if self.grid is not None or settings or at:
+                msg = f"The solver {self.solver!r} chooses its own settings; name another to set them."
+                raise PushforwardError(msg)
+            if self.solver == "auto":
+                return auto(process, self.steps, model.reference)
+            return Adaptive(process, _positive(tolerance))
+        own = dict(model.grid)
+        if own and self.grid in (None, own.get("name", "uniform")):
+            own.update({"final" if own.get("name") == "timesteps" else "end": self.end} if at else {})
+            times = default(process, self.steps, **own)
+        else:
+            times = default(process, self.steps, name=self.grid or "power", **at)
+        if (name := settings.get("reference")) in ("data", "spectrum"):
+            settings["reference"] = model.reference if name == "data" else Gaussian(model.gaussian.variance)
+        return plan_of(process, self.solver, times, settings)
+
+    def method(self, plan: Plan | Adaptive) -> Parallel | None:
+        """How a plan's steps are taken at once, if they are; an implicit plan's have no other way."""
+        name = self.parallel or ("preconditioned" if isinstance(plan, Plan) and plan.implicit else None)
+        return None if name is None else replace(METHODS[name], tolerance=self.within)
+
+    def calling(self, model: Model, nfe: int) -> Sampler:
+        """The same with the most steps that make no more than `nfe` network calls.
+
+        Raises:
+            PushforwardError: not even one step fits.
+        """
+        if self.solver in ("auto", "rk45"):
+            return replace(self, steps=nfe)
+
+        def calls(steps: int) -> int:
+            plan = replace(self, steps=steps).plan(model)
+            return plan.nfe if isinstance(plan, Plan) else 0
+
+        for steps in range(nfe * _PROBE // max(1, calls(_PROBE) - 1) + 1, 0, -1):
+            if calls(steps) <= nfe:
+                return replace(self, steps=steps)
+        msg = f"One step of {self.label} takes more than {nfe} network calls."
+        raise PushforwardError(msg)
+
+
+def parse(text: str) -> Sampler:
+    """A sampler from `solver:name=value:name=value`, e.g. `gddim:order=2:noise=0.5` or `ddim:parallel=preconditioned`.
+
+    Raises:
+        PushforwardError: not of that form.
+    """
+    solver, *pairs = text.strip().split(":")
+    settings: dict[str, object] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not (name and equals and value):
+            msg = f"A sampler is written solver:name=value:name=value, for instance gddim:order=2; got {text!r}."
+            raise PushforwardError(msg)
+        settings[name.strip().replace("-", "_")] = _value(value.strip())
+    own = {name: settings.pop(name) for name in ("grid", "end", "parallel", "within") if name in settings}
+    for name in own.keys() & {"end", "within"}:
+        own[name] = _positive(own[name], zero=name == "end")
+    return Sampler(solver, settings=settings, **own)  # type: ignore[arg-type]
+
+
+def _value(text: str) -> object:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False}.get(text, text)
+
+
+def _positive(value: object, *, zero: bool = False) -> float:
+    number = float(value) if isinstance(value, int | float) else math.nan
+    if not (number > 0 or (zero and number == 0)):
+        msg = f"Tolerances must be positive numbers, and times not below 0; got {value!r}."
+        raise PushforwardError(msg)
+    return number

@@ -1,0 +1,84 @@
+"""Samplers in words, and as many steps as a number of network calls allows."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pushforward.errors import PushforwardError
+from pushforward.execute import Adaptive
+from pushforward.linear import VP, Blurring, Gaussian, Langevin
+from pushforward.plan import SOLVERS
+from pushforward.pushforward import Diffusion
+from pushforward.sampler import Sampler, parse
+from test_pushforward import SIZE, tiny
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["auto", "gddim:order=2:noise=0.5", "gddim:factor=cholesky", "ddim:eta=1:grid=karras:end=0.01",
+     "ddim:parallel=preconditioned:within=0.01", "exponential:reference=data", "rk45:tolerance=0.001"],
+)  # fmt: skip
+def test_words_are_the_label(text):
+    assert parse(text).label == text
+    assert parse(parse(text).label) == parse(text)
+
+
+@pytest.mark.parametrize("solver", [name for name in SOLVERS if name != "collocation"])
+@pytest.mark.parametrize("nfe", [7, 12])
+def test_steps_fill_the_calls(solver, nfe):
+    """No more calls than said, and one step more would make more."""
+    model = tiny(VP())
+    found = Sampler(solver).calling(model, nfe)
+    assert found.plan(model).nfe <= nfe < replace(found, steps=found.steps + 1).plan(model).nfe
+
+
+@pytest.mark.parametrize("process", [Langevin(), Blurring((SIZE, SIZE))], ids=lambda p: p.name)
+def test_steps_fill_the_calls_of_other_processes(process):
+    model = tiny(process)
+    assert Sampler("heun").calling(model, 10).plan(model).nfe in (9, 10)
+    assert parse("gddim:order=2:corrector=evaluate").calling(model, 10).plan(model).nfe in (9, 10)
+
+
+def test_words_reach_the_plan():
+    model = tiny(VP())
+    plan = parse("gddim:order=1:grid=uniform:end=0.05").plan(model)
+    assert torch.equal(plan.times[[0, -1]], torch.tensor([1.0, 0.05], dtype=torch.float64))
+    assert plan.settings["order"] == 1
+    adaptive = parse("rk45:tolerance=0.01").plan(model)
+    assert isinstance(adaptive, Adaptive)
+    assert adaptive.tolerance == 0.01
+
+
+@pytest.mark.parametrize("reference", ["data", "spectrum", "0.3"])
+def test_references_by_name(reference):
+    """Another reference Gaussian, other images."""
+    model = tiny(VP())
+    model = replace(model, reference=Gaussian(0.5), statistics=Gaussian(torch.rand(SIZE, SIZE).double() + 0.1))
+    images = [Diffusion(model, parse(text).plan(model)).sample(1) for text in ("gddim", f"gddim:reference={reference}")]
+    assert (images[0] - images[1]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("gddim:order", "solver:name=value"),
+        ("gddim:=3", "solver:name=value"),
+        ("ddim:parallel=quickly", "Unknown way 'quickly'"),
+        ("ddim:parallel=preconditioned:within=soon", "positive"),
+        ("ddim:end=-1", "not below 0"),
+        ("nothing", "Unknown solver"),
+        ("ddim:speed=3", "no setting 'speed'"),
+        ("auto:order=3", "chooses its own settings"),
+        ("rk45:tolerance=0", "positive"),
+        ("ddim:grid=coarse", "Unknown grid"),
+    ],
+)
+def test_bad_words_get_a_sentence(text, said):
+    with pytest.raises(PushforwardError, match=said):
+        parse(text).plan(tiny(VP()))
+
+
+def test_a_step_that_does_not_fit():
+    with pytest.raises(PushforwardError, match="more than 3 network calls"):
+        parse("rk4:end=0.01").calling(tiny(VP()), 3)
