@@ -10,13 +10,14 @@ export OMP_NUM_THREADS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench clean FORCE
+.PHONY: help demo test lint bench tables clean FORCE
 
 help:
 	@echo "make demo    draw pictures with every embedded model into demo/"
 	@echo "make test    run the tests"
 	@echo "make lint    check style and types"
 	@echo "make bench   run the benchmarks"
+	@echo "make tables  draw docs/results.md from the kept reports"
 	@echo "make clean   remove demo/, builds and caches (the environment $(VENV) stays)"
 
 # The environment depends on what is installed, not on the rest of pyproject.toml, so an edit elsewhere installs
@@ -56,12 +57,16 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 # Every module of benchmarks/ whose name has no leading underscore runs on its own.
-BENCHMARKS := $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
+BENCHMARKS := $(filter-out benchmarks/_% benchmarks/tables.py,$(wildcard benchmarks/*.py))
 
 bench: $(BENCHMARKS:%=run/%)
 
 run/%: FORCE $(INSTALLED)
 	$(BIN)/python $*
+
+# The page of samplers and processes, from the figures in benchmarks/results/tables.
+tables: $(INSTALLED)
+	$(BIN)/python benchmarks/tables.py
 
 clean:
 	rm -rf demo build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

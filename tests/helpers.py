@@ -28,7 +28,8 @@ PROCESSES: dict[str, Process] = {
     )
 }  # fmt: skip
 SMOOTH = [name for name in PROCESSES if name != "discrete"]  # whose schedule has all its derivatives
-DETERMINISTIC = [name for name in SOLVERS if name not in ("ddpm", "euler-maruyama", "collocation")]
+DETERMINISTIC = [name for name in SOLVERS if name not in ("ddpm", "euler-maruyama", "collocation", "sscs")]
+RESTLESS = ("ve", "flow", "blurring")  # whose equilibrium changes with time, if there is one: not for sscs
 
 
 def times(*values: float) -> Tensor:

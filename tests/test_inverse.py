@@ -12,7 +12,7 @@ from pushforward.model import Function
 from pushforward.plan import SOLVERS, ddim, exponential, gddim, grid
 
 EVERY = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
-STOCHASTIC = ("ddpm", "euler-maruyama", "collocation")
+STOCHASTIC = ("ddpm", "euler-maruyama", "collocation", "sscs")
 CASES = {
     **{name: solver for name, solver in SOLVERS.items() if name not in STOCHASTIC},
     "gddim evaluate": lambda p, t: gddim(p, t, corrector="evaluate"),

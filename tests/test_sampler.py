@@ -80,5 +80,5 @@ def test_bad_words_get_a_sentence(text, said):
 
 
 def test_a_step_that_does_not_fit():
-    with pytest.raises(PushforwardError, match="more than 3 network calls"):
+    with pytest.raises(PushforwardError, match="3 network calls are too few for rk4"):
         parse("rk4:end=0.01").calling(tiny(VP()), 3)

@@ -1,8 +1,9 @@
-"""Writing a file whole or not at all."""
+"""Writing a file whole or not at all, and where to keep what can be made again."""
 
 import errno
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,3 +45,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         if isinstance(error, OSError) and error.errno in _NO_ROOM and error.filename is None:
             error.filename = str(path)  # a failed write knows no name
         raise
+
+
+def cache_folder() -> Path:
+    """The user's cache: `$XDG_CACHE_HOME/pushforward` or `~/.cache/pushforward`."""
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    try:
+        return (given if given.is_absolute() else Path.home() / ".cache") / "pushforward"
+    except RuntimeError:  # a user without a home
+        return Path(tempfile.gettempdir()) / "pushforward"

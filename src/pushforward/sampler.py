@@ -16,7 +16,7 @@ from pushforward.plan.grid import default
 
 __all__ = ["Sampler", "parse"]
 
-_PROBE = 4  # steps of a plan that is made to see how many calls one step takes
+_PROBE = 4  # steps of a short plan, and one more, by which the calls that a step takes are counted
 
 
 @dataclass(frozen=True)
@@ -100,11 +100,12 @@ class Sampler:
             plan = replace(self, steps=steps).plan(model)
             return plan.nfe if isinstance(plan, Plan) else 0
 
-        for steps in range(nfe * _PROBE // max(1, calls(_PROBE) - 1) + 1, 0, -1):
-            if calls(steps) <= nfe:
-                return replace(self, steps=steps)
-        msg = f"One step of {self.label} takes more than {nfe} network calls."
-        raise PushforwardError(msg)
+        first, each = calls(_PROBE), calls(_PROBE + 1) - calls(_PROBE)  # as many more with every step
+        steps = _PROBE + (nfe - first) // max(1, each)
+        if steps < 1 or calls(steps) > nfe:
+            msg = f"{nfe} network calls are too few for {self.label}."
+            raise PushforwardError(msg)
+        return replace(self, steps=steps)
 
 
 def parse(text: str) -> Sampler:

@@ -20,7 +20,6 @@ import math
 import os
 import platform
 import secrets
-import tempfile
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +34,7 @@ from torch import Tensor
 from pushforward.errors import PushforwardError
 from pushforward.execute.across import Across, same, size
 from pushforward.execute.parallel import METHODS, Parallel
+from pushforward.files import cache_folder
 from pushforward.linear import Process
 from pushforward.model.network import Ask, Denoiser, Network
 from pushforward.plan import Plan
@@ -263,15 +263,6 @@ def write(latency: Latency, path: Path, about: Mapping[str, object] | None = Non
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-
-
-def cache_folder() -> Path:
-    """Where latencies are kept: `$XDG_CACHE_HOME/pushforward` or `~/.cache/pushforward`."""
-    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    try:
-        return (given if given.is_absolute() else Path.home() / ".cache") / "pushforward"
-    except RuntimeError:  # a user without a home
-        return Path(tempfile.gettempdir()) / "pushforward"
 
 
 def _reason(best: str, seconds: Mapping[str, float], latency: Latency, nfe: int, batch: int) -> str:

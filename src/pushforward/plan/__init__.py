@@ -14,9 +14,11 @@ from pushforward.plan.plan import Builder, Node, Plan, Register, Terms
 from pushforward.plan.published import dpm_solver_pp, unipc
 from pushforward.plan.reversible import bdia, o_belm
 from pushforward.plan.runge_kutta import runge_kutta
+from pushforward.plan.splitting import sscs
 from pushforward.plan.stochastic import euler_maruyama
 
 __all__ = [
     "SOLVERS", "Builder", "Node", "Plan", "Register", "Terms", "auto", "bdia", "collocation", "ddim", "ddpm",
-    "dpm_solver_pp", "euler_maruyama", "exponential", "gddim", "grid", "named", "o_belm", "runge_kutta", "unipc",
+    "dpm_solver_pp", "euler_maruyama", "exponential", "gddim", "grid", "named", "o_belm", "runge_kutta", "sscs",
+    "unipc",
 ]  # fmt: skip

@@ -17,6 +17,7 @@ from pushforward.plan.plan import Plan
 from pushforward.plan.published import dpm_solver_pp, unipc
 from pushforward.plan.reversible import bdia, o_belm
 from pushforward.plan.runge_kutta import TABLEAUX, runge_kutta
+from pushforward.plan.splitting import sscs
 from pushforward.plan.stochastic import euler_maruyama
 
 SOLVERS: dict[str, Callable[..., Plan]] = {
@@ -30,6 +31,7 @@ SOLVERS: dict[str, Callable[..., Plan]] = {
     "bdia": bdia,
     "collocation": collocation,
     "euler-maruyama": euler_maruyama,
+    "sscs": sscs,
     **{name: partial(runge_kutta, tableau=name) for name in TABLEAUX},
 }
 

@@ -1,13 +1,17 @@
-"""The loss curve of a training."""
+"""Plots: the loss of a training, and distances by network evaluations."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-__all__ = ["loss_curve"]
+if TYPE_CHECKING:
+    from pushforward.tasks.evaluate import Row
+
+__all__ = ["distance_curves", "distance_name", "loss_curve"]
 
 
 def loss_curve(losses: Sequence[float], path: Path) -> None:
@@ -26,3 +30,42 @@ def loss_curve(losses: Sequence[float], path: Path) -> None:
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.legend()
     figure.savefig(path, format="png", dpi=120)
+
+
+def distance_curves(rows: Sequence[Row], path: Path) -> None:
+    """The Fréchet distance of every sampler against network evaluations, a panel a feature network, as a PNG.
+
+    Extrapolated to infinitely many images where that is known; the dotted line is the converged run's.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    nets = sorted({net for row in rows for net in row.measures})
+    models = list(dict.fromkeys(row.model for row in rows))
+    figure = Figure(figsize=(5.5 * len(models), 4 * len(nets)), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(len(nets), len(models), squeeze=False)
+    for net, line in zip(nets, grid, strict=True):
+        for model, axes in zip(models, line, strict=True):
+            own = [row for row in rows if row.model == model]
+            for sampler in dict.fromkeys(row.sampler for row in own):
+                of = sorted((row for row in own if row.sampler == sampler), key=lambda row: row.nfe)
+                values = [_distance(row.measures[net]) for row in of]
+                if sampler == "converged":
+                    axes.axhline(values[0], color="0.4", linestyle=":", label=sampler)
+                else:
+                    axes.plot([row.nfe for row in of], values, marker="o", markersize=4, label=sampler)
+            axes.set(xlabel="network evaluations", ylabel=distance_name(net), title=model, xscale="log", yscale="log")
+            axes.legend(fontsize="small")
+    figure.savefig(path, format="png", dpi=120)
+
+
+def distance_name(net: str) -> str:
+    """What the Fréchet distance of a feature network is called: FID is Inception's alone."""
+    return "FID" if net == "Inception" else f"FD-{net}"
+
+
+def _distance(measures: Mapping[str, float | None]) -> float:
+    value = measures.get("extrapolated")
+    value = measures.get("frechet") if value is None else value
+    return float("nan") if value is None else value

@@ -1,0 +1,126 @@
+"""Compare samplers on a model of yours: how far from the converged result each is, for how many network calls.
+
+    python examples/compare_samplers.py --model fashion-vp
+    python examples/compare_samplers.py --model path/to/folder --calls 5 10 20 40 --count 16
+
+Prints a table, and writes a plot and a sheet of images. All samplers begin from the same codes, so errors are
+compared image by image; deterministic samplers only, as a stochastic one has no converged image.
+"""
+
+# %% What is needed
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import torch
+from torch import Tensor
+
+import pushforward as pf
+from pushforward.images import save_image, sheet
+from pushforward.plan import auto
+
+# %% The samplers
+# Each makes a plan of about `n` network calls; add yours. `plan.nfe` says how many they really are.
+SAMPLERS: dict[str, Callable[[pf.Model, int], pf.Plan]] = {
+    "auto": lambda model, n: auto(model.process, n, model.reference),
+    "ddim": lambda model, n: pf.SOLVERS["ddim"](model.process, pf.grid.power(model.process, n)),
+    "gddim": lambda model, n: pf.SOLVERS["gddim"](model.process, pf.grid.power(model.process, n), order=2),
+    "dpm++": lambda model, n: pf.SOLVERS["dpm++"](model.process, pf.grid.log_snr(model.process, n), order=2),
+    "unipc": lambda model, n: pf.SOLVERS["unipc"](model.process, pf.grid.log_snr(model.process, n), order=2),
+    "heun": lambda model, n: pf.SOLVERS["heun"](model.process, pf.grid.karras(model.process, max(1, (n + 1) // 2))),
+}
+
+
+# %% Errors
+# The converged result is many calls of `auto`. A sampler of another family with as many calls says how far that can
+# be trusted: differences below this *doubt* mean nothing.
+class Comparison(NamedTuple):
+    """Errors of every image, `(count,)`, and the images, by (sampler, network calls)."""
+
+    errors: dict[tuple[str, int], Tensor]
+    images: dict[tuple[str, int], Tensor]
+    converged: Tensor
+    doubt: float
+
+
+def distances(images: Tensor, truth: Tensor) -> Tensor:
+    """Root mean square of the difference over that of the truth, for each image."""
+    return (images - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)
+
+
+def compare(model: pf.Model, calls: Sequence[int], count: int, many: int, seed: int = 0) -> Comparison:
+    """Every sampler at every budget, on the same codes."""
+    converged, other = (
+        pf.Diffusion(model, SAMPLERS[name](model, many)).sample(count, seed=seed) for name in ("auto", "gddim")
+    )
+    images = {}
+    for name, make in SAMPLERS.items():
+        for plan in (make(model, n) for n in calls):
+            images[name, plan.nfe] = pf.Diffusion(model, plan).sample(count, seed=seed)
+    errors = {key: distances(value, converged) for key, value in images.items()}
+    return Comparison(errors, images, converged, float(distances(other, converged).median()))
+
+
+# %% Table and pictures
+def table(found: Comparison) -> str:
+    """A line for each sampler and budget; the last column pairs it with `ddim` at no more calls than it has."""
+    lines = [f"{'sampler':10}{'calls':>6}{'median error':>14}   nearer than ddim"]
+    for (name, nfe), errors in found.errors.items():
+        budgets = [n for other, n in found.errors if other == "ddim" and n <= nfe]
+        better = int((errors < found.errors["ddim", max(budgets)]).sum()) if budgets else None
+        pairs = "" if name == "ddim" or better is None else f"   {better} of {len(errors)} images"
+        lines.append(f"{name:10}{nfe:6}{float(errors.median()):14.2g}{pairs}")
+    return "\n".join([*lines, f"The converged result is known to about {found.doubt:.2g}."])
+
+
+def plot(found: Comparison, path: Path) -> None:
+    """Median error against network calls, with the middle half of the images shaded."""
+    figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
+    for name in SAMPLERS:
+        calls = [nfe for other, nfe in found.errors if other == name]
+        errors = torch.stack([found.errors[name, nfe] for nfe in calls])
+        low, middle, high = errors.quantile(torch.tensor([0.25, 0.5, 0.75]), dim=1).tolist()
+        axes.plot(calls, middle, marker="o", label=name)
+        axes.fill_between(calls, low, high, alpha=0.15)
+    axes.axhline(found.doubt, color="0.6", linestyle=":", label="doubt of the converged result")
+    axes.set(xscale="log", yscale="log", xlabel="network calls an image", ylabel="error to the converged image")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def rows(found: Comparison, columns: int = 8) -> Tensor:
+    """Each sampler's images at its fewest calls, a row each, and the converged ones."""
+    fewest = [min(nfe for other, nfe in found.images if other == name) for name in SAMPLERS]
+    every = [found.images[name, nfe] for name, nfe in zip(SAMPLERS, fewest, strict=True)]
+    return torch.cat([images[:columns] for images in (*every, found.converged)])
+
+
+# %% All of it
+def main(
+    model: str = "fashion-vp",
+    calls: Sequence[int] = (5, 8, 12, 20, 30),
+    count: int = 8,
+    many: int = 100,
+    out: str = "samplers",
+) -> Comparison:
+    """Compare on the model of that name or folder; files are named after `out`."""
+    found = compare(pf.load(model), calls, count, many)
+    print(table(found))
+    plot(found, Path(f"{out}.png"))
+    save_image(sheet(rows(found), columns=min(count, 8)), Path(f"{out}-images.png"))
+    print(f"Rows of {out}-images.png: {', '.join(SAMPLERS)} at fewest calls; converged.")
+    return found
+
+
+# %% Run
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="fashion-vp", help="an embedded model, a folder or a hub name")
+    parser.add_argument("--calls", type=int, nargs="+", default=(5, 8, 12, 20, 30), help="budgets of network calls")
+    parser.add_argument("--count", type=int, default=8, help="images")
+    parser.add_argument("--many", type=int, default=100, help="network calls of the converged result")
+    parser.add_argument("--out", default="samplers", help="beginning of the files' names")
+    main(**vars(parser.parse_args()))

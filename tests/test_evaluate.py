@@ -1,0 +1,291 @@
+"""`pushforward evaluate`: figures that are right, the same however they were made, and refusals."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from helpers import gaussian_denoiser
+from pushforward.cli import app
+from pushforward.data import ImageData
+from pushforward.errors import PushforwardError
+from pushforward.linear import VP, Blurring, Gaussian, Langevin, Process
+from pushforward.model import Model, save_model
+from pushforward.sampler import Sampler, parse
+from pushforward.tasks.evaluate import Evaluation, check, evaluate, labels_for, table
+from pushforward.tasks.features import FeatureNet
+from test_pushforward import SIZE, tiny
+
+runner = CliRunner()
+COUNT = 120
+SMALL = Evaluation(count=COUNT, batch=50, converged=12, resamples=3)
+
+
+class Means(torch.nn.Module):
+    """Means over quarters of the images: four features, whose Gaussian is known."""
+
+    def forward(self, images):
+        return torch.nn.functional.adaptive_avg_pool2d(images.float() / 127.5 - 1, 2).flatten(1)
+
+
+NET = FeatureNet("Means", Means(), "means of quarters")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def gaussian_model(process: Process, variance: float = 0.04) -> Model:
+    """A model of white noise around 0 whose denoiser is exact."""
+    data = Gaussian(variance)
+    return Model("exact", process, gaussian_denoiser(process, data), (1, SIZE, SIZE), reference=data)
+
+
+def noise(count: int, deviation: float = 0.2, seed: int = 9) -> ImageData:
+    """Real images of that model."""
+    generator = torch.Generator().manual_seed(seed)
+    values = deviation * torch.randn(count, 1, SIZE, SIZE, generator=generator)
+    return ImageData(((values + 1) * 127.5).round().clamp(0, 255).byte())
+
+
+@pytest.mark.parametrize("process", [VP(), Langevin(), Blurring((SIZE, SIZE))], ids=lambda p: p.name)
+def test_an_exact_model_is_as_good_as_the_data(process, tmp_path):
+    """Its extrapolated distance is 0 within the reported error, and a sampler of few steps is told from it."""
+    settings = replace(SMALL, count=400, batch=200, converged=60, resamples=20)
+    rows = evaluate(gaussian_model(process), [Sampler("euler-maruyama", 12), Sampler("ddim", 12)], noise(3000), [NET],
+                    tmp_path, settings)  # fmt: skip
+    converged, rough, ddim = rows
+    measures = converged.measures["Means"]
+    # A distance is a square, whose error near zero is not normal; the reference's own share is a seventh.
+    assert abs(measures["extrapolated"]) < 5 * measures["extrapolated_error"]
+    assert abs(measures["kernel"]) < 5 * measures["kernel_error"]
+    assert min(measures[name] for name in ("precision", "recall", "coverage")) > 0.8
+    assert measures["ratio"] == 1
+    assert measures["ratio_error"] == 0
+    assert rough.measures["Means"]["frechet"] > 2 * measures["frechet"]
+    assert rough.error is None  # it draws noise on its way
+    assert 0 < ddim.error["median"] < ddim.error["worst"] < 1
+    assert (converged.nfe, rough.nfe, ddim.nfe) == (60, 12, 12)
+
+
+def test_the_paired_error_falls_with_steps(tmp_path):
+    """First order: four times the steps, a quarter of the error, within a third."""
+    samplers = [Sampler("ddim", n, grid="angle") for n in (10, 40)]
+    settings = replace(SMALL, converged=100)
+    rows = evaluate(gaussian_model(VP()), samplers, noise(200), [NET], tmp_path, settings)
+    assert rows[1].error["median"] / rows[2].error["median"] == pytest.approx(4, rel=0.35)
+
+
+def test_all_steps_at_once_are_the_same_images(tmp_path):
+    """Within the tolerance, 1e-3; in fewer rounds and more evaluations."""
+    samplers = [Sampler("ddim", 20), parse("ddim:parallel=preconditioned:within=0.001")]
+    rows = evaluate(gaussian_model(VP()), samplers, noise(200), [NET], tmp_path, SMALL)
+    assert rows[1].error["median"] == pytest.approx(rows[2].error["median"], abs=2e-3)
+    assert rows[2].rounds < 20 == rows[1].rounds
+    assert rows[2].measures["Means"]["frechet"] == pytest.approx(rows[1].measures["Means"]["frechet"], rel=0.05)
+
+
+def test_figures_do_not_depend_on_interruptions(tmp_path):
+    """Shards of a first run are used again, and what is missing is made: the same rows, bit for bit."""
+    model, data, samplers = tiny(VP()), noise(150), [parse("ddim:eta=1"), Sampler("heun", 4)]
+    whole = evaluate(model, samplers, data, [NET], tmp_path / "a", SMALL)
+    calls = []
+
+    def stop(what: str, _: int) -> None:
+        calls.append(what)
+        if len(calls) == 4:  # in the second sampler's first shard
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, samplers, data, [NET], tmp_path / "b", SMALL, callback=stop)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "b").rglob("*.safetensors")}
+    assert kept
+    assert evaluate(model, samplers, data, [NET], tmp_path / "b", SMALL) == whole
+    assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
+    more = evaluate(model, samplers, data, [NET], tmp_path / "b", replace(SMALL, count=150))
+    assert more[0].count == 150
+
+
+def test_other_settings_are_other_images(tmp_path):
+    """No shard of one seed, precision or model is taken for another's."""
+    model, data = tiny(VP()), noise(150)
+    first = evaluate(model, [], data, [NET], tmp_path, SMALL)
+    assert evaluate(model, [], data, [NET], tmp_path, replace(SMALL, seed=1)) != first
+    with torch.no_grad():
+        next(model.module.parameters()).add_(0.1)
+    assert evaluate(model, [], data, [NET], tmp_path, SMALL) != first
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_bfloat16_is_near_full_precision(tmp_path):
+    """Three significant digits: the same images up to a hundredth or so."""
+    model, data = tiny(VP()), noise(150)
+    full, half = (
+        evaluate(model, [], data, [NET], tmp_path, replace(SMALL, precision=name))[0] for name in ("no", "bf16")
+    )
+    assert full != half
+    assert half.measures["Means"]["frechet"] == pytest.approx(full.measures["Means"]["frechet"], rel=0.1)
+
+
+def test_labels_follow_the_data():
+    """As often as in the data, and the first ones of a larger number are the same."""
+    model = replace(gaussian_model(VP()), classes=("a", "b"))
+    data = replace(noise(200), labels=torch.tensor([0] * 150 + [1] * 50), classes=("a", "b"))
+    labels = labels_for(model, data, replace(SMALL, count=4000))
+    assert float(labels.double().mean()) == pytest.approx(0.25, abs=0.03)  # 4 standard errors
+    assert torch.equal(labels[:500], labels_for(model, data, replace(SMALL, count=500)))
+    assert labels_for(gaussian_model(VP()), data, SMALL) is None
+
+
+@pytest.mark.parametrize(
+    ("data", "settings", "said"),
+    [
+        (noise(99), SMALL, "at least 100 images of each kind; 120 are to be generated and the data have 99"),
+        (noise(200), replace(SMALL, count=50), "at least 100 images of each kind; 50 are"),
+        (ImageData(torch.zeros(200, 1, 9, 9).byte()), SMALL, "makes images of 1x8x8, the data are 1x9x9"),
+        (ImageData(torch.zeros(200, 3, SIZE, SIZE).byte()), SMALL, "the data are 3x8x8"),
+    ],
+)
+def test_what_does_not_fit_is_refused(data, settings, said):
+    with pytest.raises(PushforwardError, match=said):
+        check(gaussian_model(VP()), data, settings)
+
+
+@pytest.mark.parametrize("setting", [{"count": 0}, {"batch": 0}, {"resamples": 1}, {"precision": "int8"}])
+def test_bad_settings_are_refused(setting):
+    with pytest.raises(PushforwardError):
+        Evaluation(**setting)
+
+
+def test_a_damaged_shard_is_named(tmp_path):
+    model, data = tiny(VP()), noise(150)
+    evaluate(model, [], data, [NET], tmp_path, SMALL)
+    shard = sorted(tmp_path.rglob("*.safetensors"))[0]
+    tensors = {name: tensor.clone() for name, tensor in load_file(shard).items()}  # not the mapped file
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(PushforwardError, match=f"{shard.name} cannot be read .* remove the file"):
+        evaluate(model, [], data, [NET], tmp_path, SMALL)
+    save_file({**tensors, "images": tensors["images"][:3]}, shard)
+    with pytest.raises(PushforwardError, match="damaged; remove the file"):
+        evaluate(model, [], data, [NET], tmp_path, SMALL)
+    shard.unlink()
+    assert evaluate(model, [], data, [NET], tmp_path, SMALL)
+
+
+def test_the_table_has_a_line_a_row(tmp_path):
+    rows = evaluate(gaussian_model(VP()), [Sampler("ddim", 5)], noise(150), [NET], tmp_path, SMALL)
+    head, *lines = table(rows).splitlines()
+    assert "FD-Means" in head
+    assert "FID" not in head
+    assert [line.split()[1] for line in lines] == ["converged", "ddim"]
+    assert len({len(line.split("  ")[0]) for line in lines}) == 1
+
+
+# -- from the command line -------------------------------------------------------------------------------------------
+
+
+class Script(torch.nn.Module):
+    """A feature network as users bring them."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(images.float(), [2, 2]).flatten(1)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A model's folder, a file of data, and a feature network."""
+    folder = tmp_path_factory.mktemp("world")
+    save_model(tiny(VP()), folder / "model")
+    data = noise(150)
+    np.savez(folder / "data.npz", x_test=data.images.permute(0, 2, 3, 1).numpy())
+    torch.jit.script(Script()).save(folder / "quarters.pt")
+    return folder
+
+
+def arguments(world, out, *more):
+    return [str(a) for a in (
+        "evaluate", world / "model", "--data", world / "data.npz", "--split", "test", "--features",
+        world / "quarters.pt", "--count", COUNT, "--batch", 40, "--converged", 12, "--resamples", 3, "--out", out,
+        *more,
+    )]  # fmt: skip
+
+
+def run(*args):
+    return runner.invoke(app, list(args), catch_exceptions=True)
+
+
+def test_the_command_writes_everything(world, tmp_path):
+    out = tmp_path / "out"
+    result = run(
+        *arguments(world, out, "--solvers", "ddim,heun,rk45:tolerance=0.1", "--nfe", "4,8", "--json", "-", "-q")
+    )
+    assert result.exit_code == 0, result.exception
+    report = json.loads(result.stdout)
+    assert report == json.loads((out / "results.json").read_text())
+    assert [(row["sampler"], row["nfe"]) for row in report["rows"][:5]] == [
+        ("converged", 12), ("ddim", 4), ("ddim", 8), ("heun", 3), ("heun", 7)
+    ]  # fmt: skip
+    assert report["rows"][5]["sampler"] == "rk45:tolerance=0.1"
+    assert report["reference_count"] == 150
+    assert "FD-quarters" in (out / "table.txt").read_text()
+    with Image.open(out / "distances.png") as picture:
+        assert picture.size[0] > 300
+
+
+def test_two_processes_give_the_same_figures(world, tmp_path):
+    """Under torchrun, shards and the rows of parallel calls are shared; the same rows to the last bit but rounding."""
+    samplers = ("--solvers", "ddim:eta=1,ddim:parallel=preconditioned", "--steps", "6", "-q")
+    alone = run(*arguments(world, tmp_path / "alone", *samplers))
+    assert alone.exit_code == 0, alone.exception
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
+               "pushforward", *arguments(world, tmp_path / "two", *samplers, "--device", "cpu")]  # fmt: skip
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads((tmp_path / name / "results.json").read_text())["rows"] for name in ("alone", "two")]
+    for one, two in zip(*rows, strict=True):
+        assert one["measures"]["quarters"] == pytest.approx(two["measures"]["quarters"], rel=1e-3, abs=1e-6)
+        assert (one["sampler"], one["nfe"]) == (two["sampler"], two["nfe"])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--steps", "10,some"], "positive whole numbers"),
+        (["--steps", "10", "--nfe", "10"], "not both"),
+        (["--solvers", "fastest"], "Unknown solver 'fastest'"),
+        (["--solvers", "ddim:order=3"], "no setting 'order'"),
+        (["--features", "resnet"], "resnet"),
+        (["--count", "20"], "at least 100 images"),
+        (["--precision", "half"], "precision is"),
+        (["--statistics", "nothing.npz"], "nothing.npz"),
+    ],
+)
+def test_wrong_options_get_a_sentence(world, tmp_path, options, said):
+    result = run(*arguments(world, tmp_path / "out", *options))
+    assert result.exit_code != 0
+    assert said in str(result.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_cache_does_not_grow_stale(world, tmp_path):
+    """Other data under the same name are other references."""
+    out = tmp_path / "out"
+    shutil.copytree(world, tmp_path / "own")
+    assert run(*arguments(tmp_path / "own", out, "-q")).exit_code == 0
+    before = json.loads((out / "results.json").read_text())["rows"]
+    other = noise(150, deviation=0.5)
+    np.savez(tmp_path / "own" / "data.npz", x_test=other.images.permute(0, 2, 3, 1).numpy())
+    assert run(*arguments(tmp_path / "own", out, "-q")).exit_code == 0
+    after = json.loads((out / "results.json").read_text())["rows"]
+    assert before[0]["measures"]["quarters"]["frechet"] != after[0]["measures"]["quarters"]["frechet"]

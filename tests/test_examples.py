@@ -1,0 +1,233 @@
+"""The examples, run small: what they print and write is right, not only there."""
+
+import importlib.util
+import json
+import runpy
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import pushforward as pf
+from helpers import DETERMINISTIC, PROCESSES
+from pushforward.errors import PushforwardError
+from pushforward.execute import run
+from pushforward.linear import PROCESSES as KNOWN
+from pushforward.linear import VP, Gaussian
+from pushforward.model import Function, Model
+from pushforward.plan import SOLVERS, ddim, named
+from pushforward.pushforward import Stream
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SOLVER_PROCESSES = [name for name in PROCESSES if name != "discrete"]
+
+
+@pytest.fixture(autouse=True)
+def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An empty folder to write in, one thread, and the library's lists as they were when the example is done."""
+    monkeypatch.chdir(tmp_path)
+    solvers, processes, threads = dict(SOLVERS), dict(KNOWN), torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    for known, before in ((SOLVERS, solvers), (KNOWN, processes)):
+        known.clear()
+        known.update(before)
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    def load(name: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, module)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+def losses(folder: str) -> list[float]:
+    lines = (Path(folder) / "training" / "log.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+# -- train on your folder ---------------------------------------------------------------------------------------------
+
+
+def test_training_on_drawn_pictures_learns_and_draws(example):
+    """60 steps: the loss starts at 1, the residual's variance, and falls; means over 20 steps scatter by some 2%."""
+    report, images = example("train_on_your_folder").main(steps=60, size=8, network="tiny")
+    assert report.steps == 60
+    first, *_, last = losses("my-model")
+    assert last < 0.92 * first
+    model = pf.load("my-model")
+    assert model.process.name == "langevin"
+    assert model.classes == ("disc", "square")
+    assert images.shape == (32, 3, 8, 8)
+    assert images.std() > 0.1
+    assert Image.open("samples.png").size == (8 * 64, 4 * 64)
+
+
+def test_training_on_a_folder_of_your_own_by_command(tmp_path, monkeypatch, capsys):
+    """Two sizes, no sub-folders (so no classes), one broken file; the command goes on where it stopped."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for k in range(6):
+        Image.fromarray(np.full((8 + k % 2, 12), 40 * k, np.uint8)).save(folder / f"{k}.png")
+    (folder / "broken.jpg").write_bytes(b"no image")
+    for steps in ("2", "3"):
+        command = f"x {folder} --steps {steps} --size 8 --network tiny --model m --out s.webp".split()
+        monkeypatch.setattr(sys, "argv", command)
+        runpy.run_path(str(EXAMPLES / "train_on_your_folder.py"), run_name="__main__")
+    state = torch.load("m/training/checkpoint.pt", weights_only=True)
+    assert state["step"] == 3
+    assert state["data"] == [6, 1, 8, 8]
+    assert pf.load("m").classes == ()
+    assert Path("s.webp").is_file()
+    assert "The model is m/" in capsys.readouterr().out
+
+
+# -- compare samplers -------------------------------------------------------------------------------------------------
+
+
+def test_errors_are_those_to_the_exact_flow(example):
+    """Gaussian data, where the code z becomes `m + s z`: `auto` is exact, DDIM's errors are the true ones.
+
+    Tolerance 2%: the converged result is `auto` at 64 calls in float32, exact up to its last step.
+    """
+    process, data = VP(), Gaussian(0.25, mean=0.1)
+
+    def denoise(u, t):
+        time = torch.tensor(t, dtype=torch.float64)
+        psi = process.transition(time, torch.zeros_like(time))
+        mean = torch.full_like(u, 0.1)
+        return mean + data.response(process, time)(u - psi(mean))
+
+    model = Model("gaussian", process, Function(denoise), (1, 4, 4), reference=data)
+    module = example("compare_samplers")
+    found = module.compare(model, (4, 8), count=3, many=64)
+    truth = 0.1 + 0.5 * Stream(0, range(3), (1, 4, 4)).draw()
+    true_errors = module.distances(found.images["ddim", 8], truth)
+    torch.testing.assert_close(found.errors["ddim", 8], true_errors, rtol=0.02, atol=0)
+    assert module.distances(found.converged, truth).max() < 1e-3
+    assert found.errors["auto", 8].max() < 0.1 * found.errors["ddim", 8].min()
+    assert found.doubt < found.errors["ddim", 8].min()
+
+
+def test_comparison_of_an_embedded_model(example, capsys):
+    module = example("compare_samplers")
+    found = module.main(calls=(4, 10), count=3, many=24)
+    assert {name for name, _ in found.errors} == set(module.SAMPLERS)
+    assert all(4 <= nfe <= 11 for _, nfe in found.errors)
+    for name in module.SAMPLERS:
+        few, many = (found.errors[name, n].median() for n in sorted(n for other, n in found.errors if other == name))
+        assert many < few, name
+    assert found.errors["auto", 10].median() < 0.5 * found.errors["ddim", 10].median()
+    printed = capsys.readouterr().out
+    assert "auto          10" in printed
+    assert "3 of 3 images" in printed
+    assert Image.open("samplers-images.png").size == (3 * 56, 7 * 56)
+    assert Image.open("samplers.png").size == (840, 600)
+
+
+# -- your own process -------------------------------------------------------------------------------------------------
+
+
+def test_the_process_is_the_papers_and_every_solver_converges_on_it(example):
+    """First order at least on the way from 20 to 40 steps, down to what the last step leaves (3.6e-4, see there).
+
+    The last step's floor: sigma(t_min)^2 / 2s times the greatest of 16384 normals, (.0087^2) * 4.1 / 1 = 3.1e-4.
+    """
+    module = example("your_own_process")
+    process = module.SubVP()
+    assert module.diffusion_error(process) < 1e-12
+    few, many = (module.solver_errors(process, n) for n in (20, 40))
+    assert set(few) == set(many) == set(SOLVERS) - {"sscs"}  # which needs an equilibrium
+    for name in few:
+        stochastic = name not in (*DETERMINISTIC, "collocation")
+        noise = 0.5 / 128 if stochastic else 0.0  # of a deviation over 16384 values, generously
+        assert many[name] < max(0.6 * few[name], 3.6e-4) + noise, (name, few[name], many[name])
+        assert many[name] < 0.1, name
+
+
+def test_training_a_process_of_your_own_learns_and_loads(example):
+    module = example("your_own_process")
+    report, images = module.learn("mine", 60)
+    first, *_, last = losses("mine")
+    assert last < 0.8 * first
+    assert report.steps == 60
+    assert images.shape == (16, 1, 16, 16)
+    assert pf.load("mine").process == module.SubVP()
+    del KNOWN["sub-vp"]
+    with pytest.raises(PushforwardError, match="sub-vp"):  # another program must know the process as well
+        pf.load("mine")
+
+
+def test_the_process_example_runs(example, capsys):
+    module = example("your_own_process")
+    errors, report = module.main(steps=2)
+    assert set(errors) == set(SOLVERS) - {"sscs"}
+    assert report.steps == 2
+    assert Image.open("sub-vp.png").size == (4 * 64, 4 * 64)
+    assert "ddim             error with 20 steps" in capsys.readouterr().out
+
+
+# -- your own solver --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SOLVER_PROCESSES)
+def test_the_solver_has_its_order_on_every_process(example, name):
+    """Order 2, or 1 without extrapolation, to .2: at 80 to 160 steps the asymptotic regime is that near."""
+    module = example("your_own_solver")
+    process = PROCESSES[name]
+    assert module.order(process, "ab2", coarse=80) == pytest.approx(2, abs=0.2)
+    assert module.order(process, "ab2", coarse=80, share=0.0) == pytest.approx(1, abs=0.2)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_the_solver_without_its_extrapolation_is_ddim_and_starts_without_signal(example, name):
+    """Also from t_max, where flow matching has no signal; equal but for rounding."""
+    module, process = example("your_own_solver"), PROCESSES[name]
+    grid = pf.grid.uniform(process, 5)
+    u = torch.randn(2, process.blocks, *(process.basis.shape or (3, 2)), dtype=torch.float64)
+    network = Function(lambda u, t: torch.tanh(u) * (0.5 + t / process.t_max))
+    expected = run(ddim(process, grid), network, u)
+    torch.testing.assert_close(run(module.ab2(process, grid, share=0.0), network, u), expected, rtol=1e-9, atol=1e-9)
+    extrapolated = run(module.ab2(process, grid), network, u)
+    assert bool(extrapolated.isfinite().all())
+    assert (extrapolated - expected).abs().max() > 1e-3
+
+
+def test_the_solver_is_used_on_an_embedded_model(example, capsys):
+    """All at once to the tolerance 1e-3 in units of the marginal's deviation, there and back to 1e-3 in pixels."""
+    module = example("your_own_solver")
+    found = module.main(steps=10, count=2)
+    assert found.rounds <= 10
+    torch.testing.assert_close(found.together, found.images, rtol=0, atol=5e-3)
+    torch.testing.assert_close(found.again, found.given, rtol=0, atol=1e-3)
+    assert found.images.std() > 0.3
+    assert Image.open("ab2.png").size == (2 * 56, 3 * 56)
+    assert "Order of ab2 on vp: 1.9" in capsys.readouterr().out
+    with pytest.raises(PushforwardError, match="it has share"):
+        named(VP(), "ab2", pf.grid.uniform(VP(), 5), {"order": 2})
+
+
+def test_the_order_is_of_the_step_not_of_the_name(example):
+    """Another solver through the same measurement: DDIM's order 1 is told from 2."""
+    module = example("your_own_solver")
+    assert module.order(replace(VP(), beta_max=10.0), "ddim") == pytest.approx(1, abs=0.1)
+
+
+def test_the_list_of_examples_is_complete():
+    text = (EXAMPLES / "README.md").read_text()
+    missing = [path.name for path in EXAMPLES.glob("*.py") if path.name not in text]
+    assert not missing
