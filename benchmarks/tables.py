@@ -70,7 +70,7 @@ TABLES = {
     ),
     "blurring-ancestral": Table(
         "Blurring diffusion, ancestral sampling with many calls",
-        "fashion-blurring --solvers ddpm --nfe 200,400",
+        "fashion-blurring --solvers ddpm --nfe 200",
         "How many calls ancestral sampling needs for the distance that `auto` has at 10 and 20.",
     ),
     "langevin": Table(
@@ -81,7 +81,7 @@ TABLES = {
     "orders": Table(
         "Langevin: order, coordinates, corrector",
         f"fashion-langevin --solvers {ORDERS},gddim:order=0:factor=cholesky,gddim:order=2:factor=cholesky,"
-        "gddim:order=2:corrector=reuse,gddim:order=2:corrector=evaluate --nfe 10,20,50 --count 600",
+        "gddim:order=2:corrector=reuse,gddim:order=2:corrector=evaluate --nfe 10,20 --count 520",
         "`factor=cholesky` is the coordinates L_t of the Cholesky factor in the place of the root R_t; `reuse` "
         "corrects a step with the answer that the next one takes anyhow, `evaluate` with one more call.",
     ),
@@ -89,20 +89,20 @@ TABLES = {
         "Langevin: noise on the way",
         "fashion-langevin --solvers "
         + ",".join(f"{name}:noise={level}:end=0.001" for name in ("gddim", "euler-maruyama") for level in LEVELS)
-        + " --nfe 50 --count 600",
+        + " --nfe 50 --count 520",
         "Stochastic samplers at noise level lambda, 50 calls, to t_min; Euler–Maruyama with the factor "
         "(1 + lambda^2) / 2, for which the marginals are right at every lambda.",
     ),
     "reference": Table(
         "VP: the reference Gaussian",
         "fashion-vp --solvers gddim:order=2,gddim:order=2:reference=data,gddim:order=2:reference=spectrum "
-        "--nfe 10,20,50 --count 600",
+        "--nfe 10,20 --count 520",
         "The coordinates of point data (gDDIM), of N(m, s^2 I), and of the data's spectrum.",
     ),
     "deq": Table(
         "VP: all steps at once",
-        "fashion-vp --solvers ddim,ddim:parallel=preconditioned:within=0.01,ddim:parallel=preconditioned:within=0.001,"
-        "ddim:parallel=anderson:within=0.001 --steps 50 --count 600 --batch 25",
+        "fashion-vp --solvers ddim,ddim:parallel=preconditioned:within=0.01,ddim:parallel=preconditioned:within=0.001 "
+        "--steps 50 --count 520",
         "The same sampler one call after another, and solved for all times together; rounds are batched network calls.",
     ),
 }
