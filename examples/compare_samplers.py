@@ -29,7 +29,7 @@ SAMPLERS: dict[str, Callable[[pf.Model, int], pf.Plan]] = {
     "gddim": lambda model, n: pf.SOLVERS["gddim"](model.process, pf.grid.power(model.process, n), order=2),
     "dpm++": lambda model, n: pf.SOLVERS["dpm++"](model.process, pf.grid.log_snr(model.process, n), order=2),
     "unipc": lambda model, n: pf.SOLVERS["unipc"](model.process, pf.grid.log_snr(model.process, n), order=2),
-    "heun": lambda model, n: pf.SOLVERS["heun"](model.process, pf.grid.karras(model.process, max(1, (n + 1) // 2))),
+    "heun": lambda model, n: pf.SOLVERS["heun"](model.process, pf.grid.power(model.process, max(1, (n + 1) // 2))),
 }
 
 

@@ -74,7 +74,7 @@ def gaussian_model(process: ScaledProcess, mean: float, deviation: float) -> pf.
 
 
 def solver_errors(process: ScaledProcess, steps: int) -> dict[str, float]:
-    """By solver that takes the process, the greatest error of an image; for stochastic solvers that of the images' deviation."""
+    """By solver that takes it, the greatest error of an image; if stochastic, that of the images' deviation."""
     mean, deviation = 0.2, 0.5
     model, errors = gaussian_model(process, mean, deviation), {}
     z = torch.randn(64, 1, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

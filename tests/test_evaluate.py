@@ -19,7 +19,7 @@ from pushforward.cli import app
 from pushforward.data import ImageData
 from pushforward.errors import PushforwardError
 from pushforward.linear import VP, Blurring, Gaussian, Langevin, Process
-from pushforward.model import Model, save_model
+from pushforward.model import Function, Model, save_model
 from pushforward.sampler import Sampler, parse
 from pushforward.tasks.evaluate import Evaluation, check, evaluate, labels_for, table
 from pushforward.tasks.features import FeatureNet
@@ -103,7 +103,7 @@ def test_figures_do_not_depend_on_interruptions(tmp_path):
 
     def stop(what: str, _: int) -> None:
         calls.append(what)
-        if len(calls) == 4:  # in the second sampler's first shard
+        if len(calls) == 6:  # a shard of the first sampler
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -117,14 +117,16 @@ def test_figures_do_not_depend_on_interruptions(tmp_path):
 
 
 def test_other_settings_are_other_images(tmp_path):
-    """No shard of one seed, precision or model is taken for another's."""
+    """No shard of one seed, model or setting of its network is taken for another's."""
     model, data = tiny(VP()), noise(150)
     first = evaluate(model, [], data, [NET], tmp_path, SMALL)
     assert evaluate(model, [], data, [NET], tmp_path, replace(SMALL, seed=1)) != first
+    clipped = replace(model, denoiser=replace(model.denoiser, clip=0.1))
+    assert evaluate(clipped, [], data, [NET], tmp_path, SMALL) != first
     with torch.no_grad():
         next(model.module.parameters()).add_(0.1)
     assert evaluate(model, [], data, [NET], tmp_path, SMALL) != first
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_bfloat16_is_near_full_precision(tmp_path):
@@ -141,10 +143,18 @@ def test_labels_follow_the_data():
     """As often as in the data, and the first ones of a larger number are the same."""
     model = replace(gaussian_model(VP()), classes=("a", "b"))
     data = replace(noise(200), labels=torch.tensor([0] * 150 + [1] * 50), classes=("a", "b"))
-    labels = labels_for(model, data, replace(SMALL, count=4000))
+    labels, whence = labels_for(model, data, replace(SMALL, count=4000))
+    assert whence == "data"
     assert float(labels.double().mean()) == pytest.approx(0.25, abs=0.03)  # 4 standard errors
-    assert torch.equal(labels[:500], labels_for(model, data, replace(SMALL, count=500)))
-    assert labels_for(gaussian_model(VP()), data, SMALL) is None
+    assert torch.equal(labels[:500], labels_for(model, data, replace(SMALL, count=500))[0])
+    assert labels_for(gaussian_model(VP()), data, SMALL) == (None, "none")
+    numbered = replace(data, classes=("0", "1"))
+    assert torch.equal(labels, labels_for(model, numbered, replace(SMALL, count=4000))[0])
+    swapped = replace(data, classes=("b", "a"))
+    assert torch.equal(labels, 1 - labels_for(model, swapped, replace(SMALL, count=4000))[0])
+    other, whence = labels_for(model, replace(data, classes=("c", "d")), replace(SMALL, count=4000))
+    assert whence == "uniform"
+    assert float(other.double().mean()) == pytest.approx(0.5, abs=0.03)
 
 
 @pytest.mark.parametrize(
@@ -159,6 +169,31 @@ def test_labels_follow_the_data():
 def test_what_does_not_fit_is_refused(data, settings, said):
     with pytest.raises(PushforwardError, match=said):
         check(gaussian_model(VP()), data, settings)
+
+
+def test_images_are_what_a_decoder_makes():
+    """A latent model's images, not its latents, are compared with the data."""
+    model = replace(gaussian_model(VP()), decoder=torch.nn.Upsample(scale_factor=2))
+    with pytest.raises(PushforwardError, match="makes images of 1x16x16, the data are 1x8x8"):
+        check(model, noise(150), SMALL)
+
+
+def test_a_failing_sampler_is_named(tmp_path):
+    model = replace(gaussian_model(VP()), denoiser=Function(lambda u, t: u / 0))
+    with pytest.raises(PushforwardError, match="converged, model 'exact': "):
+        evaluate(model, [], noise(150), [NET], tmp_path, SMALL)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_classes_and_guidance(tmp_path, guidance):
+    """Guidance asks the network twice a call, and changes the images."""
+    model = tiny(VP())
+    with torch.no_grad():
+        for p in model.module.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    row = evaluate(model, [], noise(150), [NET], tmp_path, replace(SMALL, guidance=guidance))[0]
+    plain = evaluate(model, [], noise(150), [NET], tmp_path, SMALL)[0]
+    assert (row == plain) is (guidance == 1)
 
 
 @pytest.mark.parametrize("setting", [{"count": 0}, {"batch": 0}, {"resamples": 1}, {"precision": "int8"}])
@@ -188,7 +223,7 @@ def test_the_table_has_a_line_a_row(tmp_path):
     assert "FD-Means" in head
     assert "FID" not in head
     assert [line.split()[1] for line in lines] == ["converged", "ddim"]
-    assert len({len(line.split("  ")[0]) for line in lines}) == 1
+    assert len({line.index(word) for line, word in zip(lines, ("converged", "ddim"), strict=True)}) == 1
 
 
 # -- from the command line -------------------------------------------------------------------------------------------
@@ -269,6 +304,12 @@ def test_two_processes_give_the_same_figures(world, tmp_path):
         (["--count", "20"], "at least 100 images"),
         (["--precision", "half"], "precision is"),
         (["--statistics", "nothing.npz"], "nothing.npz"),
+        (["--guidance", "2", "--seed", "-1"], "seed must not be negative"),
+        (["--solvers", "rk45:parallel=preconditioned"], "cannot be taken at once"),
+        (["--solvers", "ddim:eta=high"], "does not take these settings"),
+        (["--solvers", "gddim:reference=spectra"], "data, spectrum or the variance"),
+        (["--size", "9"], "the data are 1x9x9"),
+        (["--features", "fashion"], "28x28"),
     ],
 )
 def test_wrong_options_get_a_sentence(world, tmp_path, options, said):
@@ -289,3 +330,33 @@ def test_the_cache_does_not_grow_stale(world, tmp_path):
     assert run(*arguments(tmp_path / "own", out, "-q")).exit_code == 0
     after = json.loads((out / "results.json").read_text())["rows"]
     assert before[0]["measures"]["quarters"]["frechet"] != after[0]["measures"]["quarters"]["frechet"]
+
+
+def test_published_statistics_take_the_place_of_the_data(world, tmp_path):
+    """Those of the data themselves give the same distance, and no measures that need the images."""
+    script = torch.jit.load(world / "quarters.pt")
+    images = noise(150).images
+    x = script(images.expand(-1, 3, -1, -1)).double()
+    np.savez(tmp_path / "stats.npz", mu=x.mean(0).numpy(), sigma=x.T.cov().numpy())
+    found = []
+    for more in ((), ("--statistics", tmp_path / "stats.npz")):
+        assert run(*arguments(world, tmp_path / "out", "-q", *more)).exit_code == 0
+        found.append(json.loads((tmp_path / "out" / "results.json").read_text()))
+    own, published = (report["rows"][0]["measures"]["quarters"] for report in found)
+    assert published["frechet"] == pytest.approx(own["frechet"], rel=1e-4)  # features in float32
+    assert "kernel" not in published
+    assert found[1]["reference_count"] is None
+    np.savez(tmp_path / "stats.npz", mu=np.zeros(5), sigma=np.eye(5))
+    result = run(*arguments(world, tmp_path / "out", "-q", "--statistics", tmp_path / "stats.npz"))
+    assert "statistics are of 5 numbers" in str(result.exception)
+
+
+def test_models_of_one_name_are_told_apart(world, tmp_path):
+    """Two folders called model are called by their paths; the same one twice is refused."""
+    shutil.copytree(world, tmp_path / "other")
+    args = arguments(world, tmp_path / "out", "-q")
+    both = run(*args[:1], str(tmp_path / "other" / "model"), *args[1:])
+    assert both.exit_code == 0, both.exception
+    names = [row["model"] for row in json.loads((tmp_path / "out" / "results.json").read_text())["rows"]]
+    assert len(set(names)) == 2
+    assert "named twice" in str(run(*args[:1], args[1], *args[1:]).exception)

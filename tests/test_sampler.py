@@ -17,7 +17,8 @@ from test_pushforward import SIZE, tiny
 @pytest.mark.parametrize(
     "text",
     ["auto", "gddim:order=2:noise=0.5", "gddim:factor=cholesky", "ddim:eta=1:grid=karras:end=0.01",
-     "ddim:parallel=preconditioned:within=0.01", "exponential:reference=data", "rk45:tolerance=0.001"],
+     "ddim:parallel=preconditioned:within=0.01", "collocation:within=0.01",
+     "exponential:reference=data", "rk45:tolerance=0.001"],
 )  # fmt: skip
 def test_words_are_the_label(text):
     assert parse(text).label == text
@@ -71,6 +72,9 @@ def test_references_by_name(reference):
         ("ddim:speed=3", "no setting 'speed'"),
         ("auto:order=3", "chooses its own settings"),
         ("rk45:tolerance=0", "positive"),
+        ("rk45:parallel=picard", "cannot be taken at once"),
+        ("gddim:reference=best", "data, spectrum or the variance"),
+        ("ddim:eta=high", "does not take these settings"),
         ("ddim:grid=coarse", "Unknown grid"),
     ],
 )

@@ -16,6 +16,7 @@ from pushforward.plan.grid import default
 
 __all__ = ["Sampler", "parse"]
 
+_WITHIN = 1e-3
 _PROBE = 4  # steps of a short plan, and one more, by which the calls that a step takes are counted
 
 
@@ -40,18 +41,21 @@ class Sampler:
     grid: str | None = None
     end: float | None = None
     parallel: str | None = None
-    within: float = 1e-3
+    within: float = _WITHIN
 
     def __post_init__(self) -> None:
         if self.parallel is not None and self.parallel not in METHODS:
             msg = f"Unknown way {self.parallel!r} to take all steps at once; known are {', '.join(METHODS)}."
+            raise PushforwardError(msg)
+        if self.solver == "rk45" and self.parallel is not None:
+            msg = "The adaptive steps of rk45 follow one another and cannot be taken at once; name another solver."
             raise PushforwardError(msg)
 
     @property
     def label(self) -> str:
         """The sampler in the words of `parse`, without its steps."""
         own = {"grid": self.grid, "end": self.end, "parallel": self.parallel}
-        if self.parallel is not None:
+        if self.parallel is not None or self.within != _WITHIN:
             own["within"] = self.within
         words = {**self.settings, **{key: value for key, value in own.items() if value is not None}}
         return ":".join([self.solver, *(f"{key}={value}" for key, value in words.items())])
@@ -80,7 +84,14 @@ class Sampler:
             times = default(process, self.steps, name=self.grid or "power", **at)
         if (name := settings.get("reference")) in ("data", "spectrum"):
             settings["reference"] = model.reference if name == "data" else Gaussian(model.gaussian.variance)
-        return plan_of(process, self.solver, times, settings)
+        elif isinstance(name, str):
+            msg = f"A reference is data, spectrum or the variance of a Gaussian; got {name!r}."
+            raise PushforwardError(msg)
+        try:
+            return plan_of(process, self.solver, times, settings)
+        except (TypeError, KeyError) as error:  # a word where a number should be, or the reverse
+            msg = f"Solver {self.solver!r} does not take these settings ({self.label}): {error}."
+            raise PushforwardError(msg) from error
 
     def method(self, plan: Plan | Adaptive) -> Parallel | None:
         """How a plan's steps are taken at once, if they are; an implicit plan's have no other way."""

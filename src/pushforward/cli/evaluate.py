@@ -18,11 +18,10 @@ from pushforward.data import load_images
 from pushforward.errors import PushforwardError
 from pushforward.execute.across import join
 from pushforward.files import atomic_path
-from pushforward.model import load
+from pushforward.model import Model, load
 from pushforward.sampler import Sampler, parse
 from pushforward.tasks.distances import Reference
-from pushforward.tasks.evaluate import Evaluation, check, table
-from pushforward.tasks.evaluate import evaluate as evaluate_model
+from pushforward.tasks.evaluate import Evaluation, Row, compare, generate, labels_for, prepare, table
 from pushforward.tasks.features import feature_net, published_statistics
 from pushforward.tasks.illustrate import distance_curves
 
@@ -35,6 +34,12 @@ def evaluate(
     models: Annotated[list[str], typer.Argument(help="Embedded models, folders, or hub names of `diffusers`.")],
     data: Annotated[str, typer.Option(help="Real images: folder, .npz file, or name of a data set of `datasets`.")],
     split: Annotated[str, typer.Option(help="Of the data: train or test.")] = "train",
+    size: Annotated[
+        int | None, typer.Option(help="Side of the images, as in training; by default as they are.")
+    ] = None,
+    channels: Annotated[
+        int | None, typer.Option(help="1 grey, 3 colour, as in training; by default as they are.")
+    ] = None,
     solvers: Annotated[
         str, typer.Option(help="Samplers, SOLVER:NAME=VALUE:NAME=VALUE with commas between; also rk45:tolerance=1e-3.")
     ] = "auto",
@@ -68,7 +73,8 @@ def evaluate(
     r"""Compare models and samplers by distances of generated images to real ones.
 
     All samplers of a model begin at the same codes, and are also compared image by image with the converged result.
-    The same command goes on with an interrupted evaluation; under torchrun or accelerate launch, processes share it.
+    Extrapolated distances need eight times as many images as a feature has numbers (effnet 1280, fashion 64). The same
+    command goes on with an interrupted evaluation; under torchrun or accelerate launch, processes share it.
 
     \b
     pushforward evaluate fashion-vp --data fashion.npz --features fashion --steps 10,20,50
@@ -80,38 +86,46 @@ def evaluate(
     main = join(device)  # under torchrun, every rank works and the first one writes
     where = pick_device(device)
     settings = Evaluation(count, seed, guidance, batch, converged, resamples, precision, compiled)
-    known = [load(model) for model in models]
     wanted = _samplers(solvers, steps, nfe)
-    chosen = [[_fitting(sampler, n, calls, model) for sampler, n, calls in wanted] for model in known]
-    images = load_images(data, split=split)
-    for model in known:
-        check(model, images, settings)
+    known = _loaded(models)
+    images = load_images(data, size=size, channels=channels, split=split)
     nets = [feature_net(name) for name in features.split(",")]
-    published = None
-    if statistics is not None:
-        if len(nets) != 1:
-            msg = f"Published statistics are of one feature network; {len(nets)} are named."
-            raise PushforwardError(msg)
-        published = {nets[0].name: Reference(*published_statistics(statistics))}
-    rows = []
-    total = sum((1 + len(own)) * (count + len(nets) * count) for own in chosen)
+    if len({net.name for net in nets}) < len(nets):
+        msg = f"Two feature networks have the same name ({', '.join(net.name for net in nets)}); take one of them."
+        raise PushforwardError(msg)
+    if statistics is not None and len(nets) != 1:
+        msg = f"Published statistics are of one feature network; {len(nets)} are named."
+        raise PushforwardError(msg)
+    published = None if statistics is None else {nets[0].name: Reference(*published_statistics(statistics))}
+    every = [
+        prepare(model, [_fitting(sampler, n, calls, model) for sampler, n, calls in wanted], images, nets, out,
+                settings, published=published, device=where)
+        for model in known
+    ]  # fmt: skip
+    if main:
+        for name, reason in images.skipped:
+            typer.echo(f"pushforward: left out {name}: {reason}", err=True)
+    rows: list[Row] = []
+    total = sum(len(runs) * (1 + len(nets)) * count for runs in every)
     with progress("evaluating", total=total, unit="image", quiet=quiet or not main) as bar:
 
         def tell(what: str, done: int) -> None:
             bar.set_postfix_str(what, refresh=False)
             bar.update(done)
 
-        for model, own in zip(known, chosen, strict=True):
-            rows += evaluate_model(
-                model, own, images, nets, out, settings, published=published, device=where, callback=tell
-            )
+        for runs in every:
+            generate(runs, device=where, callback=tell)
+        for runs in every if main else ():
+            rows += compare(runs, images, nets, published=published, device=where, callback=tell)
     if not main:
         return
     report: dict[str, Any] = {
         "command": shlex.join(["pushforward", *sys.argv[1:]]),
-        "models": models, "data": data, "split": split, "reference_count": len(images), "seed": seed,
-        "guidance": guidance, "features": {net.name: net.digest for net in nets}, "precision": precision,
-        "compile": compiled, "rows": [asdict(row) for row in rows],
+        "models": models, "reference": str(statistics) if statistics else data,
+        "split": None if statistics else split, "reference_count": None if statistics else len(images),
+        "labels": [labels_for(model, images, settings)[1] for model in known],
+        "skipped": [name for name, _ in images.skipped], "features": {net.name: net.digest for net in nets},
+        **asdict(settings), "rows": [asdict(row) for row in rows],
     }  # fmt: skip
     text = table(rows)
     with atomic_path(out / "table.txt") as temporary:
@@ -122,6 +136,16 @@ def evaluate(
     write_json(report, json)
     if json != "-":
         typer.echo(text)
+
+
+def _loaded(names: list[str]) -> list[Model]:
+    """The models; those of the same name go by what the user calls them."""
+    if len(set(names)) < len(names):
+        msg = "A model is named twice."
+        raise PushforwardError(msg)
+    models = [load(name) for name in names]
+    own = [model.name for model in models]
+    return [replace(m, name=name) if own.count(m.name) > 1 else m for m, name in zip(models, names, strict=True)]
 
 
 def _samplers(solvers: str, steps: str | None, nfe: str | None) -> list[tuple[Sampler, int, bool]]:
@@ -137,11 +161,10 @@ def _samplers(solvers: str, steps: str | None, nfe: str | None) -> list[tuple[Sa
     return result
 
 
-def _fitting(sampler: Sampler, number: int, calls: bool, model: Any) -> Sampler:
-    """The sampler with its steps, checked to have a plan for the model."""
+def _fitting(sampler: Sampler, number: int, calls: bool, model: Model) -> Sampler:
+    """The sampler with its steps."""
     if sampler.solver != "rk45":  # which chooses its steps
         sampler = sampler.calling(model, number) if calls else replace(sampler, steps=number)
-    sampler.plan(model)
     return sampler
 
 

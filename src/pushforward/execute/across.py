@@ -32,7 +32,7 @@ from pushforward.errors import PushforwardError
 from pushforward.linear import Process
 from pushforward.model.network import Ask, Denoiser
 
-TIMEOUT = timedelta(minutes=10)  # the longest that ranks of `join` wait for one another
+TIMEOUT = timedelta(hours=1)  # the longest that ranks of `join` wait for one another
 _T = TypeVar("_T")
 
 

@@ -9,7 +9,8 @@ Every sampler of a model begins at the same codes and labels, image by image, so
 
 Generated images are kept in shards of one batch, each written whole: a run that was killed goes on where it stopped,
 and several processes (`torchrun`, `accelerate launch`) share the shards. Image i depends on the seed and i alone, so
-the figures do not depend on either.
+the figures do not depend on either. (The adaptive steps of `rk45` are chosen for a batch together, so its images depend
+on the batch too.) Remove the folder of a sampler whose code you have changed.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pushforward.data import ImageData
@@ -49,10 +51,13 @@ from pushforward.tasks.distances import (
     resamples,
     standard_error,
 )
-from pushforward.tasks.features import FeatureNet, reference_features
+from pushforward.tasks.features import FeatureNet, features, reference_features
 from pushforward.tasks.illustrate import distance_name
 
-__all__ = ["Evaluation", "Generated", "Row", "Run", "check", "compare", "evaluate", "generate", "labels_for", "table"]
+__all__ = [
+    "Evaluation", "Generated", "Row", "Run", "check", "compare", "evaluate", "generate", "labels_for", "prepare",
+    "table",
+]  # fmt: skip
 
 PRECISIONS: dict[str, torch.dtype | None] = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 Done = Callable[[str, int], None]
@@ -87,6 +92,9 @@ class Evaluation:
             if getattr(self, name) < 1:
                 msg = f"The option {name} must be at least 1; got {getattr(self, name)}."
                 raise PushforwardError(msg)
+        if self.seed < 0:
+            msg = f"The seed must not be negative; got {self.seed}."
+            raise PushforwardError(msg)
         if self.resamples < 2:
             msg = f"Standard errors need at least 2 resamples; got {self.resamples}."
             raise PushforwardError(msg)
@@ -175,19 +183,45 @@ def evaluate(
     Raises:
         PushforwardError: what does not fit together, before anything is generated; a damaged file in `folder`.
     """
-    check(model, data, settings)
-    labels = labels_for(model, data, settings)
-    fast = _faster(model.to(device), settings)
-    home = folder / f"{model.name}-{_digest(model, labels, settings)[:12]}"
-    runs = [Run(fast, chosen, settings, home) for chosen in (None, *samplers)]
-    for run in runs:
-        generate(run, labels, device=device, callback=callback)
-        same(None)  # no process goes far ahead
+    runs = prepare(model, samplers, data, nets, folder, settings, published=published, device=device)
+    generate(runs, device=device, callback=callback)
     if not join(device):
         return []
-    made = [run.read() for run in runs]
-    measures = compare(made, data, nets, settings, published=published, device=device, callback=callback)
-    return [_row(*each) for each in zip(runs, made, measures, strict=True)]
+    return compare(runs, data, nets, published=published, device=device, callback=callback)
+
+
+def prepare(
+    model: Model,
+    samplers: Sequence[Sampler],
+    data: ImageData,
+    nets: Sequence[FeatureNet],
+    folder: Path,
+    settings: Evaluation,
+    *,
+    published: Mapping[str, Reference] | None = None,
+    device: str = "cpu",
+) -> list[Run]:
+    """The converged run and one of each sampler, with everything checked that can be before images are made.
+
+    Raises:
+        PushforwardError: images of other sizes, too few, features or statistics that do not fit, no such plan, or
+            guidance or a precision that the model does not take.
+    """
+    check(model, data, settings)
+    for net in nets:
+        width = features(net, data.images[:1], device=device).shape[1]
+        known = (published or {}).get(net.name)
+        if known is not None and len(known.mean) != width:
+            msg = f"The published statistics are of {len(known.mean)} numbers, {net.name} has {width} features."
+            raise PushforwardError(msg)
+    labels, _ = labels_for(model, data, settings)
+    fast = _fast(model.to(device), settings)
+    fast.given(labels, settings.guidance)
+    home = folder / f"{_safe(model.name)}-{_digest(model, labels, settings)[:12]}"
+    runs = [Run(fast, chosen, settings, home, labels) for chosen in (None, *samplers)]
+    for run in runs:
+        run.path(run.shards[0])  # makes its plan
+    return runs
 
 
 def check(model: Model, data: ImageData, settings: Evaluation) -> None:
@@ -196,12 +230,14 @@ def check(model: Model, data: ImageData, settings: Evaluation) -> None:
     Raises:
         PushforwardError: images of other sizes, or too few.
     """
-    shape = tuple(data.images.shape[1:])
-    own = model.shape if model.decoder is None else None
-    if own is not None and shape != own:
+    shape, own = tuple(data.images.shape[1:]), model.shape
+    if model.decoder is not None:
+        with torch.no_grad():
+            own = tuple(model.images(torch.zeros(model.state_shape(1))).shape[1:])
+    if shape != own:
         msg = (
-            f"Model {model.name!r} makes images of {_size(own)}, the data are {_size(shape)}; "
-            "resizing would change the distance, so bring the data to that size first."
+            f"Model {model.name!r} makes images of {_size(own)}, the data are {_size(shape)}; read the data in the "
+            "size and channels that the model was trained on."
         )
         raise PushforwardError(msg)
     if min(settings.count, len(data)) < FEWEST:
@@ -212,17 +248,23 @@ def check(model: Model, data: ImageData, settings: Evaluation) -> None:
         raise PushforwardError(msg)
 
 
-def labels_for(model: Model, data: ImageData, settings: Evaluation) -> Tensor | None:
-    """A class for each image, `(count,)`, as often as the data have it; `None` for a model without classes.
+def labels_for(model: Model, data: ImageData, settings: Evaluation) -> tuple[Tensor | None, str]:
+    """A class for each image, `(count,)`, and whence: `data` where classes come as often as there, or `uniform`.
 
-    Image i's does not depend on the count. Without labels in the data, all classes are as likely.
+    Image i's does not depend on the count. `None` for a model without classes. The data's classes are the model's if
+    their names are, or if they are bare numbers in the range of the model's.
     """
     if not model.classes:
-        return None
-    own = data.labels if data.labels is not None and data.classes == model.classes else None
-    pool = np.arange(len(model.classes)) if own is None else own.numpy()
+        return None, "none"
+    number = {name: k for k, name in enumerate(model.classes)}
+    if all(name.isdecimal() for name in data.classes):
+        number |= {str(k): k for k in range(len(model.classes))}
+    if data.labels is None or not data.classes or any(name not in number for name in data.classes):
+        pool, whence = np.arange(len(model.classes)), "uniform"
+    else:
+        pool, whence = np.array([number[name] for name in data.classes])[data.labels.numpy()], "data"
     draws = np.random.default_rng(settings.seed).random(settings.count)
-    return torch.from_numpy(pool[(draws * len(pool)).astype(np.int64)])
+    return torch.from_numpy(pool[(draws * len(pool)).astype(np.int64)]), whence
 
 
 # -- generating ------------------------------------------------------------------------------------------------------
@@ -237,12 +279,14 @@ class Run:
         sampler: or `None` for the converged run.
         settings: how.
         folder: of the model's runs.
+        labels: of the images, or `None`.
     """
 
     model: Model
     sampler: Sampler | None
     settings: Evaluation
     folder: Path
+    labels: Tensor | None
 
     @property
     def name(self) -> str:
@@ -255,16 +299,26 @@ class Run:
         return (self.sampler or Sampler("auto", self.settings.converged)).plan(self.model)
 
     @property
+    def method(self) -> Parallel | None:
+        """How all steps are taken at once, if they are."""
+        return None if self.sampler is None else self.sampler.method(self.plan)
+
+    @property
     def shards(self) -> list[range]:
         """The images of each shard."""
         count, batch = self.settings.count, self.settings.batch
         return [range(first, min(first + batch, count)) for first in range(0, count, batch)]
 
+    @cached_property
+    def place(self) -> Path:
+        """The folder of its shards, named after the sampler, its times and the library's version."""
+        told = [self.name, self.plan.times.tolist(), version("pushforward")]
+        digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()
+        return self.folder / f"{_safe(self.name)}-{digest[:8]}"
+
     def path(self, shard: range) -> Path:
         """The file of a shard."""
-        safe = "".join(c if c.isalnum() or c in "-+=.," else "_" for c in self.name)
-        steps = self.settings.converged if self.sampler is None else self.sampler.steps
-        return self.folder / f"{safe}-{steps}" / f"{shard.start:06d}-{shard.stop:06d}.safetensors"
+        return self.place / f"{shard.start:06d}-{shard.stop:06d}.safetensors"
 
     def read(self) -> Generated:
         """All images.
@@ -280,82 +334,114 @@ class Run:
         return Generated(torch.cat([part["images"] for part in parts]), nfe, int(figures[:, 1].max()), errors)
 
 
-def generate(run: Run, labels: Tensor | None, *, device: str = "cpu", callback: Done | None = None) -> None:
-    """Write the shards of a run that are not there yet; the converged run comes before others.
+def generate(runs: Sequence[Run], *, device: str = "cpu", callback: Done | None = None) -> None:
+    """Write the shards of runs that are not there yet.
 
-    Several processes share the shards, or, where all steps are taken at once, the rows of every network call.
+    Several processes share a run's missing shards, or, where all steps are taken at once, the rows of every network
+    call; all have ended a run before the next begins.
 
     Args:
-        run: which.
-        labels: of all its images, or `None`.
+        runs: of one model, the converged one first.
         device: of the network.
-        callback: told the run's name and the images done, shard by shard.
+        callback: told a run's name and the images done, shard by shard.
+
+    Raises:
+        PushforwardError: a sampler failed; its name is said.
     """
-    diffusion = Diffusion(run.model, run.plan, device=device)
-    method = None if run.sampler is None else run.sampler.method(run.plan)
-    ranks = size()
-    rank = 0 if ranks == 1 or method is not None else torch.distributed.get_rank()
-    for shard in run.shards if method is not None else run.shards[rank::ranks]:
-        there = run.path(shard).exists()
-        if not (there if method is None else same(there)):
-            tensors = _made(run, diffusion, method, shard, labels)
-            with atomic_path(run.path(shard)) as temporary:
-                save_file(tensors, temporary)
+    for run in runs:
+        diffusion, method, ranks = Diffusion(run.model, run.plan, device=device), run.method, size()
+        missing = same([shard for shard in run.shards if not run.path(shard).exists()])
+        rank = 0 if ranks == 1 or method is not None else torch.distributed.get_rank()
         if callback is not None:
-            callback(run.name, len(shard))
+            callback(run.name, sum(len(shard) for shard in run.shards if shard not in missing))
+        for k, shard in enumerate(missing):
+            if method is not None or k % ranks == rank:
+                tensors = _made(run, diffusion, method, shard)
+                with atomic_path(run.path(shard)) as temporary:
+                    temporary.write_bytes(safetensors.torch.save(tensors))
+            if callback is not None:
+                callback(run.name, len(shard))
+        same(None)
 
 
-def _made(
-    run: Run, diffusion: Diffusion, method: Parallel | None, shard: range, labels: Tensor | None
-) -> dict[str, Tensor]:
+def _made(run: Run, diffusion: Diffusion, method: Parallel | None, shard: range) -> dict[str, Tensor]:
     """A shard: images, what they cost, and how far they are from the converged ones."""
     calls: list[Any] = []
     asked: dict[str, Any] = {
         "seed": run.settings.seed,
         "first": shard.start,
-        "labels": None if labels is None else labels[shard.start : shard.stop],
+        "labels": None if run.labels is None else run.labels[shard.start : shard.stop],
         "guidance": run.settings.guidance,
         "batch": len(shard),
         "callback": lambda _: calls.append(None),
     }
-    if method is None:
-        images = diffusion.sample(len(shard), **asked)
-        nfe = float(len(calls))
-    else:
-        ((images, solution),) = diffusion.solved(len(shard), method, **asked)
-        nfe = float(solution.nfe.double().mean())
+    try:
+        if method is None:
+            images = diffusion.sample(len(shard), **asked)
+            nfe = float(len(calls))
+        else:
+            ((images, solution),) = diffusion.solved(len(shard), method, **asked)
+            nfe = float(solution.nfe.double().mean())
+    except PushforwardError as error:
+        msg = f"{run.name}, model {run.model.name!r}: {error}"
+        raise PushforwardError(msg) from error
     tensors = {"images": to_bytes(images), "nfe": torch.tensor([nfe, len(calls)], dtype=torch.float64)}
     if run.sampler is None:
         tensors["values"] = images
     elif isinstance(run.plan, Adaptive) or not run.plan.noises:
-        exact = _read(replace(run, sampler=None).path(shard), len(shard))["values"]
+        converged = replace(run, sampler=None)
+        exact = _read(converged.path(shard), len(shard))["values"]
         tensors["errors"] = (images - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
     return tensors
 
 
-def _faster(model: Model, settings: Evaluation) -> Model:
-    """The model with its network in another precision, or compiled."""
-    if settings.precision == "no" and not settings.compile:
-        return model
+def _fast(model: Model, settings: Evaluation) -> Model:
+    """The model with no more than a batch in one call of its network, in another precision, or compiled."""
     network = model.denoiser
     if not isinstance(network, Network):
-        msg = f"Model {model.name!r} has no network to run in another precision or to compile."
-        raise PushforwardError(msg)
+        if settings.precision != "no" or settings.compile:
+            msg = f"Model {model.name!r} has no network to run in another precision or to compile."
+            raise PushforwardError(msg)
+        return model
+    rows = settings.batch * (1 if settings.guidance == 1 else 2)  # guidance asks twice
     module = torch.compile(network.module, dynamic=False) if settings.compile else network.module
-    return replace(model, denoiser=replace(network, module=module, autocast=PRECISIONS[settings.precision]))
+    precision = PRECISIONS[settings.precision] or network.autocast
+    return replace(
+        model,
+        denoiser=replace(network, module=module, autocast=precision, max_batch=min(rows, network.max_batch or rows)),
+    )
 
 
 def _digest(model: Model, labels: Tensor | None, settings: Evaluation) -> str:
     """What generated images depend on, besides the sampler and their number."""
+    network, process = model.denoiser, model.process
+    names = ("prediction", "time_scale", "time_shift", "clip", "threshold", "threshold_max", "autocast")
+    asked = ("seed", "guidance", "converged", "precision", "compile", "batch")
     told = {
-        "process": model.process.config(),
-        "labels": None if labels is None else labels[:FEWEST].tolist(),
-        **{name: getattr(settings, name) for name in ("seed", "guidance", "converged", "precision", "batch")},
+        "process": process.config(),
+        "shape": model.shape,
+        "grid": dict(model.grid),
+        "network": {name: str(getattr(network, name, None)) for name in names},
+        "settings": {name: getattr(settings, name) for name in asked},
     }
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
-    for tensor in () if model.module is None else model.module.state_dict().values():
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
+    tensors = [torch.as_tensor(g.variance) for g in (model.reference, model.gaussian)]
+    tensors += [torch.as_tensor(g.mean) for g in (model.reference, model.gaussian)]
+    if isinstance(network, Network) and network.clock is not None:
+        tensors.append(network.clock(torch.linspace(process.t_min, process.t_max, 16, dtype=torch.float64)))
+    if labels is not None:
+        tensors.append(labels[:FEWEST])
+    for part in (model.module, model.decoder):
+        tensors += part.state_dict().values() if isinstance(part, torch.nn.Module) else ()
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _safe(name: str) -> str:
+    """Of a name, what a file's may have."""
+    return "".join(c if c.isalnum() or c in "-+=.," else "_" for c in name).lstrip(".") or "_"
 
 
 def _read(path: Path, count: int) -> dict[str, Tensor]:
@@ -380,43 +466,50 @@ def _read(path: Path, count: int) -> dict[str, Tensor]:
 
 
 def compare(
-    runs: Sequence[Generated],
+    runs: Sequence[Run],
     data: ImageData,
     nets: Sequence[FeatureNet],
-    settings: Evaluation,
     *,
     published: Mapping[str, Reference] | None = None,
     device: str = "cpu",
     callback: Done | None = None,
-) -> list[dict[str, dict[str, float | None]]]:
-    """For each run, by feature network, its distances to the data; the first run is the converged one."""
-    result: list[dict[str, dict[str, float | None]]] = [{} for _ in runs]
-    for net in nets if runs else ():
+) -> list[Row]:
+    """The distances of runs' images to the data; the first run is the converged one.
+
+    Raises:
+        PushforwardError: a shard or a file of kept features is damaged.
+    """
+    made = [run.read() for run in runs]
+    measures: list[dict[str, dict[str, float | None]]] = [{} for _ in runs]
+    for net in nets:
         known = (published or {}).get(net.name)
         reference = known or Reference.of(reference_features(net, data.images, device=device))
+        settings = runs[0].settings
         rows = resamples(settings.count, settings.resamples, settings.seed)
         base: list[float] = []
-        for run, own in zip(runs, result, strict=True):
-            sample = Sample(reference_features(net, run.images, device=device), reference)
+        for run, own, images in zip(runs, measures, (found.images for found in made), strict=True):
+            sample = Sample(reference_features(net, images, folder=run.folder / "features", device=device), reference)
             own[net.name], values = _measured(sample, rows, settings.seed, base)
             base = base or values
             if callback is not None:
-                callback(f"distances by {net.name}", len(run.images))
-    return result
+                callback(f"distances by {net.name}", len(images))
+    return [_row(*each) for each in zip(runs, made, measures, strict=True)]
 
 
 def _measured(
     sample: Sample, rows: list[Tensor], seed: int, base: list[float]
 ) -> tuple[dict[str, float | None], list[float]]:
     """The measures, and the extrapolated distance of all images and of each resample (empty if there is none)."""
-    measures: dict[str, float | None] = {"frechet": sample.frechet()}
+    measures: dict[str, float | None] = {
+        "frechet": sample.frechet(),
+        "frechet_error": standard_error([sample.frechet(draw) for draw in rows]),
+    }
     limit = extrapolated(sample, seed=seed)
     values: list[float] = []
     if limit is not None:
         values = [limit, *(extrapolated(sample, seed=seed, draws=2, rows=draw) or math.nan for draw in rows)]
         ratios = [a / b for a, b in zip(values, base or values, strict=True)]
         measures |= {
-            "frechet_error": standard_error([sample.frechet(draw) for draw in rows]),
             "extrapolated": limit,
             "extrapolated_error": standard_error(values[1:]),
             "ratio": ratios[0],

@@ -331,9 +331,7 @@ class _TorchScript(nn.Module):
 
 def _torchscript(path: Path) -> FeatureNet:
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # the format is out of favour; the community's files are not
+        warnings.simplefilter("ignore", DeprecationWarning)  # the format is out of favour, its files are not
         try:
             net = torch.jit.load(path, map_location="cpu")
         except RuntimeError as error:

@@ -55,7 +55,13 @@ def distance_curves(rows: Sequence[Row], path: Path) -> None:
                     axes.axhline(values[0], color="0.4", linestyle=":", label=sampler)
                 else:
                     axes.plot([row.nfe for row in of], values, marker="o", markersize=4, label=sampler)
-            axes.set(xlabel="network evaluations", ylabel=distance_name(net), title=model, xscale="log", yscale="log")
+            axes.set(
+                xlabel="network evaluations",
+                ylabel=f"{distance_name(net)}, extrapolated where known",
+                title=model,
+                xscale="log",
+                yscale="log",
+            )
             axes.legend(fontsize="small")
     figure.savefig(path, format="png", dpi=120)
 
