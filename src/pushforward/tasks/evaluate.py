@@ -56,7 +56,7 @@ from pushforward.tasks.illustrate import distance_name
 
 __all__ = [
     "Evaluation", "Generated", "Row", "Run", "check", "compare", "evaluate", "generate", "labels_for", "prepare",
-    "table",
+    "table", "with_error",
 ]  # fmt: skip
 
 PRECISIONS: dict[str, torch.dtype | None] = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -577,13 +577,18 @@ def table(rows: Sequence[Row]) -> str:
 def _cells(measures: Mapping[str, float | None]) -> list[str]:
     def known(name: str, scale: float = 1.0) -> str:
         value, error = measures.get(name), measures.get(f"{name}_error")
-        if value is None:
-            return "-"
-        return f"{scale * value:.3g}" if error is None else f"{scale * value:.3g} ± {scale * error:.1g}"
+        return "-" if value is None else with_error(scale * value, None if error is None else scale * error)
 
     shares = ("precision", "recall", "density", "coverage")
     return [*(known(name) for name in ("frechet", "extrapolated", "ratio")), known("kernel", 1000.0),
             *(_number(measures.get(name)) for name in shares)]  # fmt: skip
+
+
+def with_error(value: float, error: float | None) -> str:
+    """A figure and its standard error."""
+    if not error:
+        return f"{value:.3g}"
+    return f"{value:.3g} ± {error:.1g}" if error < 9.5 else f"{value:.0f} ± {error:.0f}"
 
 
 def _number(value: float | None) -> str:
