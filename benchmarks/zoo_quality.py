@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _common import table, write_json, write_text
+from _common import read_json, table, write_json, write_text
 from torch import Tensor, nn
 
 from pushforward.images import to_bytes
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--emoji", type=Path)
     parser.add_argument("--count", type=int, default=500, help="samples a model")
     options = parser.parse_args()
-    rows = []
+    rows = {row["model"]: row for row in read_json("zoo_quality").get("models", [])}  # others than these stay
     for kind, path in (("fashion", options.fashion), ("emoji", options.emoji)):
         chosen = [name for name in names() if name.startswith(kind)]
         if path is None or not chosen:
@@ -105,15 +105,15 @@ def main() -> None:
             samples = Diffusion(model, auto(model.process, 20, model.reference)).sample(options.count, labels=labels)
             recognised = float((judge(samples) == labels).float().mean())
             loss = held_out_loss(model, data["x_test"][:2000], data["y_test"][:2000])
-            rows.append(
-                {"model": name, "held_out_loss": loss, "recognised": recognised, "real": real, "count": options.count}
-            )
-            print(rows[-1], flush=True)
-    cells = table(list(rows[0]), [list(row.values()) for row in rows]) if rows else "Give --fashion or --emoji."
+            rows[name] = {"model": name, "held_out_loss": loss, "recognised": recognised, "real": real,
+                          "count": options.count}  # fmt: skip
+            print(rows[name], flush=True)
+    found = list(rows.values())
+    cells = table(list(found[0]), [list(row.values()) for row in found]) if found else "Give --fashion or --emoji."
     print(cells)
-    if rows:
+    if options.fashion or options.emoji:
         write_text("zoo_quality", f"# Quality of the embedded models\n\nSolver auto, 20 network calls.\n\n{cells}")
-        write_json("zoo_quality", {"models": rows})
+        write_json("zoo_quality", {"models": found})
 
 
 if __name__ == "__main__":
