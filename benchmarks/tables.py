@@ -206,8 +206,8 @@ def savings(reports: dict[str, Any]) -> str:
             found = f"{fewest} | `{other}` | {calls / fewest:.0f}" if near else "none | - | -"
             lines.append(f"| {calls} | {distance:.3g} | {found} |")
     head = (
-        "Blurring diffusion: network calls for the distance of ancestral sampling. Ten are the fewest measured; *none*: "
-        "the noise on the way mends errors of this network that no deterministic sampler does.\n\n"
+        "Blurring diffusion: network calls for the distance of ancestral sampling. Ten are the fewest measured; "
+        "*none*: the noise on the way mends errors of this network that no deterministic sampler does.\n\n"
     )
     return head + "\n".join(lines)
 
