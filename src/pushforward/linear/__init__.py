@@ -39,7 +39,10 @@ def process_from_config(config: dict[str, Any]) -> Process:
     settings = dict(config)
     name = settings.pop("name", None)
     if name not in PROCESSES:
-        msg = f"Unknown process {name!r}; known are {', '.join(PROCESSES)}."
+        msg = (
+            f"Unknown process {name!r}; known are {', '.join(PROCESSES)}. One of your own must be put into "
+            "pushforward.linear.PROCESSES first."
+        )
         raise PushforwardError(msg)
     for key, value in settings.items():
         settings[key] = tuple(value) if isinstance(value, list) else value

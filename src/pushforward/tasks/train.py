@@ -35,7 +35,7 @@ from pushforward.errors import PushforwardError
 from pushforward.execute import run as run_plan
 from pushforward.files import atomic_path
 from pushforward.images import save_image, sheet
-from pushforward.linear import Gaussian, Process, fit, process_from_config
+from pushforward.linear import PROCESSES, Gaussian, Process, fit, process_from_config
 from pushforward.model.backbone import Backbone, BackboneConfig, preset
 from pushforward.model.model import Model, save_model, trained
 from pushforward.model.network import Network
@@ -47,7 +47,6 @@ from pushforward.tasks.lesson import TIMES, Draws, Lesson
 
 __all__ = ["Card", "Report", "TrainConfig", "train"]
 
-_FIELD_PROCESSES = {"blurring", "blurring-langevin"}
 _MAY_CHANGE = {"steps", "minutes", "save_every", "sample_every", "log_every", "half", "compile", "card"}
 
 
@@ -456,7 +455,7 @@ class _Run:
 def make_process(config: TrainConfig, size: tuple[int, int]) -> Process:
     """The forward process that the settings name, for images of a size."""
     settings = dict(config.process_settings)
-    if config.process in _FIELD_PROCESSES:
+    if "field" in getattr(PROCESSES.get(config.process), "__dataclass_fields__", {}):
         settings["field"] = size
     return process_from_config({"name": config.process, **settings})
 
