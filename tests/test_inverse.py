@@ -76,7 +76,7 @@ def test_plans_without_an_inverse_are_refused(plan, message):
 
 @pytest.mark.parametrize("name", ["fashion-vp", "fashion-blurring", "fashion-langevin"])
 def test_codes_of_images_decode_to_them(name):
-    """Trained networks, float32, the solver of second or first order: 2e-3 of a range of 2 (Langevin's rounding is 1e-3)."""
+    """Trained networks, float32, second or first order: 2e-3 of a range of 2 (rounding of Langevin's is 1e-3)."""
     model = pf.load(name)
     labels = torch.tensor([3, 8])
     images = pf.Diffusion(model, SOLVERS["ddim"](model.process, grid.power(model.process, 15))).sample(2, labels=labels)
