@@ -18,11 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pushforward.tasks.evaluate import with_error
+from pushforward.files import atomic_path
+from pushforward.tasks.evaluate import Row, with_error
+from pushforward.tasks.illustrate import distance_curves
 
 ROOT = Path(__file__).parent.parent
 KEPT = ROOT / "benchmarks" / "results" / "tables"
 PAGE = ROOT / "docs" / "results.md"
+PICTURE = ROOT / "docs" / "images" / "results.png"
 NET = "Fashion"
 
 # CIFAR-10 FID by network calls, gDDIM (arXiv 2206.05564); only ratios to the last column carry over to other weights.
@@ -138,7 +141,7 @@ def measure(name: str, data: Path, work: Path) -> None:
 def page() -> str:
     """All tables that there are figures for."""
     reports = {name: json.loads(p.read_text()) for name in TABLES if (p := KEPT / f"{name}.json").exists()}
-    parts = [INTRODUCTION, summary(reports), savings(reports)]
+    parts = [INTRODUCTION, summary(reports), picture(reports), savings(reports)]
     for name, report in reports.items():
         parts += [f"## {TABLES[name].title}", TABLES[name].text]
         if name in PUBLISHED:
@@ -188,6 +191,16 @@ def summary(reports: dict[str, Any]) -> str:
             cells.append(f"{figure(best['measures'][NET], 'ratio')} ({best['sampler']})")
         lines.append("| " + " | ".join(cells) + " |")
     return "## In short\n\n" + "\n".join(lines)
+
+
+def picture(reports: dict[str, Any]) -> str:
+    """Distances by network calls, a panel a process."""
+    rows = [Row(**row) for name in PUBLISHED if name in reports for row in reports[name]["rows"]]
+    if not rows:
+        return ""
+    with atomic_path(PICTURE) as temporary:
+        distance_curves(rows, temporary)
+    return f"![Distances by network calls]({PICTURE.relative_to(PAGE.parent)})"
 
 
 def savings(reports: dict[str, Any]) -> str:
