@@ -135,7 +135,7 @@ class Row:
         error: `median`, `mean` and `worst` relative distance to the converged image; `None` if stochastic.
         measures: by feature network: `frechet`, `frechet_error` (standard error), `extrapolated`,
             `extrapolated_error`, `ratio`, `ratio_error`, `kernel`, `kernel_error`, `precision`, `recall`, `density`,
-            `coverage`; what cannot be said is `None`.
+            `coverage`; what cannot be said is left out.
     """
 
     model: str
