@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from _common import table
+
 from pushforward.files import atomic_path
 from pushforward.tasks.evaluate import Row, with_error
 from pushforward.tasks.illustrate import distance_curves
@@ -33,18 +35,15 @@ CALLS = (10, 20, 50, 100, 1000)
 PUBLISHED: dict[str, dict[str, tuple[float | None, ...]]] = {
     "vp": {
         "euler-maruyama": (None, None, 31.2, 12.2, 2.64),
-        "rk45": (None, 52.5, 6.62, 2.63, 2.56),
         "heun": (66.25, 6.62, 2.65, 2.57, 2.56),
         "gddim:order=2": (4.17, 3.03, 2.59, 2.56, 2.56),
     },
     "blurring": {
         "ddpm": (None, None, 29.8, 9.73, 2.51),
-        "rk45": (None, 68.2, 7.12, 2.58, 2.46),
         "gddim:order=2": (4.52, 2.97, 2.49, 2.47, 2.46),
     },
     "langevin": {
         "euler-maruyama": (None, None, 57.72, 13.21, 2.39),
-        "rk45": (None, None, 31.7, 4.56, 2.25),
         "gddim:order=2": (13.41, 3.39, 2.26, 2.26, 2.25),
     },
 }
@@ -173,10 +172,8 @@ def summary(reports: dict[str, Any]) -> str:
     main = {name: reports[name]["rows"] for name in PUBLISHED if name in reports}
     if not main:
         return ""
-    lines = [
-        f"| process | FD-{NET} converged | precision | recall | best ratio at 10 | at 20 | at 50 |",
-        "|" + "---|" * 7,
-    ]
+    head = ["process", f"FD-{NET} converged", "precision", "recall", "best ratio at 10", "at 20", "at 50"]
+    lines = []
     for name, rows in main.items():
         measures = rows[0]["measures"][NET]
         cells = [
@@ -189,8 +186,8 @@ def summary(reports: dict[str, Any]) -> str:
             of = [r for r in rows[1:] if round(r["nfe"]) in (calls, calls - 1)]
             best = min(of, key=lambda r: r["measures"][NET]["ratio"])
             cells.append(f"{figure(best['measures'][NET], 'ratio')} ({best['sampler']})")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "## In short\n\n" + "\n".join(lines)
+        lines.append(cells)
+    return "## In short\n\n" + table(head, lines)
 
 
 def picture(reports: dict[str, Any]) -> str:
@@ -209,41 +206,42 @@ def savings(reports: dict[str, Any]) -> str:
         return ""
     rows = [r for name in ("blurring", "blurring-ancestral") for r in reports.get(name, {"rows": []})["rows"]]
     distances = {(r["sampler"], round(r["nfe"])): r["measures"][NET]["extrapolated"] for r in rows}
-    lines = [f"| ancestral calls | FD-{NET} | as near with | of | fewer by |", "|" + "---|" * 5]
+    lines = []
     for (sampler, calls), distance in sorted(distances.items()):
         near = [(n, s) for (s, n), d in distances.items() if s in ("auto", "gddim:order=2") and d <= distance]
         if sampler == "ddpm":
             fewest, other = min(near, default=(0, ""))
-            found = f"{fewest} | `{other}` | {calls / fewest:.0f}" if near else "none | - | -"
-            lines.append(f"| {calls} | {distance:.3g} | {found} |")
-    head = (
+            found = [str(fewest), f"`{other}`", f"{calls / fewest:.0f}"] if near else ["none", "-", "-"]
+            lines.append([str(calls), f"{distance:.3g}", *found])
+    text = (
         "Blurring diffusion: network calls for the distance of ancestral sampling. Ten are the fewest measured; "
         "*none*: the noise on the way mends errors of this network that no deterministic sampler does.\n\n"
     )
-    return head + "\n".join(lines)
+    return text + table(["ancestral calls", f"FD-{NET}", "as near with", "of", "fewer by"], lines)
 
 
 def ratios(rows: list[dict[str, Any]], published: dict[str, tuple[float | None, ...]]) -> str:
     """Samplers by network calls: the ratio to the converged distance, beside the published one."""
-    lines = ["| sampler | " + " | ".join(str(n) for n in CALLS[:4]) + " |", "|" + "---|" * 5]
+    lines = []
     for sampler in dict.fromkeys(row["sampler"] for row in rows[1:] if not row["sampler"].startswith("rk45")):
         cells = [f"`{sampler}`"]
         known = published.get(sampler)
         for k, calls in enumerate(CALLS[:4]):
             of = [r for r in rows if r["sampler"] == sampler and round(r["nfe"]) in (calls, calls - 1)]
             cell = figure(of[0]["measures"][NET], "ratio") if of else "-"
-            if known is not None and known[-1] is not None:
+            if known is not None:
                 there = known[k]
                 cell += f" ({there / known[-1]:.2f})" if there is not None else " (> 35)"
             cells.append(cell)
-        lines.append("| " + " | ".join(cells) + " |")
-    return "Ratio to the converged distance by network calls:\n\n" + "\n".join(lines)
+        lines.append(cells)
+    head = ["sampler", *(str(n) for n in CALLS[:4])]
+    return "Ratio to the converged distance by network calls:\n\n" + table(head, lines)
 
 
 def listing(rows: list[dict[str, Any]]) -> str:
     """Every row with all figures."""
     head = ["sampler", "NFE", "rounds", "images", f"FD-{NET}", "ratio", f"KD-{NET} x1000", "P", "R", "error"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines = []
     for row in rows:
         m = row["measures"][NET]
         error = "-" if row["error"] is None else f"{row['error']['median']:.2g}"
@@ -252,8 +250,8 @@ def listing(rows: list[dict[str, Any]]) -> str:
             figure(m, "extrapolated"), figure(m, "ratio"), figure(m, "kernel", 1000),
             f"{m['precision']:.2f}", f"{m['recall']:.2f}", error,
         ]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return table(head, lines)
 
 
 def figure(measures: dict[str, float], name: str, scale: float = 1.0) -> str:

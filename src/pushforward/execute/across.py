@@ -63,7 +63,7 @@ class Across:
             return ask
         rank = dist.get_rank(self.group)
         seen: list[object] = [None] * ranks
-        dist.all_gather_object(seen, _digest(times, like), self.group)
+        dist.all_gather_object(seen, digest(times, like), self.group)
         if len(set(seen)) > 1:
             msg = (
                 f"The {ranks} ranks ask about different states or times; give every rank the same plan, and a start "
@@ -185,10 +185,10 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
-def _digest(*tensors: Tensor) -> str:
+def digest(*tensors: Tensor) -> str:
     """What tells tensors from others, bit for bit."""
-    digest = hashlib.sha256()
+    total = hashlib.sha256()
     for tensor in tensors:
-        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+        total.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()

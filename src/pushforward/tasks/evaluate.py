@@ -34,7 +34,7 @@ from torch import Tensor
 from pushforward.data import ImageData
 from pushforward.errors import PushforwardError
 from pushforward.execute import Adaptive, Parallel
-from pushforward.execute.across import join, same, size
+from pushforward.execute.across import digest, join, same, size
 from pushforward.files import atomic_path
 from pushforward.images import to_bytes
 from pushforward.model import Model, Network
@@ -313,8 +313,8 @@ class Run:
     def place(self) -> Path:
         """The folder of its shards, named after the sampler, its times and the library's version."""
         told = [self.name, self.plan.times.tolist(), version("pushforward")]
-        digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()
-        return self.folder / f"{_safe(self.name)}-{digest[:8]}"
+        key = hashlib.sha256(json.dumps(told).encode()).hexdigest()
+        return self.folder / f"{_safe(self.name)}-{key[:8]}"
 
     def path(self, shard: range) -> Path:
         """The file of a shard."""
@@ -356,7 +356,7 @@ def generate(runs: Sequence[Run], *, device: str = "cpu", callback: Done | None 
             callback(run.name, sum(len(shard) for shard in run.shards if shard not in missing))
         for k, shard in enumerate(missing):
             if method is not None or k % ranks == rank:
-                tensors = _made(run, diffusion, method, shard)
+                tensors = _made(run, runs[0], diffusion, method, shard)
                 with atomic_path(run.path(shard)) as temporary:
                     temporary.write_bytes(safetensors.torch.save(tensors))
             if callback is not None:
@@ -364,7 +364,7 @@ def generate(runs: Sequence[Run], *, device: str = "cpu", callback: Done | None 
         same(None)
 
 
-def _made(run: Run, diffusion: Diffusion, method: Parallel | None, shard: range) -> dict[str, Tensor]:
+def _made(run: Run, converged: Run, diffusion: Diffusion, method: Parallel | None, shard: range) -> dict[str, Tensor]:
     """A shard: images, what they cost, and how far they are from the converged ones."""
     calls: list[Any] = []
     asked: dict[str, Any] = {
@@ -389,7 +389,6 @@ def _made(run: Run, diffusion: Diffusion, method: Parallel | None, shard: range)
     if run.sampler is None:
         tensors["values"] = images
     elif isinstance(run.plan, Adaptive) or not run.plan.noises:
-        converged = replace(run, sampler=None)
         exact = _read(converged.path(shard), len(shard))["values"]
         tensors["errors"] = (images - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
     return tensors
@@ -424,7 +423,6 @@ def _digest(model: Model, labels: Tensor | None, settings: Evaluation) -> str:
         "network": {name: str(getattr(network, name, None)) for name in names},
         "settings": {name: getattr(settings, name) for name in asked},
     }
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
     tensors = [torch.as_tensor(g.variance) for g in (model.reference, model.gaussian)]
     tensors += [torch.as_tensor(g.mean) for g in (model.reference, model.gaussian)]
     if isinstance(network, Network) and network.clock is not None:
@@ -433,10 +431,8 @@ def _digest(model: Model, labels: Tensor | None, settings: Evaluation) -> str:
         tensors.append(labels[:FEWEST])
     for part in (model.module, model.decoder):
         tensors += part.state_dict().values() if isinstance(part, torch.nn.Module) else ()
-    for tensor in tensors:
-        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    words = json.dumps(told, sort_keys=True, default=str) + digest(*tensors)
+    return hashlib.sha256(words.encode()).hexdigest()
 
 
 def _safe(name: str) -> str:
