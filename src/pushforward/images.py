@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import pad
 
 from pushforward.errors import PushforwardError
 from pushforward.files import atomic_path
 
-__all__ = ["check_suffix", "picture_suffixes", "save_animation", "save_image", "sheet", "to_bytes"]
+__all__ = ["check_suffix", "compared", "picture_suffixes", "save_animation", "save_image", "sheet", "to_bytes"]
 
 
 def sheet(images: Tensor, *, columns: int | None = None, smallest: int = 64) -> Image.Image:
@@ -37,6 +39,19 @@ def sheet(images: Tensor, *, columns: int | None = None, smallest: int = 64) -> 
     picture = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
     factor = max(1, smallest // height)
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+
+
+def compared(rows: Sequence[Tensor], *, columns: int = 16) -> Image.Image:
+    """Several versions of the same images: each row of images over the rows of their other versions.
+
+    Args:
+        rows: the versions, each `(count, channels, height, width)` in [-1, 1].
+        columns: of the sheet, at most.
+    """
+    columns = min(columns, len(rows[0]))
+    parts = [part for group in zip(*(row.split(columns) for row in rows), strict=True) for part in group]
+    filled = [pad(part, (0, 0, 0, 0, 0, 0, 0, columns - len(part)), value=1.0) for part in parts]
+    return sheet(torch.cat(filled), columns=columns)
 
 
 def to_bytes(images: Tensor) -> Tensor:

@@ -1,21 +1,21 @@
 """Maps from Gaussian codes to images.
 
 A `Pushforward` decodes codes of standard normal variables into images. `Diffusion` is a model with a plan: its code is
-the terminal state, in units of the marginal's root, the noises of a stochastic plan, and the noise that is left on the
-last state where the plan ends above time 0.
+the terminal state, in units of the marginal's root, the noises of a stochastic plan, and what is left on the last
+state: noise, where the plan ends above time 0, or a residual.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
-from pushforward.execute import INVERSE, Adaptive, Noise, Parallel, Round, Solution, invert, parallel, run
+from pushforward.execute import INVERSE, Adaptive, Noise, Parallel, Round, Solution, encode, invert, parallel, run
 from pushforward.execute.across import Across
 from pushforward.execute.adjoint import Gradient, Implicit, Phantom, differentiable
 from pushforward.execute.latency import choose, measured
@@ -25,6 +25,9 @@ from pushforward.plan import Plan
 
 FAILED = 1e-2  # error of an inversion above which it is tried again; what is below it is rounding
 LOCAL = (0.1, 1.0)  # sizes of the reference, in parts of the data's, that inversion tries in turn
+
+
+Labels = Tensor | Sequence[str] | None  # classes (count,), or as many prompts
 
 
 @runtime_checkable
@@ -43,11 +46,36 @@ class Code:
         start: of the terminal state, `(count, k * channels, *field)`.
         noises: of a stochastic plan, `(noises, count, k * channels, *field)`.
         end: noise on the last state of a plan that ends above time 0, `(count, k * channels, *field)`; `None`: none.
+        residual: what the clean image has more than the last state of a plan whose last step takes no noise, in the
+            units of the image, `(count, k * channels, *field)`; `None`: nothing.
     """
 
     start: Tensor
     noises: Tensor | None = None
     end: Tensor | None = None
+    residual: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def __getitem__(self, some: slice | Tensor | list[int]) -> Code:
+        """The codes of some of the images."""
+        noises = None if self.noises is None else self.noises[:, some]
+        start, end, residual = (None if x is None else x[some] for x in (self.start, self.end, self.residual))
+        assert start is not None
+        return Code(start, noises, end, residual)
+
+    @staticmethod
+    def cat(codes: Sequence[Code]) -> Code:
+        """The codes of several batches as one, on the CPU."""
+
+        def together(name: str, along: int = 0) -> Tensor | None:
+            parts = [value.cpu() for code in codes if (value := getattr(code, name)) is not None]
+            return torch.cat(parts, along) if parts else None
+
+        start = together("start")
+        assert start is not None
+        return Code(start, together("noises", 1), together("end"), together("residual"))
 
 
 class Stream:
@@ -58,11 +86,11 @@ class Stream:
 
     Args:
         seed: of all.
-        indices: of the images.
+        indices: of the images, any numbers.
         shape: of one variable, `(k * channels, *field)`.
     """
 
-    def __init__(self, seed: int, indices: range, shape: tuple[int, ...]):
+    def __init__(self, seed: int, indices: Sequence[int], shape: tuple[int, ...]):
         self._streams = [torch.Generator().manual_seed(_mixed(seed, i)) for i in indices]
         self._shape = shape
 
@@ -90,6 +118,21 @@ class Inversion:
     rounds: int
     nfe: Tensor
     residual: Tensor
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Codes drawn for images.
+
+    Args:
+        code: decoded by the same `Diffusion`, it gives the images back.
+        rounds: batched network calls on the critical path.
+        nfe: network evaluations of each image.
+    """
+
+    code: Code
+    rounds: int
+    nfe: int
 
 
 @dataclass(frozen=True)
@@ -123,7 +166,7 @@ class Diffusion:
         *,
         seed: int = 0,
         first: int = 0,
-        labels: Tensor | None = None,
+        labels: Labels = None,
         guidance: float = 1.0,
         batch: int = 64,
         parallel: Parallel | None = None,
@@ -135,7 +178,7 @@ class Diffusion:
             count: how many.
             seed: of the codes; image i depends on the seed and `first + i` alone.
             first: number of the first image.
-            labels: classes, `(count,)`, for a model that has them.
+            labels: classes `(count,)`, or as many prompts, for a model that takes them.
             guidance: weight of classifier-free guidance; 1 is plain.
             batch: images at a time.
             parallel: run all steps at once, so; the images are the same to its tolerance.
@@ -156,7 +199,7 @@ class Diffusion:
         *,
         seed: int = 0,
         first: int = 0,
-        labels: Tensor | None = None,
+        labels: Labels = None,
         guidance: float = 1.0,
         batch: int = 64,
         callback: Callable[[Round], None] | None = None,
@@ -185,28 +228,27 @@ class Diffusion:
         return choice.method, choice.reason
 
     def _pieces(
-        self, count: int, seed: int, first: int, labels: Tensor | None, guidance: float, batch: int
+        self, count: int, seed: int, first: int, labels: Labels, guidance: float, batch: int
     ) -> Iterator[tuple[Model, Tensor, Noise]]:
         """Model, terminal states and noises of each batch, with all arguments checked before the first."""
         if count < 1 or batch < 1:
             msg = f"Sampling needs a count and a batch of at least 1; got {count} and {batch}."
             raise PushforwardError(msg)
-        labels = None if labels is None else torch.as_tensor(labels)
         self._given(labels, guidance)
         if labels is not None and len(labels) != count:
             msg = f"{count} images need as many labels; got {len(labels)}."
             raise PushforwardError(msg)
         for begin in range(0, count, batch):
             end = min(begin + batch, count)
-            chosen = None if labels is None else labels[begin:end]
+            told = chosen(labels, slice(begin, end))
             stream = Stream(seed, range(first + begin, first + end), self.model.state_shape(1)[1:])
             start = self.start(stream.draw())
-            yield self.model.given(chosen, guidance), start, stream.noise
+            yield self.model.given(told, guidance), start, stream.noise
 
     def decode(
         self,
         code: Code,
-        labels: Tensor | None = None,
+        labels: Labels = None,
         guidance: float = 1.0,
         *,
         parallel: Parallel | None = None,
@@ -220,7 +262,7 @@ class Diffusion:
 
         Args:
             code: of as many noises as the plan takes.
-            labels: classes, `(count,)`, for a model that has them.
+            labels: classes `(count,)`, or as many prompts, for a model that takes them.
             guidance: weight of classifier-free guidance; 1 is plain.
             parallel: run all steps at once, so.
             gradient: how gradients reach the code and the `parameters` (see `execute.adjoint`): `Exact()` with the
@@ -237,6 +279,7 @@ class Diffusion:
             msg = f"The plan takes {count} noises, the code has {given}; decode it with the plan that it was made by."
             raise PushforwardError(msg)
         model = self._given(labels, guidance)
+        rest = _Rest(code.end, code.residual)
         noises = iter(() if code.noises is None else code.noises)
         start = self.start(code.start)
         if gradient is not None and not isinstance(self.plan, Adaptive):
@@ -245,21 +288,70 @@ class Diffusion:
                 gradient = replace(gradient, reference=model.gaussian.tempered())
             final = differentiable(self.plan, model.denoiser, start, noise=code.noises, gradient=gradient,
                                    method=method, parameters=parameters, callback=callback)  # fmt: skip
-            return model.images(self._without_noise(final, code.end))
+            return model.images(self._clean(final, rest))
         if parallel is None:
-            return self._run(model, start, lambda _: next(noises).to(start), callback, code.end)
+            return self._run(model, start, lambda _: next(noises).to(start), callback, rest)
         final = self._solve(model, start, lambda _: next(noises).to(start), parallel, callback).last
-        return model.images(self._without_noise(final, code.end))
+        return model.images(self._clean(final, rest))
+
+    @torch.no_grad()
+    def encode(
+        self,
+        images: Tensor,
+        labels: Labels = None,
+        guidance: float = 1.0,
+        *,
+        seed: int = 0,
+        first: int | Sequence[int] = 0,
+        independent: bool = False,
+        sequential: bool = False,
+        rows: int = 64,
+        callback: Callable[[int], None] | None = None,
+    ) -> Encoding:
+        """Codes of images under a stochastic plan (DPM-Encoder), drawn from all that decode to them.
+
+        Args:
+            images: in [-1, 1], `(count, channels, height, width)`.
+            labels: classes `(count,)` or as many prompts, for a model that has them.
+            guidance: weight of classifier-free guidance.
+            seed: of the path of states; image i's depends on the seed and its number alone.
+            first: number of the first image, or the number of each.
+            independent: draw the states independently of one another ("edit-friendly" codes), not as a path.
+            sequential: take as many rounds as steps: no rounding adds up.
+            rows: states that the network sees at a time.
+            callback: told after every network call how many states it saw.
+
+        Raises:
+            PushforwardError: a deterministic plan, adaptive steps, or images of another shape.
+        """
+        if isinstance(self.plan, Adaptive):
+            msg = "Adaptive steps are deterministic and take no noises; name a stochastic solver, e.g. ddpm."
+            raise PushforwardError(msg)
+        model, process = self._given(labels, guidance), self.model.process
+        clean = process.lift(model.latents(images.to(device=self._device, dtype=self.dtype)))
+        stream = Stream(seed, _numbers(first, len(images)), clean.shape[1:])
+        times = self.plan.times[:1]
+        signal, spread = process.transition(times, torch.zeros_like(times))[0], process.covariance(times).cholesky()[0]
+        z = self.code(signal(clean) + spread(stream.draw().to(clean)))
+        found = encode(self.plan, Across(model.denoiser), clean, start=self.start(z), draw=stream.draw,
+                       independent=independent, sequential=sequential, rows=rows, callback=callback)  # fmt: skip
+        time, end, residual = self.plan.times[-1:], None, None
+        if float(time) > 0:
+            gap = found.last - process.transition(time, torch.zeros_like(time))[0](clean)
+            end = process.covariance(time).cholesky()[0].inverse()(gap)
+        else:
+            residual = clean - found.last
+        return Encoding(Code(z, found.noises, end, residual), found.rounds, found.nfe)
 
     @torch.no_grad()
     def invert(
         self,
         images: Tensor,
-        labels: Tensor | None = None,
+        labels: Labels = None,
         guidance: float = 1.0,
         *,
         seed: int = 0,
-        first: int = 0,
+        first: int | Sequence[int] = 0,
         noisy: bool = True,
         parallel: Parallel = INVERSE,
         callback: Callable[[Round], None] | None = None,
@@ -271,10 +363,10 @@ class Diffusion:
 
         Args:
             images: in [-1, 1], `(count, channels, height, width)`.
-            labels: classes, `(count,)`, for a model that has them.
+            labels: classes `(count,)`, or as many prompts, for a model that takes them.
             guidance: weight of classifier-free guidance; strong guidance may have no inverse.
-            seed: of the noise on the last state; image i's depends on the seed and `first + i` alone.
-            first: number of the first image.
+            seed: of the noise on the last state; image i's depends on the seed and its number alone.
+            first: number of the first image, or the number of each.
             noisy: whether there is such noise.
             parallel: how to solve. Its reference is, by default, the model's data's spectrum drawn towards white, with
                 a tenth of its size: what answers near an image respond to is less than all data. Images that fail
@@ -287,12 +379,9 @@ class Diffusion:
         if isinstance(self.plan, Adaptive):
             msg = "Adaptive steps have no inverse; name a solver, e.g. ddim."
             raise PushforwardError(msg)
-        if tuple(images.shape[1:]) != self.model.shape:
-            msg = f"Model {self.model.name!r} has images of shape {self.model.shape}; got {tuple(images.shape[1:])}."
-            raise PushforwardError(msg)
         model, process = self._given(labels, guidance), self.model.process
-        clean = process.lift(images.to(device=self._device, dtype=self.dtype))
-        end = Stream(seed, range(first, first + len(images)), clean.shape[1:]).draw() if noisy else None
+        clean = process.lift(model.latents(images.to(device=self._device, dtype=self.dtype)))
+        end = Stream(seed, _numbers(first, len(images)), clean.shape[1:]).draw() if noisy else None
         time = self.plan.times[-1:]
         state = clean
         if end is not None:
@@ -307,7 +396,7 @@ class Diffusion:
             bad = (~(residual <= max(FAILED, parallel.tolerance))).nonzero()[:, 0]
             if not len(bad):
                 break
-            some = self._given(None if labels is None else torch.as_tensor(labels)[bad.cpu()], guidance)
+            some = self._given(chosen(labels, bad.cpu()), guidance)
             again = invert(self.plan, Across(some.denoiser), state[bad], clean=clean[bad] if noisy else None,
                            method=_referenced(parallel, some, scale), callback=callback)  # fmt: skip
             better = (again.residual < residual[bad]) | ~residual[bad].isfinite()
@@ -339,8 +428,7 @@ class Diffusion:
         image = torch.as_tensor(reference.mean).to(like) + torch.zeros_like(process.image(like))
         return process.transition(time, torch.zeros_like(time))[0](process.lift(image))
 
-    def _given(self, labels: Tensor | None, guidance: float) -> Model:
-        labels = None if labels is None else torch.as_tensor(labels)
+    def _given(self, labels: Labels, guidance: float) -> Model:
         return self.model.to(self._device).given(labels, guidance)
 
     def _run(
@@ -349,14 +437,14 @@ class Diffusion:
         start: Tensor,
         noise: Noise,
         callback: Callable[[Any], None] | None,
-        end: Tensor | None = None,
+        rest: _Rest | None = None,
     ) -> Tensor:
         """The images that the plan makes of a terminal state, step by step."""
         if isinstance(self.plan, Adaptive):
             final = self.plan.run(model.denoiser, start, callback)
         else:
             final = run(self.plan, model.denoiser, start, noise=noise, callback=callback)
-        return model.images(self._without_noise(final, end))
+        return model.images(self._clean(final, rest))
 
     def _solve(
         self, model: Model, start: Tensor, noise: Noise, method: Parallel, callback: Callable[[Round], None] | None
@@ -368,13 +456,28 @@ class Diffusion:
         method = _referenced(method, model)
         return parallel(self.plan, Across(model.denoiser), start, noise=noise, method=method, callback=callback)
 
-    def _without_noise(self, state: Tensor, end: Tensor | None) -> Tensor:
-        """The clean state in a last state whose noise is known."""
-        if end is None:
-            return state
-        process, time = self.model.process, self.plan.times[-1:]
-        signal = state - process.covariance(time).cholesky()[0](end.to(state))
-        return process.transition(time, torch.zeros_like(time))[0].inverse()(signal)
+    def _clean(self, state: Tensor, rest: _Rest | None) -> Tensor:
+        """The clean state in a last state of which it is known what is left on it."""
+        if rest is not None and rest.end is not None:
+            process, time = self.model.process, self.plan.times[-1:]
+            signal = state - process.covariance(time).cholesky()[0](rest.end.to(state))
+            state = process.transition(time, torch.zeros_like(time))[0].inverse()(signal)
+        return state if rest is None or rest.residual is None else state + rest.residual.to(state)
+
+
+class _Rest(NamedTuple):
+    """What is left on a last state, as a `Code` has it."""
+
+    end: Tensor | None
+    residual: Tensor | None
+
+
+def chosen(labels: Labels, some: slice | Tensor) -> Labels:
+    """The labels or prompts of some of the images."""
+    if labels is None or isinstance(labels, Tensor):
+        return None if labels is None else labels[some]
+    names = list(labels)
+    return names[some] if isinstance(some, slice) else [names[i] for i in some.tolist()]
 
 
 def _referenced(method: Parallel, model: Model, scale: float = 1.0) -> Parallel:
@@ -382,6 +485,15 @@ def _referenced(method: Parallel, model: Model, scale: float = 1.0) -> Parallel:
     if method.reference is not None:
         return method
     return replace(method, reference=model.gaussian.tempered(scale=scale))
+
+
+def _numbers(first: int | Sequence[int], count: int) -> Sequence[int]:
+    """The number of each image."""
+    numbers = range(first, first + count) if isinstance(first, int) else first
+    if len(numbers) != count:
+        msg = f"{count} images need as many numbers; got {len(numbers)}."
+        raise PushforwardError(msg)
+    return numbers
 
 
 def _mixed(seed: int, index: int) -> int:

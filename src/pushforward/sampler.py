@@ -31,6 +31,7 @@ class Sampler:
             model's own N(m, s^2 I), or `spectrum` for the one fitted to its data; `tolerance` is `rk45`'s.
         grid: name of a grid; by default the model's own, or `power`.
         end: time of the last state; by default the grid's own.
+        start: share of the steps, counted from the last one, that are taken: below 1 the plan begins at a time between.
         parallel: all steps at once, by this of `METHODS`.
         within: relative error allowed in an image by `parallel`.
     """
@@ -40,10 +41,16 @@ class Sampler:
     settings: Mapping[str, object] = field(default_factory=dict)
     grid: str | None = None
     end: float | None = None
+    start: float = 1.0
     parallel: str | None = None
     within: float = _WITHIN
 
     def __post_init__(self) -> None:
+        if not 0 < self.start <= 1 or round(self.start * self.steps) < 1:
+            msg = (
+                f"The start is a share of the {self.steps} steps, one step or more, and at most 1; got {self.start:g}."
+            )
+            raise PushforwardError(msg)
         if self.parallel is not None and self.parallel not in METHODS:
             msg = f"Unknown way {self.parallel!r} to take all steps at once; known are {', '.join(METHODS)}."
             raise PushforwardError(msg)
@@ -55,6 +62,8 @@ class Sampler:
     def label(self) -> str:
         """The sampler in the words of `parse`, without its steps."""
         own = {"grid": self.grid, "end": self.end, "parallel": self.parallel}
+        if self.start != 1:
+            own["start"] = self.start
         if self.parallel is not None or self.within != _WITHIN:
             own["within"] = self.within
         words = {**self.settings, **{key: value for key, value in own.items() if value is not None}}
@@ -70,7 +79,7 @@ class Sampler:
         at = {} if self.end is None else {"end": self.end}
         if self.solver in ("auto", "rk45"):
             tolerance = settings.pop("tolerance", 1e-5) if self.solver == "rk45" else 1e-5
-            if self.grid is not None or settings or at:
+            if self.grid is not None or settings or at or self.start != 1:
                 msg = f"The solver {self.solver!r} chooses its own settings; name another to set them."
                 raise PushforwardError(msg)
             if self.solver == "auto":
@@ -87,6 +96,7 @@ class Sampler:
         elif isinstance(name, str):
             msg = f"A reference is data, spectrum or the variance of a Gaussian; got {name!r}."
             raise PushforwardError(msg)
+        times = times[len(times) - 1 - round(self.start * (len(times) - 1)) :]
         try:
             return plan_of(process, self.solver, times, settings)
         except (TypeError, KeyError) as error:  # a word where a number should be, or the reverse
@@ -133,8 +143,8 @@ def parse(text: str) -> Sampler:
             msg = f"A sampler is written solver:name=value:name=value, for instance gddim:order=2; got {text!r}."
             raise PushforwardError(msg)
         settings[name.strip().replace("-", "_")] = _value(value.strip())
-    own = {name: settings.pop(name) for name in ("grid", "end", "parallel", "within") if name in settings}
-    for name in own.keys() & {"end", "within"}:
+    own = {name: settings.pop(name) for name in ("grid", "end", "start", "parallel", "within") if name in settings}
+    for name in own.keys() & {"end", "start", "within"}:
         own[name] = _positive(own[name], zero=name == "end")
     return Sampler(solver, settings=settings, **own)  # type: ignore[arg-type]
 

@@ -9,7 +9,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from pushforward.execute import Adaptive
     from pushforward.model import Model
     from pushforward.plan import Plan
-    from pushforward.pushforward import Code, Diffusion
+    from pushforward.pushforward import Code, Diffusion, Labels
 
 __all__ = [
-    "DeviceOption", "GuidanceOption", "Images", "JsonOption", "LabelOption", "ModelArgument", "PlanOptions",
-    "QuietOption", "choose_labels", "decoded", "make_plan", "pick_device", "plan_options", "progress", "read_inputs",
-    "write_json",
+    "DeviceOption", "GuidanceOption", "Images", "JsonOption", "LabelOption", "ModelArgument", "NegativeOption",
+    "PlanOptions", "PromptOption", "QuietOption", "choose_labels", "decoded", "image_size", "make_plan",
+    "pick_device", "plan_options", "progress", "read_inputs", "stochastic", "write_json",
 ]  # fmt: skip
 
 ModelArgument = Annotated[
@@ -39,6 +39,11 @@ ModelArgument = Annotated[
 LabelOption = Annotated[
     list[str] | None, typer.Option(help="A class, by name or number; repeat for several, which images take in turn.")
 ]
+PromptOption = Annotated[
+    list[str] | None,
+    typer.Option(help="What to draw, for a model that reads; repeat for several, which images take in turn."),
+]
+NegativeOption = Annotated[str, typer.Option(help="What not to draw: guidance leads away from this prompt.")]
 GuidanceOption = Annotated[float, typer.Option(help="Weight of classifier-free guidance; 1 is none.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps …; auto takes a GPU if there is one.")]
 JsonOption = Annotated[
@@ -115,11 +120,33 @@ def plan_options(**defaults: object) -> Callable[[Callable[..., None]], Callable
     return decorate
 
 
-def make_plan(model: Model, options: PlanOptions) -> Plan | Adaptive:
-    """The plan that a command's options describe."""
+def make_plan(model: Model, options: PlanOptions, start: float = 1.0) -> Plan | Adaptive:
+    """The plan that a command's options describe, of the last `start` of its steps."""
     from pushforward.sampler import Sampler
 
-    return Sampler(options.solver, options.steps, options.settings, options.grid, options.end).plan(model)
+    return Sampler(options.solver, options.steps, options.settings, options.grid, options.end, start).plan(model)
+
+
+def stochastic(options: PlanOptions) -> PlanOptions:
+    """The options with some noise where they leave it to the solver: eta 0.1 of DDIM, lambda 1 of the others."""
+    if options.solver == "ddim" and options.eta is None:
+        return replace(options, eta=0.1)
+    if options.solver in ("gddim", "exponential") and options.noise is None:
+        return replace(options, noise=1.0)
+    return options
+
+
+def image_size(model: Model) -> tuple[int, int, int]:
+    """Channels, height and width of the images that a model makes.
+
+    Raises:
+        PushforwardError: it makes no images of 1 or 3 channels, or does not say their size.
+    """
+    shape = model.image_shape
+    if shape is None or len(shape) != 3 or shape[0] not in (1, 3):
+        msg = f"Model {model.name!r} makes no images of known size ({shape or model.shape}): it cannot take images."
+        raise PushforwardError(msg)
+    return shape[0], shape[1], shape[2]
 
 
 def pick_device(name: str) -> str:
@@ -140,18 +167,29 @@ def pick_device(name: str) -> str:
     return name
 
 
-def choose_labels(model: Model, names: Sequence[str], count: int) -> Tensor | None:
-    """The named classes in turn for `count` images, `(count,)`; `None` if none is named.
+def choose_labels(model: Model, names: Sequence[str], count: int, prompts: Sequence[str] = ()) -> Labels:
+    """The named classes or the prompts in turn for `count` images; `None` if there are none.
 
     Raises:
-        PushforwardError: the model has no such class.
+        PushforwardError: the model has no such class, or reads no prompts.
     """
     import torch
 
+    if prompts:
+        if model.text is None or names:
+            why = (
+                "give labels or prompts, not both"
+                if names
+                else f"model {model.name!r} reads no prompts; leave --prompt out"
+            )
+            msg = why[0].upper() + why[1:] + "."
+            raise PushforwardError(msg)
+        return [prompts[i % len(prompts)] for i in range(count)]
     if not names:
         return None
     if not model.classes:
-        msg = f"Model {model.name!r} has no classes; leave --label out."
+        instead = "give a --prompt instead" if model.text is not None else "leave --label out"
+        msg = f"Model {model.name!r} has no classes; {instead}."
         raise PushforwardError(msg)
     numbers = [_label(model, name) for name in names]
     return torch.tensor([numbers[i % len(numbers)] for i in range(count)])
@@ -167,14 +205,14 @@ def _label(model: Model, name: str) -> int:
 
 
 def decoded(
-    diffusion: Diffusion, code: Code, labels: Tensor | None, guidance: float, batch: int, *, quiet: bool = False
+    diffusion: Diffusion, code: Code, labels: Labels, guidance: float, batch: int, *, quiet: bool = False
 ) -> Tensor:
     """The images behind codes, batch after batch, on the CPU, with a progress bar."""
     import torch
 
     from pushforward.execute import Parallel, Progress, Round
     from pushforward.plan import Plan
-    from pushforward.pushforward import Code
+    from pushforward.pushforward import chosen
 
     plan, count = diffusion.plan, len(code.start)
     if not isinstance(plan, Plan):
@@ -189,10 +227,8 @@ def decoded(
 
         for first in range(0, count, batch):
             some = slice(first, first + batch)
-            noises = None if code.noises is None else code.noises[:, some]
-            part = Code(code.start[some], noises, None if code.end is None else code.end[some])
-            own = None if labels is None else labels[some]
-            images.append(diffusion.decode(part, own, guidance, parallel=method, callback=tell).float().cpu())
+            own = chosen(labels, some)
+            images.append(diffusion.decode(code[some], own, guidance, parallel=method, callback=tell).float().cpu())
     return torch.cat(images)
 
 
@@ -207,15 +243,23 @@ class Images:
         values: in [-1, 1], `(count, channels, height, width)`.
         names: of each, its file or its place in an `.npz` file.
         notes: what had to be done to them, one sentence each.
+        skipped: files that could not be read, each with the reason.
     """
 
     values: Tensor
     names: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
 
 
 def read_inputs(
-    sources: Sequence[Path], size: tuple[int, int], channels: int, *, split: str = "test", count: int | None = None
+    sources: Sequence[Path],
+    size: tuple[int, int],
+    channels: int,
+    *,
+    split: str = "test",
+    count: int | None = None,
+    skip: bool = False,
 ) -> Images:
     """Images from files, folders (searched recursively) and `.npz` files, in this order, brought to a model's shape.
 
@@ -227,11 +271,14 @@ def read_inputs(
         channels: 1 or 3.
         split: of `.npz` files, `train` or `test`.
         count: take the first of them only.
+        skip: leave out files that cannot be read, as long as there are others.
 
     Raises:
         PushforwardError: something is not there, is no image, or is damaged.
     """
     import torch
+
+    skipped: list[tuple[str, str]] = []
 
     done: Counter[str] = Counter()
     images: list[Tensor] = []
@@ -243,15 +290,24 @@ def read_inputs(
         if source.suffix.lower() == ".npz" and source.is_file():
             some, own = _from_npz(source, size, channels, split, room, done)
         else:
-            files = _files(source)[:room]
-            some, own = [_from_file(file, size, channels, done) for file in files], [str(file) for file in files]
+            some, own = [], []
+            for file in _files(source)[:room]:
+                try:
+                    some.append(_from_file(file, size, channels, done))
+                    own.append(str(file))
+                except PushforwardError as error:
+                    if not skip:
+                        raise
+                    skipped.append((str(file), str(error)))
         images += some
         names += own
+    if not images and skipped:
+        raise PushforwardError(skipped[0][1])
     if not images:
         msg = "There is no image to work on: name at least one file, folder or .npz file."
         raise PushforwardError(msg)
     notes = tuple(f"{n} image{'s' if n > 1 else ''} {what}" for what, n in done.items())
-    return Images(torch.stack(images).float() / 127.5 - 1, tuple(names), notes)
+    return Images(torch.stack(images).float() / 127.5 - 1, tuple(names), notes, tuple(skipped))
 
 
 def _files(source: Path) -> list[Path]:

@@ -9,11 +9,10 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
 from pushforward.cli.common import DeviceOption, JsonOption, QuietOption, decoded, pick_device, write_json
-from pushforward.codes import check_codes, load_codes, plan_of
+from pushforward.codes import check_codes, load_codes, plan_of, told
 from pushforward.errors import PushforwardError
 from pushforward.images import check_suffix, picture_suffixes, save_image, sheet
 from pushforward.model import Model, load
@@ -23,7 +22,7 @@ __all__ = ["decode"]
 
 
 def decode(
-    codes: Annotated[Path, typer.Argument(help="A file that `pushforward invert` wrote.")],
+    codes: Annotated[Path, typer.Argument(help="A file that `pushforward encode` or `invert` wrote.")],
     model: Annotated[
         str | None, typer.Option(help="Another model of the same process and shape; its own if not said.")
     ] = None,
@@ -46,7 +45,7 @@ def decode(
     chosen = _loaded(source, model is None).to(where)
     check_codes(code, info, chosen)
     plan = plan_of(chosen.process, info["solver"], info["times"], info["settings"])
-    labels = None if info["labels"] is None else torch.tensor(info["labels"])
+    chosen, labels = told(chosen, info)
     began = time.perf_counter()
     images = decoded(Diffusion(chosen, plan, device=where), code, labels, info["guidance"], batch, quiet=quiet)
     seconds = time.perf_counter() - began

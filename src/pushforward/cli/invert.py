@@ -14,7 +14,6 @@ from typing import Annotated, Any
 import torch
 import typer
 from torch import Tensor
-from torch.nn.functional import pad
 
 from pushforward.cli.common import (
     DeviceOption,
@@ -22,10 +21,13 @@ from pushforward.cli.common import (
     JsonOption,
     LabelOption,
     ModelArgument,
+    NegativeOption,
     PlanOptions,
+    PromptOption,
     QuietOption,
     choose_labels,
     decoded,
+    image_size,
     make_plan,
     pick_device,
     plan_options,
@@ -36,15 +38,16 @@ from pushforward.cli.common import (
 from pushforward.codes import check_path, header, load_codes, save_codes, statistics
 from pushforward.errors import PushforwardError
 from pushforward.execute import INVERSE, Exact, Implicit, Parallel, Round
-from pushforward.images import check_suffix, picture_suffixes, save_image, sheet
+from pushforward.images import check_suffix, compared, picture_suffixes, save_image
 from pushforward.model import Model, load
 from pushforward.plan import Plan
-from pushforward.pushforward import Code, Diffusion, Inversion
+from pushforward.pushforward import Code, Diffusion, Inversion, Labels
+from pushforward.pushforward import chosen as told
 from pushforward.tasks.invert import Record, naive, optimise
 
 __all__ = ["invert"]
 
-_SHOWN, _COLUMNS = 64, 16
+_SHOWN = 64
 _METHODS = ("exact", "optimise", "naive")
 
 
@@ -54,6 +57,8 @@ def invert(
     images: Annotated[list[Path], typer.Argument(help="Files, folders, or .npz files of images.")],
     plan: PlanOptions,
     label: LabelOption = None,
+    prompt: PromptOption = None,
+    negative: NegativeOption = "",
     guidance: GuidanceOption = 1.0,
     method: Annotated[
         str, typer.Option(help="exact: by fixed point; optimise: least squares; naive: one pass.")
@@ -101,11 +106,12 @@ def invert(
         msg = f"--method is {', '.join(_METHODS)}, and --begin forward or random; got {method!r} and {begin!r}."
         raise PushforwardError(msg)
     where = pick_device(device)
-    chosen = load(model).to(where)
+    chosen = replace(load(model).to(where), negative=negative)
     made = _invertible(chosen, plan, method)
     way = replace(INVERSE, tolerance=tolerance)
-    given = read_inputs(images, _size(chosen), chosen.shape[0], split=split, count=count)
-    labels = choose_labels(chosen, label or [], len(given.values))
+    channels, *size = image_size(chosen)
+    given = read_inputs(images, (size[0], size[1]), channels, split=split, count=count)
+    labels = choose_labels(chosen, label or [], len(given.values), prompt or [])
     diffusion = Diffusion(chosen, made, device=where)
     found, seconds = [], []
     with progress("inverting", quiet=quiet) as bar:
@@ -119,7 +125,7 @@ def invert(
 
         for first in range(0, len(given.values), batch):
             values = given.values[first : first + batch]
-            own = None if labels is None else labels[first : first + batch]
+            own = told(labels, slice(first, first + batch))
             began = time.perf_counter()
             if method == "optimise":
                 one = _optimised(diffusion, values, own, guidance, begin, seed, first, iterations, tolerance, tell)
@@ -131,12 +137,11 @@ def invert(
             found.append(one)
             seconds.append(time.perf_counter() - began)
     info = header(model, chosen, plan.solver, plan.settings, made.times, labels=labels, guidance=guidance)
-    save_codes(out, _together([one.code for one in found]), {**info, "images": given.names, "seed": seed})
+    save_codes(out, Code.cat([one.code for one in found]), {**info, "images": given.names, "seed": seed})
     code, _ = load_codes(out)  # what is on disk is what is checked
     again = decoded(diffusion, code, labels, guidance, batch, quiet=quiet)
     if picture is not None:
-        columns = min(_COLUMNS, len(again))
-        save_image(sheet(_compared(given.values[:_SHOWN], again[:_SHOWN], columns), columns=columns), picture)
+        save_image(compared([given.values[:_SHOWN], again[:_SHOWN]]), picture)
     report = {
         "model": model, "process": chosen.process.name, **{key: info[key] for key in ("solver", "settings", "times")},
         "steps": len(made.steps) - 1, "count": len(again), "labels": info["labels"], "guidance": guidance,
@@ -151,16 +156,8 @@ def invert(
     write_json(report, json)
 
 
-def _size(model: Model) -> tuple[int, int]:
-    """Height and width of the images that a model's process diffuses."""
-    if model.decoder is not None or len(model.shape) != 3 or model.shape[0] not in (1, 3):
-        msg = f"Model {model.name!r} diffuses no images but shape {model.shape}: it cannot invert images."
-        raise PushforwardError(msg)
-    return model.shape[1], model.shape[2]
-
-
 def _optimised(
-    diffusion: Diffusion, images: Tensor, labels: Tensor | None, guidance: float, begin: str, seed: int, first: int,
+    diffusion: Diffusion, images: Tensor, labels: Labels, guidance: float, begin: str, seed: int, first: int,
     iterations: int, tolerance: float, callback: Callable[[Record], None],
 ) -> Inversion:  # fmt: skip
     """Codes by L-BFGS; a squared error of no more than `tolerance^2` keeps every value within the tolerance."""
@@ -174,7 +171,7 @@ def _optimised(
     return Inversion(found.code, len(found.history), found.nfe, found.loss.sqrt())
 
 
-def _naive(diffusion: Diffusion, images: Tensor, labels: Tensor | None, guidance: float) -> Inversion:
+def _naive(diffusion: Diffusion, images: Tensor, labels: Labels, guidance: float) -> Inversion:
     """Codes by one pass, with the error of decoding them."""
     code = naive(diffusion, images, labels, guidance)
     with torch.no_grad():
@@ -202,23 +199,6 @@ def _invertible(model: Model, options: PlanOptions, method: str) -> Plan:
         )
         raise PushforwardError(msg)
     return plan
-
-
-def _together(codes: list[Code]) -> Code:
-    """The codes of all batches as one."""
-    ends = [code.end.cpu() for code in codes if code.end is not None]
-    noises = [code.noises.cpu() for code in codes if code.noises is not None]
-    return Code(
-        torch.cat([code.start.cpu() for code in codes]),
-        torch.cat(noises, 1) if noises else None,
-        torch.cat(ends) if ends else None,
-    )
-
-
-def _compared(images: Tensor, again: Tensor, columns: int) -> Tensor:
-    """Rows of images, each over a row of what they decode to; the last two are filled up with white."""
-    rows = [part for pair in zip(images.split(columns), again.split(columns), strict=True) for part in pair]
-    return torch.cat([pad(row, (0, 0, 0, 0, 0, 0, 0, columns - len(row)), value=1.0) for row in rows])
 
 
 def _measured(

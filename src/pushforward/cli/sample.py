@@ -20,7 +20,9 @@ from pushforward.cli.common import (
     JsonOption,
     LabelOption,
     ModelArgument,
+    NegativeOption,
     PlanOptions,
+    PromptOption,
     QuietOption,
     choose_labels,
     make_plan,
@@ -49,6 +51,8 @@ def sample(
     count: Annotated[int, typer.Option(help="How many images.", min=1)] = 64,
     seed: Annotated[int, typer.Option(help="Of the codes; image i depends on the seed and i alone.")] = 0,
     label: LabelOption = None,
+    prompt: PromptOption = None,
+    negative: NegativeOption = "",
     guidance: GuidanceOption = 1.0,
     batch: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 64,
     parallel: Annotated[
@@ -77,7 +81,7 @@ def sample(
     pushforward sample fashion-vp
     pushforward sample fashion-vp --solver gddim --order 2 --steps 20 --count 64 --seed 0 --out grid.png
     pushforward sample fashion-langevin --solver ddim --eta 0.5 --steps 100 --label sneaker --guidance 2
-    pushforward sample emoji --label google --animate emoji.gif
+    pushforward sample emoji --prompt "grinning face, noto" --guidance 2 --animate emoji.gif
     pushforward sample ./my-diffusers-folder --solver unipc --steps 10 --json report.json
     pushforward sample fashion-vp --solver rk45 --count 8        # adaptive steps, the slow reference
     pushforward sample fashion-vp --solver ddim --steps 100 --count 4 --parallel preconditioned --check
@@ -88,10 +92,10 @@ def sample(
     main = join(device)  # under torchrun, every rank works and the first one writes
     quiet = quiet or not main
     where = pick_device(device)
-    chosen = load(model).to(where)
+    chosen = replace(load(model).to(where), negative=negative)
     made = make_plan(chosen, plan)
     diffusion = Diffusion(chosen, made, device=where)
-    labels = choose_labels(chosen, label or list(chosen.classes), count)
+    labels = choose_labels(chosen, label or list(chosen.classes), count, prompt or [])
     asked: dict[str, Any] = {"seed": seed, "labels": labels, "guidance": guidance, "batch": batch}
     method, reason = _method(diffusion, parallel, tolerance, window, max_rows, batch=min(batch, count))
     if method is not None and animate is not None:
@@ -159,7 +163,8 @@ def sample(
         "model": model, "process": chosen.process.name, "solver": plan.solver,
         "settings": dict(made.settings) if isinstance(made, Plan) else {"tolerance": made.tolerance},
         "steps": len(made.steps) - 1 if isinstance(made, Plan) else None, "times": made.times.tolist(),
-        "count": count, "seed": seed, "labels": None if labels is None else labels.tolist(), "guidance": guidance,
+        "count": count, "seed": seed, "guidance": guidance,
+        "labels": labels.tolist() if isinstance(labels, Tensor) else labels,
         "parallel": None if method is None else parallel, "reason": reason,
         "tolerance": None if method is None else method.tolerance, **measured, "out": out,
     }  # fmt: skip

@@ -2,13 +2,14 @@
 
 from pushforward.execute.adaptive import Adaptive, adaptive
 from pushforward.execute.adjoint import Exact, Gradient, Implicit, Phantom, Skeleton, differentiable
+from pushforward.execute.encode import Encoded, encode
 from pushforward.execute.inverse import INVERSE, invert
 from pushforward.execute.mixing import Mixing
 from pushforward.execute.parallel import METHODS, Parallel, Round, Solution, parallel
 from pushforward.execute.sequential import Noise, Progress, check_start, run
 
 __all__ = [
-    "INVERSE", "METHODS", "Adaptive", "Exact", "Gradient", "Implicit", "Mixing", "Noise", "Parallel", "Phantom",
-    "Progress", "Round", "Skeleton", "Solution", "adaptive", "check_start", "differentiable", "invert", "parallel",
-    "run",
+    "INVERSE", "METHODS", "Adaptive", "Encoded", "Exact", "Gradient", "Implicit", "Mixing", "Noise", "Parallel",
+    "Phantom", "Progress", "Round", "Skeleton", "Solution", "adaptive", "check_start", "differentiable", "encode",
+    "invert", "parallel", "run",
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 import torch
@@ -62,6 +62,32 @@ def run(
         PushforwardError: no noise for a stochastic plan, a start of the wrong shape, an implicit plan, or a state that
             is not finite.
     """
+    asked = [node.time for node in plan.nodes if node.asks]
+    walk = steps(plan, start, noise=noise)
+    state = next(walk)
+    ask = denoiser.at(plan.process, torch.tensor(asked, dtype=torch.float64), start)
+    for i, time in enumerate(asked):
+        answer = ask(i, state)
+        if callback is not None:
+            callback(Progress(i + 1, len(asked), time, state, answer))
+        state = walk.send((state, answer))
+    return state
+
+
+def steps(plan: Plan, start: Tensor, *, noise: Noise | None = None) -> Generator[Tensor, tuple[Tensor, Tensor], None]:
+    """`run` with the network left to the caller: the states that the plan asks about, in order, then its last state.
+
+    For each state `u` the generator is sent `(u, answer)`, by `walk.send`. Another state in the place of `u` is taken
+    for the plan's own from there on (so may some pixels be held at what is known of them).
+
+    Args:
+        plan: coefficients.
+        start: first state, `(batch, k * channels, *field)`.
+        noise: as in `run`.
+
+    Raises:
+        PushforwardError: as in `run`.
+    """
     if plan.implicit:
         msg = f"The plan of {plan.solver!r} is implicit, each state depending on later ones: run it with parallel=... ."
         raise PushforwardError(msg)
@@ -70,10 +96,7 @@ def run(
         msg = f"The plan of {plan.solver!r} is stochastic: give `noise`."
         raise PushforwardError(msg)
     basis = plan.basis
-    asked = [k for k, node in enumerate(plan.nodes) if node.asks]
-    ask = denoiser.at(plan.process, torch.tensor([plan.nodes[k].time for k in asked], dtype=torch.float64), start)
     program = compiled(plan, start)
-    place = {k: i for i, k in enumerate(asked)}
     values: dict[Register, Tensor] = {}
     if isinstance(plan.mean, Tensor) or plan.mean:
         image = plan.process.image(torch.zeros_like(start[:1])) + torch.as_tensor(plan.mean).to(start)
@@ -83,21 +106,21 @@ def run(
         if k > 0:
             if noise is not None and any(register == ("noise", k) for register, _ in terms):
                 values[Register("noise", k)] = basis.forward(noise(k).to(start))
-            state = _combine(terms, values, len(basis.shape))
+            state = combine(terms, values, len(basis.shape))
         values[Register("state", k)] = state
         if node.asks:
             pixels = basis.inverse(state)
-            answer = ask(place[k], pixels)
+            seen, answer = yield pixels
             values[Register("answer", k)] = basis.forward(answer)
-            if callback is not None:
-                callback(Progress(place[k] + 1, len(asked), node.time, pixels, answer))
+            if seen is not pixels:
+                state = values[Register("state", k)] = basis.forward(seen)
         for register in last_used:
             values.pop(register, None)
     result = basis.inverse(state)
     if not bool(result.isfinite().all()):
         msg = f"Sampling with {plan.solver!r} diverged: the result is not finite. Use more steps, or check the network."
         raise PushforwardError(msg)
-    return result
+    yield result
 
 
 def check_start(plan: Plan, start: Tensor) -> None:
@@ -111,7 +134,8 @@ def check_start(plan: Plan, start: Tensor) -> None:
         raise PushforwardError(msg)
 
 
-def _combine(terms: list[tuple[Register, float | Tensor]], values: dict[Register, Tensor], frequencies: int) -> Tensor:
+def combine(terms: list[tuple[Register, float | Tensor]], values: dict[Register, Tensor], frequencies: int) -> Tensor:
+    """A node's state from what it refers to, in the coordinates where the plan is diagonal."""
     total: Tensor | None = None
     for register, coefficient in terms:
         value = values[register]

@@ -26,10 +26,13 @@ class BackboneConfig:
     Args:
         in_channels, out_channels: of states and predictions.
         classes: number of class labels; label `classes` says nothing. 0: without labels.
+        words: rows of the table of hashed words (see `words`), for a network that reads captions. 0: it does not.
         patch: side of the squares folded into channels.
         widths: channels of each level; each further level has half the size.
         layers: residual blocks a level.
         attention: whether all levels but the first have self-attention.
+        middle: whether the innermost level has, if no other does.
+        modulation: whether time and condition scale the features of each block, not only shift them.
         groups: of the group normalisation.
         time_angle: if positive, the network sees the angle `atan(t / time_angle)` (scaled to 0 … 1000) in place of `t`,
             for processes whose time has no end.
@@ -38,10 +41,13 @@ class BackboneConfig:
     in_channels: int
     out_channels: int
     classes: int = 0
+    words: int = 0
     patch: int = 2
     widths: tuple[int, ...] = (96, 96)
     layers: int = 1
     attention: bool = False
+    middle: bool = False
+    modulation: bool = False
     groups: int = 8
     time_angle: float = 0.0
 
@@ -72,6 +78,7 @@ class BackboneConfig:
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"widths": (16, 16), "groups": 4},
     "small": {"widths": (96, 96)},
+    "deep": {"widths": (64, 96, 96), "middle": True, "modulation": True},
     "medium": {"widths": (128, 192), "layers": 2, "attention": True},
     "large": {"widths": (128, 256, 256), "layers": 2, "attention": True, "groups": 32},
 }
@@ -103,7 +110,9 @@ def preset(name: str, *, field: tuple[int, int], **settings: Any) -> BackboneCon
 
 
 class Backbone(nn.Module):
-    """`(u, t, labels) -> prediction`: states `(batch, channels, height, width)`, `t` and `labels` `(batch,)`.
+    """`(u, t, condition) -> prediction`: states `(batch, channels, height, width)`, `t (batch,)`.
+
+    The condition is labels `(batch,)` where the network has classes, or hashed words `(batch, tokens)`.
 
     Raises:
         PushforwardError: `diffusers` is not installed.
@@ -113,16 +122,43 @@ class Backbone(nn.Module):
         super().__init__()
         self.config = config
         self.unet = _unet(config)
+        if config.words:
+            self.reader = Reader(config.words, 4 * config.widths[0])
 
-    def forward(self, u: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, u: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         config = self.config
         if config.time_angle:
             t = torch.atan(t / config.time_angle) * (2000 / math.pi)
-        if config.classes and labels is None:
-            labels = torch.full((len(u),), config.classes, device=u.device)
+        if config.words:
+            silence = torch.zeros(len(u), 1, dtype=torch.long, device=u.device)
+            condition = self.reader(silence if condition is None else condition)
+        elif not config.classes:
+            condition = None
+        elif condition is None:
+            condition = torch.full((len(u),), config.classes, device=u.device)
         folded = nn.functional.pixel_unshuffle(u, config.patch).to(next(self.unet.parameters()).dtype)
-        answer = self.unet(folded, t, class_labels=labels if config.classes else None).sample
+        answer = self.unet(folded, t, class_labels=condition).sample
         return nn.functional.pixel_shuffle(answer, config.patch).to(u.dtype)
+
+
+class Reader(nn.Module):
+    """Hashed words `(batch, tokens)` to one vector each, `(batch, features)`; a text of no words has one, too.
+
+    Args:
+        rows: of the table.
+        features: of the vector.
+        width: of the table.
+    """
+
+    def __init__(self, rows: int, features: int, width: int = 64) -> None:
+        super().__init__()
+        self.table = nn.Embedding(rows + 1, width, padding_idx=0)
+        self.mix = nn.Sequential(nn.Linear(width, features), nn.SiLU(), nn.Linear(features, features))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        count = (tokens > 0).sum(1, keepdim=True).clamp(min=1)
+        vector: Tensor = self.mix(self.table(tokens).sum(1) / count.sqrt())
+        return vector
 
 
 def _unet(config: BackboneConfig) -> nn.Module:
@@ -141,8 +177,10 @@ def _unet(config: BackboneConfig) -> nn.Module:
         down_block_types=("DownBlock2D", *(f"{inner}DownBlock2D",) * (levels - 1)),
         up_block_types=(*(f"{inner}UpBlock2D",) * (levels - 1), "UpBlock2D"),
         norm_num_groups=config.groups,
-        attention_head_dim=32 if config.attention else None,
-        add_attention=config.attention,
+        attention_head_dim=32 if config.attention or config.middle else None,
+        resnet_time_scale_shift="scale_shift" if config.modulation else "default",
+        class_embed_type="identity" if config.words else None,
+        add_attention=config.attention or config.middle,
         num_class_embeds=config.classes + 1 if config.classes else None,
     )
     return unet

@@ -7,8 +7,9 @@ data) and a model card `README.md`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from pushforward.files import atomic_path
 from pushforward.linear import POINT, Gaussian, Process, process_from_config
 from pushforward.model.backbone import Backbone, BackboneConfig
 from pushforward.model.network import Denoiser, Network
+from pushforward.model.prompts import TextEncoder, prompted
+from pushforward.model.words import tokens
 
 CONFIG, WEIGHTS, STATISTICS, CARD = "config.json", "model.safetensors", "statistics.safetensors", "README.md"
 FORMAT = "pushforward-1"
@@ -40,8 +43,12 @@ class Model:
         statistics: Gaussian fitted to its data (see `linear.fit`), by which parallel sampling and inversion are
             preconditioned; by default the reference, or a variance of 1/4 if that is a point.
         means: of its classes, `(classes, channels, *field)`, if known.
+        text: encodes prompts, for a model that is told in words what to draw.
+        negative: the prompt that guidance leads away from, and that stands in where none is given.
         classes: names of its labels.
         decoder: latents `(batch, channels, *field)` to images in [-1, 1]; `None` if the process diffuses images.
+        encoder: images in [-1, 1] to latents, the other way; `None` with no decoder, or where it is not known.
+        image_shape: of the images, `(channels, height, width)`, if a decoder makes them.
         grid: how its own scheduler places and ends its time steps, where it came with one (see `plan.grid.timesteps`).
         info: what else is known: data, licence, training.
     """
@@ -57,6 +64,14 @@ class Model:
     info: Mapping[str, Any] = field(default_factory=dict)
     statistics: Gaussian | None = None
     means: Tensor | None = None
+    text: TextEncoder | None = None
+    negative: str = ""
+    encoder: Callable[[Tensor], Tensor] | None = None
+    image_shape: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.image_shape is None and self.decoder is None:
+            object.__setattr__(self, "image_shape", self.shape)
 
     @property
     def gaussian(self) -> Gaussian:
@@ -82,12 +97,19 @@ class Model:
         """Shape of `batch` states, `(batch, k * channels, *field)`."""
         return (batch, self.process.blocks * self.shape[0], *self.shape[1:])
 
-    def given(self, condition: Tensor | None, guidance: float = 1.0) -> Model:
-        """This model under a condition, e.g. class labels `(batch,)`.
+    def given(self, condition: Tensor | Sequence[str] | None, guidance: float = 1.0) -> Model:
+        """This model under a condition: class labels `(batch,)`, or as many prompts.
 
         Raises:
-            PushforwardError: the model takes no condition, or labels out of range.
+            PushforwardError: the model takes no condition, or another kind, or labels out of range.
         """
+        if self.text is not None:
+            return self._prompted(condition, guidance)
+        if isinstance(condition, Sequence) and not any(isinstance(one, str) for one in condition):
+            condition = torch.as_tensor(condition)
+        if not isinstance(condition, Tensor | None):
+            msg = f"Model {self.name!r} reads no prompts; {'give labels' if self.classes else 'leave them out'}."
+            raise PushforwardError(msg)
         unconditional = getattr(self.denoiser, "unconditional", None)
         if guidance != 1 and (condition is None or unconditional is None):
             why = "no label was given" if unconditional is not None else "it has no prediction without labels"
@@ -105,9 +127,24 @@ class Model:
             raise PushforwardError(msg)
         return replace(self, denoiser=self.denoiser.given(condition, guidance))
 
+    def _prompted(self, condition: Tensor | Sequence[str] | None, guidance: float) -> Model:
+        network, text = self.denoiser, self.text
+        assert isinstance(network, Network)
+        assert isinstance(network.module, nn.Module)
+        assert text is not None
+        if isinstance(condition, Tensor):
+            msg = f"Model {self.name!r} is told in words what to draw: give prompts, not labels."
+            raise PushforwardError(msg)
+        if condition is None and guidance != 1:
+            msg = f"Guidance {guidance:g} has no effect on model {self.name!r} without a prompt. Leave guidance at 1."
+            raise PushforwardError(msg)
+        module, rows = prompted(network.module, text, condition or (), self.negative)
+        told = replace(network, module=module, unconditional=torch.zeros(1, dtype=torch.long))
+        return replace(self, denoiser=told.given(None if condition is None else rows, guidance))
+
     def to(self, device: torch.device | str) -> Model:
         """This model with its network on a device (moved in place)."""
-        for part in (self.module, self.decoder):
+        for part in (self.module, self.decoder, self.encoder, self.text):
             if isinstance(part, nn.Module):
                 part.to(device)
         return self
@@ -116,6 +153,22 @@ class Model:
         """The images in [-1, 1] that a clean state stands for, `(batch, channels, height, width)`."""
         image = self.process.image(state)
         return image if self.decoder is None else self.decoder(image)
+
+    def latents(self, images: Tensor) -> Tensor:
+        """What the process diffuses, of images in [-1, 1]: themselves, or their latents `(batch, *shape)`.
+
+        Raises:
+            PushforwardError: images of another shape, or a model of latents without an encoder.
+        """
+        if self.image_shape is not None and tuple(images.shape[1:]) != self.image_shape:
+            msg = f"Model {self.name!r} has images of shape {self.image_shape}; got {tuple(images.shape[1:])}."
+            raise PushforwardError(msg)
+        if self.decoder is None:
+            return images
+        if self.encoder is None:
+            msg = f"Model {self.name!r} decodes latents, but has no encoder that makes latents of images."
+            raise PushforwardError(msg)
+        return self.encoder(images)
 
 
 def trained(
@@ -155,9 +208,23 @@ def trained(
         input_reference=reference,
         unconditional=torch.tensor([len(classes)]) if classes else None,
     )
+    words = module.config.words
     return Model(
-        name, process, network, shape, reference, classes, info=dict(info or {}), statistics=statistics, means=means
+        name,
+        process,
+        network,
+        shape,
+        reference,
+        classes,
+        info=dict(info or {}),
+        statistics=statistics,
+        means=means,
+        text=partial(_words, rows=words) if words else None,
     )
+
+
+def _words(texts: Sequence[str], rows: int) -> tuple[Tensor]:
+    return (tokens(texts, rows),)
 
 
 def save_model(model: Model, folder: Path, card: str = "", dtype: torch.dtype = torch.float32) -> None:

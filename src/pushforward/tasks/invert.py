@@ -33,7 +33,7 @@ from pushforward.execute.reversible import naive_inversion
 from pushforward.linear import Process
 from pushforward.model.network import Ask, Denoiser
 from pushforward.plan import Plan
-from pushforward.pushforward import Code, Diffusion, Stream
+from pushforward.pushforward import Code, Diffusion, Labels, Stream, chosen
 
 __all__ = ["Optimised", "Record", "naive", "optimise"]
 
@@ -84,7 +84,7 @@ class Optimised:
 def optimise(
     diffusion: Diffusion,
     images: Tensor,
-    labels: Tensor | None = None,
+    labels: Labels = None,
     guidance: float = 1.0,
     *,
     gradient: Gradient = _EXACT,
@@ -164,7 +164,7 @@ def optimise(
 
 
 @torch.no_grad()
-def naive(diffusion: Diffusion, images: Tensor, labels: Tensor | None = None, guidance: float = 1.0) -> Code:
+def naive(diffusion: Diffusion, images: Tensor, labels: Labels = None, guidance: float = 1.0) -> Code:
     """The field's plain inversion of DDIM: nearly the codes behind images, by one network evaluation a step.
 
     Args:
@@ -192,7 +192,7 @@ class _Problem:
 
     diffusion: Diffusion
     images: Tensor
-    labels: Tensor | None
+    labels: Labels
     guidance: float
     gradient: Gradient
     parallel: Parallel | None
@@ -203,7 +203,7 @@ class _Problem:
         cls,
         diffusion: Diffusion,
         images: Tensor,
-        labels: Tensor | None,
+        labels: Labels,
         guidance: float,
         gradient: Gradient,
         parallel: Parallel | None,
@@ -215,7 +215,6 @@ class _Problem:
             gradient = replace(gradient, reference=model.gaussian.tempered())
         nfe = torch.zeros(len(images), dtype=torch.long, device=device)
         diffusion = replace(diffusion, model=model.to(device), device=device)
-        labels = None if labels is None else labels.to(device)
         return cls(diffusion, images.to(device), labels, guidance, gradient, parallel, nfe)
 
     def losses(self, code: Code, some: Tensor) -> Tensor:
@@ -230,7 +229,7 @@ class _Problem:
 
     def of(self, some: Tensor) -> Diffusion:
         """The diffusion under the labels of some images, its network evaluations counted for them."""
-        model = self.diffusion.model.given(None if self.labels is None else self.labels[some], self.guidance)
+        model = self.diffusion.model.given(chosen(self.labels, some.cpu()), self.guidance)
         counted = replace(model, denoiser=_Counted(model.denoiser, self.nfe, some))
         return replace(self.diffusion, model=counted)
 
@@ -382,7 +381,7 @@ def _size(x: Tensor) -> Tensor:
 def _checked(
     diffusion: Diffusion,
     images: Tensor,
-    labels: Tensor | None,
+    labels: Labels,
     begin: Literal["random", "forward"] | Code,
     noises: bool,
 ) -> Plan:

@@ -40,6 +40,7 @@ from pushforward.model.backbone import Backbone, BackboneConfig, preset
 from pushforward.model.model import Model, save_model, trained
 from pushforward.model.network import Network
 from pushforward.model.prediction import Prediction, is_image
+from pushforward.model.words import tokens
 from pushforward.plan import SOLVERS
 from pushforward.plan.grid import angle
 from pushforward.tasks.illustrate import loss_curve
@@ -47,6 +48,7 @@ from pushforward.tasks.lesson import TIMES, Draws, Lesson
 
 __all__ = ["Card", "Report", "TrainConfig", "train"]
 
+WORDS = 4096  # rows of the table of hashed words, of a network that reads captions
 _MAY_CHANGE = {"steps", "minutes", "save_every", "sample_every", "log_every", "half", "compile", "card"}
 
 
@@ -81,7 +83,8 @@ class TrainConfig:
         warmup: steps.
         weight_decay: of AdamW.
         ema: decay of the moving average of the weights.
-        label_dropout: share of labels hidden, for guidance.
+        label_dropout: share of labels or captions hidden, for guidance. (Of half of the other captions, each part that
+            commas separate is hidden by the toss of a coin, so that parts can be given alone.)
         scale: standard deviation of the reference Gaussian; by default measured: the data's root mean square.
         precision: `auto` (bfloat16 where the device is fast at it), `no`, `bf16` or `fp16`.
         compile: run the network through `torch.compile`.
@@ -233,7 +236,8 @@ class _Run:
             field=size,
             in_channels=blocks * channels,
             out_channels=channels if is_image(self.config.prediction) else blocks * channels,
-            classes=len(self.data.classes),
+            classes=0 if self.data.captions else len(self.data.classes),
+            words=WORDS if self.data.captions else 0,
             time_angle=scale if self.process.t_max > 1 else 0.0,
         )
 
@@ -272,9 +276,9 @@ class _Run:
         return self._report()
 
     def _one_step(self) -> float:
-        images, labels, k, noise = self._batch()
+        images, condition, k, noise = self._batch()
         seen, target = self.lesson.draw(images, k, noise)
-        answer = self.wrapped(seen, self.clock[k], labels)
+        answer = self.wrapped(seen, self.clock[k], condition)
         loss = (answer.float() - target).square().mean()
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.wrapped.parameters(), 1.0)
@@ -288,7 +292,7 @@ class _Run:
         return value
 
     def _batch(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """This process's images in [-1, 1], labels, indices of times and noise."""
+        """This process's images in [-1, 1], their labels or words, indices of times and noise."""
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         chosen = self.draws.indices(self.step)[rank::ranks]
         images = self.data.images[chosen].to(self.device).float() / 127.5 - 1
@@ -296,12 +300,23 @@ class _Run:
         k = torch.randint(TIMES, (len(chosen),), generator=generator)
         shape = (len(chosen), self.process.blocks * images.shape[1], *images.shape[2:])
         noise = torch.randn(shape, generator=generator).to(self.device)
-        labels = self.data.labels
-        if labels is None:
-            return images, None, k.to(self.device), noise
+        condition = self._condition(chosen, generator)
+        return images, None if condition is None else condition.to(self.device), k.to(self.device), noise
+
+    def _condition(self, chosen: Tensor, generator: torch.Generator) -> Tensor | None:
+        """What the network is told of the chosen images: their words or labels, some hidden."""
+        captions, labels = self.data.captions, self.data.labels
+        if captions is None and labels is None:
+            return None
         hidden = torch.rand(len(chosen), generator=generator) < self.config.label_dropout
-        labels = torch.where(hidden, len(self.data.classes), labels[chosen])
-        return images, labels.to(self.device), k.to(self.device), noise
+        if captions is not None:
+            shown = [
+                "" if hide else hide_parts(captions[i], generator)
+                for i, hide in zip(chosen.tolist(), hidden.tolist(), strict=True)
+            ]
+            return tokens(shown, WORDS)
+        assert labels is not None
+        return torch.where(hidden, len(self.data.classes), labels[chosen])
 
     def _agreed(self, seconds: float) -> float:
         """The same time on all processes, so that all stop at the same step."""
@@ -418,24 +433,27 @@ class _Run:
             name=self.folder.name,
             prediction=self.config.prediction,
             variance=float(self.reference.variance),
-            classes=self.data.classes,
+            classes=() if self.data.captions else self.data.classes,
             statistics=self.statistics,
             means=self.means,
         )
 
     @torch.no_grad()
     def sample(self, rows: int = 8, columns: int = 10, steps: int = 30) -> Tensor:
-        """A few images in [-1, 1] from the averaged network, a class a column, by deterministic DDIM."""
-        classes = len(self.data.classes)
-        count = rows * columns
-        labels = (torch.arange(count) % columns % classes).to(self.device) if classes else None
+        """A few images in [-1, 1] from the averaged network, a class or caption a column, by deterministic DDIM."""
+        count, captions, classes = rows * columns, self.data.captions, len(self.data.classes)
+        condition: Tensor | list[str] | None = None
+        if captions:
+            condition = [captions[i % columns * (len(captions) // columns)] for i in range(count)]
+        elif classes:
+            condition = (torch.arange(count) % columns % classes).to(self.device)
         shape = (count, self.process.blocks * self.data.images.shape[1], *self.data.images.shape[2:])
         noise = torch.randn(shape, generator=self.draws.generator(2)).to(self.device)
         first = self.reference.covariance(self.process, torch.tensor([self.process.t_max], dtype=torch.float64))
         start = self.process.basis.inverse(first.cholesky()[0].apply(noise))
         plan = SOLVERS["ddim"](self.process, angle(self.process, steps, end=self.process.t_min))
         self.average.eval()
-        return self.process.image(run_plan(plan, self.model.given(labels).denoiser, start))
+        return self.process.image(run_plan(plan, self.model.given(condition).denoiser, start))
 
     def _report(self) -> Report:
         last = self.losses[-max(1, len(self.losses) // 10) :]
@@ -450,6 +468,14 @@ class _Run:
             parameters=sum(p.numel() for p in self.network.parameters()),
             resumed_from=self.resumed_from,
         )
+
+
+def hide_parts(caption: str, generator: torch.Generator) -> str:
+    """The caption, or in half of the cases what is left of it when a coin is tossed for each of its parts."""
+    parts = caption.split(",")
+    coins = torch.rand(1 + len(parts), generator=generator).tolist()
+    kept = [part for part, coin in zip(parts, coins[1:], strict=True) if coin < 0.5]
+    return caption if coins[0] < 0.5 else ",".join(kept)
 
 
 def make_process(config: TrainConfig, size: tuple[int, int]) -> Process:
@@ -539,7 +565,8 @@ def _save_model(run: _Run) -> None:
 
 def _card(run: _Run) -> str:
     report, config, card = run._report(), run.config, run.config.card
-    classes = ", ".join(run.data.classes) or "none"
+    told = "captions" if run.data.captions else "classes"
+    shown = f"such as {run.data.captions[0]!r}" if run.data.captions else ", ".join(run.data.classes) or "none"
     shape = "x".join(str(n) for n in run.data.images.shape[1:])
     return f"""# {run.folder.name}
 
@@ -550,7 +577,7 @@ A diffusion model trained with Pushforward.
 | data | {card.data} ({len(run.data)} images) |
 | licence of the data | {card.licence} |
 | images (channels x height x width) | {shape} |
-| classes | {classes} |
+| {told} | {shown} |
 | process | {run.process.name} |
 | prediction | {config.prediction} |
 | network | {config.network}, {report.parameters:,} parameters |

@@ -1,0 +1,153 @@
+"""Draw the codes of images under a stochastic plan: DPM-Encoder.
+
+Examples are in `pushforward encode --help`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from pushforward.cli.common import (
+    DeviceOption,
+    GuidanceOption,
+    JsonOption,
+    LabelOption,
+    ModelArgument,
+    NegativeOption,
+    PlanOptions,
+    PromptOption,
+    QuietOption,
+    choose_labels,
+    decoded,
+    image_size,
+    make_plan,
+    pick_device,
+    plan_options,
+    progress,
+    read_inputs,
+    stochastic,
+    write_json,
+)  # fmt: skip
+from pushforward.codes import check_path, header, load_codes, save_codes, statistics
+from pushforward.errors import PushforwardError
+from pushforward.images import check_suffix, compared, picture_suffixes, save_image
+from pushforward.model import load
+from pushforward.plan import Plan
+from pushforward.pushforward import Code, Diffusion, chosen
+
+__all__ = ["encode"]
+
+_SHOWN = 64
+_EXACT = 1e-4  # what rounding may come to, in the values of an image
+
+
+@plan_options(solver="ddim", steps=100)
+def encode(
+    model: ModelArgument,
+    images: Annotated[list[Path], typer.Argument(help="Files, folders, or .npz files of images.")],
+    plan: PlanOptions,
+    label: LabelOption = None,
+    prompt: PromptOption = None,
+    negative: NegativeOption = "",
+    guidance: GuidanceOption = 1.0,
+    start: Annotated[float, typer.Option(help="Share of the steps to encode, counted from the image.")] = 1.0,
+    independent: Annotated[
+        bool, typer.Option("--independent", help="Draw the states one by one (edit-friendly), not as a path.")
+    ] = False,
+    sequential: Annotated[
+        bool, typer.Option("--sequential", help="Ask step after step: slower, and no rounding adds up.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the path of states.")] = 0,
+    batch: Annotated[int, typer.Option(help="Images at a time, and states in a network call.", min=1)] = 64,
+    count: Annotated[int | None, typer.Option(help="Take this many images; all by default.", min=1)] = None,
+    split: Annotated[str, typer.Option(help="Of an .npz file: train or test.")] = "test",
+    out: Annotated[Path, typer.Option(help="The codes (.safetensors), for `pushforward decode`.")] = Path(
+        "codes.safetensors"
+    ),
+    picture: Annotated[
+        Path | None, typer.Option(help=f"Picture of the first {_SHOWN} images, each row over its reconstructions.")
+    ] = None,
+    device: DeviceOption = "auto",
+    json: JsonOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    r"""Draw a Gaussian code for each image, under any stochastic plan: decoded again, it gives the image.
+
+    A path of noisy states is drawn around the image, then the noises with which the model passes through these states
+    are solved for, in one round of network calls. What is written is decoded and compared. Files that cannot be read
+    are left out and named. For the one code of a deterministic sampler, see `pushforward invert`.
+
+    \b
+    pushforward encode emoji face.png --picture both.png
+    pushforward encode fashion-langevin photos/ --solver gddim --noise 0.5 --steps 50 --json report.json
+    pushforward encode fashion-vp data.npz --count 16 --solver ddpm --start 0.6 --label sneaker
+    pushforward decode codes.safetensors --out again.png
+    """
+    check_path(out)
+    if picture is not None:
+        check_suffix(picture, picture_suffixes())
+    where = pick_device(device)
+    network = replace(load(model).to(where), negative=negative)
+    plan = stochastic(plan)
+    made = make_plan(network, plan if plan.end is not None else replace(plan, end=network.process.t_min), start)
+    if not isinstance(made, Plan):
+        msg = f"The solver {plan.solver!r} is deterministic: name a stochastic one, or use `pushforward invert`."
+        raise PushforwardError(msg)
+    channels, *size = image_size(network)
+    given = read_inputs(images, (size[0], size[1]), channels, split=split, count=count, skip=True)
+    labels = choose_labels(network, label or [], len(given.values), prompt or [])
+    diffusion = Diffusion(network, made, device=where)
+    found, seconds = [], time.perf_counter()
+    with progress("encoding", total=made.nfe * len(given.values), unit="state", quiet=quiet) as bar:
+        for first in range(0, len(given.values), batch):
+            some = slice(first, first + batch)
+            found.append(
+                diffusion.encode(given.values[some], chosen(labels, some), guidance, seed=seed, first=first,
+                                 independent=independent, sequential=sequential, rows=batch, callback=bar.update)
+            )  # fmt: skip
+    seconds = time.perf_counter() - seconds
+    info = header(model, network, plan.solver, plan.settings, made.times, labels=labels, guidance=guidance)
+    save_codes(out, Code.cat([one.code for one in found]), {**info, "images": given.names, "seed": seed})
+    code, _ = load_codes(out)  # what is on disk is what is checked
+    again = decoded(diffusion, code, labels, guidance, batch, quiet=quiet)
+    errors = (again - given.values).flatten(1).abs().amax(1)
+    if picture is not None:
+        save_image(compared([given.values[:_SHOWN], again[:_SHOWN]]), picture)
+    normality = statistics(code.start)
+    each = normality.pop("images")
+    noises = code.noises if code.noises is not None else torch.zeros(0)
+    report = {
+        "model": model, "process": network.process.name, **{key: info[key] for key in ("solver", "settings", "times")},
+        "steps": len(made.steps) - 1, "start": start, "count": len(again), "labels": info["labels"],
+        "guidance": guidance, "independent": independent, "sequential": sequential, "seed": seed,
+        "rounds": max(one.rounds for one in found), "nfe": made.nfe, "seconds": seconds,
+        "max_abs_error": float(errors.max()), "code": {**normality, "noise_std": float(noises.std())},
+        "notes": given.notes, "skipped": dict(given.skipped), "out": out,
+        "images": [
+            {"name": name, "max_abs_error": error, "code": one}
+            for name, error, one in zip(given.names, errors.tolist(), each, strict=True)
+        ],
+    }  # fmt: skip
+    if not quiet and json != "-":
+        for note in (*given.notes, *(reason for _, reason in given.skipped)):
+            typer.echo(note)
+        typer.echo(_summary(report, latent=network.decoder is not None))
+    write_json(report, json)
+
+
+def _summary(report: dict[str, object], *, latent: bool) -> str:
+    count, rounds, error = report["count"], report["rounds"], report["max_abs_error"]
+    assert isinstance(error, float)
+    text = (
+        f"{report['out']}: {count} image{'s' if count != 1 else ''} in {rounds} round{'s' if rounds != 1 else ''}, "
+        f"{report['nfe']} network evaluations each, {report['seconds']:.1f} s; max abs error {error:.1e}"
+    )
+    if latent:
+        return text + " (what the autoencoder loses included)"
+    return text if error <= _EXACT or report["sequential"] else text + ", by rounding: --sequential is exact"

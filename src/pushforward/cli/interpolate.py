@@ -1,0 +1,95 @@
+"""Decode the way between two codes, or the middle of many.
+
+Examples are in `pushforward interpolate --help`.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from pushforward.blend import average, similarity
+from pushforward.blend import interpolate as between
+from pushforward.cli.common import DeviceOption, JsonOption, QuietOption, decoded, pick_device, write_json
+from pushforward.codes import check_codes, load_codes, plan_of, save_codes, told
+from pushforward.errors import PushforwardError
+from pushforward.images import check_suffix, picture_suffixes, save_image, sheet
+from pushforward.model import load
+from pushforward.pushforward import Code, Diffusion, chosen
+
+__all__ = ["interpolate"]
+
+
+def interpolate(
+    codes: Annotated[Path, typer.Argument(help="A file that `pushforward encode` or `invert` wrote.")],
+    between_: Annotated[
+        str | None,
+        typer.Option("--between", help="Numbers of images, e.g. 0,3,5: from each to the next; by default all of them."),
+    ] = None,
+    frames: Annotated[int, typer.Option(help="Images from one to the next, both included.", min=2)] = 8,
+    middle: Annotated[bool, typer.Option("--average", help="Only the middle of all of them.")] = False,
+    model: Annotated[str | None, typer.Option(help="Another model of the same process and shape.")] = None,
+    batch: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 64,
+    out: Annotated[Path, typer.Option(help="Picture, a row from each image to the next.")] = Path("between.png"),
+    save: Annotated[Path | None, typer.Option(help="Write the new codes, too (.safetensors).")] = None,
+    device: DeviceOption = "auto",
+    json: JsonOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    r"""Decode the way between two codes on the great circle (slerp), or the middle of many.
+
+    Labels or prompts change halfway.
+
+    \b
+    pushforward encode emoji a.png b.png --out codes.safetensors
+    pushforward interpolate codes.safetensors --frames 9 --out between.png
+    pushforward interpolate codes.safetensors --average --out middle.png
+    """
+    check_suffix(out, picture_suffixes())
+    code, info = load_codes(codes)
+    where = pick_device(device)
+    network = load(model or info["model"]).to(where)
+    check_codes(code, info, network)
+    network, labels = told(network, info)
+    plan = plan_of(network.process, info["solver"], info["times"], info["settings"])
+    numbers = _numbers(between_, len(code), least=1 if middle else 2)
+    pairs = [] if middle else list(pairwise(numbers))
+    if middle:
+        new, own = average(code[numbers]), numbers[:1]
+    else:
+        weights = torch.linspace(0, 1, frames, dtype=torch.float64)
+        new = Code.cat([between(code[[a] * frames], code[[b] * frames], weights) for a, b in pairs])
+        own = [a if weight < 0.5 else b for a, b in pairs for weight in weights.tolist()]
+    kept = chosen(labels, torch.tensor(own))
+    images = decoded(Diffusion(network, plan, device=where), new, kept, info["guidance"], batch, quiet=quiet)
+    save_image(sheet(images, columns=1 if middle else frames), out)
+    if save is not None:
+        told_labels = None if info["labels"] is None else [info["labels"][i] for i in own]
+        save_codes(save, new, {**info, "labels": told_labels, "images": [], "model": model or info["model"]})
+    ends = [(a, b, similarity(code[[a]], code[[b]])) for a, b in pairs]
+    report = {
+        "codes": codes, "model": model or info["model"], "images": numbers, "frames": len(images), "average": middle,
+        "similarity": [{"from": a, "to": b, **{k: float(v) for k, v in alike.items()}} for a, b, alike in ends],
+        "out": out, "save": save,
+    }  # fmt: skip
+    if not quiet and json != "-":
+        for a, b, alike in ends:
+            typer.echo(f"codes of images {a} and {b}: cosine similarity {float(alike['code']):.3f}")
+        typer.echo(f"{out}: {len(images)} images, {plan.nfe} network evaluations each")
+    write_json(report, json)
+
+
+def _numbers(text: str | None, count: int, least: int) -> list[int]:
+    """The images that a list names, or all."""
+    try:
+        numbers = list(range(count)) if text is None else [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) < least or not all(0 <= i < count for i in numbers):
+        msg = f"--between names {least} or more of the {count} images from 0 to {count - 1}, as 0,1; got {text!r}."
+        raise PushforwardError(msg)
+    return numbers

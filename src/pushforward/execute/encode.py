@@ -1,0 +1,222 @@
+r"""The noises behind images: a Gaussian code for any image, under any stochastic plan (DPM-Encoder).
+
+The plan is run with an oracle that knows the clean image in the network's place. This draws a path of states from
+`q(u_0 ... u_N | x)`, which fresh noise decides. Then each step is solved for the noise that makes the *network's* plan
+pass through those states:
+
+    xi_n = N_n^-1 (u_n - sum_j A_nj u_j - sum_j B_nj D_j),        D_j = E[u_0 | u_j].
+
+All states are known beforehand, so all network calls are independent: they are one round, however many steps there
+are. (Stages in between that ask the network about what it answered before take a round more each.) States drawn one by
+one from `q(u_n | x)` in place of a joint path give the "edit-friendly" codes: noises of greater variance, correlated
+from step to step, that hold more of the image.
+
+References:
+    Wu & De la Torre, arXiv 2210.05559, section 3.1 (DPM-Encoder); Huberman-Spiegelglas et al., arXiv 2304.06140,
+    section 3 (independent states).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pushforward.errors import PushforwardError
+from pushforward.execute.sequential import check_start, combine, compiled
+from pushforward.linear import Operator, apply_coefficients
+from pushforward.model.network import Denoiser
+from pushforward.plan import Plan, Register
+
+__all__ = ["Encoded", "encode"]
+
+_SINGULAR = 1e-9  # ratio of singular values below which a noise does not reach all directions
+_REACHED = 1e-3  # part of a state that noise may fail to reach: rounding
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What was found.
+
+    Args:
+        noises: of the nodes that take noise, `(noises, batch, k * channels, *field)`.
+        last: the state that the plan ends in with them, `(batch, k * channels, *field)`.
+        rounds: batched network calls on the critical path.
+        nfe: network evaluations an image.
+    """
+
+    noises: Tensor
+    last: Tensor
+    rounds: int
+    nfe: int
+
+
+@torch.no_grad()
+def encode(
+    plan: Plan,
+    denoiser: Denoiser,
+    clean: Tensor,
+    *,
+    start: Tensor,
+    draw: Callable[[], Tensor],
+    independent: bool = False,
+    sequential: bool = False,
+    rows: int = 64,
+    callback: Callable[[int], None] | None = None,
+) -> Encoded:
+    """The noises with which a stochastic plan passes through states drawn around an image.
+
+    Args:
+        plan: explicit and stochastic, of any solver.
+        denoiser: the network.
+        clean: state at time 0 of the image, `(batch, k * channels, *field)`.
+        start: first state of the plan, of `q(u_0 | x)`, like `clean`.
+        draw: the next standard normal variable, shaped like `clean`.
+        independent: draw the states of the chain independently given the image, not as a path.
+        sequential: ask the network step after step, each time at the state that the plan reaches with the noises
+            found so far: as many rounds as steps, and no rounding that adds up.
+        rows: states that the network sees at a time.
+        callback: told after every network call how many rows it had.
+
+    Raises:
+        PushforwardError: a deterministic or implicit plan, states of the wrong shape, or a plan whose noise does not
+            reach the states.
+    """
+    check_start(plan, clean)
+    if not set(plan.noises) & set(plan.steps):
+        msg = (
+            f"The plan of {plan.solver!r} is deterministic and has no noises to find: raise its eta or noise, or "
+            "invert it."
+        )
+        raise PushforwardError(msg)
+    if plan.implicit:
+        msg = f"The plan of {plan.solver!r} is implicit; only explicit plans can be encoded."
+        raise PushforwardError(msg)
+    encoding = _Encoding(plan, denoiser, clean, rows, callback)
+    wanted, values = encoding.path(start, draw, independent=independent)
+    return encoding.solve(wanted, values, sequential=sequential)
+
+
+class _Encoding:
+    """The registers of a plan, in the basis where its coefficients are diagonal."""
+
+    def __init__(
+        self, plan: Plan, denoiser: Denoiser, clean: Tensor, rows: int, callback: Callable[[int], None] | None
+    ) -> None:
+        self.plan, self.basis, self.rows, self.callback = plan, plan.basis, rows, callback
+        self.like, self.clean = clean, self.basis.forward(clean)
+        self.frequencies = len(self.basis.shape)
+        self.asked = [k for k, node in enumerate(plan.nodes) if node.asks]
+        self.place = {k: i for i, k in enumerate(self.asked)}
+        times = torch.tensor([plan.nodes[k].time for k in self.asked], dtype=torch.float64)
+        self.ask = denoiser.at(plan.process, times, clean)
+        self.program, _ = compiled(plan, clean)
+        self.noises: dict[int, Tensor] = {}
+        self.fixed: dict[Register, Tensor] = {}
+        if isinstance(plan.mean, Tensor) or plan.mean:
+            image = plan.process.image(torch.zeros_like(clean[:1])) + torch.as_tensor(plan.mean).to(clean)
+            self.fixed[Register("mean", 0)] = self.basis.forward(plan.process.lift(image)).expand_as(clean)
+
+    def solve(self, wanted: dict[int, Tensor], values: dict[Register, Tensor], *, sequential: bool) -> Encoded:
+        """The noises that lead through the wanted states."""
+        plan, chain = self.plan, set(self.plan.steps)
+        inverses = self._inverses([k for k in plan.noises if k in chain])
+        states = {0: wanted[0]}
+        if not sequential:
+            states |= {k: wanted[k] for k in inverses}
+        values |= {Register("state", k): state for k, state in states.items()}
+        rounds, answered, solved = 0, set[int](), {0}
+        while len(solved) < len(plan.nodes):
+            ready = [k for k in self.asked if k not in answered and Register("state", k) in values]
+            if ready:
+                rounds += 1
+                values |= self._answers(ready, values)
+                answered.update(ready)
+            for k in range(1, len(plan.nodes)):
+                own = Register("noise", k)
+                if k in solved or any(r not in values and r != own for r, _ in self.program[k]):
+                    continue
+                if k in inverses:
+                    rest = [(r, c) for r, c in self.program[k] if r != own]
+                    gap = wanted[k] - combine(rest, values, self.frequencies)
+                    self.noises[k] = self._noise(k, gap, inverses[k])
+                    values[own] = self.basis.forward(self.noises[k])
+                if k not in states:
+                    values[Register("state", k)] = combine(self.program[k], values, self.frequencies)
+                solved.add(k)
+        noises = torch.stack([self.noises[k] for k in plan.noises])
+        last = self.basis.inverse(values[Register("state", len(plan.nodes) - 1)])
+        return Encoded(noises, last, rounds, len(self.asked))
+
+    def path(
+        self, start: Tensor, draw: Callable[[], Tensor], *, independent: bool
+    ) -> tuple[dict[int, Tensor], dict[Register, Tensor]]:
+        """States of the oracle's plan, or drawn one by one; and what the network's plan has of noise and mean."""
+        plan, values, chain = self.plan, dict(self.fixed), set(self.plan.steps)
+        times = torch.tensor([node.time for node in plan.nodes], dtype=torch.float64)
+        signal = plan.process.transition(times, torch.zeros_like(times))
+        spread = plan.process.covariance(times).cholesky()
+        values |= {Register("answer", k): self.clean for k in self.asked}
+
+        def marginal(k: int) -> Tensor:
+            return self.basis.forward(signal[k](self.like) + spread[k](draw().to(self.like)))
+
+        wanted = {0: self.basis.forward(start)}
+        values[Register("state", 0)] = wanted[0]
+        drawn = {register: value for register, value in values.items() if register.kind == "mean"}
+        for k in range(1, len(plan.nodes)):
+            own = Register("noise", k)
+            if independent and k in chain and k in plan.noises:
+                wanted[k] = marginal(k)
+            else:
+                if k in plan.noises:
+                    noise = draw().to(self.like)
+                    values[own] = self.basis.forward(noise)
+                    if k not in chain:
+                        self.noises[k], drawn[own] = noise, values[own]
+                wanted[k] = combine(self.program[k], values, self.frequencies)
+            values[Register("state", k)] = wanted[k]
+        return wanted, drawn
+
+    def _answers(self, nodes: list[int], values: dict[Register, Tensor]) -> dict[Register, Tensor]:
+        """The network's answers to the states of some nodes, in pieces."""
+        batch = len(self.like)
+        states = torch.cat([values[Register("state", k)] for k in nodes])
+        which = torch.tensor([self.place[k] for k in nodes]).repeat_interleave(batch)
+        images = torch.arange(batch, device=self.like.device).repeat(len(nodes))
+        pieces = []
+        for first in range(0, len(states), self.rows):
+            some = slice(first, first + self.rows)
+            u = self.basis.inverse(states[some])
+            pieces.append(self.basis.forward(self.ask(which[some], u, images[some])))
+            if self.callback is not None:
+                self.callback(len(u))
+        answers = torch.cat(pieces).split(batch)
+        return {Register("answer", k): answer for k, answer in zip(nodes, answers, strict=True)}
+
+    def _inverses(self, nodes: list[int]) -> dict[int, tuple[Tensor, bool]]:
+        """(Pseudo-)inverses of noise factors, and whether they reach all directions."""
+        found: dict[int, tuple[Tensor, bool]] = {}
+        for k in nodes:
+            factor: Operator = self.plan.nodes[k].terms[Register("noise", k)].lift(self.basis)
+            sizes = torch.linalg.svdvals(factor.coefficients)
+            full = bool((sizes[..., -1] > _SINGULAR * sizes[..., 0]).all())
+            inverse = torch.linalg.inv(factor.coefficients) if full else torch.linalg.pinv(factor.coefficients)
+            found[k] = inverse.to(self.like), full
+        return found
+
+    def _noise(self, k: int, gap: Tensor, inverse: tuple[Tensor, bool]) -> Tensor:
+        """The noise that closes a gap between states, in pixels."""
+        noise = apply_coefficients(inverse[0], gap, self.frequencies)
+        if not inverse[1]:
+            own = next(c for r, c in self.program[k] if r == ("noise", k))
+            reached = combine([(Register("noise", k), own)], {Register("noise", k): noise}, self.frequencies)
+            if float((reached - gap).abs().max()) > _REACHED * (1 + float(gap.abs().max())):
+                msg = (
+                    f"The noise of {self.plan.solver!r} does not reach all directions of a state, so its plan cannot "
+                    "be led through any states; end the grid at t_min, draw the states as a path, or take ddpm."
+                )
+                raise PushforwardError(msg)
+        return self.basis.inverse(noise)

@@ -1,0 +1,51 @@
+"""Prompts: a network that is told in words what to draw.
+
+A text encoder makes of each prompt a row of one or several tensors. The condition of such a network is, for each image,
+which row is meant; so executors hand on plain numbers, and every prompt is encoded once, whatever the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Prompted", "TextEncoder", "prompted"]
+
+TextEncoder = Callable[[Sequence[str]], tuple[Tensor, ...]]  # prompts to tensors of one row a prompt
+
+
+class Prompted(nn.Module):
+    """`(u, t, rows) -> prediction` of a network `(u, t, *tensors)`, the tensors being those rows of the prompts'.
+
+    Args:
+        network: the network.
+        embeddings: of the prompts, each `(prompts, ...)`; row 0, the negative prompt, stands in where none is given.
+    """
+
+    def __init__(self, network: nn.Module, embeddings: tuple[Tensor, ...]) -> None:
+        super().__init__()
+        self.network = network
+        self.count = len(embeddings)
+        for k, tensor in enumerate(embeddings):
+            self.register_buffer(f"embedding{k}", tensor, persistent=False)
+
+    @property
+    def embeddings(self) -> tuple[Tensor, ...]:
+        """The prompts' tensors."""
+        return tuple(self.get_buffer(f"embedding{k}") for k in range(self.count))
+
+    def forward(self, u: Tensor, t: Tensor, rows: Tensor | None = None) -> Tensor:
+        if rows is None:
+            rows = torch.zeros(len(u), dtype=torch.long, device=u.device)
+        answer: Tensor = self.network(u, t, *(tensor[rows] for tensor in self.embeddings))
+        return answer
+
+
+def prompted(network: nn.Module, text: TextEncoder, prompts: Sequence[str], negative: str) -> tuple[Prompted, Tensor]:
+    """A network told these prompts, and which row of its table each of them is, `(prompts,)`."""
+    rows = {prompt: row for row, prompt in enumerate(dict.fromkeys([negative, *prompts]))}
+    place = next(network.parameters()).device
+    embeddings = tuple(tensor.to(place) for tensor in text(list(rows)))
+    return Prompted(network, embeddings), torch.tensor([rows[prompt] for prompt in prompts], dtype=torch.long)
