@@ -1,0 +1,316 @@
+"""How good translations and edits of images are: near their source, near the truth, among the targets.
+
+Every method gives one image for each source image, and is a row. Two rows are always there: `copy`, the source itself,
+is the floor (it keeps everything and changes nothing), and `truth`, where it is known, is the bound. What a measure
+says of the truth is the most that any method can be asked for, and a method no better than the copy has done nothing.
+
+Means over images have their standard errors; those of a set's figures (median rank, distances) are of a bootstrap over
+the images, the same resamples for all rows. The Fréchet distance of few images is too large, about equally in every
+row: compare rows with one another and with the truth, not with distances of other counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pushforward.errors import PushforwardError
+from pushforward.images import to_bytes
+from pushforward.tasks.clip import Clip, alignment
+from pushforward.tasks.distances import FEWEST, MOST, Reference, Sample, resamples, standard_error
+from pushforward.tasks.evaluate import with_error
+from pushforward.tasks.features import FeatureNet, features
+from pushforward.tasks.illustrate import distance_name
+from pushforward.tasks.measures import SMALLEST, Metric, greatest, l2, lpips, pixels, psnr, ranks, recall, ssim
+
+__all__ = ["COPY", "TRUTH", "Row", "Space", "Words", "compare", "space", "table"]
+
+COPY, TRUTH = "copy", "truth"  # the rows that are always there
+FIRST = (1, 10)  # places among which the true partner is looked for
+Spaces = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Words:
+    """What CLIP is told of an edit.
+
+    Args:
+        clip: the model.
+        source: prompts of the source images, one each, or one for all.
+        target: prompts of what they shall become.
+    """
+
+    clip: Clip
+    source: str | Sequence[str]
+    target: str | Sequence[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """Features in which images are compared with others than their own source and truth.
+
+    Args:
+        name: as printed: `EffNet` for the Fréchet distance FD-EffNet.
+        features: images in [-1, 1], `(count, channels, height, width)`, to `(count, d)`.
+        metric: by which partners are looked for.
+    """
+
+    name: str
+    features: Spaces
+    metric: Metric = "euclidean"
+
+
+PIXELS = Space("pixels", pixels)
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One method's figures.
+
+    Args:
+        name: of the method.
+        count: images.
+        space: features that ranks and distances were taken in, by name.
+        measures: to the source `psnr`, `ssim`, `l2`, `lpips` and `identity` (the greatest absolute difference over all
+            images); to the truth `truth_psnr`, `truth_ssim`, `truth_l2`, `truth_lpips`; of the true partner among the
+            candidates `top1`, `top10` (shares) and `rank` (median); to the target set `frechet` and `kernel`; by CLIP
+            `clip` and `directional`. `..._error` is a standard error. What cannot be said is left out.
+        values: of each image, `(count,)`, what is a mean over images, and `rank`.
+        notes: what was left out and why, and what the figures are to be read beside; one sentence each.
+    """
+
+    name: str
+    count: int
+    space: str
+    measures: Mapping[str, float]
+    values: Mapping[str, Tensor] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def space(net: FeatureNet, *, batch: int = 250, device: str = "cpu") -> Space:
+    """The features of a network, compared by their angle.
+
+    Args:
+        net: of `tasks.features`.
+        batch: images of one call.
+        device: where it runs.
+    """
+    return Space(net.name, lambda images: features(net, to_bytes(images), batch=batch, device=device), "cosine")
+
+
+@torch.no_grad()
+def compare(
+    rows: Mapping[str, Tensor],
+    source: Tensor,
+    truth: Tensor | None = None,
+    targets: Tensor | None = None,
+    features: Space | Spaces = PIXELS,
+    *,
+    words: Words | None = None,
+    perceptual: str | Callable[[Tensor, Tensor], Tensor] | None = None,
+    times: int = 50,
+    seed: int = 0,
+    batch: int = 64,
+    callback: Callable[[str], None] | None = None,
+) -> list[Row]:
+    """The figures of every method, after those of the copy and of the truth.
+
+    Args:
+        rows: images of each method in [-1, 1], `(count, channels, height, width)`, image i being made of source i.
+        source: what they were made of.
+        truth: what they should be, or `None`.
+        targets: images of the kind they should be, `(m, channels, height, width)`, or `None`. The partner of image i
+            is looked for among these and the truths, each image once.
+        features: where ranks and distances are taken; by default pixels on an 8 x 8 grid.
+        words: for CLIP's figures.
+        perceptual: network of LPIPS (see `measures.lpips`), or `None` to leave it out.
+        times: resamples of the bootstrap.
+        seed: of it.
+        batch: images of one call of CLIP and LPIPS.
+        callback: told the name of each row that is done.
+
+    Raises:
+        PushforwardError: images that do not fit together or are not finite, a method by a name that is taken, or a
+            package that is missing.
+    """
+    _check(rows, source, truth, targets)
+    chosen = features if isinstance(features, Space) else Space("features", features)
+    every = {COPY: source} | ({} if truth is None else {TRUTH: truth}) | dict(rows)
+    draws = resamples(len(source), times, seed)
+    candidates = None if truth is None else _candidates(truth, targets, chosen)
+    reference, notes = _reference(len(source), targets, chosen)
+    if candidates is not None:
+        m = len(candidates[0])
+        notes += [f"The true partner is one of {m} images; by chance its rank is {(m + 1) / 2:g}."]
+    if min(source.shape[2:]) < SMALLEST:
+        notes.append(f"SSIM is left out: it needs images of at least {SMALLEST}x{SMALLEST}.")
+    found = []
+    for name, images in every.items():
+        values = _nearness(images, source, "", perceptual, batch)
+        if truth is not None:
+            values |= _nearness(images, truth, "truth_", perceptual, batch)
+        if words is not None:
+            values |= _told(words, images, source, batch)
+        measures = {"identity": float(greatest(images, source).max())}
+        for key, figures in values.items():
+            measures |= _mean(key, figures)
+        if candidates is not None or reference is not None:
+            x = chosen.features(images).cpu()
+            if candidates is not None:
+                values["rank"] = ranks(x, *candidates, metric=chosen.metric)
+                measures |= _places(values["rank"], draws)
+            if reference is not None:
+                measures |= _distances(x, reference, draws, times, seed)
+        found.append(Row(name, len(images), chosen.name, measures, values, tuple(notes)))
+        if callback is not None:
+            callback(name)
+    return found
+
+
+# -- figures of one row ------------------------------------------------------------------------------------------------
+
+
+def _nearness(
+    images: Tensor,
+    other: Tensor,
+    prefix: str,
+    perceptual: str | Callable[[Tensor, Tensor], Tensor] | None,
+    batch: int,
+) -> dict[str, Tensor]:
+    """How near each image is to its source or truth."""
+    found = {"psnr": psnr(images, other), "l2": l2(images, other)}
+    if min(images.shape[2:]) >= SMALLEST:
+        pairs = zip(images.split(batch), other.split(batch), strict=True)
+        found["ssim"] = torch.cat([ssim(one, two) for one, two in pairs])
+    if perceptual is not None:
+        found["lpips"] = lpips(images, other, perceptual, batch=batch)
+    return {prefix + key: figures.cpu() for key, figures in found.items()}
+
+
+def _told(words: Words, images: Tensor, source: Tensor, batch: int) -> dict[str, Tensor]:
+    """What CLIP says of each image."""
+    clip = words.clip
+    seen, before = (torch.cat([clip.images(some).cpu() for some in x.split(batch)]) for x in (images, source))
+    said, meant = (clip.fitting(prompts, len(images)).cpu() for prompts in (words.source, words.target))
+    return {"clip": (seen * meant).sum(1), "directional": alignment(seen - before, meant - said)}
+
+
+def _mean(key: str, figures: Tensor) -> dict[str, float]:
+    """The mean over images and its standard error, where there is one."""
+    values = figures.double()
+    measures = {key: float(values.mean())}
+    if len(values) > 1 and math.isfinite(measures[key]):
+        measures[f"{key}_error"] = float(values.std() / len(values) ** 0.5)
+    return measures
+
+
+def _places(places: Tensor, draws: Sequence[Tensor]) -> dict[str, float]:
+    measures: dict[str, float] = {}
+    for k in FIRST:
+        measures |= _mean(f"top{k}", (places <= k).double())
+        measures[f"top{k}"] = recall(places, k)
+    median = [float(places[rows].quantile(0.5)) for rows in draws]
+    return measures | {"rank": float(places.quantile(0.5)), "rank_error": standard_error(median)}
+
+
+def _distances(x: Tensor, reference: Reference, draws: list[Tensor], times: int, seed: int) -> dict[str, float]:
+    sample = Sample(x, reference)
+    some = Sample(x[:MOST], reference)  # pairs of all would not fit
+    fewer = draws if len(some) == len(sample) else resamples(len(some), times, seed)
+    return {
+        "frechet": sample.frechet(),
+        "frechet_error": standard_error([sample.frechet(rows) for rows in draws]),
+        "kernel": some.kernel(),
+        "kernel_error": standard_error([some.kernel(rows) for rows in fewer]),
+    }
+
+
+# -- what rows are compared with ---------------------------------------------------------------------------------------
+
+
+def _candidates(truth: Tensor, targets: Tensor | None, chosen: Space) -> tuple[Tensor, Tensor]:
+    """Features of all different images among truths and targets, and which of them each truth is.
+
+    Images are the same if they are to 8 bits: a target set, as a rule, has the truths in it.
+    """
+    images = truth if targets is None else torch.cat([truth, targets])
+    keys = [hashlib.sha256(image.cpu().numpy().tobytes()).digest() for image in to_bytes(images)]
+    first: dict[bytes, int] = {}
+    for k, key in enumerate(keys):
+        first.setdefault(key, k)
+    place = {key: k for k, key in enumerate(first)}
+    own = torch.tensor([place[key] for key in keys[: len(truth)]])
+    return chosen.features(images[list(first.values())]).cpu(), own
+
+
+def _reference(count: int, targets: Tensor | None, chosen: Space) -> tuple[Reference | None, list[str]]:
+    """The target set, if there are images enough to compare sets; or a note that there are not."""
+    if targets is None:
+        return None, []
+    if min(count, len(targets)) < FEWEST:
+        return None, [
+            f"{distance_name(chosen.name)} and KD-{chosen.name} are left out: they need at least {FEWEST} images of "
+            f"each kind; there are {count} and {len(targets)}."
+        ]
+    return Reference.of(chosen.features(targets).cpu()), []
+
+
+def _check(rows: Mapping[str, Tensor], source: Tensor, truth: Tensor | None, targets: Tensor | None) -> None:
+    taken = [name for name in rows if name in (COPY, TRUTH)]
+    if taken:
+        msg = f"The rows {COPY} and {TRUTH} are always made; call the method {taken[0]!r} by another name."
+        raise PushforwardError(msg)
+    if source.ndim != 4 or source.shape[1] not in (1, 3) or 0 in source.shape:
+        msg = f"Sources are images (count, 1 or 3, height, width); got shape {tuple(source.shape)}."
+        raise PushforwardError(msg)
+    every = {"source": source, **({} if truth is None else {TRUTH: truth}), **rows}
+    for name, images in every.items():
+        if images.shape != source.shape:
+            msg = f"The images of {name} are {tuple(images.shape)}, those of the source {tuple(source.shape)}."
+            raise PushforwardError(msg)
+        if not bool(images.isfinite().all()):
+            msg = f"The images of {name} are not all finite; leave it out, or make them again."
+            raise PushforwardError(msg)
+    if targets is not None and (targets.ndim != 4 or targets.shape[1:] != source.shape[1:] or not len(targets)):
+        msg = f"Targets are images of the shape {tuple(source.shape[1:])} of the source; got {tuple(targets.shape)}."
+        raise PushforwardError(msg)
+
+
+# -- showing -----------------------------------------------------------------------------------------------------------
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as text, columns aligned, figures with their standard errors, and the notes below.
+
+    `identity` is the greatest difference to the source; `top 1`, `top 10` and `rank` are of the true partner; `KD` is
+    the kernel distance times 1000.
+    """
+    spaces = list(dict.fromkeys(row.space for row in rows))
+    if len(spaces) > 1:
+        msg = f"Rows in features {' and '.join(spaces)} do not fit in one table."
+        raise PushforwardError(msg)
+    name = spaces[0] if spaces else ""
+    titles = {
+        "psnr": "PSNR", "ssim": "SSIM", "l2": "L2", "lpips": "LPIPS", "identity": "identity",
+        "truth_psnr": "PSNR truth", "truth_ssim": "SSIM truth", "truth_l2": "L2 truth", "truth_lpips": "LPIPS truth",
+        "top1": f"top 1 {name}", "top10": f"top 10 {name}", "rank": f"rank {name}",
+        "frechet": distance_name(name), "kernel": f"KD-{name} x1000", "clip": "CLIP", "directional": "CLIP direction",
+    }  # fmt: skip
+    shown = [key for key in titles if any(key in row.measures for row in rows)]
+    lines = [["method", "images", *(titles[key] for key in shown)]]
+    lines += [[row.name, str(row.count), *(_cell(row.measures, key) for key in shown)] for row in rows]
+    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
+    text = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return "\n".join([*text, *dict.fromkeys(note for row in rows for note in row.notes)])
+
+
+def _cell(measures: Mapping[str, float], key: str) -> str:
+    if key not in measures:
+        return "-"
+    scale, error = 1000.0 if key == "kernel" else 1.0, measures.get(f"{key}_error")
+    return with_error(scale * measures[key], None if error is None else scale * error)
