@@ -330,9 +330,7 @@ class Diffusion:
         model, process = self._given(labels, guidance), self.model.process
         clean = process.lift(model.latents(images.to(device=self._device, dtype=self.dtype)))
         stream = Stream(seed, _numbers(first, len(images)), clean.shape[1:])
-        times = self.plan.times[:1]
-        signal, spread = process.transition(times, torch.zeros_like(times))[0], process.covariance(times).cholesky()[0]
-        z = self.code(signal(clean) + spread(stream.draw().to(clean)))
+        z = self._noised(clean, stream)
         found = encode(self.plan, Across(model.denoiser), clean, start=self.start(z), draw=stream.draw,
                        independent=independent, sequential=sequential, rows=rows, callback=callback)  # fmt: skip
         time, end, residual = self.plan.times[-1:], None, None
@@ -404,6 +402,32 @@ class Diffusion:
             residual[bad[better]] = again.residual[better]
             rounds, nfe[bad] = rounds + again.rounds, nfe[bad] + again.nfe
         return Inversion(Code(self.code(first_state), end=end), rounds, nfe, residual)
+
+    @torch.no_grad()
+    def perturb(self, images: Tensor, *, seed: int = 0, first: int | Sequence[int] = 0) -> Code:
+        """Codes of images that are noised to the plan's first time, with fresh noises for its steps (SDEdit).
+
+        They know nothing of the network, and decode to images that are like these as far as the first state is.
+
+        Args:
+            images: in [-1, 1], `(count, channels, height, width)`.
+            seed: of the noise; image i's depends on the seed and its number alone.
+            first: number of the first image, or the number of each.
+
+        References:
+            SDEdit, Meng et al., arXiv 2108.01073, algorithm 1.
+        """
+        clean = self.model.process.lift(self.model.latents(images.to(device=self._device, dtype=self.dtype)))
+        stream = Stream(seed, _numbers(first, len(images)), clean.shape[1:])
+        start = self._noised(clean, stream)
+        count = 0 if isinstance(self.plan, Adaptive) else len(self.plan.noises)
+        return Code(start, torch.stack([stream.draw() for _ in range(count)]).to(start) if count else None)
+
+    def _noised(self, clean: Tensor, stream: Stream) -> Tensor:
+        """The code of a state drawn from `q(u_0 | x)` at the plan's first time."""
+        process, time = self.model.process, self.plan.times[:1]
+        signal, spread = process.transition(time, torch.zeros_like(time))[0], process.covariance(time).cholesky()[0]
+        return self.code(signal(clean) + spread(stream.draw().to(clean)))
 
     @property
     def _device(self) -> torch.device | str:

@@ -1,0 +1,169 @@
+"""Editing an image by two texts: what it shows, and what it shall show.
+
+The image's code under the source text is decoded under the target text (CycleDiffusion). How strong the edit is depends
+on the share of steps that are skipped and on the guidance, and each draw of a code edits in its own way; so many
+candidates are made, and the best taken. *The network that selects must not be the one that judges*: the best of many
+by a score has a high score by luck, so results are reported by another network.
+
+References:
+    Wu & De la Torre, arXiv 2210.05559, section 4.2 (zero-shot editing, search over guidance, skip and trials);
+    Li et al., Your Diffusion Model is Secretly a Zero-Shot Classifier, arXiv 2303.16203, equation 5 (likelihood).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pushforward.errors import PushforwardError
+from pushforward.linear import Gaussian
+from pushforward.model import Model
+from pushforward.pushforward import Diffusion, Stream
+from pushforward.sampler import Sampler
+from pushforward.tasks.lesson import spread_times
+from pushforward.tasks.translate import End, Method, code_of, sampler_for
+
+__all__ = ["Candidate", "Search", "edits", "likelihood"]
+
+
+@dataclass(frozen=True)
+class Search:
+    """Which candidates are made: all combinations.
+
+    Args:
+        guidances: weights of guidance towards the target text.
+        skips: shares of the steps that are skipped, from noise: 0 edits most.
+        trials: draws of a code.
+        source_guidance: of the encoding; 1 in the paper.
+        method: how codes are found, see `tasks.translate`.
+    """
+
+    guidances: Sequence[float] = (3.0,)
+    skips: Sequence[float] = (0.2,)
+    trials: int = 1
+    source_guidance: float = 1.0
+    method: Method = "stochastic"
+
+    def __post_init__(self) -> None:
+        if self.trials < 1 or not self.guidances or not self.skips or not all(0 <= s < 1 for s in self.skips):
+            msg = "A search needs a trial, a guidance, and skips from 0 up to below 1."
+            raise PushforwardError(msg)
+        if self.method == "deterministic" and self.trials > 1:
+            msg = "Deterministic codes are the same in every trial; take 1 trial, or the stochastic method."
+            raise PushforwardError(msg)
+
+    @property
+    def count(self) -> int:
+        """Candidates of an image."""
+        return len(self.guidances) * len(self.skips) * self.trials
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One edit.
+
+    Args:
+        image: in [-1, 1], `(channels, height, width)`.
+        skip: share of the steps skipped.
+        guidance: towards the target text.
+        trial: number of the draw.
+    """
+
+    image: Tensor
+    skip: float
+    guidance: float
+    trial: int
+
+    @property
+    def name(self) -> str:
+        """A file's name, without its end."""
+        return f"skip{self.skip:g}-guidance{self.guidance:g}-trial{self.trial:02d}"
+
+
+def edits(
+    model: Model,
+    image: Tensor,
+    source: str,
+    target: str,
+    sampler: Sampler,
+    search: Search,
+    *,
+    seed: int = 0,
+    batch: int = 16,
+    callback: Callable[[int], None] | None = None,
+) -> Iterator[Candidate]:
+    """All candidates of a search, one batch after the other.
+
+    Args:
+        model: that reads prompts.
+        image: in [-1, 1], `(channels, height, width)`.
+        source: text of what it shows.
+        target: text of what it shall show.
+        sampler: the plan without skips.
+        search: which candidates.
+        seed: of the codes; a trial's depends on the seed and its number alone.
+        batch: candidates at a time.
+        callback: told how many candidates are done.
+
+    Raises:
+        PushforwardError: a model that reads no prompts, or an image of another shape.
+    """
+    if model.text is None:
+        msg = f"Model {model.name!r} reads no prompts, so it cannot edit by text; see `pushforward translate`."
+        raise PushforwardError(msg)
+    for skip in search.skips:
+        chosen = sampler_for(model, replace(sampler, start=1 - skip), search.method)
+        diffusion = Diffusion(model, chosen.plan(model))
+        for first in range(0, search.trials, batch):
+            trials = range(first, min(first + batch, search.trials))
+            images, size = image[None].expand(len(trials), *image.shape), len(trials)
+            one = End(diffusion, [source] * size, search.source_guidance)
+            code = code_of(images, one, one, method=search.method, seed=seed, first=first, rows=batch).code
+            for guidance in search.guidances:
+                found = diffusion.decode(code, [target] * size, guidance).float().cpu()
+                for trial, edited in zip(trials, found, strict=True):
+                    yield Candidate(edited, skip, guidance, trial)
+                if callback is not None:
+                    callback(size)
+
+
+@torch.no_grad()
+def likelihood(
+    model: Model, images: Tensor, source: str, target: str, *, times: int = 16, seed: int = 0, batch: int = 64
+) -> Tensor:
+    """How much better the model explains images by the target text than by the source text, `(count,)`.
+
+    Images are noised to several levels and denoised under both texts; with errors e_s and e_t (sums of squares), this
+    is the mean of `(e_s - e_t) / (e_s + e_t)` over the levels: between -1 and 1, and 0 if the texts make no difference.
+    Noise is the same for both texts and for all images.
+
+    Args:
+        model: that reads prompts.
+        images: in [-1, 1], `(count, channels, height, width)`.
+        source: text of what they showed.
+        target: text of what they shall show.
+        times: noise levels, spread evenly in the whitening angle.
+        seed: of the noise.
+        batch: states in a network call.
+    """
+    process = model.process
+    levels = spread_times(process, model.gaussian if model.statistics else Gaussian(0.25), times)
+    signal, spread = process.transition(levels, torch.zeros_like(levels)), process.covariance(levels).cholesky()
+    place = next(model.module.parameters()).device if model.module is not None else "cpu"
+    clean = process.lift(model.latents(images.to(place)))
+    noise = Stream(seed, range(times), clean.shape[1:]).draw().to(clean)
+    gains = []
+    for k in range(times):
+        states = signal[k](clean) + spread[k](noise[k].expand_as(clean))
+        errors = []
+        for text in (source, target):
+            told = model.given([text] * len(clean)).denoiser
+            ask = told.at(process, levels[k : k + 1], clean)
+            pieces = [ask(0, states[i : i + batch], torch.arange(i, min(i + batch, len(clean))))
+                      for i in range(0, len(clean), batch)]  # fmt: skip
+            errors.append((process.image(torch.cat(pieces) - clean)).flatten(1).double().square().sum(1))
+        gains.append((errors[0] - errors[1]) / (errors[0] + errors[1]))
+    return torch.stack(gains).mean(0).cpu()

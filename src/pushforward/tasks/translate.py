@@ -1,0 +1,202 @@
+"""From one model's images to another's, by a common code.
+
+Two diffusion models of different data have codes of one kind, standard normal. An image's code under the source model,
+decoded by the target model, is an image of the target's data that has the source image's composition: so no pairs of
+images are needed, nor training. The models may be one network under two conditions, or two networks trained apart.
+
+    stochastic      codes drawn under a stochastic plan (DPM-Encoder): CycleDiffusion
+    independent     the same with states drawn one by one: "edit-friendly" codes
+    deterministic   the one code of a deterministic plan, by exact inversion: DDIB
+    sdedit          the baseline: noise, then denoise by the target model; the source model is not used
+
+What decides how much is kept is the plan's first time (`Sampler.start`): less noise, more of the source.
+
+References:
+    CycleDiffusion: Wu & De la Torre, arXiv 2210.05559, algorithm 1; DDIB: Su et al., arXiv 2203.08382, algorithm 1;
+    SDEdit: Meng et al., arXiv 2108.01073, algorithm 1; edit-friendly codes: Huberman-Spiegelglas et al.,
+    arXiv 2304.06140.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pushforward.errors import PushforwardError
+from pushforward.execute import Adaptive
+from pushforward.model import Model
+from pushforward.pushforward import Code, Diffusion, Labels
+from pushforward.sampler import Sampler
+
+__all__ = ["METHODS", "End", "Method", "Translation", "code_of", "refined", "sampler_for", "translate"]
+
+Method = Literal["stochastic", "independent", "deterministic", "sdedit"]
+METHODS: tuple[Method, ...] = ("stochastic", "independent", "deterministic", "sdedit")
+
+
+@dataclass(frozen=True)
+class End:
+    """One end of a translation.
+
+    Args:
+        diffusion: model and plan.
+        labels: classes `(count,)` or prompts of the images there.
+        guidance: weight of classifier-free guidance.
+    """
+
+    diffusion: Diffusion
+    labels: Labels = None
+    guidance: float = 1.0
+
+
+@dataclass(frozen=True)
+class Translation:
+    """What a translation gave.
+
+    Args:
+        images: in [-1, 1], `(count, channels, height, width)`, on the CPU.
+        code: the common one.
+        rounds: batched network calls on the critical path.
+        nfe: network evaluations of an image, on average (guidance's second ones not counted).
+    """
+
+    images: Tensor
+    code: Code
+    rounds: int
+    nfe: float
+
+
+class Coded(NamedTuple):
+    """A common code, and what it took: rounds, and network evaluations an image."""
+
+    code: Code
+    rounds: int
+    nfe: float
+
+
+def sampler_for(model: Model, sampler: Sampler, method: Method) -> Sampler:
+    """The sampler as a method needs it: with noise, or without and ending at `t_min`, where it has an inverse.
+
+    Args:
+        model: either end's.
+        sampler: as wanted; what it leaves open is chosen here (DDIM's eta is 0.1, lambda of other solvers 1).
+        method: of the translation.
+
+    Raises:
+        PushforwardError: unknown method.
+    """
+    if method not in METHODS:
+        msg = f"Unknown way {method!r} to translate; known are {', '.join(METHODS)}."
+        raise PushforwardError(msg)
+    if method == "deterministic":
+        return sampler if sampler.end is not None else replace(sampler, end=model.process.t_min)
+    noise = {"ddim": {"eta": 0.1}, "gddim": {"noise": 1.0}, "exponential": {"noise": 1.0}}.get(sampler.solver, {})
+    return replace(sampler, settings={**noise, **sampler.settings})
+
+
+@torch.no_grad()
+def translate(
+    images: Tensor,
+    source: End,
+    target: End,
+    *,
+    method: Method = "stochastic",
+    seed: int = 0,
+    first: int | Sequence[int] = 0,
+    rows: int = 64,
+    callback: Callable[[object], None] | None = None,
+) -> Translation:
+    """Images of the target's data with the codes that these have under the source.
+
+    Args:
+        images: in [-1, 1], `(count, channels, height, width)`.
+        source: where the images come from.
+        target: where they go, with a plan of the same shape.
+        method: see the module's docstring.
+        seed: of what is drawn; image i's depends on the seed and its number alone.
+        first: number of the first image, or the number of each.
+        rows: states in a network call while codes are drawn.
+        callback: told after every network call.
+
+    Raises:
+        PushforwardError: plans that do not fit the method or each other.
+    """
+    found = code_of(images, source, target, method=method, seed=seed, first=first, rows=rows, callback=callback)
+    plan = target.diffusion.plan
+    result = target.diffusion.decode(found.code, target.labels, target.guidance, callback=callback).float().cpu()
+    calls = 0 if isinstance(plan, Adaptive) else plan.nfe
+    return Translation(result, found.code, found.rounds + calls, found.nfe + calls)
+
+
+@torch.no_grad()
+def code_of(
+    images: Tensor,
+    source: End,
+    target: End,
+    *,
+    method: Method = "stochastic",
+    seed: int = 0,
+    first: int | Sequence[int] = 0,
+    rows: int = 64,
+    callback: Callable[[object], None] | None = None,
+) -> Coded:
+    """The common code alone, the first half of `translate`, for one that is decoded in several ways.
+
+    Where the last step takes no noise, what it leaves out of the image is left out of the code: it is the source's.
+    """
+    one, other = source.diffusion, target.diffusion
+    _check(one, other, method)
+    if method == "sdedit":
+        return Coded(other.perturb(images, seed=seed, first=first), 0, 0.0)
+    if method == "deterministic":
+        found = one.invert(images, source.labels, source.guidance, seed=seed, first=first, callback=callback)
+        return Coded(found.code, found.rounds, float(found.nfe.double().mean()))
+    drawn = one.encode(images, source.labels, source.guidance, seed=seed, first=first,
+                       independent=method == "independent", rows=rows, callback=callback)  # fmt: skip
+    return Coded(replace(drawn.code, residual=None), drawn.rounds, float(drawn.nfe))
+
+
+def refined(
+    images: Tensor, target: End, *, seed: int = 0, first: int | Sequence[int] = 0,
+    callback: Callable[[object], None] | None = None,
+) -> Tensor:  # fmt: skip
+    """A stage of its own after a translation: a little noise, then denoising by the target model (SDEdit).
+
+    The experiments of CycleDiffusion end with it (100 to 150 of 1000 steps, eta 1). It makes images more like the
+    target's data, and less like the source.
+
+    Args:
+        images: in [-1, 1], `(count, channels, height, width)`.
+        target: with a plan that begins at low noise (`Sampler.start`).
+        seed: of the noise.
+        first: number of the first image, or the number of each.
+        callback: told after every network call.
+    """
+    code = target.diffusion.perturb(images, seed=seed, first=first)
+    return target.diffusion.decode(code, target.labels, target.guidance, callback=callback).float().cpu()
+
+
+def _check(one: Diffusion, other: Diffusion, method: Method) -> None:
+    """Raise unless codes of one diffusion can be decoded by the other."""
+    if method not in METHODS:
+        msg = f"Unknown way {method!r} to translate; known are {', '.join(METHODS)}."
+        raise PushforwardError(msg)
+    if method == "sdedit":
+        return
+    shapes = [d.model.state_shape(1)[1:] for d in (one, other)]
+    if shapes[0] != shapes[1]:
+        msg = (
+            f"Codes of model {one.model.name!r} have shape {shapes[0]}, those of {other.model.name!r} {shapes[1]}: "
+            "translate between models of one shape."
+        )
+        raise PushforwardError(msg)
+    noises = [0 if isinstance(d.plan, Adaptive) else len(d.plan.noises) for d in (one, other)]
+    if noises[0] != noises[1]:
+        msg = (
+            f"The source's plan takes {noises[0]} noises and the target's {noises[1]}; give both one solver and steps."
+        )
+        raise PushforwardError(msg)
