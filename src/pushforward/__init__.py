@@ -13,17 +13,19 @@ if TYPE_CHECKING:
     from pushforward.model import Function, Model, Network, load
     from pushforward.plan import SOLVERS, Plan, grid
     from pushforward.pushforward import Code, Diffusion, Pushforward
+    from pushforward.scheduler import PushforwardScheduler
 
 __all__ = [
     "SOLVERS", "Code", "Diffusion", "Exact", "Function", "Gaussian", "Implicit", "Model", "Network", "Parallel",
-    "Phantom", "Plan", "Pushforward", "PushforwardError", "Skeleton", "grid", "load", "process_from_config",
+    "Phantom", "Plan", "Pushforward", "PushforwardError", "PushforwardScheduler", "Skeleton", "grid", "load",
+    "process_from_config",
 ]  # fmt: skip
 
 _HOMES = {
     "Gaussian": "linear", "process_from_config": "linear", "Function": "model", "Model": "model", "Network": "model",
     "load": "model", "SOLVERS": "plan", "Plan": "plan", "grid": "plan", "Code": "pushforward",
     "Diffusion": "pushforward", "Pushforward": "pushforward", "Exact": "execute", "Implicit": "execute",
-    "Parallel": "execute", "Phantom": "execute", "Skeleton": "execute",
+    "Parallel": "execute", "Phantom": "execute", "Skeleton": "execute", "PushforwardScheduler": "scheduler",
 }  # fmt: skip
 
 

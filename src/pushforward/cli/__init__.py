@@ -22,7 +22,7 @@ from pushforward.errors import PushforwardError
 
 __all__ = ["app", "command_names", "main"]
 
-_NOT_COMMANDS = {"__init__", "common"}
+_NOT_COMMANDS = {"__init__", "batch", "common"}
 
 
 def command_names() -> list[str]:

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DeviceOption", "GuidanceOption", "Images", "JsonOption", "LabelOption", "ModelArgument", "NegativeOption",
-    "PlanOptions", "PromptOption", "QuietOption", "choose_labels", "decoded", "image_size", "make_plan",
-    "pick_device", "plan_options", "progress", "read_inputs", "stochastic", "write_json",
+    "PlanOptions", "PromptOption", "QuietOption", "choose_labels", "decoded", "image_files", "image_size",
+    "make_plan", "pick_device", "plan_options", "progress", "read_file", "read_inputs", "stochastic", "write_json",
 ]  # fmt: skip
 
 ModelArgument = Annotated[
@@ -291,9 +291,9 @@ def read_inputs(
             some, own = _from_npz(source, size, channels, split, room, done)
         else:
             some, own = [], []
-            for file in _files(source)[:room]:
+            for file in image_files(source)[:room]:
                 try:
-                    some.append(_from_file(file, size, channels, done))
+                    some.append(read_file(file, size, channels, done))
                     own.append(str(file))
                 except PushforwardError as error:
                     if not skip:
@@ -310,8 +310,12 @@ def read_inputs(
     return Images(torch.stack(images).float() / 127.5 - 1, tuple(names), notes, tuple(skipped))
 
 
-def _files(source: Path) -> list[Path]:
-    """The images that a file or folder stands for."""
+def image_files(source: Path) -> list[Path]:
+    """The image files that a file or folder stands for, sorted.
+
+    Raises:
+        PushforwardError: there are none.
+    """
     from pushforward.data import SUFFIXES
 
     if source.is_file():
@@ -331,7 +335,12 @@ def _files(source: Path) -> list[Path]:
     return files
 
 
-def _from_file(file: Path, size: tuple[int, int], channels: int, done: Counter[str]) -> Tensor:
+def read_file(file: Path, size: tuple[int, int] | None, channels: int | None, done: Counter[str]) -> Tensor:
+    """One image as uint8 `(channels, height, width)`; what had to be done to it is counted.
+
+    Raises:
+        PushforwardError: the file is no image, or damaged.
+    """
     from PIL import Image
 
     from pushforward.data import read_image
@@ -341,7 +350,8 @@ def _from_file(file: Path, size: tuple[int, int], channels: int, done: Counter[s
             warnings.simplefilter("ignore")  # decoders warn of odd metadata in images that they read well
             with Image.open(file) as image:
                 result = read_image(image, size=size, channels=channels)
-                done.update(_conversions(image, size, channels))
+                if size is not None and channels is not None:
+                    done.update(_conversions(image, size, channels))
                 return result
     except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__

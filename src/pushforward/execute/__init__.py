@@ -6,10 +6,10 @@ from pushforward.execute.encode import Encoded, encode
 from pushforward.execute.inverse import INVERSE, invert
 from pushforward.execute.mixing import Mixing
 from pushforward.execute.parallel import METHODS, Parallel, Round, Solution, parallel
-from pushforward.execute.sequential import Noise, Progress, check_start, run
+from pushforward.execute.sequential import Noise, Progress, check_start, run, steps
 
 __all__ = [
     "INVERSE", "METHODS", "Adaptive", "Encoded", "Exact", "Gradient", "Implicit", "Mixing", "Noise", "Parallel",
     "Phantom", "Progress", "Round", "Skeleton", "Solution", "adaptive", "check_start", "differentiable", "encode",
-    "invert", "parallel", "run",
+    "invert", "parallel", "run", "steps",
 ]  # fmt: skip

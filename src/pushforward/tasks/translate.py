@@ -83,7 +83,8 @@ def sampler_for(model: Model, sampler: Sampler, method: Method) -> Sampler:
 
     Args:
         model: either end's.
-        sampler: as wanted; what it leaves open is chosen here (DDIM's eta is 0.1, lambda of other solvers 1).
+        sampler: as wanted; what it leaves open is chosen here: DDIM's eta is 0.1, lambda of other solvers 1, and the
+            grid the model's own or uniform, so that a share of the steps is a share of the time, as in the papers.
         method: of the translation.
 
     Raises:
@@ -92,6 +93,8 @@ def sampler_for(model: Model, sampler: Sampler, method: Method) -> Sampler:
     if method not in METHODS:
         msg = f"Unknown way {method!r} to translate; known are {', '.join(METHODS)}."
         raise PushforwardError(msg)
+    if sampler.grid is None and not model.grid:
+        sampler = replace(sampler, grid="uniform")
     if method == "deterministic":
         return sampler if sampler.end is not None else replace(sampler, end=model.process.t_min)
     noise = {"ddim": {"eta": 0.1}, "gddim": {"noise": 1.0}, "exponential": {"noise": 1.0}}.get(sampler.solver, {})

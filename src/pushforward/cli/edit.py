@@ -1,0 +1,227 @@
+"""Edit images by two texts: what they show, and what they shall show.
+
+Examples are in `pushforward edit --help`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor
+
+from pushforward.cli.batch import Item, list_items, open_folder, work_through
+from pushforward.cli.common import (
+    DeviceOption,
+    JsonOption,
+    NegativeOption,
+    PlanOptions,
+    QuietOption,
+    image_size,
+    pick_device,
+    plan_options,
+    progress,
+    write_json,
+)  # fmt: skip
+from pushforward.errors import PushforwardError
+from pushforward.images import save_image, sheet
+from pushforward.model import Model, load
+from pushforward.sampler import Sampler
+from pushforward.tasks.clip import Clip, load_clip
+from pushforward.tasks.edit import Candidate, Search, edits, likelihood
+from pushforward.tasks.measures import psnr, ssim
+from pushforward.tasks.translate import METHODS, Method
+
+__all__ = ["edit"]
+
+_SELECT = ("likelihood", "directional-clip", "clip", "none")
+_COLUMNS = 8
+_Score = Callable[[Tensor, Tensor], Tensor]
+
+
+@plan_options(solver="ddim", steps=100)
+def edit(
+    images: Annotated[list[Path], typer.Argument(help="Files, folders, or .npz files of images.")],
+    plan: PlanOptions,
+    model: Annotated[str, typer.Option(help="A model that reads: embedded, a folder, or a hub name of `diffusers`.")],
+    source: Annotated[str, typer.Option(help="What the images show.")],
+    target: Annotated[str, typer.Option(help="What they shall show.")],
+    negative: NegativeOption = "",
+    guidance: Annotated[
+        str, typer.Option(help="Weights of guidance to the target text, as 1,2,3: all are tried.")
+    ] = "3",
+    source_guidance: Annotated[float, typer.Option(help="Of the encoding; 1 in the paper.")] = 1.0,
+    skip: Annotated[
+        str, typer.Option(help="Shares of the steps skipped, as .15,.3: less skipped changes more.")
+    ] = "0.2",
+    trials: Annotated[int, typer.Option(help="Draws of a code for each of these.", min=1)] = 15,
+    select: Annotated[
+        str,
+        typer.Option(
+            help="What the best is chosen by: likelihood (of the texts, under the model itself), directional-clip or "
+            "clip (with --clip), none (the first)."
+        ),
+    ] = "likelihood",
+    clip: Annotated[str | None, typer.Option(help="CLIP that selects: a folder or hub name of `transformers`.")] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="Another CLIP, whose scores are reported: the selecting one's are too good.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="stochastic, independent (edit-friendly), deterministic or sdedit.")] = (
+        "stochastic"
+    ),
+    seed: Annotated[int, typer.Option(help="Of the codes.")] = 0,
+    batch: Annotated[int, typer.Option(help="Candidates at a time, and states in a network call.", min=1)] = 16,
+    count: Annotated[int | None, typer.Option(help="Take this many images; all by default.", min=1)] = None,
+    split: Annotated[str, typer.Option(help="Of an .npz file: train or test.")] = "test",
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("edited"),
+    device: DeviceOption = "auto",
+    json: JsonOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    r"""Edit images by text: the code of an image under one text, decoded under another.
+
+    All combinations of guidance, skip and trial are made and kept. OUT gets, for each image, a folder with every
+    candidate, best.png, ranking.png (the image, then its edits from the best on) and candidates.json. An interrupted
+    run goes on with the same command.
+
+    \b
+    pushforward edit face.png --model emoji --source "grinning face" --target "crying face" --trials 8
+    pushforward edit cat.jpg --model ./stable-diffusion --source "a photo of a cat" --target "a photo of a dog" \
+        --guidance 1,2,3,5 --skip .15,.3,.5 --select directional-clip --clip ./clip-b32 --judge ./clip-l14
+    """
+    where = pick_device(device)
+    network = replace(load(model, dtype=None).to(where), negative=negative)
+    search = Search(_numbers(guidance, "guidance"), _numbers(skip, "skip"), trials, source_guidance, _method(method))
+    sampler = Sampler(plan.solver, plan.steps, plan.settings, plan.grid, plan.end)
+    network.given([target], max(search.guidances))  # what is wrong is said before all work
+    score, judges = _scorers(network, source, target, select, clip, judge, where)
+    items = list_items(images, image_size(network), split=split, count=count)
+    settings = {
+        "command": "edit", "model": model, "source": source, "target": target, "negative": negative,
+        "sampler": asdict(sampler), "search": asdict(search), "select": select, "clip": clip, "judge": judge,
+        "seed": seed,
+    }  # fmt: skip
+    open_folder(out, settings)
+    rows: list[dict[str, Any]] = []
+    bar = progress("editing", total=search.count * len(items), unit="candidate", quiet=quiet)
+
+    def work(some: list[Item], values: Tensor, numbers: list[int]) -> None:
+        for item, image, number in zip(some, values, numbers, strict=True):
+            made = list(
+                edits(network, image, source, target, sampler, search, seed=seed + number, batch=batch,
+                      callback=bar.update)
+            )  # fmt: skip
+            _write(out / item.name, image, made, score, judges)
+
+    started = time.perf_counter()
+    with bar:
+        outcome = work_through(
+            items, work, lambda item: _report(out / item.name).is_file(), label="images", batch=1, quiet=True
+        )
+    for item in items:
+        if _report(out / item.name).is_file():
+            rows.append({"name": item.name, "source": item.source, **_best(out / item.name)})
+    report = {
+        **settings, "count": len(rows), "candidates": search.count, "done_before": outcome.before,
+        "seconds": time.perf_counter() - started, "notes": outcome.lines, "skipped": outcome.skipped, "out": out,
+        "images": rows,
+    }  # fmt: skip
+    if not quiet and json != "-":
+        for line in outcome.lines:
+            typer.echo(line)
+        for row in rows:
+            figures = ", ".join(f"{key} {value:.3g}" for key, value in row["reported"].items())
+            typer.echo(f"{out / row['name']}: {search.count} candidates, the best {row['best']}: {figures}")
+    write_json(report, json)
+
+
+def _numbers(text: str, name: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        msg = f"--{name} is one number or several, as 1,2,3; got {text!r}."
+        raise PushforwardError(msg) from None
+
+
+def _method(name: str) -> Method:
+    for method in METHODS:
+        if name == method:
+            return method
+    msg = f"Unknown way {name!r} to edit; known are {', '.join(METHODS)}."
+    raise PushforwardError(msg)
+
+
+def _scorers(
+    model: Model, source: str, target: str, select: str, clip: str | None, judge: str | None, where: str
+) -> tuple[_Score | None, dict[str, _Score]]:
+    """What selects, and what is reported: functions of the image and its edits, `(count,)`, the higher the better."""
+    if select not in _SELECT:
+        msg = f"--select is one of {', '.join(_SELECT)}; got {select!r}."
+        raise PushforwardError(msg)
+    if select.endswith("clip") and clip is None:
+        msg = f"--select {select} needs --clip, a folder or hub name of a CLIP model of `transformers`."
+        raise PushforwardError(msg)
+    if judge is not None and judge == clip:
+        msg = "--judge must not be the network that selects: the best of many by a score has a high score by luck."
+        raise PushforwardError(msg)
+
+    def directional(network: Clip) -> _Score:
+        return lambda image, edited: network.directional(image.expand_as(edited), edited, source, target)
+
+    def similar(network: Clip) -> _Score:
+        return lambda _, edited: network.similarity(edited, target)
+
+    reported: dict[str, _Score] = {
+        "psnr": lambda image, edited: psnr(edited, image.expand_as(edited)),
+        "ssim": lambda image, edited: ssim(edited, image.expand_as(edited)),
+    }
+    if judge is not None:
+        judging = load_clip(judge, device=where)
+        reported |= {"clip": similar(judging), "directional_clip": directional(judging)}
+    if select == "none":
+        return None, reported
+    if select == "likelihood":
+        return lambda _, edited: likelihood(model, edited, source, target), reported
+    assert clip is not None
+    network = load_clip(clip, device=where)
+    return directional(network) if select == "directional-clip" else similar(network), reported
+
+
+@torch.no_grad()
+def _write(folder: Path, image: Tensor, made: list[Candidate], score: _Score | None, judges: dict[str, _Score]) -> None:
+    """All candidates with their settings and scores; the report last, so that it stands for a finished image."""
+    edited = torch.stack([one.image for one in made])
+    scores = score(image[None], edited).tolist() if score is not None else [0.0] * len(made)
+    measured = {name: judge(image[None], edited).tolist() for name, judge in judges.items()}
+    order = sorted(range(len(made)), key=lambda k: scores[k] if math.isfinite(scores[k]) else -math.inf, reverse=True)
+    for one in made:
+        save_image(sheet(one.image[None], smallest=0), folder / f"{one.name}.png")
+    save_image(sheet(edited[order[:1]], smallest=0), folder / "best.png")
+    save_image(sheet(torch.cat([image[None], edited[order]]), columns=_COLUMNS), folder / "ranking.png")
+    candidates = [
+        {
+            "file": f"{made[k].name}.png", "skip": made[k].skip, "guidance": made[k].guidance, "trial": made[k].trial,
+            "selected_by": None if score is None else scores[k],
+            "reported": {name: values[k] for name, values in measured.items()},
+        }
+        for k in order
+    ]  # fmt: skip
+    write_json({"candidates": candidates}, str(_report(folder)))
+
+
+def _report(folder: Path) -> Path:
+    return folder / "candidates.json"
+
+
+def _best(folder: Path) -> dict[str, Any]:
+    """The best candidate of an image, as its report has it."""
+    import json
+
+    best = json.loads(_report(folder).read_text(encoding="utf-8"))["candidates"][0]
+    return {"best": best["file"], "reported": best["reported"], "selected_by": best["selected_by"]}

@@ -1,0 +1,196 @@
+"""Translate images from one model's data to another's, without pairs or training.
+
+Examples are in `pushforward translate --help`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor
+
+from pushforward.cli.batch import Item, list_items, open_folder, work_through
+from pushforward.cli.common import (
+    DeviceOption,
+    JsonOption,
+    PlanOptions,
+    QuietOption,
+    choose_labels,
+    image_size,
+    pick_device,
+    plan_options,
+    read_file,
+    write_json,
+)  # fmt: skip
+from pushforward.errors import PushforwardError
+from pushforward.images import compared, save_image, sheet
+from pushforward.model import Model, load
+from pushforward.plan import Plan
+from pushforward.pushforward import Diffusion, Labels
+from pushforward.sampler import Sampler
+from pushforward.tasks.translate import METHODS, End, Method, refined, sampler_for
+from pushforward.tasks.translate import translate as translate_images
+
+__all__ = ["translate"]
+
+_SHOWN = 64
+
+
+@plan_options(solver="ddim", steps=100)
+def translate(
+    images: Annotated[list[Path], typer.Argument(help="Files, folders, or .npz files of images.")],
+    plan: PlanOptions,
+    source: Annotated[str, typer.Option(help="Model of the images' own data: a name or a folder.")],
+    target: Annotated[str | None, typer.Option(help="Model of the data wanted; by default the source's.")] = None,
+    source_label: Annotated[str | None, typer.Option(help="Class of the images, under the source model.")] = None,
+    target_label: Annotated[str | None, typer.Option(help="Class wanted, under the target model.")] = None,
+    source_prompt: Annotated[str | None, typer.Option(help="What the images show, for a model that reads.")] = None,
+    target_prompt: Annotated[str | None, typer.Option(help="What they shall show.")] = None,
+    source_guidance: Annotated[float, typer.Option(help="Classifier-free guidance of the encoding.")] = 1.0,
+    target_guidance: Annotated[float, typer.Option(help="Classifier-free guidance of the decoding.")] = 1.0,
+    start: Annotated[float, typer.Option(help="Share of the steps taken, from the image: more changes more.")] = 0.85,
+    method: Annotated[
+        str,
+        typer.Option(help="stochastic (CycleDiffusion), independent (edit-friendly), deterministic (DDIB) or sdedit."),
+    ] = "stochastic",
+    refine: Annotated[
+        float | None, typer.Option(help="Then a stage of SDEdit with this share of the steps (eta 1): more realism.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the codes; an image's depends on the seed and what it shows.")] = 0,
+    batch: Annotated[int, typer.Option(help="Images at a time, and states in a network call.", min=1)] = 32,
+    count: Annotated[int | None, typer.Option(help="Take this many images; all by default.", min=1)] = None,
+    split: Annotated[str, typer.Option(help="Of an .npz file: train or test.")] = "test",
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("translated"),
+    device: DeviceOption = "auto",
+    json: JsonOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    r"""Translate images from one model's data to another's: an image's code under the source, decoded by the target.
+
+    The models may be one network under two labels or prompts, or two networks trained apart. OUT gets the folder
+    images/, and sheet.png with the first images over their translations. An interrupted run goes on with the same
+    command; files that cannot be read are named and left out.
+
+    \b
+    pushforward translate faces/ --source emoji --source-prompt noto --target-prompt twemoji --out twemoji/
+    pushforward translate faces/ --source emoji-noto --target emoji-twemoji --start 0.7 --out twemoji/
+    pushforward translate shoes.npz --source fashion-vp --source-label sneaker --target-label "ankle boot"
+    pushforward translate cats/ --source ./cat-model --target ./dog-model --steps 1000 --refine 0.1
+    """
+    where = pick_device(device)
+    one = load(source).to(where)
+    other = one if target is None else load(target).to(where)
+    way = _method(method)
+    sampler = Sampler(plan.solver, plan.steps, plan.settings, plan.grid, plan.end, start)
+    ends = [
+        End(Diffusion(model, sampler_for(model, sampler, way).plan(model), device=where), guidance=guidance)
+        for model, guidance in ((one, source_guidance), (other, target_guidance))
+    ]
+    told = [
+        (one, [source_label] if source_label else [], [source_prompt] if source_prompt else []),
+        (other, [target_label] if target_label else [], [target_prompt] if target_prompt else []),
+    ]
+    for end, (model, label, prompt) in zip(ends, told, strict=True):
+        model.given(choose_labels(model, label, 1, prompt), end.guidance)  # what is wrong is said before all work
+    if target is None and told[0][1:] == told[1][1:]:
+        msg = "Source and target are the same; name another --target model, or a --target-label or --target-prompt."
+        raise PushforwardError(msg)
+    last = None if refine is None else _refiner(other, sampler, refine, where)
+    items = list_items(images, image_size(one), split=split, count=count)
+    settings = {
+        "command": "translate", "source": source, "target": target or source, "sampler": asdict(sampler),
+        "source_label": source_label, "target_label": target_label, "source_prompt": source_prompt,
+        "target_prompt": target_prompt, "source_guidance": source_guidance, "target_guidance": target_guidance,
+        "method": way, "refine": refine, "seed": seed,
+    }  # fmt: skip
+    open_folder(out, settings)
+    calls: dict[str, float] = {}
+
+    def labels(which: int, size: int) -> Labels:
+        model, label, prompt = told[which]
+        return choose_labels(model, label, size, prompt)
+
+    def work(some: list[Item], values: Tensor, numbers: list[int]) -> None:
+        size = len(some)
+        first, then = (replace(end, labels=labels(k, size)) for k, end in enumerate(ends))
+        found = translate_images(values, first, then, method=way, seed=seed, first=numbers, rows=batch)
+        calls.update(nfe=found.nfe, rounds=found.rounds)
+        result = found.images
+        if last is not None:
+            result = refined(result, End(last, then.labels, then.guidance), seed=seed, first=numbers)
+        for item, image in zip(some, result, strict=True):
+            save_image(sheet(image[None], smallest=0), _path(out, item))
+
+    started = time.perf_counter()
+    outcome = work_through(
+        items, work, lambda item: _path(out, item).is_file(), label="translating", batch=batch, quiet=quiet
+    )
+    seconds = time.perf_counter() - started
+    rows = _sheet(items, out)
+    report = {
+        **settings, "count": len(items) - len(outcome.skipped), "done_before": outcome.before, "seconds": seconds,
+        **calls, "times": ends[1].diffusion.plan.times.tolist(), "notes": outcome.lines, "skipped": outcome.skipped,
+        "out": out, "images": rows,
+    }  # fmt: skip
+    if not quiet and json != "-":
+        for line in outcome.lines:
+            typer.echo(line)
+        typer.echo(_summary(report))
+    write_json(report, json)
+
+
+def _method(name: str) -> Method:
+    for method in METHODS:
+        if name == method:
+            return method
+    msg = f"Unknown way {name!r} to translate; known are {', '.join(METHODS)}."
+    raise PushforwardError(msg)
+
+
+def _refiner(model: Model, sampler: Sampler, share: float, where: str) -> Diffusion:
+    """The target model with the last steps of an ancestral sampler."""
+    plan = Sampler("ddim", sampler.steps, {"eta": 1.0}, sampler.grid, start=share).plan(model)
+    assert isinstance(plan, Plan)
+    return Diffusion(model, plan, device=where)
+
+
+def _path(out: Path, item: Item) -> Path:
+    return out / "images" / f"{item.name}.png"
+
+
+def _sheet(items: Sequence[Item], out: Path) -> list[dict[str, Any]]:
+    """Write `sheet.png`, and say for each result how far it is from its source."""
+    shown: list[tuple[Tensor, Tensor]] = []
+    rows = []
+    for item in items:
+        path = _path(out, item)
+        if not path.is_file():
+            continue
+        result = read_file(path, None, None, Counter())
+        source = item.read(Counter())
+        if len(shown) < _SHOWN:
+            shown.append((source, result.expand_as(source) if result.shape[0] < source.shape[0] else result))
+        if result.shape == source.shape:
+            square = (result.double() - source.double()).square().mean()
+            psnr = float(10 * torch.log10(255**2 / square))
+            rows.append({"name": item.name, "source": item.source, "psnr_to_source": psnr})
+    pairs = [torch.stack(side).float() / 127.5 - 1 for side in zip(*shown, strict=True)]
+    save_image(compared(pairs), out / "sheet.png")
+    return rows
+
+
+def _summary(report: dict[str, Any]) -> str:
+    text = f"{report['out']}: {report['count']} images"
+    if "nfe" in report:
+        text += (
+            f", {report['nfe']:.0f} network evaluations each in {report['rounds']} rounds, {report['seconds']:.1f} s"
+        )
+    near = [row["psnr_to_source"] for row in report["images"]]
+    return text + (f"; psnr to the source {sum(near) / len(near):.1f} dB on average" if near else "")
