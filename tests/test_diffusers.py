@@ -622,6 +622,10 @@ def test_latent_diffusion(kind: str, tmp_path: Path, unet: Any) -> None:
     shift = 0.1 if kind == "AutoencoderKL" else 0.0
     expected = decoder.decode(latents / 0.5 + shift).sample
     torch.testing.assert_close(model.images(latents), expected)
+    found = decoder.encode(expected)
+    clean = found.latents if kind == "VQModel" else found.latent_dist.mode()
+    torch.testing.assert_close(model.latents(expected), (clean - shift) * 0.5)
+    assert model.image_shape == (3, 8, 8)
     assert pf.Diffusion(model, plan).sample(1).shape == (1, 3, 8, 8)
     model.to("cpu")
 
@@ -659,7 +663,7 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no index": (lambda f: (f / "model_index.json").unlink(), "holds no model"),
     "broken index": (lambda f: (f / "model_index.json").write_text("{"), "not valid JSON"),
-    "no unet in index": (lambda f: edit(f / "model_index.json", unet=[None, None]), "has no UNet2DModel"),
+    "no unet in index": (lambda f: edit(f / "model_index.json", unet=[None, None]), "has no unet or transformer"),
     "no unet": (lambda f: shutil.rmtree(f / "unet"), "has no unet/config.json"),
     "no scheduler": (lambda f: shutil.rmtree(f / "scheduler"), "has no scheduler/scheduler_config.json"),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "lacks its weights"),
@@ -669,7 +673,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "deeper": (lambda f: edit(f / "unet/config.json", layers_per_block=2), "cannot be read|lack"),
     "other network": (
         lambda f: edit(f / "unet/config.json", _class_name="UNet2DConditionModel"),
-        "UNet2DConditionModel",
+        "has no text_encoder",
     ),
     "no size": (lambda f: edit(f / "unet/config.json", sample_size=None), "sample_size"),
     "unknown block": (lambda f: edit(f / "unet/config.json", down_block_types=["A", "B"]), "cannot be read"),

@@ -1,29 +1,34 @@
 """Models in the format of `diffusers`: a folder or a name on the hub.
 
-A `UNet2DModel` does not say what it predicts, or for which diffusion: its scheduler does (`model.schedulers`). A model
-of latents brings an autoencoder, whose decoder makes the images.
+A network does not say what it predicts, or for which diffusion: its scheduler does (`model.schedulers`). A model of
+latents brings an autoencoder, one that is told in words what to draw its text encoders (`model.text`). No pipeline of
+`diffusers` is run: what each tells its network is written in `model.pipelines`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pushforward.errors import PushforwardError
 from pushforward.linear import Gaussian
+from pushforward.model import folders
+from pushforward.model.folders import CONFIG, Folder
 from pushforward.model.model import Model, read_json
 from pushforward.model.network import Network
-from pushforward.model.schedulers import MISSING, Settings, import_diffusers, read_schedule, reason
+from pushforward.model.pipelines import Decoder, Dit, Encoder, Flux, Rescaled, StableDiffusion3, TextUnet, Unet
+from pushforward.model.schedulers import Settings, read_schedule
+from pushforward.model.text import Text, Tower, clip_and_t5, joint, last, penultimate
 
-__all__ = ["Decoder", "Unet", "diffusers_model"]
+__all__ = ["diffusers_model"]
 
-_INDEX, _CONFIG, _SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
-_WEIGHTS = "diffusion_pytorch_model"
-_DECODERS = ("vqvae", "vae")
+FLUX_SIZE = 128  # height and width of its latents, which its configuration does not say
+BERT_TOKENS, SD3_TOKENS, FLUX_TOKENS = 77, 256, 512  # of a prompt, for BERT and for T5
 
 
 def diffusers_model(
@@ -32,203 +37,226 @@ def diffusers_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     revision: str | None = None,
+    size: int | tuple[int, int] | None = None,
+    embedded_guidance: float = 3.5,
 ) -> Model:
     """A model from a folder or a hub repository of `diffusers`.
 
-    It may be a pipeline (`model_index.json` with a UNet2DModel, a scheduler and, for latent diffusion, a VQModel or
-    AutoencoderKL), or the folder of a UNet2DModel with `scheduler_config.json` in it or in `scheduler/`.
+    It may be a pipeline (`model_index.json`) around one of these networks, or the folder of a UNet2DModel with
+    `scheduler_config.json` in it or in `scheduler/`:
+
+    - UNet2DModel: images, or latents of a VQModel or AutoencoderKL;
+    - UNet2DConditionModel: Stable Diffusion 1, 2 and XL, and text-to-image latent diffusion;
+    - DiTTransformer2DModel: images by class;
+    - SD3Transformer2DModel, FluxTransformer2DModel: text to image by flow matching.
 
     Args:
         source: a folder, or a name on the hub, `owner/model`.
         device: where the networks go.
-        dtype: of their weights, by default float32; states keep a dtype of their own.
+        dtype: of their weights, by default float32; states keep a dtype of their own. An autoencoder that overflows in
+            float16 (`force_upcast`) stays in float32.
         revision: branch, tag or commit on the hub.
+        size: of the images in pixels, or their height and width; by default what the configuration says.
+        embedded_guidance: told to a Flux network that was distilled from guided ones, besides the guidance of
+            `Model.given`.
 
     Raises:
-        PushforwardError: `diffusers` is not installed; the source is not there, lacks a part, is damaged, or is a model
-            of another kind.
+        PushforwardError: `diffusers` or `transformers` is not installed; the source is not there, lacks a part, is
+            damaged, or is a model of another kind; it has no images of this size.
     """
     local = Path(source).expanduser()
-    folder = local if local.is_dir() else _download(str(source), revision)
-    parts = _find(folder)
-    config = read_json(parts.scheduler)
-    schedule = read_schedule(config, parts.scheduler)
-    unet = _load(parts.unet, ("UNet2DModel",), dtype).to(device)
-    decoder = None
-    if parts.decoder is not None:
-        decoder = Decoder(_load(parts.decoder, ("VQModel", "AutoencoderKL"), dtype)).eval().to(device)
-    settings = unet.config
-    channels, shape = settings["in_channels"], _shape(settings, parts.unet)
-    wanted = (channels, 2 * channels) if "learned" in str(config.get("variance_type")) else (channels,)
-    if settings["out_channels"] not in wanted:
-        msg = (
-            f"The network of {source} takes {channels} channels and gives {settings['out_channels']}; only networks "
-            "that need nothing besides the noisy image (and a class) can be read."
-        )
-        raise PushforwardError(msg)
-    module = Unet(unet, schedule.gain, schedule.scale, schedule.shift).eval().requires_grad_(False)
+    folder = folders.find(local if local.is_dir() else folders.download(str(source), revision))
+    config = read_json(folder.scheduler)
+    place = folder.place(folder.network)
+    settings, kind = read_json(place / CONFIG), folders.class_of(place)
+    _check_kind(settings, kind, folder, place)
+    reader = _KINDS[kind]
+    text = None if reader.text is None else reader.text(folder, settings, dtype).to(device)
+    vae = None if folder.decoder is None else _autoencoder(folder.place(folder.decoder), dtype).to(device)
+    network = folders.load_network(place, (kind,), dtype).to(device)
+    settings = network.config
+    factor = 1 if vae is None else 2 ** (len(vae.config["block_out_channels"]) - 1)
+    patch = 2 if reader.packed else settings.get("patch_size") or 1
+    height, width = _field({"sample_size": FLUX_SIZE, **settings}, place, size, factor, patch)
+    schedule = read_schedule(config, folder.scheduler, height * width // patch**2)
+    varied = reader.classes is not None or "learned" in str(config.get("variance_type"))
+    channels = _channels(settings, source, reader.packed, varied)
+    module = reader.module(network, (height * factor, width * factor), embedded_guidance).eval()
+    units = schedule.gain, schedule.scale, schedule.shift
+    if units != (1, 1, 0):
+        module = Rescaled(module, *units)
+    classes = _numbered(settings) if reader.classes is None else reader.classes(folder.index, settings)
     return Model(
         local.name if local.is_dir() else str(source),
         schedule.process,
-        Network(module, **schedule.network),
-        shape,
-        schedule.reference or Gaussian(0.25 if decoder is None else 1.0),  # latents are scaled to unit variance
-        tuple(map(str, range(settings["num_class_embeds"] or 0))) if settings["class_embed_type"] is None else (),
-        None if decoder is None else decoder.requires_grad_(False),
-        schedule.grid,
+        Network(
+            module,
+            unconditional=torch.tensor([len(classes)]) if reader.classes is not None else None,
+            **schedule.network,
+        ),
+        (channels, height, width),
+        schedule.reference or Gaussian(0.25 if vae is None else 1.0),  # latents are scaled to unit variance
+        classes,
+        None if vae is None else Decoder(vae),
+        {key: value for key, value in schedule.grid.items() if key not in reader.not_its_grid},
         {"source": str(source), "scheduler": config["_class_name"]},
+        text=text,
+        encoder=None if vae is None else Encoder(vae),
+        image_shape=None if vae is None else (vae.config["out_channels"], height * factor, width * factor),
     )
 
 
-class Unet(nn.Module):
-    """A `UNet2DModel` as `Network` calls its module: `gain * unet(scale u + shift, t)`, in the dtype of its weights.
-
-    Args:
-        unet: the network.
-        gain, scale, shift: units of its output and input.
-    """
-
-    def __init__(self, unet: nn.Module, gain: float = 1.0, scale: float = 1.0, shift: float = 0.0) -> None:
-        super().__init__()
-        self.unet = unet
-        self.gain, self.scale, self.shift = gain, scale, shift
-
-    def forward(self, u: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        unet: Any = self.unet
-        if condition is None and unet.class_embedding is not None:
-            msg = "This model draws images by class: give a label."
-            raise PushforwardError(msg)
-        if unet.config["time_embedding_type"] == "learned":
-            t = t.round().long()  # an index
-        moved = u if (self.scale, self.shift) == (1.0, 0.0) else self.scale * u + self.shift
-        answer = unet(moved.to(unet.dtype), t, class_labels=condition).sample[:, : u.shape[1]]  # a variance may follow
-        return answer if self.gain == 1 else self.gain * answer
+# -- networks and what they are told --------------------------------------------------------------------------------
 
 
-class Decoder(nn.Module):
-    """Latents `(batch, channels, *field)` to images in [-1, 1] by a VQModel or an AutoencoderKL."""
-
-    def __init__(self, autoencoder: nn.Module) -> None:
-        super().__init__()
-        self.autoencoder = autoencoder
-
-    def forward(self, latents: Tensor) -> Tensor:
-        autoencoder: Any = self.autoencoder
-        config = autoencoder.config
-        scaled = latents / (config.get("scaling_factor") or 1.0) + (config.get("shift_factor") or 0.0)
-        return autoencoder.decode(scaled.to(autoencoder.dtype)).sample.to(latents.dtype)
+def _text_unet(network: Any, pixels: tuple[int, int], _: float) -> nn.Module:
+    return TextUnet(network, (*pixels, 0, 0, *pixels) if network.config["addition_embed_type"] else ())
 
 
-# -- files ----------------------------------------------------------------------------------------------------------
+def _towers(folder: Folder, dtype: torch.dtype | None, *parts: tuple[str, str, str, int | None]) -> list[Tower]:
+    """Text encoders, given each one's part, its tokenizer's, its class and its number of tokens."""
+    encoders = [folders.load_encoder(folder, encoder, name, dtype) for encoder, _, name, _ in parts]
+    tokenizers = [folders.load_tokenizer(folder, tokenizer) for _, tokenizer, _, _ in parts]
+    return [Tower(tokenizers[k], encoder, parts[k][3]) for k, encoder in enumerate(encoders)]
+
+
+def _unet_text(folder: Folder, settings: Settings, dtype: torch.dtype | None) -> Text:
+    if folder.has("bert"):
+        return Text(_towers(folder, dtype, ("bert", "tokenizer", "LDMBertModel", BERT_TOKENS)), last)
+    first = ("text_encoder", "tokenizer", "CLIPTextModel", None)
+    if settings.get("addition_embed_type") is None:
+        return Text(_towers(folder, dtype, first), last)
+    second = ("text_encoder_2", "tokenizer_2", "CLIPTextModelWithProjection", None)
+    towers = _towers(folder, dtype, *([first] if folder.has("text_encoder") else []), second)
+    return Text(towers, penultimate, bool(folder.index.get("force_zeros_for_empty_prompt", True)))
+
+
+def _sd3_text(folder: Folder, settings: Settings, dtype: torch.dtype | None) -> Text:
+    parts = [(f"text_encoder{k}", f"tokenizer{k}", "CLIPTextModelWithProjection", None) for k in ("", "_2")]
+    towers = _towers(folder, dtype, *parts)
+    if folder.has("text_encoder_3"):
+        towers += _towers(folder, dtype, ("text_encoder_3", "tokenizer_3", "T5EncoderModel", SD3_TOKENS))
+    return Text(towers, joint(settings.get("joint_attention_dim", 4096), SD3_TOKENS))
+
+
+def _flux_text(folder: Folder, _: Settings, dtype: torch.dtype | None) -> Text:
+    first = ("text_encoder", "tokenizer", "CLIPTextModel", None)
+    second = ("text_encoder_2", "tokenizer_2", "T5EncoderModel", FLUX_TOKENS)
+    return Text(_towers(folder, dtype, first, second), clip_and_t5)
+
+
+def _numbered(settings: Settings) -> tuple[str, ...]:
+    """Names of the classes of a network that has a table of them."""
+    if settings.get("class_embed_type") is not None:
+        return ()
+    return tuple(map(str, range(settings.get("num_class_embeds") or 0)))
+
+
+def _named(index: Settings, settings: Settings) -> tuple[str, ...]:
+    """The first name of each class, where the pipeline has names."""
+    names = index.get("id2label") or {}
+    count = settings["num_embeds_ada_norm"]
+    return tuple(str(names.get(str(k), k)).split(",")[0].strip() for k in range(count))
 
 
 @dataclass(frozen=True)
-class _Parts:
-    """Folders of the networks, and the scheduler's file."""
+class _Kind:
+    """How networks of one class are read.
 
-    unet: Path
-    scheduler: Path
-    decoder: Path | None = None
+    Args:
+        module: made of the network, the images' height and width, and the embedded guidance.
+        text: the encoder of prompts, made of the pipeline and the network's settings.
+        classes: names of the labels, after which comes one that says nothing.
+        packed: four neighbours are the channels of one token.
+        not_its_grid: what the pipeline has otherwise than the scheduler by itself.
+    """
+
+    module: Callable[[Any, tuple[int, int], float], nn.Module]
+    text: Callable[[Folder, Settings, torch.dtype | None], Text] | None = None
+    classes: Callable[[Settings, Settings], tuple[str, ...]] | None = None
+    packed: bool = False
+    not_its_grid: tuple[str, ...] = ()
 
 
-def _find(folder: Path) -> _Parts:
-    """The parts of a model; a part without a folder of its own lies in the root, as old repositories have it."""
-    if (folder / _INDEX).is_file():
-        index = read_json(folder / _INDEX)
-        if not _names(index, "unet"):
-            msg = f"The pipeline in {folder} has no UNet2DModel; it is a {index.get('_class_name', 'pipeline')}."
+_DIT = _Kind(lambda network, *_: Dit(network), classes=_named)
+_KINDS: dict[str, _Kind] = {
+    "UNet2DModel": _Kind(lambda network, *_: Unet(network)),
+    "UNet2DConditionModel": _Kind(_text_unet, _unet_text),
+    "DiTTransformer2DModel": _DIT,
+    "Transformer2DModel": _DIT,
+    "SD3Transformer2DModel": _Kind(lambda network, *_: StableDiffusion3(network), _sd3_text),
+    "FluxTransformer2DModel": _Kind(
+        lambda network, _, guidance: Flux(network, guidance), _flux_text, packed=True, not_its_grid=("last",)
+    ),
+}
+_UNREAD: dict[
+    str, dict[str, tuple[str | None, ...]]
+] = {  # settings by which a network is told of other things than a prompt or a class, and what may stand there
+    "UNet2DConditionModel": {
+        "class_embed_type": (None,),
+        "num_class_embeds": (None,),
+        "encoder_hid_dim_type": (None,),
+        "time_cond_proj_dim": (None,),
+        "addition_embed_type": (None, "text_time"),
+    },
+    "Transformer2DModel": {"norm_type": ("ada_norm_zero",)},
+}
+
+
+def _check_kind(settings: Settings, kind: str, folder: Folder, place: Path) -> None:
+    if kind not in _KINDS:
+        msg = f"{place / CONFIG} describes a {kind}; only {', '.join(_KINDS)} can be read here."
+        raise PushforwardError(msg)
+    if not folder.index and kind != "UNet2DModel":
+        msg = f"{folder.root} is a {kind} alone; give the folder of its whole pipeline, with model_index.json."
+        raise PushforwardError(msg)
+    for key, known in _UNREAD.get(kind, {}).items():
+        if settings.get(key) not in known:
+            msg = f"{place / CONFIG} has {key} {settings.get(key)!r}; such a {kind} cannot be read here."
             raise PushforwardError(msg)
-        decoder = next((name for name in _DECODERS if _names(index, name)), None)
-        return _Parts(
-            _part(folder, "unet", _CONFIG),
-            _part(folder, "scheduler", _SCHEDULER) / _SCHEDULER,
-            _part(folder, decoder, _CONFIG) if decoder else None,
+    if folder.index.get("requires_aesthetics_score"):
+        msg = f"{folder.root} is a refiner, told of scores besides prompts; give the model whose images it refines."
+        raise PushforwardError(msg)
+
+
+def _channels(settings: Settings, source: str | Path, packed: bool, varied: bool) -> int:
+    """Of what is denoised; a variance may follow it in the answer."""
+    channels, given = settings["in_channels"], settings.get("out_channels") or settings["in_channels"]
+    if given not in ((channels, 2 * channels) if varied else (channels,)):
+        msg = (
+            f"The network of {source} takes {channels} channels and gives {given}; only networks that need no other "
+            "image besides the noisy one can be read."
         )
-    if (folder / _CONFIG).is_file():
-        return _Parts(folder, _part(folder, "scheduler", _SCHEDULER) / _SCHEDULER)
-    msg = f"{folder} holds no model: neither {_INDEX} (a pipeline) nor {_CONFIG} (a network)."
-    raise PushforwardError(msg)
-
-
-def _names(index: Settings, part: str) -> bool:
-    """Whether a pipeline has a part: `[library, class]`, or `[null, null]` where it is left out."""
-    return isinstance(index.get(part), list) and None not in index[part]
-
-
-def _part(folder: Path, name: str, file: str) -> Path:
-    """Where a part's configuration lies: its own folder or the root."""
-    for place in (folder / name, folder):
-        if (place / file).is_file():
-            return place
-    msg = f"{folder} has no {name}/{file}; fetch the model again."
-    raise PushforwardError(msg)
-
-
-def _download(source: str, revision: str | None) -> Path:
-    """A hub repository's configurations and weights, as a folder of the hub's cache."""
-    try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-    except ImportError as error:
-        raise PushforwardError(MISSING) from error
-    places = ("", "unet/", *(f"{name}/" for name in _DECODERS))
-    configs = [_INDEX, _SCHEDULER, f"scheduler/{_SCHEDULER}", *(f"{place}{_CONFIG}" for place in places)]
-
-    def fetch(patterns: list[str]) -> Path:
-        try:
-            return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
-        except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-            at = f" at revision {revision!r}" if revision else ""
-            msg = f"No folder {source!r}, and the hub gives no model of that name{at}: {reason(error)}."
-            raise PushforwardError(msg) from error
-
-    safe = [f"{place}{_WEIGHTS}{end}" for place in places for end in (".safetensors", ".safetensors.index.json")]
-    folder = fetch([*configs, *safe, *(f"{place}{_WEIGHTS}-*-of-*.safetensors" for place in places)])
-    parts = _find(folder)
-    if any(_weights(part) is None for part in (parts.unet, parts.decoder) if part is not None):
-        folder = fetch([*configs, *safe, *(f"{place}{_WEIGHTS}.bin" for place in places)])
-    return folder
-
-
-def _weights(folder: Path) -> bool | None:
-    """Whether a network's weights are `.safetensors` (or `.bin`); `None` if there are none."""
-    for ends, safe in (((".safetensors", ".safetensors.index.json"), True), ((".bin", ".bin.index.json"), False)):
-        if any((folder / f"{_WEIGHTS}{end}").is_file() for end in ends):
-            return safe
-    return None
-
-
-def _load(folder: Path, classes: tuple[str, ...], dtype: torch.dtype | None) -> Any:
-    """A network of one of some classes of `diffusers` from its folder."""
-    name = read_json(folder / _CONFIG).get("_class_name")
-    if name not in classes:
-        msg = f"{folder / _CONFIG} describes a {name}; only {' or '.join(classes)} can be read here."
         raise PushforwardError(msg)
-    safe = _weights(folder)
-    if safe is None:
-        msg = f"{folder} lacks its weights, {_WEIGHTS}.safetensors; fetch the model again."
-        raise PushforwardError(msg)
-    try:
-        network, report = getattr(import_diffusers(), name).from_pretrained(
-            folder,
-            torch_dtype=dtype or torch.float32,
-            use_safetensors=safe,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
-        msg = f"The {name} in {folder} cannot be read: {reason(error)}; fetch the model again."
-        raise PushforwardError(msg) from error
-    if report["missing_keys"]:
-        first, count = report["missing_keys"][0], len(report["missing_keys"])
-        msg = f"The weights in {folder} lack {count} of the network's tensors, {first} for one; fetch the model again."
-        raise PushforwardError(msg)
-    return network
+    return channels // 4 if packed else channels
 
 
-def _shape(settings: Settings, folder: Path) -> tuple[int, ...]:
-    size = settings["sample_size"]
-    if size is None:
-        msg = f"{folder / _CONFIG} does not say its sample_size; add it, the height and width of what it denoises."
+def _field(
+    settings: Settings, place: Path, size: int | tuple[int, int] | None, factor: int, patch: int
+) -> tuple[int, int]:
+    """Height and width of what is denoised."""
+    sample = settings["sample_size"]
+    if size is not None:
+        pixels = (size, size) if isinstance(size, int) else size
+        if any(n < 1 or n % (factor * patch) for n in pixels):
+            msg = f"Images of this model have sides that are multiples of {factor * patch} pixels; got {size}."
+            raise PushforwardError(msg)
+        height, width = (n // factor for n in pixels)
+    elif sample is None:
+        msg = f"{place / CONFIG} does not say its sample_size; add it, the height and width of what it denoises."
         raise PushforwardError(msg)
-    return (settings["in_channels"], *((size, size) if isinstance(size, int) else tuple(size)))
+    else:
+        height, width = (sample, sample) if isinstance(sample, int) else sample
+    most = settings.get("pos_embed_max_size")
+    if most and max(height, width) > most * patch:
+        msg = f"Images of this model have no side above {most * patch * factor} pixels; got {size}."
+        raise PushforwardError(msg)
+    return height, width
+
+
+def _autoencoder(place: Path, dtype: torch.dtype | None) -> Any:
+    """In float32 where it overflows in float16."""
+    kl = folders.class_of(place) == "AutoencoderKL"
+    if dtype == torch.float16 and kl and read_json(place / CONFIG).get("force_upcast", True):
+        dtype = torch.float32
+    return folders.load_network(place, ("VQModel", "AutoencoderKL"), dtype)

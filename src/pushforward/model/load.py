@@ -17,6 +17,7 @@ def load(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     revision: str | None = None,
+    size: int | tuple[int, int] | None = None,
 ) -> Model:
     """A model from the zoo, from a folder, or from the hub.
 
@@ -26,6 +27,7 @@ def load(
         device: for the network.
         dtype: of its weights; by default float32.
         revision: of a hub name.
+        size: of the images of a `diffusers` model in pixels, or their height and width; by default its own.
 
     Raises:
         PushforwardError: nothing of that name, or it cannot be read.
@@ -47,7 +49,7 @@ def load(
         raise PushforwardError(msg)
     from pushforward.model.diffusers import diffusers_model
 
-    return diffusers_model(source, device=device, dtype=dtype, revision=revision)
+    return diffusers_model(source, device=device, dtype=dtype, revision=revision, size=size)
 
 
 def _placed(model: Model, device: torch.device | str, dtype: torch.dtype | None) -> Model:

@@ -14,7 +14,7 @@ Schedulers that count in `sigma` (Euler to KDPM2) divide their state by `sqrt(1 
 units it is the variance-preserving state of the same table. Clipping and thresholding belong to the network, so every
 answer is bounded, and the noise is what fits the bounded answer (in `diffusers`' DDIM: `use_clipped_model_output`).
 How the scheduler places its steps becomes the model's grid, for `plan.grid.default`; its solver, and the variance of
-its noise, are the caller's to choose. Not read: `use_beta_sigmas`, `lambda_min_clipped`, dynamic shifts, and the
+its noise, are the caller's to choose. Not read: `use_beta_sigmas`, `lambda_min_clipped`, `shift_terminal`, and the
 fractions of timesteps that Euler and its kin ask for at `linspace` spacing: here they are rounded to timesteps that
 the network was trained at.
 
@@ -86,13 +86,18 @@ class Schedule:
     shift: float = 0.0
 
 
-def read_schedule(config: Settings, path: Path) -> Schedule:
+def read_schedule(config: Settings, path: Path, tokens: int | None = None) -> Schedule:
     """The schedule that a scheduler's file describes; what it leaves out is as its class has it.
+
+    Args:
+        config: of the scheduler.
+        path: where it was read, for messages.
+        tokens: of an image, where the grid depends on their number (`use_dynamic_shifting`).
 
     Raises:
         PushforwardError: a scheduler, or a setting of it, that is not known.
     """
-    name = config.get("_class_name")
+    name = config.get("trained") or config.get("_class_name")
     if name not in _READERS:
         msg = f"{path} describes a {name}, which cannot be read here; known are {', '.join(_READERS)}."
         raise PushforwardError(msg)
@@ -103,7 +108,7 @@ def read_schedule(config: Settings, path: Path) -> Schedule:
     parameters = signature(cls.__init__).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not Parameter.empty}
     try:
-        return _READERS[str(name)]({**defaults, **config})
+        return _READERS[str(name)]({**defaults, **config, "tokens": tokens})
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         msg = f"{path} has a setting that cannot be read: {reason(error)}."
         raise PushforwardError(msg) from error
@@ -239,13 +244,24 @@ def _flow(settings: Settings) -> Schedule:
     count = settings["num_train_timesteps"]
     process = Flow(t_min=1 / count)
     shift = settings.get("shift", settings.get("flow_shift", 1.0))
+    last = shift / (count + shift - 1)  # schedulers that have a `shift` move the end of their range, then all: twice
     if settings.get("use_dynamic_shifting"):
-        shift = 1.0  # the pipeline is to say
+        shift, last = _dynamic_shift(settings), 1 / count
     grid: dict[str, Any] = {"name": "shifted", "shift": shift}
-    if "shift" in settings:  # these shift the end of their range, then all of it: twice
-        grid["last"] = shift / (count + shift - 1)
+    if "shift" in settings:
+        grid["last"] = last
     network = {"prediction": _prediction(settings), "time_scale": float(count)}
     return Schedule(process, {**network, **_bounds(settings)}, grid)
+
+
+def _dynamic_shift(settings: Settings) -> float:
+    """More for larger images: linear in their number of tokens, in the exponent or as it is; 1 where none is known."""
+    if settings["tokens"] is None:
+        return 1.0
+    few, many = settings.get("base_image_seq_len", 256), settings.get("max_image_seq_len", 4096)
+    least, most = settings.get("base_shift", 0.5), settings.get("max_shift", 1.15)
+    mu = least + (most - least) * (settings["tokens"] - few) / (many - few)
+    return math.exp(mu) if settings["time_shift_type"] == "exponential" else mu
 
 
 def _prediction(settings: Settings) -> str:

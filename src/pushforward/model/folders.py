@@ -1,0 +1,251 @@
+"""Folders and hub repositories in the format of `diffusers`: their parts, and the networks in them.
+
+A pipeline is a `model_index.json`, which names its parts and their classes, and a folder for each part. Networks are
+made by their own packages, from files on this machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from pushforward.errors import PushforwardError
+from pushforward.model.model import read_json
+from pushforward.model.schedulers import MISSING, Settings, import_diffusers, reason
+
+__all__ = ["CONFIG", "Folder", "download", "find", "load_encoder", "load_network", "load_tokenizer"]
+
+INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
+NETWORKS, DECODERS = ("unet", "transformer"), ("vqvae", "vae")
+ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "bert")
+TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
+OF_DIFFUSERS = ("diffusion_pytorch_model", "diffusion_pytorch_model")  # .safetensors, .bin
+OF_TRANSFORMERS = ("model", "pytorch_model")
+MISSING_TEXT = "Models that read prompts need the package transformers: pip install 'pushforward[diffusers]'."
+FAULTS = (  # of damaged files
+    ArithmeticError, AttributeError, EOFError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError,
+    SafetensorError, UnpicklingError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A model on disk.
+
+    Args:
+        root: where it lies.
+        index: of a pipeline; empty for a network with its scheduler.
+        network: which part denoises.
+    """
+
+    root: Path
+    index: Settings
+    network: str = ""
+
+    @property
+    def decoder(self) -> str | None:
+        """Which part makes images of latents, if one does."""
+        return next((name for name in DECODERS if self.has(name)), None)
+
+    @property
+    def scheduler(self) -> Path:
+        """The scheduler's file."""
+        return self.place("scheduler", SCHEDULER) / SCHEDULER
+
+    def has(self, part: str) -> bool:
+        """Whether the pipeline has a part: `[library, class]`, or `[null, null]` where it is left out."""
+        return isinstance(self.index.get(part), list) and None not in self.index[part]
+
+    def place(self, part: str, file: str = CONFIG) -> Path:
+        """Where a part's configuration lies: its own folder, or the root, as old repositories have it.
+
+        Raises:
+            PushforwardError: in neither.
+        """
+        for place in (self.root / part, self.root):
+            if (place / file).is_file():
+                return place
+        msg = f"{self.root} has no {part}/{file}; fetch the model again."
+        raise PushforwardError(msg)
+
+
+def find(root: Path) -> Folder:
+    """The model in a folder.
+
+    Raises:
+        PushforwardError: there is none, or nothing in it denoises.
+    """
+    if (root / INDEX).is_file():
+        index = read_json(root / INDEX)
+        network = next((name for name in NETWORKS if Folder(root, index).has(name)), None)
+        if network is None:
+            msg = f"The pipeline in {root}, a {index.get('_class_name')}, has no {' or '.join(NETWORKS)} to denoise by."
+            raise PushforwardError(msg)
+        return Folder(root, index, network)
+    if (root / CONFIG).is_file():
+        return Folder(root, {})
+    msg = f"{root} holds no model: neither {INDEX} (a pipeline) nor {CONFIG} (a network)."
+    raise PushforwardError(msg)
+
+
+def download(source: str, revision: str | None) -> Path:
+    """A hub repository's configurations, tokenizers and weights, as a folder of the hub's cache.
+
+    Raises:
+        PushforwardError: no such repository or revision, no connection, or `huggingface_hub` is not installed.
+    """
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    except ImportError as error:
+        raise PushforwardError(MISSING) from error
+
+    def fetch(patterns: list[str]) -> Path:
+        try:
+            return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
+        except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+            at = f" at revision {revision!r}" if revision else ""
+            msg = f"No folder {source!r}, and the hub gives no model of that name{at}: {reason(error)}."
+            raise PushforwardError(msg) from error
+
+    stems = {"": OF_DIFFUSERS[0], **{f"{name}/": OF_DIFFUSERS[0] for name in (*NETWORKS, *DECODERS)}}
+    stems |= {f"{name}/": OF_TRANSFORMERS[0] for name in ENCODERS}
+    wanted = [INDEX, CONFIG, SCHEDULER, f"scheduler/{SCHEDULER}"]
+    for place, stem in stems.items():
+        wanted += [f"{place}{CONFIG}", f"{place}{stem}.safetensors", f"{place}{stem}.safetensors.index.json"]
+        wanted += [f"{place}{stem}-*-of-*.safetensors"]
+    wanted += [f"{name}/*.{end}" for name in TOKENIZERS for end in ("json", "txt", "model")]
+    root = fetch(wanted)
+    folder = find(root)
+    networks = {folder.place(name) for name in (folder.network, folder.decoder) if name is not None}
+    encoders = {folder.place(name) for name in ENCODERS if folder.has(name)}
+    lacking = [(place, OF_DIFFUSERS) for place in networks if _safe(place, OF_DIFFUSERS) is None]
+    lacking += [(place, OF_TRANSFORMERS) for place in encoders if _safe(place, OF_TRANSFORMERS) is None]
+    pickled = [str(place.relative_to(root) / stem) for place, (_, stem) in lacking]
+    more = [f"{stem}{end}" for stem in pickled for end in (".bin.index.json", "-*-of-*.bin", ".bin")]
+    return fetch([*wanted, *more]) if more else root
+
+
+def load_network(folder: Path, classes: Sequence[str], dtype: torch.dtype | None) -> Any:
+    """A network of one of some classes of `diffusers`, from its part's folder.
+
+    Raises:
+        PushforwardError: it is of another class, or lacks files, or they are damaged.
+    """
+    name = class_of(folder)
+    if name not in classes:
+        msg = f"{folder / CONFIG} describes a {name}; only {' or '.join(classes)} can be read here."
+        raise PushforwardError(msg)
+    cls = getattr(import_diffusers(), name, None)
+    if cls is None:
+        msg = f"{folder / CONFIG} describes a {name}, which this version of diffusers lacks; install a newer one."
+        raise PushforwardError(msg)
+    return _pretrained(cls, folder, OF_DIFFUSERS, dtype)
+
+
+def class_of(folder: Path) -> str:
+    """The class that a network's configuration names."""
+    return str(read_json(folder / CONFIG).get("_class_name"))
+
+
+def load_encoder(folder: Folder, part: str, wanted: str, dtype: torch.dtype | None) -> Any:
+    """A text encoder of a pipeline.
+
+    Args:
+        folder: the pipeline.
+        part: its name there.
+        wanted: the class it must be of.
+        dtype: of its weights.
+
+    Raises:
+        PushforwardError: `transformers` is not installed; the pipeline has no such part, or of another class; files
+            are missing or damaged.
+    """
+    transformers = import_transformers()
+    _check(folder, part, (wanted,))
+    if wanted == "LDMBertModel":
+        transformers = import_diffusers().pipelines.latent_diffusion
+    return _pretrained(getattr(transformers, wanted), folder.place(part), OF_TRANSFORMERS, dtype)
+
+
+def load_tokenizer(folder: Folder, part: str) -> Any:
+    """A tokenizer of a pipeline.
+
+    Raises:
+        PushforwardError: as `load_encoder`.
+    """
+    transformers = import_transformers()
+    _check(folder, part)
+    place, name = folder.root / part, folder.index[part][1]
+    if not place.is_dir():
+        msg = f"{folder.root} has no {part}; fetch the model again."
+        raise PushforwardError(msg)
+    try:
+        return getattr(transformers, name).from_pretrained(place, local_files_only=True)
+    except FAULTS as error:
+        msg = f"The {name} in {place} cannot be read: {reason(error)}; fetch the model again."
+        raise PushforwardError(msg) from error
+
+
+def import_transformers() -> Any:
+    """The package.
+
+    Raises:
+        PushforwardError: it is not installed.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise PushforwardError(MISSING_TEXT) from error
+    return transformers
+
+
+def _check(folder: Folder, part: str, classes: Sequence[str] = ()) -> None:
+    kind = folder.index.get("_class_name", "network alone")
+    if not folder.has(part):
+        msg = f"The model in {folder.root}, a {kind}, has no {part}, without which its prompts cannot be read."
+        raise PushforwardError(msg)
+    name = folder.index[part][1]
+    if classes and name not in classes:
+        msg = f"The {part} of {folder.root} is a {name}; for a {kind}, only {' or '.join(classes)} can be read."
+        raise PushforwardError(msg)
+
+
+def _safe(folder: Path, stems: tuple[str, str]) -> bool | None:
+    """Whether a network's weights are `.safetensors` (or `.bin`); `None` if there are none."""
+    for stem, end, safe in ((stems[0], ".safetensors", True), (stems[1], ".bin", False)):
+        if any((folder / f"{stem}{end}{more}").is_file() for more in ("", ".index.json")):
+            return safe
+    return None
+
+
+def _pretrained(cls: Any, folder: Path, stems: tuple[str, str], dtype: torch.dtype | None) -> Any:
+    safe = _safe(folder, stems)
+    if safe is None:
+        msg = f"{folder} lacks its weights, {stems[0]}.safetensors; fetch the model again."
+        raise PushforwardError(msg)
+    try:
+        network, report = cls.from_pretrained(
+            folder,
+            torch_dtype=dtype or torch.float32,
+            use_safetensors=safe,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except FAULTS as error:
+        msg = f"The {cls.__name__} in {folder} cannot be read: {reason(error)}; fetch the model again."
+        raise PushforwardError(msg) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        msg = (
+            f"The weights in {folder} lack {len(missing)} of the network's tensors, {missing[0]} for one; "
+            "fetch the model again."
+        )
+        raise PushforwardError(msg)
+    return network.eval().requires_grad_(False)
