@@ -44,6 +44,8 @@ ZOO := src/pushforward/zoo
 PICTURES := $(patsubst $(ZOO)/%/config.json,demo/%.png,$(wildcard $(ZOO)/*/config.json))
 
 demo: $(INSTALLED) $(PICTURES)
+	$(BIN)/pushforward sample emoji --prompt noto --count 8 --out demo/noto.png --each demo/noto
+	$(BIN)/pushforward translate demo/noto --source emoji --source-prompt noto --target-prompt twemoji --steps 50 --out demo/twemoji
 	$(BIN)/pushforward models
 
 $(PICTURES): demo/%.png: FORCE $(INSTALLED)

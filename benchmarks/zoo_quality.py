@@ -1,10 +1,11 @@
 r"""How good the embedded models are: loss on images they have not seen, and whether samples look like their label.
 
-    python benchmarks/zoo_quality.py --fashion fashion.npz --emoji emoji32.npz     # made by examples/zoo_data.py
+    python benchmarks/zoo_quality.py --fashion fashion.npz --emoji emoji.npz     # made by examples/zoo_data.py
 
 - *held-out loss*: the training loss (mean square of the residual, evenly over the whitening angle) on test images.
 - *recognised*: share of samples that a classifier gives the label they were drawn with; beside it its accuracy on real
-  test images, which bounds what can be had. For clothes it is the package's own, for emoji one that is trained here.
+  test images, which bounds what can be had. For clothes it is the package's own. For emoji the label is the drawing
+  style, the last word of their captions, and the classifier is trained here; samples are of test captions.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pushforward.linear import Gaussian
 from pushforward.model import Model, Network, load
 from pushforward.model.zoo import names
 from pushforward.plan import auto
-from pushforward.pushforward import Diffusion
+from pushforward.pushforward import Diffusion, chosen
 from pushforward.tasks.features import classify
 from pushforward.tasks.lesson import Lesson
 
@@ -34,8 +35,30 @@ def read(path: Path) -> dict[str, Tensor]:
     data = {}
     for split in ("train", "test"):
         data[f"x_{split}"] = torch.from_numpy(arrays[f"x_{split}"]).permute(0, 3, 1, 2).float() / 127.5 - 1
-        data[f"y_{split}"] = torch.from_numpy(arrays[f"y_{split}"]).long()
+        if f"y_{split}" in arrays:
+            data[f"y_{split}"] = torch.from_numpy(arrays[f"y_{split}"]).long()
+        else:
+            data[f"y_{split}"] = torch.tensor([STYLES.index(text.split(", ")[-1]) for text in said(path, split)])
     return data
+
+
+def said(path: Path, split: str) -> list[str]:
+    """The captions of emoji."""
+    return [str(text) for text in np.load(path)[f"captions_{split}"]]
+
+
+def conditions(model: Model, path: Path, count: int, labels: Tensor) -> tuple[Tensor, Tensor | list[str] | None]:
+    """Which test images a model was made for, evenly at most `count`, and what it is told of them."""
+    if model.text is None:
+        return torch.arange(min(count, len(labels))), labels[:count]
+    captions, style = said(path, "test"), model.name.removeprefix("emoji").strip("-")
+    known = [k for k, text in enumerate(captions) if style in ("", text.split(", ")[-1])]
+    some = known[:: max(1, len(known) // count)][:count]
+    told = [captions[k].rsplit(", ", 1)[0] if style else captions[k] for k in some]
+    return torch.tensor(some), told
+
+
+STYLES = ["noto", "twemoji"]
 
 
 def classifier(data: dict[str, Tensor], classes: int, epochs: int) -> Callable[[Tensor], Tensor]:
@@ -51,8 +74,8 @@ def classifier(data: dict[str, Tensor], classes: int, epochs: int) -> Callable[[
     optimizer = torch.optim.Adam(net.parameters(), 2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
     order = torch.cat([torch.randperm(count) for _ in range(epochs)])
-    for chosen in order[: steps * batch].split(batch):
-        nn.functional.cross_entropy(net(data["x_train"][chosen]), data["y_train"][chosen]).backward()
+    for some in order[: steps * batch].split(batch):
+        nn.functional.cross_entropy(net(data["x_train"][some]), data["y_train"][some]).backward()
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
@@ -61,7 +84,7 @@ def classifier(data: dict[str, Tensor], classes: int, epochs: int) -> Callable[[
 
 
 @torch.no_grad()
-def held_out_loss(model: Model, images: Tensor, labels: Tensor) -> float:
+def held_out_loss(model: Model, images: Tensor, labels: Tensor | list[str] | None) -> float:
     """Mean square of prediction less target, at random times of the lesson."""
     assert isinstance(model.denoiser, Network)
     network = model.denoiser
@@ -69,12 +92,15 @@ def held_out_loss(model: Model, images: Tensor, labels: Tensor) -> float:
     lesson = Lesson.make(model.process, network.prediction, reference).to(torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     losses = []
-    for x, y in zip(images.split(128), labels.split(128), strict=True):
+    for first in range(0, len(images), 128):
+        some = slice(first, first + 128)
+        x, told = images[some], model.given(chosen(labels, some)).denoiser
+        assert isinstance(told, Network)
         k = torch.randint(0, len(lesson.times), (len(x),), generator=generator)
         noise = torch.randn(model.state_shape(len(x)), generator=generator)
         seen, target = lesson.draw(x, k, noise)
         t = network.time_scale * lesson.times[k].float() + network.time_shift
-        losses.append((network.module(seen, t, y) - target).square().flatten(1).mean(1))
+        losses.append((told.module(seen, t, told.condition) - target).square().flatten(1).mean(1))
     return float(torch.cat(losses).mean())
 
 
@@ -88,8 +114,8 @@ def main() -> None:
     options = parser.parse_args()
     rows = {row["model"]: row for row in read_json("zoo_quality").get("models", [])}  # others than these stay
     for kind, path in (("fashion", options.fashion), ("emoji", options.emoji)):
-        chosen = [name for name in names() if name.startswith(kind)]
-        if path is None or not chosen:
+        models = [name for name in names() if name.startswith(kind)]
+        if path is None or not models:
             continue
         data = read(path)
         classes = int(data["y_train"].max()) + 1
@@ -99,14 +125,20 @@ def main() -> None:
             with torch.enable_grad():
                 judge = classifier(data, classes, epochs=8)
         real = float((judge(data["x_test"]) == data["y_test"]).float().mean())
-        for name in chosen:
+        for name in models:
             model = load(name)
-            labels = torch.arange(options.count) % classes
-            samples = Diffusion(model, auto(model.process, 20, model.reference)).sample(options.count, labels=labels)
-            recognised = float((judge(samples) == labels).float().mean())
-            loss = held_out_loss(model, data["x_test"][:2000], data["y_test"][:2000])
+            wanted, told = torch.arange(options.count) % classes, None
+            if model.text is not None:
+                some, told = conditions(model, path, options.count, data["y_test"])
+                wanted = data["y_test"][some]
+            drawn = Diffusion(model, auto(model.process, 20, model.reference)).sample(
+                len(wanted), labels=told or wanted
+            )
+            recognised = float((judge(drawn) == wanted).float().mean())
+            held, told = conditions(model, path, 2000, data["y_test"])
+            loss = held_out_loss(model, data["x_test"][held], told)
             rows[name] = {"model": name, "held_out_loss": loss, "recognised": recognised, "real": real,
-                          "count": options.count}  # fmt: skip
+                          "count": len(wanted)}  # fmt: skip
             print(rows[name], flush=True)
     found = list(rows.values())
     cells = table(list(found[0]), [list(row.values()) for row in found]) if found else "Give --fashion or --emoji."

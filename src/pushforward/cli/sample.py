@@ -95,7 +95,8 @@ def sample(
     chosen = replace(load(model).to(where), negative=negative)
     made = make_plan(chosen, plan)
     diffusion = Diffusion(chosen, made, device=where)
-    labels = choose_labels(chosen, label or list(chosen.classes), count, prompt or [])
+    shown = prompt or list(chosen.info.get("captions", ())) if chosen.text is not None else prompt or []
+    labels = choose_labels(chosen, label or list(chosen.classes), count, shown)
     asked: dict[str, Any] = {"seed": seed, "labels": labels, "guidance": guidance, "batch": batch}
     method, reason = _method(diffusion, parallel, tolerance, window, max_rows, batch=min(batch, count))
     if method is not None and animate is not None:

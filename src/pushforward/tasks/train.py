@@ -19,7 +19,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -444,7 +444,7 @@ class _Run:
         count, captions, classes = rows * columns, self.data.captions, len(self.data.classes)
         condition: Tensor | list[str] | None = None
         if captions:
-            condition = [captions[i % columns * (len(captions) // columns)] for i in range(count)]
+            condition = [examples(captions, columns)[i % columns] for i in range(count)]
         elif classes:
             condition = (torch.arange(count) % columns % classes).to(self.device)
         shape = (count, self.process.blocks * self.data.images.shape[1], *self.data.images.shape[2:])
@@ -476,6 +476,11 @@ def hide_parts(caption: str, generator: torch.Generator) -> str:
     coins = torch.rand(1 + len(parts), generator=generator).tolist()
     kept = [part for part, coin in zip(parts, coins[1:], strict=True) if coin < 0.5]
     return caption if coins[0] < 0.5 else ",".join(kept)
+
+
+def examples(captions: Sequence[str], count: int = 10) -> list[str]:
+    """A few captions, evenly from all."""
+    return [captions[k * len(captions) // count] for k in range(count)]
 
 
 def make_process(config: TrainConfig, size: tuple[int, int]) -> Process:
@@ -553,6 +558,7 @@ def _save_model(run: _Run) -> None:
     info = {
         "data": run.config.card.data,
         "licence": run.config.card.licence,
+        **({} if run.data.captions is None else {"captions": examples(run.data.captions)}),
         "training": {**_jsonable(run.config), "step": run.step, "seconds": round(run.seconds, 1)},
     }
     dtype = torch.float16 if run.config.half else torch.float32
