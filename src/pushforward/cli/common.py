@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from pushforward.pushforward import Code, Diffusion, Labels
 
 __all__ = [
-    "DeviceOption", "GuidanceOption", "Images", "JsonOption", "LabelOption", "ModelArgument", "NegativeOption",
-    "PlanOptions", "PromptOption", "QuietOption", "choose_labels", "decoded", "image_files", "image_size",
-    "make_plan", "pick_device", "plan_options", "progress", "read_file", "read_inputs", "stochastic", "write_json",
+    "DeviceOption", "DtypeOption", "GuidanceOption", "Images", "JsonOption", "LabelOption", "ModelArgument",
+    "NegativeOption", "PlanOptions", "PromptOption", "QuietOption", "choose_labels", "decoded", "image_files",
+    "image_size", "make_plan", "open_model", "pick_device", "plan_options", "progress", "read_file", "read_inputs",
+    "stochastic", "write_json",
 ]  # fmt: skip
 
 ModelArgument = Annotated[
@@ -45,6 +46,9 @@ PromptOption = Annotated[
 ]
 NegativeOption = Annotated[str, typer.Option(help="What not to draw: guidance leads away from this prompt.")]
 GuidanceOption = Annotated[float, typer.Option(help="Weight of classifier-free guidance; 1 is none.")]
+DtypeOption = Annotated[
+    str, typer.Option(help="Of the network's weights: float32, bfloat16 or float16; states stay float32.")
+]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps …; auto takes a GPU if there is one.")]
 JsonOption = Annotated[
     str | None, typer.Option("--json", metavar="PATH", help="Write a report as JSON to PATH, or to stdout for '-'.")
@@ -165,6 +169,23 @@ def pick_device(name: str) -> str:
         msg = f"Device {name!r} cannot be used here ({str(error).splitlines()[0]}); try --device cpu."
         raise PushforwardError(msg) from None
     return name
+
+
+def open_model(source: str, device: str, dtype: str = "float32") -> Model:
+    """A model on a device, its weights of a dtype.
+
+    Raises:
+        PushforwardError: no such model, or dtype.
+    """
+    import torch
+
+    from pushforward.model import load
+
+    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in kinds:
+        msg = f"The dtype is one of {', '.join(kinds)}; got {dtype!r}."
+        raise PushforwardError(msg)
+    return load(source, device=device, dtype=kinds[dtype])
 
 
 def choose_labels(model: Model, names: Sequence[str], count: int, prompts: Sequence[str] = ()) -> Labels:

@@ -11,11 +11,11 @@ from typing import Annotated
 
 import typer
 
-from pushforward.cli.common import DeviceOption, JsonOption, QuietOption, decoded, pick_device, write_json
+from pushforward.cli.common import DeviceOption, JsonOption, QuietOption, decoded, open_model, pick_device, write_json
 from pushforward.codes import check_codes, load_codes, plan_of, told
 from pushforward.errors import PushforwardError
 from pushforward.images import check_suffix, picture_suffixes, save_image, sheet
-from pushforward.model import Model, load
+from pushforward.model import Model
 from pushforward.pushforward import Diffusion
 
 __all__ = ["decode"]
@@ -42,7 +42,7 @@ def decode(
     check_suffix(out, picture_suffixes())
     code, info = load_codes(codes)
     source, where = model or info["model"], pick_device(device)
-    chosen = _loaded(source, model is None).to(where)
+    chosen = _loaded(source, where, str(info.get("dtype", "float32")), own=model is None)
     check_codes(code, info, chosen)
     plan = plan_of(chosen.process, info["solver"], info["times"], info["settings"])
     chosen, labels = told(chosen, info)
@@ -64,9 +64,9 @@ def decode(
     write_json(report, json)
 
 
-def _loaded(source: str, own: bool) -> Model:
+def _loaded(source: str, device: str, dtype: str, *, own: bool) -> Model:
     try:
-        return load(source)
+        return open_model(source, device, dtype)
     except PushforwardError as error:
         if not own:
             raise

@@ -19,11 +19,13 @@ from torch import Tensor
 from pushforward.cli.batch import Item, list_items, open_folder, work_through
 from pushforward.cli.common import (
     DeviceOption,
+    DtypeOption,
     JsonOption,
     NegativeOption,
     PlanOptions,
     QuietOption,
     image_size,
+    open_model,
     pick_device,
     plan_options,
     progress,
@@ -31,7 +33,7 @@ from pushforward.cli.common import (
 )  # fmt: skip
 from pushforward.errors import PushforwardError
 from pushforward.images import save_image, sheet
-from pushforward.model import Model, load
+from pushforward.model import Model
 from pushforward.sampler import Sampler
 from pushforward.tasks.clip import Clip, load_clip
 from pushforward.tasks.edit import Candidate, Search, edits, likelihood
@@ -80,6 +82,7 @@ def edit(
     count: Annotated[int | None, typer.Option(help="Take this many images; all by default.", min=1)] = None,
     split: Annotated[str, typer.Option(help="Of an .npz file: train or test.")] = "test",
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("edited"),
+    dtype: DtypeOption = "float32",
     device: DeviceOption = "auto",
     json: JsonOption = None,
     quiet: QuietOption = False,
@@ -96,7 +99,7 @@ def edit(
         --guidance 1,2,3,5 --skip .15,.3,.5 --select directional-clip --clip ./clip-b32 --judge ./clip-l14
     """
     where = pick_device(device)
-    network = replace(load(model, dtype=None).to(where), negative=negative)
+    network = replace(open_model(model, where, dtype), negative=negative)
     search = Search(_numbers(guidance, "guidance"), _numbers(skip, "skip"), trials, source_guidance, _method(method))
     sampler = Sampler(plan.solver, plan.steps, plan.settings, plan.grid, plan.end)
     network.given([target], max(search.guidances))  # what is wrong is said before all work
@@ -105,7 +108,7 @@ def edit(
     settings = {
         "command": "edit", "model": model, "source": source, "target": target, "negative": negative,
         "sampler": asdict(sampler), "search": asdict(search), "select": select, "clip": clip, "judge": judge,
-        "seed": seed,
+        "seed": seed, "dtype": dtype,
     }  # fmt: skip
     open_folder(out, settings)
     rows: list[dict[str, Any]] = []

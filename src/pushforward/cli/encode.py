@@ -15,6 +15,7 @@ import typer
 
 from pushforward.cli.common import (
     DeviceOption,
+    DtypeOption,
     GuidanceOption,
     JsonOption,
     LabelOption,
@@ -27,6 +28,7 @@ from pushforward.cli.common import (
     decoded,
     image_size,
     make_plan,
+    open_model,
     pick_device,
     plan_options,
     progress,
@@ -37,7 +39,6 @@ from pushforward.cli.common import (
 from pushforward.codes import check_path, header, load_codes, save_codes, statistics
 from pushforward.errors import PushforwardError
 from pushforward.images import check_suffix, compared, picture_suffixes, save_image
-from pushforward.model import load
 from pushforward.plan import Plan
 from pushforward.pushforward import Code, Diffusion, chosen
 
@@ -73,6 +74,7 @@ def encode(
     picture: Annotated[
         Path | None, typer.Option(help=f"Picture of the first {_SHOWN} images, each row over its reconstructions.")
     ] = None,
+    dtype: DtypeOption = "float32",
     device: DeviceOption = "auto",
     json: JsonOption = None,
     quiet: QuietOption = False,
@@ -93,7 +95,7 @@ def encode(
     if picture is not None:
         check_suffix(picture, picture_suffixes())
     where = pick_device(device)
-    network = replace(load(model).to(where), negative=negative)
+    network = replace(open_model(model, where, dtype), negative=negative)
     plan = stochastic(plan)
     made = make_plan(network, plan if plan.end is not None else replace(plan, end=network.process.t_min), start)
     if not isinstance(made, Plan):
@@ -113,7 +115,9 @@ def encode(
             )  # fmt: skip
     seconds = time.perf_counter() - seconds
     info = header(model, network, plan.solver, plan.settings, made.times, labels=labels, guidance=guidance)
-    save_codes(out, Code.cat([one.code for one in found]), {**info, "images": given.names, "seed": seed})
+    save_codes(
+        out, Code.cat([one.code for one in found]), {**info, "images": given.names, "seed": seed, "dtype": dtype}
+    )
     code, _ = load_codes(out)  # what is on disk is what is checked
     again = decoded(diffusion, code, labels, guidance, batch, quiet=quiet)
     errors = (again - given.values).flatten(1).abs().amax(1)

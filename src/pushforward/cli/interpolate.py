@@ -14,11 +14,10 @@ import typer
 
 from pushforward.blend import average, similarity
 from pushforward.blend import interpolate as between
-from pushforward.cli.common import DeviceOption, JsonOption, QuietOption, decoded, pick_device, write_json
+from pushforward.cli.common import DeviceOption, JsonOption, QuietOption, decoded, open_model, pick_device, write_json
 from pushforward.codes import check_codes, load_codes, plan_of, save_codes, told
 from pushforward.errors import PushforwardError
 from pushforward.images import check_suffix, picture_suffixes, save_image, sheet
-from pushforward.model import load
 from pushforward.pushforward import Code, Diffusion, chosen
 
 __all__ = ["interpolate"]
@@ -52,7 +51,7 @@ def interpolate(
     check_suffix(out, picture_suffixes())
     code, info = load_codes(codes)
     where = pick_device(device)
-    network = load(model or info["model"]).to(where)
+    network = open_model(model or info["model"], where, str(info.get("dtype", "float32")))
     check_codes(code, info, network)
     network, labels = told(network, info)
     plan = plan_of(network.process, info["solver"], info["times"], info["settings"])

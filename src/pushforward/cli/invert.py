@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pushforward.cli.common import (
     DeviceOption,
+    DtypeOption,
     GuidanceOption,
     JsonOption,
     LabelOption,
@@ -29,6 +30,7 @@ from pushforward.cli.common import (
     decoded,
     image_size,
     make_plan,
+    open_model,
     pick_device,
     plan_options,
     progress,
@@ -39,7 +41,7 @@ from pushforward.codes import check_path, header, load_codes, save_codes, statis
 from pushforward.errors import PushforwardError
 from pushforward.execute import INVERSE, Exact, Implicit, Parallel, Round
 from pushforward.images import check_suffix, compared, picture_suffixes, save_image
-from pushforward.model import Model, load
+from pushforward.model import Model
 from pushforward.plan import Plan
 from pushforward.pushforward import Code, Diffusion, Inversion, Labels
 from pushforward.pushforward import chosen as told
@@ -79,6 +81,7 @@ def invert(
     picture: Annotated[
         Path | None, typer.Option(help=f"Picture of the first {_SHOWN} images, each row over its reconstructions.")
     ] = None,
+    dtype: DtypeOption = "float32",
     device: DeviceOption = "auto",
     json: JsonOption = None,
     quiet: QuietOption = False,
@@ -106,7 +109,7 @@ def invert(
         msg = f"--method is {', '.join(_METHODS)}, and --begin forward or random; got {method!r} and {begin!r}."
         raise PushforwardError(msg)
     where = pick_device(device)
-    chosen = replace(load(model).to(where), negative=negative)
+    chosen = replace(open_model(model, where, dtype), negative=negative)
     made = _invertible(chosen, plan, method)
     way = replace(INVERSE, tolerance=tolerance)
     channels, *size = image_size(chosen)
@@ -137,7 +140,9 @@ def invert(
             found.append(one)
             seconds.append(time.perf_counter() - began)
     info = header(model, chosen, plan.solver, plan.settings, made.times, labels=labels, guidance=guidance)
-    save_codes(out, Code.cat([one.code for one in found]), {**info, "images": given.names, "seed": seed})
+    save_codes(
+        out, Code.cat([one.code for one in found]), {**info, "images": given.names, "seed": seed, "dtype": dtype}
+    )
     code, _ = load_codes(out)  # what is on disk is what is checked
     again = decoded(diffusion, code, labels, guidance, batch, quiet=quiet)
     if picture is not None:

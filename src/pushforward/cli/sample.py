@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pushforward.cli.common import (
     DeviceOption,
+    DtypeOption,
     GuidanceOption,
     JsonOption,
     LabelOption,
@@ -26,6 +27,7 @@ from pushforward.cli.common import (
     QuietOption,
     choose_labels,
     make_plan,
+    open_model,
     pick_device,
     plan_options,
     progress,
@@ -35,7 +37,7 @@ from pushforward.errors import PushforwardError
 from pushforward.execute import METHODS, Parallel, Progress, Round
 from pushforward.execute.across import join
 from pushforward.images import check_suffix, picture_suffixes, save_animation, save_image, sheet
-from pushforward.model import Model, load
+from pushforward.model import Model
 from pushforward.plan import Plan
 from pushforward.pushforward import Diffusion
 
@@ -71,6 +73,7 @@ def sample(
     out: Annotated[Path, typer.Option(help="Picture of all images (.png, .jpg, .webp).")] = Path("samples.png"),
     each: Annotated[Path | None, typer.Option(help="Folder for every image as a PNG of its own.")] = None,
     animate: Annotated[Path | None, typer.Option(help="The way from noise to images, as a .gif or .webp.")] = None,
+    dtype: DtypeOption = "float32",
     device: DeviceOption = "auto",
     json: JsonOption = None,
     quiet: QuietOption = False,
@@ -92,7 +95,7 @@ def sample(
     main = join(device)  # under torchrun, every rank works and the first one writes
     quiet = quiet or not main
     where = pick_device(device)
-    chosen = replace(load(model).to(where), negative=negative)
+    chosen = replace(open_model(model, where, dtype), negative=negative)
     made = make_plan(chosen, plan)
     diffusion = Diffusion(chosen, made, device=where)
     shown = prompt or list(chosen.info.get("captions", ())) if chosen.text is not None else prompt or []

@@ -19,11 +19,13 @@ from torch import Tensor
 from pushforward.cli.batch import Item, list_items, open_folder, work_through
 from pushforward.cli.common import (
     DeviceOption,
+    DtypeOption,
     JsonOption,
     PlanOptions,
     QuietOption,
     choose_labels,
     image_size,
+    open_model,
     pick_device,
     plan_options,
     read_file,
@@ -31,7 +33,7 @@ from pushforward.cli.common import (
 )  # fmt: skip
 from pushforward.errors import PushforwardError
 from pushforward.images import compared, save_image, sheet
-from pushforward.model import Model, load
+from pushforward.model import Model
 from pushforward.plan import Plan
 from pushforward.pushforward import Diffusion, Labels
 from pushforward.sampler import Sampler
@@ -68,6 +70,7 @@ def translate(
     count: Annotated[int | None, typer.Option(help="Take this many images; all by default.", min=1)] = None,
     split: Annotated[str, typer.Option(help="Of an .npz file: train or test.")] = "test",
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("translated"),
+    dtype: DtypeOption = "float32",
     device: DeviceOption = "auto",
     json: JsonOption = None,
     quiet: QuietOption = False,
@@ -85,8 +88,8 @@ def translate(
     pushforward translate cats/ --source ./cat-model --target ./dog-model --steps 1000 --refine 0.1
     """
     where = pick_device(device)
-    one = load(source).to(where)
-    other = one if target is None else load(target).to(where)
+    one = open_model(source, where, dtype)
+    other = one if target is None else open_model(target, where, dtype)
     way = _method(method)
     sampler = Sampler(plan.solver, plan.steps, plan.settings, plan.grid, plan.end, start)
     ends = [
@@ -108,7 +111,7 @@ def translate(
         "command": "translate", "source": source, "target": target or source, "sampler": asdict(sampler),
         "source_label": source_label, "target_label": target_label, "source_prompt": source_prompt,
         "target_prompt": target_prompt, "source_guidance": source_guidance, "target_guidance": target_guidance,
-        "method": way, "refine": refine, "seed": seed,
+        "method": way, "refine": refine, "seed": seed, "dtype": dtype,
     }  # fmt: skip
     open_folder(out, settings)
     calls: dict[str, float] = {}
