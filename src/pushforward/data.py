@@ -195,7 +195,12 @@ def _captions(folder: Path, files: list[Path]) -> tuple[str, ...] | None:
     if not path.is_file():
         return None
     captions: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")  # a caption may hold other ends of lines
+    except UnicodeDecodeError as error:
+        msg = f"{path} is no UTF-8 text ({error}); write it anew."
+        raise PushforwardError(msg) from None
+    for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line) if line.strip() else {}
             name, text = entry.get("file_name"), next((entry[key] for key in _CAPTION_COLUMNS if key in entry), None)
@@ -265,7 +270,7 @@ def _from_npz(path: Path, size: tuple[int, int] | None, channels: int | None, sp
         raise PushforwardError(msg)
     tensor = _fitted(_checked_array(x, path), size, channels)
     said = next((arrays[key] for key in _CAPTION_KEYS[split] if key in arrays), None)
-    captions = None if said is None else tuple(str(text) for text in said.ravel())
+    captions = None if said is None else tuple(_text(value) for value in said.ravel())
     if captions is not None and len(captions) != len(tensor):
         msg = f"{path} has {len(captions)} captions of {len(tensor)} images; give one for each."
         raise PushforwardError(msg)
@@ -277,6 +282,10 @@ def _from_npz(path: Path, size: tuple[int, int] | None, channels: int | None, sp
     count = int(y.max()) + 1
     classes = tuple(str(k) for k in (range(count) if names is None or len(names) < count else names))
     return ImageData(tensor, torch.from_numpy(y), classes, captions=captions)
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def _checked_array(x: np.ndarray, path: Path) -> Tensor:

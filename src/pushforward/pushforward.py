@@ -278,7 +278,7 @@ class Diffusion:
         if given != count:
             msg = f"The plan takes {count} noises, the code has {given}; decode it with the plan that it was made by."
             raise PushforwardError(msg)
-        model = self._given(labels, guidance)
+        model = self._given(labels, guidance, len(code))
         rest = _Rest(code.end, code.residual)
         noises = iter(() if code.noises is None else code.noises)
         start = self.start(code.start)
@@ -327,7 +327,7 @@ class Diffusion:
         if isinstance(self.plan, Adaptive):
             msg = "Adaptive steps are deterministic and take no noises; name a stochastic solver, e.g. ddpm."
             raise PushforwardError(msg)
-        model, process = self._given(labels, guidance), self.model.process
+        model, process = self._given(labels, guidance, len(images)), self.model.process
         clean = process.lift(model.latents(images.to(device=self._device, dtype=self.dtype)))
         stream = Stream(seed, _numbers(first, len(images)), clean.shape[1:])
         z = self._noised(clean, stream)
@@ -377,7 +377,7 @@ class Diffusion:
         if isinstance(self.plan, Adaptive):
             msg = "Adaptive steps have no inverse; name a solver, e.g. ddim."
             raise PushforwardError(msg)
-        model, process = self._given(labels, guidance), self.model.process
+        model, process = self._given(labels, guidance, len(images)), self.model.process
         clean = process.lift(model.latents(images.to(device=self._device, dtype=self.dtype)))
         end = Stream(seed, _numbers(first, len(images)), clean.shape[1:]).draw() if noisy else None
         time = self.plan.times[-1:]
@@ -452,7 +452,10 @@ class Diffusion:
         image = torch.as_tensor(reference.mean).to(like) + torch.zeros_like(process.image(like))
         return process.transition(time, torch.zeros_like(time))[0](process.lift(image))
 
-    def _given(self, labels: Labels, guidance: float) -> Model:
+    def _given(self, labels: Labels, guidance: float, count: int | None = None) -> Model:
+        if count is not None and labels is not None and len(labels) != count:
+            msg = f"{count} images need as many labels or prompts; got {len(labels)}."
+            raise PushforwardError(msg)
         return self.model.to(self._device).given(labels, guidance)
 
     def _run(

@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count as count_from
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
@@ -67,18 +68,24 @@ class Outcome:
 
 
 def list_items(
-    sources: Sequence[Path], shape: tuple[int, int, int], *, split: str = "test", count: int | None = None
+    sources: Sequence[Path],
+    shape: tuple[int, int, int],
+    *,
+    out: Path | None = None,
+    split: str = "test",
+    count: int | None = None,
 ) -> list[Item]:
     """The images of files, folders (searched recursively) and `.npz` files, none of them read yet.
 
     Args:
         sources: at least one.
         shape: channels, height and width that the images are brought to.
+        out: folder of the results; what lies there is no image to work on.
         split: of `.npz` files.
         count: the first of them only.
 
     Raises:
-        PushforwardError: nothing there.
+        PushforwardError: nothing there, or the results would lie among the images.
     """
     from pushforward.data import load_images
 
@@ -90,7 +97,13 @@ def list_items(
             for i, image in enumerate(images):
                 found.append((f"{source.stem}-{i:05d}", f"{source}[{i}]", lambda _, image=image: image))  # type: ignore[misc]
             continue
+        mine = out is not None and source.is_dir() and out.resolve().is_relative_to(source.resolve())
+        if out is not None and mine and out.resolve() == source.resolve():
+            msg = f"The results cannot lie among the images in {source}; name another folder with --out."
+            raise PushforwardError(msg)
         for file in image_files(source):
+            if out is not None and mine and file.resolve().is_relative_to(out.resolve()):
+                continue  # a result of an earlier run
             below = file.relative_to(source) if source.is_dir() else Path(file.name)
             name = below.with_suffix("").as_posix()
 
@@ -98,11 +111,11 @@ def list_items(
                 return read_file(file, (size[0], size[1]), channels, done)
 
             found.append((name, str(file), read))
-    taken: Counter[str] = Counter()
+    taken: set[str] = set()
     items = []
     for position, (name, source_name, read_it) in enumerate(found[:count]):
-        taken[name] += 1
-        unique = name if taken[name] == 1 else f"{name}-{taken[name]}"
+        unique = next(n for k in count_from(1) if (n := name if k == 1 else f"{name}-{k}") not in taken)
+        taken.add(unique)
         items.append(Item(unique, source_name, position, read_it))
     if not items:
         msg = "There is no image to work on: name at least one file, folder or .npz file."
@@ -117,7 +130,7 @@ def open_folder(folder: Path, settings: Mapping[str, Any]) -> None:
         PushforwardError: it has results of other settings.
     """
     path, mine = folder / SETTINGS, json.loads(json.dumps(settings, default=str))
-    if path.is_file():
+    if path.is_file() and any(other.name != SETTINGS for other in folder.iterdir()):
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DeviceOption", "DtypeOption", "GuidanceOption", "Images", "JsonOption", "LabelOption", "ModelArgument",
-    "NegativeOption", "PlanOptions", "PromptOption", "QuietOption", "choose_labels", "decoded", "image_files",
-    "image_size", "make_plan", "open_model", "pick_device", "plan_options", "progress", "read_file", "read_inputs",
-    "stochastic", "write_json",
+    "NegativeOption", "PlanOptions", "PromptOption", "QuietOption", "avoiding", "choose_labels", "decoded",
+    "image_files", "image_size", "make_plan", "open_model", "pick_device", "plan_options", "progress", "read_file",
+    "read_inputs", "stochastic", "write_json",
 ]  # fmt: skip
 
 ModelArgument = Annotated[
@@ -196,14 +196,12 @@ def choose_labels(model: Model, names: Sequence[str], count: int, prompts: Seque
     """
     import torch
 
+    if prompts and model.text is None:
+        msg = f"Model {model.name!r} reads no prompts; leave --prompt out."
+        raise PushforwardError(msg)
     if prompts:
-        if model.text is None or names:
-            why = (
-                "give labels or prompts, not both"
-                if names
-                else f"model {model.name!r} reads no prompts; leave --prompt out"
-            )
-            msg = why[0].upper() + why[1:] + "."
+        if names:
+            msg = "Give labels or prompts, not both."
             raise PushforwardError(msg)
         return [prompts[i % len(prompts)] for i in range(count)]
     if not names:
@@ -223,6 +221,18 @@ def _label(model: Model, name: str) -> int:
         return int(name)
     msg = f"Model {model.name!r} has no class {name!r}; it has {', '.join(model.classes)}."
     raise PushforwardError(msg)
+
+
+def avoiding(model: Model, negative: str) -> Model:
+    """The model with a negative prompt.
+
+    Raises:
+        PushforwardError: it reads no prompts.
+    """
+    if negative and model.text is None:
+        msg = f"Model {model.name!r} reads no prompts; leave --negative out."
+        raise PushforwardError(msg)
+    return replace(model, negative=negative)
 
 
 def decoded(
@@ -312,7 +322,9 @@ def read_inputs(
             some, own = _from_npz(source, size, channels, split, room, done)
         else:
             some, own = [], []
-            for file in image_files(source)[:room]:
+            for file in image_files(source):
+                if len(some) == room:
+                    break
                 try:
                     some.append(read_file(file, size, channels, done))
                     own.append(str(file))

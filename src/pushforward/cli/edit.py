@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +24,7 @@ from pushforward.cli.common import (
     NegativeOption,
     PlanOptions,
     QuietOption,
+    avoiding,
     image_size,
     open_model,
     pick_device,
@@ -37,7 +38,7 @@ from pushforward.model import Model
 from pushforward.sampler import Sampler
 from pushforward.tasks.clip import Clip, load_clip
 from pushforward.tasks.edit import Candidate, Search, edits, likelihood
-from pushforward.tasks.measures import psnr, ssim
+from pushforward.tasks.measures import SMALLEST, psnr, ssim
 from pushforward.tasks.translate import METHODS, Method
 
 __all__ = ["edit"]
@@ -99,14 +100,15 @@ def edit(
         --guidance 1,2,3,5 --skip .15,.3,.5 --select directional-clip --clip ./clip-b32 --judge ./clip-l14
     """
     where = pick_device(device)
-    network = replace(open_model(model, where, dtype), negative=negative)
+    network = avoiding(open_model(model, where, dtype), negative)
     search = Search(_numbers(guidance, "guidance"), _numbers(skip, "skip"), trials, source_guidance, _method(method))
     sampler = Sampler(plan.solver, plan.steps, plan.settings, plan.grid, plan.end)
     network.given([target], max(search.guidances))  # what is wrong is said before all work
     score, judges = _scorers(network, source, target, select, clip, judge, where)
-    items = list_items(images, image_size(network), split=split, count=count)
+    items = list_items(images, image_size(network), out=out, split=split, count=count)
     settings = {
-        "command": "edit", "model": model, "source": source, "target": target, "negative": negative,
+        "command": "edit", "images": [str(path.resolve()) for path in images], "split": split,
+        "model": model, "source": source, "target": target, "negative": negative,
         "sampler": asdict(sampler), "search": asdict(search), "select": select, "clip": clip, "judge": judge,
         "seed": seed, "dtype": dtype,
     }  # fmt: skip
@@ -139,17 +141,20 @@ def edit(
         for line in outcome.lines:
             typer.echo(line)
         for row in rows:
-            figures = ", ".join(f"{key} {value:.3g}" for key, value in row["reported"].items())
+            figures = ", ".join(f"{key} {value:.3g}" for key, value in row["reported"].items() if value is not None)
             typer.echo(f"{out / row['name']}: {search.count} candidates, the best {row['best']}: {figures}")
     write_json(report, json)
 
 
 def _numbers(text: str, name: str) -> tuple[float, ...]:
     try:
-        return tuple(float(part) for part in text.split(","))
+        numbers = tuple(dict.fromkeys(float(part) for part in text.split(",")))
     except ValueError:
+        numbers = ()
+    if not numbers or not all(math.isfinite(number) for number in numbers):
         msg = f"--{name} is one number or several, as 1,2,3; got {text!r}."
-        raise PushforwardError(msg) from None
+        raise PushforwardError(msg)
+    return numbers
 
 
 def _method(name: str) -> Method:
@@ -182,8 +187,9 @@ def _scorers(
 
     reported: dict[str, _Score] = {
         "psnr": lambda image, edited: psnr(edited, image.expand_as(edited)),
-        "ssim": lambda image, edited: ssim(edited, image.expand_as(edited)),
     }
+    if min(image_size(model)[1:]) >= SMALLEST:
+        reported["ssim"] = lambda image, edited: ssim(edited, image.expand_as(edited))
     if judge is not None:
         judging = load_clip(judge, device=where)
         reported |= {"clip": similar(judging), "directional_clip": directional(judging)}

@@ -24,6 +24,7 @@ from pushforward.cli.common import (
     PlanOptions,
     PromptOption,
     QuietOption,
+    avoiding,
     choose_labels,
     decoded,
     image_size,
@@ -95,7 +96,7 @@ def encode(
     if picture is not None:
         check_suffix(picture, picture_suffixes())
     where = pick_device(device)
-    network = replace(open_model(model, where, dtype), negative=negative)
+    network = avoiding(open_model(model, where, dtype), negative)
     plan = stochastic(plan)
     made = make_plan(network, plan if plan.end is not None else replace(plan, end=network.process.t_min), start)
     if not isinstance(made, Plan):

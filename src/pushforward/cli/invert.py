@@ -26,6 +26,7 @@ from pushforward.cli.common import (
     PlanOptions,
     PromptOption,
     QuietOption,
+    avoiding,
     choose_labels,
     decoded,
     image_size,
@@ -109,7 +110,7 @@ def invert(
         msg = f"--method is {', '.join(_METHODS)}, and --begin forward or random; got {method!r} and {begin!r}."
         raise PushforwardError(msg)
     where = pick_device(device)
-    chosen = replace(open_model(model, where, dtype), negative=negative)
+    chosen = avoiding(open_model(model, where, dtype), negative)
     made = _invertible(chosen, plan, method)
     way = replace(INVERSE, tolerance=tolerance)
     channels, *size = image_size(chosen)

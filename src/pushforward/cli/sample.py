@@ -25,6 +25,7 @@ from pushforward.cli.common import (
     PlanOptions,
     PromptOption,
     QuietOption,
+    avoiding,
     choose_labels,
     make_plan,
     open_model,
@@ -95,11 +96,11 @@ def sample(
     main = join(device)  # under torchrun, every rank works and the first one writes
     quiet = quiet or not main
     where = pick_device(device)
-    chosen = replace(open_model(model, where, dtype), negative=negative)
+    chosen = avoiding(open_model(model, where, dtype), negative)
     made = make_plan(chosen, plan)
     diffusion = Diffusion(chosen, made, device=where)
-    shown = prompt or list(chosen.info.get("captions", ())) if chosen.text is not None else prompt or []
-    labels = choose_labels(chosen, label or list(chosen.classes), count, shown)
+    known = chosen.info.get("captions", ()) if chosen.text is not None and not label else ()
+    labels = choose_labels(chosen, label or list(chosen.classes), count, prompt or list(known))
     asked: dict[str, Any] = {"seed": seed, "labels": labels, "guidance": guidance, "batch": batch}
     method, reason = _method(diffusion, parallel, tolerance, window, max_rows, batch=min(batch, count))
     if method is not None and animate is not None:

@@ -106,9 +106,10 @@ def translate(
         msg = "Source and target are the same; name another --target model, or a --target-label or --target-prompt."
         raise PushforwardError(msg)
     last = None if refine is None else _refiner(other, sampler, refine, where)
-    items = list_items(images, image_size(one), split=split, count=count)
+    items = list_items(images, image_size(one), out=out, split=split, count=count)
     settings = {
-        "command": "translate", "source": source, "target": target or source, "sampler": asdict(sampler),
+        "command": "translate", "images": [str(path.resolve()) for path in images], "split": split,
+        "source": source, "target": target or source, "sampler": asdict(sampler),
         "source_label": source_label, "target_label": target_label, "source_prompt": source_prompt,
         "target_prompt": target_prompt, "source_guidance": source_guidance, "target_guidance": target_guidance,
         "method": way, "refine": refine, "seed": seed, "dtype": dtype,
@@ -127,7 +128,7 @@ def translate(
         calls.update(nfe=found.nfe, rounds=found.rounds)
         result = found.images
         if last is not None:
-            result = refined(result, End(last, then.labels, then.guidance), seed=seed, first=numbers)
+            result = refined(result, End(last, then.labels, then.guidance), seed=seed + 1, first=numbers)
         for item, image in zip(some, result, strict=True):
             save_image(sheet(image[None], smallest=0), _path(out, item))
 
@@ -159,7 +160,8 @@ def _method(name: str) -> Method:
 
 def _refiner(model: Model, sampler: Sampler, share: float, where: str) -> Diffusion:
     """The target model with the last steps of an ancestral sampler."""
-    plan = Sampler("ddim", sampler.steps, {"eta": 1.0}, sampler.grid, start=share).plan(model)
+    last = Sampler("ddim", sampler.steps, {"eta": 1.0}, sampler.grid, start=share)
+    plan = sampler_for(model, last, "sdedit").plan(model)
     assert isinstance(plan, Plan)
     return Diffusion(model, plan, device=where)
 
@@ -177,15 +179,19 @@ def _sheet(items: Sequence[Item], out: Path) -> list[dict[str, Any]]:
         if not path.is_file():
             continue
         result = read_file(path, None, None, Counter())
-        source = item.read(Counter())
+        try:
+            source = item.read(Counter())
+        except PushforwardError:  # it could be read when the result was made
+            continue
         if len(shown) < _SHOWN:
             shown.append((source, result.expand_as(source) if result.shape[0] < source.shape[0] else result))
         if result.shape == source.shape:
             square = (result.double() - source.double()).square().mean()
             psnr = float(10 * torch.log10(255**2 / square))
             rows.append({"name": item.name, "source": item.source, "psnr_to_source": psnr})
-    pairs = [torch.stack(side).float() / 127.5 - 1 for side in zip(*shown, strict=True)]
-    save_image(compared(pairs), out / "sheet.png")
+    if shown:
+        pairs = [torch.stack(side).float() / 127.5 - 1 for side in zip(*shown, strict=True)]
+        save_image(compared(pairs), out / "sheet.png")
     return rows
 
 

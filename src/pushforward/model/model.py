@@ -103,6 +103,9 @@ class Model:
         Raises:
             PushforwardError: the model takes no condition, or another kind, or labels out of range.
         """
+        if isinstance(condition, str):
+            msg = f"Prompts are a list, one an image; got the one text {condition!r}."
+            raise PushforwardError(msg)
         if self.text is not None:
             return self._prompted(condition, guidance)
         if isinstance(condition, Sequence) and not any(isinstance(one, str) for one in condition):

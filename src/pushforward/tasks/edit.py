@@ -165,5 +165,6 @@ def likelihood(
             pieces = [ask(0, states[i : i + batch], torch.arange(i, min(i + batch, len(clean))))
                       for i in range(0, len(clean), batch)]  # fmt: skip
             errors.append((process.image(torch.cat(pieces) - clean)).flatten(1).double().square().sum(1))
-        gains.append((errors[0] - errors[1]) / (errors[0] + errors[1]))
+        both = (errors[0] + errors[1]).clamp_min(torch.finfo(torch.float64).tiny)  # 0 where neither errs
+        gains.append((errors[0] - errors[1]) / both)
     return torch.stack(gains).mean(0).cpu()

@@ -399,6 +399,9 @@ class _Run:
         changed = [k for k in mine if k not in _MAY_CHANGE and mine[k] != state["config"].get(k)]
         if state["data"] != [len(self.data), *self.data.images.shape[1:]]:
             changed.append("data")
+        shapes = [{k: v.shape for k, v in weights.items()} for weights in (self.network.state_dict(), state["network"])]
+        if not changed and shapes[0] != shapes[1]:
+            changed.append("classes or captions")
         if changed:
             msg = (
                 f"{self.folder} holds a training with other settings ({', '.join(changed)} differ); "
@@ -538,7 +541,7 @@ def _statistics(data: ImageData, most: int = 8192) -> tuple[Gaussian | None, Ten
     stride = -(-len(data) // most)
     images = data.images[::stride].float() / 127.5 - 1
     gaussian = fit(images)
-    if data.labels is None or not data.classes:
+    if data.labels is None or not data.classes or data.captions:
         return gaussian, None
     labels = data.labels[::stride]
     overall = torch.as_tensor(gaussian.mean).float()

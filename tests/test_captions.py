@@ -1,0 +1,394 @@
+"""Captions: words as numbers, parts hidden in training, captions read from files, and models that read prompts."""
+
+import json
+import shutil
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+import pushforward as pf
+from pushforward.cli import app
+from pushforward.data import ImageData, load_images
+from pushforward.errors import PushforwardError
+from pushforward.model.words import LENGTH, tokens
+from pushforward.tasks.train import TrainConfig, hide_parts, train
+from test_cli_invert import refused
+from test_train import SIDE, TINY, save_png
+
+ROWS = 4096
+CAPTIONS = ("red cat, big", "blue dog, small", "red dog", "blue cat, big, wet")
+runner = CliRunner()
+
+
+def invoke(*arguments):
+    return runner.invoke(app, [str(a) for a in arguments], catch_exceptions=True)
+
+
+def captioned(count=8, labels=None):
+    images = torch.randint(0, 256, (count, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(0)).byte()
+    captions = tuple(CAPTIONS[i % 4] for i in range(count))
+    return ImageData(images, labels, () if labels is None else ("a", "b"), captions=captions)
+
+
+# -- words
+
+
+def test_tokens_do_not_change():
+    """A trained table belongs to these numbers: the word, then its triples of letters with its ends marked."""
+    assert tokens(["cat"], ROWS)[0, :5].tolist() == [2618, 3149, 937, 2397, 0]
+    assert tokens(["a"], ROWS)[0, :2].tolist() == [684, 0]
+    assert tokens(["naïve 2"], 64)[0, :8].tolist() == [48, 2, 16, 13, 15, 58, 61, 0]
+
+
+def test_case_punctuation_order_of_repeats_and_space_are_no_words():
+    whole = tokens(["a grinning cat"], ROWS)
+    for same in ("A  Grinning, CAT!", "a grinning cat cat a", "(a) 'grinning'\ncat 😀"):
+        assert torch.equal(tokens([same], ROWS), whole)
+    assert not torch.equal(tokens(["a grinning dog"], ROWS), whole)
+
+
+def test_an_empty_text_is_nothing_and_an_unknown_word_is_something():
+    assert not tokens(["", "...", " \n"], ROWS).any()
+    assert tokens(["zxqv"], ROWS).any()
+    assert tokens([], ROWS).shape == (0, LENGTH)
+
+
+def test_words_that_share_letters_share_tokens():
+    """`crying` and `cry` have their first three letters in common, and their beginning; `crying` and `dog` nothing."""
+    one, like, unlike = ({int(n) for n in row if n} for row in tokens(["crying", "cry", "dog"], 2**30))
+    assert len(one & like) == 2
+    assert not one & unlike
+
+
+def test_tokens_lie_within_the_table():
+    table = tokens(["the quick brown fox", "jumps", ""], 7)
+    assert table.shape == (3, LENGTH)
+    assert table.dtype == torch.long
+    assert int(table.max()) <= 7
+    assert int(table.min()) == 0
+    filled = table > 0
+    assert bool((filled[:, :-1] | ~filled[:, 1:]).all())  # filling comes last
+
+
+def test_a_long_text_is_cut():
+    words = [f"word{chr(97 + i)}{chr(97 + j)}" for i in range(8) for j in range(8)]
+    whole = tokens([" ".join(words)], ROWS)
+    assert bool((whole > 0).all())
+    assert torch.equal(whole, tokens([" ".join([*words, "more"])], ROWS))
+    assert not torch.equal(whole, tokens([" ".join(words[1:])], ROWS))
+
+
+# -- parts hidden
+
+
+def test_parts_are_hidden_by_the_toss_of_a_coin():
+    """Of 4000 captions half are whole and half tossed for, part by part; bounds of four deviations of a binomial."""
+    count, caption = 4000, "a red cat, big,wet"
+    parts = caption.split(",")
+    generator = torch.Generator().manual_seed(0)
+    shown = Counter(hide_parts(caption, generator) for _ in range(count))
+    expected = {}
+    for kept in range(8):
+        text = ",".join(part for k, part in enumerate(parts) if kept >> k & 1)
+        expected[text] = (1 / 2 if kept == 7 else 0) + 1 / 16
+    assert set(shown) == set(expected)
+    for text, share in expected.items():
+        assert abs(shown[text] - share * count) < 4 * (share * (1 - share) * count) ** 0.5, text
+
+
+def test_a_caption_without_parts_is_hidden_at_times_and_an_empty_one_stays():
+    """Of one part a quarter: half of the half that is tossed for."""
+    generator = torch.Generator().manual_seed(1)
+    shown = Counter(hide_parts("a cat", generator) for _ in range(2000))
+    assert set(shown) == {"a cat", ""}
+    assert abs(shown[""] - 500) < 4 * (2000 * 3 / 16) ** 0.5
+    assert hide_parts("", generator) == ""
+    one, other = (hide_parts("a,b,c,d,e", torch.Generator().manual_seed(2)) for _ in range(2))
+    assert one == other
+
+
+# -- captions from files
+
+
+def test_captions_of_an_npz_file(tmp_path):
+    x = np.zeros((2, SIDE, SIDE, 3), np.uint8)
+    for key in ("captions_train", "captions"):
+        np.savez(tmp_path / "d.npz", **{"x_train": x, key: np.array(["a red cat", "ein größerer Hund"])})
+        assert load_images(tmp_path / "d.npz").captions == ("a red cat", "ein größerer Hund")
+    np.savez(
+        tmp_path / "d.npz", x_test=x[:1], captions_test=np.array(["wet"]), x_train=x, captions=np.array(["a", "b"])
+    )
+    assert load_images(tmp_path / "d.npz", split="test").captions == ("wet",)
+    np.savez(tmp_path / "d.npz", x=x, captions=np.array([b"a cat", "größer".encode()]))
+    assert load_images(tmp_path / "d.npz").captions == ("a cat", "größer")
+    np.savez(tmp_path / "d.npz", x=x)
+    assert load_images(tmp_path / "d.npz").captions is None
+
+
+@pytest.mark.parametrize(
+    ("captions", "message"),
+    [
+        (np.array(["one"]), "has 1 captions of 2 images; give one for each"),
+        (np.array(["one", None], dtype=object), "cannot be read as an .npz file"),
+    ],
+)
+def test_captions_that_do_not_fit_are_refused(tmp_path, captions, message):
+    np.savez(tmp_path / "d.npz", x=np.zeros((2, SIDE, SIDE), np.uint8), captions=captions)
+    with pytest.raises(PushforwardError, match=message) as caught:
+        load_images(tmp_path / "d.npz")
+    assert "\n" not in str(caught.value)
+
+
+def folder_of(path, text):
+    for name in ("a.png", "b.png", "deep/c.png"):
+        save_png(path / name)
+    (path / "metadata.jsonl").write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def lines(**captions):
+    return "".join(json.dumps({"file_name": name, "text": text}) + "\n" for name, text in captions.items())
+
+
+ALL = {"b.png": "the b", "a.png": "the a", "deep/c.png": "the c"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        lines(**ALL),
+        "\n" + lines(**ALL) + "\n\n",
+        lines(**ALL).replace("\n", "\r\n"),
+        lines(**ALL).replace('"text"', '"caption"'),
+        lines(**ALL).replace("a.png", "./a.png"),
+        lines(**ALL, **{"other.png": "not there"}) + '{"file_name": "d.png"}\n{"text": "no name"}\n',
+    ],
+    ids=["plain", "empty lines", "windows", "caption", "dot", "more"],
+)
+def test_captions_of_a_folder(tmp_path, text):
+    """Each image gets its own, whatever their order in the file."""
+    assert load_images(folder_of(tmp_path, text)).captions == ("the a", "the b", "the c")
+
+
+def test_a_caption_may_hold_any_letter(tmp_path):
+    """Also those that end a line elsewhere, and are written as they are."""
+    odd = "one\u2028two\x85three\nfour"
+    entries = [{"file_name": name, "text": odd} for name in ALL]
+    text = "\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries)
+    assert load_images(folder_of(tmp_path, text)).captions == (odd,) * 3
+
+
+def test_broken_images_need_no_caption(tmp_path):
+    folder_of(tmp_path, lines(**{name: text for name, text in ALL.items() if name != "a.png"}))
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    data = load_images(tmp_path)
+    assert data.captions == ("the b", "the c")
+    assert len(data.skipped) == 1
+
+
+def test_without_the_file_or_texts_in_it_there_are_no_captions(tmp_path):
+    assert load_images(folder_of(tmp_path, "")).captions is None
+    (tmp_path / "metadata.jsonl").unlink()
+    assert load_images(tmp_path).captions is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (lines(**{"a.png": "the a"}), r"has no text for 2 of 3 images, b.png for one; add it, or remove the file"),
+        (lines(**ALL) + "nonsense\n", "Line 4 of .*metadata.jsonl is no JSON object"),
+        ("[1, 2]\n", "Line 1 of .* is no JSON object"),
+        ('"a.png"\n', "Line 1 of .* is no JSON object"),
+        ("null\n", "Line 1 of .* is no JSON object"),
+        (lines(**ALL).replace('"the a"', "5"), "has no text for 1 of 3 images, a.png for one"),
+        (b'{"file_name": "a.png", "text": "\xff\xfe"}\n', "metadata.jsonl is no UTF-8 text"),
+    ],
+)
+def test_bad_captions_of_a_folder_are_refused_in_a_sentence(tmp_path, text, message):
+    with pytest.raises(PushforwardError, match=message) as caught:
+        load_images(folder_of(tmp_path, text))
+    assert "\n" not in str(caught.value)
+
+
+# -- training
+
+TRAIN = ["--network", "tiny", "--batch", 4, "--precision", "no", "--sample-every", 0, "--learning-rate", 0.01, "-q"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A model trained for three steps on a tiny `.npz` file with captions, by the command line."""
+    folder = tmp_path_factory.mktemp("trained")
+    data = captioned()
+    np.savez(folder / "data.npz", x_train=data.images.permute(0, 2, 3, 1).numpy(), captions=np.array(data.captions))
+    result = invoke("train", folder / "model", "--data", folder / "data.npz", "--steps", 3, *TRAIN)
+    assert result.exit_code == 0, result.exception
+    return folder / "model"
+
+
+def sampled(model, out, *options):
+    result = invoke("sample", model, "--count", 2, "--steps", 3, "--solver", "ddim", "--out", out, "-q", *options)
+    assert result.exit_code == 0, result.exception
+    with Image.open(out) as image:
+        return np.asarray(image).astype(int)
+
+
+def test_a_model_of_captions_reads(trained):
+    model = pf.load(trained)
+    assert model.text is not None
+    assert model.classes == ()
+    assert torch.equal(model.text(["red cat"])[0], tokens(["red cat"], ROWS))
+    assert model.module.config.words == ROWS
+    card = (trained / "README.md").read_text()
+    assert "| captions | such as 'red cat, big' |" in card
+
+
+def test_prompts_decide_what_is_drawn(trained, tmp_path):
+    cat, again, dog = (
+        sampled(trained, tmp_path / "x.png", "--prompt", text) for text in ("red cat", "Red CAT.", "dog")
+    )
+    assert np.array_equal(cat, again)
+    assert not np.array_equal(cat, dog)
+    turns = sampled(trained, tmp_path / "x.png", "--prompt", "red cat", "--prompt", "dog")
+    first, second = np.split(turns, 2)  # one over the other
+    assert np.array_equal(first, np.split(cat, 2)[0])
+    assert np.array_equal(second, np.split(dog, 2)[1])
+
+
+def test_without_a_prompt_some_of_the_trainings_captions_are_drawn(trained, tmp_path):
+    known = pf.load(trained).info["captions"]
+    assert set(known) == set(CAPTIONS)
+    told = sampled(trained, tmp_path / "x.png", "--prompt", known[0], "--prompt", known[1])
+    assert np.array_equal(sampled(trained, tmp_path / "x.png"), told)
+
+
+def test_the_negative_prompt_counts_with_guidance_alone(trained, tmp_path):
+    """With a guidance of 0 it is all that counts."""
+    out, cat = tmp_path / "x.png", ["--prompt", "red cat"]
+    plain = sampled(trained, out, *cat)
+    assert np.array_equal(sampled(trained, out, *cat, "--negative", "dog"), plain)
+    guided = sampled(trained, out, *cat, "--guidance", 8)
+    away = sampled(trained, out, *cat, "--guidance", 8, "--negative", "blue dog")
+    assert not np.array_equal(guided, plain)
+    assert not np.array_equal(guided, away)
+    none = sampled(trained, out, *cat, "--guidance", 0, "--negative", "dog")
+    assert np.array_equal(none, sampled(trained, out, "--prompt", "dog"))
+
+
+def test_prompts_of_a_batch_are_those_of_each_image(trained):
+    """Float32 rounding of convolutions; also with all steps at once, and with guidance away from another prompt."""
+    model = pf.load(trained)
+    sampler = pf.Diffusion(model, pf.SOLVERS["ddim"](model.process, pf.grid.uniform(model.process, 4)))
+    prompts = ["red cat", "dog", "red cat", "", "blue"]
+    for guidance in (1.0, 3.0):
+        whole = sampler.sample(5, labels=prompts, guidance=guidance)
+        for batch in (1, 2):
+            part = sampler.sample(5, labels=prompts, guidance=guidance, batch=batch)
+            torch.testing.assert_close(part, whole, rtol=0, atol=1e-4)
+        for i in (1, 3):
+            alone = sampler.sample(1, first=i, labels=prompts[i : i + 1], guidance=guidance)
+            torch.testing.assert_close(alone, whole[i : i + 1], rtol=0, atol=1e-4)
+        at_once = sampler.sample(5, labels=prompts, guidance=guidance, parallel=pf.Parallel(tolerance=1e-5))
+        torch.testing.assert_close(at_once, whole, rtol=0, atol=1e-3)
+    assert torch.equal(sampler.sample(2, labels=["", ""]), sampler.sample(2))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--label", "red"], "has no classes; give a --prompt instead"),
+        (["--label", "red", "--prompt", "red"], "Give labels or prompts, not both"),
+        (["--prompt", "red", "--eta", 2, "--solver", "ddim"], "eta must lie in [0, 1]"),
+    ],
+)
+def test_what_a_model_of_captions_does_not_take(trained, tmp_path, options, message):
+    refused(invoke("sample", trained, "--count", 1, "--steps", 2, "--out", tmp_path / "x.png", "-q", *options), message)
+    assert not list(tmp_path.iterdir())
+
+
+def test_labels_from_python_are_refused(trained):
+    model = pf.load(trained)
+    with pytest.raises(PushforwardError, match="give prompts, not labels"):
+        model.given(torch.tensor([0]))
+    with pytest.raises(PushforwardError, match="Prompts are a list"):
+        model.given("red cat")
+    with pytest.raises(PushforwardError, match="Guidance 2 has no effect on model 'model' without a prompt"):
+        model.given(None, 2.0)
+
+
+class Stopped(Exception):
+    """What stops a training."""
+
+
+def test_an_interrupted_training_gives_the_same_weights(trained, tmp_path):
+    """Captions, what is hidden of them, and all else are functions of the seed and the step: not a bit differs."""
+    config = TrainConfig(steps=8, save_every=3, log_every=1, **TINY)
+
+    def stop(step, *_):
+        if step == 5:
+            raise Stopped
+
+    train(config, captioned(), tmp_path / "whole")
+    with pytest.raises(Stopped):
+        train(config, captioned(), tmp_path / "parts", callback=stop)
+    assert pf.load(tmp_path / "parts").text is not None
+    report = train(config, captioned(), tmp_path / "parts")
+    assert (report.resumed_from, report.steps) == (3, 8)
+    whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    other = replace(config, label_dropout=0.5)
+    train(other, captioned(), tmp_path / "other")
+    other = load_file(tmp_path / "other" / "model.safetensors")
+    assert not torch.equal(whole["reader.table.weight"], other["reader.table.weight"])
+
+
+def test_training_on_captions_learns_them(tmp_path):
+    """Images of one grey level each, bright or dark as their caption says, and a word of no meaning."""
+    level = torch.arange(32) % 2
+    images = (70 + 120 * level).byte().view(-1, 1, 1, 1).expand(-1, 1, SIDE, SIDE).contiguous()
+    captions = tuple(f"{'bright' if k else 'dark'}, thing{i % 3}" for i, k in enumerate(level.tolist()))
+    settings = {**TINY, "batch": 16, "learning_rate": 1e-2}
+    train(TrainConfig(steps=100, **settings), ImageData(images, captions=captions), tmp_path)
+    model = pf.load(tmp_path)
+    t = torch.tensor([0.9], dtype=torch.float64)
+    state = torch.randn(64, 1, SIDE, SIDE)
+    found = {}
+    for text in ("dark", "bright", "bright, thing1", "thing1", ""):
+        told = model.given([text] * 64).denoiser
+        found[text] = float(told.at(model.process, t, state)(0, state).mean())
+    assert found["dark"] < found["bright"] - 0.3
+    assert found["bright, thing1"] > found["dark"] + 0.3
+    assert found["dark"] < found[""] < found["bright"]
+    assert found["dark"] < found["thing1"] < found["bright"]
+
+
+def test_captions_go_before_classes(tmp_path):
+    """A folder may have both; the model reads, has no classes, and can be read again."""
+    data = captioned(labels=torch.arange(8) % 2)
+    train(TrainConfig(steps=1, **TINY), data, tmp_path)
+    model = pf.load(tmp_path)
+    assert model.text is not None
+    assert (model.classes, model.means) == ((), None)
+    assert model.given(["red cat"]).gaussian.mean.shape == (3, SIDE, SIDE)
+
+
+def test_a_training_does_not_go_on_without_its_captions(trained, tmp_path):
+    """Nor with classes in their place: the network is another one."""
+    folder = shutil.copytree(trained, tmp_path / "model")
+    data = captioned()
+    np.savez(tmp_path / "plain.npz", x_train=data.images.permute(0, 2, 3, 1).numpy())
+    result = invoke("train", folder, "--data", tmp_path / "plain.npz", "--steps", 5, *TRAIN)
+    refused(result, "other settings (classes or captions differ)")
+
+
+def test_a_folder_with_captions_is_trained_by_the_command(tmp_path):
+    folder_of(tmp_path / "images", lines(**ALL))
+    result = invoke("train", tmp_path / "m", "--data", tmp_path / "images", "--steps", 1, *TRAIN)
+    assert result.exit_code == 0, result.exception
+    assert pf.load(tmp_path / "m").text is not None
