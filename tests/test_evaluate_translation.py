@@ -240,7 +240,7 @@ def test_folders_and_npz_files_give_a_table_and_a_report(tmp_path):
         written(tmp_path / "out", output[1:], ["001", "002", "003", "004"]),
     )
     arrays = tmp_path / "other.npz"
-    np.savez(arrays, images=to_bytes(output).permute(0, 2, 3, 1).numpy())
+    np.savez(arrays, x_test=to_bytes(output).permute(0, 2, 3, 1).numpy())
     targets = written(tmp_path / "targets", torch.cat([truth, some_images(7, 4)]))
     report, text = tmp_path / "report.json", tmp_path / "table.txt"
     result = invoke(folder_out, arrays, "--source", here, "--truth", true, "--target-set", targets, "--json", report,

@@ -138,6 +138,10 @@ def open_folder(folder: Path, settings: Mapping[str, Any]) -> None:
         changed = sorted(key for key in {*before, *mine} if before.get(key) != mine.get(key))
         if changed:
             msg = f"{folder} holds results of other settings ({', '.join(changed)} differ); name another folder."
+            if changed == ["images"]:
+                msg = (
+                    f"{folder} holds results of other images; name another folder, or the images' own folder each time."
+                )
             raise PushforwardError(msg)
     else:
         write_json(mine, str(path))
@@ -192,6 +196,6 @@ def work_through(
                 work(kept, images, numbers)
                 outcome.done += kept
             bar.update(len(some))
-    if len(outcome.skipped) == len(items):
+    if outcome.skipped and not outcome.done and not outcome.before:
         raise PushforwardError(next(iter(outcome.skipped.values())))
     return outcome

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,7 +38,7 @@ from pushforward.images import save_image, sheet
 from pushforward.model import Model
 from pushforward.sampler import Sampler
 from pushforward.tasks.clip import Clip, load_clip
-from pushforward.tasks.edit import Candidate, Search, edits, likelihood
+from pushforward.tasks.edit import Candidate, Search, edits, likelihood, plans
 from pushforward.tasks.measures import SMALLEST, psnr, ssim
 from pushforward.tasks.translate import METHODS, Method
 
@@ -104,6 +105,7 @@ def edit(
     search = Search(_numbers(guidance, "guidance"), _numbers(skip, "skip"), trials, source_guidance, _method(method))
     sampler = Sampler(plan.solver, plan.steps, plan.settings, plan.grid, plan.end)
     network.given([target], max(search.guidances))  # what is wrong is said before all work
+    plans(network, sampler, search)
     score, judges = _scorers(network, source, target, select, clip, judge, where)
     items = list_items(images, image_size(network), out=out, split=split, count=count)
     settings = {
@@ -114,7 +116,8 @@ def edit(
     }  # fmt: skip
     open_folder(out, settings)
     rows: list[dict[str, Any]] = []
-    bar = progress("editing", total=search.count * len(items), unit="candidate", quiet=quiet)
+    left = sum(not _report(out / item.name).is_file() for item in items)
+    bar = progress("editing", total=search.count * left, unit="candidate", quiet=quiet)
 
     def work(some: list[Item], values: Tensor, numbers: list[int]) -> None:
         for item, image, number in zip(some, values, numbers, strict=True):
@@ -122,7 +125,7 @@ def edit(
                 edits(network, image, source, target, sampler, search, seed=seed + number, batch=batch,
                       callback=bar.update)
             )  # fmt: skip
-            _write(out / item.name, image, made, score, judges)
+            _write(out / item.name, image, made, score, judges, batch)
 
     started = time.perf_counter()
     with bar:
@@ -172,10 +175,15 @@ def _scorers(
     if select not in _SELECT:
         msg = f"--select is one of {', '.join(_SELECT)}; got {select!r}."
         raise PushforwardError(msg)
-    if select.endswith("clip") and clip is None:
-        msg = f"--select {select} needs --clip, a folder or hub name of a CLIP model of `transformers`."
+    if select.endswith("clip") != (clip is not None):
+        what = (
+            "needs --clip, a folder or hub name of a CLIP model of `transformers`"
+            if clip is None
+            else ("does not use --clip; leave it out, or take --select directional-clip or clip")
+        )
+        msg = f"--select {select} {what}."
         raise PushforwardError(msg)
-    if judge is not None and judge == clip:
+    if judge is not None and clip is not None and (judge == clip or Path(judge).resolve() == Path(clip).resolve()):
         msg = "--judge must not be the network that selects: the best of many by a score has a high score by luck."
         raise PushforwardError(msg)
 
@@ -185,10 +193,10 @@ def _scorers(
     def similar(network: Clip) -> _Score:
         return lambda _, edited: network.similarity(edited, target)
 
-    reported: dict[str, _Score] = {
-        "psnr": lambda image, edited: psnr(edited, image.expand_as(edited)),
-    }
-    if min(image_size(model)[1:]) >= SMALLEST:
+    reported: dict[str, _Score] = {}
+    if measurable := find_spec("torchmetrics") is not None:
+        reported["psnr"] = lambda image, edited: psnr(edited, image.expand_as(edited))
+    if measurable and min(image_size(model)[1:]) >= SMALLEST:
         reported["ssim"] = lambda image, edited: ssim(edited, image.expand_as(edited))
     if judge is not None:
         judging = load_clip(judge, device=where)
@@ -196,18 +204,24 @@ def _scorers(
     if select == "none":
         return None, reported
     if select == "likelihood":
-        return lambda _, edited: likelihood(model, edited, source, target), reported
+        return lambda _, edited: likelihood(model, edited, source, target, batch=len(edited)), reported
     assert clip is not None
     network = load_clip(clip, device=where)
     return directional(network) if select == "directional-clip" else similar(network), reported
 
 
 @torch.no_grad()
-def _write(folder: Path, image: Tensor, made: list[Candidate], score: _Score | None, judges: dict[str, _Score]) -> None:
+def _write(
+    folder: Path, image: Tensor, made: list[Candidate], score: _Score | None, judges: dict[str, _Score], batch: int
+) -> None:
     """All candidates with their settings and scores; the report last, so that it stands for a finished image."""
     edited = torch.stack([one.image for one in made])
-    scores = score(image[None], edited).tolist() if score is not None else [0.0] * len(made)
-    measured = {name: judge(image[None], edited).tolist() for name, judge in judges.items()}
+
+    def values(of: _Score) -> list[float]:
+        return torch.cat([of(image[None], part).cpu() for part in edited.split(batch)]).tolist()
+
+    scores = values(score) if score is not None else [0.0] * len(made)
+    measured = {name: values(judge) for name, judge in judges.items()}
     order = sorted(range(len(made)), key=lambda k: scores[k] if math.isfinite(scores[k]) else -math.inf, reverse=True)
     for one in made:
         save_image(sheet(one.image[None], smallest=0), folder / f"{one.name}.png")

@@ -5,6 +5,7 @@ Examples are in `pushforward evaluate-translation --help`.
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -56,7 +57,7 @@ def evaluate_translation(
     lpips: Annotated[str | None, typer.Option(help="Add LPIPS by this network: alex, vgg or squeeze.")] = None,
     size: Annotated[int | None, typer.Option(help="Side to compare at; by default as the sources are.", min=1)] = None,
     channels: Annotated[int | None, typer.Option(help="1 grey, 3 colour; by default as the sources are.")] = None,
-    split: Annotated[str, typer.Option(help="Of .npz files and data sets: train or test.")] = "train",
+    split: Annotated[str, typer.Option(help="Of .npz files and data sets: train or test.")] = "test",
     resamples: Annotated[int, typer.Option(help="Of the bootstrap behind some standard errors.", min=2)] = 50,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.", min=0)] = 0,
     batch: Annotated[int, typer.Option(help="Images of one call of a network.", min=1)] = 64,
@@ -86,7 +87,7 @@ def evaluate_translation(
     like = load_images(source, size=size, channels=channels, split=split).images
     shape, depth = (like.shape[2], like.shape[3]), like.shape[1]
     named = {"": source, **({} if truth is None else {"truth": truth}), **{f"output {o}": o for o in outputs}}
-    read = {key: read_inputs([Path(place)], shape, depth, split=split) for key, place in named.items()}
+    read = {key: read_inputs([Path(place)], shape, depth, split=split, skip=True) for key, place in named.items()}
     targets = None
     if target_set is not None:
         found = load_images(target_set, size=shape, channels=depth, split=split)
@@ -95,7 +96,7 @@ def evaluate_translation(
             typer.echo(f"pushforward: left out {name}: {reason}", err=True)
     used, picked = _together(named, read)
     for place, images in zip(named.values(), read.values(), strict=True):
-        for note in images.notes:
+        for note in (*images.notes, *(reason for _, reason in images.skipped)):
             typer.echo(f"pushforward: {place}: {note}", err=True)
         if len(images.names) > len(used):
             typer.echo(f"pushforward: {place}: {len(used)} of {len(images.names)} images used", err=True)
@@ -153,9 +154,9 @@ def _stem(name: str) -> str:
 
 
 def _number(name: str) -> str | None:
-    """`7` of `cats/0007`; `None` if the name is no number."""
-    stem = _stem(name)
-    return str(int(stem)) if stem.isdecimal() else None
+    """`7` of `cats/0007` and of `cats-00007`, as images of an .npz file are called; `None` if there is no number."""
+    found = re.fullmatch(r"(?:.*-)?(\d+)", _stem(name))
+    return str(int(found[1])) if found else None
 
 
 def _by(way: Callable[[str], str | None], names: Sequence[str]) -> dict[str, int]:

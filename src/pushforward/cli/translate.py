@@ -21,8 +21,10 @@ from pushforward.cli.common import (
     DeviceOption,
     DtypeOption,
     JsonOption,
+    NegativeOption,
     PlanOptions,
     QuietOption,
+    avoiding,
     choose_labels,
     image_size,
     open_model,
@@ -55,6 +57,7 @@ def translate(
     target_label: Annotated[str | None, typer.Option(help="Class wanted, under the target model.")] = None,
     source_prompt: Annotated[str | None, typer.Option(help="What the images show, for a model that reads.")] = None,
     target_prompt: Annotated[str | None, typer.Option(help="What they shall show.")] = None,
+    negative: NegativeOption = "",
     source_guidance: Annotated[float, typer.Option(help="Classifier-free guidance of the encoding.")] = 1.0,
     target_guidance: Annotated[float, typer.Option(help="Classifier-free guidance of the decoding.")] = 1.0,
     start: Annotated[float, typer.Option(help="Share of the steps taken, from the image: more changes more.")] = 0.85,
@@ -88,8 +91,8 @@ def translate(
     pushforward translate cats/ --source ./cat-model --target ./dog-model --steps 1000 --refine 0.1
     """
     where = pick_device(device)
-    one = open_model(source, where, dtype)
-    other = one if target is None else open_model(target, where, dtype)
+    one = avoiding(open_model(source, where, dtype), negative)
+    other = one if target is None else avoiding(open_model(target, where, dtype), negative)
     way = _method(method)
     sampler = Sampler(plan.solver, plan.steps, plan.settings, plan.grid, plan.end, start)
     ends = [
@@ -112,10 +115,12 @@ def translate(
         "source": source, "target": target or source, "sampler": asdict(sampler),
         "source_label": source_label, "target_label": target_label, "source_prompt": source_prompt,
         "target_prompt": target_prompt, "source_guidance": source_guidance, "target_guidance": target_guidance,
+        "negative": negative,
         "method": way, "refine": refine, "seed": seed, "dtype": dtype,
     }  # fmt: skip
     open_folder(out, settings)
     calls: dict[str, float] = {}
+    more = 0 if last is None or not isinstance(last.plan, Plan) else last.plan.nfe
 
     def labels(which: int, size: int) -> Labels:
         model, label, prompt = told[which]
@@ -125,7 +130,8 @@ def translate(
         size = len(some)
         first, then = (replace(end, labels=labels(k, size)) for k, end in enumerate(ends))
         found = translate_images(values, first, then, method=way, seed=seed, first=numbers, rows=batch)
-        calls.update(nfe=found.nfe, rounds=found.rounds)
+        calls["evaluations"] = calls.get("evaluations", 0.0) + size * (found.nfe + more)
+        calls["rounds"] = max(calls.get("rounds", 0), found.rounds + more)
         result = found.images
         if last is not None:
             result = refined(result, End(last, then.labels, then.guidance), seed=seed + 1, first=numbers)
@@ -137,10 +143,11 @@ def translate(
         items, work, lambda item: _path(out, item).is_file(), label="translating", batch=batch, quiet=quiet
     )
     seconds = time.perf_counter() - started
+    effort = {"nfe": calls["evaluations"] / len(outcome.done), "rounds": calls["rounds"]} if outcome.done else {}
     rows = _sheet(items, out)
     report = {
-        **settings, "count": len(items) - len(outcome.skipped), "done_before": outcome.before, "seconds": seconds,
-        **calls, "times": ends[1].diffusion.plan.times.tolist(), "notes": outcome.lines, "skipped": outcome.skipped,
+        **settings, "count": len(outcome.done) + outcome.before, "done_before": outcome.before, "seconds": seconds,
+        **effort, "times": ends[1].diffusion.plan.times.tolist(), "notes": outcome.lines, "skipped": outcome.skipped,
         "out": out, "images": rows,
     }  # fmt: skip
     if not quiet and json != "-":

@@ -180,6 +180,8 @@ def load_clip(name: str | os.PathLike[str], *, device: str | torch.device = "cpu
     except ImportError as error:
         msg = "CLIP needs `pip install 'pushforward[diffusers]'`."
         raise PushforwardError(msg) from error
+    from pushforward.model.folders import FAULTS
+
     place = os.fspath(name)
     try:
         kind = AutoConfig.from_pretrained(place).model_type
@@ -189,7 +191,7 @@ def load_clip(name: str | os.PathLike[str], *, device: str | torch.device = "cpu
         model = CLIPModel.from_pretrained(place).float().eval().requires_grad_(False)
         tokenizer = AutoTokenizer.from_pretrained(place)
         config, _ = ImageProcessingMixin.get_image_processor_dict(place)
-    except (OSError, ValueError, KeyError) as error:
+    except FAULTS as error:
         reason = " ".join(str(error).split()).partition(". ")[0]
         msg = f"{place} cannot be read as a CLIP model with its tokenizer and preprocessor_config.json: {reason}"
         raise PushforwardError(msg) from error

@@ -19,14 +19,15 @@ import torch
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
-from pushforward.linear import Gaussian
+from pushforward.execute import Adaptive
 from pushforward.model import Model
+from pushforward.plan import Plan
 from pushforward.pushforward import Diffusion, Stream
 from pushforward.sampler import Sampler
 from pushforward.tasks.lesson import spread_times
 from pushforward.tasks.translate import End, Method, code_of, sampler_for
 
-__all__ = ["Candidate", "Search", "edits", "likelihood"]
+__all__ = ["Candidate", "Search", "edits", "likelihood", "plans"]
 
 
 @dataclass(frozen=True)
@@ -114,20 +115,35 @@ def edits(
     if model.text is None:
         msg = f"Model {model.name!r} reads no prompts, so it cannot edit by text; see `pushforward translate`."
         raise PushforwardError(msg)
-    for skip in search.skips:
-        chosen = sampler_for(model, replace(sampler, start=1 - skip), search.method)
-        diffusion = Diffusion(model, chosen.plan(model))
+    for skip, plan in plans(model, sampler, search).items():
+        diffusion = Diffusion(model, plan)
         for first in range(0, search.trials, batch):
             trials = range(first, min(first + batch, search.trials))
             images, size = image[None].expand(len(trials), *image.shape), len(trials)
             one = End(diffusion, [source] * size, search.source_guidance)
             code = code_of(images, one, one, method=search.method, seed=seed, first=first, rows=batch).code
             for guidance in search.guidances:
-                found = diffusion.decode(code, [target] * size, guidance).float().cpu()
+                with torch.no_grad():
+                    found = diffusion.decode(code, [target] * size, guidance).float().cpu()
                 for trial, edited in zip(trials, found, strict=True):
                     yield Candidate(edited, skip, guidance, trial)
                 if callback is not None:
                     callback(size)
+
+
+def plans(model: Model, sampler: Sampler, search: Search) -> dict[float, Plan | Adaptive]:
+    """The plan of each skip.
+
+    Raises:
+        PushforwardError: a skip that leaves no step, or a sampler that does not fit the model or the method.
+    """
+    made: dict[float, Plan | Adaptive] = {}
+    for skip in search.skips:
+        if round((1 - skip) * sampler.steps) < 1:
+            msg = f"A skip of {skip:g} leaves none of the {sampler.steps} steps; skip less, or take more steps."
+            raise PushforwardError(msg)
+        made[skip] = sampler_for(model, replace(sampler, start=1 - skip), search.method).plan(model)
+    return made
 
 
 @torch.no_grad()
@@ -150,19 +166,18 @@ def likelihood(
         batch: states in a network call.
     """
     process = model.process
-    levels = spread_times(process, model.gaussian if model.statistics else Gaussian(0.25), times)
+    levels = spread_times(process, model.gaussian, times)
     signal, spread = process.transition(levels, torch.zeros_like(levels)), process.covariance(levels).cholesky()
     place = next(model.module.parameters()).device if model.module is not None else "cpu"
     clean = process.lift(model.latents(images.to(place)))
     noise = Stream(seed, range(times), clean.shape[1:]).draw().to(clean)
+    asks = [model.given([text] * len(clean)).denoiser.at(process, levels, clean) for text in (source, target)]
     gains = []
     for k in range(times):
         states = signal[k](clean) + spread[k](noise[k].expand_as(clean))
         errors = []
-        for text in (source, target):
-            told = model.given([text] * len(clean)).denoiser
-            ask = told.at(process, levels[k : k + 1], clean)
-            pieces = [ask(0, states[i : i + batch], torch.arange(i, min(i + batch, len(clean))))
+        for ask in asks:
+            pieces = [ask(k, states[i : i + batch], torch.arange(i, min(i + batch, len(clean))))
                       for i in range(0, len(clean), batch)]  # fmt: skip
             errors.append((process.image(torch.cat(pieces) - clean)).flatten(1).double().square().sum(1))
         both = (errors[0] + errors[1]).clamp_min(torch.finfo(torch.float64).tiny)  # 0 where neither errs

@@ -163,6 +163,7 @@ def code_of(
     return Coded(replace(drawn.code, residual=None), drawn.rounds, float(drawn.nfe))
 
 
+@torch.no_grad()
 def refined(
     images: Tensor, target: End, *, seed: int = 0, first: int | Sequence[int] = 0,
     callback: Callable[[object], None] | None = None,
