@@ -176,7 +176,7 @@ def report(
         stem, f"# Translation: {name}\n\n{info['images']} held-out images, {info['steps']} steps.\n\n```\n{text}\n```\n"
     )
     write_json(stem, {"case": name, **info, "rows": [
-        {"name": row.name, "count": row.count, "space": row.space, **row.measures, **effort.get(row.name, {})}
+        {"name": row.name, "count": row.count, "space": row.space, **{k: v if np.isfinite(v) else None for k, v in row.measures.items()}, **effort.get(row.name, {})}
         for row in rows
     ]})  # fmt: skip
     shown = [images[:16] for way, images, _ in found if way.start in (0.6, 1.0)]
