@@ -175,10 +175,12 @@ def report(
     write_text(
         stem, f"# Translation: {name}\n\n{info['images']} held-out images, {info['steps']} steps.\n\n```\n{text}\n```\n"
     )
-    write_json(stem, {"case": name, **info, "rows": [
-        {"name": row.name, "count": row.count, "space": row.space, **{k: v if np.isfinite(v) else None for k, v in row.measures.items()}, **effort.get(row.name, {})}
+    figures = [
+        {"name": row.name, "count": row.count, "space": row.space, **row.measures, **effort.get(row.name, {})}
         for row in rows
-    ]})  # fmt: skip
+    ]
+    finite = [{key: None if value == float("inf") else value for key, value in row.items()} for row in figures]
+    write_json(stem, {"case": name, **info, "rows": finite})
     shown = [images[:16] for way, images, _ in found if way.start in (0.6, 1.0)]
     save_image(compared([*(x[:16] for x in above), *shown]), RESULTS / f"{stem}.png")
 
