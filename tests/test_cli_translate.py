@@ -182,7 +182,7 @@ def test_results_of_other_images_are_not_mixed(models, pictures, translating, tm
     shutil.copy(pictures / "1.png", tmp_path / "more" / "0.png")
     translating(pictures / "0.png")
     again = ["translate", tmp_path / "more" / "0.png", "--source", models["one"], "--steps", 3, *TEXTS, "-q"]
-    refused(invoke(*again, "--out", tmp_path / "out"), "results of other settings (images differ)")
+    refused(invoke(*again, "--out", tmp_path / "out"), "holds results of other images")
 
 
 def test_a_folder_in_which_nothing_was_made_may_be_used_again(models, pictures, translating, tmp_path):
@@ -500,12 +500,12 @@ def test_settings_named_twice_are_tried_once(pictures, editing):
         (["--guidance", ""], "--guidance is one number or several"),
         (["--skip", "1"], "skips from 0 up to below 1"),
         (["--skip", ".1;.2"], "--skip is one number or several"),
-        (["--skip", "0.9"], "The start is a share of the 3 steps"),
+        (["--skip", "0.9"], "A skip of 0.9 leaves none of the 3 steps"),
         (["--method", "deterministic"], "take 1 trial"),
         (["--method", "odd"], "Unknown way 'odd' to edit"),
         (["--select", "odd"], "--select is one of likelihood, directional-clip, clip, none"),
         (["--select", "clip"], "--select clip needs --clip"),
-        (["--clip", "x", "--judge", "x"], "--judge must not be the network that selects"),
+        (["--select", "clip", "--clip", "x", "--judge", "x"], "--judge must not be the network that selects"),
         (["--judge", "no-such-folder"], "cannot be read as a CLIP model"),
         (["--eta", 0], "has no noises to find"),
     ],
