@@ -42,6 +42,7 @@ __all__ = [
     "SUFFIX",
     "check_codes",
     "check_path",
+    "full_name",
     "header",
     "load_codes",
     "plan_of",
@@ -80,9 +81,8 @@ def header(
         labels: `(count,)`, as many prompts, or `None`.
         guidance: weight of classifier-free guidance.
     """
-    folder = Path(source).expanduser()
     return {
-        "model": str(folder.resolve()) if folder.is_dir() else source,
+        "model": full_name(source),
         "process": model.process.config(),
         "shape": list(model.shape),
         "solver": solver,
@@ -92,6 +92,12 @@ def header(
         "guidance": guidance,
         **({} if model.text is None else {"negative": model.negative}),
     }
+
+
+def full_name(source: str) -> str:
+    """What a model is found by from anywhere: its name, or the full path of its folder."""
+    folder = Path(source).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else source
 
 
 def told(model: Model, info: Mapping[str, Any]) -> tuple[Model, Labels]:

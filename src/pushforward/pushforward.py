@@ -328,7 +328,7 @@ class Diffusion:
             msg = "Adaptive steps are deterministic and take no noises; name a stochastic solver, e.g. ddpm."
             raise PushforwardError(msg)
         model, process = self._given(labels, guidance, len(images)), self.model.process
-        clean = process.lift(model.latents(images.to(device=self._device, dtype=self.dtype)))
+        clean = self._state(images)
         stream = Stream(seed, _numbers(first, len(images)), clean.shape[1:])
         z = self._noised(clean, stream)
         found = encode(self.plan, Across(model.denoiser), clean, start=self.start(z), draw=stream.draw,
@@ -378,7 +378,7 @@ class Diffusion:
             msg = "Adaptive steps have no inverse; name a solver, e.g. ddim."
             raise PushforwardError(msg)
         model, process = self._given(labels, guidance, len(images)), self.model.process
-        clean = process.lift(model.latents(images.to(device=self._device, dtype=self.dtype)))
+        clean = self._state(images)
         end = Stream(seed, _numbers(first, len(images)), clean.shape[1:]).draw() if noisy else None
         time = self.plan.times[-1:]
         state = clean
@@ -417,11 +417,15 @@ class Diffusion:
         References:
             SDEdit, Meng et al., arXiv 2108.01073, algorithm 1.
         """
-        clean = self.model.process.lift(self.model.latents(images.to(device=self._device, dtype=self.dtype)))
+        clean = self._state(images)
         stream = Stream(seed, _numbers(first, len(images)), clean.shape[1:])
         start = self._noised(clean, stream)
         count = 0 if isinstance(self.plan, Adaptive) else len(self.plan.noises)
         return Code(start, torch.stack([stream.draw() for _ in range(count)]).to(start) if count else None)
+
+    def _state(self, images: Tensor) -> Tensor:
+        """The clean state of images in [-1, 1]: themselves or their latents, without velocity."""
+        return self.model.process.lift(self.model.latents(images.to(device=self._device, dtype=self.dtype)))
 
     def _noised(self, clean: Tensor, stream: Stream) -> Tensor:
         """The code of a state drawn from `q(u_0 | x)` at the plan's first time."""

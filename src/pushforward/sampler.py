@@ -14,7 +14,7 @@ from pushforward.model import Model
 from pushforward.plan import Plan, auto
 from pushforward.plan.grid import default
 
-__all__ = ["Sampler", "parse"]
+__all__ = ["Sampler", "parse", "with_noise"]
 
 _WITHIN = 1e-3
 _PROBE = 4  # steps of a short plan, and one more, by which the calls that a step takes are counted
@@ -147,6 +147,12 @@ def parse(text: str) -> Sampler:
     for name in own.keys() & {"end", "start", "within"}:
         own[name] = _positive(own[name], zero=name == "end")
     return Sampler(solver, settings=settings, **own)  # type: ignore[arg-type]
+
+
+def with_noise(solver: str, settings: Mapping[str, object]) -> dict[str, object]:
+    """Settings with some noise where they leave it to the solver: eta 0.1 of DDIM, lambda 1 of the others."""
+    noise: dict[str, dict[str, object]] = {"ddim": {"eta": 0.1}, "gddim": {"noise": 1.0}, "exponential": {"noise": 1.0}}
+    return {**noise.get(solver, {}), **settings}
 
 
 def _value(text: str) -> object:

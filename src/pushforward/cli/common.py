@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 __all__ = [
     "DeviceOption", "DtypeOption", "GuidanceOption", "Images", "JsonOption", "LabelOption", "ModelArgument",
     "NegativeOption", "PlanOptions", "PromptOption", "QuietOption", "avoiding", "choose_labels", "decoded",
-    "image_files", "image_size", "make_plan", "open_model", "pick_device", "plan_options", "progress", "read_file",
-    "read_inputs", "stochastic", "write_json",
+    "image_files", "image_size", "make_plan", "open_codes", "open_model", "pick_device", "plan_options", "progress",
+    "read_file", "read_inputs", "stochastic", "write_json",
 ]  # fmt: skip
 
 ModelArgument = Annotated[
@@ -133,11 +133,9 @@ def make_plan(model: Model, options: PlanOptions, start: float = 1.0) -> Plan | 
 
 def stochastic(options: PlanOptions) -> PlanOptions:
     """The options with some noise where they leave it to the solver: eta 0.1 of DDIM, lambda 1 of the others."""
-    if options.solver == "ddim" and options.eta is None:
-        return replace(options, eta=0.1)
-    if options.solver in ("gddim", "exponential") and options.noise is None:
-        return replace(options, noise=1.0)
-    return options
+    from pushforward.sampler import with_noise
+
+    return replace(options, **with_noise(options.solver, options.settings))  # type: ignore[arg-type]
 
 
 def image_size(model: Model) -> tuple[int, int, int]:
@@ -186,6 +184,34 @@ def open_model(source: str, device: str, dtype: str = "float32") -> Model:
         msg = f"The dtype is one of {', '.join(kinds)}; got {dtype!r}."
         raise PushforwardError(msg)
     return load(source, device=device, dtype=kinds[dtype])
+
+
+def open_codes(path: Path, source: str | None, device: str) -> tuple[Code, dict[str, Any], Diffusion, Plan, Labels]:
+    """Codes of a file, its header, and what decodes them: a diffusion with its plan, and labels or prompts.
+
+    Args:
+        path: of the file.
+        source: another model than the header's, or `None`.
+        device: for the model.
+
+    Raises:
+        PushforwardError: the file or the model cannot be read, or they do not fit together.
+    """
+    from pushforward.codes import check_codes, load_codes, plan_of, told
+    from pushforward.pushforward import Diffusion
+
+    code, info = load_codes(path)
+    try:
+        model = open_model(source or info["model"], device, str(info.get("dtype", "float32")))
+    except PushforwardError as error:
+        if source is not None:
+            raise
+        msg = f"The codes are of model {info['model']!r}, which cannot be loaded; name it with --model. ({error})"
+        raise PushforwardError(msg) from None
+    check_codes(code, info, model)
+    plan = plan_of(model.process, info["solver"], info["times"], info["settings"])
+    model, labels = told(model, info)
+    return code, info, Diffusion(model, plan, device=device), plan, labels
 
 
 def choose_labels(model: Model, names: Sequence[str], count: int, prompts: Sequence[str] = ()) -> Labels:

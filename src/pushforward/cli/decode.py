@@ -11,12 +11,8 @@ from typing import Annotated
 
 import typer
 
-from pushforward.cli.common import DeviceOption, JsonOption, QuietOption, decoded, open_model, pick_device, write_json
-from pushforward.codes import check_codes, load_codes, plan_of, told
-from pushforward.errors import PushforwardError
+from pushforward.cli.common import DeviceOption, JsonOption, QuietOption, decoded, open_codes, pick_device, write_json
 from pushforward.images import check_suffix, picture_suffixes, save_image, sheet
-from pushforward.model import Model
-from pushforward.pushforward import Diffusion
 
 __all__ = ["decode"]
 
@@ -40,14 +36,9 @@ def decode(
     pushforward decode codes.safetensors --out again.png --each again/
     """
     check_suffix(out, picture_suffixes())
-    code, info = load_codes(codes)
-    source, where = model or info["model"], pick_device(device)
-    chosen = _loaded(source, where, str(info.get("dtype", "float32")), own=model is None)
-    check_codes(code, info, chosen)
-    plan = plan_of(chosen.process, info["solver"], info["times"], info["settings"])
-    chosen, labels = told(chosen, info)
+    code, info, diffusion, plan, labels = open_codes(codes, model, pick_device(device))
     began = time.perf_counter()
-    images = decoded(Diffusion(chosen, plan, device=where), code, labels, info["guidance"], batch, quiet=quiet)
+    images = decoded(diffusion, code, labels, info["guidance"], batch, quiet=quiet)
     seconds = time.perf_counter() - began
     save_image(sheet(images), out)
     if each is not None:
@@ -57,18 +48,8 @@ def decode(
         count = f"{len(images)} image{'s' if len(images) > 1 else ''}"
         typer.echo(f"{out}: {count}, {plan.nfe} network evaluations each, {seconds:.1f} s")
     report = {
-        "codes": codes, "model": source, "process": chosen.process.name, "solver": info["solver"],
+        "codes": codes, "model": model or info["model"], "process": plan.process.name, "solver": info["solver"],
         "settings": info["settings"], "times": info["times"], "steps": len(plan.steps) - 1, "count": len(images),
         "labels": info["labels"], "guidance": info["guidance"], "nfe": plan.nfe, "seconds": seconds, "out": out,
     }  # fmt: skip
     write_json(report, json)
-
-
-def _loaded(source: str, device: str, dtype: str, *, own: bool) -> Model:
-    try:
-        return open_model(source, device, dtype)
-    except PushforwardError as error:
-        if not own:
-            raise
-        msg = f"The codes are of model {source!r}, which cannot be loaded; name it with --model. ({error})"
-        raise PushforwardError(msg) from None

@@ -40,7 +40,7 @@ from pushforward.sampler import Sampler
 from pushforward.tasks.clip import Clip, load_clip
 from pushforward.tasks.edit import Candidate, Search, edits, likelihood, plans
 from pushforward.tasks.measures import SMALLEST, psnr, ssim
-from pushforward.tasks.translate import METHODS, Method
+from pushforward.tasks.translate import method_named
 
 __all__ = ["edit"]
 
@@ -102,7 +102,9 @@ def edit(
     """
     where = pick_device(device)
     network = avoiding(open_model(model, where, dtype), negative)
-    search = Search(_numbers(guidance, "guidance"), _numbers(skip, "skip"), trials, source_guidance, _method(method))
+    search = Search(
+        _numbers(guidance, "guidance"), _numbers(skip, "skip"), trials, source_guidance, method_named(method, "edit")
+    )
     sampler = Sampler(plan.solver, plan.steps, plan.settings, plan.grid, plan.end)
     network.given([target], max(search.guidances))  # what is wrong is said before all work
     plans(network, sampler, search)
@@ -158,14 +160,6 @@ def _numbers(text: str, name: str) -> tuple[float, ...]:
         msg = f"--{name} is one number or several, as 1,2,3; got {text!r}."
         raise PushforwardError(msg)
     return numbers
-
-
-def _method(name: str) -> Method:
-    for method in METHODS:
-        if name == method:
-            return method
-    msg = f"Unknown way {name!r} to edit; known are {', '.join(METHODS)}."
-    raise PushforwardError(msg)
 
 
 def _scorers(

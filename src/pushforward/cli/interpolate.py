@@ -14,11 +14,11 @@ import typer
 
 from pushforward.blend import average, similarity
 from pushforward.blend import interpolate as between
-from pushforward.cli.common import DeviceOption, JsonOption, QuietOption, decoded, open_model, pick_device, write_json
-from pushforward.codes import check_codes, check_path, load_codes, plan_of, save_codes, told
+from pushforward.cli.common import DeviceOption, JsonOption, QuietOption, decoded, open_codes, pick_device, write_json
+from pushforward.codes import check_path, full_name, save_codes
 from pushforward.errors import PushforwardError
 from pushforward.images import check_suffix, picture_suffixes, save_image, sheet
-from pushforward.pushforward import Code, Diffusion, chosen
+from pushforward.pushforward import Code, chosen
 
 __all__ = ["interpolate"]
 
@@ -51,12 +51,7 @@ def interpolate(
     check_suffix(out, picture_suffixes())
     if save is not None:
         check_path(save)
-    code, info = load_codes(codes)
-    where = pick_device(device)
-    network = open_model(model or info["model"], where, str(info.get("dtype", "float32")))
-    check_codes(code, info, network)
-    network, labels = told(network, info)
-    plan = plan_of(network.process, info["solver"], info["times"], info["settings"])
+    code, info, diffusion, plan, labels = open_codes(codes, model, pick_device(device))
     numbers = _numbers(between_, len(code), least=1 if middle else 2)
     pairs = [] if middle else list(pairwise(numbers))
     if middle:
@@ -66,11 +61,11 @@ def interpolate(
         new = Code.cat([between(code[[a] * frames], code[[b] * frames], weights) for a, b in pairs])
         own = [a if weight < 0.5 else b for a, b in pairs for weight in weights.tolist()]
     kept = chosen(labels, torch.tensor(own))
-    images = decoded(Diffusion(network, plan, device=where), new, kept, info["guidance"], batch, quiet=quiet)
+    images = decoded(diffusion, new, kept, info["guidance"], batch, quiet=quiet)
     save_image(sheet(images, columns=1 if middle else frames), out)
     if save is not None:
         told_labels = None if info["labels"] is None else [info["labels"][i] for i in own]
-        save_codes(save, new, {**info, "labels": told_labels, "images": [], "model": _full(model or info["model"])})
+        save_codes(save, new, {**info, "labels": told_labels, "images": [], "model": full_name(model or info["model"])})
     ends = [(a, b, similarity(code[[a]], code[[b]])) for a, b in pairs]
     report = {
         "codes": codes, "model": model or info["model"], "images": numbers, "frames": len(images), "average": middle,
@@ -82,12 +77,6 @@ def interpolate(
             typer.echo(f"codes of images {a} and {b}: cosine similarity {float(alike['code']):.3f}")
         typer.echo(f"{out}: {len(images)} images, {plan.nfe} network evaluations each")
     write_json(report, json)
-
-
-def _full(source: str) -> str:
-    """A model's name, or the full path of its folder."""
-    folder = Path(source).expanduser()
-    return str(folder.resolve()) if folder.is_dir() else source
 
 
 def _numbers(text: str | None, count: int, least: int) -> list[int]:

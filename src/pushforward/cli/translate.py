@@ -39,7 +39,7 @@ from pushforward.model import Model
 from pushforward.plan import Plan
 from pushforward.pushforward import Diffusion, Labels
 from pushforward.sampler import Sampler
-from pushforward.tasks.translate import METHODS, End, Method, refined, sampler_for
+from pushforward.tasks.translate import End, method_named, refined, sampler_for
 from pushforward.tasks.translate import translate as translate_images
 
 __all__ = ["translate"]
@@ -93,7 +93,7 @@ def translate(
     where = pick_device(device)
     one = avoiding(open_model(source, where, dtype), negative)
     other = one if target is None else avoiding(open_model(target, where, dtype), negative)
-    way = _method(method)
+    way = method_named(method)
     sampler = Sampler(plan.solver, plan.steps, plan.settings, plan.grid, plan.end, start)
     ends = [
         End(Diffusion(model, sampler_for(model, sampler, way).plan(model), device=where), guidance=guidance)
@@ -155,14 +155,6 @@ def translate(
             typer.echo(line)
         typer.echo(_summary(report))
     write_json(report, json)
-
-
-def _method(name: str) -> Method:
-    for method in METHODS:
-        if name == method:
-            return method
-    msg = f"Unknown way {name!r} to translate; known are {', '.join(METHODS)}."
-    raise PushforwardError(msg)
 
 
 def _refiner(model: Model, sampler: Sampler, share: float, where: str) -> Diffusion:

@@ -30,9 +30,9 @@ from pushforward.errors import PushforwardError
 from pushforward.execute import Adaptive
 from pushforward.model import Model
 from pushforward.pushforward import Code, Diffusion, Labels
-from pushforward.sampler import Sampler
+from pushforward.sampler import Sampler, with_noise
 
-__all__ = ["METHODS", "End", "Method", "Translation", "code_of", "refined", "sampler_for", "translate"]
+__all__ = ["METHODS", "End", "Method", "Translation", "code_of", "method_named", "refined", "sampler_for", "translate"]
 
 Method = Literal["stochastic", "independent", "deterministic", "sdedit"]
 METHODS: tuple[Method, ...] = ("stochastic", "independent", "deterministic", "sdedit")
@@ -78,6 +78,19 @@ class Coded(NamedTuple):
     nfe: float
 
 
+def method_named(name: str, purpose: str = "translate") -> Method:
+    """One of `METHODS` by its name.
+
+    Raises:
+        PushforwardError: there is none of that name.
+    """
+    for method in METHODS:
+        if name == method:
+            return method
+    msg = f"Unknown way {name!r} to {purpose}; known are {', '.join(METHODS)}."
+    raise PushforwardError(msg)
+
+
 def sampler_for(model: Model, sampler: Sampler, method: Method) -> Sampler:
     """The sampler as a method needs it: with noise, or without and ending at `t_min`, where it has an inverse.
 
@@ -90,15 +103,12 @@ def sampler_for(model: Model, sampler: Sampler, method: Method) -> Sampler:
     Raises:
         PushforwardError: unknown method.
     """
-    if method not in METHODS:
-        msg = f"Unknown way {method!r} to translate; known are {', '.join(METHODS)}."
-        raise PushforwardError(msg)
+    method = method_named(method)
     if sampler.grid is None and not model.grid:
         sampler = replace(sampler, grid="uniform")
     if method == "deterministic":
         return sampler if sampler.end is not None else replace(sampler, end=model.process.t_min)
-    noise = {"ddim": {"eta": 0.1}, "gddim": {"noise": 1.0}, "exponential": {"noise": 1.0}}.get(sampler.solver, {})
-    return replace(sampler, settings={**noise, **sampler.settings})
+    return replace(sampler, settings=with_noise(sampler.solver, sampler.settings))
 
 
 @torch.no_grad()
@@ -186,10 +196,7 @@ def refined(
 
 def _check(one: Diffusion, other: Diffusion, method: Method) -> None:
     """Raise unless codes of one diffusion can be decoded by the other."""
-    if method not in METHODS:
-        msg = f"Unknown way {method!r} to translate; known are {', '.join(METHODS)}."
-        raise PushforwardError(msg)
-    if method == "sdedit":
+    if method_named(method) == "sdedit":
         return
     shapes = [d.model.state_shape(1)[1:] for d in (one, other)]
     if shapes[0] != shapes[1]:
