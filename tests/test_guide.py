@@ -1,6 +1,9 @@
 """Codes drawn by an energy, against posteriors in closed form."""
 
 import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +14,11 @@ from pushforward import Diffusion, Exact, Implicit, Model, Phantom, PushforwardE
 from pushforward.linear import VP, Gaussian, Process
 from pushforward.pushforward import Code, Stream
 from pushforward.sampler import Sampler
-from pushforward.tasks.chain_files import load_chains, save_chains
 from pushforward.tasks.chains import Chains, Dynamics, Schedule, hmc, langevin, mala
+from pushforward.tasks.checkpoints import load_checkpoint, save_checkpoint
 from pushforward.tasks.diagnose import diagnose
 from pushforward.tasks.energies import Energy, of
-from pushforward.tasks.guide import best, guide
+from pushforward.tasks.guide import Descents, Guided, best, guide
 
 NUMBERS, PIXELS = 6, 4
 
@@ -184,6 +187,21 @@ def test_chains_do_not_know_of_one_another():
     assert torch.equal(together.nfe, torch.full((5,), (1 + 6 * 5) * 2 * 6))  # forward and backward, 6 calls each
 
 
+class Interrupted(Exception):
+    pass
+
+
+def stopping(step: int, folder: Path) -> Callable[[Chains | Descents], None]:
+    """A callback that keeps the state after a step, and breaks off."""
+
+    def stop(state: Chains | Descents) -> None:
+        if state.step == step:
+            save_checkpoint(folder / "state.safetensors", state, {"so": "far"})
+            raise Interrupted
+
+    return stop
+
+
 @pytest.mark.parametrize("sampler", [langevin(), mala(), hmc()])
 def test_chains_that_went_on_are_those_that_never_stopped(sampler: Dynamics, tmp_path):
     """Bit for bit, through a file."""
@@ -191,17 +209,9 @@ def test_chains_that_went_on_are_those_that_never_stopped(sampler: Dynamics, tmp
     schedule = Schedule(8, 5, anneal=4, draws=3)
     whole = guide(diffusion, brightness, sampler, schedule, chains=3, seed=1)
 
-    class Interrupted(Exception):
-        pass
-
-    def stop(chains: Chains) -> None:
-        if chains.step == 6:  # after the first draw
-            save_chains(tmp_path / "chains.safetensors", chains, {"so": "far"})
-            raise Interrupted
-
-    with pytest.raises(Interrupted):
-        guide(diffusion, brightness, sampler, schedule, chains=3, seed=1, callback=stop)
-    chains, info = load_chains(tmp_path / "chains.safetensors")
+    with pytest.raises(Interrupted):  # after the first draw
+        guide(diffusion, brightness, sampler, schedule, chains=3, seed=1, callback=stopping(6, tmp_path))
+    chains, info = load_checkpoint(tmp_path / "state.safetensors")
     rest = guide(diffusion, brightness, sampler, schedule, chains=3, seed=1, resume=chains)
     assert info == {"so": "far"}
     assert torch.equal(rest.code.variables(), whole.code.variables())
@@ -212,6 +222,30 @@ def test_chains_that_went_on_are_those_that_never_stopped(sampler: Dynamics, tmp
     for one, other in zip(rest.history, whole.history, strict=True):
         assert all(torch.equal(one.energies[name], other.energies[name]) for name in other.energies)
         assert torch.equal(one.acceptance, other.acceptance)
+
+
+@pytest.mark.parametrize("optimiser", ["adam", "l-bfgs"])
+def test_descents_that_went_on_are_those_that_never_stopped(optimiser: str, tmp_path):
+    """Bit for bit, through a file; and a longer descent begins with a shorter one."""
+    diffusion = gaussian_diffusion(VP(), "ddim", torch.float32)
+
+    def descend(steps: int, **options: Any) -> Guided:
+        return best(diffusion, brightness, optimiser=optimiser, steps=steps, count=3, seed=1, **options)
+
+    whole = descend(8)
+    with pytest.raises(Interrupted):
+        descend(8, callback=stopping(5, tmp_path))
+    state, _ = load_checkpoint(tmp_path / "state.safetensors")
+    assert isinstance(state, Descents)
+    rest = descend(8, resume=state)
+    assert torch.equal(rest.code.variables(), whole.code.variables())
+    assert torch.equal(rest.images, whole.images)
+    assert torch.equal(rest.energy, whole.energy)
+    assert torch.equal(rest.nfe, whole.nfe)
+    assert len(rest.history) == 9
+    assert torch.equal(descend(5).code.variables(), descend(5, resume=state).code.variables())
+    with pytest.raises(PushforwardError, match="descents to go on with have 3 x"):
+        best(diffusion, brightness, optimiser=optimiser, steps=8, count=2, resume=state)
 
 
 # -- energies ----------------------------------------------------------------------------------------------------------

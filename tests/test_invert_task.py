@@ -17,7 +17,7 @@ from pushforward.model import Function
 from pushforward.model.backbone import Backbone, preset
 from pushforward.model.model import trained
 from pushforward.plan import ddim, exponential, gddim, grid
-from pushforward.tasks.descent import lbfgs
+from pushforward.tasks.descent import LBFGS
 from pushforward.tasks.invert import optimise
 from test_cli_invert import SIZE, invoke, saved
 
@@ -243,26 +243,27 @@ def test_lbfgs_solves_quadratics_and_a_crooked_valley():
         return torch.cat([(scales * curvature * x[:2].square()).sum(1), valley[None]])
 
     x = normal(3, 8, seed=1)
-    descend, least = lbfgs(x, 0.1), torch.full((3,), torch.inf, dtype=torch.float64)
+    state, least = LBFGS.begin(x), torch.full((3,), torch.inf, dtype=torch.float64)
     for _ in range(120):
-        x.requires_grad_()
+        x = state["point"].requires_grad_()
         loss = value(x)
         least = torch.minimum(least, loss.detach())
-        x, stuck = descend(loss.detach(), torch.autograd.grad(loss.sum(), x)[0])
-        assert not (stuck & (least > 1e-12)).any()
+        state = LBFGS.advance(state, loss.detach(), torch.autograd.grad(loss.sum(), x)[0], 0.1)
+        assert not (state["stuck"] & (least > 1e-12)).any()
     assert (least < 1e-12).all()
 
 
 def test_a_gradient_that_leads_nowhere_ends_an_image_alone():
     """The first problem's gradient points up: it is given up, the other goes on to its least."""
     x = normal(2, 4, seed=1)
-    descend, given_up = lbfgs(x, 0.1), torch.zeros(2, dtype=torch.bool)
+    state, given_up = LBFGS.begin(x), torch.zeros(2, dtype=torch.bool)
     for _ in range(30):
+        x = state["point"]
         loss = x.square().sum(1)
-        x, stuck = descend(loss, torch.tensor([[-2.0], [2.0]]) * x)
-        given_up |= stuck & (loss > 1e-12)
+        state = LBFGS.advance(state, loss, torch.tensor([[-2.0], [2.0]]) * x, 0.1)
+        given_up |= state["stuck"] & (loss > 1e-12)
     assert given_up.tolist() == [True, False]
-    assert float(x[1].square().sum()) < 1e-12
+    assert float(state["point"][1].square().sum()) < 1e-12
 
 
 # -- the command line ----------------------------------------------------------------------------------------------

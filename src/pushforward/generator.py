@@ -28,6 +28,7 @@ from pushforward.model.folders import FAULTS
 from pushforward.model.model import read_json
 from pushforward.model.pipelines import Unet
 from pushforward.model.schedulers import reason
+from pushforward.model.torchscript import is_torchscript, load_torchscript
 from pushforward.pushforward import Code, Labels, Stream, chosen
 
 __all__ = ["PRIORS", "Generator", "Prior", "consistency", "gan", "is_generator", "load_generator", "stylegan"]
@@ -369,18 +370,11 @@ def load_generator(
     if not place.is_file():
         msg = f"No generator at {path}: neither a file nor a folder."
         raise PushforwardError(msg)
-    if networks.is_torchscript(place):
+    if is_torchscript(place):
         if latent_shape is None:
             msg = f"{path} is TorchScript, which does not say what it takes: give latent_shape, e.g. (100,)."
             raise PushforwardError(msg)
-        try:
-            script = torch.jit.load(place, map_location=device)
-        except FAULTS as error:
-            msg = f"{path} cannot be read as TorchScript: {reason(error)}."
-            raise PushforwardError(msg) from error
-        for parameter in script.parameters():
-            parameter.requires_grad_(False)
-        return gan(script, latent_shape, prior, name=place.stem)
+        return gan(load_torchscript(place, device), latent_shape, prior, name=place.stem)
     network = networks.dcgan(networks.read_checkpoint(place), str(path)).to(device)
     return gan(network, network.size if latent_shape is None else latent_shape, prior, name=place.stem)
 

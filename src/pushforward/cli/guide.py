@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Self, get_args
 
 import torch
 import typer
@@ -44,13 +44,13 @@ from pushforward.images import save_image, sheet
 from pushforward.plan import Plan
 from pushforward.pushforward import Diffusion, Labels, Pushforward
 from pushforward.sampler import parse, words
-from pushforward.tasks.chain_files import load_chains, save_chains
 from pushforward.tasks.chains import SAMPLERS, Chains, Dynamics, Record, Schedule
+from pushforward.tasks.checkpoints import load_checkpoint, save_checkpoint
 from pushforward.tasks.descent import METHODS as OPTIMISERS
 from pushforward.tasks.diagnose import diagnose, plot
 from pushforward.tasks.energies.energy import Energy
 from pushforward.tasks.energies.words import ENERGIES, Setting, energy
-from pushforward.tasks.guide import Guided, Prior, best
+from pushforward.tasks.guide import Descents, Guided, Prior, best
 from pushforward.tasks.guide import guide as run
 from pushforward.tasks.steer import METHODS as STEERINGS
 from pushforward.tasks.steer import Steering, steered
@@ -157,18 +157,17 @@ def guide(
         asked |= {"guidance": guidance, "parallel": parse(plan).method(pushforward.plan)}
         if not isinstance(how, Steering):
             asked["gradient"] = _GRADIENTS[gradient]()
-    started = time.perf_counter()
     match how:
         case Dynamics():
             assert schedule is not None
             found, seconds = _walk(pushforward, whole, how, schedule, chains, asked, out, where, quiet=quiet)
         case Steering():
             assert isinstance(pushforward, Diffusion)
+            started = time.perf_counter()
             found = _steer(pushforward, whole, how, chains, asked, quiet=quiet)
             seconds = time.perf_counter() - started
         case _:
-            found = _descend(pushforward, whole, how, steps, chains, asked, quiet=quiet)
-            seconds = time.perf_counter() - started
+            found, seconds = _descend(pushforward, whole, how, steps, chains, asked, out, where, quiet=quiet)
     _write(found, schedule, out)
     if not isinstance(how, Steering):
         _write_codes(found, pushforward, model, plan, labels, guidance, {"seed": seed, "dtype": dtype}, out)
@@ -274,58 +273,84 @@ def _walk(
     pushforward: Pushforward, whole: Energy, how: Dynamics, schedule: Schedule, chains: int, asked: dict[str, Any],
     out: Path, device: str, *, quiet: bool,
 ) -> tuple[Guided, float]:  # fmt: skip
-    """The samples of chains, and the seconds that an earlier run has worked on them."""
-    path, before, resume = out / "chains.safetensors", 0.0, None
-    if path.is_file():
-        resume, info = load_chains(path, device)
-        before = float(info["seconds"])
-    saved = started = time.perf_counter()
-    last = resume
+    """The samples of chains, and the seconds that all runs have worked on them."""
     every = max(1, -(-schedule.steps // (_FRAMES - 1)))
-
-    def save() -> None:
-        if last is not None and last is not resume:
-            save_chains(path, last, {"seconds": before + time.perf_counter() - started})
-
-    with progress("guiding", total=schedule.steps, unit="step", quiet=quiet) as bar:
+    with (
+        _Kept(out / "chains.safetensors", device) as kept,
+        progress("guiding", total=schedule.steps, unit="step", quiet=quiet) as bar,
+    ):
 
         def tell(state: Chains) -> None:
-            nonlocal saved, last
-            last = state if resume is None or state.step > resume.step else resume
-            record = state.history[-1]
             bar.update(state.step - bar.n)
-            bar.set_postfix_str(_figures(record, adjusted=how.adjusted))
+            bar.set_postfix_str(_figures(state.history[-1], adjusted=how.adjusted))
             if state.step % every == 0 or state.step == schedule.steps:
                 save_image(sheet(state.point.images[:_SHOWN].float().cpu(), columns=_SHOWN, smallest=0),
                            out / "steps" / f"{state.step:05d}.png")  # fmt: skip
-            if time.perf_counter() - saved > _SAVE_EVERY:
-                save()
-                saved = time.perf_counter()
+            kept.tell(state)
 
-        try:
-            found = run(pushforward, whole, how, schedule, chains=chains, resume=resume, callback=tell, **asked)
-        finally:
-            save()
+        found = run(pushforward, whole, how, schedule, chains=chains, resume=kept.before, callback=tell, **asked)
     pictures = [read_file(file, None, None, Counter()) for file in sorted((out / "steps").glob("*.png"))]
     columns = min(chains, _SHOWN)
     shown = torch.stack(pictures).unflatten(3, (columns, -1)).movedim(3, 1).flatten(0, 1)  # moment after moment
     save_image(sheet(shown.float() / 127.5 - 1, columns=columns), out / "chains.png")
-    worked = resume is None or len(found.history) > len(resume.history)
-    return found, before + (time.perf_counter() - started if worked else 0.0)
+    return found, kept.seconds
 
 
 def _descend(
-    pushforward: Pushforward, whole: Energy, how: dict[str, Any], steps: int, chains: int, asked: dict[str, Any], *,
-    quiet: bool,
-) -> Guided:  # fmt: skip
-    with progress("descending", total=steps + 1, unit="step", quiet=quiet) as bar:
+    pushforward: Pushforward, whole: Energy, how: dict[str, Any], steps: int, chains: int, asked: dict[str, Any],
+    out: Path, device: str, *, quiet: bool,
+) -> tuple[Guided, float]:  # fmt: skip
+    """The best codes of descents, and the seconds that all runs have worked on them."""
+    with (
+        _Kept(out / "descents.safetensors", device) as kept,
+        progress("descending", total=steps, unit="step", quiet=quiet) as bar,
+    ):
 
-        def tell(record: Record) -> None:
-            bar.set_postfix_str(_figures(record, adjusted=False))
-            bar.update()
+        def tell(state: Descents) -> None:
+            bar.update(state.step - bar.n)
+            bar.set_postfix_str(_figures(state.history[-1], adjusted=False))
+            kept.tell(state)
 
-        found = best(pushforward, whole, steps=steps, count=chains, callback=tell, **how, **asked)
-    return found
+        found = best(pushforward, whole, steps=steps, count=chains, resume=kept.before, callback=tell, **how, **asked)
+    return found, kept.seconds
+
+
+class _Kept:
+    """What chains or descents have come to, in a file: written now and then, and when the run ends or breaks off.
+
+    Attributes:
+        before: what an earlier run has left, if any.
+        seconds: of work, of all runs, once it is over.
+    """
+
+    def __init__(self, path: Path, device: str) -> None:
+        self._path, self.seconds = path, 0.0
+        self.before: Any = None
+        self._last: Chains | Descents | None = None
+        if path.is_file():
+            self.before, info = load_checkpoint(path, device)
+            self.seconds = float(info["seconds"])
+        self._saved = self._began = time.perf_counter()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def tell(self, state: Chains | Descents) -> None:
+        """That the work has come so far."""
+        if self.before is None or state.step > self.before.step:
+            self._last = state
+            if time.perf_counter() - self._saved > _SAVE_EVERY:
+                self._save()
+
+    def _save(self) -> None:
+        assert self._last is not None
+        self._saved = time.perf_counter()
+        save_checkpoint(self._path, self._last, {"seconds": self.seconds + self._saved - self._began})
+
+    def __exit__(self, *_: object) -> None:
+        if self._last is not None:
+            self._save()
+            self.seconds += self._saved - self._began
 
 
 def _steer(

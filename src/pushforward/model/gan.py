@@ -6,7 +6,6 @@ What a checkpoint does not say is filled in by the convention of its kind; each 
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +19,7 @@ from pushforward.model.folders import FAULTS
 from pushforward.model.model import read_tensors
 from pushforward.model.schedulers import reason
 
-__all__ = ["Consistency", "Dcgan", "Preconditioned", "StyleGan", "dcgan", "is_torchscript", "read_checkpoint"]
+__all__ = ["Consistency", "Dcgan", "Preconditioned", "StyleGan", "dcgan", "read_checkpoint"]
 
 COUNTER = ".num_batches_tracked"
 STATISTICS = {"running_mean", "running_var"}
@@ -251,14 +250,6 @@ class Consistency(nn.Module):
             x = x + self.gain * (sigma**2 - self.sigma_min**2) ** 0.5 * noise
             x = self.function(x, z.new_full((len(z),), sigma), *labels)
         return x
-
-
-def is_torchscript(path: Path) -> bool:
-    """Whether a file is a compiled module of `torch.jit.save`."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def read_checkpoint(path: Path) -> Mapping[str, Any]:

@@ -1,9 +1,10 @@
 """Descent of many functions at once, one of each image: Adam, and L-BFGS with a line search.
 
-A method begins at a point, and is told loss and gradient at each point it asks for:
+A method's state is tensors by name, among them the `point` it wants loss and gradient of, and which images are `stuck`
+at a dead end:
 
-    descend = lbfgs(x, 0.05)
-    x, stuck = descend(loss, gradient)     # the next point, and which images have come to a dead end
+    state = LBFGS.begin(x)
+    state = LBFGS.advance(state, loss, gradient, 0.05)     # told of state["point"]
 
 References:
     Numerical Optimization, Nocedal & Wright, 2nd edition, algorithms 7.4 and 3.1 (L-BFGS, line search).
@@ -12,80 +13,90 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
 
-__all__ = ["METHODS", "Descend", "adam", "lbfgs"]
+__all__ = ["ADAM", "LBFGS", "METHODS", "Method", "State"]
 
 _HISTORY = 10  # pairs that L-BFGS keeps
 _LONGEST = 1.0  # root mean square of its longest step; a code's own is 1
 _ENOUGH = 1e-4  # part of the expected decrease that it takes for one
 _TRIES = 8  # points along one direction, before it begins anew and, without success, ends
 
-Descend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+State = Mapping[str, Tensor]
 
 
-def adam(x: Tensor, learning_rate: float) -> Descend:
-    """Adam (Kingma & Ba, arXiv 1412.6980), each image for itself as each number is.
-
-    Args:
-        x: where to begin, `(count, numbers)`.
-        learning_rate: about the size of a step in each number.
-    """
-    point = x.clone()
-    method = torch.optim.Adam([point], lr=learning_rate)
-
-    def descend(loss: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        point.grad = gradient.nan_to_num(0, 0, 0)
-        method.step()
-        return point.clone(), torch.zeros_like(loss, dtype=torch.bool)
-
-    return descend
-
-
-def lbfgs(x: Tensor, learning_rate: float) -> Descend:
-    """L-BFGS on all images at once, each in a line search of its own: a step is one point tried.
+class Method(NamedTuple):
+    """A way down.
 
     Args:
-        x: where to begin, `(count, numbers)`.
-        learning_rate: root mean square of the first move.
+        begin: points `(count, numbers)` to a state.
+        advance: a state, the losses `(count,)` and gradients `(count, numbers)` at its `point`, and the learning rate,
+            to the next state.
     """
-    count = len(x)
-    base, base_loss, base_gradient = x.clone(), torch.full_like(x[:, 0], math.inf).double(), torch.zeros_like(x)
-    direction, length, slope = torch.zeros_like(x), torch.ones_like(base_loss), torch.zeros_like(base_loss)
-    tries = torch.zeros(count, dtype=torch.long, device=x.device)
-    moves, changes = x.new_zeros(_HISTORY, *x.shape), x.new_zeros(_HISTORY, *x.shape)
-    inverse = x.new_zeros(_HISTORY, count)  # of <move, change>, or 0: no such pair
-    point = x.clone()
 
-    def descend(loss: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        nonlocal direction, length, slope, tries, point
-        taken = loss <= base_loss + _ENOUGH * length * slope
-        move, change = point - base, gradient - base_gradient
-        product = _dot(move, change)
-        new = (taken & (product > 1e-8 * change.norm(dim=1) * move.norm(dim=1))).nonzero()[:, 0]
-        for held, latest in ((moves, move), (changes, change), (inverse, 1 / product)):
-            held[:, new] = torch.cat([held[1:, new], latest[None, new]])
-        base[taken], base_gradient[taken], base_loss[taken] = point[taken], gradient[taken], loss[taken]
-        tries = torch.where(taken, 0, tries + 1)
-        again = (tries >= _TRIES) & (inverse != 0).any(0)  # along the gradient, with nothing remembered
-        stuck = (tries >= _TRIES) & ~again
-        inverse[:, again] = 0
-        tries = torch.where(again, 0, tries)
-        turn = taken | again
-        ahead = _direction(base_gradient, moves, changes, inverse, learning_rate)
-        direction = torch.where(turn[:, None], ahead, direction)
-        rise = loss - base_loss - slope * length  # above the tangent: a parabola through it has its least here
-        parabola = (-0.5 * slope * length.square() / rise).nan_to_num(0)
-        shorter = torch.minimum(torch.maximum(parabola, 0.1 * length), 0.5 * length)
-        length = torch.where(turn, 1.0, shorter)
-        slope = torch.where(turn, _dot(base_gradient, direction).double(), slope)
-        point = base + length[:, None].to(x) * direction
-        return point.clone(), stuck
+    begin: Callable[[Tensor], State]
+    advance: Callable[[State, Tensor, Tensor, float], State]
 
-    return descend
+
+def _adam_begin(x: Tensor) -> State:
+    none = torch.zeros_like(x)
+    stuck = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    return {"point": x, "stuck": stuck, "mean": none, "square": none, "steps": torch.tensor(0.0)}
+
+
+@torch.no_grad()
+def _adam_advance(state: State, loss: Tensor, gradient: Tensor, learning_rate: float) -> State:  # noqa: ARG001
+    point, mean, square, steps = (state[name].clone() for name in ("point", "mean", "square", "steps"))
+    adam(
+        [point], [gradient.nan_to_num(0, 0, 0)], [mean], [square], [], [steps],
+        amsgrad=False, beta1=0.9, beta2=0.999, lr=learning_rate, weight_decay=0.0, eps=1e-8, maximize=False,
+    )  # fmt: skip
+    return {**state, "point": point, "mean": mean, "square": square, "steps": steps}
+
+
+def _lbfgs_begin(x: Tensor) -> State:
+    none, zero = torch.zeros_like(x), x.new_zeros(len(x), dtype=torch.float64)
+    return {
+        "point": x, "stuck": zero.bool(), "base": x, "base_loss": zero + math.inf, "base_gradient": none,
+        "direction": none, "length": zero + 1, "slope": zero, "tries": zero.long(),
+        "moves": x.new_zeros(_HISTORY, *x.shape), "changes": x.new_zeros(_HISTORY, *x.shape),
+        "inverse": x.new_zeros(_HISTORY, len(x)),  # of <move, change>, or 0: no such pair
+    }  # fmt: skip
+
+
+@torch.no_grad()
+def _lbfgs_advance(state: State, loss: Tensor, gradient: Tensor, learning_rate: float) -> State:
+    s = {name: tensor.clone() for name, tensor in state.items()}
+    base, base_loss, base_gradient, inverse = s["base"], s["base_loss"], s["base_gradient"], s["inverse"]
+    length, slope = s["length"], s["slope"]
+    taken = loss <= base_loss + _ENOUGH * length * slope
+    move, change = s["point"] - base, gradient - base_gradient
+    product = _dot(move, change)
+    new = (taken & (product > 1e-8 * change.norm(dim=1) * move.norm(dim=1))).nonzero()[:, 0]
+    for held, latest in ((s["moves"], move), (s["changes"], change), (inverse, 1 / product)):
+        held[:, new] = torch.cat([held[1:, new], latest[None, new]])
+    base[taken], base_gradient[taken], base_loss[taken] = s["point"][taken], gradient[taken], loss[taken].double()
+    tries = torch.where(taken, 0, s["tries"] + 1)
+    again = (tries >= _TRIES) & (inverse != 0).any(0)  # along the gradient, with nothing remembered
+    stuck = (tries >= _TRIES) & ~again
+    inverse[:, again] = 0
+    turn = taken | again
+    ahead = _direction(base_gradient, s["moves"], s["changes"], inverse, learning_rate)
+    direction = torch.where(turn[:, None], ahead, s["direction"])
+    rise = loss - base_loss - slope * length  # above the tangent: a parabola through it has its least here
+    parabola = (-0.5 * slope * length.square() / rise).nan_to_num(0)
+    shorter = torch.minimum(torch.maximum(parabola, 0.1 * length), 0.5 * length)
+    length = torch.where(turn, 1.0, shorter)
+    return {
+        **s, "point": base + length[:, None].to(base) * direction, "stuck": stuck, "direction": direction,
+        "length": length, "slope": torch.where(turn, _dot(base_gradient, direction).double(), slope),
+        "tries": torch.where(again, 0, tries),
+    }  # fmt: skip
 
 
 def _direction(gradient: Tensor, moves: Tensor, changes: Tensor, inverse: Tensor, first: float) -> Tensor:
@@ -110,4 +121,11 @@ def _size(x: Tensor) -> Tensor:
     return x.square().mean(1).sqrt()
 
 
-METHODS = {"adam": adam, "l-bfgs": lbfgs}
+ADAM = Method(_adam_begin, _adam_advance)
+"""Adam (Kingma & Ba, arXiv 1412.6980), each number for itself; the learning rate is about the size of its steps."""
+
+LBFGS = Method(_lbfgs_begin, _lbfgs_advance)
+"""L-BFGS on all images at once, each in a line search of its own: a step is one point tried; the learning rate is the
+root mean square of the first move."""
+
+METHODS: Mapping[str, Method] = {"adam": ADAM, "l-bfgs": LBFGS}

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import warnings
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -30,6 +29,7 @@ from torch.nn.functional import interpolate
 
 from pushforward.errors import PushforwardError
 from pushforward.files import atomic_path, cache_folder
+from pushforward.model.torchscript import load_torchscript
 
 __all__ = [
     "FASHION",
@@ -330,19 +330,13 @@ class _TorchScript(nn.Module):
 
 
 def _torchscript(path: Path) -> FeatureNet:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the format is out of favour, its files are not
-        try:
-            net = torch.jit.load(path, map_location="cpu")
-        except RuntimeError as error:
-            msg = f"{path} is not a TorchScript file, or it is damaged."
-            raise PushforwardError(msg) from error
+    net = load_torchscript(path)
     if not hasattr(net, "forward"):
         msg = f"The TorchScript module {path} has no forward."
         raise PushforwardError(msg)
     told = any(argument.name == "return_features" for argument in net.forward.schema.arguments)
     name = "Inception" if told else path.stem
-    return FeatureNet(name, _frozen(_TorchScript(net, path, told)), _digest("torchscript 1", path))
+    return FeatureNet(name, _TorchScript(net, path, told).eval(), _digest("torchscript 1", path))
 
 
 _NETWORKS = {"effnet": _effnet, "fashion": _fashion, "inception": _inception}

@@ -28,11 +28,11 @@ from pushforward.execute import Exact, Gradient, Parallel
 from pushforward.pushforward import Code, Labels, Pushforward
 from pushforward.tasks.chains import Chains, Dynamics, Point, Record, Schedule, langevin, walk
 from pushforward.tasks.decoding import Decoding
-from pushforward.tasks.descent import METHODS
+from pushforward.tasks.descent import METHODS, State
 from pushforward.tasks.energies.codes import chi, gaussian
 from pushforward.tasks.energies.energy import Energy, Function, of
 
-__all__ = ["Guided", "Optimiser", "Prior", "best", "guide"]
+__all__ = ["Descents", "Guided", "Optimiser", "Prior", "best", "guide"]
 
 Optimiser = Literal["adam", "l-bfgs"]
 Prior = Literal["chi", "gaussian"]
@@ -67,6 +67,30 @@ class Guided:
     def energy(self) -> Tensor:
         """The sum of all terms, `(samples,)`."""
         return torch.stack(list(self.energies.values())).sum(0)
+
+
+@dataclass(frozen=True, eq=False)
+class Descents:
+    """Descents after some steps: all that is needed to go on.
+
+    Args:
+        state: of the method, see `tasks.descent`; its `point` is where the next gradient is taken.
+        variables: the best so far, `(count, numbers)`.
+        point: what is known of them.
+        history: a record a step; the first is of the beginning.
+        nfe: network evaluations of each, `(count,)`.
+    """
+
+    state: State
+    variables: Tensor
+    point: Point
+    history: tuple[Record, ...]
+    nfe: Tensor
+
+    @property
+    def step(self) -> int:
+        """Steps so far."""
+        return len(self.history) - 1
 
 
 @torch.no_grad()
@@ -113,7 +137,7 @@ def guide(
     """
     target = _target(pushforward, energy, chains, seed, first, begin, labels, guidance, gradient, parallel, batch)
     if resume is not None:
-        _check_resumed(resume, target)
+        _check_resumed("chains", resume, target)
     if begin is not None and schedule.anneal:
         msg = "Annealed chains begin at draws of the prior, by which they are weighted; leave `begin` out."
         raise PushforwardError(msg)
@@ -150,12 +174,13 @@ def best(
     seed: int = 0,
     first: int = 0,
     begin: Code | None = None,
+    resume: Descents | None = None,
     labels: Labels = None,
     guidance: float = 1.0,
     gradient: Gradient = _EXACT,
     parallel: Parallel | None = None,
     batch: int = 64,
-    callback: Callable[[Record], None] | None = None,
+    callback: Callable[[Descents], None] | None = None,
 ) -> Guided:
     """The codes of least energy that a descent finds: single best images, not samples of the posterior.
 
@@ -171,6 +196,7 @@ def best(
         seed: of where they begin.
         first: number of the first one.
         begin: codes to begin at; by default those that `sample` draws.
+        resume: descents of an earlier call with the same arguments, to go on with.
         labels: as in `guide`.
         guidance: likewise.
         gradient: likewise.
@@ -195,31 +221,31 @@ def best(
         raise PushforwardError(msg)
     whole = of(energy) if prior is None else of(energy) + _PRIORS[prior]()
     target = _target(pushforward, whole, count, seed, first, begin, labels, guidance, gradient, parallel, batch)
-    x = target.code.variables()
-    descend = METHODS[optimiser](x, learning_rate)
-    kept: Point | None = None
-    least, where = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device), x
-    history: list[Record] = []
-    for step in range(steps + 1):
+    if resume is not None:
+        _check_resumed("descents", resume, target)
+    method, before = METHODS[optimiser], 0 if resume is None else resume.nfe
+    now, state = resume, method.begin(target.code.variables()) if resume is None else resume.state
+    while now is None or (now.step < steps and not bool(state["stuck"].all())):
+        x = state["point"]
         point = target(x)
-        if step == 0:
+        if now is None:
             point.check("at the beginning")
-        history.append(Record.of(x, point.energies, least.new_ones(len(x)), least.new_full((len(x),), learning_rate)))
+        one = point.energy.new_ones(len(x))
+        record = Record.of(x, point.energies, one, learning_rate * one)
+        state, nfe = method.advance(state, point.energy, point.slope, learning_rate), before + target.decoding.nfe
+        if now is None:
+            now = Descents(state, x, point, (record,), nfe)
+        else:
+            better = point.energy < now.point.energy
+            where = torch.where(better[:, None], x, now.variables)
+            now = Descents(state, where, now.point.replaced(better, point), (*now.history, record), nfe)
         if callback is not None:
-            callback(history[-1])
-        better = point.energy < least
-        kept = point if kept is None else kept.replaced(better, point)
-        least, where = torch.where(better, point.energy, least), torch.where(better[:, None], x, where)
-        if step < steps:
-            x, stuck = descend(point.energy, point.slope)
-            if bool(stuck.all()):
-                break
-    assert kept is not None
-    code = Code.cat([target.code.with_variables(where)])
-    equal = torch.full((len(x),), 1 / len(x), dtype=torch.float64)
-    number = torch.arange(first, first + len(x))
-    energies = {name: value.cpu() for name, value in kept.energies.items()}
-    return Guided(code, kept.images.float().cpu(), energies, equal, number, target.decoding.nfe.cpu(), tuple(history))
+            callback(now)
+    code = Code.cat([target.code.with_variables(now.variables)])
+    equal = torch.full((count,), 1 / count, dtype=torch.float64)
+    number = torch.arange(first, first + count)
+    energies = {name: value.cpu() for name, value in now.point.energies.items()}
+    return Guided(code, now.point.images.float().cpu(), energies, equal, number, now.nfe.cpu(), now.history)
 
 
 # -- the posterior -----------------------------------------------------------------------------------------------------
@@ -282,16 +308,16 @@ def _target(
     return _Target(decoding, of(energy), code, batch)
 
 
-def _check_resumed(chains: Chains, target: _Target) -> None:
-    """Raise unless chains can go on with a target."""
+def _check_resumed(what: str, before: Chains | Descents, target: _Target) -> None:
+    """Raise unless chains or descents can go on with a target."""
     wanted, terms = target.code.variables(), [term.name for term in target.energy.terms]
-    if chains.variables.shape != wanted.shape or list(chains.point.energies) != terms:
+    if before.variables.shape != wanted.shape or list(before.point.energies) != terms:
         msg = (
-            f"The chains to go on with have {len(chains.variables)} x {chains.variables.shape[1]} variables and the "
-            f"energies {', '.join(chains.point.energies)}; these are {len(wanted)} x {wanted.shape[1]}, and "
+            f"The {what} to go on with have {len(before.variables)} x {before.variables.shape[1]} variables and the "
+            f"energies {', '.join(before.point.energies)}; these are {len(wanted)} x {wanted.shape[1]}, and "
             f"{', '.join(terms)}."
         )
         raise PushforwardError(msg)
-    if chains.variables.device != wanted.device:
-        msg = f"The chains to go on with are on {chains.variables.device}, the model is on {wanted.device}."
+    if before.variables.device != wanted.device:
+        msg = f"The {what} to go on with are on {before.variables.device}, the model is on {wanted.device}."
         raise PushforwardError(msg)

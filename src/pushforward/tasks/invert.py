@@ -128,7 +128,8 @@ def optimise(
     images = images.to(decoding.device)
     start = _beginning(decoding, images, begin, seed, first)
     x, code_of = _packed(start, noises)
-    descend = METHODS[optimiser](x, learning_rate)
+    method = METHODS[optimiser]
+    state = method.begin(x)
     best, least = x.clone(), torch.full((len(x),), math.inf, dtype=torch.float64, device=x.device)
     active = torch.ones(len(x), dtype=torch.bool, device=x.device)
     history: list[Record] = []
@@ -151,8 +152,8 @@ def optimise(
         active = active & slopes.isfinite().all(1) & loss.isfinite()
         if step == steps or not bool(active.any()):
             break
-        x, stuck = descend(loss, slopes)
-        active = active & ~stuck
+        state = method.advance(state, loss, slopes, learning_rate)
+        x, active = state["point"], active & ~state["stuck"]
         if not bool(active.any()):
             break
     every = torch.arange(len(x), device=x.device)

@@ -8,7 +8,6 @@ views of an image.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch.nn.functional import cosine_similarity, interpolate, log_softmax, pad
 
 from pushforward.errors import PushforwardError
 from pushforward.model.folders import FAULTS
+from pushforward.model.torchscript import SUFFIXES, load_torchscript
 from pushforward.pushforward import Code
 from pushforward.tasks.clip import Clip
 from pushforward.tasks.energies.energy import Energy, of
@@ -45,7 +45,6 @@ Metric = Literal["cosine", "euclidean"]
 FASHION_LABELS = (
     "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
 )  # fmt: skip
-TORCHSCRIPT = (".pt", ".pth", ".ts", ".torchscript")
 BILINEAR = 2  # as Pillow counts its filters; the sharper ones, 1 and 3, are taken as bicubic
 WHOLE = 384  # ConvNeXt's processor scales to smaller sides with a margin, which it cuts off
 
@@ -256,27 +255,11 @@ def load_classifier(name: str | os.PathLike[str], *, device: str | torch.device 
     if place == "fashion":
         net = load_fashion().to(device)
         return Classifier(lambda images: net.head(net((images.to(net.head.weight) + 1) * 127.5)), FASHION_LABELS)
-    if Path(place).is_file() or Path(place).suffix in TORCHSCRIPT:
-        return _torchscript(Path(place), device)
+    if Path(place).is_file() or Path(place).suffix in SUFFIXES:
+        script = load_torchscript(Path(place), device)
+        like = next(script.parameters(), torch.zeros(0, device=device))
+        return Classifier(lambda images: script(images.to(like)))
     return _transformers(place, device)
-
-
-def _torchscript(path: Path, device: str | torch.device) -> Classifier:
-    if not path.is_file():
-        msg = f"There is no file {path}."
-        raise PushforwardError(msg)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the format is out of favour, its files are not
-        try:
-            net = torch.jit.load(path, map_location=device)
-        except RuntimeError as error:
-            msg = f"{path} is not a TorchScript file, or it is damaged."
-            raise PushforwardError(msg) from error
-    net.eval()
-    for parameter in net.parameters():
-        parameter.requires_grad_(False)
-    like = next(net.parameters(), torch.zeros(0, device=device))
-    return Classifier(lambda images: net(images.to(like)))
 
 
 def _transformers(place: str, device: str | torch.device) -> Classifier:

@@ -1,0 +1,46 @@
+"""Modules that `torch.jit.save` has compiled: networks of other programs, to be run without their code."""
+
+from __future__ import annotations
+
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pushforward.errors import PushforwardError
+from pushforward.model.folders import FAULTS
+
+__all__ = ["SUFFIXES", "is_torchscript", "load_torchscript"]
+
+SUFFIXES = (".pt", ".pth", ".ts", ".torchscript")
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is a compiled module, as against a state of `torch.save`."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def load_torchscript(path: Path, device: torch.device | str = "cpu") -> Any:
+    """The module, in evaluation mode, with no gradients of its weights.
+
+    Raises:
+        PushforwardError: there is no such file, or it is damaged or of another kind.
+    """
+    if not path.is_file():
+        msg = f"There is no file {path}."
+        raise PushforwardError(msg)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the format is out of favour, its files are not
+        try:
+            module = torch.jit.load(path, map_location=device)
+        except FAULTS as error:
+            msg = f"{path} is not a TorchScript file, or it is damaged."
+            raise PushforwardError(msg) from error
+    for parameter in module.parameters():  # a compiled module has no `requires_grad_`
+        parameter.requires_grad_(False)
+    return module.eval()

@@ -1,0 +1,99 @@
+"""Chains and descents on disk, so that an interrupted run goes on as if nothing had been.
+
+A file is a safetensors file of all tensors, and in its metadata a JSON header with the names of the energies' terms,
+and whatever else the caller wants to find again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pushforward.errors import PushforwardError
+from pushforward.files import save_tensors
+from pushforward.tasks.chains import Chains, Draw, Point, Record
+from pushforward.tasks.guide import Descents
+
+__all__ = ["load_checkpoint", "save_checkpoint"]
+
+_KEY, _CHAINS, _DESCENTS = "pushforward", "pushforward-chains-1", "pushforward-descents-1"
+_FIGURES = ("prior", "acceptance", "step", "projections")
+_DRAWN = ("variables", "images", "log_weights")
+
+
+def save_checkpoint(path: Path, state: Chains | Descents, info: Mapping[str, Any] | None = None) -> None:
+    """Write chains or descents to a file, whole or not at all.
+
+    Args:
+        path: of the file.
+        state: after any step.
+        info: to be found again, of what JSON can say.
+    """
+    history = state.history
+    tensors: dict[str, Tensor] = {
+        "variables": state.variables,
+        "images": state.point.images,
+        "energies": _table(state.point.energies),
+        "slope": state.point.slope,
+        "history.energies": torch.stack([_table(record.energies) for record in history]),
+        **{f"history.{k}": torch.stack([getattr(record, k) for record in history]) for k in _FIGURES},
+    }
+    if state.nfe is not None:
+        tensors["nfe"] = state.nfe
+    head: dict[str, Any] = {"terms": list(state.point.energies), "info": dict(info or {})}
+    if isinstance(state, Descents):
+        head["format"] = _DESCENTS
+        tensors |= {f"state.{name}": tensor for name, tensor in state.state.items()}
+    else:
+        head |= {"format": _CHAINS, "draws": [draw.step for draw in state.draws]}
+        tensors |= {"tuning": state.tuning, "log_weights": state.log_weights}
+        if state.draws:
+            tensors["draws.energies"] = torch.stack([_table(draw.energies) for draw in state.draws])
+            tensors |= {f"draws.{k}": torch.stack([getattr(draw, k) for draw in state.draws]) for k in _DRAWN}
+    save_tensors(path, tensors, {_KEY: json.dumps(head)})
+
+
+def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> tuple[Chains | Descents, dict[str, Any]]:
+    """The chains or descents in a file, and what was written with them.
+
+    Raises:
+        PushforwardError: no such file, or a damaged one.
+    """
+    try:
+        with safe_open(path, "pt", device=str(device)) as file:
+            head = json.loads((file.metadata() or {})[_KEY])
+            t = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        names = head["terms"]
+        history = tuple(
+            Record(_named(names, energies), *(t[f"history.{k}"][i] for k in _FIGURES))
+            for i, energies in enumerate(t["history.energies"])
+        )
+        point = Point(t["images"], _named(names, t["energies"]), t["slope"])
+        if head["format"] == _DESCENTS:
+            own = {name.removeprefix("state."): tensor for name, tensor in t.items() if name.startswith("state.")}
+            return Descents(own, t["variables"], point, history, t["nfe"]), head["info"]
+        if head["format"] != _CHAINS:
+            raise KeyError(_CHAINS)
+        draws = tuple(
+            Draw(step, t["draws.variables"][i], t["draws.images"][i], _named(names, t["draws.energies"][i]),
+                 t["draws.log_weights"][i])
+            for i, step in enumerate(head["draws"])
+        )  # fmt: skip
+        return Chains(t["variables"], point, t["tuning"], t["log_weights"], history, draws, t.get("nfe")), head["info"]
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        msg = f"{path} is missing, damaged or no file of chains or descents ({error}); remove it to begin anew."
+        raise PushforwardError(msg) from None
+
+
+def _table(energies: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack(list(energies.values()))
+
+
+def _named(names: list[str], table: Tensor) -> dict[str, Tensor]:
+    return dict(zip(names, table, strict=True))
