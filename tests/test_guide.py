@@ -15,7 +15,7 @@ from pushforward.linear import VP, Gaussian, Process
 from pushforward.pushforward import Code, Stream
 from pushforward.sampler import Sampler
 from pushforward.tasks.chains import Chains, Dynamics, Schedule, hmc, langevin, mala
-from pushforward.tasks.checkpoints import load_checkpoint, save_checkpoint
+from pushforward.tasks.checkpoints import load_chains, load_descents, save_checkpoint
 from pushforward.tasks.diagnose import diagnose
 from pushforward.tasks.energies import Energy, of
 from pushforward.tasks.guide import Descents, Guided, best, guide
@@ -211,7 +211,7 @@ def test_chains_that_went_on_are_those_that_never_stopped(sampler: Dynamics, tmp
 
     with pytest.raises(Interrupted):  # after the first draw
         guide(diffusion, brightness, sampler, schedule, chains=3, seed=1, callback=stopping(6, tmp_path))
-    chains, info = load_checkpoint(tmp_path / "state.safetensors")
+    chains, info = load_chains(tmp_path / "state.safetensors")
     rest = guide(diffusion, brightness, sampler, schedule, chains=3, seed=1, resume=chains)
     assert info == {"so": "far"}
     assert torch.equal(rest.code.variables(), whole.code.variables())
@@ -235,8 +235,7 @@ def test_descents_that_went_on_are_those_that_never_stopped(optimiser: str, tmp_
     whole = descend(8)
     with pytest.raises(Interrupted):
         descend(8, callback=stopping(5, tmp_path))
-    state, _ = load_checkpoint(tmp_path / "state.safetensors")
-    assert isinstance(state, Descents)
+    state, _ = load_descents(tmp_path / "state.safetensors")
     rest = descend(8, resume=state)
     assert torch.equal(rest.code.variables(), whole.code.variables())
     assert torch.equal(rest.images, whole.images)

@@ -45,7 +45,7 @@ from pushforward.plan import Plan
 from pushforward.pushforward import Diffusion, Labels, Pushforward
 from pushforward.sampler import parse, words
 from pushforward.tasks.chains import SAMPLERS, Chains, Dynamics, Record, Schedule
-from pushforward.tasks.checkpoints import load_checkpoint, save_checkpoint
+from pushforward.tasks.checkpoints import load_chains, load_descents, save_checkpoint
 from pushforward.tasks.descent import METHODS as OPTIMISERS
 from pushforward.tasks.diagnose import diagnose, plot
 from pushforward.tasks.energies.energy import Energy
@@ -276,7 +276,7 @@ def _walk(
     """The samples of chains, and the seconds that all runs have worked on them."""
     every = max(1, -(-schedule.steps // (_FRAMES - 1)))
     with (
-        _Kept(out / "chains.safetensors", device) as kept,
+        _Kept(out / "chains.safetensors", load_chains, device) as kept,
         progress("guiding", total=schedule.steps, unit="step", quiet=quiet) as bar,
     ):
 
@@ -302,7 +302,7 @@ def _descend(
 ) -> tuple[Guided, float]:  # fmt: skip
     """The best codes of descents, and the seconds that all runs have worked on them."""
     with (
-        _Kept(out / "descents.safetensors", device) as kept,
+        _Kept(out / "descents.safetensors", load_descents, device) as kept,
         progress("descending", total=steps, unit="step", quiet=quiet) as bar,
     ):
 
@@ -323,12 +323,12 @@ class _Kept:
         seconds: of work, of all runs, once it is over.
     """
 
-    def __init__(self, path: Path, device: str) -> None:
+    def __init__(self, path: Path, load: Callable[[Path, str], tuple[Any, dict[str, Any]]], device: str) -> None:
         self._path, self.seconds = path, 0.0
         self.before: Any = None
         self._last: Chains | Descents | None = None
         if path.is_file():
-            self.before, info = load_checkpoint(path, device)
+            self.before, info = load(path, device)
             self.seconds = float(info["seconds"])
         self._saved = self._began = time.perf_counter()
 

@@ -7,7 +7,8 @@ and whatever else the caller wants to find again.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from pushforward.files import save_tensors
 from pushforward.tasks.chains import Chains, Draw, Point, Record
 from pushforward.tasks.guide import Descents
 
-__all__ = ["load_checkpoint", "save_checkpoint"]
+__all__ = ["load_chains", "load_descents", "save_checkpoint"]
 
 _KEY, _CHAINS, _DESCENTS = "pushforward", "pushforward-chains-1", "pushforward-descents-1"
 _FIGURES = ("prior", "acceptance", "step", "projections")
@@ -59,41 +60,61 @@ def save_checkpoint(path: Path, state: Chains | Descents, info: Mapping[str, Any
     save_tensors(path, tensors, {_KEY: json.dumps(head)})
 
 
-def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> tuple[Chains | Descents, dict[str, Any]]:
-    """The chains or descents in a file, and what was written with them.
+def load_chains(path: Path, device: torch.device | str = "cpu") -> tuple[Chains, dict[str, Any]]:
+    """The chains in a file, and what was written with them.
 
     Raises:
         PushforwardError: no such file, or a damaged one.
     """
-    try:
-        with safe_open(path, "pt", device=str(device)) as file:
-            head = json.loads((file.metadata() or {})[_KEY])
-            t = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-        names = head["terms"]
-        history = tuple(
-            Record(_named(names, energies), *(t[f"history.{k}"][i] for k in _FIGURES))
-            for i, energies in enumerate(t["history.energies"])
-        )
-        point = Point(t["images"], _named(names, t["energies"]), t["slope"])
-        if head["format"] == _DESCENTS:
-            own = {name.removeprefix("state."): tensor for name, tensor in t.items() if name.startswith("state.")}
-            return Descents(own, t["variables"], point, history, t["nfe"]), head["info"]
-        if head["format"] != _CHAINS:
-            raise KeyError(_CHAINS)
+    with _reading(path, _CHAINS, device) as (head, t):
+        point, history = _common(head, t)
         draws = tuple(
-            Draw(step, t["draws.variables"][i], t["draws.images"][i], _named(names, t["draws.energies"][i]),
+            Draw(step, t["draws.variables"][i], t["draws.images"][i], _named(head, t["draws.energies"][i]),
                  t["draws.log_weights"][i])
             for i, step in enumerate(head["draws"])
         )  # fmt: skip
         return Chains(t["variables"], point, t["tuning"], t["log_weights"], history, draws, t.get("nfe")), head["info"]
+
+
+def load_descents(path: Path, device: torch.device | str = "cpu") -> tuple[Descents, dict[str, Any]]:
+    """The descents in a file, and what was written with them.
+
+    Raises:
+        PushforwardError: no such file, or a damaged one.
+    """
+    with _reading(path, _DESCENTS, device) as (head, t):
+        point, history = _common(head, t)
+        state = {name.removeprefix("state."): tensor for name, tensor in t.items() if name.startswith("state.")}
+        return Descents(state, t["variables"], point, history, t["nfe"]), head["info"]
+
+
+@contextmanager
+def _reading(path: Path, kind: str, device: torch.device | str) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
+    """Header and tensors of a file; what they lack is said in a sentence."""
+    try:
+        with safe_open(path, "pt", device=str(device)) as file:
+            head = json.loads((file.metadata() or {})[_KEY])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        if head["format"] != kind:
+            raise KeyError(kind)
+        yield head, tensors
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        msg = f"{path} is missing, damaged or no file of chains or descents ({error}); remove it to begin anew."
+        msg = f"{path} is missing, damaged or no file of {kind.split('-')[1]} ({error}); remove it to begin anew."
         raise PushforwardError(msg) from None
+
+
+def _common(head: Mapping[str, Any], t: Mapping[str, Tensor]) -> tuple[Point, tuple[Record, ...]]:
+    """What chains and descents both have."""
+    history = tuple(
+        Record(_named(head, energies), *(t[f"history.{k}"][i] for k in _FIGURES))
+        for i, energies in enumerate(t["history.energies"])
+    )
+    return Point(t["images"], _named(head, t["energies"]), t["slope"]), history
 
 
 def _table(energies: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(list(energies.values()))
 
 
-def _named(names: list[str], table: Tensor) -> dict[str, Tensor]:
-    return dict(zip(names, table, strict=True))
+def _named(head: Mapping[str, Any], table: Tensor) -> dict[str, Tensor]:
+    return dict(zip(head["terms"], table, strict=True))
