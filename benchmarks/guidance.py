@@ -2,6 +2,7 @@
 
     python benchmarks/guidance.py --closed                      # an exact mixture, whose posterior is known
     python benchmarks/guidance.py --fashion fashion.npz         # clothes of a class, by a classifier's energy
+    python benchmarks/guidance.py --fashion fashion.npz --rare gan.safetensors rare-vp    # classes hardly seen
     python benchmarks/guidance.py --faces dcgan.pth dlib.safetensors
     python benchmarks/guidance.py --cost                        # rounds and evaluations of one gradient
 
@@ -11,18 +12,22 @@ at equal numbers of network evaluations (a vector-Jacobian product counts as one
 
 `fashion.npz` is made by `examples/zoo_data.py`. Images are guided to a class by one classifier, trained here in a
 minute, and judged by another one, of another architecture (92.4% right on real images). A vector-Jacobian product
-counts as one evaluation.
+counts as one evaluation. For `--rare`, a GAN and a diffusion learn from the same images, few of them bags and trousers:
+
+    python examples/gan_fashion.py fashion.npz --rare 8:0.02 1:0.1 --data-out rare.npz
+    pushforward train rare-vp --data rare.npz --process vp --half --ema 0.998 --steps 1800
+    python benchmarks/guidance.py --fashion fashion.npz --rare gan.safetensors rare-vp --labels bag trouser
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +48,7 @@ from pushforward import (
     load,
     process_from_config,
 )
-from pushforward.generator import load_generator
+from pushforward.generator import Generator, load_generator
 from pushforward.images import compared, save_image, to_bytes
 from pushforward.plan import Plan
 from pushforward.pushforward import Code
@@ -57,7 +62,9 @@ from pushforward.tasks.features import classify, feature_net, features
 from pushforward.tasks.guide import best, guide
 from pushforward.tasks.steer import METHODS, steered
 
-WEIGHTS = (1.0, 0.3, 0.1, 0.03, 0.01)  # of an energy, of which steering has the best in hindsight
+WEIGHTS = (1.0, 0.3, 0.1, 0.03, 0.01)  # of the closed form's energy, of which steering has the best in hindsight
+STRENGTHS = (3.0, 10.0, 30.0)  # of a classifier's energy, likewise
+FREE = 1000  # samples in which rare classes are counted
 
 # -- (a) the truth in closed form --------------------------------------------------------------------------------------
 
@@ -241,64 +248,127 @@ def steering_classifier(path: Path, epochs: int = 2) -> torch.nn.Module:
     return net.eval().requires_grad_(False)
 
 
-def fashion(path: Path, count: int, names: list[str], label: str) -> None:
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """What a classifier that took no part says of images that shall be of a class.
+
+    Args:
+        label: the class.
+        reference: features of the real images of the class.
+    """
+
+    label: int
+    reference: Reference
+
+    @classmethod
+    def of(cls, data: Mapping[str, np.ndarray], label: str) -> Judge:
+        """Of the test images of a class."""
+        number = energies.load_classifier("fashion").number(label)
+        real = torch.from_numpy(data["x_test"][data["y_test"] == number].reshape(-1, 1, 28, 28))
+        return cls(number, Reference.of(features(feature_net("fashion"), real)))
+
+    def __call__(self, images: Tensor) -> dict[str, float]:
+        """How many are of the class, how near they are to real ones and these to them, and the Frechet distance."""
+        sample = Sample(features(feature_net("fashion"), to_bytes(images)), self.reference)
+        near = neighbourhoods(sample, k=3)
+        success = float((classify(to_bytes(images)) == self.label).float().mean())
+        return {"success": success, "precision": near["precision"], "recall": near["recall"], "FD": sample.frechet()}
+
+
+def fashion(path: Path, count: int, names: list[str], labels: list[str]) -> None:
     """A class by a classifier's energy: success by a judge, and how far from real and from conditional images."""
-    energy = 5 * energies.classifier(steering_classifier(path), energies.load_classifier("fashion").number(label))
     data = np.load(path)
-    judge = feature_net("fashion")
+    network = steering_classifier(path)
     rows: list[dict[str, Any]] = []
-    for name in names:
-        model = fast(load(name))
-        k = model.classes.index(label)
-        real = torch.from_numpy(data["x_test"][data["y_test"] == k].reshape(-1, 1, 28, 28))
-        reference = Reference.of(features(judge, real))
+    for name, label in itertools.product(names, labels):
+        model, judge = fast(load(name)), Judge.of(data, label)
+        energy = energies.classifier(network, judge.label)
         sheets: list[Tensor] = []
-        record = partial(_recorded, rows, sheets, reference, name, k)
-        plain = Sampler("dpm++", 20).plan(model)
+
+        def record(way: str, images: Tensor, nfe: float, began: float) -> dict[str, Any]:
+            row = {"model": name, "class": label, "way": way, **judge(images), "evaluations": nfe,  # noqa: B023
+                   "seconds": time.perf_counter() - began}  # fmt: skip
+            print(row, flush=True)
+            return row
+
+        def keep(rows_and_images: list[tuple[dict[str, Any], Tensor]]) -> None:
+            row, images = min(rows_and_images, key=lambda pair: pair[0]["FD"])
+            rows.append(row)
+            sheets.append(images[:16])  # noqa: B023
+
+        plain, few = Sampler("dpm++", 20).plan(model), Sampler("dpm++", 4).plan(model)
+        long = Sampler("ddim", 50, {"eta": 1.0}).plan(model)
         assert isinstance(plain, Plan)
-        began = time.perf_counter()
-        told = Diffusion(model, plain).sample(count, labels=torch.full((count,), k), batch=count)
-        record("told the label (bound)", told, plain.nfe, began)
-        began = time.perf_counter()
-        record("no guidance (floor)", Diffusion(model, plain).sample(count, batch=count), plain.nfe, began)
-        for way in METHODS:
+        assert isinstance(long, Plan)
+        for way, told in (("told the label (bound)", torch.full((count,), judge.label)), ("no guidance (floor)", None)):
             began = time.perf_counter()
-            plan = Sampler("ddim", 50, {"eta": 1.0}).plan(model)
-            assert isinstance(plan, Plan)
-            images = Diffusion(steered(model, energy, METHODS[way]), plan).sample(count, seed=1, batch=count)
-            record(f"{way}, 50 steps", images, plan.nfe * (2 if METHODS[way].through else 1), began)
-        model = fast(load(name), compiled=False)  # a compiled network keeps no graph for a second product
-        few = Sampler("dpm++", 4).plan(model)
-        chains: list[tuple[str, Dynamics, int]] = [
-            ("Langevin, as published", langevin(), 1), ("HMC on codes", hmc(leaps=4), 4),
-        ]  # fmt: skip
-        for way, how, leaps in chains:
+            images = Diffusion(model, plain).sample(count, labels=told, batch=count)
+            keep([(record(way, images, plain.nfe, began), images)])
+        for way, how in (("Langevin, as published", langevin()), ("MALA", mala())):
             began = time.perf_counter()
-            found = guide(Diffusion(model, few), energy, how, Schedule(100 // leaps), chains=count, seed=1, batch=count)
-            record(f"{way}, 100 gradients", found.images, float(found.nfe.double().mean()), began)
-        save_image(compared(sheets), RESULTS / f"guidance-{name}.png")
+            found = guide(Diffusion(model, few), 5 * energy, how, Schedule(200), chains=count, seed=1, batch=count)
+            nfe = float(found.nfe.double().mean())
+            keep([(record(f"{way}, 200 moves", found.images, nfe, began), found.images)])
+        for way, steering in METHODS.items():
+            tried = []
+            for weight in STRENGTHS:
+                began = time.perf_counter()
+                there = Diffusion(steered(model, weight * energy, steering), long)
+                images = there.sample(count, seed=1, batch=count)
+                nfe = long.nfe * (2 if steering.through else 1)
+                tried.append((record(f"{way} x {weight:g}, 50 steps", images, nfe, began), images))
+            keep(tried)
+        save_image(compared(sheets), RESULTS / f"guidance-{name}-{label}.png")
     cells = table(list(rows[0]), [list(row.values()) for row in rows])
     print(cells)
     write_text(
-        "guidance-fashion", f"# {label.capitalize()}s by a classifier's energy\n\n{count} images a row.\n\n{cells}"
+        "guidance-fashion",
+        f"# A class by a classifier's energy\n\n{count} images a row; energies of chains of weight 5, of steering the "
+        f"weight of {STRENGTHS} with the least FD in hindsight.\n\n{cells}",
     )
-    write_json("guidance-fashion", {"count": count, "label": label, "rows": rows})
+    write_json("guidance-fashion", {"count": count, "rows": rows})
 
 
-def _recorded(
-    rows: list[dict[str, Any]], sheets: list[Tensor], reference: Reference, model: str, label: int,
-    way: str, images: Tensor, nfe: float, began: float,
-) -> None:  # fmt: skip
-    """Add what the judge says of images."""
-    sample = Sample(features(feature_net("fashion"), to_bytes(images)), reference)
-    near = neighbourhoods(sample, k=3)
-    rows.append({
-        "model": model, "way": way, "success": float((classify(to_bytes(images)) == label).float().mean()),
-        "precision": near["precision"], "recall": near["recall"], "FD": sample.frechet(), "KD": sample.kernel(),
-        "evaluations": nfe, "seconds": time.perf_counter() - began,
-    })  # fmt: skip
-    sheets.append(images[:16])
-    print(rows[-1], flush=True)
+# -- (d) what training hardly saw --------------------------------------------------------------------------------------
+
+
+def rare(path: Path, gan: Path, model: str, labels: list[str], count: int) -> None:
+    """Classes that were rare in training: how often they come by themselves, and how well energies find them.
+
+    The GAN and the diffusion have learned from the same images, and are guided by the same chains.
+    """
+    data = np.load(path)
+    network = steering_classifier(path)
+    diffusion = fast(load(model))
+    maps: dict[str, Generator | Diffusion] = {
+        "GAN": load_generator(gan),
+        "diffusion": Diffusion(diffusion, Sampler("dpm++", 4).plan(diffusion)),
+    }
+    rows: list[dict[str, Any]] = []
+    for name, pushforward in maps.items():
+        free = pushforward.sample(FREE, batch=count)
+        seen, sheets = classify(to_bytes(free)), []
+        for label in labels:
+            judge = Judge.of(data, label)
+            energy = 5 * energies.classifier(network, judge.label)
+            share = float((seen == judge.label).float().mean())
+            for way, how in (("Langevin", langevin()), ("MALA", mala())):
+                began = time.perf_counter()
+                found = guide(pushforward, energy, how, Schedule(200), chains=count, seed=1, batch=count)
+                rows.append({
+                    "map": name, "class": label, "of its own": share, "way": way, **judge(found.images),
+                    "evaluations": float(found.nfe.double().mean()), "seconds": time.perf_counter() - began,
+                })  # fmt: skip
+                sheets.append(found.images[:16])
+                print(rows[-1], flush=True)
+        save_image(compared(sheets), RESULTS / f"guidance-rare-{name.lower()}.png")
+    cells = table(list(rows[0]), [list(row.values()) for row in rows])
+    write_text(
+        "guidance-rare",
+        f"# Classes that were rare in training\n\n{count} chains of 200 moves a row, weight 5; *of its own*: their "
+        f"share of {FREE} samples without guidance.\n\n{cells}",
+    )
+    write_json("guidance-rare", {"count": count, "rows": rows})
 
 
 def fast(model: Model, *, compiled: bool = True) -> Model:
@@ -404,7 +474,8 @@ def main() -> None:
     parser.add_argument("--chains", type=int, default=100, help="of --closed")
     parser.add_argument("--fashion", type=Path, metavar="NPZ")
     parser.add_argument("--models", nargs="*", default=["fashion-vp", "fashion-blurring", "fashion-langevin"])
-    parser.add_argument("--label", default="sneaker")
+    parser.add_argument("--labels", nargs="*", default=["sneaker"])
+    parser.add_argument("--rare", nargs=2, metavar=("GAN", "MODEL"), help="in the place of --models, with --fashion")
     parser.add_argument("--count", type=int, default=100, help="images a row of --fashion")
     parser.add_argument("--faces", type=Path, nargs=2, metavar=("GAN", "NETWORK"))
     parser.add_argument("--cost", action="store_true")
@@ -416,8 +487,12 @@ def main() -> None:
         cost()
     if options.faces:
         faces(*options.faces, chains=12)
-    if options.fashion:
-        fashion(options.fashion, options.count, options.models, options.label)
+    if options.rare and not options.fashion:
+        parser.error("--rare needs --fashion NPZ, whose test images it compares with.")
+    if options.rare:
+        rare(options.fashion, Path(options.rare[0]), options.rare[1], options.labels, options.count)
+    elif options.fashion:
+        fashion(options.fashion, options.count, options.models, options.labels)
 
 
 if __name__ == "__main__":

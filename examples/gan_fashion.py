@@ -2,7 +2,7 @@
 
     python examples/gan_fashion.py fashion.npz
     python examples/gan_fashion.py fashion.npz --rare 8:0.01 --data-out rare.npz    # of class 8, one image in a hundred
-    pushforward train rare-model --data rare.npz --process vp                       # a diffusion on the same images
+    pushforward train rare-model --data rare.npz --process vp             # a diffusion on the same, without labels
 
 `fashion.npz` is what `zoo_data.py` makes: `x_train` and `y_train`. The generator is saved as `gan.safetensors`, for
 `pushforward.generator.load_generator`. About 15 minutes on one CPU core that is free.
@@ -146,7 +146,7 @@ def main(
     with np.load(data) as file:
         arrays = thinned(dict(file), rare or {})
     if data_out:
-        np.savez(data_out, **arrays)
+        np.savez_compressed(data_out, x_train=arrays["x_train"], x_test=arrays["x_test"])
         print(f"{data_out} has {len(arrays['x_train'])} training images.")
     pixels = torch.from_numpy(arrays["x_train"]).view(-1, 1, 28, 28)
     torch.manual_seed(0)
@@ -165,7 +165,7 @@ if __name__ == "__main__":
     parser.add_argument("data", metavar="NPZ", help="x_train (uint8, 28 x 28) and y_train")
     parser.add_argument("--steps", type=int, default=7_000)
     parser.add_argument("--rare", type=part, nargs="*", default=[], metavar="CLASS:SHARE", help="keep a part of these")
-    parser.add_argument("--data-out", metavar="NPZ", help="also write the images that are trained on")
+    parser.add_argument("--data-out", metavar="NPZ", help="also write the images, without labels")
     parser.add_argument("--out", default="gan.safetensors")
     parser.add_argument("--picture", default="gan.png")
     given = vars(parser.parse_args())
