@@ -129,6 +129,15 @@ def test_from_a_model_to_itself_codes_give_the_image_back(process, method, solve
     assert (found.rounds, found.nfe) == (1 + 6, 6 + 6)
 
 
+@pytest.mark.parametrize("solver", ["gddim", "exponential"])
+def test_a_plan_ends_where_its_last_noise_still_reaches_all_of_a_state(solver):
+    """Into time 0 the noise of a Langevin process's integrator reaches velocities alone, and there is no code."""
+    model = mixture(PROCESSES["langevin"])
+    there = made(model, "stochastic", solver=solver)
+    assert there.diffusion.plan.times[-1] == model.process.t_min
+    torch.testing.assert_close(translate(images(), there, there).images, images().float(), rtol=0, atol=1e-4)
+
+
 def test_the_residual_of_a_last_step_without_noise_is_the_sources_and_not_kept():
     """A plan that ends at 0 leaves out of the code what the source's last answer lacks of the image."""
     there = made(mixture(VP()), "stochastic")

@@ -108,6 +108,8 @@ def sampler_for(model: Model, sampler: Sampler, method: Method) -> Sampler:
         sampler = replace(sampler, grid="uniform")
     if method == "deterministic":
         return sampler if sampler.end is not None else replace(sampler, end=model.process.t_min)
+    if model.process.blocks > 1 and sampler.solver in ("gddim", "exponential") and sampler.end is None:
+        sampler = replace(sampler, end=model.process.t_min)  # into time 0 their noise reaches velocities alone
     return replace(sampler, settings=with_noise(sampler.solver, sampler.settings))
 
 
