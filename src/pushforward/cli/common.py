@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from pushforward.pushforward import Code, Diffusion, Labels
 
 __all__ = [
-    "DeviceOption", "DtypeOption", "GuidanceOption", "Images", "JsonOption", "LabelOption", "ModelArgument",
-    "NegativeOption", "PlanOptions", "PromptOption", "QuietOption", "avoiding", "choose_labels", "decoded",
-    "image_files", "image_size", "make_plan", "open_codes", "open_model", "pick_device", "plan_options", "progress",
-    "read_file", "read_inputs", "stochastic", "write_json",
+    "CountOption", "DeviceOption", "DtypeOption", "GuidanceOption", "Images", "JsonOption", "LabelOption",
+    "ModelArgument", "NegativeOption", "PlanOptions", "PromptOption", "QuietOption", "SplitOption", "avoiding",
+    "choose_labels", "decoded", "image_files", "image_size", "make_plan", "open_codes", "open_model", "pick_device",
+    "plan_options", "progress", "read_file", "read_inputs", "stochastic", "write_json",
 ]  # fmt: skip
 
 ModelArgument = Annotated[
@@ -47,6 +47,8 @@ PromptOption = Annotated[
 ]
 NegativeOption = Annotated[str, typer.Option(help="What not to draw: guidance leads away from this prompt.")]
 GuidanceOption = Annotated[float, typer.Option(help="Weight of classifier-free guidance; 1 is none.")]
+CountOption = Annotated[int | None, typer.Option(help="Take this many images; all by default.", min=1)]
+SplitOption = Annotated[str, typer.Option(help="Of an .npz file: train or test.")]
 DtypeOption = Annotated[
     str, typer.Option(help="Of the network's weights: float32, bfloat16 or float16; states stay float32.")
 ]

@@ -19,12 +19,14 @@ from torch import Tensor
 
 from pushforward.cli.batch import Item, list_items, open_folder, work_through
 from pushforward.cli.common import (
+    CountOption,
     DeviceOption,
     DtypeOption,
     JsonOption,
     NegativeOption,
     PlanOptions,
     QuietOption,
+    SplitOption,
     avoiding,
     image_size,
     open_model,
@@ -81,8 +83,8 @@ def edit(
     ),
     seed: Annotated[int, typer.Option(help="Of the codes.")] = 0,
     batch: Annotated[int, typer.Option(help="Candidates at a time, and states in a network call.", min=1)] = 16,
-    count: Annotated[int | None, typer.Option(help="Take this many images; all by default.", min=1)] = None,
-    split: Annotated[str, typer.Option(help="Of an .npz file: train or test.")] = "test",
+    count: CountOption = None,
+    split: SplitOption = "test",
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("edited"),
     dtype: DtypeOption = "float32",
     device: DeviceOption = "auto",

@@ -14,6 +14,7 @@ import torch
 import typer
 
 from pushforward.cli.common import (
+    CountOption,
     DeviceOption,
     DtypeOption,
     GuidanceOption,
@@ -24,6 +25,7 @@ from pushforward.cli.common import (
     PlanOptions,
     PromptOption,
     QuietOption,
+    SplitOption,
     avoiding,
     choose_labels,
     decoded,
@@ -67,8 +69,8 @@ def encode(
     ] = False,
     seed: Annotated[int, typer.Option(help="Of the path of states.")] = 0,
     batch: Annotated[int, typer.Option(help="Images at a time, and states in a network call.", min=1)] = 64,
-    count: Annotated[int | None, typer.Option(help="Take this many images; all by default.", min=1)] = None,
-    split: Annotated[str, typer.Option(help="Of an .npz file: train or test.")] = "test",
+    count: CountOption = None,
+    split: SplitOption = "test",
     out: Annotated[Path, typer.Option(help="The codes (.safetensors), for `pushforward decode`.")] = Path(
         "codes.safetensors"
     ),

@@ -16,6 +16,7 @@ import typer
 from torch import Tensor
 
 from pushforward.cli.common import (
+    CountOption,
     DeviceOption,
     DtypeOption,
     GuidanceOption,
@@ -26,6 +27,7 @@ from pushforward.cli.common import (
     PlanOptions,
     PromptOption,
     QuietOption,
+    SplitOption,
     avoiding,
     choose_labels,
     decoded,
@@ -74,8 +76,8 @@ def invert(
     tolerance: Annotated[float, typer.Option(help="Error allowed in any value of the image, of a range of 2.")] = 1e-4,
     seed: Annotated[int, typer.Option(help="Of the noise of level t_min.")] = 0,
     batch: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 64,
-    count: Annotated[int | None, typer.Option(help="Take this many images; all by default.", min=1)] = None,
-    split: Annotated[str, typer.Option(help="Of an .npz file: train or test.")] = "test",
+    count: CountOption = None,
+    split: SplitOption = "test",
     out: Annotated[Path, typer.Option(help="The codes (.safetensors), for `pushforward decode`.")] = Path(
         "codes.safetensors"
     ),

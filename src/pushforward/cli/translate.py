@@ -18,12 +18,14 @@ from torch import Tensor
 
 from pushforward.cli.batch import Item, list_items, open_folder, work_through
 from pushforward.cli.common import (
+    CountOption,
     DeviceOption,
     DtypeOption,
     JsonOption,
     NegativeOption,
     PlanOptions,
     QuietOption,
+    SplitOption,
     avoiding,
     choose_labels,
     image_size,
@@ -70,8 +72,8 @@ def translate(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the codes; an image's depends on the seed and what it shows.")] = 0,
     batch: Annotated[int, typer.Option(help="Images at a time, and states in a network call.", min=1)] = 32,
-    count: Annotated[int | None, typer.Option(help="Take this many images; all by default.", min=1)] = None,
-    split: Annotated[str, typer.Option(help="Of an .npz file: train or test.")] = "test",
+    count: CountOption = None,
+    split: SplitOption = "test",
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("translated"),
     dtype: DtypeOption = "float32",
     device: DeviceOption = "auto",
