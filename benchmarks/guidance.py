@@ -63,7 +63,7 @@ from pushforward.tasks.guide import best, guide
 from pushforward.tasks.steer import METHODS, steered
 
 WEIGHTS = (1.0, 0.3, 0.1, 0.03, 0.01)  # of the closed form's energy, of which steering has the best in hindsight
-STRENGTHS = (3.0, 10.0, 30.0)  # of a classifier's energy, likewise
+STRENGTHS = (5.0, 20.0)  # of a classifier's energy, likewise
 FREE = 1000  # samples in which rare classes are counted
 
 # -- (a) the truth in closed form --------------------------------------------------------------------------------------

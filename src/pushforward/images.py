@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,10 @@ from torch.nn.functional import pad
 from pushforward.errors import PushforwardError
 from pushforward.files import atomic_path
 
-__all__ = ["check_suffix", "compared", "picture_suffixes", "save_animation", "save_image", "sheet", "to_bytes"]
+__all__ = [
+    "check_suffix", "compared", "picture_suffixes", "read_mask",
+    "save_animation", "save_image", "sheet", "to_bytes",
+]  # fmt: skip
 
 
 def sheet(images: Tensor, *, columns: int | None = None, smallest: int = 64) -> Image.Image:
@@ -57,6 +60,28 @@ def compared(rows: Sequence[Tensor], *, columns: int = 16) -> Image.Image:
 def to_bytes(images: Tensor) -> Tensor:
     """Values in [-1, 1] as uint8, rounded; values outside are clipped."""
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte()
+
+
+def read_mask(path: Path, read: Callable[[Path], Tensor]) -> Tensor:
+    """Where a picture is white, or nearer to white than to black: `(height, width)`, true or false.
+
+    Args:
+        path: of the picture.
+        read: its values as `(channels, height, width)`, brought to the size wanted, in [-1, 1] or as bytes.
+
+    Raises:
+        PushforwardError: it is transparent in places, which may mean either, or has no white; and as `read`.
+    """
+    image = read(path)
+    with Image.open(path) as picture:
+        clear = picture.has_transparency_data
+    middle = 0.0 if image.is_floating_point() else 127.5
+    white = image.double().mean(0) > middle
+    if clear or not bool(white.any()):
+        what = "is transparent in places" if clear else "has no white pixel"
+        msg = f"The mask {path} {what}; draw it in black and white."
+        raise PushforwardError(msg)
+    return white
 
 
 def save_image(picture: Image.Image, path: Path) -> None:

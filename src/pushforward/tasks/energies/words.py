@@ -20,10 +20,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
+from pushforward.images import read_mask
 from pushforward.pushforward import Code
 from pushforward.tasks import energies as known
 from pushforward.tasks.clip import load_clip
@@ -96,16 +96,7 @@ class _Words:
         text = self.left.pop("mask", None)
         if text is None:
             return None
-        path = Path(text).expanduser()
-        image = self.setting.read(path)
-        with Image.open(path) as picture:
-            clear = picture.has_transparency_data
-        known = image.mean(0) > 0
-        if clear or not bool(known.any()):
-            what = "is transparent in places" if clear else "has no white pixel"
-            msg = f"The mask {path} {what}; draw it in black and white, white where the energy looks."
-            raise PushforwardError(msg)
-        return known
+        return read_mask(Path(text).expanduser(), self.setting.read)
 
     def views(self, default: int) -> known.Views | None:
         count = self.whole("views", default)

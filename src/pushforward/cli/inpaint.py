@@ -1,0 +1,156 @@
+"""Paint parts of images anew, by a model of what such images are.
+
+Examples are in `pushforward inpaint --help`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import Tensor
+
+from pushforward.cli.batch import Item, list_items, open_folder, work_through
+from pushforward.cli.common import (
+    CountOption,
+    DeviceOption,
+    DtypeOption,
+    GuidanceOption,
+    JsonOption,
+    LabelOption,
+    ModelArgument,
+    NegativeOption,
+    PlanOptions,
+    PromptOption,
+    QuietOption,
+    SplitOption,
+    avoiding,
+    choose_labels,
+    image_size,
+    open_model,
+    pick_device,
+    plan_options,
+    read_file,
+    write_json,
+)
+from pushforward.images import read_mask, save_image, sheet
+from pushforward.plan import Plan
+from pushforward.pushforward import Diffusion
+from pushforward.sampler import Sampler
+from pushforward.tasks.inpaint import inpaint as paint
+from pushforward.tasks.steer import inpainted
+
+__all__ = ["inpaint"]
+
+_SHOWN = 16  # images of the sheet, at most
+
+
+@plan_options(solver="ddpm", steps=25)
+def inpaint(
+    model: ModelArgument,
+    images: Annotated[list[Path], typer.Argument(help="Files, folders, or .npz files of images.")],
+    plan: PlanOptions,
+    mask: Annotated[Path, typer.Option(help="A picture, white where the images are painted anew.")],
+    repeats: Annotated[
+        int, typer.Option(help="Times that each step is taken: with more, the parts agree better.", min=1)
+    ] = 4,
+    draws: Annotated[int, typer.Option(help="Of each image.", min=1)] = 1,
+    label: LabelOption = None,
+    prompt: PromptOption = None,
+    negative: NegativeOption = "",
+    guidance: GuidanceOption = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the codes; an image's depends on the seed and what it shows.")] = 0,
+    batch: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 32,
+    count: CountOption = None,
+    split: SplitOption = "test",
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("inpainted"),
+    dtype: DtypeOption = "float32",
+    device: DeviceOption = "auto",
+    json: JsonOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    r"""Paint parts of images anew, by a model of what such images are.
+
+    The other parts stay as they are, to the last bit (RePaint's repeats, DDNM's answers). OUT gets the folder images/,
+    and sheet.png with the first images, their known parts, and their draws below. An interrupted run goes on with the
+    same command; files that cannot be read are named and left out.
+
+    \b
+    pushforward inpaint fashion-vp data.npz --mask lower-half.png --count 8 --draws 4
+    pushforward inpaint ./face-model photos/ --mask glasses.png --steps 50 --repeats 10
+    """
+    where = pick_device(device)
+    network = avoiding(open_model(model, where, dtype), negative)
+    channels, *size = image_size(network)
+    known = ~read_mask(mask, lambda path: read_file(path, (size[0], size[1]), channels, Counter()))
+    again = {"repeats": repeats} if repeats > 1 else {}
+    sampler = Sampler(plan.solver, plan.steps, {**plan.settings, **again}, plan.grid, plan.end)
+    made = sampler.plan(network)
+    diffusion = Diffusion(network, made, device=where)
+    inpainted(network, torch.zeros(network.shape), known)  # what is wrong is said before all work
+    network.given(choose_labels(network, label or [], 1, prompt or []), guidance)
+    items = list_items(images, image_size(network), out=out, split=split, count=count)
+    settings = {
+        "command": "inpaint", "images": [str(path.resolve()) for path in images], "split": split, "model": model,
+        "mask": str(mask.resolve()), "sampler": asdict(sampler), "draws": draws, "labels": label, "prompts": prompt,
+        "negative": negative, "guidance": guidance, "seed": seed, "dtype": dtype,
+    }  # fmt: skip
+    open_folder(out, settings)
+    labels = choose_labels(network, label or [], len(items), prompt or [])
+
+    def work(some: list[Item], values: Tensor, numbers: list[int]) -> None:
+        own = torch.tensor([item.position for item in some])
+        told = labels[own] if isinstance(labels, Tensor) else labels and [labels[i] for i in own.tolist()]
+        found = paint(diffusion, values, known, draws=draws, labels=told, guidance=guidance, seed=seed, first=numbers,
+                      batch=batch)  # fmt: skip
+        for item, drawn in zip(some, found, strict=True):
+            for path, image in reversed([*zip(_paths(out, item, draws), drawn, strict=True)]):  # the first one last
+                save_image(sheet(image[None], smallest=0), path)
+
+    started = time.perf_counter()
+    outcome = work_through(
+        items, work, lambda item: _paths(out, item, draws)[0].is_file(), label="inpainting",
+        batch=max(1, batch // draws), quiet=quiet,
+    )  # fmt: skip
+    rows = _sheet(items, known, draws, out)
+    report = {
+        **settings, "count": len(rows), "done_before": outcome.before, "seconds": time.perf_counter() - started,
+        "nfe": made.nfe if isinstance(made, Plan) else None, "painted": float((~known).double().mean()),
+        "notes": outcome.lines, "skipped": outcome.skipped, "out": out, "images": rows,
+    }  # fmt: skip
+    if not quiet and json != "-":
+        for line in outcome.lines:
+            typer.echo(line)
+        each = f", {made.nfe} network evaluations a draw" if isinstance(made, Plan) else ""
+        typer.echo(f"{out}: {len(rows)} images, {draws} of each{each}, {report['seconds']:.1f} s")
+    write_json(report, json)
+
+
+def _paths(out: Path, item: Item, draws: int) -> list[Path]:
+    ends = [""] if draws == 1 else [f"-{k}" for k in range(draws)]
+    return [out / "images" / f"{item.name}{end}.png" for end in ends]
+
+
+def _sheet(items: Sequence[Item], known: Tensor, draws: int, out: Path) -> list[dict[str, object]]:
+    """Write `sheet.png`: images, what is known of them, and their draws; and name the results."""
+    columns: list[Tensor] = []
+    rows: list[dict[str, object]] = []
+    for item in items:
+        paths = _paths(out, item, draws)
+        if not paths[0].is_file():
+            continue
+        rows.append({"name": item.name, "source": item.source, "results": [str(path) for path in paths]})
+        if len(columns) < _SHOWN:
+            source = item.read(Counter())
+            drawn = [read_file(path, None, None, Counter()) for path in paths]
+            columns.append(torch.stack([source, torch.where(known, source, 127), *drawn]))
+    if columns:
+        shown = torch.stack(columns, 1).flatten(0, 1)
+        save_image(sheet(shown.float() / 127.5 - 1, columns=len(columns)), out / "sheet.png")
+    return rows

@@ -1,0 +1,74 @@
+"""Images of which some pixels are known: the others are drawn by a diffusion model.
+
+At every step the known pixels take their places in the network's answer (`steer.inpainted`), and plans with `repeats`
+take each step several times, so that the others come to agree with them.
+
+References:
+    RePaint, Lugmayr et al., arXiv 2201.09865; DDNM, Wang et al., arXiv 2212.00490.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pushforward.errors import PushforwardError
+from pushforward.plan import Plan
+from pushforward.pushforward import Diffusion, Labels, Stream, chosen, mixed
+from pushforward.tasks.steer import inpainted
+
+__all__ = ["inpaint"]
+
+
+@torch.no_grad()
+def inpaint(
+    diffusion: Diffusion,
+    images: Tensor,
+    known: Tensor,
+    *,
+    draws: int = 1,
+    labels: Labels = None,
+    guidance: float = 1.0,
+    seed: int = 0,
+    first: int | Sequence[int] = 0,
+    batch: int = 64,
+    callback: Callable[[object], None] | None = None,
+) -> Tensor:
+    """Images with the same known pixels, `(count, draws, channels, height, width)` in [-1, 1], on the CPU.
+
+    Args:
+        diffusion: of images, not of latents; with a plan that has `repeats` the parts agree better.
+        images: in [-1, 1], `(count, channels, height, width)`.
+        known: true where a pixel is kept; broadcasts to `images`.
+        draws: of each image.
+        labels: classes `(count,)`, or as many prompts, for a model that takes them.
+        guidance: weight of classifier-free guidance.
+        seed: of the codes; those of an image depend on the seed, its number and the draw's alone.
+        first: number of the first image, or the number of each.
+        batch: draws at a time.
+        callback: told after every network call.
+
+    Raises:
+        PushforwardError: a model of latents, shapes that do not fit, or fewer than one draw.
+    """
+    if draws < 1 or batch < 1:
+        msg = f"Inpainting needs 1 draw or more, and as many at a time; got {draws} and {batch}."
+        raise PushforwardError(msg)
+    inpainted(diffusion.model, images, known)  # what is wrong is said before all work
+    where, count = known.bool().expand_as(images), len(images)
+    numbers = range(first, first + count) if isinstance(first, int) else first
+    plan = diffusion.plan
+    noises = len(plan.noises) if isinstance(plan, Plan) else 0
+    shape, like = diffusion.model.state_shape(1)[1:], diffusion.draw(1).start
+    made = []
+    for some in torch.arange(count * draws).split(batch):
+        own = some // draws
+        keys = [mixed(numbers[i], k) for i, k in zip(own.tolist(), (some % draws).tolist(), strict=True)]
+        held = replace(diffusion, model=inpainted(diffusion.model, images[own], where[own]))
+        code = Stream(seed, keys, shape).code(noises, like)
+        found = held.decode(code, chosen(labels, own), guidance, callback=callback).float().cpu()
+        made.append(torch.where(where[own].cpu(), images[own].float().cpu(), found))
+    return torch.cat(made).unflatten(0, (count, draws))

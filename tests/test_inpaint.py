@@ -1,0 +1,188 @@
+"""Inpainting: of models whose conditional laws are known, and as a command."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from helpers import PROCESSES, gaussian_denoiser, mixture_denoiser, normal
+from pushforward import SOLVERS, Diffusion, Model, PushforwardError, grid
+from pushforward.cli import app
+from pushforward.linear import VP, Gaussian
+from pushforward.model import save_model
+from pushforward.plan import repeated
+from pushforward.sampler import Sampler
+from pushforward.tasks.inpaint import inpaint
+from test_cli_invert import saved
+from test_cli_translate import pixels
+from test_edit import reading
+
+SHAPE, SIDE = (1, 3, 2), 8
+runner = CliRunner()
+
+
+def pair(share: float = 0.9) -> Diffusion:
+    """Two pixels of variance 1 and correlation `share`; each of 10 steps is taken five times."""
+    frequencies = torch.tensor([[1 + share, 1 - share]], dtype=torch.float64)
+    model = Model("pair", VP(), gaussian_denoiser(VP(), Gaussian(frequencies)), (1, 1, 2))
+    return Diffusion(model, repeated(SOLVERS["ddpm"], VP(), grid.power(VP(), 10), 5))
+
+
+def mixture(process: str = "vp", solver: str = "ddpm", **settings: object) -> Diffusion:
+    own = PROCESSES[process]
+    model = Model("mixture", own, mixture_denoiser(own, normal(3, *SHAPE, seed=0), 0.01), SHAPE)
+    return Diffusion(model, Sampler(solver, 5, settings).plan(model))
+
+
+# -- in Python ---------------------------------------------------------------------------------------------------------
+
+
+def test_draws_follow_what_is_known():
+    """Given one pixel is x, the other is N(.9 x, .19); 800 draws have a standard error of .016, turns leave .1."""
+    images = torch.tensor([1.0, -0.5]).view(2, 1, 1, 1).expand(2, 1, 1, 2)
+    drawn = inpaint(pair(), images, torch.tensor([True, False]), draws=800, batch=1600)[:, :, 0, 0]
+    assert torch.equal(drawn[..., 0], torch.tensor([1.0, -0.5])[:, None].expand(2, 800))
+    assert (drawn[..., 1].mean(1) - torch.tensor([0.9, -0.45])).abs().max() < 0.1
+    assert (drawn[..., 1].var(1) - 0.19).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("solver", ["ddpm", "dpm++"])
+def test_known_pixels_stay_bit_for_bit(process, solver):
+    """Whatever the process and the order; each image may have a mask of its own."""
+    images, known = 0.3 * normal(3, *SHAPE).float(), torch.rand(3, *SHAPE, generator=torch.manual_seed(0)) > 0.5
+    drawn = inpaint(mixture(process, solver), images, known, draws=2)
+    assert drawn.shape == (3, 2, *SHAPE)
+    for k in range(2):
+        assert torch.equal(drawn[:, k][known], images[known])
+        assert not torch.isclose(drawn[:, k][~known], images[~known]).any()
+
+
+def test_a_draw_depends_on_the_seed_its_image_and_its_number_alone():
+    """Not on the batch, the other images, or how many draws there are; to float32's rounding in other batches."""
+    diffusion, known = mixture(repeats=2), torch.tensor([[True, False]])
+    images = 0.3 * normal(4, *SHAPE).float()
+    whole = inpaint(diffusion, images, known, draws=3, seed=5, first=[7, 1, 30, 2])
+    pieces = inpaint(diffusion, images, known, draws=3, seed=5, first=[7, 1, 30, 2], batch=5)
+    alone = inpaint(diffusion, images[2:3], known, draws=1, seed=5, first=30)
+    assert torch.allclose(whole, pieces, atol=1e-5)
+    assert torch.allclose(whole[2, :1], alone[0], atol=1e-5)
+    assert not torch.allclose(whole[2, 0], whole[2, 1], atol=1e-2)
+    other = inpaint(diffusion, images[2:3], known, seed=6, first=30)
+    assert not torch.allclose(other, alone, atol=1e-2)
+
+
+def test_with_nothing_known_it_samples_the_model():
+    """Of the same law: the mixture's mean and deviation, 400 draws, five standard errors."""
+    diffusion = mixture()
+    drawn = inpaint(diffusion, torch.zeros(1, *SHAPE), torch.zeros(SHAPE), draws=400, batch=400)[0]
+    free = diffusion.sample(400, seed=3, batch=400)
+    error = free.std(0) * math.sqrt(2 / 400)
+    assert ((drawn.mean(0) - free.mean(0)).abs() < 5 * error).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"draws": 0}, "1 draw or more"),
+        ({"batch": 0}, "1 draw or more"),
+        ({"known": torch.ones(7, 7)}, r"inpaints images of shape \(1, 3, 2\)"),
+        ({"images": torch.zeros(2, 1, 4, 4)}, r"inpaints images of shape \(1, 3, 2\)"),
+        ({"labels": torch.zeros(2, dtype=torch.long)}, "no classes"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_a_sentence(options, said):
+    asked = {"images": torch.zeros(2, *SHAPE), "known": torch.ones(SHAPE), **options}
+    with pytest.raises(PushforwardError, match=said):
+        inpaint(mixture(), asked.pop("images"), asked.pop("known"), **asked)
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Two models, three pictures and masks of the model's size, and masks that do not do."""
+    root = tmp_path_factory.mktemp("inpaint")
+    saved(VP(), root / "grey")
+    save_model(reading(side=SIDE), root / "reads")
+    values = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE), dtype=np.uint8)
+    (root / "photos").mkdir()
+    for i, value in enumerate(values):
+        Image.fromarray(value).save(root / "photos" / f"{i}.png")
+    mask = np.zeros((SIDE, SIDE), dtype=np.uint8)
+    mask[SIDE // 2 :] = 255
+    Image.fromarray(mask).save(root / "mask.png")
+    Image.fromarray(0 * mask).save(root / "black.png")
+    Image.merge("LA", [Image.fromarray(mask)] * 2).save(root / "clear.png")
+    return root
+
+
+def run(files, out, *options, model="grey", mask="mask.png", images="photos"):
+    arguments = ["inpaint", files / model, files / images, "--mask", files / mask, "--steps", 2, "--out", out, "-q"]
+    return runner.invoke(app, [str(a) for a in [*arguments, *options]])
+
+
+def test_the_command_paints_what_is_white_and_leaves_the_rest(files, tmp_path):
+    out, report = tmp_path / "out", tmp_path / "report.json"
+    result = run(files, out, "--draws", 2, "--repeats", 3, "--json", report)
+    assert result.exit_code == 0, result.exception
+    said = json.loads(report.read_text())
+    assert (said["count"], said["nfe"], said["painted"]) == (3, 6, 0.5)
+    assert [len(row["results"]) for row in said["images"]] == [2, 2, 2]
+    for i in range(3):
+        source = pixels(files / "photos" / f"{i}.png")
+        first, second = (pixels(out / "images" / f"{i}-{k}.png") for k in range(2))
+        half = SIDE // 2
+        assert (first[:half] == source[:half]).all()
+        assert (second[:half] == source[:half]).all()
+        assert (first[half:] != source[half:]).any()
+        assert (first[half:] != second[half:]).any()
+    with Image.open(out / "sheet.png") as sheet:  # image, what is known, two draws; three columns
+        assert sheet.size == (3 * 64, 4 * 64)
+
+
+def test_an_interrupted_run_does_what_is_left_and_no_more(files, tmp_path):
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    run(files, whole), run(files, part)
+    kept = part / "images" / "0.png"
+    before = kept.stat().st_mtime_ns
+    for name in ("1.png", "2.png"):
+        (part / "images" / name).unlink()
+    result = run(files, part, "--batch", 1, "--json", "-")
+    assert result.exit_code == 0, result.exception
+    assert json.loads(result.stdout)["done_before"] == 1
+    assert kept.stat().st_mtime_ns == before
+    for name in ("0.png", "1.png", "2.png"):
+        assert (part / "images" / name).read_bytes() == (whole / "images" / name).read_bytes()
+
+
+def test_prompts_are_told(files, tmp_path):
+    for prompt in ("a", "b"):
+        result = run(files, tmp_path / prompt, "--prompt", prompt, "--guidance", 3, model="reads")
+        assert result.exit_code == 0, result.exception
+    one, other = (pixels(tmp_path / prompt / "images" / "0.png") for prompt in ("a", "b"))
+    assert (one != other).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"mask": "black.png"}, "has no white pixel"),
+        ({"mask": "clear.png"}, "is transparent in places"),
+        ({"mask": "none.png"}, "cannot be read"),
+        ({"images": "none"}, "none"),
+        ({"options": ["--label", "nothing"]}, "has no class 'nothing'"),
+        ({"options": ["--prompt", "a"]}, "reads no prompts"),
+        ({"options": ["--solver", "nonsense"]}, "nonsense"),
+    ],
+)
+def test_the_command_refuses_in_a_sentence(files, tmp_path, options, said):
+    result = run(files, tmp_path / "out", *options.pop("options", []), **options)
+    assert isinstance(result.exception, PushforwardError), result.exception
+    assert said in str(result.exception)
+    assert not (tmp_path / "out").exists()
