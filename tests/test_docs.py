@@ -1,0 +1,81 @@
+"""What the documents tell a user to type exists: commands, their options, modules, names and keywords."""
+
+import ast
+import importlib
+import inspect
+import re
+import shlex
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+import typer
+
+import pushforward
+from pushforward.cli import app, command_names
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").glob("*.md"))]
+
+
+def fences(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The words after `pushforward` of each line that calls it, directly or through Python."""
+    for block in fences(page, "sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if "pushforward" in words and words[0] in ("pushforward", "torchrun", "accelerate", "python"):
+                yield words[words.index("pushforward") + 1 :]
+
+
+@cache
+def options(name: str) -> frozenset[str]:
+    group = typer.main.get_command(app)
+    command = group.get_command(None, name)
+    return frozenset(word for option in command.params for word in [*option.opts, *option.secondary_opts])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_have_the_options_that_they_are_shown_with(page):
+    for name, *words in commands(page):
+        if name.startswith("-"):
+            continue
+        assert name in command_names()
+        given = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+        assert given - options(name) <= {"--help"}, f"pushforward {name} {' '.join(words)}"
+
+
+def test_there_are_commands_to_check():
+    assert {words[0] for page in PAGES for words in commands(page)} >= {"sample", "guide", "translate", "inpaint"}
+
+
+def resolved(node: ast.expr, names: dict[str, object]) -> object | None:
+    """What a dotted name stands for, as far as it is of the package."""
+    if isinstance(node, ast.Name):
+        return names.get(node.id)
+    if isinstance(node, ast.Attribute):
+        owner = resolved(node.value, names)
+        if inspect.ismodule(owner) or inspect.isclass(owner):
+            assert hasattr(owner, node.attr), f"{ast.unparse(node)} does not exist"
+            return getattr(owner, node.attr)
+    return None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_names_and_keywords_in_python_exist(page):
+    names: dict[str, object] = {"pf": pushforward}
+    for node in ast.walk(ast.parse("\n".join(fences(page, "python")))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "pushforward":
+            module = importlib.import_module(node.module)
+            names |= {alias.asname or alias.name: getattr(module, alias.name) for alias in node.names}
+        elif isinstance(node, ast.Attribute):
+            resolved(node, names)
+        elif isinstance(node, ast.Call) and callable(function := resolved(node.func, names)):
+            parameters = inspect.signature(function).parameters.values()
+            if all(parameter.kind != inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+                known = {parameter.name for parameter in parameters}
+                assert {keyword.arg for keyword in node.keywords} <= known, ast.unparse(node)
