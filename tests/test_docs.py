@@ -23,13 +23,21 @@ def fences(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
-def commands(page: Path) -> Iterator[list[str]]:
+def commands(text: str) -> Iterator[list[str]]:
     """The words after `pushforward` of each line that calls it, directly or through Python."""
-    for block in fences(page, "sh"):
-        for line in block.replace("\\\n", " ").splitlines():
+    for line in text.replace("\\\n", " ").splitlines():
+        if line.strip().startswith(("pushforward ", "torchrun ", "accelerate ", "python ")):
             words = shlex.split(line, comments=True)
-            if "pushforward" in words and words[0] in ("pushforward", "torchrun", "accelerate", "python"):
+            if "pushforward" in words:
                 yield words[words.index("pushforward") + 1 :]
+
+
+def check(text: str) -> None:
+    """Every command is there, and has the options."""
+    for name, *words in commands(text):
+        assert name in command_names()
+        given = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+        assert given - options(name) <= {"--help"}, f"pushforward {name} {' '.join(words)}"
 
 
 @cache
@@ -41,16 +49,19 @@ def options(name: str) -> frozenset[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_commands_have_the_options_that_they_are_shown_with(page):
-    for name, *words in commands(page):
-        if name.startswith("-"):
-            continue
-        assert name in command_names()
-        given = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
-        assert given - options(name) <= {"--help"}, f"pushforward {name} {' '.join(words)}"
+    check("\n".join(fences(page, "sh")))
+
+
+@pytest.mark.parametrize("name", command_names())
+def test_examples_in_a_commands_help_have_options_that_it_has(name):
+    module = name.replace("-", "_")
+    text = inspect.getdoc(getattr(importlib.import_module(f"pushforward.cli.{module}"), module))
+    check(text.partition("\\b\n")[2])
 
 
 def test_there_are_commands_to_check():
-    assert {words[0] for page in PAGES for words in commands(page)} >= {"sample", "guide", "translate", "inpaint"}
+    shown = {words[0] for page in PAGES for block in fences(page, "sh") for words in commands(block)}
+    assert shown >= {"sample", "guide", "translate", "inpaint"}
 
 
 def resolved(node: ast.expr, names: dict[str, object]) -> object | None:
