@@ -5,6 +5,9 @@ Models, GANs and classifiers are tiny and have random weights. Traces are plotte
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -21,6 +24,7 @@ from pushforward.linear import VP
 from pushforward.model import save_model
 from pushforward.tasks.checkpoints import load_chains, load_descents
 from pushforward.tasks.diagnose import plot
+from pushforward.tasks.steer import METHODS as STEERINGS
 from test_cli_invert import saved
 from test_cli_translate import pixels
 from test_edit import reading
@@ -28,8 +32,18 @@ from test_generator import tutorial
 
 runner = CliRunner()
 SIDE = 8
-FEW = ["--plan", "ddim:steps=2", "--steps", 2, "--chains", 2]
+
+
+def few(model, options=()):
+    """Options by which a run takes no time, where they have a meaning."""
+    plan = [] if str(model).endswith((".pt", ".pth", ".png")) else ["--plan", "ddim:steps=2"]
+    steered = any(str(option).split(":")[0] in STEERINGS for option in options)
+    return [*plan, *([] if steered else ["--steps", 2]), "--chains", 2]
+
+
 ENERGIES = """
+from time import sleep
+
 import torch
 from pushforward.tasks.energies import colour
 
@@ -107,7 +121,17 @@ def guiding(files, tmp_path):
     def run(model, *options, energy="dark", out=None):
         report = tmp_path / "report.json"
         energies = ["--energy", f"python:{files}/energies.py:name={energy}"] if energy else []
-        arguments = ["guide", files / model, *energies, *FEW, "--out", out or tmp_path / "out", "--json", report, "-q"]
+        arguments = [
+            "guide",
+            files / model,
+            *energies,
+            *few(model, options),
+            "--out",
+            out or tmp_path / "out",
+            "--json",
+            report,
+            "-q",
+        ]
         result = runner.invoke(app, [str(a) for a in [*arguments, *options]])
         assert result.exit_code == 0, result.exception
         return json.loads(report.read_text())
@@ -175,7 +199,17 @@ def test_the_folder_and_the_report(files, guiding, tmp_path, monkeypatch):
 
 
 def test_json_on_stdout_is_alone_there(files, tmp_path):
-    arguments = ["guide", files / "gan.pt", "--latent", 5, "--energy", "gaussian", *FEW, "--out", tmp_path / "out"]
+    arguments = [
+        "guide",
+        files / "gan.pt",
+        "--latent",
+        5,
+        "--energy",
+        "gaussian",
+        *few("gan.pt"),
+        "--out",
+        tmp_path / "out",
+    ]
     result = runner.invoke(app, [str(a) for a in [*arguments, "--json", "-"]])
     assert json.loads(result.stdout) == json.loads((tmp_path / "out" / "report.json").read_text())
     shutil.rmtree(tmp_path / "out")
@@ -203,6 +237,24 @@ def test_chains_of_an_annealed_energy_have_weights(guiding):
 
 
 # -- interruptions -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_is_told_to_end_keeps_what_it_has(files, tmp_path):
+    """As batch systems tell it, by SIGTERM: 143, the folder has the chains, and the same command goes on."""
+    slow = tmp_path / "slow.py"
+    slow.write_text(
+        "import time\n\ndef energy(images, code):\n    time.sleep(0.2)\n    return images.mean((1, 2, 3))\n"
+    )
+    out = tmp_path / "out"
+    options = ["--energy", f"python:{slow}", "--plan", "ddim:steps=2", "--chains", "1", "--steps", "500", "-q"]
+    command = [sys.executable, "-m", "pushforward", "guide", str(files / "grey"), *options, "--out", str(out)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as running:
+        while running.poll() is None and not (out / "steps").is_dir():
+            time.sleep(0.05)
+        running.terminate()
+        assert running.wait() == 143
+    chains, _ = load_chains(out / "chains.safetensors")
+    assert chains.step < 500
 
 
 @pytest.mark.parametrize(
@@ -251,7 +303,18 @@ def test_a_finished_folder_is_left_as_it_is_and_serves_no_other_settings(files, 
     assert {file: file.read_bytes() for file in (tmp_path / "out").rglob("*.png")} == shown
     for option, value in {"--seed": 1, "--steps": 3, "--sampler": "mala", "--energy": "chi", "--label": "a"}.items():
         energy = f"python:{files}/energies.py:name=dark"
-        arguments = ["guide", files / "grey", "--energy", energy, *FEW, option, value, "--out", tmp_path / "out", "-q"]
+        arguments = [
+            "guide",
+            files / "grey",
+            "--energy",
+            energy,
+            *few("grey"),
+            option,
+            value,
+            "--out",
+            tmp_path / "out",
+            "-q",
+        ]
         result = runner.invoke(app, [str(a) for a in arguments])
         assert isinstance(result.exception, PushforwardError), (option, result.exception)
         assert "holds results of other settings" in str(result.exception)
@@ -424,7 +487,16 @@ def test_energies_made_in_a_python_file_keep_their_weights(files, guiding, tmp_p
 def test_an_energy_that_does_not_do_is_named_in_a_sentence(files, tmp_path, monkeypatch, capsys, energy, message):
     words = energy.replace("{}", str(files))
     text = said(
-        monkeypatch, capsys, "guide", files / "grey", "--energy", words, *FEW, "--out", tmp_path / "out", "--quiet"
+        monkeypatch,
+        capsys,
+        "guide",
+        files / "grey",
+        "--energy",
+        words,
+        *few("grey"),
+        "--out",
+        tmp_path / "out",
+        "--quiet",
     )
     assert text.startswith("pushforward: ")
     assert message in text
@@ -435,7 +507,7 @@ def test_an_energy_that_does_not_do_is_named_in_a_sentence(files, tmp_path, monk
 @pytest.mark.parametrize("name", ["nan", "frozen"])
 def test_other_samplers_name_it_too(files, tmp_path, monkeypatch, capsys, sampler, name):
     energy = f"python:{files}/energies.py:name={name}"
-    options = ["--energy", energy, *FEW, "--sampler", sampler, "--out", tmp_path / "out", "-q"]
+    options = ["--energy", energy, *few("grey", [sampler]), "--sampler", sampler, "--out", tmp_path / "out", "-q"]
     text = said(monkeypatch, capsys, "guide", files / "grey", *options)
     assert "Energy 'python" in text
     assert text.count("\n") == 1
@@ -463,6 +535,11 @@ def test_other_samplers_name_it_too(files, tmp_path, monkeypatch, capsys, sample
         ("grey", ["--sampler", "mpgd", "--energy", "chi"], "Energy 'chi' has no gradient"),
         ("grey", ["--sampler", "mpgd", "--draws", 2], "are of chains"),
         ("grey", ["--sampler", "adam", "--anneal", 1], "are of chains"),
+        ("grey", ["--sampler", "tfg", "--steps", 5], "in the place of --steps"),
+        ("grey", ["--sampler", "tfg", "--gradient", "exact"], "leave --gradient out"),
+        ("grey", ["--latent", 5], "leave --latent out"),
+        ("dcgan.pth", ["--plan", "ddim"], "A GAN has no plan"),
+        ("dcgan.pth", ["--dtype", "float16"], "A GAN has no plan"),
         ("grey", ["--draws", 2], "as many draws at most"),
         ("grey", ["--warm-up", 2], "a warm-up of fewer"),
         ("grey", ["--plan", "rk45"], "chooses its steps as it goes; name another"),
@@ -491,7 +568,7 @@ def test_settings_that_do_not_do_are_refused_in_a_sentence(
     files, tmp_path, monkeypatch, capsys, model, options, message
 ):
     energy = f"python:{files}/energies.py:name=dark"
-    common = ["--energy", energy, *FEW, "--out", tmp_path / "out", "-q"]
+    common = ["--energy", energy, *few(model, options), "--out", tmp_path / "out", "-q"]
     text = said(monkeypatch, capsys, "guide", files / model, *common, *options)
     assert text.startswith("pushforward: ")
     assert message in text

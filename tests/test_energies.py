@@ -159,7 +159,7 @@ def test_masked_and_colour_look_where_the_mask_is():
         told(colour((1.0, 0.0, -1.0), deviation=0.5), flat), torch.full((2,), 1.5, dtype=torch.float64)
     )
     torch.testing.assert_close(
-        told(colour(0.25), torch.zeros(2, 1, 4, 4)), torch.full((2,), 0.25**2 / 2, dtype=torch.float64)
+        told(colour(0.25), torch.zeros(2, 1, 4, 4)), torch.full((2,), (0.25 / 0.1) ** 2 / 2, dtype=torch.float64)
     )
 
 
@@ -293,6 +293,7 @@ def a_vit(path, cls="ViTForImageClassification", **settings):
     [
         ("ViT", {"size": {"height": 16, "width": 16}}),
         ("ConvNext", {"size": {"shortest_edge": 16}, "crop_pct": 0.875, "resample": 3}),
+        ("ConvNext", {"size": 16, "crop_pct": 0.875, "resample": 3}),
         ("CLIP", {"size": {"shortest_edge": 14}, "do_center_crop": True, "crop_size": 16, "resample": 3}),
     ],
 )

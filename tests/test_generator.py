@@ -333,6 +333,23 @@ def test_faults_are_said_in_a_sentence(tmp_path):
             action()
 
 
+def test_a_method_of_a_network_is_put_into_evaluation_mode():
+    """As `gan` does it, so that two calls agree."""
+
+    class Mine(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+            return nn.functional.dropout(self.layer(x), training=self.training)
+
+    network = Mine()
+    model = consistency(network.denoise, (1, 2, 4))
+    assert not network.training
+    assert torch.equal(model.sample(2), model.sample(2))
+
+
 def test_files_that_are_no_generators_are_refused(tmp_path, pipeline):
     (tmp_path / "broken.pth").write_bytes(b"no network")
     np.savez(tmp_path / "data.npz", x=np.zeros(3))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from pushforward.tasks.energies import Energy, of
 from pushforward.tasks.guide import Descents, Guided, best, guide
 
 NUMBERS, PIXELS = 6, 4
+WEIGHT = torch.ones((), requires_grad=True)
 
 
 class Linear:
@@ -126,6 +128,11 @@ def gaussian_diffusion(process: Process, solver: str, dtype: torch.dtype = torch
     settings = {"eta": 0.7} if solver == "ddim" else {"noise": 0.8}
     plan = Sampler(solver, 6, settings, end=process.t_min).plan(model)
     return Diffusion(model, plan, dtype=dtype)
+
+
+def rk45() -> Diffusion:
+    plain = gaussian_diffusion(VP(), "ddim")
+    return Diffusion(plain.model, Sampler("rk45").plan(plain.model))
 
 
 def brightness(images: Tensor, code: Code) -> Tensor:
@@ -316,8 +323,15 @@ def test_a_diagnosis_tells_arrived_chains_from_stuck_ones():
         (lambda toy: guide(toy, toy.energy, langevin(0.0)), "positive number"),
         (lambda toy: guide(toy, toy.energy, schedule=Schedule(5, 5)), "a warm-up of fewer"),
         (lambda toy: guide(toy, toy.energy, schedule=Schedule(5, 2, draws=4)), "as many draws at most"),
-        (lambda toy: guide(toy, toy.energy, begin=Code(torch.zeros(2, 9)), chains=2), "have 6 variables each"),
+        (lambda toy: guide(toy, toy.energy, begin=Code(torch.zeros(2, 9)), chains=2), r"a start of shape \(2, 6\)"),
         (lambda toy: guide(toy, toy.energy, guidance=2.0), "for diffusion models"),
+        (lambda toy: guide(toy, Energy(()), chains=2), "without terms"),
+        (lambda toy: guide(toy, toy.energy, chains=2, labels="ab"), "Prompts are a list"),
+        (lambda toy: guide(rk45(), brightness, chains=2), "Adaptive steps have no gradient"),
+        (
+            lambda toy: guide(toy, lambda images, code: WEIGHT * images.detach().mean((1, 2, 3))),
+            "no gradient in the code",
+        ),
         (lambda toy: best(toy, toy.energy, steps=0), "1 step or more"),
         (lambda toy: best(toy, toy.energy, learning_rate=math.inf), "positive learning rate"),
         (
@@ -329,6 +343,84 @@ def test_a_diagnosis_tells_arrived_chains_from_stuck_ones():
 def test_arguments_that_do_not_fit_are_refused(call, said: str):
     with pytest.raises(PushforwardError, match=said):
         call(Linear())
+
+
+def test_a_proposal_that_cannot_be_decoded_is_refused_and_no_other():
+    """A network that has no answer far away: its chains stay where they were, the others are what they are alone."""
+    plain = gaussian_diffusion(VP(), "ddim")  # of noises
+
+    class Short:
+        def at(self, process: Process, times: Tensor, like: Tensor) -> Callable[..., Tensor]:
+            ask = plain.model.denoiser.at(process, times, like)
+
+            def answer(k: int | Tensor, u: Tensor, of: Tensor | None = None) -> Tensor:
+                far = (u.flatten(1).norm(dim=1) > 3.5).view(-1, 1, 1, 1)
+                return torch.where(far, math.nan, ask(k, u, of))
+
+            return answer
+
+    short = Diffusion(replace(plain.model, denoiser=Short()), plain.plan, dtype=torch.float64)
+    drawn = short.draw(6, seed=2)
+    begin = replace(drawn, start=0.3 * drawn.start)
+    asked: dict[str, Any] = {"sampler": mala(0.8), "schedule": Schedule(12, 6), "begin": begin, "chains": 6}
+    found = guide(short, brightness, **asked)
+    accepted = torch.stack([record.acceptance for record in found.history[1:]])
+    assert (accepted == 0).any()
+    assert (accepted.sum(0) > 0).all()
+    assert found.code.start.flatten(1).norm(dim=1).max() < 3.5
+    assert found.energy.isfinite().all()
+    free = guide(plain, brightness, **asked)
+    same = (accepted > 0).all(0)
+    assert torch.allclose(found.code.start[same], free.code.start[same], atol=1e-9)
+    with pytest.raises(PushforwardError, match="diverged"):
+        guide(short, brightness, chains=1, begin=replace(begin[:1], start=9 + begin.start[:1]))
+
+
+def test_descents_that_end_do_so_for_good_whatever_the_others_do():
+    """A gradient that points up for some of the codes: these are given up where they began, and asked no more."""
+    toy = Linear()
+
+    def lying(images: Tensor, code: Code) -> Tensor:
+        value = images.square().flatten(1).sum(1)
+        sign = torch.where(code.start[:, 0].detach() > 0.5, -1, 1)
+        return value.detach() + sign * (value - value.detach())
+
+    begin = toy.draw(6)
+    begin.start[:, 0] = torch.tensor([-1.0, 1, -1, 1, -1, -1])
+    asked: dict[str, Any] = {"optimiser": "l-bfgs", "steps": 40, "prior": None}
+    together = best(toy, lying, count=6, begin=begin, **asked)
+    ends = begin.start[:, 0] > 0.5
+    assert (together.nfe[ends] < 20).all()
+    assert (together.nfe[~ends] > 20).all()
+    assert torch.equal(together.code.start[ends], begin.start[ends])
+    for i in range(6):
+        alone = best(toy, lying, count=1, begin=begin[i : i + 1], **asked)
+        assert torch.allclose(alone.code.start[0], together.code.start[i], atol=1e-6)  # of sums of other shapes
+        assert not ends[i] or int(alone.nfe) == int(together.nfe[i])
+
+
+def test_prompts_are_encoded_once_a_batch():
+    """The negative one too, where there is no other; by lists and tuples."""
+    model = load("emoji")
+    assert model.text is not None
+    calls: list[Any] = []
+
+    def counted(*args: Any, **options: Any) -> Any:
+        calls.append(args)
+        return model.text(*args, **options)
+
+    diffusion = Diffusion(replace(model, text=counted), Sampler("ddim", 2).plan(model))
+    for labels in (None, ["noto"], ("noto",)):
+        calls.clear()
+        guide(diffusion, brightness, schedule=Schedule(3), chains=1, labels=labels)
+        assert len(calls) == 1
+
+
+def test_energies_of_16_bits_are_weighted_in_32():
+    toy = Linear()
+    half = of(lambda images, code: images.half().mean((1, 2, 3)) + 30, "half")
+    found = guide(toy, 2500 * half, mala(), Schedule(2), chains=2)  # 75000: above float16's greatest number
+    assert found.energy.isfinite().all()
 
 
 def test_chains_go_on_only_with_what_they_began_with():

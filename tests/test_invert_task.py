@@ -263,6 +263,8 @@ def test_a_gradient_that_leads_nowhere_ends_an_image_alone():
         state = LBFGS.advance(state, loss, torch.tensor([[-2.0], [2.0]]) * x, 0.1)
         given_up |= state["stuck"] & (loss > 1e-12)
     assert given_up.tolist() == [True, False]
+    state = LBFGS.advance(state, 0 * loss, 0 * state["point"], 0.1)  # a lower loss comes too late
+    assert bool(state["stuck"][0])
     assert float(state["point"][1].square().sum()) < 1e-12
 
 
@@ -335,7 +337,8 @@ def test_bad_options_are_refused_in_a_sentence(tmp_path, options, message):
         ({"learning_rate": float("nan")}, "learning rate"),
         ({"tolerance": -1.0}, "tolerance"),
         ({"noises": True}, "takes no noises"),
-        ({"begin": pf.Code(normal(1, 1, *FIELD))}, "The start of the code"),
+        ({"begin": pf.Code(normal(1, 1, *FIELD))}, "2 images need as many codes to begin at"),
+        ({"begin": pf.Code(normal(2, 1, 3, 3))}, "The start of the code"),
         ({"begin": pf.Code(normal(2, 1, *FIELD), normal(3, 2, 1, *FIELD))}, "The noises of the code"),
         ({"begin": pf.Code(normal(2, 1, *FIELD), end=normal(1, 1, *FIELD))}, "The end of the code"),
     ],

@@ -324,6 +324,14 @@ def test_a_sampler_in_words_repeats_its_steps() -> None:
         replace(parse("ddim:repeats=2.5"), steps=4).plan(mixture(VP()))
 
 
+@pytest.mark.parametrize("strengths", [{"direct": 0.1}, {"through": 1.0, "direct": 0.1}])
+def test_energies_in_float64_leave_states_in_their_own_type(strengths: dict[str, float]) -> None:
+    """The network of a steered model is asked in the type of its weights, whatever the energy computes in."""
+    model = steered(mixture(VP()), near(torch.tensor(0.5), 0.5), Steering(normalise="residual", **strengths))
+    u = states(VP(), 0.5, 2).float()
+    assert answers(model, 0.5, u).dtype == torch.float32
+
+
 def test_what_cannot_be_is_refused() -> None:
     for settings in ({"inner": 0}, {"samples": 2}, {"spread": -1.0}, {"floor": float("nan")}):
         with pytest.raises(PushforwardError, match=r"steering|spread"):

@@ -7,3 +7,7 @@ class PushforwardError(Exception):
     The message is one sentence that says what was wrong, where, and what to do. The command line prints that
     sentence alone. A fault of the library itself raises anything else.
     """
+
+
+class Diverged(PushforwardError):
+    """Numbers that are not finite where they must be: another point, or more steps, may do."""

@@ -337,6 +337,10 @@ def consistency(
         PushforwardError: levels that do not fall, or a function that makes no images so.
     """
     network = networks.Consistency(function, sigmas, sigma_min, gain).eval()
+    owner = getattr(function, "__self__", None)
+    if isinstance(owner, nn.Module):
+        owner.eval()
+        device = device or next((parameter.device for parameter in owner.parameters()), None)
     return Generator(name, network, tuple(shape), "normal", tuple(classes), len(sigmas) - 1, device=device)
 
 

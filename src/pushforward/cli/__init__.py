@@ -10,6 +10,7 @@ no PyTorch. For the same reason nothing here, nor in `pushforward/__init__.py`, 
 import ast
 import inspect
 import os
+import signal
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -104,9 +105,10 @@ def _fail(message: str) -> NoReturn:
 def main() -> None:
     """Run the command line.
 
-    Exits with 0, with 1 and one sentence on stderr where something failed, with 2 for a wrong usage, and with 130
-    for an interrupt. `PUSHFORWARD_DEBUG=1` leaves the traceback of a failure.
+    Exits with 0, with 1 and one sentence on stderr where something failed, with 2 for a wrong usage, with 130 for an
+    interrupt and 143 for a request to end. `PUSHFORWARD_DEBUG=1` leaves the traceback of a failure.
     """
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what is done is kept
     if os.environ.get("PUSHFORWARD_DEBUG") == "1":
         app()
     try:
@@ -120,3 +122,5 @@ def main() -> None:
         _fail(f"{reason}: {error.filename}" if error.filename else reason)
     except Exception as error:
         _fail(f"{type(error).__name__}: {error} (PUSHFORWARD_DEBUG=1 shows where)")
+    finally:
+        signal.signal(signal.SIGTERM, before)

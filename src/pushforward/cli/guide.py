@@ -58,6 +58,7 @@ from pushforward.tasks.steer import Steering, steered
 __all__ = ["guide"]
 
 _GRADIENTS: Mapping[str, Callable[[], Gradient]] = {"exact": Exact, "implicit": Implicit, "phantom": Phantom}
+_STEPS, _PLAN = 200, "dpm++:steps=10"
 _FRAMES = 8  # moments that the sheet of chains shows
 _SAVE_EVERY = 20.0  # seconds
 _SHOWN = 16  # chains on that sheet, at most
@@ -85,15 +86,23 @@ def guide(
             f"of the plan instead: {', '.join(STEERINGS)}, e.g. mpgd:direct=2."
         ),
     ] = "langevin",
-    steps: Annotated[int, typer.Option(help="Moves of a chain, or steps of a descent.", min=1)] = 200,
+    steps: Annotated[
+        int | None, typer.Option(help="Moves of a chain, or steps of a descent; 200 by default.", min=1)
+    ] = None,
     chains: Annotated[int, typer.Option(help="Chains, each of its own; or images.", min=1)] = 16,
     warm_up: Annotated[int | None, typer.Option(help="Moves before the first draw; half by default.", min=0)] = None,
     anneal: Annotated[int, typer.Option(help="Moves over which the energy grows to its weight.", min=0)] = 0,
     draws: Annotated[int, typer.Option(help="Samples kept of a chain, evenly spaced.", min=1)] = 1,
     plan: Annotated[
-        str, typer.Option(help="How a diffusion decodes codes, for gradient and picture alike; solver:name=value.")
-    ] = "dpm++:steps=10",
-    gradient: Annotated[str, typer.Option(help="Through a diffusion: exact, implicit or phantom.")] = "exact",
+        str | None,
+        typer.Option(
+            help="How a diffusion decodes codes, for gradient and picture alike: solver:name=value; by default "
+            f"{_PLAN}."
+        ),
+    ] = None,
+    gradient: Annotated[
+        str | None, typer.Option(help="Through a diffusion: exact (by default), implicit or phantom.")
+    ] = None,
     latent: Annotated[
         str | None, typer.Option(help="Shape of a code, e.g. 100 or 100x1x1, for a GAN of TorchScript.")
     ] = None,
@@ -123,13 +132,25 @@ def guide(
     pushforward guide MODEL --energy python:mine.py:name=energy --sampler adam:prior=chi --steps 100
     """
     how, generator = _method(sampler), is_generator(model)
+    vain = {
+        "A warm-up, annealing and draws are of chains: langevin, mala or hmc; leave them out.":
+            not isinstance(how, Dynamics) and (warm_up, anneal, draws) != (None, 0, 1),
+        "Only a diffusion has steps to steer; a GAN's codes are sampled by langevin, mala or hmc.":
+            isinstance(how, Steering) and generator,
+        f"Steering takes the steps of its plan: --plan ddim:steps={steps}, in the place of --steps.":
+            isinstance(how, Steering) and steps is not None,
+        "Steering takes no gradient through the plan; leave --gradient out.":
+            isinstance(how, Steering) and gradient is not None,
+        "A GAN has no plan, and its own gradient and precision; leave --plan, --gradient and --dtype out.":
+            generator and (plan, gradient, dtype) != (None, None, "float32"),
+        "The codes of a diffusion have the shape that its plan gives them; leave --latent out.":
+            not generator and latent is not None,
+    }  # fmt: skip
+    for msg, given in vain.items():
+        if given:
+            raise PushforwardError(msg)
+    steps, plan, gradient = steps or _STEPS, plan or _PLAN, gradient or "exact"
     schedule = Schedule(steps, warm_up, anneal, draws) if isinstance(how, Dynamics) else None
-    if schedule is None and (warm_up, anneal, draws) != (None, 0, 1):
-        msg = "A warm-up, annealing and draws are of chains: langevin, mala or hmc; leave them out."
-        raise PushforwardError(msg)
-    if isinstance(how, Steering) and generator:
-        msg = "Only a diffusion has steps to steer; a GAN's codes are sampled by langevin, mala or hmc."
-        raise PushforwardError(msg)
     if gradient not in _GRADIENTS:
         msg = f"The gradient is one of {', '.join(_GRADIENTS)}; got {gradient!r}."
         raise PushforwardError(msg)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pushforward.errors import PushforwardError
+from pushforward.errors import Diverged, PushforwardError
 from pushforward.linear import apply_coefficients
 from pushforward.model.network import Denoiser
 from pushforward.plan import Plan, Register
@@ -119,7 +119,7 @@ def steps(plan: Plan, start: Tensor, *, noise: Noise | None = None) -> Generator
     result = basis.inverse(state)
     if not bool(result.isfinite().all()):
         msg = f"Sampling with {plan.solver!r} diverged: the result is not finite. Use more steps, or check the network."
-        raise PushforwardError(msg)
+        raise Diverged(msg)
     yield result
 
 

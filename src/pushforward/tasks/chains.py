@@ -75,15 +75,23 @@ class Point(NamedTuple):
             torch.where(some[:, None], other.slope, self.slope),
         )
 
-    def check(self, when: str) -> None:
-        """Raise unless all is finite.
+    def placed(self, rows: Tensor, other: Point) -> Point:
+        """The point with what another one knows of the codes numbered `rows (n,)`."""
+        return Point(
+            self.images.index_copy(0, rows, other.images),
+            {name: value.index_copy(0, rows, other.energies[name]) for name, value in self.energies.items()},
+            self.slope.index_copy(0, rows, other.slope),
+        )
+
+    def check(self, when: str, first: int = 0) -> None:
+        """Raise unless all is finite; chains are counted from `first`.
 
         Raises:
             PushforwardError: an energy is not, by its name, or the gradient.
         """
         for name, value in self.energies.items():
             if not bool(value.isfinite().all()):
-                bad = int((~value.isfinite()).nonzero()[0, 0])
+                bad = first + int((~value.isfinite()).nonzero()[0, 0])
                 msg = f"Energy {name!r} is {float(value[bad])} for chain {bad} {when}; it must be finite for any image."
                 raise PushforwardError(msg)
         if not bool(self.slope.isfinite().all()):
@@ -307,7 +315,7 @@ def walk(
     Raises:
         PushforwardError: an energy that is not finite at the beginning, or chains that diverge.
     """
-    chains = begin if isinstance(begin, Chains) else _begun(target, begin, sampler)
+    chains = begin if isinstance(begin, Chains) else _begun(target, begin, sampler, first)
     numbers = range(first, first + len(chains.variables))
     yield chains
     while chains.step < schedule.steps:
@@ -316,9 +324,9 @@ def walk(
         yield chains
 
 
-def _begun(target: Target, x: Tensor, sampler: Dynamics) -> Chains:
+def _begun(target: Target, x: Tensor, sampler: Dynamics, first: int) -> Chains:
     point = target(x)
-    point.check("at the beginning")
+    point.check("at the beginning", first)
     none = x.new_zeros(len(x), dtype=torch.float64)
     tuning = torch.stack([none, none + math.log(sampler.step), none + math.log(sampler.step)])
     return Chains(x, point, tuning, none, (Record.of(x, point.energies, none + 1, none + sampler.step),))
@@ -387,9 +395,8 @@ def _leaps(
             x = x + h * velocity
         point = target(x)
         lost = lost | ~(point.energy.isfinite() & point.slope.isfinite().all(1))
-        if bool(lost.any()):
-            x, velocity = torch.where(lost[:, None], begin, x), torch.where(lost[:, None], start, velocity)
-            point = point._replace(slope=torch.where(lost[:, None], now.slope, point.slope))
+        x, velocity = torch.where(lost[:, None], begin, x), torch.where(lost[:, None], start, velocity)
+        point = point._replace(slope=torch.where(lost[:, None], now.slope, point.slope))
         kick = force(x, point.slope)
         velocity = velocity - h / 2 * kick
     return x, velocity, point, lost

@@ -79,6 +79,9 @@ class Decoding:
         Raises:
             PushforwardError: another number of labels, or guidance of what takes none.
         """
+        if isinstance(labels, str):
+            msg = f"Prompts are a list, one an image; got the one text {labels!r}."
+            raise PushforwardError(msg)
         if labels is not None and len(labels) != count:
             msg = f"{count} images need as many labels; got {len(labels)}."
             raise PushforwardError(msg)
@@ -106,12 +109,16 @@ class Decoding:
     def of(self, some: Tensor) -> Diffusion:
         """The diffusion under the labels of images `some (n,)`, its network evaluations counted for them."""
         assert isinstance(self.pushforward, Diffusion)
-        key = tuple(some.tolist()) if isinstance(self.labels, list) else ()
-        model = self._told.get(key) if key else None
-        if model is None:
-            model = self.pushforward.model.given(chosen(self.labels, some.cpu()), self.guidance)
-        if key:
-            self._told[key] = model  # prompts are encoded once a batch
+        if isinstance(self.labels, Tensor):
+            model = self.pushforward.model.given(self.labels[some.cpu()], self.guidance)
+        else:  # prompts, the negative one too, are encoded once a batch
+            key = () if self.labels is None else tuple(some.tolist())
+            if key not in self._told:
+                while self._told and sum(map(len, self._told)) + len(key) > 2 * len(self.nfe):
+                    self._told.pop(next(iter(self._told)))  # of images that are done
+                told = None if self.labels is None else chosen(self.labels, some.cpu())
+                self._told[key] = self.pushforward.model.given(told, self.guidance)
+            model = self._told[key]
         counted = replace(model, denoiser=_Counted(model.denoiser, self.nfe, some), text=None)  # it has been told
         return replace(self.pushforward, model=counted)
 
@@ -120,4 +127,4 @@ class Decoding:
         if isinstance(self.pushforward, Diffusion):
             return self.of(some).decode(code, gradient=self.gradient, parallel=self.parallel)
         self.nfe.index_add_(0, some, torch.ones_like(some))
-        return self.pushforward.decode(code, chosen(self.labels, some.cpu()))
+        return self.pushforward.decode(code, None if self.labels is None else chosen(self.labels, some.cpu()))

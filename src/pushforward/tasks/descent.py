@@ -83,7 +83,7 @@ def _lbfgs_advance(state: State, loss: Tensor, gradient: Tensor, learning_rate: 
     base[taken], base_gradient[taken], base_loss[taken] = s["point"][taken], gradient[taken], loss[taken].double()
     tries = torch.where(taken, 0, s["tries"] + 1)
     again = (tries >= _TRIES) & (inverse != 0).any(0)  # along the gradient, with nothing remembered
-    stuck = (tries >= _TRIES) & ~again
+    stuck = s["stuck"] | ((tries >= _TRIES) & ~again)  # for good, whatever the others do
     inverse[:, again] = 0
     turn = taken | again
     ahead = _direction(base_gradient, s["moves"], s["changes"], inverse, learning_rate)

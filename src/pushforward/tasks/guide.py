@@ -15,7 +15,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Literal
@@ -23,9 +23,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pushforward.errors import PushforwardError
-from pushforward.execute import Exact, Gradient, Parallel
-from pushforward.pushforward import Code, Labels, Pushforward
+from pushforward.errors import Diverged, PushforwardError
+from pushforward.execute import Adaptive, Exact, Gradient, Parallel
+from pushforward.pushforward import Code, Diffusion, Labels, Pushforward
 from pushforward.tasks.chains import Chains, Dynamics, Point, Record, Schedule, langevin, walk
 from pushforward.tasks.decoding import Decoding
 from pushforward.tasks.descent import METHODS, State
@@ -188,7 +188,7 @@ def best(
         pushforward: as in `guide`.
         energy: likewise.
         optimiser: `adam`, or `l-bfgs` with a line search.
-        steps: gradients.
+        steps: moves, with a gradient each and one at the beginning.
         learning_rate: Adam's; or the root mean square of the first move of L-BFGS. A code's own is 1.
         prior: added to the energy. `chi` keeps a code as long as codes are; `gaussian` draws it to 0, where no codes
             are, and is there for comparison; `None` lets it go anywhere.
@@ -226,17 +226,17 @@ def best(
     method, before = METHODS[optimiser], 0 if resume is None else resume.nfe
     now, state = resume, method.begin(target.code.variables()) if resume is None else resume.state
     while now is None or (now.step < steps and not bool(state["stuck"].all())):
-        x = state["point"]
-        point = target(x)
+        x, alive = state["point"], (~state["stuck"]).nonzero()[:, 0]
+        point = target(x) if now is None else now.point.placed(alive, target(x[alive], alive))
         if now is None:
-            point.check("at the beginning")
+            point.check("at the beginning", first)
         one = point.energy.new_ones(len(x))
         record = Record.of(x, point.energies, one, learning_rate * one)
         state, nfe = method.advance(state, point.energy, point.slope, learning_rate), before + target.decoding.nfe
         if now is None:
             now = Descents(state, x, point, (record,), nfe)
         else:
-            better = point.energy < now.point.energy
+            better = (point.energy < now.point.energy) & point.slope.isfinite().all(1)
             where = torch.where(better[:, None], x, now.variables)
             now = Descents(state, where, now.point.replaced(better, point), (*now.history, record), nfe)
         if callback is not None:
@@ -259,22 +259,54 @@ class _Target:
     energy: Energy
     code: Code
     batch: int
+    _seen: list[Point] = field(default_factory=list)  # what was found first
 
-    def __call__(self, x: Tensor) -> Point:
-        pieces = [self._some(x[some], some) for some in torch.arange(len(x), device=x.device).split(self.batch)]
-        images, energies, slopes = zip(*pieces, strict=True)
-        together = {name: torch.cat([piece[name] for piece in energies]) for name in energies[0]}
-        return Point(torch.cat(images), together, torch.cat(slopes))
+    def __call__(self, x: Tensor, some: Tensor | None = None) -> Point:
+        """What is known at variables `(n, numbers)`, those of the images `some (n,)`: by default, all."""
+        some = torch.arange(len(x), device=x.device) if some is None else some
+        point = _together(
+            [self._some(*piece) for piece in zip(x.split(self.batch), some.split(self.batch), strict=True)]
+        )
+        if not self._seen:
+            self._seen.append(point)
+        return point
 
     def _some(self, x: Tensor, some: Tensor) -> Point:
+        """As above; what cannot be decoded, too far from all codes, has infinite energy."""
+        try:
+            return self._decoded(x, some)
+        except Diverged:
+            if not self._seen:
+                raise
+            if len(some) > 1:
+                halves = (some[: len(some) // 2], some[len(some) // 2 :])
+                return _together([self._some(*half) for half in zip(x.split([*map(len, halves)]), halves, strict=True)])
+            first = self._seen[0]
+            energies = {name: torch.full_like(value[:1], torch.inf) for name, value in first.energies.items()}
+            return Point(torch.zeros_like(first.images[:1]), energies, torch.zeros_like(x))
+
+    def _decoded(self, x: Tensor, some: Tensor) -> Point:
         with torch.enable_grad():
             variables = x.detach().requires_grad_()
             code = self.code[some].with_variables(variables)
             images = self.decoding(code, some)
             images = images.to(torch.promote_types(images.dtype, torch.float32))  # sums of 16 bits are no energies
             parts = self.energy.parts(images, code)
-            slope = torch.autograd.grad(torch.stack(list(parts.values())).sum(), variables)[0]
+            whole = torch.stack(list(parts.values())).sum()
+            (slope,) = torch.autograd.grad(whole, variables, allow_unused=True)
+        if slope is None:
+            names = ", ".join(parts)
+            msg = (
+                f"Energy {names} has no gradient in the code: compute it from the images or the code, without detach()."
+            )
+            raise PushforwardError(msg)
         return Point(images.detach(), {name: value.detach().double() for name, value in parts.items()}, slope)
+
+
+def _together(pieces: Sequence[Point]) -> Point:
+    images, energies, slopes = zip(*pieces, strict=True)
+    parts = {name: torch.cat([piece[name] for piece in energies]) for name in energies[0]}
+    return Point(torch.cat(images), parts, torch.cat(slopes))
 
 
 def _target(
@@ -294,14 +326,20 @@ def _target(
     if count < 1 or batch < 1:
         msg = f"Guidance needs 1 chain or more, and as many at a time; got {count} and {batch}."
         raise PushforwardError(msg)
+    if isinstance(pushforward, Diffusion) and isinstance(pushforward.plan, Adaptive):
+        msg = "Adaptive steps have no gradient; name a solver, e.g. ddim."
+        raise PushforwardError(msg)
+    if not of(energy).terms:
+        msg = "An energy without terms guides nothing; give one term or more."
+        raise PushforwardError(msg)
     decoding = Decoding.make(pushforward, count, labels, guidance, gradient, parallel)
     code = pushforward.draw(count, seed=seed, first=first)
     if begin is not None:
-        given, wanted = begin.variables(), code.variables()
-        if given.shape != wanted.shape:
+        given, wanted = ([x if x is None else tuple(x.shape) for x in (c.start, c.noises)] for c in (begin, code))
+        if given != wanted:
             msg = (
-                f"{count} chains of this plan have {wanted.shape[1]} variables each; what to begin at has "
-                f"{given.shape[1]} in {len(given)}."
+                f"{count} chains of this plan begin at codes with a start of shape {wanted[0]} and noises of shape "
+                f"{wanted[1]}; got {given[0]} and {given[1]}."
             )
             raise PushforwardError(msg)
         code = begin.to(code.start)

@@ -122,7 +122,7 @@ def optimise(
             none, a forward beginning of another plan; and as `Diffusion.decode`.
     """
     _check(pushforward, images, begin, noises)
-    _check_numbers(steps, learning_rate, tolerance)
+    _check_numbers(optimiser, steps, learning_rate, tolerance)
     began = time.perf_counter()
     decoding = Decoding.make(pushforward, len(images), labels, guidance, gradient, parallel)
     images = images.to(decoding.device)
@@ -235,6 +235,12 @@ def _check(
     if not len(images) or images.ndim < 2 or not images.is_floating_point() or not bool(images.isfinite().all()):
         msg = f"The images must be one or more, of finite numbers in [-1, 1]; got {images.dtype} {tuple(images.shape)}."
         raise PushforwardError(msg)
+    if isinstance(begin, str) and begin not in ("random", "forward"):
+        msg = f"Optimisation begins at random, forward or a code; got {begin!r}."
+        raise PushforwardError(msg)
+    if isinstance(begin, Code) and len(begin) != len(images):
+        msg = f"{len(images)} images need as many codes to begin at; got {len(begin)}."
+        raise PushforwardError(msg)
     if not isinstance(pushforward, Diffusion):
         if noises or begin == "forward":
             msg = "Only a diffusion has noises to seek, or a forward pass to begin at; leave them out."
@@ -268,7 +274,10 @@ def _check(
                 raise PushforwardError(msg)
 
 
-def _check_numbers(steps: int, learning_rate: float, tolerance: float) -> None:
+def _check_numbers(optimiser: str, steps: int, learning_rate: float, tolerance: float) -> None:
+    if optimiser not in METHODS:
+        msg = f"The optimiser is one of {', '.join(METHODS)}; got {optimiser!r}."
+        raise PushforwardError(msg)
     if steps < 1:
         msg = f"Optimisation needs at least 1 step; got {steps}."
         raise PushforwardError(msg)

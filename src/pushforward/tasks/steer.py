@@ -230,7 +230,7 @@ def inpainted(model: Model, image: Tensor, mask: Tensor) -> Model:
 
     Args:
         model: of images, not of latents.
-        image: in [-1, 1], `(channels, *field)`, or one for each image of the batch, `(count, channels, *field)`.
+        image: in [-1, 1], `(channels, *field)`; or one for each image of every batch, `(count, channels, *field)`.
         mask: true where a pixel is known; broadcasts to `image`.
 
     Raises:
@@ -271,17 +271,21 @@ def _steering(
         values = []
         for noise in noises:
             parts = energy.parts(images(x + noise(k, x)), code)
-            if bad := [name for name, part in parts.items() if not bool(part.isfinite().all())]:
-                msg = f"Energy {bad[0]!r} is not finite in a steered step; it must be for all that a network answers."
+            together = torch.stack(list(parts.values()))
+            if not bool(together.isfinite().all()):
+                bad = next(name for name, part in parts.items() if not bool(part.isfinite().all()))
+                msg = f"Energy {bad!r} is not finite in a steered step; it must be for all that a network answers."
                 raise PushforwardError(msg)
-            values.append(torch.stack(list(parts.values())).sum(0))
+            values.append(together.sum(0))
         value = math.log(len(values)) - torch.logsumexp(-torch.stack(values), 0) if len(values) > 1 else values[0]
         (gradient,) = torch.autograd.grad(value.sum(), x, create_graph=create, allow_unused=True)
         if gradient is None:
             names = ", ".join(repr(term.name) for term in energy.terms)
             msg = f"Steering needs energies of images; {names} say nothing of them. Guide codes instead."
             raise PushforwardError(msg)
-        return gradient / _column(_positive(value.abs()).sqrt(), x) if steering.normalise == "residual" else gradient
+        if steering.normalise == "residual":
+            gradient = gradient / _column(_positive(value.abs()).sqrt(), x).to(x)
+        return gradient
 
     def sized(k: int | Tensor, strength: float, shift: Tensor) -> Tensor:
         """A shift of images, times its strength, and of root mean square 1 before that if so wanted."""
@@ -356,7 +360,10 @@ def _inpainting(
         image = process.image(denoised)
         rows = slice(None) if of is None or len(held) == 1 else of
         if len(held[rows]) not in (1, len(u)):
-            msg = f"{len(held)} images with known pixels met a batch of {len(u)}; give one for all, or one for each."
+            msg = (
+                f"{len(held)} images with known pixels met a batch of {len(u)}; give one for all, or one for each "
+                "image of a batch, as `tasks.inpaint` does."
+            )
             raise PushforwardError(msg)
         return torch.cat([torch.where(where[rows], held[rows], image), denoised[:, image.shape[1] :]], 1)
 

@@ -77,7 +77,8 @@ class Energy:
                     "differentiable functions, without detach(), no_grad() or numpy."
                 )
                 raise PushforwardError(msg)
-            found[term.name] = term.weight * value
+            # where the images are, and not in 16 bits, in which sums and weights are too coarse
+            found[term.name] = term.weight * value.to(images.device, torch.promote_types(value.dtype, torch.float32))
         return found
 
     def __add__(self, other: Energy | Function) -> Energy:

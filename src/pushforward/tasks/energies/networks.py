@@ -320,6 +320,8 @@ _Shape = tuple[int, int]
 
 def _resizing(size: Any, margin: float | None) -> Callable[[int, int], tuple[_Shape, _Shape | None]]:
     """Of an image's height and width, what it is scaled to and what is then kept around the centre."""
+    if isinstance(size, int) and margin is not None:
+        size = {"shortest_edge": size}  # as ConvNeXt's processor reads it
     if isinstance(size, int) or "shortest_edge" not in size:
         shape = _pair(size)
         return lambda height, width: (shape, None)  # noqa: ARG005 - whatever they are

@@ -73,7 +73,7 @@ def low_pass(image: Tensor, cells: int | tuple[int, int] | None = None, *, devia
     return of(_gaussian(lambda x: _less(pooled(x), coarse, "low_pass"), deviation), "low_pass")
 
 
-def masked(image: Tensor, mask: Tensor, *, deviation: float = 1.0) -> Energy:
+def masked(image: Tensor, mask: Tensor, *, deviation: float = 0.1) -> Energy:
     """A part of an image, as in inpainting: `||mask (x - image)||^2 / (2 deviation^2)`.
 
     Args:
@@ -93,7 +93,7 @@ def masked(image: Tensor, mask: Tensor, *, deviation: float = 1.0) -> Energy:
     return of(_gaussian(lambda x: (x - fitting(reference, x, "masked")) * known.to(x), deviation), "masked")
 
 
-def colour(rgb: Sequence[float] | float, mask: Tensor | None = None, *, deviation: float = 1.0) -> Energy:
+def colour(rgb: Sequence[float] | float, mask: Tensor | None = None, *, deviation: float = 0.1) -> Energy:
     """The mean colour of an image, or of a part: `||mean(x) - rgb||^2 / (2 deviation^2)`.
 
     Args:

@@ -17,6 +17,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -103,29 +104,34 @@ class _Words:
         return known.views(count) if count else None
 
 
+# Energies of one network share it.
+_load_clip = lru_cache(maxsize=4)(lambda name, device: load_clip(name, device=device))
+_load_classifier = lru_cache(maxsize=4)(lambda name, device: known.load_classifier(name, device=device))
+
+
 def _clip(words: _Words) -> Energy:
-    clip = load_clip(words.word("model", CLIP), device=words.setting.device)
+    clip = _load_clip(words.word("model", CLIP), words.setting.device)
     return known.clip_text(clip, words.about, views=words.views(_VIEWS))
 
 
 def _clip_image(words: _Words) -> Energy:
-    clip = load_clip(words.word("model", CLIP), device=words.setting.device)
+    clip = _load_clip(words.word("model", CLIP), words.setting.device)
     return known.clip_image(clip, words.image(), views=words.views(_VIEWS))
 
 
 def _classifier(words: _Words) -> Energy:
-    network = known.load_classifier(words.about, device=words.setting.device)
+    network = _load_classifier(words.about, words.setting.device)
     return known.classifier(network, words.word("label"), views=words.views(0))
 
 
 def _attribute(words: _Words) -> Energy:
-    network = known.load_classifier(words.about, device=words.setting.device)
+    network = _load_classifier(words.about, words.setting.device)
     wanted = words.yes("wanted", True)
     return known.attribute(network, words.word("label", "0"), wanted=wanted, views=words.views(0))
 
 
 def _score(words: _Words) -> Energy:
-    network = known.load_classifier(words.about, device=words.setting.device)
+    network = _load_classifier(words.about, words.setting.device)
     return known.score(network.logits, low=words.yes("low", False), views=words.views(0))
 
 
