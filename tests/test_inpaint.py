@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -159,6 +160,17 @@ def test_an_interrupted_run_does_what_is_left_and_no_more(files, tmp_path):
     assert kept.stat().st_mtime_ns == before
     for name in ("0.png", "1.png", "2.png"):
         assert (part / "images" / name).read_bytes() == (whole / "images" / name).read_bytes()
+
+
+def test_another_mask_of_the_same_name_is_another_run(files, tmp_path):
+    mask = tmp_path / "mask.png"
+    shutil.copy(files / "mask.png", mask)
+    assert run(files, tmp_path / "out", mask=mask).exit_code == 0
+    with Image.open(mask) as picture:
+        turned = picture.rotate(180)
+    turned.save(mask)
+    result = run(files, tmp_path / "out", mask=mask)
+    assert "other settings (known differ)" in str(result.exception)
 
 
 def test_prompts_are_told(files, tmp_path):

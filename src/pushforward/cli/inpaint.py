@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
+from zlib import crc32
 
 import torch
 import typer
@@ -39,6 +40,7 @@ from pushforward.cli.common import (
     read_file,
     write_json,
 )
+from pushforward.errors import PushforwardError
 from pushforward.images import read_mask, save_image, sheet
 from pushforward.plan import Plan
 from pushforward.pushforward import Diffusion
@@ -98,7 +100,8 @@ def inpaint(
     items = list_items(images, image_size(network), out=out, split=split, count=count)
     settings = {
         "command": "inpaint", "images": [str(path.resolve()) for path in images], "split": split, "model": model,
-        "mask": str(mask.resolve()), "sampler": asdict(sampler), "draws": draws, "labels": label, "prompts": prompt,
+        "mask": str(mask.resolve()), "known": crc32(known.numpy().tobytes()),
+        "sampler": asdict(sampler), "draws": draws, "labels": label, "prompts": prompt,
         "negative": negative, "guidance": guidance, "seed": seed, "dtype": dtype,
     }  # fmt: skip
     open_folder(out, settings)
@@ -147,7 +150,10 @@ def _sheet(items: Sequence[Item], known: Tensor, draws: int, out: Path) -> list[
             continue
         rows.append({"name": item.name, "source": item.source, "results": [str(path) for path in paths]})
         if len(columns) < _SHOWN:
-            source = item.read(Counter())
+            try:
+                source = item.read(Counter())
+            except PushforwardError:  # it could be read when the results were made
+                continue
             drawn = [read_file(path, None, None, Counter()) for path in paths]
             columns.append(torch.stack([source, torch.where(known, source, 127), *drawn]))
     if columns:
