@@ -363,7 +363,10 @@ def test_a_proposal_that_cannot_be_decoded_is_refused_and_no_other():
     drawn = short.draw(6, seed=2)
     begin = replace(drawn, start=0.3 * drawn.start)
     asked: dict[str, Any] = {"sampler": mala(0.8), "schedule": Schedule(12, 6), "begin": begin, "chains": 6}
-    found = guide(short, brightness, **asked)
+    kept: list[Chains] = []
+    found = guide(short, brightness, callback=kept.append, **asked)
+    for chains in kept[:-1]:  # wherever it is interrupted
+        assert torch.equal(guide(short, brightness, resume=chains, **asked).code.start, found.code.start)
     accepted = torch.stack([record.acceptance for record in found.history[1:]])
     assert (accepted == 0).any()
     assert (accepted.sum(0) > 0).all()

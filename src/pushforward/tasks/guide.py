@@ -137,7 +137,7 @@ def guide(
     """
     target = _target(pushforward, energy, chains, seed, first, begin, labels, guidance, gradient, parallel, batch)
     if resume is not None:
-        _check_resumed("chains", resume, target)
+        _go_on("chains", resume, target)
     if begin is not None and schedule.anneal:
         msg = "Annealed chains begin at draws of the prior, by which they are weighted; leave `begin` out."
         raise PushforwardError(msg)
@@ -222,7 +222,7 @@ def best(
     whole = of(energy) if prior is None else of(energy) + _PRIORS[prior]()
     target = _target(pushforward, whole, count, seed, first, begin, labels, guidance, gradient, parallel, batch)
     if resume is not None:
-        _check_resumed("descents", resume, target)
+        _go_on("descents", resume, target)
     method, before = METHODS[optimiser], 0 if resume is None else resume.nfe
     now, state = resume, method.begin(target.code.variables()) if resume is None else resume.state
     while now is None or (now.step < steps and not bool(state["stuck"].all())):
@@ -259,7 +259,7 @@ class _Target:
     energy: Energy
     code: Code
     batch: int
-    _seen: list[Point] = field(default_factory=list)  # what was found first
+    seen: list[Point] = field(default_factory=list)  # the first point that could be decoded
 
     def __call__(self, x: Tensor, some: Tensor | None = None) -> Point:
         """What is known at variables `(n, numbers)`, those of the images `some (n,)`: by default, all."""
@@ -267,8 +267,8 @@ class _Target:
         point = _together(
             [self._some(*piece) for piece in zip(x.split(self.batch), some.split(self.batch), strict=True)]
         )
-        if not self._seen:
-            self._seen.append(point)
+        if not self.seen:
+            self.seen.append(point)
         return point
 
     def _some(self, x: Tensor, some: Tensor) -> Point:
@@ -276,12 +276,12 @@ class _Target:
         try:
             return self._decoded(x, some)
         except Diverged:
-            if not self._seen:
+            if not self.seen:
                 raise
             if len(some) > 1:
                 halves = (some[: len(some) // 2], some[len(some) // 2 :])
                 return _together([self._some(*half) for half in zip(x.split([*map(len, halves)]), halves, strict=True)])
-            first = self._seen[0]
+            first = self.seen[0]
             energies = {name: torch.full_like(value[:1], torch.inf) for name, value in first.energies.items()}
             return Point(torch.zeros_like(first.images[:1]), energies, torch.zeros_like(x))
 
@@ -346,8 +346,8 @@ def _target(
     return _Target(decoding, of(energy), code, batch)
 
 
-def _check_resumed(what: str, before: Chains | Descents, target: _Target) -> None:
-    """Raise unless chains or descents can go on with a target."""
+def _go_on(what: str, before: Chains | Descents, target: _Target) -> None:
+    """Tell a target what an earlier run has seen; raise unless chains or descents can go on with it."""
     wanted, terms = target.code.variables(), [term.name for term in target.energy.terms]
     if before.variables.shape != wanted.shape or list(before.point.energies) != terms:
         msg = (
@@ -359,3 +359,4 @@ def _check_resumed(what: str, before: Chains | Descents, target: _Target) -> Non
     if before.variables.device != wanted.device:
         msg = f"The {what} to go on with are on {before.variables.device}, the model is on {wanted.device}."
         raise PushforwardError(msg)
+    target.seen.append(before.point)
