@@ -278,6 +278,13 @@ def test_another_training_is_not_continued(tmp_path: Path) -> None:
         train(TrainConfig(steps=4, **TINY), some_data(), tmp_path)
 
 
+def test_compiling_is_refused_where_its_gradients_were_wrong(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("trains on the GPU")
+    with pytest.raises(PushforwardError, match="wrong gradients"):
+        train(TrainConfig(steps=1, compile=True, **TINY), some_data(), tmp_path)
+
+
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     train(TrainConfig(steps=2, **TINY), some_data(), tmp_path)
     before = (tmp_path / "training" / "checkpoint.pt").read_bytes()
