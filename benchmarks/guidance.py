@@ -27,7 +27,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +62,6 @@ from pushforward.tasks.guide import best, guide
 from pushforward.tasks.steer import METHODS, steered
 
 WEIGHTS = (1.0, 0.3, 0.1, 0.03, 0.01)  # of the closed form's energy, of which steering has the best in hindsight
-RIVALS = 20  # chains beside Pyro's
 FREE = 1000  # samples in which rare classes are counted
 
 # -- (a) the truth in closed form --------------------------------------------------------------------------------------
@@ -184,67 +182,14 @@ def closed(chains: int) -> None:
     cells = table(columns, [["-" if (value := row.get(key)) is None else value for key in columns] for row in rows])
     more = table(list(bias[0]), [list(row.values()) for row in bias])
 
-    def described(name: str, images: Tensor, nfe: int, accepted: float | None, gradients: int) -> dict[str, Any]:
-        return figures(name, images.double().flatten(1), mean, whole, other, nfe, accepted, gradients)
-
-    rivals = []
-    for row in peer_rows(diffusion, toy, RIVALS, described):
-        rivals.append(row)
-        print(row, flush=True)
-    beside = table(list(rivals[0]), [list(row.values()) for row in rivals])
-    print(cells, more, beside, sep="\n\n")
+    print(cells, more, sep="\n\n")
     write_text(
         "guidance-closed",
         f"# A posterior in closed form\n\n{chains} chains, the second half of each; steering: {10 * chains} "
         f"samples, the best weight of {WEIGHTS} in hindsight.\n\n"
-        f"{cells}\n\n## Unadjusted Langevin chains by step size, 8 units of time\n\n{more}\n\n"
-        f"## Beside Pyro, {RIVALS} chains\n\n{beside}",
+        f"{cells}\n\n## Unadjusted Langevin chains by step size, 8 units of time\n\n{more}",
     )
-    write_json("guidance-closed", {"chains": chains, "rows": rows, "bias": bias, "peers": rivals})
-
-
-def peer_rows(
-    diffusion: Diffusion, toy: Mixture, chains: int, described: Callable[[str, Tensor, int, float, int], dict[str, Any]]
-) -> Iterator[dict[str, Any]]:
-    """Pyro's HMC and NUTS on the same posterior of codes, chain after chain as Pyro runs them; ours with as many."""
-    for name, how, leaps in samplers():
-        if how.adjusted and how.preconditioned:
-            schedule = Schedule(500 // leaps, draws=10)
-            found = guide(diffusion, toy.energy, how, schedule, chains=chains, batch=chains)
-            accepted = diagnose(found.history, schedule.warmed).acceptance
-            yield described(name, found.images, int(found.nfe[0]), accepted, 500)
-    try:
-        import pyro
-        from pyro.infer import HMC, MCMC, NUTS
-    except ImportError:
-        print("Pyro is not installed (pip install pyro-ppl): no peers.")
-        return
-    kernels: dict[str, tuple[int, Callable[..., Any]]] = {
-        "Pyro's HMC, 5 leaps": (100, partial(HMC, num_steps=5, step_size=0.2)),
-        "Pyro's HMC, 5 leaps, acceptance .65": (100, partial(HMC, num_steps=5, step_size=0.2, target_accept_prob=0.65)),
-        "Pyro's NUTS": (40, partial(NUTS, step_size=0.2)),
-    }
-    for name, (moves, make) in kernels.items():
-        calls, draws, accepted_moves = 0, [], 0
-
-        def potential(parameters: Mapping[str, Tensor]) -> Tensor:
-            nonlocal calls
-            calls += 1
-            code = Code(parameters["z"])
-            images = diffusion.decode(code, gradient=Exact())
-            return 0.5 * code.start.square().sum() + toy.energy(images, code).sum()
-
-        for chain in range(chains):
-            pyro.set_rng_seed(chain)
-            kernel = make(potential_fn=potential, adapt_mass_matrix=False)
-            begin = {"z": diffusion.draw(1, first=chain).start.double()}
-            run = MCMC(kernel, moves // 2, moves // 2, initial_params=begin, disable_progbar=True)
-            run.run()
-            z = run.get_samples()["z"][:: moves // 20].flatten(0, 1)
-            accepted_moves += float(run.diagnostics()["acceptance rate"]["chain 0"])
-            draws.append(diffusion.decode(Code(z)).detach())
-        gradients = calls // chains
-        yield described(name, torch.cat(draws), 24 * gradients, accepted_moves / chains, gradients)
+    write_json("guidance-closed", {"chains": chains, "rows": rows, "bias": bias})
 
 
 def samplers() -> Iterator[tuple[str, Dynamics, int]]:
