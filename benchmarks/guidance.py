@@ -163,7 +163,8 @@ def closed(chains: int) -> None:
                 there = Diffusion(steered(model, weight * energies.of(toy.energy), steering), made, dtype=torch.float64)
                 with suppress(PushforwardError):  # too strong
                     x = there.sample(10 * chains, batch=10 * chains).double().flatten(1)
-                    tried.append(figures(f"{name} x {weight:g}, eta {eta:g}", x, mean, whole, other, nfe, None))
+                    row = figures(f"{name} x {weight:g}, eta {eta:g}", x, mean, whole, other, nfe, None)
+                    tried += [row] if math.isfinite(row["sliced W2 / deviation"]) else []
             if tried:
                 rows.append(min(tried, key=lambda row: row["sliced W2 / deviation"]))
                 print(rows[-1], flush=True)
@@ -181,7 +182,6 @@ def closed(chains: int) -> None:
     columns = [*rows[0], "R-hat"]
     cells = table(columns, [["-" if (value := row.get(key)) is None else value for key in columns] for row in rows])
     more = table(list(bias[0]), [list(row.values()) for row in bias])
-
     print(cells, more, sep="\n\n")
     write_text(
         "guidance-closed",
