@@ -48,7 +48,7 @@ def train(
     ema: Annotated[float, typer.Option(help="Decay of the average of the weights.")] = _DEFAULT.ema,
     label_dropout: Annotated[float, typer.Option(help="Labels hidden, for guidance.")] = _DEFAULT.label_dropout,
     precision: Annotated[str, typer.Option(help="auto, no, bf16 or fp16.")] = _DEFAULT.precision,
-    compiled: Annotated[bool, typer.Option("--compile", help="Run the network through torch.compile; on a GPU.")] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="By torch.compile; on a GPU.")] = False,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = _DEFAULT.save_every,
     sample_every: Annotated[int, typer.Option(help="Steps between pictures; 0 for none.")] = _DEFAULT.sample_every,
     half: Annotated[bool, typer.Option("--half", help="Store the weights in 16 bits.")] = False,
