@@ -67,7 +67,7 @@ def read_mask(path: Path, read: Callable[[Path], Tensor]) -> Tensor:
 
     Args:
         path: of the picture.
-        read: its values as `(channels, height, width)`, brought to the size wanted, in [-1, 1] or as bytes.
+        read: its values in [-1, 1], `(channels, height, width)`, brought to the size wanted.
 
     Raises:
         PushforwardError: it is transparent in places, which may mean either, or has no white; and as `read`.
@@ -75,8 +75,7 @@ def read_mask(path: Path, read: Callable[[Path], Tensor]) -> Tensor:
     image = read(path)
     with Image.open(path) as picture:
         clear = picture.has_transparency_data
-    middle = 0.0 if image.is_floating_point() else 127.5
-    white = image.double().mean(0) > middle
+    white = image.mean(0) > 0
     if clear or not bool(white.any()):
         what = "is transparent in places" if clear else "has no white pixel"
         msg = f"The mask {path} {what}; draw it in black and white."

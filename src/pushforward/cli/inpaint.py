@@ -41,9 +41,9 @@ from pushforward.cli.common import (
     write_json,
 )
 from pushforward.errors import PushforwardError
-from pushforward.images import read_mask, save_image, sheet
+from pushforward.images import compared, read_mask, save_image, sheet
 from pushforward.plan import Plan
-from pushforward.pushforward import Diffusion
+from pushforward.pushforward import Diffusion, chosen
 from pushforward.sampler import Sampler
 from pushforward.tasks.inpaint import inpaint as paint
 from pushforward.tasks.steer import inpainted
@@ -90,7 +90,7 @@ def inpaint(
     where = pick_device(device)
     network = avoiding(open_model(model, where, dtype), negative)
     channels, *size = image_size(network)
-    known = ~read_mask(mask, lambda path: read_file(path, (size[0], size[1]), channels, Counter()))
+    known = ~read_mask(mask, lambda path: read_file(path, (size[0], size[1]), channels, Counter()).float() / 127.5 - 1)
     again = {"repeats": repeats} if repeats > 1 else {}
     sampler = Sampler(plan.solver, plan.steps, {**plan.settings, **again}, plan.grid, plan.end)
     made = sampler.plan(network)
@@ -108,8 +108,7 @@ def inpaint(
     labels = choose_labels(network, label or [], len(items), prompt or [])
 
     def work(some: list[Item], values: Tensor, numbers: list[int]) -> None:
-        own = torch.tensor([item.position for item in some])
-        told = labels[own] if isinstance(labels, Tensor) else labels and [labels[i] for i in own.tolist()]
+        told = chosen(labels, torch.tensor([item.position for item in some]))
         found = paint(diffusion, values, known, draws=draws, labels=told, guidance=guidance, seed=seed, first=numbers,
                       batch=batch)  # fmt: skip
         for item, drawn in zip(some, found, strict=True):
@@ -157,6 +156,6 @@ def _sheet(items: Sequence[Item], known: Tensor, draws: int, out: Path) -> list[
             drawn = [read_file(path, None, None, Counter()) for path in paths]
             columns.append(torch.stack([source, torch.where(known, source, 127), *drawn]))
     if columns:
-        shown = torch.stack(columns, 1).flatten(0, 1)
-        save_image(sheet(shown.float() / 127.5 - 1, columns=len(columns)), out / "sheet.png")
+        versions = torch.stack(columns, 1).float() / 127.5 - 1
+        save_image(compared(list(versions), columns=_SHOWN), out / "sheet.png")
     return rows

@@ -116,7 +116,7 @@ class Decoding:
             if key not in self._told:
                 while self._told and sum(map(len, self._told)) + len(key) > 2 * len(self.nfe):
                     self._told.pop(next(iter(self._told)))  # of images that are done
-                told = None if self.labels is None else chosen(self.labels, some.cpu())
+                told = chosen(self.labels, some.cpu())
                 self._told[key] = self.pushforward.model.given(told, self.guidance)
             model = self._told[key]
         counted = replace(model, denoiser=_Counted(model.denoiser, self.nfe, some), text=None)  # it has been told
