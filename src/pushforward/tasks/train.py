@@ -180,7 +180,8 @@ def train(
         config: how.
         data: the images.
         folder: where.
-        callback: told (step, loss, fraction of the run done) after every step.
+        callback: told (step, loss, fraction of the run done) after every step; on a GPU the loss is the latest one
+            read, as reading each would have the GPU wait.
 
     Raises:
         PushforwardError: settings that do not fit the data or the training in `folder`; `accelerate` is missing.
@@ -212,7 +213,8 @@ class _Run:
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             self.network = Backbone(self.architecture)
-        self.average = AveragedModel(self.network, multi_avg_fn=_moving_average(config.ema)).to(self.device)
+        self.average = AveragedModel(self.network, multi_avg_fn=self._move).to(self.device)
+        self.average.n_averaged = self.average.n_averaged.cpu()  # a count on a GPU would be waited for at every step
         optimizer = torch.optim.AdamW(
             self.network.parameters(),
             lr=config.learning_rate,
@@ -232,6 +234,7 @@ class _Run:
         network: nn.Module = torch.compile(self.network) if config.compile else self.network  # type: ignore[assignment]
         self.wrapped, self.optimizer = self.accelerator.prepare(network, optimizer)
         self.step, self.seconds, self.losses = 0, 0.0, list[float]()
+        self.unread = list[Tensor]()  # the losses of the latest steps, where the device has them
         self.scheduler = LambdaLR(optimizer, self._rate)
         self.resumed_from = self._resume()
 
@@ -265,15 +268,18 @@ class _Run:
         self.wrapped.train()
         clock, started = time.monotonic(), self.seconds
         while self._fraction() < 1:
-            self.losses.append(self._one_step())
+            self.unread.append(self._one_step())
             self.step += 1
+            if self.device.type == "cpu" or self.step % self.config.log_every == 0:
+                self._read_losses()
             self.seconds = started + time.monotonic() - clock
             if self.config.minutes is not None:
                 self.seconds = self._agreed(self.seconds)
             self.scheduler.step()
             self._keep()
             if callback is not None:
-                callback(self.step, self.losses[-1], self._fraction())
+                callback(self.step, self.losses[-1] if self.losses else math.nan, self._fraction())
+        self._read_losses()
         if self.step > self.resumed_from:
             self._save()
             if self.config.sample_every:
@@ -281,7 +287,8 @@ class _Run:
         self.accelerator.wait_for_everyone()
         return self._report()
 
-    def _one_step(self) -> float:
+    def _one_step(self) -> Tensor:
+        """The loss, `(1,)`, of which nothing is read here: the next step's kernels are queued behind this one's."""
         images, condition, k, noise = self._batch()
         seen, target = self.lesson.draw(images, k, noise)
         answer = self.wrapped(seen, self.clock[k], condition)
@@ -291,11 +298,27 @@ class _Run:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.average.update_parameters(self.network)
-        value = float(self.accelerator.gather(loss.detach().reshape(1)).mean())
-        if not math.isfinite(value):
-            msg = f"The loss is not finite at step {self.step}; the last checkpoint is kept. Use a lower learning rate."
-            raise PushforwardError(msg)
-        return value
+        mean: Tensor = self.accelerator.gather(loss.detach().reshape(1)).mean()
+        return mean
+
+    def _read_losses(self) -> None:
+        """Wait for the steps that were queued, and see that their losses are finite."""
+        values = torch.stack(self.unread).tolist() if self.unread else []
+        self.unread.clear()
+        for value in values:
+            if not math.isfinite(value):
+                msg = (
+                    f"The loss is not finite at step {len(self.losses)}; the last checkpoint is kept. "
+                    "Use a lower learning rate."
+                )
+                raise PushforwardError(msg)
+            self.losses.append(value)
+
+    @torch.no_grad()
+    def _move(self, averages: Any, current: Any, _count: Any) -> None:
+        """`a <- d a + (1 - d) w`, d rising to `ema` as `(1 + n) / (10 + n)` so that the first weights are forgotten."""
+        n = float(self.average.n_averaged)
+        torch._foreach_lerp_(averages, current, 1 - min(self.config.ema, (1 + n) / (10 + n)))
 
     def _batch(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """This process's images in [-1, 1], their labels or words, indices of times and noise."""
@@ -359,7 +382,8 @@ class _Run:
             file.write(json.dumps(line) + "\n")
 
     def _save(self) -> None:
-        """The model and the checkpoint, each whole or not at all."""
+        """The model and the checkpoint, each whole or not at all; of finite losses only."""
+        self._read_losses()
         if not self.accelerator.is_main_process:
             return
         state = {
@@ -425,6 +449,7 @@ class _Run:
                 temporary.write_text("".join(kept), encoding="utf-8")
 
     def _illustrate(self) -> None:
+        self._read_losses()
         if not self.accelerator.is_main_process:
             return
         save_image(sheet(self.sample(), columns=10), self._training / f"samples-{self.step:07d}.png")
@@ -520,17 +545,6 @@ def _accelerator(config: TrainConfig) -> Any:
         msg = f"The batch of {config.batch} images does not split evenly over {accelerator.num_processes} processes."
         raise PushforwardError(msg)
     return accelerator
-
-
-def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
-    """`a <- d a + (1 - d) w`, d rising to `decay` as `(1 + n) / (10 + n)` so that the first weights are forgotten."""
-
-    @torch.no_grad()
-    def update(averages: Any, current: Any, count: Any) -> None:
-        n = float(count)
-        torch._foreach_lerp_(averages, current, 1 - min(decay, (1 + n) / (10 + n)))
-
-    return update
 
 
 def _root_mean_square(images: Tensor) -> float:
