@@ -368,6 +368,18 @@ def test_training_on_captions_learns_them(tmp_path):
     assert found["dark"] < found["thing1"] < found["bright"]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_network_of_16_bits_reads_as_one_of_32(dtype):
+    """To the rounding of 8 bits, in some ten layers."""
+    u = torch.randn(2, 3, 32, 32)
+    t = torch.tensor(0.9, dtype=torch.float64)
+    answers = []
+    for kind in (torch.float32, dtype):
+        model = pf.load("emoji", dtype=kind).given(["apple, noto", ""])
+        answers.append(model.denoiser.at(model.process, t[None], u)(0, u))
+    assert (answers[1] - answers[0]).norm() < 0.05 * answers[0].norm()
+
+
 def test_captions_go_before_classes(tmp_path):
     """A folder may have both; the model reads, has no classes, and can be read again."""
     data = captioned(labels=torch.arange(8) % 2)

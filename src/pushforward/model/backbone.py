@@ -156,8 +156,9 @@ class Reader(nn.Module):
         self.mix = nn.Sequential(nn.Linear(width, features), nn.SiLU(), nn.Linear(features, features))
 
     def forward(self, tokens: Tensor) -> Tensor:
+        words = self.table(tokens).sum(1)
         count = (tokens > 0).sum(1, keepdim=True).clamp(min=1)
-        vector: Tensor = self.mix(self.table(tokens).sum(1) / count.sqrt())
+        vector: Tensor = self.mix(words / count.to(words.dtype).sqrt())
         return vector
 
 
