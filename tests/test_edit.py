@@ -35,8 +35,8 @@ def model(request):
 
 
 @pytest.fixture
-def image(generator):
-    return torch.rand(3, SIDE, SIDE, generator=generator) * 2 - 1
+def image(seed):
+    return torch.rand(3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
 def made(model, image, search, *, source="a cat", target="a dog", sampler=FEW, **settings):

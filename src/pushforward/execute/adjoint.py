@@ -38,7 +38,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -57,7 +56,7 @@ from pushforward.execute.parallel import (
     Round,
     Subset,
     parallel,
-    response,
+    system_of,
 )
 from pushforward.execute.sequential import Noise, Progress, compiled, run
 from pushforward.execute.system import System
@@ -271,7 +270,7 @@ class _Chain:
         if reference is None and self.method is not None:
             reference = self.method.reference
         kind: Response = "noise" if isinstance(mode, Skeleton) else mode.response
-        system = _system(self.plan, kind, reference, gradient.shape[1:], gradient.dtype, gradient.device)
+        system = _system(self.plan, kind, reference, gradient)
         source = torch.zeros_like(system.pack(gradient[None])).repeat(1, system.size, 1, 1)
         source[:, -1:] = system.pack(gradient[None])
         products = _Products(system, self.denoiser, states, getattr(mode, "max_rows", None))
@@ -461,23 +460,16 @@ class _Products:
         return found
 
 
-@lru_cache(maxsize=1)  # optimisation over codes asks for the same one again and again
-def _system(
-    plan: Plan,
-    kind: Response,
-    reference: Gaussian | None,
-    shape: torch.Size,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> System:
-    held = response(plan, Parallel(response=kind, reference=reference))
-    if held is not None and not held.is_finite():
+def _system(plan: Plan, kind: Response, reference: Gaussian | None, like: Tensor) -> System:
+    """The linear system of the gradient, whose response must be finite."""
+    system = system_of(plan, kind, reference, like)
+    if not system.finite:
         msg = (
             f"The gradient with the {kind} response is not finite for process {plan.process.name!r} at its first time; "
             "start the grid below t_max, or take another gradient."
         )
         raise PushforwardError(msg)
-    return System(plan, held, torch.empty(1, *shape, dtype=dtype, device=device))
+    return system
 
 
 def _ends(system: System, cotangents: Tensor) -> tuple[Tensor, Tensor]:

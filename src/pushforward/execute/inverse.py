@@ -17,9 +17,8 @@ from torch import Tensor
 
 from pushforward.errors import PushforwardError
 from pushforward.execute.mixing import Mixing
-from pushforward.execute.parallel import Parallel, Round, Solution, iterate, mean, response
+from pushforward.execute.parallel import Parallel, Round, Solution, iterate, mean, system_of
 from pushforward.execute.sequential import check_start
-from pushforward.execute.system import System
 from pushforward.linear import root
 from pushforward.model.network import Denoiser
 from pushforward.plan import Plan
@@ -65,11 +64,11 @@ def invert(
             f"t_min = {plan.process.t_min:g}."
         )
         raise PushforwardError(msg)
-    system = System(plan, response(plan, method), end)
+    system = system_of(plan, method.response, method.reference, end)
     constant = system.constant(None, len(end), end)
     last = system.pack(end[None])
     if clean is None:
-        states, answers = system.linear_start(torch.zeros_like(last), constant, mean(method))
+        states, answers = system.linear_start(torch.zeros_like(last), constant, mean(method.reference))
         moves = system.from_end((last - states[:, -1:])[:, 0])
         states, answers = states + moves, answers + system.respond(moves)
     else:

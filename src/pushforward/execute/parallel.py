@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, lru_cache, partial
 from typing import Literal
 
 import torch
@@ -175,9 +175,9 @@ def parallel(
         msg = f"The plan of {plan.solver!r} is stochastic: give `noise`."
         raise PushforwardError(msg)
     drawn = {k: noise(k) for k in plan.noises} if noise is not None else {}
-    system = System(plan, response(plan, method), start)
+    system = system_of(plan, method.response, method.reference, start)
     constant = system.constant(drawn.__getitem__, len(start), start)
-    states, answers = system.linear_start(system.pack(start[None]), constant, mean(method))
+    states, answers = system.linear_start(system.pack(start[None]), constant, mean(method.reference))
     if method.start == "copies":
         states = system.pack(start[None]).expand(-1, system.size, -1, -1).contiguous()
     solution = iterate(system, denoiser, start, states, answers, constant, method, callback=callback)
@@ -200,22 +200,61 @@ def parallel(
     return solution
 
 
-def response(plan: Plan, method: Parallel) -> Operator | None:
+def system_of(plan: Plan, kind: Response, reference: Gaussian | None, like: Tensor) -> System:
+    """The linear system of a plan with a response, for states like this one, `(batch, k * channels, *field)`.
+
+    The latest two are kept: chains and optimisers of codes ask for the same one, forwards and backwards, at every step,
+    and on a GPU building it takes longer than solving it.
+    """
+    return _kept(_Asked(plan, kind, reference, like.shape[1:], like.dtype, like.device))
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """What a system depends on; of a reference, that is its variance, whichever `Gaussian` holds it."""
+
+    plan: Plan
+    kind: Response
+    reference: Gaussian | None
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Asked) and self._key == other._key
+
+    @cached_property
+    def _key(self) -> tuple[object, ...]:
+        variance = None if self.reference is None else torch.as_tensor(self.reference.variance, dtype=torch.float64)
+        held = None if variance is None else (variance.shape, variance.numpy(force=True).tobytes())
+        return self.plan, self.kind, held, self.shape, self.dtype, self.device
+
+
+@lru_cache(maxsize=2)
+@torch.inference_mode(mode=False)
+def _kept(asked: _Asked) -> System:
+    like = torch.empty(1, *asked.shape, dtype=asked.dtype, device=asked.device)
+    return System(asked.plan, _response(asked.plan, asked.kind, asked.reference), like)
+
+
+def _response(plan: Plan, kind: Response, reference: Gaussian | None) -> Operator | None:
     """How the answers of `plan` are expected to move, at the nodes that ask."""
     times = torch.tensor([node.time for node in plan.nodes if node.asks], dtype=torch.float64)
-    match method.response:
+    match kind:
         case "gaussian":
-            reference = Gaussian(0.25) if method.reference is None else method.reference
-            return reference.response(plan.process, times)
+            return (Gaussian(0.25) if reference is None else reference).response(plan.process, times)
         case "noise":
             return plan.process.transition(times, torch.zeros_like(times)).inverse()
         case _:
             return None
 
 
-def mean(method: Parallel) -> float | Tensor:
+def mean(reference: Gaussian | None) -> float | Tensor:
     """Mean of the reference, for all images or for each."""
-    return 0.0 if method.reference is None else method.reference.mean
+    return 0.0 if reference is None else reference.mean
 
 
 def iterate(

@@ -70,6 +70,7 @@ class System:
         self._scale = _packed(_deviations(plan).lift(self.basis)).diagonal(dim1=-2, dim2=-1).to(like)[..., None]
         self._ahead = plan.implicit
         self.response = None
+        self.finite = response is None or response.is_finite()
         if response is not None:
             full = torch.zeros(self._frequencies, self.size, self._k, self._k, dtype=torch.float64)
             full[:, self.asked] = _packed(response.lift(self.basis))
@@ -262,12 +263,15 @@ class System:
         flat = [a.transpose(2, 3).reshape(f, (last - first) * k, -1) for a in (on_state, on_answer, linear)]
         within = (first - low) * k
         matrix = torch.eye((last - first) * k, dtype=torch.float64) - flat[2][:, :, within:]
-        try:
-            inverse = torch.linalg.inv(matrix)
-        except RuntimeError:
-            msg = f"The plan of {self.plan.solver!r} cannot be solved for all states at once with this response."
-            raise PushforwardError(msg) from None
-        inverse = inverse if self._ahead else inverse.tril()
+        if not self._ahead:  # ones on the diagonal, as no state is made of itself
+            one = torch.eye(matrix.shape[-1], dtype=torch.float64)
+            inverse = torch.linalg.solve_triangular(matrix, one, upper=False, unitriangular=True)
+        else:
+            try:
+                inverse = torch.linalg.inv(matrix)
+            except RuntimeError:
+                msg = f"The plan of {self.plan.solver!r} cannot be solved for all states at once with this response."
+                raise PushforwardError(msg) from None
         parts = (flat[0], flat[1], flat[2][:, :, :within], inverse)
         return _Rows(first, last, low, *(part.to(like) for part in parts))
 
@@ -290,8 +294,8 @@ class System:
         total[:, 0] = torch.eye(k, dtype=torch.float64)
         for rows in self._blocks:
             if rows.low < rows.first:
-                wanted = rows.before.double() @ total[:, rows.low : rows.first].reshape(f, -1, k)
-                total[:, rows.first : rows.last] = (rows.inverse.double() @ wanted).view(f, -1, k, k)
+                wanted = rows.before.to(total) @ total[:, rows.low : rows.first].reshape(f, -1, k)
+                total[:, rows.first : rows.last] = (rows.inverse.to(total) @ wanted).view(f, -1, k, k)
         return total
 
 
