@@ -191,9 +191,7 @@ def agreement(options: argparse.Namespace, done: dict[str, Any], keep: Keep, ste
         start, rounds = begun.clone().requires_grad_(), list[Round]()
         last = differentiable(plan, denoiser, start, gradient=gradient, backward=rounds.append)
         loss = (model.images(last) - images).square().sum()
-        began = time.perf_counter()
         (found,) = torch.autograd.grad(loss, start)
-        seconds = time.perf_counter() - began
         exact = found if exact is None else exact
         many = {
             Exact: plan.nfe, Implicit: len(rounds), Phantom: getattr(gradient, "steps", 1) - 1, Skeleton: 0
@@ -203,7 +201,7 @@ def agreement(options: argparse.Namespace, done: dict[str, Any], keep: Keep, ste
         keep(way, {
             "error": float(((flat[0] - flat[1]).norm(dim=1) / flat[1].norm(dim=1)).max()),
             "cosine": float(torch.cosine_similarity(*flat, dim=1).min()),
-            "rounds": many, "products": float(products), "seconds": seconds, "steps": steps,
+            "rounds": many, "products": float(products), "steps": steps,
         })  # fmt: skip
 
 
@@ -211,7 +209,7 @@ def agreement(options: argparse.Namespace, done: dict[str, Any], keep: Keep, ste
 
 
 def inversion(options: argparse.Namespace, done: dict[str, Any], keep: Keep, steps: int = 20) -> None:
-    """Curves of loss against evaluations and seconds for each way and beginning, and the fixed point beside them."""
+    """Curves of loss against evaluations for each way and beginning, and the fixed point beside them."""
     model = load(options.model)
     images, labels = images_of(options.data, options.images)
     given = labels if model.classes else None
@@ -220,15 +218,13 @@ def inversion(options: argparse.Namespace, done: dict[str, Any], keep: Keep, ste
         key = f"fixed point, {'noise of t_min' if noisy else 'clean'}"
         if key in done:
             continue
-        began = time.perf_counter()
         found = diffusion.invert(images, given, noisy=noisy)
-        seconds = time.perf_counter() - began
         with torch.no_grad():
             error = diffusion.decode(found.code, given) - images
         losses = error.double().square().flatten(1).sum(1)
         keep(key, {
             "loss": float(losses.median()), "worst": float(losses.max()), "nfe": float(found.nfe.double().mean()),
-            "seconds": seconds, "max_abs_error": float(error.abs().max()), "rounds": found.rounds,
+            "max_abs_error": float(error.abs().max()), "rounds": found.rounds,
         })  # fmt: skip
     for begin in ("random", "forward"):
         for way, (gradient, optimiser, rate) in INVERSION.items():
@@ -242,12 +238,11 @@ def inversion(options: argparse.Namespace, done: dict[str, Any], keep: Keep, ste
             best = torch.stack([record.loss for record in found.history]).cummin(0).values
             keep(key, {
                 "loss": float(found.loss.median()), "worst": float(found.loss.max()),
-                "nfe": float(found.nfe.double().mean()), "seconds": found.history[-1].seconds,
+                "nfe": float(found.nfe.double().mean()),
                 "begun": float(best[0].median()),
                 "curve": {
                     "loss": best.median(1).values.tolist(),
                     "nfe": [float(record.nfe.double().mean()) for record in found.history],
-                    "seconds": [record.seconds for record in found.history],
                 },
             })  # fmt: skip
 
@@ -281,18 +276,18 @@ def report(results: dict[str, Any]) -> str:
             "the linear system's T x T coefficients, made in float64, and passing copies of the stacks."
         )
     if cells := results.get("agreement"):
-        rows = [[way, *(cell[k] for k in ("error", "cosine", "rounds", "products", "seconds"))]
+        rows = [[way, *(cell[k] for k in ("error", "cosine", "rounds", "products"))]
                 for way, cell in cells.items()]  # fmt: skip
-        columns = ["way", "relative error", "cosine", "rounds", "products", "seconds"]
+        columns = ["way", "relative error", "cosine", "rounds", "products"]
         text.append(
             "## Agreement with the exact gradient\n\n" + table(columns, rows) + "\n\n"
             "T = 50, of the squared error of 2 images at random codes; error and cosine of the worse image, products "
-            "an image; seconds of the backward pass alone."
+            "an image."
         )
     if cells := results.get("inversion"):
-        rows = [[way, cell.get("begun"), cell["loss"], cell["worst"], cell["nfe"], cell["seconds"]]
+        rows = [[way, cell.get("begun"), cell["loss"], cell["worst"], cell["nfe"]]
                 for way, cell in cells.items()]  # fmt: skip
-        columns = ["way, beginning", "first loss", "loss", "worst", "NFE", "seconds"]
+        columns = ["way, beginning", "first loss", "loss", "worst", "NFE"]
         text.append(
             "## Inversion of test images, T = 20\n\n" + table(columns, rows) + "\n\n"
             "Squared error summed over an image's values, median and worst of the images; NFE of an image: states "

@@ -10,8 +10,8 @@
 posterior of images is a mixture again, in closed form. Chains on codes and guidance at every step are held against it
 at equal numbers of network evaluations (a vector-Jacobian product counts as one).
 
-`fashion.npz` is made by `examples/zoo_data.py`. Images are guided to a class by one classifier, trained here in a
-minute, and judged by another one, of another architecture (92.4% right on real images). A vector-Jacobian product
+`fashion.npz` is made by `examples/zoo_data.py`. Images are guided to a class by one classifier, trained here in some
+minutes, and judged by another one, of another architecture (92.4% right on real images). A vector-Jacobian product
 counts as one evaluation. For `--rare`, a GAN and a diffusion learn from the same images, few of them bags and trousers:
 
     python examples/gan_fashion.py fashion.npz --rare 8:0.02 1:0.1 --data-out rare.npz
@@ -61,6 +61,7 @@ from pushforward.tasks.features import classify, feature_net, features
 from pushforward.tasks.guide import best, guide
 from pushforward.tasks.steer import METHODS, steered
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # of networks, but of --closed and --cost
 WEIGHTS = (1.0, 0.3, 0.1, 0.03, 0.01)  # of the closed form's energy, of which steering has the best in hindsight
 FREE = 1000  # samples in which rare classes are counted
 
@@ -220,30 +221,32 @@ def figures(
 # -- (b) clothes of a class --------------------------------------------------------------------------------------------
 
 
-def steering_classifier(path: Path, epochs: int = 2) -> torch.nn.Module:
+def steering_classifier(path: Path, epochs: int = 6) -> torch.nn.Module:
     """A classifier to guide by, trained here, that shares nothing with the judge: wider kernels, no pooling, GELU."""
     torch.manual_seed(1)
     net = torch.nn.Sequential(
         torch.nn.Conv2d(1, 24, 5, 2, 2), torch.nn.GELU(), torch.nn.Conv2d(24, 64, 5, 2, 2), torch.nn.GELU(),
         torch.nn.Conv2d(64, 96, 3, 2, 1), torch.nn.GELU(), torch.nn.Flatten(), torch.nn.Linear(96 * 16, 10),
-    )  # fmt: skip
+    ).to(DEVICE)  # fmt: skip
     data = np.load(path)
-    x = torch.from_numpy(data["x_train"].reshape(-1, 1, 28, 28)).float() / 127.5 - 1
-    y = torch.from_numpy(data["y_train"].astype(np.int64))
+    x = torch.from_numpy(data["x_train"].reshape(-1, 1, 28, 28)).to(DEVICE).float() / 127.5 - 1
+    y = torch.from_numpy(data["y_train"].astype(np.int64)).to(DEVICE)
     rate = 2e-3
     adam = torch.optim.AdamW(net.parameters(), lr=rate)
     batches = len(x) // 250
     for epoch in range(epochs):
         for k, some in enumerate(torch.randperm(len(x)).split(250)):
             adam.param_groups[0]["lr"] = rate * (1 - (epoch * batches + k) / (epochs * batches + 1))
-            noisy = x[some] + 0.2 * torch.rand(len(some), 1, 1, 1) * torch.randn_like(x[some])  # smoother gradients
+            level = 0.2 * torch.rand(len(some), 1, 1, 1, device=DEVICE)  # noise makes smoother gradients
+            noisy = x[some] + level * torch.randn_like(x[some])
             loss = torch.nn.functional.cross_entropy(net(noisy), y[some], label_smoothing=0.05)
             adam.zero_grad()
             loss.backward()
             adam.step()
     test = torch.from_numpy(data["x_test"].reshape(-1, 1, 28, 28)).float() / 127.5 - 1
     with torch.no_grad():
-        right = float((net(test).argmax(1) == torch.from_numpy(data["y_test"].astype(np.int64))).float().mean())
+        found = net(test.to(DEVICE)).argmax(1).cpu()
+        right = float((found == torch.from_numpy(data["y_test"].astype(np.int64))).float().mean())
     print(f"the classifier to guide by: {right:.1%} right", flush=True)
     return net.eval().requires_grad_(False)
 
@@ -281,8 +284,8 @@ def fashion(path: Path, count: int, names: list[str], labels: list[str]) -> None
     network = steering_classifier(path)
     rows: list[dict[str, Any]] = []
     for name, label in itertools.product(names, labels):
-        model, judge = fast(load(name)), Judge.of(data, label)
-        differentiated = fast(load(name), compiled=False)
+        model, judge = fast(load(name, device=DEVICE)), Judge.of(data, label)
+        differentiated = fast(load(name, device=DEVICE), compiled=False)
         energy = 5 * energies.classifier(network, judge.label)
         sheets: list[Tensor] = []
 
@@ -291,16 +294,19 @@ def fashion(path: Path, count: int, names: list[str], labels: list[str]) -> None
             sheets.append(images[:16])  # noqa: B023
             print(rows[-1], flush=True)
 
-        plain, few = Sampler("dpm++", 20).plan(model), Sampler("dpm++", 4).plan(model)
-        long = Sampler("ddim", 50, {"eta": 1.0}).plan(model)
+        plain, long = Sampler("dpm++", 20).plan(model), Sampler("ddim", 50, {"eta": 1.0}).plan(model)
         assert isinstance(plain, Plan)
         assert isinstance(long, Plan)
         for way, told in (("told the label (bound)", torch.full((count,), judge.label)), ("no guidance (floor)", None)):
             record(way, Diffusion(model, plain).sample(count, labels=told, batch=count), plain.nfe)
-        found = guide(
-            Diffusion(differentiated, few), energy, langevin(), Schedule(200), chains=count, seed=1, batch=count
-        )
-        record("Langevin on codes, as published", found.images, float(found.nfe.double().mean()))
+        for way, how, steps, moves in (
+            ("Langevin on codes, as published, 4 steps", langevin(), 4, 200),
+            ("MALA on codes, 8 steps", mala(), 8, 400),
+            ("HMC on codes, 8 steps", hmc(leaps=5), 8, 80),
+        ):
+            few = Diffusion(differentiated, Sampler("dpm++", steps).plan(model))
+            found = guide(few, energy, how, Schedule(moves), chains=count, seed=1, batch=count)
+            record(way, found.images, float(found.nfe.double().mean()))
         for way, steering in METHODS.items():
             images = Diffusion(steered(differentiated, energy, steering), long).sample(count, seed=1, batch=count)
             record(f"{way}, 50 steps", images, long.nfe * (2 if steering.through else 1))
@@ -324,9 +330,9 @@ def rare(path: Path, gan: Path, model: str, labels: list[str], count: int) -> No
     """
     data = np.load(path)
     network = steering_classifier(path)
-    diffusion = fast(load(model), compiled=False)
+    diffusion = fast(load(model, device=DEVICE), compiled=False)
     maps: dict[str, Generator | Diffusion] = {
-        "GAN": load_generator(gan),
+        "GAN": load_generator(gan, device=DEVICE),
         "diffusion": Diffusion(diffusion, Sampler("dpm++", 4).plan(diffusion)),
     }
     rows: list[dict[str, Any]] = []
@@ -356,14 +362,14 @@ def rare(path: Path, gan: Path, model: str, labels: list[str], count: int) -> No
 
 
 def fast(model: Model, *, compiled: bool = True) -> Model:
-    """The model in bfloat16, and compiled; states stay float32.
+    """The model in bfloat16, and compiled on a CPU; states stay float32.
 
     Compile only what is not differentiated: with PyTorch 2.13 on a CPU, gradients through these networks were wrong by
     a relative .67 once compiled, and their answers right to rounding.
     """
     assert isinstance(model.denoiser, Network)
     module = model.denoiser.module
-    module = torch.compile(module, dynamic=False) if compiled else module
+    module = torch.compile(module, dynamic=False) if compiled and DEVICE == "cpu" else module
     return replace(model, denoiser=replace(model.denoiser, module=module, autocast=torch.bfloat16))
 
 
@@ -372,15 +378,19 @@ def fast(model: Model, *, compiled: bool = True) -> Model:
 
 def faces(generator: Path, network: Path, chains: int) -> None:
     """Faces like another one, by an embedding: cosine to it, and how usual the code stays."""
-    gan = load_generator(generator)
-    net = energies.load_faces(network)
+    gan = load_generator(generator, device=DEVICE)
+    net = energies.load_faces(network, device=DEVICE)
     wanted = gan.sample(1, seed=77)
-    with torch.no_grad():
-        target = net(wanted)
-        usual = torch.nn.functional.cosine_similarity(net(gan.sample(200, seed=5)), target)
+
+    @torch.no_grad()
+    def embedded(images: Tensor) -> Tensor:
+        return net(images.to(DEVICE))
+
+    target, usual = embedded(wanted), embedded(gan.sample(200, seed=5))
+    cosines = torch.nn.functional.cosine_similarity(usual, target)
     rows: list[dict[str, Any]] = [
-        {"way": "other faces", "cosine": float(usual.mean()), "greatest": float(usual.max()),
-         "distance": float((net(gan.sample(200, seed=5)) - target).norm(dim=1).mean()), "prior / usual": 1.0}
+        {"way": "other faces", "cosine": float(cosines.mean()), "greatest": float(cosines.max()),
+         "distance": float((usual - target).norm(dim=1).mean()), "prior / usual": 1.0}
     ]  # fmt: skip
     energy = 2500 * energies.identity(net, wanted[0])
     ways: dict[str, Callable[[], Any]] = {
@@ -394,8 +404,7 @@ def faces(generator: Path, network: Path, chains: int) -> None:
     sheets = [wanted.expand(chains, -1, -1, -1), gan.sample(chains, seed=1)]
     for way, run in ways.items():
         found = run()
-        with torch.no_grad():
-            there = net(found.images)
+        there = embedded(found.images)
         cosine = torch.nn.functional.cosine_similarity(there, target)
         rows.append({
             "way": way, "cosine": float(cosine.mean()), "greatest": float(cosine.max()),

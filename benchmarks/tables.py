@@ -85,7 +85,7 @@ TABLES = {
     "orders": Table(
         "Langevin: order, coordinates, corrector",
         f"fashion-langevin --solvers {ORDERS},gddim:order=0:factor=cholesky,gddim:order=2:factor=cholesky,"
-        "gddim:order=2:corrector=reuse,gddim:order=2:corrector=evaluate --nfe 10,20 --count 520",
+        "gddim:order=2:corrector=reuse,gddim:order=2:corrector=evaluate --nfe 10,20 --count 2000",
         "`factor=cholesky` is the coordinates L_t of the Cholesky factor in the place of the root R_t; `reuse` "
         "corrects a step with the answer that the next one takes anyhow, `evaluate` with one more call.",
     ),
@@ -93,27 +93,31 @@ TABLES = {
         "Langevin: noise on the way",
         "fashion-langevin --solvers "
         + ",".join(f"{name}:noise={level}:end=0.001" for name in ("gddim", "euler-maruyama") for level in LEVELS)
-        + " --nfe 50 --count 520",
+        + " --nfe 50 --count 2000",
         "Stochastic samplers at noise level lambda, 50 calls, to t_min; Euler–Maruyama with the factor "
         "(1 + lambda^2) / 2, for which the marginals are right at every lambda.",
     ),
     "reference": Table(
         "VP: the reference Gaussian",
         "fashion-vp --solvers gddim:order=2,gddim:order=2:reference=data,gddim:order=2:reference=spectrum "
-        "--nfe 10,20 --count 520",
+        "--nfe 10,20 --count 2000",
         "The coordinates of point data (gDDIM), of N(m, s^2 I), and of the data's spectrum.",
     ),
     "deq": Table(
         "VP: all steps at once",
-        "fashion-vp --solvers ddim,ddim:parallel=preconditioned:within=0.001 --steps 50 --count 520",
-        "The same sampler one call after another, and solved for all times together; rounds are batched network calls.",
+        "fashion-vp --solvers ddim,ddim:parallel=preconditioned:within=0.001 --steps 50 --count 2000",
+        "The same sampler one call after another, and solved for all times together; rounds are batched network calls. "
+        "(They wait for the slowest of 500 images, and bfloat16's rounding is above the tolerance of .001: in float32, "
+        "an image takes 9 rounds, `benchmarks/results/parallel.md`.)",
     ),
 }
 
 
 def command(name: str) -> list[str]:
     """The arguments of the table's `pushforward evaluate`; a table's own options come last and win."""
-    plain = "--data fashion.npz --split test --features fashion --count 1000 --converged 100 --precision bf16 --compile"
+    plain = (
+        "--data fashion.npz --split test --features fashion --count 5000 --converged 200 --precision bf16 --batch 500"
+    )
     model, *own = shlex.split(TABLES[name].options)
     return ["evaluate", model, *shlex.split(plain), *own]
 
@@ -152,15 +156,14 @@ def page() -> str:
 INTRODUCTION = f"""# Results: three diffusions, their samplers, one set of data
 
 Drawn by `make tables` from the reports in `benchmarks/results/tables`; below each table stands the command that made
-it (`python benchmarks/tables.py --data fashion.npz NAME`). The embedded Fashion-MNIST models, two CPU cores, networks
+it (`python benchmarks/tables.py --data fashion.npz NAME`). The embedded Fashion-MNIST models, one NVIDIA H100, networks
 in bfloat16.
 
 **FD-{NET}** is the Fréchet distance in the 64 features of the classifier that comes with the package, to the 10000 test
 images: not the FID, and not comparable with other features. It is extrapolated to infinitely many images, with the
 standard error that a bootstrap of the images gives. **ratio** is that over the distance of the *converged* images
-(`auto`, 100 calls: that sampler at 100 calls is this run), with the error from resampling both alike. These networks'
-own distance from the data is large beside what a sampler adds, so that ratios come near 1 sooner than with networks as
-good as the paper's; the paired error does not have that blind spot. All samplers begin at the same codes and labels;
+(`auto`, 200 calls), with the error from resampling both alike. Below 1, a sampler's error happens to hide some of the
+network's; the paired error does not have that blind spot. All samplers begin at the same codes and labels;
 **error** is the median over images of the relative distance to the converged image of the same code, for samplers that
 draw no noise; below .005 it is bfloat16's rounding. P, R are precision and recall (k = 5, as many real images). NFE are
 network evaluations of an image. In the tables of ratios, figures in parentheses are those of gDDIM's paper (FID on
@@ -213,10 +216,7 @@ def savings(reports: dict[str, Any]) -> str:
             fewest, other = min(near, default=(0, ""))
             found = [str(fewest), f"`{other}`", f"{calls / fewest:.0f}"] if near else ["none", "-", "-"]
             lines.append([str(calls), f"{distance:.3g}", *found])
-    text = (
-        "Blurring diffusion: network calls for the distance of ancestral sampling. Ten are the fewest measured; "
-        "*none*: the noise on the way mends errors of this network that no deterministic sampler does.\n\n"
-    )
+    text = "Blurring diffusion: network calls for the distance of ancestral sampling. Ten are the fewest measured.\n\n"
     return text + table(["ancestral calls", f"FD-{NET}", "as near with", "of", "fewer by"], lines)
 
 
