@@ -1,0 +1,146 @@
+"""Everything on a device of its own, `elsewhere`: run by `test_devices.py`, in a process of its own.
+
+A network of random weights, states of some numbers; what is made there is what the CPU makes.
+"""
+
+import copy
+
+import pytest
+import torch
+
+import pushforward as pf
+from elsewhere import NAME, Elsewhere
+from pushforward.linear import VP, Blurring, Gaussian, Langevin
+from pushforward.model import Network
+from pushforward.plan import SOLVERS, grid
+from pushforward.sampler import Sampler, parse
+from pushforward.tasks import energies
+from pushforward.tasks.inpaint import inpaint
+from pushforward.tasks.steer import METHODS
+
+SIDE = 4
+PROCESSES = {"vp": VP(), "blurring": Blurring((SIDE, SIDE), blur_max=2.0), "langevin": Langevin()}
+WAYS = {
+    "exact": pf.Exact(),
+    "implicit": pf.Implicit(tolerance=1e-5),
+    "phantom": pf.Phantom(2),
+    "skeleton": pf.Skeleton(),
+}
+
+
+class Net(torch.nn.Module):
+    """Some convolutions; the time and a class shift them."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first, self.last = torch.nn.Conv2d(channels, 8, 3, 1, 1), torch.nn.Conv2d(8, channels, 3, 1, 1)
+        self.told = torch.nn.Embedding(4, 8)
+
+    def forward(self, u, t, label=None):
+        label = torch.full((len(u),), 3, device=u.device) if label is None else label
+        shift = self.told(label) + t[:, None].to(u.dtype)
+        return 0.3 * self.last(torch.tanh(self.first(u) + shift[..., None, None]))
+
+
+@pytest.fixture(autouse=True)
+def elsewhere():
+    with Elsewhere():
+        yield
+
+
+@pytest.fixture(params=PROCESSES)
+def models(request):
+    """The same model here and there."""
+    torch.manual_seed(0)
+    process = PROCESSES[request.param]
+    net = Net(process.blocks).double()
+    made = []
+    for device in ("cpu", NAME):
+        network = Network(copy.deepcopy(net).to(device), "epsilon", unconditional=torch.tensor(3))
+        made.append(pf.Model("net", process, network, (1, SIDE, SIDE), Gaussian(0.25), classes=("a", "b", "c")))
+    return made
+
+
+def there_as_here(models, make):
+    """What `make(model)` makes is the same, in float64."""
+    here, there = (make(model) for model in models)
+    torch.testing.assert_close(there.cpu(), here, rtol=1e-6, atol=1e-8)
+
+
+def diffusion(model, sampler="ddim", steps=6, **settings):
+    return pf.Diffusion(model, Sampler(sampler, steps, settings).plan(model), dtype=torch.float64)
+
+
+def test_tensors_of_two_devices_are_refused():
+    """Else nothing here says anything."""
+    with pytest.raises(RuntimeError, match="on the CPU"):
+        torch.zeros(3, device=NAME) + torch.zeros(3)
+
+
+@pytest.mark.parametrize("sampler", ["auto", "ddpm", "heun"])
+def test_samples(models, sampler):
+    labels = torch.tensor([0, 1])
+    there_as_here(models, lambda model: diffusion(model, sampler).sample(2, labels=labels, guidance=2.0))
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_all_steps_at_once(models, eta):
+    method = parse("ddim:parallel=preconditioned").method(diffusion(models[0]).plan)
+    there_as_here(models, lambda model: diffusion(model, eta=eta).sample(2, parallel=method))
+
+
+def test_codes(models):
+    images = torch.rand(2, 1, SIDE, SIDE, dtype=torch.float64)
+    there_as_here(models, lambda model: diffusion(model, "ddpm").encode(images).code.variables())
+
+    def inverted(model):
+        plan = SOLVERS["ddim"](model.process, grid.power(model.process, 6, end=model.process.t_min))
+        return pf.Diffusion(model, plan, dtype=torch.float64).invert(images).code.start
+
+    there_as_here(models, inverted)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_gradients(models, way):
+    def slope(model):
+        sampler = diffusion(model)
+        start = sampler.draw(2).start.requires_grad_()
+        method = None if way == "exact" else parse("ddim:parallel=preconditioned").method(sampler.plan)
+        images = sampler.decode(pf.Code(start), gradient=WAYS[way], parallel=method)
+        return torch.autograd.grad(images.square().sum(), start)[0]
+
+    there_as_here(models, slope)
+
+
+def energy(images, code):
+    return 5 * (images.mean((1, 2, 3)) - 0.3).square()
+
+
+@pytest.mark.parametrize("chain", [pf.langevin(), pf.mala(), pf.hmc(leaps=2)], ids=["langevin", "mala", "hmc"])
+def test_chains_go_on(models, chain):
+    def guided(model):
+        states, few = [], diffusion(model, steps=3)
+        pf.guide(few, energy, chain, pf.Schedule(4), chains=2, callback=states.append)
+        return pf.guide(few, energy, chain, pf.Schedule(4), chains=2, resume=states[2]).images
+
+    there_as_here(models, guided)
+
+
+@pytest.mark.parametrize("optimiser", ["adam", "l-bfgs"])
+def test_descents(models, optimiser):
+    there_as_here(
+        models, lambda m: pf.best(diffusion(m, steps=3), energy, steps=3, count=2, optimiser=optimiser).images
+    )
+
+
+@pytest.mark.parametrize("method", ["dps", "lgd", "tfg"])
+def test_steering(models, method):
+    def steered(model):
+        return diffusion(pf.steered(model, energies.of(energy), METHODS[method]), steps=3, eta=1.0).sample(2)
+
+    there_as_here(models, steered)
+
+
+def test_inpainting(models):
+    images, known = torch.rand(2, 1, SIDE, SIDE), torch.rand(1, SIDE, SIDE) < 0.5
+    there_as_here(models, lambda model: inpaint(diffusion(model, "ddpm", repeats=2), images, known, draws=2))
