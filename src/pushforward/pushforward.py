@@ -374,7 +374,7 @@ class Diffusion:
             raise PushforwardError(msg)
         model, process = self._given(labels, guidance, len(images)), self.model.process
         clean = self._state(images)
-        stream = Stream(seed, _numbers(first, len(images)), clean.shape[1:])
+        stream = Stream(seed, numbered(first, len(images)), clean.shape[1:])
         z = self._noised(clean, stream)
         found = encode(self.plan, Across(model.denoiser), clean, start=self.start(z), draw=stream.draw,
                        independent=independent, sequential=sequential, rows=rows, callback=callback)  # fmt: skip
@@ -424,7 +424,7 @@ class Diffusion:
             raise PushforwardError(msg)
         model, process = self._given(labels, guidance, len(images)), self.model.process
         clean = self._state(images)
-        end = Stream(seed, _numbers(first, len(images)), clean.shape[1:]).draw() if noisy else None
+        end = Stream(seed, numbered(first, len(images)), clean.shape[1:]).draw() if noisy else None
         time = self.plan.times[-1:]
         state = clean
         if end is not None:
@@ -463,7 +463,7 @@ class Diffusion:
             SDEdit, Meng et al., arXiv 2108.01073, algorithm 1.
         """
         clean = self._state(images)
-        stream = Stream(seed, _numbers(first, len(images)), clean.shape[1:])
+        stream = Stream(seed, numbered(first, len(images)), clean.shape[1:])
         start = self._noised(clean, stream)
         count = 0 if isinstance(self.plan, Adaptive) else len(self.plan.noises)
         return Code(start, torch.stack([stream.draw() for _ in range(count)]).to(start) if count else None)
@@ -563,7 +563,7 @@ def _referenced(method: Parallel, model: Model, scale: float = 1.0) -> Parallel:
     return replace(method, reference=model.gaussian.tempered(scale=scale))
 
 
-def _numbers(first: int | Sequence[int], count: int) -> Sequence[int]:
+def numbered(first: int | Sequence[int], count: int) -> Sequence[int]:
     """The number of each image."""
     numbers = range(first, first + count) if isinstance(first, int) else first
     if len(numbers) != count:

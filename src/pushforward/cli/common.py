@@ -32,7 +32,7 @@ __all__ = [
     "CountOption", "DeviceOption", "DtypeOption", "GuidanceOption", "Images", "JsonOption", "LabelOption",
     "ModelArgument", "NegativeOption", "PlanOptions", "PromptOption", "QuietOption", "SplitOption", "avoiding",
     "choose_labels", "decoded", "image_files", "image_size", "make_plan", "open_codes", "open_model", "pick_device",
-    "plan_options", "progress", "read_file", "read_inputs", "stochastic", "write_json",
+    "plan_options", "progress", "read_file", "read_inputs", "read_like", "stochastic", "write_json",
 ]  # fmt: skip
 
 ModelArgument = Annotated[
@@ -398,6 +398,11 @@ def image_files(source: Path) -> list[Path]:
         msg = f"There is no image in {source}; its files must end in {', '.join(sorted(SUFFIXES))}."
         raise PushforwardError(msg)
     return files
+
+
+def read_like(path: Path, shape: tuple[int, ...]) -> Tensor:
+    """An image file in [-1, 1], brought to `shape`, `(channels, height, width)`."""
+    return read_file(path, (shape[1], shape[2]), shape[0], Counter()).float() / 127.5 - 1
 
 
 def read_file(file: Path, size: tuple[int, int] | None, channels: int | None, done: Counter[str]) -> Tensor:

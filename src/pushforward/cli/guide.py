@@ -33,6 +33,7 @@ from pushforward.cli.common import (
     pick_device,
     progress,
     read_file,
+    read_like,
     write_json,
 )
 from pushforward.codes import header, save_codes
@@ -157,7 +158,7 @@ def guide(
     where = pick_device(device)
     pushforward, shape = _open(model, plan, where, dtype, latent, negative)
     labels = _labels(pushforward, label, prompt, guidance, chains)
-    setting = Setting(lambda path: _image(path, shape), shape, where)
+    setting = Setting(lambda path: read_like(path, shape), shape, where)
     first, *others = (energy(text, setting) for text in energies)
     whole = sum(others, first)
     settings: dict[str, Any] = {
@@ -242,11 +243,6 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
         msg = f"The shape of a code is written as 100 or 100x1x1; got {text!r}."
         raise PushforwardError(msg)
     return tuple(map(int, sides))
-
-
-def _image(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """An image file in [-1, 1], brought to the shape of the model's images."""
-    return read_file(path, (shape[1], shape[2]), shape[0], Counter()).float() / 127.5 - 1
 
 
 def _method(text: str) -> Dynamics | Steering | dict[str, Any]:

@@ -38,6 +38,7 @@ from pushforward.cli.common import (
     pick_device,
     plan_options,
     read_file,
+    read_like,
     write_json,
 )
 from pushforward.errors import PushforwardError
@@ -89,15 +90,15 @@ def inpaint(
     """
     where = pick_device(device)
     network = avoiding(open_model(model, where, dtype), negative)
-    channels, *size = image_size(network)
-    known = ~read_mask(mask, lambda path: read_file(path, (size[0], size[1]), channels, Counter()).float() / 127.5 - 1)
+    shape = image_size(network)
+    known = ~read_mask(mask, lambda path: read_like(path, shape))
     again = {"repeats": repeats} if repeats > 1 else {}
     sampler = Sampler(plan.solver, plan.steps, {**plan.settings, **again}, plan.grid, plan.end)
     made = sampler.plan(network)
     diffusion = Diffusion(network, made, device=where)
     inpainted(network, torch.zeros(network.shape), known)  # what is wrong is said before all work
     network.given(choose_labels(network, label or [], 1, prompt or []), guidance)
-    items = list_items(images, image_size(network), out=out, split=split, count=count)
+    items = list_items(images, shape, out=out, split=split, count=count)
     settings = {
         "command": "inpaint", "images": [str(path.resolve()) for path in images], "split": split, "model": model,
         "mask": str(mask.resolve()), "known": crc32(known.numpy().tobytes()),

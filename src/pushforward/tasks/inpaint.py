@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pushforward.errors import PushforwardError
 from pushforward.plan import Plan
-from pushforward.pushforward import Diffusion, Labels, Stream, chosen, mixed
+from pushforward.pushforward import Diffusion, Labels, Stream, chosen, mixed, numbered
 from pushforward.tasks.steer import inpainted
 
 __all__ = ["inpaint"]
@@ -59,7 +59,7 @@ def inpaint(
         raise PushforwardError(msg)
     inpainted(diffusion.model, images, known)  # what is wrong is said before all work
     where, count = known.bool().expand_as(images), len(images)
-    numbers = range(first, first + count) if isinstance(first, int) else first
+    numbers = numbered(first, count)
     plan = diffusion.plan
     noises = len(plan.noises) if isinstance(plan, Plan) else 0
     shape, like = diffusion.model.state_shape(1)[1:], diffusion.draw(1).start
