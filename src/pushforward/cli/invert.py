@@ -101,7 +101,7 @@ def invert(
     \b
     pushforward invert fashion-vp shoe.png --picture both.png
     pushforward invert fashion-vp data.npz --split test --count 64 --out codes.safetensors --json report.json
-    pushforward invert fashion-langevin photos/ --solver gddim --order 2 --steps 50 --label sneaker
+    pushforward invert fashion-langevin photos/ --solver gddim --order 2 --steps 100 --label sneaker
     pushforward invert fashion-vp shoe.png --method optimise --solver ddpm --steps 20 --begin random
     pushforward decode codes.safetensors --out again.png
     """
@@ -257,7 +257,7 @@ def _psnr(mean_square: Tensor) -> Tensor:
 def _summary(report: dict[str, Any]) -> str:
     count, code = report["count"], report["code"]
     left = count - report["converged"]
-    unsure = f"; {left} of them not to the tolerance" if left else ""
+    unsure = f"; {left} of them not to the tolerance: with more --steps they may be" if left else ""
     return (
         f"{report['out']}: {count} image{'s' if count > 1 else ''} in {report['rounds']} rounds, "
         f"{report['nfe']:.0f} network evaluations each, {report['seconds']:.1f} s; "

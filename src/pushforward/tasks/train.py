@@ -288,7 +288,7 @@ class _Run:
         return self._report()
 
     def _one_step(self) -> Tensor:
-        """The loss, `(1,)`, of which nothing is read here: the next step's kernels are queued behind this one's."""
+        """The loss, left on the device: the next step is queued behind this one, and waits for nothing."""
         images, condition, k, noise = self._batch()
         seen, target = self.lesson.draw(images, k, noise)
         answer = self.wrapped(seen, self.clock[k], condition)
