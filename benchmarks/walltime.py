@@ -2,9 +2,10 @@
 
     python benchmarks/walltime.py              # needs a GPU; elsewhere rounds are what counts (parallel.py)
 
-Every figure is the median over `--repeats` runs after a first one, with the device idle before and after. Networks are
-in float32 as PyTorch runs it by default (TF32 convolutions). *error* is the relative difference of the images from
-those made step by step, or of the gradient from the exact one.
+Every figure is the median over `--repeats` runs after a first one, in which the matrices of a plan are made (.3 s for
+100 steps, once a plan), with the device idle before and after. Networks are in float32 as PyTorch runs it by default
+(TF32 convolutions). *error* is the relative difference of the images from those made step by step, or of the gradient
+from the exact one.
 """
 
 from __future__ import annotations
@@ -113,7 +114,8 @@ def main() -> None:
     device = torch.cuda.get_device_name()
     write_text(
         "walltime",
-        f"# Seconds on a GPU\n\n{device}; medians of {options.repeats}.\n\n## Images, DDIM\n\n{cells['images']}\n\n"
+        f"# Seconds on a GPU\n\n{device}; medians of {options.repeats}, after a first run, in which a plan's "
+        f"matrices are made.\n\n## Images, DDIM\n\n{cells['images']}\n\n"
         f"## Image and gradient, fashion-vp, DDIM\n\nThe ratio is to autograd.\n\n{cells['gradients']}",
     )
     write_json("walltime", {"device": device, "repeats": options.repeats, **found})
