@@ -44,11 +44,12 @@ def environment() -> dict[str, str]:
     """Versions and the machine, in words."""
     import diffusers
 
+    cpu = f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s)"
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
-        "machine": f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s)",
+        "machine": torch.cuda.get_device_name() if torch.cuda.is_initialized() else cpu,
     }
 
 

@@ -20,7 +20,7 @@ from itertools import product
 from typing import Any
 
 import torch
-from _common import relative_errors, table, write_json, write_text
+from _common import environment, relative_errors, table, write_json, write_text
 from torch import Tensor
 
 from pushforward import Diffusion, Exact, Implicit, Parallel, load
@@ -111,14 +111,13 @@ def main() -> None:
         found["images"].append(image(name, steps, count, eta, options.repeats))
         print(found["images"][-1], flush=True)
     cells = {name: table(list(rows[0]), [list(row.values()) for row in rows]) for name, rows in found.items()}
-    device = torch.cuda.get_device_name()
     write_text(
         "walltime",
-        f"# Seconds on a GPU\n\n{device}; medians of {options.repeats}, after a first run, in which a plan's "
-        f"matrices are made.\n\n## Images, DDIM\n\n{cells['images']}\n\n"
+        f"# Seconds on a GPU\n\n{environment()['machine']}; medians of {options.repeats}, after a first run, in which "
+        f"a plan's matrices are made.\n\n## Images, DDIM\n\n{cells['images']}\n\n"
         f"## Image and gradient, fashion-vp, DDIM\n\nThe ratio is to autograd.\n\n{cells['gradients']}",
     )
-    write_json("walltime", {"device": device, "repeats": options.repeats, **found})
+    write_json("walltime", {"repeats": options.repeats, **found})
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from typing import Literal
 
 import torch
@@ -206,31 +206,22 @@ def system_of(plan: Plan, kind: Response, reference: Gaussian | None, like: Tens
     The latest two are kept: chains and optimisers of codes ask for the same one, forwards and backwards, at every step,
     and on a GPU building it takes longer than solving it.
     """
-    return _kept(_Asked(plan, kind, reference, like.shape[1:], like.dtype, like.device))
+    variance = None if reference is None else torch.as_tensor(reference.variance, dtype=torch.float64)
+    numbers = None if variance is None else (variance.shape, variance.numpy(force=True).tobytes())
+    return _kept(_Asked(plan, kind, numbers, like.shape[1:], like.dtype, like.device, reference))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class _Asked:
     """What a system depends on; of a reference, that is its variance, whichever `Gaussian` holds it."""
 
     plan: Plan
     kind: Response
-    reference: Gaussian | None
+    variance: tuple[torch.Size, bytes] | None
     shape: torch.Size
     dtype: torch.dtype
     device: torch.device
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Asked) and self._key == other._key
-
-    @cached_property
-    def _key(self) -> tuple[object, ...]:
-        variance = None if self.reference is None else torch.as_tensor(self.reference.variance, dtype=torch.float64)
-        held = None if variance is None else (variance.shape, variance.numpy(force=True).tobytes())
-        return self.plan, self.kind, held, self.shape, self.dtype, self.device
+    reference: Gaussian | None = field(compare=False)
 
 
 @lru_cache(maxsize=2)

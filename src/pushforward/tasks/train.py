@@ -279,7 +279,6 @@ class _Run:
             self._keep()
             if callback is not None:
                 callback(self.step, self.losses[-1] if self.losses else math.nan, self._fraction())
-        self._read_losses()
         if self.step > self.resumed_from:
             self._save()
             if self.config.sample_every:
