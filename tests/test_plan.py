@@ -24,6 +24,7 @@ from pushforward.plan import (
     SOLVERS,
     Builder,
     Plan,
+    auto,
     ddim,
     ddpm,
     dpm_solver_pp,
@@ -97,6 +98,17 @@ def test_gaussian_data_are_solved_exactly_in_their_own_coordinates(process, solv
     found = run(solver(process, ts, data), gaussian_denoiser(process, data), u)
     expected = exact_flow(process, data, float(ts[0]), float(ts[-1]), u)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+@EVERY
+def test_many_calls_of_auto_end_at_the_flow_and_not_at_the_denoised_state(process: Process) -> None:
+    """Clean data of N(m, c) end at `m + sqrt(c) z`; the denoised state at t_min is some thousandths away."""
+    reference, data = Gaussian(0.25), Gaussian(0.02, 0.3)
+    u = normal(4, process.blocks, *FIELD) * (80 if process.name == "ve" else 1)
+    exact = process.image(exact_flow(process, data, process.t_max, 0.0, u))
+    final = process.image(run(auto(process, 64, reference), gaussian_denoiser(process, data), u))
+    left = 1e-3 if process.name == "blurring" else 1e-4  # by 64 steps; VP's denoised state at t_min is 3e-3 away
+    assert (final - exact).norm() < left * exact.norm()
 
 
 # -- orders of convergence --------------------------------------------------------------------------------------------
