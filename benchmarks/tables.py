@@ -166,9 +166,9 @@ standard error that a bootstrap of the images gives. **ratio** is that over the 
 network's; the paired error does not have that blind spot. All samplers begin at the same codes and labels;
 **error** is the median over images of the relative distance to the converged image of the same code, for samplers that
 draw no noise; below .005 it is bfloat16's rounding. (Measured while `auto` ended in the denoised state at `t_min`
-with any number of calls; above 20 it now goes on to the flow's end, .003 away.) P, R are precision and recall (k = 5, as many real images). NFE are
-network evaluations of an image. In the tables of ratios, figures in parentheses are those of gDDIM's paper (FID on
-CIFAR-10, other networks), over its column of 1000 calls of the same sampler."""
+with any number of calls; above 20 it now goes on to the flow's end, .003 away.) P, R are precision and recall (k = 5,
+as many real images). NFE are network evaluations of an image. In the tables of ratios, figures in parentheses are those
+of gDDIM's paper (FID on CIFAR-10, other networks), over its column of 1000 calls of the same sampler."""
 
 
 def summary(reports: dict[str, Any]) -> str:

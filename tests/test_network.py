@@ -6,7 +6,7 @@ import torch
 from helpers import FIELD, PROCESSES, gaussian_denoiser, normal, times
 from pushforward.errors import PushforwardError
 from pushforward.linear import VP, Flow, Gaussian, Langevin, ScaledProcess, root
-from pushforward.model import PREDICTIONS, Network
+from pushforward.model import PREDICTIONS, Function, Network
 
 EVERY = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 DATA = Gaussian(0.25)
@@ -142,3 +142,56 @@ def test_the_network_runs_in_the_asked_precision():
         answer = ask(Network(module, "sample", autocast=torch.bfloat16), normal(1, 1, 4, 4).float())
     assert seen == [torch.bfloat16]
     assert answer.dtype == torch.float32
+
+
+WRONG = {
+    "one row": lambda u: 0.5 * u[:1],
+    "a number": lambda u: u.mean(),
+    "an image without its batch": lambda u: u[0],
+    "other channels": lambda u: torch.cat([u, u, u], 1),
+    "another size": lambda u: u[..., :-1],
+    "two batches": lambda u: torch.cat([u, u]),
+    "a tuple": lambda u: (u, u),
+    "an object": lambda u: {"sample": u},
+    "complex numbers": lambda u: u + 0j,
+    "whole numbers": lambda u: u.long(),
+    "nothing": lambda _: None,
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize("process", [VP(), Langevin()], ids=["vp", "langevin"])
+def test_an_output_of_another_shape_or_kind_is_refused_and_not_broadcast(wrong, process):
+    u = normal(3, process.blocks, *FIELD)
+    for network in (Network(lambda u, *_: wrong(u), "epsilon"), Network(lambda u, *_: wrong(u[:, :1]), "sample")):
+        with pytest.raises(PushforwardError, match="returned .* return one real tensor of shape"):
+            ask(network, u, process=process)
+    with pytest.raises(PushforwardError, match="returned .* return one real tensor of shape"):
+        Function(lambda u, _: wrong(u)).at(process, times(0.5), u)(0, u)
+
+
+def test_twice_the_channels_are_a_learned_variance_and_left_aside():
+    u, labels = normal(3, 2, *FIELD), torch.tensor([1, 2, 3])
+    varied = Network(lambda u, *_: torch.cat([0.3 * u, 1e6 * u], 1), unconditional=torch.tensor([0]))
+    plain = Network(lambda u, *_: 0.3 * u)
+    torch.testing.assert_close(ask(varied, u), ask(plain, u))
+    torch.testing.assert_close(ask(varied.given(labels, 3.0), u), ask(plain, u))
+
+
+def test_a_network_may_change_what_it_is_given():
+    def module(u, t, labels):
+        t.mul_(2.0)
+        labels.add_(1)
+        return u.mul_(0.3) * labels.view(-1, 1, 1, 1) + t.view(-1, 1, 1, 1)
+
+    u, labels = normal(2, 1, *FIELD), torch.tensor([1, 2])
+    before, network = u.clone(), Network(module, "sample").given(labels)
+    prepared = network.at(VP(), times(0.5, 0.25), u)
+    for k in (0, 1, 0):  # the second and third call see what the first one saw
+        expected = 0.3 * before * (labels.view(-1, 1, 1, 1) + 1) + 2 * (0.5, 0.25)[k]
+        torch.testing.assert_close(prepared(k, u), expected)
+        torch.testing.assert_close(prepared(torch.tensor([k, k]), u, torch.tensor([0, 1])), expected)
+    assert torch.equal(u, before)
+    assert labels.tolist() == [1, 2]
+    assert torch.equal(Function(lambda u, _: u.zero_()).at(VP(), times(0.5), u)(0, u), torch.zeros_like(u))
+    assert torch.equal(u, before)

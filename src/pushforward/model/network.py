@@ -71,16 +71,20 @@ class Function:
 
         def ask(k: int | Tensor, u: Tensor, of: Tensor | None = None) -> Tensor:  # noqa: ARG001
             if not isinstance(k, Tensor):
-                return self.denoise(u, float(times[k]))
+                return self._checked(u.clone(), float(times[k]))
             k = k.expand(len(u))
             answers, order = [], []
             for one in k.unique().tolist():
                 rows = (k == one).nonzero()[:, 0]
-                answers.append(self.denoise(u[rows], float(times[one])))
+                answers.append(self._checked(u[rows], float(times[one])))
                 order.append(rows)
             return torch.cat(answers)[torch.cat(order).argsort()]
 
         return ask
+
+    def _checked(self, u: Tensor, t: float) -> Tensor:
+        shape = u.shape
+        return check_output("The formula of a denoiser", self.denoise(u, t), shape)
 
 
 @dataclass(frozen=True)
@@ -104,8 +108,13 @@ class Network:
         autocast: run the module in this dtype.
         max_batch: most rows of a network call; larger batches are split, and guidance counts twice.
 
+    The module gets copies, so it may change what it is given. Its output has the shape of the state, or of the image
+    for the predictions `sample` and `residual`. If it has twice the channels, the second half is a learned variance
+    and left aside (Improved DDPM; `learn_sigma` of guided-diffusion).
+
     References:
         Classifier-Free Diffusion Guidance, Ho & Salimans, arXiv 2207.12598, eq. 6;
+        learned variances: Improved DDPM, Nichol & Dhariwal, arXiv 2102.09672, section 3.1;
         dynamic thresholding: Imagen, Saharia et al., arXiv 2205.11487, section 2.3.
     """
 
@@ -148,12 +157,12 @@ class Network:
         without = self.unconditional if self.guidance != 1 else None
 
         def ask(k: int | Tensor, u: Tensor, of: Tensor | None = None) -> Tensor:
-            condition = every if every is None or of is None else every[of]
+            condition = None if every is None else _rows(every, len(u), of)
             nothing = None
             if condition is not None and without is not None:
                 nothing = without.to(condition).expand_as(condition)
-            seen = u if scale is None else apply_coefficients(scale[k], u, 0)
-            prediction = self._predict(seen, clock[k].expand(len(u)), condition, nothing)
+            seen = u.clone() if scale is None else apply_coefficients(scale[k], u, 0)
+            prediction = self._predict(process, seen, clock[k].expand(len(u)).clone(), condition, nothing)
             if is_image(self.prediction):
                 prediction = process.lift(prediction)
             denoised = combine(k, u, prediction)
@@ -161,8 +170,11 @@ class Network:
 
         return ask
 
-    def _predict(self, u: Tensor, t: Tensor, condition: Tensor | None, nothing: Tensor | None) -> Tensor:
+    def _predict(
+        self, process: Process, u: Tensor, t: Tensor, condition: Tensor | None, nothing: Tensor | None
+    ) -> Tensor:
         """The prediction in `u`'s dtype, in pieces of at most `max_batch` rows, guidance's second rows included."""
+        shape = process.image(u).shape[1:] if is_image(self.prediction) else u.shape[1:]
         size = len(u) if self.max_batch is None else max(1, self.max_batch // (1 if nothing is None else 2))
         pieces = []
         with self._precision(u):
@@ -170,15 +182,23 @@ class Network:
                 rows = slice(i, i + size)
                 given = None if condition is None else condition[rows]
                 without = None if nothing is None else nothing[rows]
-                pieces.append(self._guided(u[rows], t[rows], given, without))
+                pieces.append(self._guided(u[rows], t[rows], given, without, shape))
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
-    def _guided(self, u: Tensor, t: Tensor, condition: Tensor | None, nothing: Tensor | None) -> Tensor:
+    def _guided(
+        self, u: Tensor, t: Tensor, condition: Tensor | None, nothing: Tensor | None, shape: torch.Size
+    ) -> Tensor:
         if nothing is None or condition is None:
-            return self.module(u, t, condition).to(u.dtype)
-        both = self.module(torch.cat([u, u]), torch.cat([t, t]), torch.cat([nothing, condition]))
-        plain, conditional = both.to(u.dtype).chunk(2)
+            return self._called(u, t, condition, shape)
+        both = self._called(torch.cat([u, u]), torch.cat([t, t]), torch.cat([nothing, condition]), shape)
+        plain, conditional = both.chunk(2)
         return torch.lerp(plain, conditional, self.guidance)
+
+    def _called(self, u: Tensor, t: Tensor, condition: Tensor | None, shape: torch.Size) -> Tensor:
+        """The module's prediction, `(rows, *shape)`, in the dtype that `u` has."""
+        rows, dtype = len(u), u.dtype
+        output = check_output("The network", self.module(u, t, condition), (rows, *shape), learned_variance=True)
+        return output[:, : shape[0]].to(dtype)
 
     def _precision(self, u: Tensor) -> AbstractContextManager[object]:
         return nullcontext() if self.autocast is None else torch.autocast(u.device.type, self.autocast)
@@ -195,6 +215,48 @@ class Network:
             s = s.to(image).view(-1, *[1] * (image.ndim - 1))
             image = bound * torch.minimum(torch.maximum(image, -s), s) / s
         return torch.cat([image, rest], 1) if rest.shape[1] else image
+
+
+def check_output(what: str, output: object, shape: tuple[int, ...], *, learned_variance: bool = False) -> Tensor:
+    """A network's output, if it is real numbers of the shape `(rows, channels, *field)`: no other is broadcast.
+
+    Args:
+        what: it is the output of, for the message.
+        output: anything.
+        shape: wanted.
+        learned_variance: whether it may have twice as many channels.
+
+    Raises:
+        PushforwardError: it is something else.
+    """
+    wanted = f"return one real tensor of shape {tuple(shape)}"
+    if not isinstance(output, Tensor):
+        msg = f"{what} returned a {type(output).__name__}; {wanted}, for instance by a function that picks it out."
+        raise PushforwardError(msg)
+    double = (shape[0], 2 * shape[1], *shape[2:])
+    if tuple(output.shape) not in ((tuple(shape), double) if learned_variance else (tuple(shape),)):
+        msg = f"{what} returned shape {tuple(output.shape)} for {shape[0]} states; {wanted}."
+        raise PushforwardError(msg)
+    if not output.is_floating_point():
+        msg = f"{what} returned {str(output.dtype).removeprefix('torch.')} numbers; {wanted}."
+        raise PushforwardError(msg)
+    return output
+
+
+def _rows(condition: Tensor, rows: int, of: Tensor | None) -> Tensor:
+    """The condition of each row: one for all, one for each image, or of the images that the rows belong to.
+
+    Raises:
+        PushforwardError: there are as many as neither.
+    """
+    if len(condition) == 1:
+        return condition.expand(rows, *condition.shape[1:]).clone()
+    if of is not None:
+        return condition[of]
+    if len(condition) != rows:
+        msg = f"The model was given conditions for {len(condition)} images, but there are {rows}: give one for each."
+        raise PushforwardError(msg)
+    return condition.clone()
 
 
 def _combination(
