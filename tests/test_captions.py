@@ -39,6 +39,22 @@ def captioned(count=8, labels=None):
 # -- words
 
 
+def test_a_model_under_prompts_keeps_them():
+    """It is told them once, whoever asks it again; one prompt is every image's."""
+    model = pf.load("emoji")
+    plan = pf.SOLVERS["ddim"](model.process, pf.grid.power(model.process, 2))
+    prompts = ["red apple", "crying face", "red apple"]
+    expected = pf.Diffusion(model, plan).sample(3, labels=prompts, guidance=2.0)
+    under = pf.Diffusion(model.given(prompts, 2.0), plan)
+    torch.testing.assert_close(under.sample(3, batch=2), expected, rtol=1e-4, atol=1e-4)  # rounding of other batches
+    found = pf.guide(under, lambda images, _: 0 * images.flatten(1).sum(1), pf.langevin(1e-8), pf.Schedule(steps=1), chains=3, seed=0)
+    torch.testing.assert_close(found.images[-3:].cpu(), expected, rtol=1e-2, atol=1e-2)  # moved by a ten-thousandth
+    again = pf.Diffusion(model.given(["green pear"] * 3).given(prompts), plan)
+    torch.testing.assert_close(again.sample(3, guidance=2.0), expected)
+    alike = pf.Diffusion(model, plan).sample(2, labels=["red apple"] * 2)
+    torch.testing.assert_close(pf.Diffusion(model.given(["red apple"]), plan).sample(2), alike)
+
+
 def test_tokens_do_not_change():
     """A trained table belongs to these numbers: the word, then its triples of letters with its ends marked."""
     assert tokens(["cat"], ROWS)[0, :5].tolist() == [2618, 3149, 937, 2397, 0]

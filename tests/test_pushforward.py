@@ -51,6 +51,26 @@ def test_labels_matter_and_guidance_too(model):
     assert not torch.allclose(guided, one, atol=1e-4)
 
 
+def test_a_model_under_labels_keeps_them(model):
+    with torch.no_grad():
+        for p in model.module.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    plan, labels = ddim(model.process, grid.power(model.process, 3)), torch.tensor([0, 1, 1])
+    asked = {"seed": 3, "batch": 2}
+    expected = pf.Diffusion(model, plan).sample(3, labels=labels, guidance=2.0, **asked)
+    first = model.given(labels.flip(0))
+    for given in (model.given(labels, 2.0), first.given(labels).given(None, 2.0), first.given(labels, 2.0)):
+        under = pf.Diffusion(given, plan)
+        torch.testing.assert_close(under.sample(3, **asked), expected)  # in batches of 2 and 1: each image its own
+        torch.testing.assert_close(under.decode(under.draw(3, seed=3)), expected)
+        assert not torch.allclose(under.sample(3, labels=labels.flip(0), **asked), expected)
+        with pytest.raises(pf.PushforwardError, match="4 images need as many labels or prompts; got 3"):
+            under.sample(4)
+    same = pf.Diffusion(model, plan).sample(3, labels=torch.tensor([1, 1, 1]), **asked)
+    one = pf.Diffusion(model.given(torch.tensor([1])), plan)  # is every image's
+    torch.testing.assert_close(one.sample(3, **asked), same)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_saved_model_is_the_same_model(model, tmp_path, dtype):
     save_model(model, tmp_path / "m", card="# card\n", dtype=dtype)

@@ -279,16 +279,13 @@ class Diffusion:
         if count < 1 or batch < 1:
             msg = f"Sampling needs a count and a batch of at least 1; got {count} and {batch}."
             raise PushforwardError(msg)
-        self._given(labels, guidance)
-        if labels is not None and len(labels) != count:
-            msg = f"{count} images need as many labels; got {len(labels)}."
-            raise PushforwardError(msg)
+        self._given(labels, guidance, count)
         for begin in range(0, count, batch):
             end = min(begin + batch, count)
-            told = chosen(labels, slice(begin, end))
+            some = slice(begin, end)
             stream = Stream(seed, range(first + begin, first + end), self.model.state_shape(1)[1:])
             start = self.start(stream.draw())
-            yield self.model.given(told, guidance), start, stream.noise
+            yield self.model.some(some).given(chosen(labels, some), guidance), start, stream.noise
 
     def decode(
         self,
@@ -502,8 +499,9 @@ class Diffusion:
         return process.transition(time, torch.zeros_like(time))[0](process.lift(image))
 
     def _given(self, labels: Labels, guidance: float, count: int | None = None) -> Model:
-        if count is not None and labels is not None and len(labels) != count:
-            msg = f"{count} images need as many labels or prompts; got {len(labels)}."
+        given = self.model.conditions if labels is None else len(labels)
+        if count is not None and given != count and (labels is not None or given > 1):
+            msg = f"{count} images need as many labels or prompts; got {given}."
             raise PushforwardError(msg)
         return self.model.to(self._device).given(labels, guidance)
 

@@ -23,7 +23,7 @@ from pushforward.files import atomic_path, save_tensors
 from pushforward.linear import POINT, Gaussian, Process, process_from_config
 from pushforward.model.backbone import Backbone, BackboneConfig
 from pushforward.model.network import Denoiser, Network, Wrapper
-from pushforward.model.prompts import TextEncoder, prompted
+from pushforward.model.prompts import Prompted, TextEncoder, prompted
 from pushforward.model.words import tokens
 
 CONFIG, WEIGHTS, STATISTICS, CARD = "config.json", "model.safetensors", "statistics.safetensors", "README.md"
@@ -97,8 +97,31 @@ class Model:
         """Shape of `batch` states, `(batch, k * channels, *field)`."""
         return (batch, self.process.blocks * self.shape[0], *self.shape[1:])
 
+    @property
+    def conditions(self) -> int:
+        """For how many images it was given conditions; 0: for none. One condition is every image's."""
+        network = self.denoiser
+        while isinstance(network, Wrapper):
+            network = network.inner
+        condition = network.condition if isinstance(network, Network) else None
+        return 0 if condition is None else len(condition)
+
+    def some(self, images: slice | Tensor) -> Model:
+        """This model for some of the images that it was given conditions for."""
+        if self.conditions < 2:
+            return self
+        if isinstance(self.denoiser, Wrapper):
+            inner = replace(self, denoiser=self.denoiser.inner).some(images)
+            return replace(self, denoiser=self.denoiser.around(inner.denoiser))
+        network = self.denoiser
+        assert isinstance(network, Network)
+        assert network.condition is not None
+        return replace(self, denoiser=network.given(network.condition[images], network.guidance))
+
     def given(self, condition: Tensor | Sequence[str] | None, guidance: float = 1.0) -> Model:
         """This model under a condition: class labels `(batch,)`, or as many prompts.
+
+        One condition is every image's. A model that has been given a condition keeps it until it is given another.
 
         Raises:
             PushforwardError: the model takes no condition, or another kind, or labels out of range.
@@ -109,6 +132,10 @@ class Model:
         if isinstance(self.denoiser, Wrapper):
             told = replace(self, denoiser=self.denoiser.inner).given(condition, guidance)
             return replace(told, denoiser=self.denoiser.around(told.denoiser))
+        if condition is None and self.conditions:
+            network = self.denoiser
+            assert isinstance(network, Network)
+            return self if guidance == 1 else replace(self, denoiser=network.given(network.condition, guidance))
         if self.text is not None:
             return self._prompted(condition, guidance)
         if isinstance(condition, Sequence) and not any(isinstance(one, str) for one in condition):
@@ -144,7 +171,8 @@ class Model:
         if condition is None and guidance != 1:
             msg = f"Guidance {guidance:g} has no effect on model {self.name!r} without a prompt. Leave guidance at 1."
             raise PushforwardError(msg)
-        module, rows = prompted(network.module, text, condition or (), self.negative)
+        bare = network.module.network if isinstance(network.module, Prompted) else network.module
+        module, rows = prompted(bare, text, condition or (), self.negative)
         told = replace(network, module=module, unconditional=torch.zeros(1, dtype=torch.long))
         return replace(self, denoiser=told.given(None if condition is None else rows, guidance))
 

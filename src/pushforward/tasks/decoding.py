@@ -112,12 +112,13 @@ class Decoding:
         if isinstance(self.labels, Tensor):
             model = self.pushforward.model.given(self.labels[some.cpu()], self.guidance)
         else:  # prompts, the negative one too, are encoded once a batch
-            key = () if self.labels is None else tuple(some.tolist())
+            own = self.labels is not None or self.pushforward.model.conditions > 1
+            key = tuple(some.tolist()) if own else ()
             if key not in self._told:
                 while self._told and sum(map(len, self._told)) + len(key) > 2 * len(self.nfe):
                     self._told.pop(next(iter(self._told)))  # of images that are done
                 told = chosen(self.labels, some.cpu())
-                self._told[key] = self.pushforward.model.given(told, self.guidance)
+                self._told[key] = self.pushforward.model.some(some.cpu()).given(told, self.guidance)
             model = self._told[key]
         counted = replace(model, denoiser=_Counted(model.denoiser, self.nfe, some), text=None)  # it has been told
         return replace(self.pushforward, model=counted)
