@@ -1,6 +1,7 @@
 """Captions: words as numbers, parts hidden in training, captions read from files, and models that read prompts."""
 
 import json
+import random
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -16,6 +17,9 @@ import pushforward as pf
 from pushforward.cli import app
 from pushforward.data import ImageData, load_images
 from pushforward.errors import PushforwardError
+from pushforward.linear import VP
+from pushforward.model import trained as trained_model
+from pushforward.model.backbone import Backbone, preset
 from pushforward.model.words import LENGTH, tokens
 from pushforward.tasks.train import TrainConfig, hide_parts, train
 from test_cli_invert import refused
@@ -39,20 +43,40 @@ def captioned(count=8, labels=None):
 # -- words
 
 
+def reader():
+    """A model that reads, of random weights."""
+    torch.manual_seed(0)
+    config = preset("tiny", field=(SIDE, SIDE), in_channels=1, out_channels=1, words=64)
+    return trained_model(Backbone(config).eval().requires_grad_(False), VP(), (1, SIDE, SIDE))
+
+
 def test_a_model_under_prompts_keeps_them():
     """It is told them once, whoever asks it again; one prompt is every image's."""
-    model = pf.load("emoji")
+    model = reader()
     plan = pf.SOLVERS["ddim"](model.process, pf.grid.power(model.process, 2))
     prompts = ["red apple", "crying face", "red apple"]
     expected = pf.Diffusion(model, plan).sample(3, labels=prompts, guidance=2.0)
     under = pf.Diffusion(model.given(prompts, 2.0), plan)
     torch.testing.assert_close(under.sample(3, batch=2), expected, rtol=1e-4, atol=1e-4)  # rounding of other batches
-    found = pf.guide(under, lambda images, _: 0 * images.flatten(1).sum(1), pf.langevin(1e-8), pf.Schedule(steps=1), chains=3, seed=0)
+    nothing = pf.Schedule(steps=1)
+    found = pf.guide(under, lambda images, _: 0 * images.flatten(1).sum(1), pf.langevin(1e-8), nothing, chains=3)
     torch.testing.assert_close(found.images[-3:].cpu(), expected, rtol=1e-2, atol=1e-2)  # moved by a ten-thousandth
     again = pf.Diffusion(model.given(["green pear"] * 3).given(prompts), plan)
     torch.testing.assert_close(again.sample(3, guidance=2.0), expected)
     alike = pf.Diffusion(model, plan).sample(2, labels=["red apple"] * 2)
     torch.testing.assert_close(pf.Diffusion(model.given(["red apple"]), plan).sample(2), alike)
+
+
+def test_words_beyond_the_last_token_are_named():
+    """Those of which some token is not in the row, and no others."""
+    words = ["".join(random.Random(k).sample("abcdefghijklmnopqrstuvwxyz", 7)) for k in range(15)]
+    text, rows = " ".join(words), 2**40  # no two alike
+    row = set(tokens([text], rows)[0].tolist())
+    lost = [word for word in words if not {*tokens([word], rows)[0].tolist()} <= {*row, 0}]
+    assert 2 < len(lost) < 5
+    with pytest.warns(UserWarning, match=f"The model reads 96 tokens of the prompt .*, and not: {' '.join(lost)}$"):
+        reader().given([text])
+    reader().given([" ".join(words[:10])])  # without a word
 
 
 def test_tokens_do_not_change():

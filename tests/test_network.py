@@ -164,9 +164,9 @@ WRONG = {
 def test_an_output_of_another_shape_or_kind_is_refused_and_not_broadcast(wrong, process):
     u = normal(3, process.blocks, *FIELD)
     for network in (Network(lambda u, *_: wrong(u), "epsilon"), Network(lambda u, *_: wrong(u[:, :1]), "sample")):
-        with pytest.raises(PushforwardError, match="returned .* return one real tensor of shape"):
+        with pytest.raises(PushforwardError, match=r"returned .* return one real tensor of shape"):
             ask(network, u, process=process)
-    with pytest.raises(PushforwardError, match="returned .* return one real tensor of shape"):
+    with pytest.raises(PushforwardError, match=r"returned .* return one real tensor of shape"):
         Function(lambda u, _: wrong(u)).at(process, times(0.5), u)(0, u)
 
 

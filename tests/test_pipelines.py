@@ -9,6 +9,7 @@ import json
 import shutil
 import string
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -31,7 +32,10 @@ from pushforward.model.diffusers import diffusers_model
 from pushforward.model.text import KEPT
 from pushforward.plan import ddim, grid
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")  # of diffusers
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),  # of diffusers
+    pytest.mark.filterwarnings("ignore:.* reads . tokens of the prompt:UserWarning"),  # the second of PROMPTS is cut
+]
 
 CLOSE = 1e-4
 STEPS, GUIDANCE = 4, 3.0
@@ -381,6 +385,17 @@ def test_batch_is_loop(kind: str, read: Any) -> None:
     for k in range(2):
         alone = solve(model.given(conditions[k : k + 1], GUIDANCE), state(model)[k : k + 1])
         assert_close(both[k : k + 1], alone, 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_words_that_are_cut_are_named(kind: str, read: Any) -> None:
+    """Nine tokens, two of them special, leave seven letters."""
+    lost = "reads 7 tokens of the prompt 'one red house, old', and not: ouse ?, old"
+    with pytest.warns(UserWarning, match=f"CLIPTextModel.* {lost}"):
+        read(kind).given(["one red house, old"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read(kind).given(["one red"])
 
 
 def test_prompts_are_encoded_once(pipe: Any) -> None:

@@ -24,7 +24,7 @@ from pushforward.linear import POINT, Gaussian, Process, process_from_config
 from pushforward.model.backbone import Backbone, BackboneConfig
 from pushforward.model.network import Denoiser, Network, Wrapper
 from pushforward.model.prompts import Prompted, TextEncoder, prompted
-from pushforward.model.words import tokens
+from pushforward.model.words import tokens, warn_of_lost_words
 
 CONFIG, WEIGHTS, STATISTICS, CARD = "config.json", "model.safetensors", "statistics.safetensors", "README.md"
 FORMAT = "pushforward-1"
@@ -258,6 +258,8 @@ def trained(
 
 
 def _words(texts: Sequence[str], rows: int) -> tuple[Tensor]:
+    for text in texts:
+        warn_of_lost_words(text)
     return (tokens(texts, rows),)
 
 

@@ -10,7 +10,8 @@ Each kind of pipeline has one or several encoders, and a rule that makes tensors
 | Stable Diffusion 3 | CLIP projected, another, T5 (may be missing) | T5's states after the others'; both vectors |
 | Flux | CLIP, T5 | T5's last states; CLIP's vector |
 
-Prompts longer than an encoder reads are cut, shorter ones filled up, as the pipelines do.
+Prompts longer than an encoder reads are cut, with a warning that names what is lost, and shorter ones filled up, as the
+pipelines do.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from pushforward.model.words import tell_lost
 
 __all__ = ["Text", "Tower", "clip_and_t5", "joint", "last", "penultimate"]
 
@@ -44,6 +47,10 @@ class Tower(nn.Module):
         self.length = length or min(tokenizer.model_max_length, config.max_position_embeddings)
 
     def forward(self, prompt: str) -> Any:
+        room = self.length - self.tokenizer.num_special_tokens_to_add()
+        ids = self.tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
+        if len(ids) > room:
+            tell_lost(prompt, type(self.encoder).__name__, room, self.tokenizer.decode(ids[room:]).strip())
         settings = {"padding": "max_length", "max_length": self.length, "truncation": True, "return_tensors": "pt"}
         tokens = self.tokenizer([prompt], **settings).input_ids
         return self.encoder(tokens.to(next(self.parameters()).device), output_hidden_states=True)

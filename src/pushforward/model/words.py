@@ -11,13 +11,14 @@ References:
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from zlib import crc32
 
 import torch
 from torch import Tensor
 
-__all__ = ["LENGTH", "tokens"]
+__all__ = ["LENGTH", "tokens", "warn_of_lost_words"]
 
 LENGTH = 96  # most tokens of a caption that are read
 
@@ -26,15 +27,38 @@ def tokens(texts: Sequence[str], rows: int) -> Tensor:
     """The hashed words and letter triples of each text, int64 `(texts, LENGTH)`, from 1 to `rows`, then 0 as filling.
 
     Args:
-        texts: any; an empty text is all filling.
+        texts: any; an empty text is all filling, and what is beyond `LENGTH` tokens is cut.
         rows: of the table.
     """
     table = torch.zeros(len(texts), LENGTH, dtype=torch.long)
     for row, text in zip(table, texts, strict=True):
-        found: dict[str, None] = {}
-        for word in re.findall(r"\w+", text.lower()):
-            marked = f"<{word}>"
-            found |= dict.fromkeys([marked, *(marked[k : k + 3] for k in range(len(marked) - 2))])
-        ids = [1 + crc32(piece.encode()) % rows for piece in found][:LENGTH]
+        ids = [1 + crc32(piece.encode()) % rows for piece in _pieces(text)][:LENGTH]
         row[: len(ids)] = torch.tensor(ids, dtype=torch.long)
     return table
+
+
+def warn_of_lost_words(text: str) -> None:
+    """Warn of the words of a prompt that `tokens` cuts, wholly or in part."""
+    places = {piece: place for place, piece in enumerate(_pieces(text))}
+    lost = [word for word in _words(text) if any(places[piece] >= LENGTH for piece in _pieces(word))]
+    if lost:
+        tell_lost(text, "The model", LENGTH, " ".join(dict.fromkeys(lost)))
+
+
+def tell_lost(text: str, reader: str, length: int, lost: str) -> None:
+    """Warn that a prompt is longer than what reads it, and name what is not read."""
+    start = text if len(text) < 40 else f"{text[:36]} ..."
+    warnings.warn(f"{reader} reads {length} tokens of the prompt {start!r}, and not: {lost}", stacklevel=4)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+def _pieces(text: str) -> dict[str, None]:
+    """Its words and their triples of letters, each once, in the order of the text."""
+    found: dict[str, None] = {}
+    for word in _words(text):
+        marked = f"<{word}>"
+        found |= dict.fromkeys([marked, *(marked[k : k + 3] for k in range(len(marked) - 2))])
+    return found
