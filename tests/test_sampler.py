@@ -68,7 +68,7 @@ def test_references_by_name(reference):
         ("ddim:parallel=quickly", "Unknown way 'quickly'"),
         ("ddim:parallel=preconditioned:within=soon", "positive"),
         ("ddim:end=-1", "not below 0"),
-        ("nothing", "Unknown solver"),
+        ("nothing", "Unknown solver 'nothing'; known are auto, ddim, .*, rk45"),
         ("ddim:speed=3", "no setting 'speed'"),
         ("auto:order=3", "chooses its own settings"),
         ("rk45:tolerance=0", "positive"),
@@ -86,3 +86,12 @@ def test_bad_words_get_a_sentence(text, said):
 def test_a_step_that_does_not_fit():
     with pytest.raises(PushforwardError, match="3 network calls are too few for rk4"):
         parse("rk4:end=0.01").calling(tiny(VP()), 3)
+
+
+def test_the_default_sampler_is_a_solver_like_the_others():
+    model = tiny(VP())
+    for steps in (8, 24):
+        expected = Diffusion(model, Sampler("auto", steps).plan(model)).sample(2)
+        times = Sampler("auto", steps).plan(model).times
+        plan = SOLVERS["auto"](model.process, times, reference=model.reference)
+        torch.testing.assert_close(Diffusion(model, plan).sample(2), expected)

@@ -13,7 +13,7 @@ from pushforward.errors import PushforwardError
 from pushforward.execute import METHODS, Adaptive, Parallel
 from pushforward.linear import Gaussian
 from pushforward.model import Model
-from pushforward.plan import Plan, auto
+from pushforward.plan import SOLVERS, Plan, auto
 from pushforward.plan.grid import default
 
 __all__ = ["Sampler", "parse", "plan_at", "with_noise", "words"]
@@ -78,6 +78,9 @@ class Sampler:
             PushforwardError: no such solver, grid or setting, or they do not fit the model.
         """
         process, settings = model.process, dict(self.settings)
+        if self.solver not in (*SOLVERS, "rk45"):
+            msg = f"Unknown solver {self.solver!r}; known are {', '.join((*SOLVERS, 'rk45'))}."
+            raise PushforwardError(msg)
         at = {} if self.end is None else {"end": self.end}
         if self.solver in ("auto", "rk45"):
             tolerance = settings.pop("tolerance", 1e-5) if self.solver == "rk45" else 1e-5

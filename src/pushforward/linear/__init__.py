@@ -37,7 +37,13 @@ def process_from_config(config: dict[str, Any]) -> Process:
         PushforwardError: unknown name or parameter.
     """
     settings = dict(config)
-    name = settings.pop("name", None)
+    if "name" not in settings:
+        msg = (
+            f"This describes no process: it has no 'name', one of {', '.join(PROCESSES)}. A scheduler's configuration "
+            "of diffusers is read by pushforward.load, with its folder, or by pushforward.PushforwardScheduler."
+        )
+        raise PushforwardError(msg)
+    name = settings.pop("name")
     if name not in PROCESSES:
         msg = (
             f"Unknown process {name!r}; known are {', '.join(PROCESSES)}. One of your own must be put into "

@@ -26,6 +26,7 @@ from pushforward.plan.grid import angle
 from pushforward.plan.plan import Plan
 
 SCALE, EXPONENT = 0.5, 0.7
+WHITE = Gaussian(0.25)
 FEW = 20  # calls up to which the image is the last answer
 
 
@@ -42,16 +43,25 @@ def auto(process: Process, steps: int, reference: Gaussian) -> Plan:
         steps: how many.
         reference: N(m, s^2 I) of the model's data.
     """
-    if process.basis != IDENTITY and process.blocks == 1:
-        times = angle(process, steps, scale=SCALE)
-        return exponential(process, times, order=1, variable="angle", corrector="reuse", name="auto")
+    grid = angle(process, steps, scale=SCALE) if _fades_unevenly(process) else auto_grid(process, steps)
+    return auto_at(process, grid, reference=reference)
+
+
+def auto_at(process: Process, grid: Tensor, *, reference: Gaussian = WHITE) -> Plan:
+    """The same rule at given times.
+
+    Args:
+        process: the diffusion.
+        grid: decreasing times, `(steps + 1,)`.
+        reference: N(m, s^2 I) of the model's data.
+    """
+    if _fades_unevenly(process):
+        return exponential(process, grid, order=1, variable="angle", corrector="reuse", name="auto")
+    few = len(grid) - 1 <= FEW and float(grid[-1]) == 0
     return exponential(
-        process,
-        auto_grid(process, steps),
-        order=2,
-        reference=reference,
-        variable="angle",
-        corrector="reuse",
-        denoise=steps <= FEW,
-        name="auto",
+        process, grid, order=2, reference=reference, variable="angle", corrector="reuse", denoise=few, name="auto"
     )
+
+
+def _fades_unevenly(process: Process) -> bool:
+    return process.basis != IDENTITY and process.blocks == 1

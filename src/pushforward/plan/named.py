@@ -11,6 +11,7 @@ from torch import Tensor
 from pushforward.errors import PushforwardError
 from pushforward.linear import Process
 from pushforward.plan.collocation import collocation
+from pushforward.plan.default import auto_at
 from pushforward.plan.exponential import exponential
 from pushforward.plan.gddim import ddim, ddpm, gddim
 from pushforward.plan.plan import Plan
@@ -22,6 +23,7 @@ from pushforward.plan.splitting import sscs
 from pushforward.plan.stochastic import euler_maruyama
 
 SOLVERS: dict[str, Callable[..., Plan]] = {
+    "auto": auto_at,
     "ddim": ddim,
     "ddpm": ddpm,
     "gddim": gddim,
