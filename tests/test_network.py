@@ -195,3 +195,26 @@ def test_a_network_may_change_what_it_is_given():
     assert labels.tolist() == [1, 2]
     assert torch.equal(Function(lambda u, _: u.zero_()).at(VP(), times(0.5), u)(0, u), torch.zeros_like(u))
     assert torch.equal(u, before)
+
+
+class Timed(torch.nn.Module):
+    """A network that looks up whole timesteps, as those of tables do."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Embedding.from_pretrained(torch.linspace(0.1, 1.0, 1000)[:, None])
+
+    def forward(self, u, t, _):
+        return self.table(t.long()).view(-1, 1, 1, 1) * u
+
+
+def test_times_in_other_units_than_the_networks_are_noticed():
+    u, table = normal(1, 1, *FIELD).float(), PROCESSES["discrete"]
+    with pytest.warns(UserWarning, match=r"answers the same at times 0.25 and 0.75; .*time_scale=1000, time_shift=-1"):
+        ask(Network(Timed()), u)
+    with pytest.warns(UserWarning, match="told times from 0 to 1, but its process is a table of 1000 timesteps"):
+        ask(Network(Timed()), u, process=table)
+    right = ask(Network(Timed(), time_scale=1000, time_shift=-1), u, process=table)  # warnings are errors here
+    alpha, sigma = (float(x[0]) for x in table.alpha_sigma(times(0.5)))
+    weight = float(torch.linspace(0.1, 1.0, 1000)[499])
+    torch.testing.assert_close(right, (u - sigma * weight * u) / alpha)

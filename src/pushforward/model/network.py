@@ -7,17 +7,21 @@ with a neural network, `Function` with a formula.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
+from weakref import WeakSet
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pushforward.errors import PushforwardError
-from pushforward.linear import IDENTITY, POINT, Gaussian, Operator, Process, apply_coefficients
+from pushforward.linear import IDENTITY, POINT, Discrete, Gaussian, Operator, Process, apply_coefficients
 from pushforward.model.prediction import Prediction, denoising, is_image
+
+_NOTICED: WeakSet[nn.Module] = WeakSet()  # modules whose units of time have been looked at
 
 
 class Ask(Protocol):
@@ -147,6 +151,7 @@ class Network:
                 "start the grid below t_max, or use a network that predicts v, velocity or the sample."
             )
             raise PushforwardError(msg)
+        self._notice_timeless(process, like)
         combine = _combination(on_state, on_prediction, like)
         scale = None
         if self.input_reference is not None:
@@ -169,6 +174,34 @@ class Network:
             return denoised if self.clip is None and self.threshold is None else self._bounded(process, denoised)
 
         return ask
+
+    def _notice_timeless(self, process: Process, like: Tensor) -> None:
+        """Warn, once for a module, where times seem to be in other units than its own.
+
+        That is so if it takes the times of a table of timesteps as they are, 0 to 1; or if it has weights, takes times
+        as they are, and answers the same at two unlike ones.
+        """
+        module = self.module
+        as_they_are = (self.time_scale, self.time_shift) == (1, 0) and self.clock is None
+        if not (as_they_are and isinstance(module, nn.Module)) or module in _NOTICED:
+            return
+        _NOTICED.add(module)
+        advice = "; if it counts timesteps, say pushforward.Network(..., time_scale=1000, time_shift=-1)"
+        if isinstance(process, Discrete):
+            count = process.timesteps
+            msg = f"The network is told times from 0 to 1, but its process is a table of {count} timesteps"
+            warnings.warn(msg + advice.replace("1000", str(count)), stacklevel=5)
+        elif next(module.parameters(), None) is not None:
+            noise = torch.randn(like.shape[1:], generator=torch.Generator().manual_seed(0)).to(like)
+            condition = None if self.condition is None else self.condition[[0, 0]].to(like.device)
+            times = process.t_max * torch.tensor([0.25, 0.75], device=like.device)
+            with torch.no_grad(), self._precision(like):
+                answers = module(torch.stack([noise, noise]), times, condition)
+            if isinstance(answers, Tensor) and len(answers) == 2:
+                first, second = answers.double()
+                if float((second - first).norm()) <= 1e-6 * float(first.norm()):
+                    seen = " and ".join(f"{t:g}" for t in times.tolist())
+                    warnings.warn(f"The network answers the same at times {seen}{advice}", stacklevel=5)
 
     def _predict(
         self, process: Process, u: Tensor, t: Tensor, condition: Tensor | None, nothing: Tensor | None
