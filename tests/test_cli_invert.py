@@ -160,7 +160,8 @@ def test_an_npz_file_a_folder_and_a_file_in_this_order(models, pictures, tmp_pat
     torch.testing.assert_close(train.values[:, 0], torch.from_numpy(arrays["x_train"][:2]).float() / 127.5 - 1)
     resized = read_inputs([tmp_path / "data.npz"], (4, 6), 3)
     assert resized.values.shape == (4, 3, 4, 6)
-    assert set(resized.notes) == {"4 images resized from 8x8 to 6x4", "4 images made colour from grey"}
+    cropped = "4 images cropped around the centre and resized from 8x8 to 6x4"
+    assert set(resized.notes) == {cropped, "4 images made colour from grey"}
     _, report = inverted(models["vp"], tmp_path / "data.npz", tmp_path, *FEW, "--count", 1)
     assert report["images"][0]["name"] == f"{tmp_path / 'data.npz'}[0]"
 
@@ -191,14 +192,14 @@ def picture_file(path, kind):
     [
         ("grey", 1, []),
         ("colour", 3, []),
-        ("another size", 1, ["1 image resized from 40x30 to 8x8"]),
+        ("another size", 1, ["1 image cropped around the centre and resized from 40x30 to 8x8"]),
         ("alpha", 3, ["1 image put on white where transparent"]),
         ("alpha", 1, ["1 image put on white where transparent", "1 image made grey"]),
         ("grey and alpha", 1, ["1 image put on white where transparent"]),
         ("colour", 1, ["1 image made grey"]),
         ("grey", 3, ["1 image made colour from grey"]),
         ("16 bits", 1, ["1 image brought from 16 to 8 bits"]),
-        ("turned", 1, ["1 image turned as their EXIF data say", "1 image resized from 8x16 to 8x8"]),
+        ("turned", 1, ["1 image turned as their EXIF data say", "1 image cropped around the centre from 8x16 to 8x8"]),
     ],
 )
 def test_images_of_other_kinds_are_converted_and_it_is_said(models, tmp_path, kind, channels, notes):
@@ -220,7 +221,7 @@ def test_what_was_converted_is_said_on_the_terminal(models, tmp_path):
     result = invoke("invert", models["vp"], tmp_path, *FEW, "--out", tmp_path / "c.safetensors")
     assert result.exit_code == 0, result.exception
     first, last = result.stdout.strip().splitlines()
-    assert first == "3 images resized from 40x30 to 8x8"
+    assert first == "3 images cropped around the centre and resized from 40x30 to 8x8"
     assert last.startswith(f"{tmp_path / 'c.safetensors'}: 3 images in ")
     assert "max abs error" in last
 

@@ -246,16 +246,16 @@ def picture_file(folder, kind):
 @pytest.mark.parametrize(
     ("kind", "notes"),
     [
-        ("another size", ["1 image resized from 41x30 to 12x12"]),
+        ("another size", ["1 image cropped around the centre and resized from 41x30 to 12x12"]),
         ("alpha", ["1 image put on white where transparent"]),
         ("palette", []),
         ("clear palette", ["1 image put on white where transparent"]),
-        ("turned", ["1 image turned as their EXIF data say", "1 image resized from 12x24 to 12x12"]),
+        ("turned", ["1 image turned as their EXIF data say", "1 image cropped around the centre from 12x24 to 12x12"]),
         ("16 bits", ["1 image brought from 16 to 8 bits", "1 image made colour from grey"]),
-        ("CMYK", []),
+        ("CMYK", ["1 image converted to sRGB from CMYK without a profile"]),
         ("grey", ["1 image made colour from grey"]),
         ("black and white", ["1 image made colour from grey"]),
-        ("animation", []),
+        ("animation", ["1 image of several frames or pages, the first of which is read"]),
     ],
 )
 def test_images_of_all_kinds_are_taken_for_what_they_show(translating, tmp_path, kind, notes):

@@ -1,38 +1,50 @@
 """Data sets of images: a folder, an `.npz` file or the name of a data set of the `datasets` library.
 
-Whatever the source, the result is the same: 8-bit images of one size, `(count, channels, height, width)`, and a class
-label each where the source has classes. A folder's classes are the names of its sub-folders; an image is turned as its
-EXIF data say, transparency is put on white, 16-bit samples are brought to 8 bits, and every image is scaled to cover
-the wanted size and cut to it around its centre. A file that cannot be read is left out and reported, not fatal, as long
-as there are good ones.
+Whatever the source, the result is the same: 8-bit images of one size, `(count, channels, height, width)`, with a class
+label or a caption each where the source has them. Images are read as `reading` says, folders as `imagefolder` says. A
+file that cannot be read is left out and reported, not fatal, as long as there are good ones. What was found, how it was
+taken and what was left aside is said in `ImageData.notes`.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import warnings
 import zipfile
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
+from pushforward import imagefolder
 from pushforward.errors import PushforwardError
+from pushforward.imagefolder import SPLITS, caption_column, caption_of, few, label_column, many
+from pushforward.reading import (
+    UNREADABLE,
+    Fit,
+    Note,
+    Notes,
+    explained,
+    read_image,
+    sentences,
+    shaped,
+)
 
-__all__ = ["ImageData", "load_images", "read_image"]
+__all__ = ["ImageData", "brought", "image_files", "load_images", "read_image"]
 
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp", ".avif"}
-_IMAGE_KEYS = {"train": ("x_train", "x", "images"), "test": ("x_test",)}
-_LABEL_KEYS = {"train": ("y_train", "y", "labels"), "test": ("y_test",)}
-_CAPTION_KEYS = {"train": ("captions_train", "captions"), "test": ("captions_test",)}
-_CAPTION_COLUMNS = ("text", "caption")
-_METADATA = "metadata.jsonl"
+# Of an .npz file: the arrays of images, labels and captions, by split, and those that belong to none.
+_ARRAYS = {
+    "train": (("x_train", "train_images"), ("y_train", "train_labels"), ("captions_train",)),
+    "validation": (("x_val", "val_images"), ("y_val", "val_labels"), ("captions_val",)),
+    "test": (("x_test", "test_images"), ("y_test", "test_labels"), ("captions_test",)),
+    "": (("x", "images", "arr_0"), ("y", "labels", "arr_1"), ("captions",)),
+}
+_MOST_CLASSES = 65536
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +56,8 @@ class ImageData:
         labels: int64 `(count,)`, or `None` without classes.
         classes: the classes' names; label `k` is `classes[k]`.
         skipped: files left out because they could not be read, each with the reason.
-        captions: what each image shows, in words, of which a comma separates the parts.
+        captions: what each image shows, in words, of which a comma separates the parts; empty where nothing is said.
+        notes: how the source was taken, what was done to its images, and what was left aside, a sentence each.
     """
 
     images: Tensor
@@ -52,9 +65,19 @@ class ImageData:
     classes: tuple[str, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
     captions: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What images are brought to: see `load_images`."""
+
+    size: tuple[int, int] | None
+    channels: int | None
+    fit: Fit
 
 
 def load_images(
@@ -63,59 +86,50 @@ def load_images(
     size: int | tuple[int, int] | None = None,
     channels: int | None = None,
     split: str = "train",
+    fit: Fit = "crop",
     on_skip: Callable[[str, str], None] | None = None,
 ) -> ImageData:
     """Read a data set.
 
     Args:
-        source: a folder (searched recursively), an `.npz` file with images `x_train`, `x` or `images` (uint8,
-            `(count, height, width, channels)` or without channels) and optional labels `y_train`, `y` or `labels`, or
-            the name of a data set of the `datasets` library.
+        source: a folder (searched recursively), an `.npz` file, or the name of a data set of the `datasets` library.
+            The file has images `x_train`, `train_images`, `x`, `images` or `arr_0` (uint8, `(count, height, width,
+            channels)` or without channels), and may have labels `y_train`, `train_labels`, `y`, `labels` or `arr_1`
+            (numbers from 0 or names, `(count,)` or `(count, 1)`) and captions `captions_train` or `captions`.
         size: side, or height and width; by default as the source has it, when that is the same for all.
         channels: 1 for grey, 3 for colour; by default grey where every image of the source is.
-        split: `train` or `test`, for a source that has both.
+        split: `train`, `validation` or `test`, of a source that has several; a data set's may be any of its own.
+        fit: of images to `size`, see `read_image`.
         on_skip: called with the name of each unreadable file and the reason.
 
     Raises:
-        PushforwardError: nothing there, nothing readable, or images that do not fit together.
+        PushforwardError: nothing there, nothing readable, images that do not fit together, or no such fit.
     """
-    height_width = _checked_size(size)
+    shape = _Shape(_checked_size(size), channels, fit)
     if channels not in (None, 1, 3):
         msg = f"Images have 1 channel (grey) or 3 (colour); got channels={channels}."
         raise PushforwardError(msg)
     path = Path(source)
     if path.is_dir():
-        return _from_folder(path, height_width, channels, on_skip or _ignore)
+        return _from_folder(path, shape, _split(split), on_skip or _ignore)
     if path.is_file():
         if path.suffix.lower() != ".npz":
             msg = f"{path} is neither a folder of images nor an .npz file."
             raise PushforwardError(msg)
-        return _from_npz(path, height_width, channels, split)
+        return _from_npz(path, shape, _split(split))
     if path.suffix or path.is_absolute() or str(source).startswith((".", "~")):
         msg = f"There is no folder or .npz file {path}."
         raise PushforwardError(msg)
-    return _from_datasets(str(source), height_width, channels, split, on_skip or _ignore)
+    return _from_datasets(str(source), shape, split, on_skip or _ignore)
 
 
-def read_image(
-    file: str | os.PathLike[str] | Any, *, size: tuple[int, int] | None = None, channels: int | None = None
-) -> Tensor:
-    """One image, `(channels, height, width)`, uint8, upright and on white.
-
-    Args:
-        file: a file's name or an open `PIL.Image.Image`.
-        size: height and width; the image is scaled to cover it and cut around the centre.
-        channels: 1 for grey, 3 for colour; by default as the image has it.
+def image_files(folder: Path) -> list[Path]:
+    """The image files in a folder and below, sorted; hidden ones are left out.
 
     Raises:
-        OSError: the file is not an image, or is damaged (also `ValueError`, `SyntaxError` from some decoders).
+        PushforwardError: there are none.
     """
-    if isinstance(file, Image.Image):
-        return _to_tensor(_upright_8bit(file), size, channels)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # decoders warn of odd metadata in images that they read well
-        with Image.open(file) as image:
-            return _to_tensor(_upright_8bit(image), size, channels)
+    return imagefolder.walk(folder)[0]
 
 
 def _ignore(name: str, reason: str) -> None:
@@ -132,109 +146,26 @@ def _checked_size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
     return pair
 
 
-# -- one image --------------------------------------------------------------------------------------------------------
-
-
-def _upright_8bit(image: Image.Image) -> Image.Image:
-    """Turned as EXIF says, in mode L or RGB."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits a sample
-        return Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
-    if image.mode == "F":
-        msg = "floating-point samples have no agreed white"
-        raise ValueError(msg)
-    if image.has_transparency_data:
-        grey = image.mode in ("L", "LA", "1")
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert("L" if grey else "RGB")
-    return image.convert("L" if image.mode in ("L", "1") else "RGB")
-
-
-def _to_tensor(image: Image.Image, size: tuple[int, int] | None, channels: int | None) -> Tensor:
-    if channels is not None:
-        image = image.convert("L" if channels == 1 else "RGB")
-    if size is not None and image.size != (size[1], size[0]):
-        image = ImageOps.fit(image, (size[1], size[0]), Image.Resampling.LANCZOS)
-    array = np.array(image)
-    return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1)).contiguous()
-
-
-# -- sources ----------------------------------------------------------------------------------------------------------
-
-
-def _from_folder(
-    folder: Path, size: tuple[int, int] | None, channels: int | None, on_skip: Callable[[str, str], None]
-) -> ImageData:
-    files = sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in SUFFIXES and not any(p.startswith(".") for p in file.relative_to(folder).parts)
-    )
-    if not files:
-        msg = f"There is no image in {folder}; its files must end in {', '.join(sorted(SUFFIXES))}."
-        raise PushforwardError(msg)
-    images, skipped = _read_all(((str(f), f) for f in files), size, channels, on_skip)
-    if not images:
-        msg = f"None of the {len(files)} images in {folder} can be read; {files[0]}: {skipped[0][1]}."
-        raise PushforwardError(msg)
-    parents = {file: file.relative_to(folder).parts[0] for file in files if file.parent != folder}
-    good = [file for file in files if str(file) in images]
-    tensor = _together(list(images.values()), str(folder))
-    captions = _captions(folder, good)
-    if not all(file in parents for file in good):
-        return ImageData(tensor, skipped=tuple(skipped), captions=captions)
-    classes = tuple(sorted({parents[file] for file in good}))
-    labels = torch.tensor([classes.index(parents[file]) for file in good])
-    return ImageData(tensor, labels, classes, tuple(skipped), captions)
-
-
-def _captions(folder: Path, files: list[Path]) -> tuple[str, ...] | None:
-    """The captions that `metadata.jsonl` has of the files, as data sets on the hub write them; `None` without it."""
-    path = folder / _METADATA
-    if not path.is_file():
-        return None
-    captions: dict[str, str] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # a caption may hold other ends of lines
-    except UnicodeDecodeError as error:
-        msg = f"{path} is no UTF-8 text ({error}); write it anew."
-        raise PushforwardError(msg) from None
-    for number, line in enumerate(lines, 1):
-        try:
-            entry = json.loads(line) if line.strip() else {}
-            name, text = entry.get("file_name"), next((entry[key] for key in _CAPTION_COLUMNS if key in entry), None)
-        except (ValueError, AttributeError):
-            msg = f"Line {number} of {path} is no JSON object; write one with file_name and text for each image."
-            raise PushforwardError(msg) from None
-        if isinstance(name, str) and isinstance(text, str):
-            captions[Path(name).as_posix()] = text
-    if not captions:
-        return None
-    names = [file.relative_to(folder).as_posix() for file in files]
-    missing = [name for name in names if name not in captions]
-    if missing:
-        few = f"{len(missing)} of {len(names)} images, {missing[0]} for one"
-        msg = f"{path} has no text for {few}; add it, or remove the file."
-        raise PushforwardError(msg)
-    return tuple(captions[name] for name in names)
+def _split(name: str) -> str:
+    """A split by its first name."""
+    for split, names in SPLITS.items():
+        if name in names:
+            return split
+    msg = f"A folder or an .npz file has the splits {', '.join(SPLITS)}; got {name!r}."
+    raise PushforwardError(msg)
 
 
 def _read_all(
-    files: Iterable[tuple[str, Any]],
-    size: tuple[int, int] | None,
-    channels: int | None,
-    on_skip: Callable[[str, str], None],
+    files: Iterable[tuple[str, Any]], shape: _Shape, done: Notes, on_skip: Callable[[str, str], None]
 ) -> tuple[dict[str, Tensor], list[tuple[str, str]]]:
     """The readable images by name, and the unreadable names with the reason."""
     images, skipped = {}, []
     for name, file in files:
         try:
-            images[name] = read_image(file, size=size, channels=channels)
-        except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
-            reason = str(error).replace("\n", " ") or type(error).__name__
-            skipped.append((name, reason))
-            on_skip(name, reason)
+            images[name] = read_image(file, size=shape.size, channels=shape.channels, fit=shape.fit, done=done)
+        except UNREADABLE as error:
+            skipped.append((name, explained(error)))
+            on_skip(*skipped[-1])
     return images, skipped
 
 
@@ -250,41 +181,89 @@ def _together(images: list[Tensor], source: str) -> Tensor:
     return torch.stack(images)
 
 
-def _from_npz(path: Path, size: tuple[int, int] | None, channels: int | None, split: str) -> ImageData:
-    if split not in _IMAGE_KEYS:
-        msg = f"An .npz file has the splits train and test; got {split!r}."
+# -- folders ----------------------------------------------------------------------------------------------------------
+
+
+def _from_folder(folder: Path, shape: _Shape, split: str, on_skip: Callable[[str, str], None]) -> ImageData:
+    every, others, hidden = imagefolder.walk(folder)
+    files, notes = imagefolder.of_split(folder, every, split)
+    tables = imagefolder.tables(others, files)
+    done: Notes = Counter()
+    images, skipped = _read_all(((str(file), file) for file in files), shape, done, on_skip)
+    if not images:
+        msg = f"None of the {len(files)} images in {folder} can be read; {files[0]}: {skipped[0][1]}."
         raise PushforwardError(msg)
+    good = [file for file in files if str(file) in images]
+    notes += [table.note for table in tables]
+    used = {table.path for table in tables}
+    captions = imagefolder.said(good, tables, "captions")
+    if captions is None:
+        captions, texts, more = imagefolder.beside(good, others)
+        used |= texts
+        notes += more
+    of = imagefolder.said(good, tables, "labels")
+    if of is None:
+        of, more = imagefolder.by_folder(good, lose=captions is None)
+        notes += more
+    kept = good if of is None else [file for file in good if file in of]
+    tensor = _together([images[str(file)] for file in kept], str(folder))
+    labels, classes = (None, ()) if of is None else _numbered([of[file] for file in kept], str(folder))
+    left = Counter(file.suffix.lower() or file.name for file in others if file not in used)
+    if left:
+        notes.append(f"not read: {few(many(n, f'{end} file') for end, n in sorted(left.items()))}")
+    if hidden:
+        notes.append(f"not read: {many(hidden, 'hidden image')}")
+    said = None if captions is None else tuple(captions.get(file, "") for file in kept)
+    return ImageData(tensor, labels, classes, tuple(skipped), said, (*notes, *sentences(done)))
+
+
+# -- arrays and data sets ----------------------------------------------------------------------------------------------
+
+
+def _from_npz(path: Path, shape: _Shape, split: str) -> ImageData:
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {
-                key: file[key]
-                for key in (*_IMAGE_KEYS[split], *_LABEL_KEYS[split], *_CAPTION_KEYS[split], "classes")
-                if key in file.files
-            }
+            names = list(file.files)
+            images, labels, captions = (_array(names, kind, split) for kind in range(3))
+            if images is None:
+                known = " or ".join([_ARRAYS[split][0][0], *_ARRAYS[""][0], *_ARRAYS[split][0][1:]])
+                msg = f"{path} has no array {known}; it has {few(names) or 'none'}."
+                raise PushforwardError(msg)
+            arrays = {key: file[key] for key in (images, labels, captions, *{"classes"}.intersection(names)) if key}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         msg = f"{path} cannot be read as an .npz file: {error}."
         raise PushforwardError(msg) from error
-    x = next((arrays[key] for key in _IMAGE_KEYS[split] if key in arrays), None)
-    if x is None:
-        msg = f"{path} has no array {' or '.join(_IMAGE_KEYS[split])}."
-        raise PushforwardError(msg)
-    tensor = _fitted(_checked_array(x, path), size, channels)
-    said = next((arrays[key] for key in _CAPTION_KEYS[split] if key in arrays), None)
-    captions = None if said is None else tuple(_text(value) for value in said.ravel())
-    if captions is not None and len(captions) != len(tensor):
-        msg = f"{path} has {len(captions)} captions of {len(tensor)} images; give one for each."
-        raise PushforwardError(msg)
-    y = next((arrays[key] for key in _LABEL_KEYS[split] if key in arrays), None)
-    if y is None:
-        return ImageData(tensor, captions=captions)
-    y = _checked_labels(y, len(tensor), path)
-    names = arrays.get("classes")
-    count = int(y.max()) + 1
-    classes = tuple(str(k) for k in (range(count) if names is None or len(names) < count else names))
-    return ImageData(tensor, torch.from_numpy(y), classes, captions=captions)
+    done: Notes = Counter()
+    tensor = brought(_checked_array(arrays[images], path), shape.size, shape.channels, shape.fit, done)
+    said = None
+    if captions is not None:
+        said = tuple(_decoded(value) for value in arrays[captions].ravel())
+        if len(said) != len(tensor):
+            msg = f"{path} has {len(said)} captions of {len(tensor)} images; give one for each."
+            raise PushforwardError(msg)
+    numbers, classes = None, tuple[str, ...]()
+    if labels is not None:
+        numbers, classes = _checked_labels(arrays[labels], len(tensor), path)
+        if arrays[labels].dtype.kind not in "SU" and len(given := arrays.get("classes", ())) >= len(classes):
+            classes = tuple(_decoded(name) for name in given)
+    of_splits = {name for kinds in _ARRAYS.values() for kind in kinds for name in kind}
+    left = [name for name in names if name not in arrays and name not in of_splits]
+    taken = {"images": images, "labels": labels, "captions": captions}
+    notes = [", ".join(f"{what} from {name}" for what, name in taken.items() if name)]
+    notes += [f"not read: {few(f'array {name}' for name in left)}"] * bool(left)
+    return ImageData(tensor, numbers, classes, captions=said, notes=(*notes, *sentences(done)))
 
 
-def _text(value: Any) -> str:
+def _array(names: Sequence[str], kind: int, split: str) -> str | None:
+    """The array of images, labels or captions of a split; those of none belong to training, or to all if alone."""
+    mine = [name for name in _ARRAYS[split][kind] if name in names]
+    alone = not any(name in names for other in SPLITS for name in _ARRAYS[other][0])
+    if split == "train" or alone:
+        mine += [name for name in _ARRAYS[""][kind] if name in names]
+    return mine[0] if mine else None
+
+
+def _decoded(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
@@ -300,25 +279,64 @@ def _checked_array(x: np.ndarray, path: Path) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
 
 
-def _checked_labels(y: np.ndarray, count: int, path: Path) -> np.ndarray:
-    if y.shape != (count,) or y.dtype.kind not in "iu" or y.min() < 0:
-        msg = f"The labels of {path} must be {count} whole numbers from 0; they are {y.dtype} of shape {y.shape}."
+def _checked_labels(y: np.ndarray, count: int, path: Path) -> tuple[Tensor, tuple[str, ...]]:
+    """Numbers from 0 and the names of classes, from numbers or names, `(count,)` or `(count, 1)`, or one-hot rows."""
+    given = y
+    one_hot = y.ndim == 2 and y.shape[1] > 1 and y.dtype.kind in "biuf" and set(np.unique(y)) <= {0, 1}
+    if one_hot and bool((y.sum(1) == 1).all()):
+        y = y.argmax(1)
+    y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
+    whole = y.dtype.kind in "iu" or (y.dtype.kind == "f" and bool(np.isfinite(y).all() and (y == np.floor(y)).all()))
+    if y.shape != (count,) or not (y.dtype.kind in "SU" or (whole and y.min() >= 0)):
+        msg = (
+            f"The labels of {path} must be {count} whole numbers from 0, or names; they are {given.dtype} of shape "
+            f"{given.shape}."
+        )
         raise PushforwardError(msg)
-    return y.astype(np.int64)
+    values = [_decoded(value) for value in y] if y.dtype.kind in "SU" else [int(value) for value in y]
+    return _numbered(values, str(path))
 
 
-def _fitted(images: Tensor, size: tuple[int, int] | None, channels: int | None) -> Tensor:
-    """Array images brought to the wanted size and channels, as files would be."""
+def _numbered(values: Sequence[int | str], source: str) -> tuple[Tensor, tuple[str, ...]]:
+    """Labels as numbers from 0, and the classes' names; numbers stand for themselves.
+
+    Raises:
+        PushforwardError: more classes than any data set has.
+    """
+    numbers = [value for value in values if isinstance(value, int)]
+    if len(numbers) == len(values):
+        count = max(numbers) + 1
+        classes = tuple(str(k) for k in range(min(count, _MOST_CLASSES)))
+    else:
+        classes = tuple(sorted({str(value) for value in values}))
+        place = {name: k for k, name in enumerate(classes)}
+        count, numbers = len(classes), [place[str(value)] for value in values]
+    if count > _MOST_CLASSES:
+        msg = f"The classes of {source} go up to number {count - 1}; give them numbers from 0 to {_MOST_CLASSES - 1}."
+        raise PushforwardError(msg)
+    return torch.tensor(numbers), classes
+
+
+def brought(
+    images: Tensor, size: tuple[int, int] | None, channels: int | None, fit: Fit = "crop", done: Notes | None = None
+) -> Tensor:
+    """Images of an array, uint8 `(count, channels, height, width)`, brought to a size and channels as files would be.
+
+    Raises:
+        PushforwardError: no such fit.
+    """
     have = images.shape[1]
     if (size is None or size == tuple(images.shape[2:])) and channels in (None, have):
         return images
+    notes: list[Note] = []
     arrays = (image[0].numpy() if have == 1 else image.permute(1, 2, 0).numpy() for image in images)
-    return torch.stack([_to_tensor(Image.fromarray(array), size, channels) for array in arrays])
+    result = torch.stack([shaped(Image.fromarray(a), size, channels, fit, "white", notes.append) for a in arrays])
+    if done is not None:
+        done.update(notes)
+    return result
 
 
-def _from_datasets(
-    name: str, size: tuple[int, int] | None, channels: int | None, split: str, on_skip: Callable[[str, str], None]
-) -> ImageData:
+def _from_datasets(name: str, shape: _Shape, split: str, on_skip: Callable[[str, str], None]) -> ImageData:
     try:
         import datasets
     except ImportError as error:
@@ -334,16 +352,28 @@ def _from_datasets(
     if column is None:
         msg = f"The data set {name!r} has no column of images; it has {', '.join(data.features)}."
         raise PushforwardError(msg)
-    images, skipped = _read_all(((str(k), data[k][column]) for k in range(len(data))), size, channels, on_skip)
+    done: Notes = Counter()
+    images, skipped = _read_all(((str(k), data[k][column]) for k in range(len(data))), shape, done, on_skip)
     if not images:
         msg = f"No image of the data set {name!r} can be read."
         raise PushforwardError(msg)
-    tensor = _together(list(images.values()), name)
+    tensor, kept = _together(list(images.values()), name), [int(k) for k in images]
+    rest = [key for key in data.features if key != column]
+    said = caption_column([key for key in rest if caption_of(data[kept[0]][key]) is not None])
+    captions = None if said is None else tuple(caption_of(value) or "" for value in map(data[said].__getitem__, kept))
     key = next((key for key, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)), None)
-    said = next((name for name in _CAPTION_COLUMNS if name in data.features), None)
-    captions = None if said is None else tuple(str(data[said][int(k)]) for k in images)
-    if key is None:
-        return ImageData(tensor, skipped=tuple(skipped), captions=captions)
-    every = data[key]
-    labels = torch.tensor([int(every[int(k)]) for k in images])
-    return ImageData(tensor, labels, tuple(data.features[key].names), tuple(skipped), captions)
+    labels, classes = None, tuple[str, ...]()
+    if key is not None:
+        every = data[key]
+        labels, classes = torch.tensor([int(every[k]) for k in kept]), tuple(data.features[key].names)
+    elif (key := label_column(rest)) is not None and all(isinstance(value, int | str) for value in data[key]):
+        labels, classes = _numbered([data[key][k] for k in kept], name)
+    unlabelled = 0 if labels is None else int((labels < 0).sum())
+    if unlabelled:
+        labels, classes = None, ()
+    taken = {"images": column, "captions": said, "classes": key if labels is not None else None}
+    notes = [f"no classes, as {many(unlabelled, 'image')} have none"] * bool(unlabelled)
+    notes += [", ".join(f"{what} from the column {of}" for what, of in taken.items() if of)]
+    if left := [of for of in data.features if of not in taken.values()]:
+        notes.append(f"not read: {few(f'column {of}' for of in left)}")
+    return ImageData(tensor, labels, classes, tuple(skipped), captions, (*notes, *sentences(done)))

@@ -17,9 +17,12 @@ from zlib import crc32
 
 from pushforward.cli.common import image_files, progress, read_file, write_json
 from pushforward.errors import PushforwardError
+from pushforward.reading import Fit, sentences
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from pushforward.reading import Notes
 
 __all__ = ["Item", "Outcome", "list_items", "open_folder", "read_items", "work_through"]
 
@@ -40,7 +43,7 @@ class Item:
     name: str
     source: str
     position: int
-    read: Callable[[Counter[str]], Tensor]
+    read: Callable[[Notes], Tensor]
 
 
 @dataclass(eq=False)
@@ -57,14 +60,13 @@ class Outcome:
     done: list[Item] = field(default_factory=list)
     before: int = 0
     skipped: dict[str, str] = field(default_factory=dict)
-    notes: Counter[str] = field(default_factory=Counter)
+    notes: Notes = field(default_factory=Counter)
 
     @property
     def lines(self) -> list[str]:
         """All notes as sentences."""
-        done = [f"{n} image{'s' if n > 1 else ''} {what}" for what, n in self.notes.items()]
         earlier = [f"{self.before} results were there already"] * bool(self.before)
-        return [*earlier, *done, *self.skipped.values()]
+        return [*earlier, *sentences(self.notes), *self.skipped.values()]
 
 
 def list_items(
@@ -74,6 +76,7 @@ def list_items(
     out: Path | None = None,
     split: str = "test",
     count: int | None = None,
+    fit: Fit = "crop",
 ) -> list[Item]:
     """The images of files, folders (searched recursively) and `.npz` files, none of them read yet.
 
@@ -83,19 +86,23 @@ def list_items(
         out: folder of the results; what lies there is no image to work on.
         split: of `.npz` files.
         count: the first of them only.
+        fit: how they are brought to that height and width.
 
     Raises:
         PushforwardError: nothing there, or the results would lie among the images.
     """
-    from pushforward.data import load_images
+    from pushforward.data import brought, load_images
 
     channels, *size = shape
-    found: list[tuple[str, str, Callable[[Counter[str]], Tensor]]] = []
+    found: list[tuple[str, str, Callable[[Notes], Tensor]]] = []
     for source in sources:
         if source.suffix.lower() == ".npz" and source.is_file():
-            images = load_images(source, size=(size[0], size[1]), channels=channels, split=split).images
-            for i, image in enumerate(images):
-                found.append((f"{source.stem}-{i:05d}", f"{source}[{i}]", lambda _, image=image: image))  # type: ignore[misc]
+            for i, image in enumerate(load_images(source, split=split).images):
+
+                def take(done: Notes, image: Tensor = image) -> Tensor:
+                    return brought(image[None], (size[0], size[1]), channels, fit, done)[0]
+
+                found.append((f"{source.stem}-{i:05d}", f"{source}[{i}]", take))
             continue
         mine = out is not None and source.is_dir() and out.resolve().is_relative_to(source.resolve())
         if out is not None and mine and out.resolve() == source.resolve():
@@ -107,8 +114,8 @@ def list_items(
             below = file.relative_to(source) if source.is_dir() else Path(file.name)
             name = below.with_suffix("").as_posix()
 
-            def read(done: Counter[str], file: Path = file) -> Tensor:
-                return read_file(file, (size[0], size[1]), channels, done)
+            def read(done: Notes, file: Path = file) -> Tensor:
+                return read_file(file, (size[0], size[1]), channels, done, fit)
 
             found.append((name, str(file), read))
     taken: set[str] = set()

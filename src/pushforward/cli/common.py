@@ -6,7 +6,6 @@ import inspect
 import json
 import math
 import os
-import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -18,6 +17,7 @@ import typer
 
 from pushforward.errors import PushforwardError
 from pushforward.files import atomic_path
+from pushforward.reading import Fit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,12 +27,13 @@ if TYPE_CHECKING:
     from pushforward.model import Model
     from pushforward.plan import Plan
     from pushforward.pushforward import Code, Diffusion, Labels
+    from pushforward.reading import Notes
 
 __all__ = [
-    "CountOption", "DeviceOption", "DtypeOption", "GuidanceOption", "Images", "JsonOption", "LabelOption",
-    "ModelArgument", "NegativeOption", "PlanOptions", "PromptOption", "QuietOption", "SplitOption", "avoiding",
-    "choose_labels", "decoded", "image_files", "image_size", "make_plan", "open_codes", "open_model", "pick_device",
-    "plan_options", "progress", "read_file", "read_inputs", "read_like", "stochastic", "write_json",
+    "CountOption", "DeviceOption", "DtypeOption", "FitOption", "GuidanceOption", "Images", "JsonOption", "LabelOption",
+    "ModelArgument", "NegativeOption", "PlanOptions", "PromptOption", "QuietOption", "SizeOption", "SplitOption",
+    "avoiding", "choose_labels", "decoded", "image_files", "image_size", "make_plan", "open_codes", "open_model",
+    "pick_device", "plan_options", "progress", "read_file", "read_inputs", "read_like", "stochastic", "write_json",
 ]  # fmt: skip
 
 ModelArgument = Annotated[
@@ -48,7 +49,21 @@ PromptOption = Annotated[
 NegativeOption = Annotated[str, typer.Option(help="What not to draw: guidance leads away from this prompt.")]
 GuidanceOption = Annotated[float, typer.Option(help="Weight of classifier-free guidance; 1 is none.")]
 CountOption = Annotated[int | None, typer.Option(help="Take this many images; all by default.", min=1)]
-SplitOption = Annotated[str, typer.Option(help="Of an .npz file: train or test.")]
+SplitOption = Annotated[str, typer.Option(help="Of an .npz file: train, validation or test.")]
+FitOption = Annotated[
+    Fit,
+    typer.Option(
+        help="How images of other proportions are brought to size: crop cuts around the centre, pad fills the rest "
+        "with white, stretch changes the proportions."
+    ),
+]
+SizeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PIXELS",
+        help="Of the images of a `diffusers` model: side, or HEIGHTxWIDTH as 512x768; by default its own.",
+    ),
+]
 DtypeOption = Annotated[
     str, typer.Option(help="Of the network's weights: float32, bfloat16 or float16; states stay float32.")
 ]
@@ -173,11 +188,11 @@ def pick_device(name: str) -> str:
     return name
 
 
-def open_model(source: str, device: str, dtype: str = "float32") -> Model:
-    """A model on a device, its weights of a dtype.
+def open_model(source: str, device: str, dtype: str = "float32", size: str | None = None) -> Model:
+    """A model on a device, its weights of a dtype, for images of a size: `side` or `HEIGHTxWIDTH`, by default its own.
 
     Raises:
-        PushforwardError: no such model, or dtype.
+        PushforwardError: no such model, dtype or size.
     """
     import torch
 
@@ -187,7 +202,15 @@ def open_model(source: str, device: str, dtype: str = "float32") -> Model:
     if dtype not in kinds:
         msg = f"The dtype is one of {', '.join(kinds)}; got {dtype!r}."
         raise PushforwardError(msg)
-    return load(source, device=device, dtype=kinds[dtype])
+    return load(source, device=device, dtype=kinds[dtype], size=None if size is None else _pixels(size))
+
+
+def _pixels(text: str) -> int | tuple[int, int]:
+    sides = [int(part) if part.isdecimal() else 0 for part in text.lower().split("x")]
+    if len(sides) > 2 or min(sides) < 1:
+        msg = f"--size is a side in pixels, or HEIGHTxWIDTH as 512x768; got {text!r}."
+        raise PushforwardError(msg)
+    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
 def open_codes(path: Path, source: str | None, device: str) -> tuple[Code, dict[str, Any], Diffusion, Plan, Labels]:
@@ -207,7 +230,7 @@ def open_codes(path: Path, source: str | None, device: str) -> tuple[Code, dict[
 
     code, info = load_codes(path)
     try:
-        model = open_model(source or info["model"], device, str(info.get("dtype", "float32")))
+        model = open_model(source or info["model"], device, str(info.get("dtype", "float32")), info.get("size"))
     except PushforwardError as error:
         if source is not None:
             raise
@@ -323,10 +346,11 @@ def read_inputs(
     split: str = "test",
     count: int | None = None,
     skip: bool = False,
+    fit: Fit = "crop",
 ) -> Images:
     """Images from files, folders (searched recursively) and `.npz` files, in this order, brought to a model's shape.
 
-    They are scaled and cut as a training set would be (`data.read_image`); `notes` says so.
+    They are read as those of a training set (`data.read_image`); `notes` says what was done to them.
 
     Args:
         sources: at least one.
@@ -335,15 +359,18 @@ def read_inputs(
         split: of `.npz` files, `train` or `test`.
         count: take the first of them only.
         skip: leave out files that cannot be read, as long as there are others.
+        fit: how they are brought to `size`.
 
     Raises:
         PushforwardError: something is not there, is no image, or is damaged.
     """
     import torch
 
-    skipped: list[tuple[str, str]] = []
+    from pushforward.data import brought, load_images
+    from pushforward.reading import sentences
 
-    done: Counter[str] = Counter()
+    skipped: list[tuple[str, str]] = []
+    done: Notes = Counter()
     images: list[Tensor] = []
     names: list[str] = []
     for source in sources:
@@ -351,14 +378,15 @@ def read_inputs(
         if room == 0:
             break
         if source.suffix.lower() == ".npz" and source.is_file():
-            some, own = _from_npz(source, size, channels, split, room, done)
+            some = list(brought(load_images(source, split=split).images[:room], size, channels, fit, done))
+            own = [f"{source}[{i}]" for i in range(len(some))]
         else:
             some, own = [], []
             for file in image_files(source):
                 if len(some) == room:
                     break
                 try:
-                    some.append(read_file(file, size, channels, done))
+                    some.append(read_file(file, size, channels, done, fit))
                     own.append(str(file))
                 except PushforwardError as error:
                     if not skip:
@@ -371,8 +399,7 @@ def read_inputs(
     if not images:
         msg = "There is no image to work on: name at least one file, folder or .npz file."
         raise PushforwardError(msg)
-    notes = tuple(f"{n} image{'s' if n > 1 else ''} {what}" for what, n in done.items())
-    return Images(torch.stack(images).float() / 127.5 - 1, tuple(names), notes, tuple(skipped))
+    return Images(torch.stack(images).float() / 127.5 - 1, tuple(names), sentences(done), tuple(skipped))
 
 
 def image_files(source: Path) -> list[Path]:
@@ -381,7 +408,8 @@ def image_files(source: Path) -> list[Path]:
     Raises:
         PushforwardError: there are none.
     """
-    from pushforward.data import SUFFIXES
+    from pushforward import data
+    from pushforward.imagefolder import SUFFIXES
 
     if source.is_file():
         if source.suffix.lower() not in SUFFIXES:
@@ -392,76 +420,34 @@ def image_files(source: Path) -> list[Path]:
     if not source.is_dir():
         msg = f"There is no file or folder {source}."
         raise PushforwardError(msg)
-    files = [file for file in source.rglob("*") if file.suffix.lower() in SUFFIXES]
-    files = sorted(f for f in files if not any(part.startswith(".") for part in f.relative_to(source).parts))
-    if not files:
-        msg = f"There is no image in {source}; its files must end in {', '.join(sorted(SUFFIXES))}."
-        raise PushforwardError(msg)
-    return files
+    return data.image_files(source)
 
 
-def read_like(path: Path, shape: tuple[int, ...]) -> Tensor:
+def read_like(path: Path, shape: tuple[int, ...], fit: Fit = "crop", background: str = "white") -> Tensor:
     """An image file in [-1, 1], brought to `shape`, `(channels, height, width)`."""
-    return read_file(path, (shape[1], shape[2]), shape[0], Counter()).float() / 127.5 - 1
+    return read_file(path, (shape[1], shape[2]), shape[0], Counter(), fit, background).float() / 127.5 - 1
 
 
-def read_file(file: Path, size: tuple[int, int] | None, channels: int | None, done: Counter[str]) -> Tensor:
-    """One image as uint8 `(channels, height, width)`; what had to be done to it is counted.
+def read_file(
+    file: Path,
+    size: tuple[int, int] | None,
+    channels: int | None,
+    done: Notes,
+    fit: Fit = "crop",
+    background: str = "white",
+) -> Tensor:
+    """One image as uint8 `(channels, height, width)`, see `data.read_image`; what had to be done to it is counted.
 
     Raises:
-        PushforwardError: the file is no image, or damaged.
+        PushforwardError: the file is no image, or damaged; no such fit.
     """
-    from PIL import Image
-
-    from pushforward.data import read_image
+    from pushforward.reading import UNREADABLE, explained, read_image
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # decoders warn of odd metadata in images that they read well
-            with Image.open(file) as image:
-                result = read_image(image, size=size, channels=channels)
-                if size is not None and channels is not None:
-                    done.update(_conversions(image, size, channels))
-                return result
-    except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        msg = f"{file} cannot be read as an image ({reason}); mend it or leave it out."
+        return read_image(file, size=size, channels=channels, fit=fit, background=background, done=done)
+    except UNREADABLE as error:
+        msg = f"{file} cannot be read as an image ({explained(error)}); mend it or leave it out."
         raise PushforwardError(msg) from None
-
-
-def _conversions(image: Any, size: tuple[int, int], channels: int) -> list[str]:
-    """What `read_image` does to an open image."""
-    turned = image.getexif().get(0x0112, 1) != 1
-    width, height = image.size[::-1] if image.getexif().get(0x0112, 1) > 4 else image.size
-    grey = image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")
-    steps = {
-        "turned as their EXIF data say": turned,
-        "brought from 16 to 8 bits": image.mode.startswith("I"),
-        "put on white where transparent": image.has_transparency_data,
-        "made grey": channels == 1 and not grey,
-        "made colour from grey": channels == 3 and grey,
-        _resized(height, width, size): (height, width) != size,
-    }
-    return [what for what, needed in steps.items() if needed]
-
-
-def _resized(height: int, width: int, size: tuple[int, int]) -> str:
-    return f"resized from {width}x{height} to {size[1]}x{size[0]}"
-
-
-def _from_npz(
-    source: Path, size: tuple[int, int], channels: int, split: str, room: int | None, done: Counter[str]
-) -> tuple[list[Tensor], list[str]]:
-    from pushforward.data import load_images
-
-    own = load_images(source, split=split).images[:room]
-    images = load_images(source, size=size, channels=channels, split=split).images[:room]
-    height, width = own.shape[2:]
-    if (height, width) != size:
-        done[_resized(height, width, size)] += len(own)
-    if own.shape[1] != channels:
-        done["made grey" if channels == 1 else "made colour from grey"] += len(own)
-    return list(images), [f"{source}[{i}]" for i in range(len(images))]
 
 
 # -- reports -----------------------------------------------------------------------------------------------------------
