@@ -22,10 +22,12 @@ from pushforward.cli.common import (
     CountOption,
     DeviceOption,
     DtypeOption,
+    FitOption,
     JsonOption,
     NegativeOption,
     PlanOptions,
     QuietOption,
+    SizeOption,
     SplitOption,
     avoiding,
     image_size,
@@ -85,6 +87,8 @@ def edit(
     batch: Annotated[int, typer.Option(help="Candidates at a time, and states in a network call.", min=1)] = 16,
     count: CountOption = None,
     split: SplitOption = "test",
+    fit: FitOption = "crop",
+    size: SizeOption = None,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("edited"),
     dtype: DtypeOption = "float32",
     device: DeviceOption = "auto",
@@ -103,7 +107,7 @@ def edit(
         --guidance 1,2,3,5 --skip .15,.3,.5 --select directional-clip --clip ./clip-b32 --judge ./clip-l14
     """
     where = pick_device(device)
-    network = avoiding(open_model(model, where, dtype), negative)
+    network = avoiding(open_model(model, where, dtype, size), negative)
     search = Search(
         _numbers(guidance, "guidance"), _numbers(skip, "skip"), trials, source_guidance, method_named(method, "edit")
     )
@@ -111,12 +115,12 @@ def edit(
     network.given([target], max(search.guidances))  # what is wrong is said before all work
     plans(network, sampler, search)
     score, judges = _scorers(network, source, target, select, clip, judge, where)
-    items = list_items(images, image_size(network), out=out, split=split, count=count)
+    items = list_items(images, image_size(network), out=out, split=split, count=count, fit=fit)
     settings = {
         "command": "edit", "images": [str(path.resolve()) for path in images], "split": split,
         "model": model, "source": source, "target": target, "negative": negative,
         "sampler": asdict(sampler), "search": asdict(search), "select": select, "clip": clip, "judge": judge,
-        "seed": seed, "dtype": dtype,
+        "seed": seed, "dtype": dtype, "fit": fit, "size": size,
     }  # fmt: skip
     open_folder(out, settings)
     rows: list[dict[str, Any]] = []

@@ -17,6 +17,7 @@ from pushforward.cli.common import (
     CountOption,
     DeviceOption,
     DtypeOption,
+    FitOption,
     GuidanceOption,
     JsonOption,
     LabelOption,
@@ -25,6 +26,7 @@ from pushforward.cli.common import (
     PlanOptions,
     PromptOption,
     QuietOption,
+    SizeOption,
     SplitOption,
     avoiding,
     choose_labels,
@@ -71,6 +73,8 @@ def encode(
     batch: Annotated[int, typer.Option(help="Images at a time, and states in a network call.", min=1)] = 64,
     count: CountOption = None,
     split: SplitOption = "test",
+    fit: FitOption = "crop",
+    size: SizeOption = None,
     out: Annotated[Path, typer.Option(help="The codes (.safetensors), for `pushforward decode`.")] = Path(
         "codes.safetensors"
     ),
@@ -98,14 +102,14 @@ def encode(
     if picture is not None:
         check_suffix(picture, picture_suffixes())
     where = pick_device(device)
-    network = avoiding(open_model(model, where, dtype), negative)
+    network = avoiding(open_model(model, where, dtype, size), negative)
     plan = stochastic(plan)
     made = make_plan(network, plan if plan.end is not None else replace(plan, end=network.process.t_min), start)
     if not isinstance(made, Plan):
         msg = f"The solver {plan.solver!r} is deterministic: name a stochastic one, or use `pushforward invert`."
         raise PushforwardError(msg)
-    channels, *size = image_size(network)
-    given = read_inputs(images, (size[0], size[1]), channels, split=split, count=count, skip=True)
+    channels, height, width = image_size(network)
+    given = read_inputs(images, (height, width), channels, split=split, count=count, skip=True, fit=fit)
     labels = choose_labels(network, label or [], len(given.values), prompt or [])
     diffusion = Diffusion(network, made, device=where)
     found, seconds = [], time.perf_counter()
@@ -119,7 +123,9 @@ def encode(
     seconds = time.perf_counter() - seconds
     info = header(model, network, plan.solver, plan.settings, made.times, labels=labels, guidance=guidance)
     save_codes(
-        out, Code.cat([one.code for one in found]), {**info, "images": given.names, "seed": seed, "dtype": dtype}
+        out,
+        Code.cat([one.code for one in found]),
+        {**info, "images": given.names, "seed": seed, "dtype": dtype, "size": size},
     )
     code, _ = load_codes(out)  # what is on disk is what is checked
     again = decoded(diffusion, code, labels, guidance, batch, quiet=quiet)

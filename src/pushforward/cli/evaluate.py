@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pushforward.cli.common import DeviceOption, JsonOption, QuietOption, pick_device, progress, write_json
+from pushforward.cli.common import DeviceOption, FitOption, JsonOption, QuietOption, pick_device, progress, write_json
 from pushforward.data import load_images
 from pushforward.errors import PushforwardError
 from pushforward.execute.across import join
@@ -33,13 +33,14 @@ _DEFAULT = Evaluation()
 def evaluate(
     models: Annotated[list[str], typer.Argument(help="Embedded models, folders, or hub names of `diffusers`.")],
     data: Annotated[str, typer.Option(help="Real images: folder, .npz file, or name of a data set of `datasets`.")],
-    split: Annotated[str, typer.Option(help="Of the data: train or test.")] = "train",
+    split: Annotated[str, typer.Option(help="Of the data: train, validation or test.")] = "train",
     size: Annotated[
         int | None, typer.Option(help="Side of the images, as in training; by default as they are.")
     ] = None,
     channels: Annotated[
         int | None, typer.Option(help="1 grey, 3 colour, as in training; by default as they are.")
     ] = None,
+    fit: FitOption = "crop",
     solvers: Annotated[
         str, typer.Option(help="Samplers, SOLVER:NAME=VALUE:NAME=VALUE with commas between; also rk45:tolerance=1e-3.")
     ] = "auto",
@@ -88,7 +89,7 @@ def evaluate(
     settings = Evaluation(count, seed, guidance, batch, converged, resamples, precision, compiled)
     wanted = _samplers(solvers, steps, nfe)
     known = _loaded(models)
-    images = load_images(data, size=size, channels=channels, split=split)
+    images = load_images(data, size=size, channels=channels, split=split, fit=fit)
     nets = [feature_net(name) for name in features.split(",")]
     if len({net.name for net in nets}) < len(nets):
         msg = f"Two feature networks have the same name ({', '.join(net.name for net in nets)}); take one of them."
@@ -103,6 +104,8 @@ def evaluate(
         for model in known
     ]  # fmt: skip
     if main:
+        for note in () if quiet else images.notes:
+            typer.echo(f"pushforward: {data}: {note}", err=True)
         for name, reason in images.skipped:
             typer.echo(f"pushforward: left out {name}: {reason}", err=True)
     rows: list[Row] = []
@@ -124,7 +127,8 @@ def evaluate(
         "models": models, "reference": str(statistics) if statistics else data,
         "split": None if statistics else split, "reference_count": None if statistics else len(images),
         "labels": [labels_for(model, images, settings)[1] for model in known],
-        "skipped": [name for name, _ in images.skipped], "features": {net.name: net.digest for net in nets},
+        "notes": images.notes, "skipped": [name for name, _ in images.skipped],
+        "features": {net.name: net.digest for net in nets},
         **asdict(settings), "rows": [asdict(row) for row in rows],
     }  # fmt: skip
     text = table(rows)

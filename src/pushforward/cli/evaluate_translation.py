@@ -16,6 +16,7 @@ import typer
 
 from pushforward.cli.common import (
     DeviceOption,
+    FitOption,
     Images,
     JsonOption,
     QuietOption,
@@ -57,7 +58,8 @@ def evaluate_translation(
     lpips: Annotated[str | None, typer.Option(help="Add LPIPS by this network: alex, vgg or squeeze.")] = None,
     size: Annotated[int | None, typer.Option(help="Side to compare at; by default as the sources are.", min=1)] = None,
     channels: Annotated[int | None, typer.Option(help="1 grey, 3 colour; by default as the sources are.")] = None,
-    split: Annotated[str, typer.Option(help="Of .npz files and data sets: train or test.")] = "test",
+    fit: FitOption = "crop",
+    split: Annotated[str, typer.Option(help="Of .npz files and data sets: train, validation or test.")] = "test",
     resamples: Annotated[int, typer.Option(help="Of the bootstrap behind some standard errors.", min=2)] = 50,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.", min=0)] = 0,
     batch: Annotated[int, typer.Option(help="Images of one call of a network.", min=1)] = 64,
@@ -84,14 +86,18 @@ def evaluate_translation(
     prompts = _prompts(clip, source_prompt, target_prompt)
     net = None if features is None else feature_net(features)
     words = None if clip is None or prompts is None else Words(load_clip(clip, device=where), *prompts)
-    like = load_images(source, size=size, channels=channels, split=split).images
+    like = load_images(source, size=size, channels=channels, split=split, fit=fit).images
     shape, depth = (like.shape[2], like.shape[3]), like.shape[1]
     named = {"": source, **({} if truth is None else {"truth": truth}), **{f"output {o}": o for o in outputs}}
-    read = {key: read_inputs([Path(place)], shape, depth, split=split, skip=True) for key, place in named.items()}
+    read = {
+        key: read_inputs([Path(place)], shape, depth, split=split, skip=True, fit=fit) for key, place in named.items()
+    }
     targets = None
     if target_set is not None:
-        found = load_images(target_set, size=shape, channels=depth, split=split)
+        found = load_images(target_set, size=shape, channels=depth, split=split, fit=fit)
         targets = found.images.float() / 127.5 - 1
+        for note in found.notes:
+            typer.echo(f"pushforward: {target_set}: {note}", err=True)
         for name, reason in found.skipped:
             typer.echo(f"pushforward: left out {name}: {reason}", err=True)
     used, picked = _together(named, read)

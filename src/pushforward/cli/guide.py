@@ -20,12 +20,14 @@ from pushforward.cli.batch import open_folder
 from pushforward.cli.common import (
     DeviceOption,
     DtypeOption,
+    FitOption,
     GuidanceOption,
     JsonOption,
     LabelOption,
     NegativeOption,
     PromptOption,
     QuietOption,
+    SizeOption,
     avoiding,
     choose_labels,
     image_size,
@@ -114,6 +116,8 @@ def guide(
     seed: Annotated[int, typer.Option(help="Chain i depends on the seed and i alone.")] = 0,
     batch: Annotated[int, typer.Option(help="Chains at a time.", min=1)] = 64,
     out: Annotated[Path, typer.Option(help="Folder of the results; the same command goes on in it.")] = Path("guided"),
+    fit: FitOption = "crop",
+    size: SizeOption = None,
     dtype: DtypeOption = "float32",
     device: DeviceOption = "auto",
     json: JsonOption = None,
@@ -142,8 +146,8 @@ def guide(
             isinstance(how, Steering) and steps is not None,
         "Steering takes no gradient through the plan; leave --gradient out.":
             isinstance(how, Steering) and gradient is not None,
-        "A GAN has no plan, and its own gradient and precision; leave --plan, --gradient and --dtype out.":
-            generator and (plan, gradient, dtype) != (None, None, "float32"),
+        "A GAN has no plan, and its own gradient, precision and size; leave out --plan, --gradient, --dtype, --size.":
+            generator and (plan, gradient, dtype, size) != (None, None, "float32", None),
         "The codes of a diffusion have the shape that its plan gives them; leave --latent out.":
             not generator and latent is not None,
     }  # fmt: skip
@@ -156,21 +160,22 @@ def guide(
         msg = f"The gradient is one of {', '.join(_GRADIENTS)}; got {gradient!r}."
         raise PushforwardError(msg)
     where = pick_device(device)
-    pushforward, shape = _open(model, plan, where, dtype, latent, negative)
+    pushforward, shape = _open(model, plan, where, dtype, size, latent, negative)
     labels = _labels(pushforward, label, prompt, guidance, chains)
-    setting = Setting(lambda path: read_like(path, shape), shape, where)
+    setting = Setting(lambda path: read_like(path, shape, fit), shape, where)
     first, *others = (energy(text, setting) for text in energies)
     whole = sum(others, first)
     settings: dict[str, Any] = {
         "model": model, "energies": energies, "sampler": sampler, "chains": chains, "seed": seed,
-        "labels": label, "prompts": prompt, "negative": negative, "guidance": guidance,
+        "labels": label, "prompts": prompt, "negative": negative, "guidance": guidance, "fit": fit,
     }  # fmt: skip
     if not isinstance(how, Steering):
         settings["steps"] = steps
     if schedule is not None:
         settings |= {"warm_up": schedule.warmed, "anneal": anneal, "draws": draws}
     if not generator:
-        settings |= {"plan": plan, "dtype": dtype, "gradient": None if isinstance(how, Steering) else gradient}
+        how_far = None if isinstance(how, Steering) else gradient
+        settings |= {"plan": plan, "dtype": dtype, "size": size, "gradient": how_far}
     elif latent is not None:
         settings["latent"] = latent
     open_folder(out, settings)
@@ -192,7 +197,9 @@ def guide(
             found, seconds = _descend(pushforward, whole, how, steps, chains, asked, out, where, quiet=quiet)
     _write(found, schedule, out)
     if not isinstance(how, Steering):
-        _write_codes(found, pushforward, model, plan, labels, guidance, {"seed": seed, "dtype": dtype}, out)
+        _write_codes(
+            found, pushforward, model, plan, labels, guidance, {"seed": seed, "dtype": dtype, "size": size}, out
+        )
     report = {**settings, "asked": energies, **_report(found, schedule), "seconds": seconds, "out": out}
     write_json(report, str(out / "report.json"))
     if not quiet and json != "-":
@@ -204,7 +211,7 @@ def guide(
 
 
 def _open(
-    source: str, plan: str, device: str, dtype: str, latent: str | None, negative: str
+    source: str, plan: str, device: str, dtype: str, size: str | None, latent: str | None, negative: str
 ) -> tuple[Pushforward, tuple[int, ...]]:
     """What makes images of codes, and the shape of these images."""
     if is_generator(source):
@@ -214,7 +221,7 @@ def _open(
         generator = load_generator(source, _shape(latent), device=device)
         assert generator.image_shape is not None
         return generator, generator.image_shape
-    model = avoiding(open_model(source, device, dtype), negative)
+    model = avoiding(open_model(source, device, dtype, size), negative)
     made = parse(plan).plan(model)
     if not isinstance(made, Plan):
         msg = f"Energies need a plan, and {plan!r} chooses its steps as it goes; name another, e.g. dpm++:steps=10."

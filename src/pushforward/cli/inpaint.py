@@ -22,6 +22,7 @@ from pushforward.cli.common import (
     CountOption,
     DeviceOption,
     DtypeOption,
+    FitOption,
     GuidanceOption,
     JsonOption,
     LabelOption,
@@ -30,6 +31,7 @@ from pushforward.cli.common import (
     PlanOptions,
     PromptOption,
     QuietOption,
+    SizeOption,
     SplitOption,
     avoiding,
     choose_labels,
@@ -72,6 +74,8 @@ def inpaint(
     batch: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 32,
     count: CountOption = None,
     split: SplitOption = "test",
+    fit: FitOption = "crop",
+    size: SizeOption = None,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("inpainted"),
     dtype: DtypeOption = "float32",
     device: DeviceOption = "auto",
@@ -89,21 +93,21 @@ def inpaint(
     pushforward inpaint ./face-model photos/ --mask glasses.png --steps 50 --repeats 10
     """
     where = pick_device(device)
-    network = avoiding(open_model(model, where, dtype), negative)
+    network = avoiding(open_model(model, where, dtype, size), negative)
     shape = image_size(network)
-    known = ~read_mask(mask, lambda path: read_like(path, shape))
+    known = ~read_mask(mask, lambda path: read_like(path, shape, fit, background="black"))
     again = {"repeats": repeats} if repeats > 1 else {}
     sampler = Sampler(plan.solver, plan.steps, {**plan.settings, **again}, plan.grid, plan.end)
     made = sampler.plan(network)
     diffusion = Diffusion(network, made, device=where)
     inpainted(network, torch.zeros(network.shape), known)  # what is wrong is said before all work
     network.given(choose_labels(network, label or [], 1, prompt or []), guidance)
-    items = list_items(images, shape, out=out, split=split, count=count)
+    items = list_items(images, shape, out=out, split=split, count=count, fit=fit)
     settings = {
         "command": "inpaint", "images": [str(path.resolve()) for path in images], "split": split, "model": model,
         "mask": str(mask.resolve()), "known": crc32(known.numpy().tobytes()),
         "sampler": asdict(sampler), "draws": draws, "labels": label, "prompts": prompt,
-        "negative": negative, "guidance": guidance, "seed": seed, "dtype": dtype,
+        "negative": negative, "guidance": guidance, "seed": seed, "dtype": dtype, "fit": fit, "size": size,
     }  # fmt: skip
     open_folder(out, settings)
     labels = choose_labels(network, label or [], len(items), prompt or [])

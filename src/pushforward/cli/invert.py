@@ -19,6 +19,7 @@ from pushforward.cli.common import (
     CountOption,
     DeviceOption,
     DtypeOption,
+    FitOption,
     GuidanceOption,
     JsonOption,
     LabelOption,
@@ -27,6 +28,7 @@ from pushforward.cli.common import (
     PlanOptions,
     PromptOption,
     QuietOption,
+    SizeOption,
     SplitOption,
     avoiding,
     choose_labels,
@@ -78,6 +80,8 @@ def invert(
     batch: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 64,
     count: CountOption = None,
     split: SplitOption = "test",
+    fit: FitOption = "crop",
+    size: SizeOption = None,
     out: Annotated[Path, typer.Option(help="The codes (.safetensors), for `pushforward decode`.")] = Path(
         "codes.safetensors"
     ),
@@ -112,11 +116,11 @@ def invert(
         msg = f"--method is {', '.join(_METHODS)}, and --begin forward or random; got {method!r} and {begin!r}."
         raise PushforwardError(msg)
     where = pick_device(device)
-    chosen = avoiding(open_model(model, where, dtype), negative)
+    chosen = avoiding(open_model(model, where, dtype, size), negative)
     made = _invertible(chosen, plan, method)
     way = replace(INVERSE, tolerance=tolerance)
-    channels, *size = image_size(chosen)
-    given = read_inputs(images, (size[0], size[1]), channels, split=split, count=count)
+    channels, height, width = image_size(chosen)
+    given = read_inputs(images, (height, width), channels, split=split, count=count, fit=fit)
     labels = choose_labels(chosen, label or [], len(given.values), prompt or [])
     diffusion = Diffusion(chosen, made, device=where)
     found, seconds = [], []
@@ -144,7 +148,9 @@ def invert(
             seconds.append(time.perf_counter() - began)
     info = header(model, chosen, plan.solver, plan.settings, made.times, labels=labels, guidance=guidance)
     save_codes(
-        out, Code.cat([one.code for one in found]), {**info, "images": given.names, "seed": seed, "dtype": dtype}
+        out,
+        Code.cat([one.code for one in found]),
+        {**info, "images": given.names, "seed": seed, "dtype": dtype, "size": size},
     )
     code, _ = load_codes(out)  # what is on disk is what is checked
     again = decoded(diffusion, code, labels, guidance, batch, quiet=quiet)

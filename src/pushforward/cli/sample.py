@@ -25,6 +25,7 @@ from pushforward.cli.common import (
     PlanOptions,
     PromptOption,
     QuietOption,
+    SizeOption,
     avoiding,
     choose_labels,
     make_plan,
@@ -57,6 +58,7 @@ def sample(
     prompt: PromptOption = None,
     negative: NegativeOption = "",
     guidance: GuidanceOption = 1.0,
+    size: SizeOption = None,
     batch: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 64,
     parallel: Annotated[
         str | None,
@@ -96,7 +98,7 @@ def sample(
     main = join(device)  # under torchrun, every rank works and the first one writes
     quiet = quiet or not main
     where = pick_device(device)
-    chosen = avoiding(open_model(model, where, dtype), negative)
+    chosen = avoiding(open_model(model, where, dtype, size), negative)
     made = make_plan(chosen, plan)
     diffusion = Diffusion(chosen, made, device=where)
     known = chosen.info.get("captions", ()) if chosen.text is not None and not label else ()

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pushforward.cli.common import JsonOption, QuietOption, progress, write_json
+from pushforward.cli.common import FitOption, JsonOption, QuietOption, progress, write_json
 from pushforward.data import load_images
 from pushforward.errors import PushforwardError
 from pushforward.linear import PROCESSES
@@ -40,6 +40,7 @@ def train(
     prediction: Annotated[str, typer.Option(help=f"What it predicts: {', '.join(PREDICTIONS)}.")] = "residual",
     size: Annotated[int | None, typer.Option(help="Side of the images; by default as the data have it.")] = None,
     channels: Annotated[int | None, typer.Option(help="1 grey, 3 colour; by default as the data have it.")] = None,
+    fit: FitOption = "crop",
     steps: Annotated[int | None, typer.Option(help="Stop after so many steps.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Stop after so many minutes.")] = None,
     batch: Annotated[int, typer.Option(help="Images a step.")] = _DEFAULT.batch,
@@ -83,7 +84,10 @@ def train(
         half=half,
         card=Card(data_name or data, licence, shlex.join(["pushforward", *sys.argv[1:]])),
     )
-    images = load_images(data, size=size, channels=channels)
+    images = load_images(data, size=size, channels=channels, fit=fit)
+    both = ["the captions are learnt, not the classes"] * (images.captions is not None and images.labels is not None)
+    for note in () if quiet else (*images.notes, *both):
+        typer.echo(f"pushforward: {note}", err=True)
     for name, reason in images.skipped:
         typer.echo(f"pushforward: left out {name}: {reason}", err=True)
     if images.skipped:
@@ -97,7 +101,7 @@ def train(
         report = train_model(config, images, out, callback=tell)
     if not quiet and json != "-":
         typer.echo(f"{out}: {report.steps} steps, {report.images_per_second:.0f} images/s, loss {report.loss:.4f}")
-    write_json({**asdict(report), "skipped": [name for name, _ in images.skipped]}, json)
+    write_json({**asdict(report), "notes": images.notes, "skipped": [name for name, _ in images.skipped]}, json)
 
 
 def _settings(pairs: list[str]) -> dict[str, Any]:

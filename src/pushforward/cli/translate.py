@@ -21,10 +21,12 @@ from pushforward.cli.common import (
     CountOption,
     DeviceOption,
     DtypeOption,
+    FitOption,
     JsonOption,
     NegativeOption,
     PlanOptions,
     QuietOption,
+    SizeOption,
     SplitOption,
     avoiding,
     choose_labels,
@@ -74,6 +76,8 @@ def translate(
     batch: Annotated[int, typer.Option(help="Images at a time, and states in a network call.", min=1)] = 32,
     count: CountOption = None,
     split: SplitOption = "test",
+    fit: FitOption = "crop",
+    size: SizeOption = None,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("translated"),
     dtype: DtypeOption = "float32",
     device: DeviceOption = "auto",
@@ -93,8 +97,8 @@ def translate(
     pushforward translate cats/ --source ./cat-model --target ./dog-model --steps 1000 --refine 0.1
     """
     where = pick_device(device)
-    one = avoiding(open_model(source, where, dtype), negative)
-    other = one if target is None else avoiding(open_model(target, where, dtype), negative)
+    one = avoiding(open_model(source, where, dtype, size), negative)
+    other = one if target is None else avoiding(open_model(target, where, dtype, size), negative)
     way = method_named(method)
     sampler = Sampler(plan.solver, plan.steps, plan.settings, plan.grid, plan.end, start)
     ends = [
@@ -111,28 +115,27 @@ def translate(
         msg = "Source and target are the same; name another --target model, or a --target-label or --target-prompt."
         raise PushforwardError(msg)
     last = None if refine is None else _refiner(other, sampler, refine, where)
-    items = list_items(images, image_size(one), out=out, split=split, count=count)
+    items = list_items(images, image_size(one), out=out, split=split, count=count, fit=fit)
     settings = {
         "command": "translate", "images": [str(path.resolve()) for path in images], "split": split,
         "source": source, "target": target or source, "sampler": asdict(sampler),
         "source_label": source_label, "target_label": target_label, "source_prompt": source_prompt,
         "target_prompt": target_prompt, "source_guidance": source_guidance, "target_guidance": target_guidance,
         "negative": negative,
-        "method": way, "refine": refine, "seed": seed, "dtype": dtype,
+        "method": way, "refine": refine, "seed": seed, "dtype": dtype, "fit": fit, "size": size,
     }  # fmt: skip
     open_folder(out, settings)
     calls: dict[str, float] = {}
     more = 0 if last is None or not isinstance(last.plan, Plan) else last.plan.nfe
 
-    def labels(which: int, size: int) -> Labels:
+    def labels(which: int, count: int) -> Labels:
         model, label, prompt = told[which]
-        return choose_labels(model, label, size, prompt)
+        return choose_labels(model, label, count, prompt)
 
     def work(some: list[Item], values: Tensor, numbers: list[int]) -> None:
-        size = len(some)
-        first, then = (replace(end, labels=labels(k, size)) for k, end in enumerate(ends))
+        first, then = (replace(end, labels=labels(k, len(some))) for k, end in enumerate(ends))
         found = translate_images(values, first, then, method=way, seed=seed, first=numbers, rows=batch)
-        calls["evaluations"] = calls.get("evaluations", 0.0) + size * (found.nfe + more)
+        calls["evaluations"] = calls.get("evaluations", 0.0) + len(some) * (found.nfe + more)
         calls["rounds"] = max(calls.get("rounds", 0), found.rounds + more)
         result = found.images
         if last is not None:

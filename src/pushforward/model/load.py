@@ -30,15 +30,15 @@ def load(
         size: of the images of a `diffusers` model in pixels, or their height and width; by default its own.
 
     Raises:
-        PushforwardError: nothing of that name, or it cannot be read.
+        PushforwardError: nothing of that name, or it cannot be read; it makes no images of this size.
     """
     if str(source) in zoo.names():
-        return _placed(zoo.load_zoo(str(source)), device, dtype)
+        return _placed(zoo.load_zoo(str(source)), device, dtype, size)
     folder = Path(source).expanduser()
     if folder.is_dir():
         config = folder / CONFIG
         if config.is_file() and read_json(config).get("format") == FORMAT:
-            return _placed(load_model(folder, folder.name), device, dtype)
+            return _placed(load_model(folder, folder.name), device, dtype, size)
     elif folder.exists():
         msg = f"{source} is a file; a model is a folder."
         raise PushforwardError(msg)
@@ -52,7 +52,13 @@ def load(
     return diffusers_model(source, device=device, dtype=dtype, revision=revision, size=size)
 
 
-def _placed(model: Model, device: torch.device | str, dtype: torch.dtype | None) -> Model:
+def _placed(
+    model: Model, device: torch.device | str, dtype: torch.dtype | None, size: int | tuple[int, int] | None
+) -> Model:
+    own = None if model.image_shape is None else tuple(model.image_shape[1:])
+    if size is not None and own != ((size, size) if isinstance(size, int) else tuple(size)):
+        msg = f"Model {model.name!r} makes images of {'x'.join(map(str, own or ()))} only: leave the size out."
+        raise PushforwardError(msg)
     if dtype is not None and model.module is not None:
         model.module.to(dtype)
     return model.to(device)
