@@ -2,11 +2,13 @@ import json
 import math
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +16,18 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from pushforward.cli import app
 from pushforward.data import ImageData, load_images, read_image
 from pushforward.errors import PushforwardError
 from pushforward.linear import Gaussian, Process, process_from_config
 from pushforward.model import load
 from pushforward.model.prediction import PREDICTIONS, denoising, is_image
+from pushforward.tasks import stopping
 from pushforward.tasks.lesson import TIMES, Draws, Lesson
-from pushforward.tasks.train import TrainConfig, train
+from pushforward.tasks.stopping import Clock
+from pushforward.tasks.train import Interrupted, TrainConfig, train
 
 SIDE = 8
 PROCESSES = ["vp", "cosine", "ve", "flow", "blurring", "langevin", "blurring-langevin"]
@@ -249,7 +255,7 @@ train(
 def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     config = TrainConfig(steps=16, save_every=4, log_every=1, **TINY)
     train(config, some_data(), tmp_path / "whole")
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     log, deadline = tmp_path / "killed" / "training" / "log.jsonl", time.monotonic() + 300
     with subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "killed")], env=environment) as child:
         while child.poll() is None and (not log.exists() or len(log.read_text().splitlines()) < 7):
@@ -265,6 +271,143 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     assert all(torch.equal(whole[key], killed[key]) for key in whole)
     logs = [(tmp_path / name / "training" / "log.jsonl").read_text().splitlines() for name in ("whole", "killed")]
     assert [json.loads(line)["loss"] for line in logs[0]] == [json.loads(line)["loss"] for line in logs[1]]
+
+
+def the_same(one: Path, other: Path) -> bool:
+    """Whether two folders hold the same weights, log and pictures, the times that they took aside."""
+    weights = [load_file(folder / "model.safetensors") for folder in (one, other)]
+    logs = [(folder / "training" / "log.jsonl").read_text().splitlines() for folder in (one, other)]
+    told = [[{**json.loads(line), "seconds": 0} for line in log] for log in logs]
+    pictures = [[p.read_bytes() for p in sorted((folder / "training").glob("samples*"))] for folder in (one, other)]
+    equal = all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    return equal and told[0] == told[1] and pictures[0] == pictures[1]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("whole") / "m"
+    train(SIX, some_data(), folder)
+    return folder
+
+
+SIX = TrainConfig(steps=6, log_every=1, **{**TINY, "sample_every": 3})
+
+
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [
+        (signal.SIGINT, ("step", 1)),
+        (signal.SIGTERM, ("step", 5)),
+        (signal.SIGHUP, ("checkpoint", 0)),
+        (signal.SIGTERM, ("picture", 0.5)),
+        (signal.SIGINT, ("step", 6)),
+        (signal.SIGINT, ("last picture", 0.5)),
+    ],
+)
+def test_a_signal_at_any_time_saves_and_the_same_call_goes_on(
+    tmp_path: Path, uninterrupted: Path, moment: tuple[str, float], number: signal.Signals
+) -> None:
+    """Bit for bit as if nothing had been: weights, log and pictures."""
+    config, sent = replace(SIX, save_every=2 if moment[0] == "checkpoint" else None), []
+
+    def at(what: str, done: float) -> None:
+        if (what, round(done, 1)) == moment and not sent:
+            sent.append(os.kill(os.getpid(), number))
+
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted) as stopped:
+        train(config, some_data(), tmp_path / "m", callback=lambda step, *_: at("step", step), aside=at)
+    assert sent
+    assert stopped.value.status == 128 + number
+    assert signal.getsignal(number) is before
+    assert str(tmp_path / "m") in str(stopped.value)
+    at_the_end = moment in (("step", 6), ("last picture", 0.5))
+    assert ("complete" if at_the_end else "same command goes on") in str(stopped.value)
+    report = train(config, some_data(), tmp_path / "m")
+    assert 0 < report.resumed_from <= 6 - (not at_the_end)
+    assert the_same(tmp_path / "m", uninterrupted)
+
+
+def test_a_second_signal_ends_at_once_and_damages_nothing(
+    tmp_path: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ended(BaseException):
+        """In the place of the end of the process."""
+
+    def end(status: int) -> None:
+        raise Ended(status)
+
+    monkeypatch.setattr(os, "_exit", end)
+
+    def twice(what: str, _: float) -> None:
+        if what == "checkpoint" and (tmp_path / "m" / "training" / "checkpoint.pt").exists():
+            (tmp_path / "m" / "training" / ".checkpoint.0123abcd.pt").write_bytes(b"half")  # as a kill would leave it
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Ended, match="143"):
+        train(replace(SIX, save_every=2), some_data(), tmp_path / "m", aside=twice)
+    assert train(replace(SIX, save_every=2), some_data(), tmp_path / "m").resumed_from == 2
+    assert the_same(tmp_path / "m", uninterrupted)
+    assert not list((tmp_path / "m").rglob(".*"))
+
+
+def test_what_a_callback_raises_is_no_loss(tmp_path: Path, uninterrupted: Path) -> None:
+    def stop(step: int, *_: float) -> None:
+        if step == 4:
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        train(SIX, some_data(), tmp_path / "m", callback=stop)
+    assert train(SIX, some_data(), tmp_path / "m").resumed_from == 4
+    assert the_same(tmp_path / "m", uninterrupted)
+
+
+def test_a_training_killed_before_its_first_checkpoint_begins_a_new_log(tmp_path: Path, uninterrupted: Path) -> None:
+    shutil.copytree(uninterrupted / "training", tmp_path / "m" / "training")
+    (tmp_path / "m" / "training" / "checkpoint.pt").unlink()
+    log = tmp_path / "m" / "training" / "log.jsonl"
+    log.write_bytes(log.read_bytes() + b'\xff {"step": 7')
+    assert train(SIX, some_data(), tmp_path / "m").resumed_from == 0
+    assert the_same(tmp_path / "m", uninterrupted)
+
+
+def test_checkpoints_and_pictures_go_by_the_clock_and_cost_little() -> None:
+    now, cost, spent, first = 0.0, 11.0, 0.0, None
+    clock = Clock(now)
+    while now < 7200:
+        now += 0.9
+        if now >= clock.due:
+            now, spent, first = now + cost, spent + cost, first or now + cost
+            clock.done(now, cost)
+    assert first < 60
+    assert spent / now < 0.03
+
+
+def test_pictures_come_without_being_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopping, "FIRST", 0.0)
+    told: list[tuple[str, float]] = []
+    settings = {**TINY, "sample_every": None}
+    train(TrainConfig(steps=2, **settings), some_data(), tmp_path, aside=lambda *what: told.append(what))
+    assert {p.name for p in (tmp_path / "training").glob("samples*")} == {
+        "samples-0000001.png", "samples-0000002.png"
+    }  # fmt: skip
+    drawn = [done for what, done in told if what == "last picture"]
+    assert drawn == sorted(drawn)
+    assert drawn[0] == 0
+    assert drawn[-1] == 1
+    assert len(drawn) > 10
+    assert [what for what, done in told if done == 0] == ["checkpoint", "picture", "checkpoint", "last picture"]
+
+
+def test_a_signal_while_the_images_are_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_png(tmp_path / "images" / "a.png")
+    monkeypatch.setattr("pushforward.data.read_image", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+    words = ["train", str(tmp_path / "m"), "--data", str(tmp_path / "images"), "--steps", "2"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 130
+    assert "while the images were read" in result.stderr
 
 
 def test_another_training_is_not_continued(tmp_path: Path) -> None:

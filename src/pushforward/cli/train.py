@@ -15,12 +15,12 @@ from typing import Annotated, Any
 import typer
 
 from pushforward.cli.common import FitOption, JsonOption, QuietOption, progress, write_json
-from pushforward.data import load_images
+from pushforward.data import Fit, ImageData, load_images
 from pushforward.errors import PushforwardError
 from pushforward.linear import PROCESSES
 from pushforward.model.backbone import PRESETS
 from pushforward.model.prediction import PREDICTIONS
-from pushforward.tasks.train import Card, TrainConfig
+from pushforward.tasks.train import Card, Interrupted, TrainConfig
 from pushforward.tasks.train import train as train_model
 
 __all__ = ["train"]
@@ -50,8 +50,12 @@ def train(
     label_dropout: Annotated[float, typer.Option(help="Labels hidden, for guidance.")] = _DEFAULT.label_dropout,
     precision: Annotated[str, typer.Option(help="auto, no, bf16 or fp16.")] = _DEFAULT.precision,
     compiled: Annotated[bool, typer.Option("--compile", help="By torch.compile; on a GPU.")] = False,
-    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = _DEFAULT.save_every,
-    sample_every: Annotated[int, typer.Option(help="Steps between pictures; 0 for none.")] = _DEFAULT.sample_every,
+    save_every: Annotated[
+        int | None, typer.Option(help="Steps between checkpoints; by default every few minutes.", min=1)
+    ] = None,
+    sample_every: Annotated[
+        int | None, typer.Option(help="Steps between pictures, 0 for none; by default every few minutes.", min=0)
+    ] = None,
     half: Annotated[bool, typer.Option("--half", help="Store the weights in 16 bits.")] = False,
     seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
     data_name: Annotated[str | None, typer.Option(help="What the model card calls the data.")] = None,
@@ -61,8 +65,9 @@ def train(
 ) -> None:
     """Train a diffusion model on a folder of images, an .npz file or a data set.
 
-    The model is the folder OUT, usable from the first checkpoint on. The same command goes on with an interrupted
-    training; `accelerate launch -m pushforward train ...` uses several GPUs.
+    The model is the folder OUT, usable from the first checkpoint on. Ctrl-C (or SIGTERM) saves it and ends with 130 (or
+    143); once more, and it ends at once. The same command goes on with an interrupted training;
+    `accelerate launch -m pushforward train ...` uses several GPUs.
     """
     config = TrainConfig(
         process=process,
@@ -84,7 +89,8 @@ def train(
         half=half,
         card=Card(data_name or data, licence, shlex.join(["pushforward", *sys.argv[1:]])),
     )
-    images = load_images(data, size=size, channels=channels, fit=fit)
+    main = os.environ.get("LOCAL_RANK", "0") == "0"
+    images = _read(data, size, channels, fit)
     both = ["the captions are learnt, not the classes"] * (images.captions is not None and images.labels is not None)
     for note in () if quiet else (*images.notes, *both):
         typer.echo(f"pushforward: {note}", err=True)
@@ -92,16 +98,34 @@ def train(
         typer.echo(f"pushforward: left out {name}: {reason}", err=True)
     if images.skipped:
         typer.echo(f"pushforward: {len(images.skipped)} files left out, {len(images)} images read", err=True)
-    with progress("training", total=steps, unit="step", quiet=quiet or os.environ.get("LOCAL_RANK", "0") != "0") as bar:
+    try:
+        with progress("training", total=steps, unit="step", quiet=quiet or not main) as bar:
 
-        def tell(step: int, loss: float, done: float) -> None:
-            bar.update(step - bar.n)
-            bar.set_postfix(loss=f"{loss:.4f}", done=f"{done:.0%}", refresh=False)
+            def tell(step: int, loss: float, done: float) -> None:
+                bar.update(step - bar.n)
+                bar.set_postfix(loss=f"{loss:.4f}", done=f"{done:.0%}", refresh=False)
 
-        report = train_model(config, images, out, callback=tell)
+            def aside(what: str, done: float) -> None:
+                bar.set_description_str("training" if done == 1 else f"{what} {done:.0%}")
+
+            report = train_model(config, images, out, callback=tell, aside=aside)
+    except Interrupted as stop:
+        if main:
+            typer.echo(f"pushforward: {stop}", err=True)
+        raise typer.Exit(stop.status) from None
     if not quiet and json != "-":
         typer.echo(f"{out}: {report.steps} steps, {report.images_per_second:.0f} images/s, loss {report.loss:.4f}")
     write_json({**asdict(report), "notes": images.notes, "skipped": [name for name, _ in images.skipped]}, json)
+
+
+def _read(data: str, size: int | None, channels: int | None, fit: Fit) -> ImageData:
+    try:
+        return load_images(data, size=size, channels=channels, fit=fit)
+    except (KeyboardInterrupt, SystemExit):
+        typer.echo(
+            "pushforward: Interrupted while the images were read: nothing was trained, and nothing lost.", err=True
+        )
+        raise
 
 
 def _settings(pairs: list[str]) -> dict[str, Any]:

@@ -19,7 +19,9 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from pushforward.data import ImageData
-from pushforward.errors import PushforwardError
+from pushforward.errors import Diverged, PushforwardError
+from pushforward.execute import Progress
 from pushforward.execute import run as run_plan
 from pushforward.files import atomic_path
 from pushforward.images import save_image, sheet
@@ -45,10 +48,12 @@ from pushforward.plan import SOLVERS
 from pushforward.plan.grid import angle
 from pushforward.tasks.illustrate import loss_curve
 from pushforward.tasks.lesson import TIMES, Draws, Lesson
+from pushforward.tasks.stopping import Clock, Interrupted, Stop, stopping
 
-__all__ = ["Card", "Report", "TrainConfig", "train"]
+__all__ = ["Card", "Interrupted", "Report", "TrainConfig", "train"]
 
 WORDS = 4096  # rows of the table of hashed words, of a network that reads captions
+_LATE = 2  # steps after which processes act on what they told one another: reading it sooner would have GPUs wait
 _MAY_CHANGE = {"steps", "minutes", "save_every", "sample_every", "log_every", "half", "compile", "card"}
 
 
@@ -88,8 +93,11 @@ class TrainConfig:
         scale: standard deviation of the reference Gaussian; by default measured: the data's root mean square.
         precision: `auto` (bfloat16 where the device is fast at it), `no`, `bf16` or `fp16`.
         compile: run the network through `torch.compile`; refused on a CPU, where its gradients were wrong.
-        save_every, log_every: steps between checkpoints, and between lines of the log.
-        sample_every: steps between pictures (samples and loss curve), the last one included; 0 for none.
+        save_every: steps between checkpoints; by default they go by the clock: after half a minute, then every three
+            minutes, or less often where they would cost more than 2 % of the time.
+        sample_every: steps between pictures (samples and loss curve), the last one included; 0 for none; by default by
+            the clock, likewise.
+        log_every: steps between lines of the log.
         seed: of the weights and of all that is drawn.
         half: store the final weights in 16 bits.
         card: for the model card.
@@ -110,8 +118,8 @@ class TrainConfig:
     scale: float | None = None
     precision: str = "auto"
     compile: bool = False
-    save_every: int = 500
-    sample_every: int = 1000
+    save_every: int | None = None
+    sample_every: int | None = None
     log_every: int = 20
     seed: int = 0
     half: bool = False
@@ -125,6 +133,11 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 msg = f"The option {name} must be positive; got {value}."
+                raise PushforwardError(msg)
+        for name in ("sample_every", "warmup", "weight_decay", "seed"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                msg = f"The option {name} must be at least 0; got {value}."
                 raise PushforwardError(msg)
         for name in ("ema", "label_dropout"):
             if not 0 <= getattr(self, name) < 1:
@@ -169,6 +182,7 @@ def train(
     folder: str | os.PathLike[str],
     *,
     callback: Callable[[int, float, float], None] | None = None,
+    aside: Callable[[str, float], None] | None = None,
 ) -> Report:
     """Train a model, or go on with the training that `folder` holds.
 
@@ -176,29 +190,39 @@ def train(
     weights, `README.md`); its sub-folder `training` has the checkpoint, the log, sample pictures and the loss curve.
     Under `accelerate launch` each process takes its share of every batch.
 
+    SIGINT (Ctrl-C), SIGTERM or SIGHUP to any of the processes stops all of them after the step, or picture, that is
+    under way, with a checkpoint; a second signal ends the process at once. What `callback` raises stops the training
+    with a checkpoint too.
+
     Args:
         config: how.
         data: the images.
         folder: where.
         callback: told (step, loss, fraction of the run done) after every step; on a GPU the loss is the latest one
             read, as reading each would have the GPU wait.
+        aside: told what else is under way, a checkpoint or a picture, and the fraction of it that is done.
 
     Raises:
-        PushforwardError: settings that do not fit the data or the training in `folder`; `accelerate` is missing.
-        OSError: the folder cannot be written; the last checkpoint remains.
+        PushforwardError: settings that do not fit the data or the training in `folder`; `accelerate` is missing; the
+            folder cannot be written (the last checkpoint remains).
+        Interrupted: a signal came; it is a `KeyboardInterrupt`.
     """
-    run = _Run(config, data, Path(folder))
-    return run.go(callback)
+    with stopping() as stop:
+        return _Run(config, data, Path(folder), stop).go(callback, aside or _nothing)
+
+
+def _nothing(what: str, done: float) -> None:
+    """The default of `aside`."""
 
 
 class _Run:
     """The state of a run: network, optimiser, average, counters."""
 
-    def __init__(self, config: TrainConfig, data: ImageData, folder: Path) -> None:
+    def __init__(self, config: TrainConfig, data: ImageData, folder: Path, stop: Stop) -> None:
         if len(data) == 0:
             msg = "There are no images to train on."
             raise PushforwardError(msg)
-        self.config, self.data, self.folder = config, data, folder
+        self.config, self.data, self.folder, self.stop = config, data, folder, stop
         channels, *size = data.images.shape[1:]
         self.process = make_process(config, (size[0], size[1]))
         scale = config.scale or _root_mean_square(data.images)
@@ -236,7 +260,10 @@ class _Run:
         self.step, self.seconds, self.losses = 0, 0.0, list[float]()
         self.unread = list[Tensor]()  # the losses of the latest steps, where the device has them
         self.scheduler = LambdaLR(optimizer, self._rate)
-        self.resumed_from = self._resume()
+        self.stopped_by = 0  # the signal, once all processes know it
+        self.told = deque[Tensor]()  # seconds and signals, of the latest steps
+        self.aside = _nothing
+        self.resumed_from = self.saved = self._resume()
 
     def _architecture(self, channels: int, size: tuple[int, int], scale: float) -> BackboneConfig:
         blocks = self.process.blocks
@@ -264,27 +291,68 @@ class _Run:
 
     # -- the loop
 
-    def go(self, callback: Callable[[int, float, float], None] | None) -> Report:
+    def go(self, callback: Callable[[int, float, float], None] | None, aside: Callable[[str, float], None]) -> Report:
         self.wrapped.train()
+        self.aside = aside
         clock, started = time.monotonic(), self.seconds
-        while self._fraction() < 1:
+        self.saving, self.drawing = Clock(clock), Clock(clock)
+        self._agree(started)
+        if self.config.sample_every and self._due(self.config.sample_every, self.drawing) and self.step:
+            self._illustrate()  # unless the interruption let it be drawn
+        while self._fraction() < 1 and not self._stopped():
             self.unread.append(self._one_step())
             self.step += 1
             if self.device.type == "cpu" or self.step % self.config.log_every == 0:
                 self._read_losses()
-            self.seconds = started + time.monotonic() - clock
-            if self.config.minutes is not None:
-                self.seconds = self._agreed(self.seconds)
+            self._agree(started + time.monotonic() - clock)
             self.scheduler.step()
-            self._keep()
+            if self.step % self.config.log_every == 0 and self.accelerator.is_main_process:
+                self._log()
+            if self._stopped():
+                break
+            if self._fraction() < 1:
+                self._keep()
             if callback is not None:
-                callback(self.step, self.losses[-1] if self.losses else math.nan, self._fraction())
-        if self.step > self.resumed_from:
+                try:
+                    callback(self.step, self.losses[-1] if self.losses else math.nan, self._fraction())
+                except BaseException:
+                    self._save()
+                    raise
+        if self.step > self.saved:
             self._save()
-            if self.config.sample_every:
-                self._illustrate()
-        self.accelerator.wait_for_everyone()
+        if self._fraction() == 1 and self.config.sample_every != 0:
+            self._illustrate(last=True)
+        self._agree(self.seconds, now=True)  # and wait for one another
+        if self._stopped():
+            raise Interrupted(self._said(), self.stopped_by)
         return self._report()
+
+    def _agree(self, seconds: float, *, now: bool = False) -> None:
+        """Take the same time and the same request to stop on all processes, so that all stop at the same step."""
+        if self.accelerator.num_processes == 1:
+            self.seconds = seconds
+            return
+        mine = torch.tensor([[seconds, self.stop.number]], device=self.device)
+        self.told.append(self.accelerator.gather(mine).amax(0))
+        while len(self.told) > (0 if now else _LATE):
+            self.seconds, number = self.told.popleft().tolist()
+            self.stopped_by = int(number)
+
+    def _stopped(self) -> bool:
+        """Whether all processes know of a request to stop."""
+        if self.accelerator.num_processes == 1:
+            self.stopped_by = self.stop.number
+        return self.stopped_by != 0
+
+    def _said(self) -> str:
+        """What a user is told who stopped the training."""
+        if self._fraction() < 1:
+            if not self.step:
+                return "Interrupted before the first step: there is nothing to save. The same command begins again."
+            return f"Interrupted: the training is saved in {self.folder} at step {self.step}; the same command goes on."
+        missing = self.config.sample_every != 0 and not self._picture.exists()
+        rest = " but for its last picture, which the same command draws" if missing else ""
+        return f"Interrupted at the end: the trained model in {self.folder} is complete{rest}."
 
     def _one_step(self) -> Tensor:
         """The loss, left on the device: the next step is queued behind this one, and waits for nothing."""
@@ -346,22 +414,40 @@ class _Run:
         assert labels is not None
         return torch.where(hidden, len(self.data.classes), labels[chosen])
 
-    def _agreed(self, seconds: float) -> float:
-        """The same time on all processes, so that all stop at the same step."""
-        if self.accelerator.num_processes == 1:
-            return seconds
-        return float(self.accelerator.gather(torch.tensor([seconds], device=self.device)).max())
-
     # -- what is kept
 
     def _keep(self) -> None:
-        config = self.config
-        if self.step % config.log_every == 0 and self.accelerator.is_main_process:
-            self._log()
-        if self.step % config.save_every == 0:
+        if self._due(self.config.save_every, self.saving):
             self._save()
-        if config.sample_every and self.step % config.sample_every == 0:
+        if self._due(self.config.sample_every, self.drawing):
             self._illustrate()
+
+    def _due(self, every: int | None, clock: Clock) -> bool:
+        """Whether something that a user wants so often is due; on the main process, which does it."""
+        if every is None:
+            return time.monotonic() >= clock.due
+        return every > 0 and self.step % every == 0
+
+    @contextmanager
+    def _writing(self, what: str, clock: Clock | None = None) -> Iterator[None]:
+        """What is written to the folder, told and timed; if it cannot be, a sentence says what remains."""
+        began = time.monotonic()
+        if clock is not None:
+            self.aside(what, 0.0)
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+            kept = f"the checkpoint of step {self.saved} is kept" if self.saved else "there is no checkpoint yet"
+            msg = (
+                f"The {what} of step {self.step} cannot be written to {self.folder} ({why}); {kept}. Mend that, and "
+                "the same command goes on."
+            )
+            raise PushforwardError(msg) from error
+        if clock is not None:
+            now = time.monotonic()
+            clock.done(now, now - began)
+            self.aside(what, 1.0)
 
     @property
     def _training(self) -> Path:
@@ -376,14 +462,16 @@ class _Run:
             "loss": round(sum(recent) / len(recent), 6),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
-        self._training.mkdir(parents=True, exist_ok=True)
-        with (self._training / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        with self._writing("log"):
+            self._training.mkdir(parents=True, exist_ok=True)
+            with (self._training / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
 
     def _save(self) -> None:
         """The model and the checkpoint, each whole or not at all; of finite losses only."""
         self._read_losses()
         if not self.accelerator.is_main_process:
+            self.saved = self.step
             return
         state = {
             "config": _jsonable(self.config),
@@ -397,21 +485,29 @@ class _Run:
             "scheduler": {**self.scheduler.state_dict(), "lr_lambdas": [None]},
             "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
         }
-        _save_model(self)
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        with atomic_path(self._training / "checkpoint.pt") as temporary:
-            temporary.write_bytes(buffer.getbuffer())  # an error of the disk has its own name this way
+        with self._writing("checkpoint", self.saving):
+            _save_model(self)
+            buffer = io.BytesIO()
+            torch.save(state, buffer)
+            with atomic_path(self._training / "checkpoint.pt") as temporary:
+                temporary.write_bytes(buffer.getbuffer())  # an error of the disk has its own name this way
+        self.saved = self.step
 
     def _resume(self) -> int:
         path = self._training / "checkpoint.pt"
-        if not path.exists():
-            return 0
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # pickle, zip and runtime errors of a file that is no checkpoint
-            msg = f"{path} is no readable checkpoint; remove it to start anew."
-            raise PushforwardError(msg) from error
+        if path.exists():
+            try:
+                self._load(torch.load(path, map_location="cpu", weights_only=True))
+            except PushforwardError:
+                raise
+            except Exception as error:  # pickle, zip and runtime errors, missing keys, of a file that is no checkpoint
+                msg = f"{path} is no readable checkpoint; remove it to start anew."
+                raise PushforwardError(msg) from error
+        if self.accelerator.is_main_process:
+            self._tidy()
+        return self.step
+
+    def _load(self, state: dict[str, Any]) -> None:
         self._check_same(state)
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
@@ -420,8 +516,6 @@ class _Run:
         if state["scaler"] is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.seconds, self.losses = state["step"], state["seconds"], state["losses"].tolist()
-        self._trim_log()
-        return self.step
 
     def _check_same(self, state: dict[str, Any]) -> None:
         mine = _jsonable(self.config)
@@ -438,22 +532,47 @@ class _Run:
             )
             raise PushforwardError(msg)
 
-    def _trim_log(self) -> None:
-        """Drop what was logged after the checkpoint: it will be logged again."""
-        path = self._training / "log.jsonl"
-        if self.accelerator.is_main_process and path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.step]
-            with atomic_path(path) as temporary:
-                temporary.write_text("".join(kept), encoding="utf-8")
+    def _tidy(self) -> None:
+        """Drop what came after the checkpoint, as it will come again, and what a kill left half written."""
+        log = self._training / "log.jsonl"
+        if log.exists():
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+            with atomic_path(log) as temporary:
+                temporary.write_text("".join(line for line in lines if _step(line) <= self.step), encoding="utf-8")
+        for picture in self._training.glob("samples-*.png"):
+            if picture.stem.removeprefix("samples-").isdecimal() and int(picture.stem[8:]) > self.step:
+                picture.unlink()
+        for place in (self.folder, self._training):
+            for half in place.glob(f".*.{'[0-9a-f]' * 8}.*"):
+                half.unlink()
 
-    def _illustrate(self) -> None:
+    @property
+    def _picture(self) -> Path:
+        return self._training / f"samples-{self.step:07d}.png"
+
+    def _illustrate(self, *, last: bool = False) -> None:
+        """The loss curve and sampled images, if they are not there yet; given up where a stop is asked for."""
         self._read_losses()
-        if not self.accelerator.is_main_process:
+        if not self.accelerator.is_main_process or self.stop.number or self._picture.exists():
             return
-        save_image(sheet(self.sample(), columns=10), self._training / f"samples-{self.step:07d}.png")
-        with atomic_path(self._training / "loss.png") as temporary:
-            loss_curve(self.losses, temporary)
+        what = "last picture" if last else "picture"
+        with self._writing(what, self.drawing):
+            with atomic_path(self._training / "loss.png") as temporary:
+                loss_curve(self.losses, temporary)
+            try:
+                images = self.sample(callback=lambda done: self._drawn(what, done))
+            except Diverged:  # at the beginning a network may give anything
+                if last:
+                    raise
+                return
+            except _Enough:
+                return
+            save_image(sheet(images, columns=10), self._picture)
+
+    def _drawn(self, what: str, done: Progress) -> None:
+        if self.stop.number:
+            raise _Enough
+        self.aside(what, done.done / done.total)
 
     def _model(self) -> Model:
         """The averaged network as a model."""
@@ -472,7 +591,9 @@ class _Run:
         )
 
     @torch.no_grad()
-    def sample(self, rows: int = 8, columns: int = 10, steps: int = 30) -> Tensor:
+    def sample(
+        self, rows: int = 8, columns: int = 10, steps: int = 30, callback: Callable[[Progress], None] | None = None
+    ) -> Tensor:
         """A few images in [-1, 1] from the averaged network, a class or caption a column, by deterministic DDIM."""
         count, captions, classes = rows * columns, self.data.captions, len(self.data.classes)
         condition: Tensor | list[str] | None = None
@@ -486,7 +607,7 @@ class _Run:
         start = self.process.basis.inverse(first.cholesky()[0].apply(noise))
         plan = SOLVERS["ddim"](self.process, angle(self.process, steps, end=self.process.t_min))
         self.average.eval()
-        return self.process.image(run_plan(plan, self.model.given(condition).denoiser, start))
+        return self.process.image(run_plan(plan, self.model.given(condition).denoiser, start, callback=callback))
 
     def _report(self) -> Report:
         last = self.losses[-max(1, len(self.losses) // 10) :]
@@ -501,6 +622,18 @@ class _Run:
             parameters=sum(p.numel() for p in self.network.parameters()),
             resumed_from=self.resumed_from,
         )
+
+
+class _Enough(Exception):
+    """A picture is given up."""
+
+
+def _step(line: str) -> float:
+    """The step that a line of the log is of; infinite if it is no whole line of a log."""
+    try:
+        return int(json.loads(line)["step"]) if line.endswith("\n") else math.inf
+    except (ValueError, TypeError, KeyError):
+        return math.inf
 
 
 def hide_parts(caption: str, generator: torch.Generator) -> str:
@@ -584,11 +717,7 @@ def _save_model(run: _Run) -> None:
         "training": {**_jsonable(run.config), "step": run.step, "seconds": round(run.seconds, 1)},
     }
     dtype = torch.float16 if run.config.half else torch.float32
-    try:
-        save_model(replace(run.model, info=info), run.folder, _card(run), dtype)
-    except SafetensorError as error:
-        msg = f"The model cannot be written to {run.folder}: {error}. The last checkpoint is kept."
-        raise PushforwardError(msg) from error
+    save_model(replace(run.model, info=info), run.folder, _card(run), dtype)
 
 
 def _card(run: _Run) -> str:
