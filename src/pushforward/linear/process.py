@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -24,14 +24,25 @@ from pushforward.errors import PushforwardError
 from pushforward.linear.basis import IDENTITY, Basis
 from pushforward.linear.operator import Operator
 
+_SIDE = 8  # of images for which a process over frequencies is checked
+_ROUNDING = 1e-9  # by which a signal-to-noise ratio may seem to rise
+
 
 class Process(ABC):
-    """A linear diffusion. Times are float64 tensors of any shape; operators get that shape as their batch."""
+    """A linear diffusion. Times are float64 tensors of any shape; operators get that shape as their batch.
+
+    Raises:
+        PushforwardError: (a process that is a dataclass) its parameters make no diffusion from data to noise, see
+            `check_process`.
+    """
 
     name: ClassVar[str]
     blocks: ClassVar[int] = 1
     t_min: float
     t_max: float
+
+    def __post_init__(self) -> None:
+        check_process(self)
 
     @property
     def basis(self) -> Basis:
@@ -239,7 +250,7 @@ class Blurring(ScaledProcess):
     name: ClassVar[str] = "blurring"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "field", _checked_field(self.field))
+        _check_field(self)
 
     @property
     def basis(self) -> Basis:
@@ -323,7 +334,7 @@ class BlurringLangevin(Langevin):
     name: ClassVar[str] = "blurring-langevin"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "field", _checked_field(self.field))
+        _check_field(self)
 
     @property
     def basis(self) -> Basis:
@@ -332,6 +343,58 @@ class BlurringLangevin(Langevin):
     def clock(self, t: Tensor) -> Tensor:
         plain = self.beta * t[(...,) + (None,) * len(self.field)]
         return plain + self.strength * dissipation(t, self.blur_max, self.basis)
+
+
+def check_process(process: Process) -> None:
+    """See that a process leads from data to noise, at many times from `t_min` to `t_max`.
+
+    These are finite and positive, there is a signal before `t_max`, the noise has a covariance, and the signal-to-noise
+    ratio falls, so that noise is added and never taken away.
+
+    Raises:
+        PushforwardError: it does not.
+    """
+    try:
+        if 0 < process.t_min < process.t_max < math.inf:
+            fault = _fault(process)
+        else:
+            fault = "t_min must be above 0 and t_max above t_min"
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        fault = str(error)
+    if fault is not None:
+        given = ", ".join(f"{k}={v!r}" for k, v in process.config().items() if k not in ("name", "field"))
+        msg = f"A process {process.name!r} with {given} is no diffusion from data to noise: {fault}."
+        raise PushforwardError(msg)
+
+
+def _fault(process: Process) -> str | None:
+    """What keeps a process from being a diffusion, if anything; its times are in order."""
+    low, high = process.t_min, process.t_max
+    even = torch.linspace(0, 1, 33, dtype=torch.float64)
+    t = torch.cat([low + (high - low) * even, low * (high / low) ** even, high - (high - low) * 0.5 ** (20 * even)])
+    t = t.clamp(low, high).unique()  # sorted
+    before = t[:-1]  # the signal may end at t_max
+    psi, noise, snr = process.transition(before, torch.zeros_like(before)), process.covariance(t), process.snr(t)
+    if not all(bool(value.isfinite().all()) for value in (psi.coefficients, noise.coefficients, snr)):
+        return "its coefficients are not all finite"
+    size = noise.entry(0, 0) if noise.blocks == 1 else torch.linalg.det(noise.coefficients)
+    if not bool((size > 0).all() & (noise.entry(0, 0) > 0).all()):
+        return "its noise has no positive variance at some times"
+    if not bool((snr[:-1] > 0).all()):
+        return f"its signal is lost before t_max = {high:g}"
+    if bool((snr.diff(dim=0) > _ROUNDING * snr[:-1]).any() | (snr[-1] >= snr[0]).any()):
+        return "its signal-to-noise ratio does not fall at all times"
+    return None
+
+
+def _check_field(process: Blurring | BlurringLangevin) -> None:
+    """Check the image size, then the process: at few frequencies, as they go as far for a small image."""
+    object.__setattr__(process, "field", _checked_field(process.field))
+    small = tuple(min(n, _SIDE) for n in process.field)
+    if small == process.field:
+        check_process(process)
+    else:
+        replace(process, field=small)
 
 
 def dissipation(t: Tensor, blur_max: float, basis: Basis) -> Tensor:

@@ -36,7 +36,10 @@ class Discrete(ScaledProcess):
     name: ClassVar[str] = "discrete"
 
     def __post_init__(self) -> None:
-        table = np.asarray(self.alphas_cumprod, dtype=np.float64)
+        try:
+            table = np.asarray(self.alphas_cumprod, dtype=np.float64)
+        except (TypeError, ValueError):  # no numbers
+            table = np.empty(0)
         object.__setattr__(self, "alphas_cumprod", tuple(table.tolist()))
         if table.ndim != 1 or len(table) < 2 or not (np.diff(table) < 0).all() or table[0] >= 1 or table[-1] < 0:
             msg = "A discrete process needs at least two decreasing values of alphas_cumprod in [0, 1)."

@@ -33,6 +33,7 @@ from pushforward.plan.grid import invert
 
 __all__ = ["Draws", "Lesson"]
 
+MOST_NOISE, MOST_LEFT = 0.1, 0.1  # deviation of the noise at t_min, and variance of the data at t_max in units of it
 TIMES = 1024  # so many that a network cannot tell them from a continuum
 
 
@@ -59,6 +60,7 @@ class Lesson:
     @classmethod
     def make(cls, process: Process, prediction: Prediction, reference: Gaussian, count: int = TIMES) -> Lesson:
         """The table at `count` times equally spaced in the reference's whitening angle."""
+        _check_ends(process, reference)
         times = spread_times(process, reference, count)
         psi = process.transition(times, torch.zeros_like(times))
         noise = process.covariance(times).cholesky()
@@ -96,6 +98,30 @@ class Lesson:
 
         state, target = ((move(a), move(b)) for a, b in (self.state, self.target))
         return replace(self, state=state, target=target, input_scale=move(self.input_scale))
+
+
+def _check_ends(process: Process, reference: Gaussian) -> None:
+    """Raise unless images are all but clean at `t_min`, and all but noise at `t_max`, from which they are drawn.
+
+    Raises:
+        PushforwardError: they are not.
+    """
+    first, last = process.log_snr(torch.tensor([process.t_min, process.t_max], dtype=torch.float64)).exp().tolist()
+    noise, left = 1 / first, last**2 * float(torch.as_tensor(reference.variance).max())
+    if left > MOST_LEFT:
+        msg = (
+            f"Images could not be drawn from noise: with these parameters of {process.name!r}, they still have "
+            f"{left:.2g} times its variance at t_max = {process.t_max:g}, where {MOST_LEFT:g} is the most. Let more "
+            "noise in, or raise t_max."
+        )
+        raise PushforwardError(msg)
+    if noise > MOST_NOISE:
+        msg = (
+            f"Images could not be drawn clean: with these parameters of {process.name!r}, values in [-1, 1] have noise "
+            f"of {noise:.2g} even at t_min = {process.t_min:g}, where {MOST_NOISE:g} is the most. Lower t_min, or let "
+            "noise in more slowly."
+        )
+        raise PushforwardError(msg)
 
 
 def spread_times(process: Process, reference: Gaussian, count: int) -> Tensor:
