@@ -19,9 +19,10 @@ MAY_IMPORT = {
     "errors": set(),
     "files": set(),
     "linear": {"errors"},
-    "plan": {"errors", "linear"},
+    "memory": {"errors"},
+    "plan": {"errors", "memory", "linear"},
     "model": {*BASE, "linear", "zoo"},
-    "execute": {"errors", "files", "linear", "plan", "model"},
+    "execute": {"errors", "files", "memory", "linear", "plan", "model"},
 }
 MAY_IMPORT_CLI = {"cli", "__main__"}
 FORBIDDEN_OUTSIDE = {"linear": "torch.nn"}

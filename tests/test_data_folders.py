@@ -312,7 +312,7 @@ def test_the_arrays_of_medmnist_by_split_and_what_is_left(tmp_path):
     [np.array([0, 1, 2**62]), np.array([0, -1, 1]), np.array([0.5, 1, 2]), np.array([0, np.nan, 1]), np.eye(2)],
 )
 def test_labels_that_cannot_be_are_one_sentence(tmp_path, labels):
-    with pytest.raises(PushforwardError, match=r"labels of .* must be|classes of .* go up to number") as error:
+    with pytest.raises(PushforwardError, match=r"labels of .* (must be|go up to)") as error:
         load_images(arrays(tmp_path / "d.npz", x=X, y=labels))
     assert "\n" not in str(error.value)
 

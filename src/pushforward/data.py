@@ -8,6 +8,7 @@ taken and what was left aside is said in `ImageData.notes`.
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
 from collections import Counter
@@ -24,6 +25,7 @@ from torch import Tensor
 from pushforward import imagefolder
 from pushforward.errors import PushforwardError
 from pushforward.imagefolder import SPLITS, caption_column, caption_of, few, label_column, many
+from pushforward.memory import check_memory
 from pushforward.reading import (
     UNREADABLE,
     Fit,
@@ -44,7 +46,7 @@ _ARRAYS = {
     "test": (("x_test", "test_images"), ("y_test", "test_labels"), ("captions_test",)),
     "": (("x", "images", "arr_0"), ("y", "labels", "arr_1"), ("captions",)),
 }
-_MOST_CLASSES = 65536
+_CLASSES = 1024  # as many are taken as they are, even where few of them occur
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,6 +145,7 @@ def _checked_size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
     if min(pair) < 1:
         msg = f"The size of images must be positive; got {size}."
         raise PushforwardError(msg)
+    check_memory(3 * pair[0] * pair[1], f"An image of {pair[0]}x{pair[1]}")
     return pair
 
 
@@ -188,6 +191,9 @@ def _from_folder(folder: Path, shape: _Shape, split: str, on_skip: Callable[[str
     every, others, hidden = imagefolder.walk(folder)
     files, notes = imagefolder.of_split(folder, every, split)
     tables = imagefolder.tables(others, files)
+    if shape.size is not None:
+        what = f"{len(files):,} images of {shape.size[0]}x{shape.size[1]}"
+        check_memory(2 * len(files) * (shape.channels or 1) * math.prod(shape.size), what)
     done: Notes = Counter()
     images, skipped = _read_all(((str(file), file) for file in files), shape, done, on_skip)
     if not images:
@@ -301,20 +307,21 @@ def _numbered(values: Sequence[int | str], source: str) -> tuple[Tensor, tuple[s
     """Labels as numbers from 0, and the classes' names; numbers stand for themselves.
 
     Raises:
-        PushforwardError: more classes than any data set has.
+        PushforwardError: numbers with large gaps.
     """
     numbers = [value for value in values if isinstance(value, int)]
     if len(numbers) == len(values):
-        count = max(numbers) + 1
-        classes = tuple(str(k) for k in range(min(count, _MOST_CLASSES)))
-    else:
-        classes = tuple(sorted({str(value) for value in values}))
-        place = {name: k for k, name in enumerate(classes)}
-        count, numbers = len(classes), [place[str(value)] for value in values]
-    if count > _MOST_CLASSES:
-        msg = f"The classes of {source} go up to number {count - 1}; give them numbers from 0 to {_MOST_CLASSES - 1}."
-        raise PushforwardError(msg)
-    return torch.tensor(numbers), classes
+        count, occurring = max(numbers) + 1, len(set(numbers))
+        if count > max(_CLASSES, 2 * occurring):
+            msg = (
+                f"The labels of {source} go up to {count - 1}, which makes {count:,} classes, and only {occurring:,} "
+                "occur: number them from 0 without large gaps."
+            )
+            raise PushforwardError(msg)
+        return torch.tensor(numbers), tuple(str(k) for k in range(count))
+    classes = tuple(sorted({str(value) for value in values}))
+    place = {name: k for k, name in enumerate(classes)}
+    return torch.tensor([place[str(value)] for value in values]), classes
 
 
 def brought(
@@ -328,6 +335,7 @@ def brought(
     have = images.shape[1]
     if (size is None or size == tuple(images.shape[2:])) and channels in (None, have):
         return images
+    check_memory(len(images) * (channels or have) * math.prod(size or (1,)), f"{len(images):,} images of size {size}")
     notes: list[Note] = []
     arrays = (image[0].numpy() if have == 1 else image.permute(1, 2, 0).numpy() for image in images)
     result = torch.stack([shaped(Image.fromarray(a), size, channels, fit, "white", notes.append) for a in arrays])

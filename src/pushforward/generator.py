@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from pushforward.errors import PushforwardError
+from pushforward.memory import check_images
 from pushforward.model import folders
 from pushforward.model import gan as networks
 from pushforward.model.folders import FAULTS
@@ -153,6 +154,7 @@ class Generator:
         if count < 1 or batch < 1:
             msg = f"Sampling needs a count and a batch of at least 1; got {count} and {batch}."
             raise PushforwardError(msg)
+        check_images(count, self.image_shape or ())
         told = self._classes(labels, count)
         pieces = []
         for begin in range(0, count, batch):

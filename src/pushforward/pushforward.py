@@ -7,6 +7,7 @@ state: noise, where the plan ends above time 0, or a residual.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -20,10 +21,12 @@ from pushforward.execute.across import Across
 from pushforward.execute.adjoint import Gradient, Implicit, Phantom, differentiable
 from pushforward.execute.latency import choose, measured
 from pushforward.linear import root
+from pushforward.memory import check_images, check_memory
 from pushforward.model import Model
 from pushforward.plan import Plan
 
 FAILED = 1e-2  # error of an inversion above which it is tried again; what is below it is rounding
+_STREAM = 5200  # bytes of a random stream
 LOCAL = (0.1, 1.0)  # sizes of the reference, in parts of the data's, that inversion tries in turn
 
 
@@ -117,6 +120,7 @@ class Stream:
     """
 
     def __init__(self, seed: int, indices: Sequence[int], shape: tuple[int, ...]):
+        check_memory(len(indices) * (_STREAM + 4 * math.prod(shape)), f"The codes of {len(indices):,} images")
         self._streams = [torch.Generator().manual_seed(mixed(seed, i)) for i in indices]
         self._shape = shape
 
@@ -279,6 +283,7 @@ class Diffusion:
         if count < 1 or batch < 1:
             msg = f"Sampling needs a count and a batch of at least 1; got {count} and {batch}."
             raise PushforwardError(msg)
+        check_images(count, self.model.image_shape or self.model.shape)
         self._given(labels, guidance, count)
         for begin in range(0, count, batch):
             end = min(begin + batch, count)

@@ -17,6 +17,7 @@ import typer
 
 from pushforward.errors import PushforwardError
 from pushforward.files import atomic_path
+from pushforward.memory import check_images
 from pushforward.reading import Fit
 
 if TYPE_CHECKING:
@@ -250,6 +251,7 @@ def choose_labels(model: Model | Generator, names: Sequence[str], count: int, pr
     """
     import torch
 
+    check_images(count, model.image_shape or ())
     reads = getattr(model, "text", None) is not None
     if prompts and not reads:
         msg = f"Model {model.name!r} reads no prompts; leave --prompt out."
@@ -266,7 +268,7 @@ def choose_labels(model: Model | Generator, names: Sequence[str], count: int, pr
         msg = f"Model {model.name!r} has no classes; {instead}."
         raise PushforwardError(msg)
     numbers = [_label(model, name) for name in names]
-    return torch.tensor([numbers[i % len(numbers)] for i in range(count)])
+    return torch.tensor(numbers)[torch.arange(count) % len(numbers)]
 
 
 def _label(model: Model | Generator, name: str) -> int:

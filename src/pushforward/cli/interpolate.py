@@ -18,6 +18,7 @@ from pushforward.cli.common import DeviceOption, JsonOption, QuietOption, decode
 from pushforward.codes import check_path, full_name, save_codes
 from pushforward.errors import PushforwardError
 from pushforward.images import check_suffix, picture_suffixes, save_image, sheet
+from pushforward.memory import check_images
 from pushforward.pushforward import Code, chosen
 
 __all__ = ["interpolate"]
@@ -57,6 +58,7 @@ def interpolate(
     if middle:
         new, own = average(code[numbers]), numbers[:1]
     else:
+        check_images(frames * len(pairs), code.start.shape[1:])
         weights = torch.linspace(0, 1, frames, dtype=torch.float64)
         new = Code.cat([between(code[[a] * frames], code[[b] * frames], weights) for a, b in pairs])
         own = [a if weight < 0.5 else b for a, b in pairs for weight in weights.tolist()]

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from pushforward.errors import PushforwardError
 from pushforward.linear import IDENTITY, Operator
+from pushforward.memory import check_memory
 from pushforward.plan import Plan, Register
 
 _NUMBERS = 2**25  # coefficients of a matrix held at a time
@@ -66,6 +67,11 @@ class System:
         self.asked = [k for k, node in enumerate(plan.nodes) if node.asks]
         self._frequencies = math.prod(self.basis.shape)
         self._shape = like.shape
+        states = 6 * self.size * like.numel() * like.element_size()
+        check_memory(states, f"All {self.size:,} states of {len(like):,} images at once", like.device)
+        if plan.implicit:
+            matrices = 32 * self._frequencies * (self.size * self._k) ** 2
+            check_memory(matrices, f"The equations of {self.size:,} states that depend on one another")
         self._rest = like[0].numel() // (self._k * self._frequencies)
         self._scale = _packed(_deviations(plan).lift(self.basis)).diagonal(dim1=-2, dim2=-1).to(like)[..., None]
         self._ahead = plan.implicit

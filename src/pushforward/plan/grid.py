@@ -15,6 +15,9 @@ from torch import Tensor
 
 from pushforward.errors import PushforwardError
 from pushforward.linear import Discrete, Gaussian, Process, whitening_angle
+from pushforward.memory import check_memory
+
+STEP = 4096  # bytes that a step of a plan takes, and more over frequencies
 
 
 def uniform(process: Process, steps: int, *, start: float | None = None, end: float = 0.0) -> Tensor:
@@ -91,6 +94,7 @@ def shifted(process: Process, steps: int, *, shift: float = 1.0, last: float | N
     if last is None:
         places = _unit(steps)[:-1]
     else:
+        check_memory(steps * STEP, f"A plan of {steps:,} steps")
         places = torch.linspace(1, last, steps, dtype=torch.float64)
     times = process.t_max * shift * places / (1 + (shift - 1) * places)
     return torch.cat([times, torch.tensor([end], dtype=torch.float64)])
@@ -203,6 +207,7 @@ def _unit(steps: int) -> Tensor:
     if steps < 1:
         msg = f"A grid needs at least one step; got steps={steps}."
         raise PushforwardError(msg)
+    check_memory(steps * STEP, f"A plan of {steps:,} steps")
     return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
 
 

@@ -25,6 +25,7 @@ A *solver* is a function `(process, grid, ...) -> Plan`. It writes its update as
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
@@ -36,7 +37,8 @@ from torch import Tensor
 
 from pushforward.errors import PushforwardError
 from pushforward.linear import IDENTITY, Basis, Gaussian, Operator, Process
-from pushforward.plan.grid import check_grid
+from pushforward.memory import check_memory
+from pushforward.plan.grid import STEP, check_grid
 
 
 class Register(NamedTuple):
@@ -198,6 +200,8 @@ class Builder:
     def __init__(self, process: Process, solver: str, grid: Tensor, reference: Gaussian | None = None):
         self._process, self._solver = process, solver
         self.grid = check_grid(process, grid)
+        size = 32 * process.blocks**2 * math.prod(process.basis.shape)  # four coefficients, at least
+        check_memory((STEP + size) * len(grid), f"A plan of {len(grid):,} times for process {process.name!r}")
         self._mean = reference.mean if reference is not None else 0.0
         self._nodes: list[tuple[float, Terms]] = []
         self._steps: list[int] = []

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from pushforward.errors import PushforwardError
 from pushforward.linear import Gaussian, Process
-from pushforward.plan.grid import check_grid
+from pushforward.memory import check_memory
+from pushforward.plan.grid import STEP, check_grid
 from pushforward.plan.plan import Builder, Handle, Plan, Register, Terms, total
 
 __all__ = ["repeated"]
@@ -46,6 +47,7 @@ def repeated(make: Callable[[Process, Tensor], Plan], process: Process, grid: Te
         msg = f"A step is taken once or more often; got repeats = {repeats}."
         raise PushforwardError(msg)
     times = check_grid(process, grid)
+    check_memory(STEP * repeats * len(times), f"A plan of {len(times) - 1:,} steps, each taken {repeats:,} times,")
     plans: list[Plan] = []
     for i in range(len(times) - 1):
         plans.append(make(process, times[i : i + 2]))

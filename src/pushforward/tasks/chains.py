@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
+from pushforward.memory import check_memory
 from pushforward.pushforward import Stream, mixed
 
 __all__ = [
@@ -208,6 +209,7 @@ class Schedule:
         if not 1 <= self.draws <= self.steps - self.warmed:
             msg = f"{self.steps - self.warmed} steps after the warm-up give as many draws at most; got {self.draws}."
             raise PushforwardError(msg)
+        check_memory(1000 * self.draws, f"The {self.draws:,} draws of a chain")
 
     @property
     def warmed(self) -> int:

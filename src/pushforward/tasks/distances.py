@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
+from pushforward.memory import check_memory
 
 __all__ = ["FEWEST", "MOST", "Reference", "Sample", "extrapolated", "neighbourhoods", "resamples"]
 
@@ -155,6 +156,7 @@ def extrapolated(sample: Sample, *, seed: int = 0, draws: int = 8, rows: Tensor 
 
 def resamples(count: int, times: int, seed: int = 0) -> list[Tensor]:
     """Rows of a bootstrap: `times` draws of `count` of `count` images with repetition."""
+    check_memory(8 * count * times, f"{times:,} resamples of {count:,} images")
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(count, (count,), generator=generator) for _ in range(times)]
 

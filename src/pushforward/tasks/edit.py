@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pushforward.errors import PushforwardError
 from pushforward.execute import Adaptive
+from pushforward.memory import check_images
 from pushforward.model import Model
 from pushforward.plan import Plan
 from pushforward.pushforward import Diffusion, Stream
@@ -115,6 +116,7 @@ def edits(
     if model.text is None:
         msg = f"Model {model.name!r} reads no prompts, so it cannot edit by text; see `pushforward translate`."
         raise PushforwardError(msg)
+    check_images(search.count, image.shape, "candidates")
     for skip, plan in plans(model, sampler, search).items():
         diffusion = Diffusion(model, plan)
         for first in range(0, search.trials, batch):

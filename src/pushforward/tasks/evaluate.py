@@ -37,6 +37,7 @@ from pushforward.execute import Adaptive, Parallel
 from pushforward.execute.across import digest, join, same, size
 from pushforward.files import atomic_path
 from pushforward.images import to_bytes
+from pushforward.memory import check_images, check_memory
 from pushforward.model import Model, Network
 from pushforward.plan import Plan
 from pushforward.pushforward import Diffusion
@@ -240,6 +241,8 @@ def check(model: Model, data: ImageData, settings: Evaluation) -> None:
             "size and channels that the model was trained on."
         )
         raise PushforwardError(msg)
+    check_images(settings.count, shape)
+    check_memory(8 * settings.count * settings.resamples, f"{settings.resamples:,} resamples of all images")
     if min(settings.count, len(data)) < FEWEST:
         msg = (
             f"Distances need at least {FEWEST} images of each kind; {settings.count} are to be generated and "

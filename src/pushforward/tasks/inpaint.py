@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
+from pushforward.memory import check_images
 from pushforward.plan import Plan
 from pushforward.pushforward import Diffusion, Labels, Stream, chosen, mixed, numbered
 from pushforward.tasks.steer import inpainted
@@ -57,6 +58,7 @@ def inpaint(
     if draws < 1 or batch < 1:
         msg = f"Inpainting needs 1 draw or more, and as many at a time; got {draws} and {batch}."
         raise PushforwardError(msg)
+    check_images(len(images) * draws, images.shape[1:])
     inpainted(diffusion.model, images, known)  # what is wrong is said before all work
     where, count = known.bool().expand_as(images), len(images)
     numbers = numbered(first, count)

@@ -39,6 +39,7 @@ from pushforward.execute import run as run_plan
 from pushforward.files import atomic_path
 from pushforward.images import save_image, sheet
 from pushforward.linear import PROCESSES, Gaussian, Process, fit, process_from_config
+from pushforward.memory import check_memory
 from pushforward.model.backbone import Backbone, BackboneConfig, preset
 from pushforward.model.model import Model, save_model, trained
 from pushforward.model.network import Network
@@ -222,11 +223,14 @@ class _Run:
         if len(data) == 0:
             msg = "There are no images to train on."
             raise PushforwardError(msg)
+        _check_labels(data)
         self.config, self.data, self.folder, self.stop = config, data, folder, stop
         channels, *size = data.images.shape[1:]
         self.process = make_process(config, (size[0], size[1]))
         scale = config.scale or _root_mean_square(data.images)
         self.reference = Gaussian(scale**2)
+        floats = config.batch * self.process.blocks * data.images[0].numel()  # as noise, state, input, target, answer
+        check_memory(20 * floats, f"A batch of {config.batch:,} images")
         self.statistics, self.means = _statistics(data)
         self.architecture = self._architecture(channels, (size[0], size[1]), scale)
         lesson = Lesson.make(self.process, config.prediction, self.reference)
@@ -622,6 +626,25 @@ class _Run:
             parameters=sum(p.numel() for p in self.network.parameters()),
             resumed_from=self.resumed_from,
         )
+
+
+def _check_labels(data: ImageData) -> None:
+    """Raise unless each image has a label, and each label is a class's.
+
+    Raises:
+        PushforwardError: it has not.
+    """
+    labels, classes = data.labels, len(data.classes)
+    if labels is None or data.captions is not None:
+        return
+    fitting = labels.shape == (len(data),) and not labels.is_floating_point()
+    if not fitting or int(labels.min()) < 0 or int(labels.max()) >= classes:
+        got = f"from {labels.min().item()} to {labels.max().item()}" if labels.numel() else "none"
+        msg = (
+            f"{len(data)} images of {classes} classes need as many labels, whole numbers from 0 to {classes - 1}; got "
+            f"{tuple(labels.shape)} of them, {got}."
+        )
+        raise PushforwardError(msg)
 
 
 class _Enough(Exception):

@@ -1,0 +1,85 @@
+"""Whether something fits into memory: by arithmetic, before any of it is made."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pushforward.errors import PushforwardError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["check_images", "check_memory", "free_memory"]
+
+_GIB = 2**30
+
+
+def check_memory(needed: float, what: str, device: torch.device | str = "cpu") -> None:
+    """Raise unless something fits into the memory that is free.
+
+    Args:
+        needed: bytes, at least.
+        what: is to be made, the subject of the message: "100 images".
+        device: where.
+
+    Raises:
+        PushforwardError: it does not.
+    """
+    free = free_memory(device)
+    if needed > free:
+        msg = f"{what} would take {needed / _GIB:,.1f} GiB of memory; {free / _GIB:,.1f} GiB are free. Ask for less."
+        raise PushforwardError(msg)
+
+
+def check_images(count: int, shape: Sequence[int], what: str = "images") -> None:
+    """Raise unless so many images of a shape `(channels, height, width)`, in float32 and once more, fit into memory.
+
+    Raises:
+        PushforwardError: they do not.
+    """
+    size = "x".join(map(str, shape))
+    check_memory(8 * count * math.prod(shape), f"{_number(count)} {what} of {size} numbers")
+
+
+def free_memory(device: torch.device | str = "cpu") -> float:
+    """Bytes that can be had, of a control group's limit too; infinite where nobody says."""
+    if str(device).startswith("cuda"):
+        import torch
+
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return float(torch.cuda.mem_get_info(device)[0] + unused)
+    return min(_machine(), _group())
+
+
+def _machine() -> float:
+    """`MemAvailable` on Linux; elsewhere all that there is."""
+    try:
+        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        return 1024 * float(fields["MemAvailable"].split()[0])
+    except (OSError, KeyError, ValueError):
+        pass
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, OSError, ValueError):
+        return math.inf
+
+
+def _group() -> float:
+    """What a container's limit leaves, its caches of files apart (cgroup, version 2)."""
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit, used = (float((folder / f"memory.{name}").read_text()) for name in ("max", "current"))
+        cached = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return limit - used + float(cached["inactive_file"])
+    except (OSError, KeyError, ValueError):  # no limit, or none that is told so
+        return math.inf
+
+
+def _number(count: int) -> str:
+    """With commas; of a number too long to read, its magnitude."""
+    return f"{count:,}" if count < sys.maxsize else f"{count:.1e}"
