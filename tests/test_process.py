@@ -2,6 +2,8 @@
 
 import json
 import math
+import time
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from helpers import FIELD, PROCESSES, times
 from pushforward.errors import PushforwardError
 from pushforward.linear import (
     POINT,
+    VP,
     Blurring,
     Discrete,
     Gaussian,
@@ -170,3 +173,44 @@ def test_bad_processes_are_refused(config, message):
 def test_negative_reference_variance_is_refused():
     with pytest.raises(PushforwardError, match="variance"):
         Gaussian(-1.0)
+
+
+BAD = [
+    ("vp", {"beta_max": -1.0}), ("vp", {"beta_max": -0.01}), ("vp", {"beta_min": -1.0}), ("vp", {"beta_min": math.nan}),
+    ("vp", {"beta_max": math.inf}), ("vp", {"beta_max": 3000.0}), ("vp", {"t_max": 10.0}), ("vp", {"t_min": 0.0}),
+    ("vp", {"t_min": -1.0}), ("vp", {"t_min": 2.0}), ("vp", {"t_max": math.inf}), ("vp", {"beta_max": "many"}),
+    ("vp", {"t_min": None}), ("cosine", {"offset": -0.5}), ("cosine", {"offset": -0.1}), ("flow", {"t_max": 2.0}),
+    ("flow", {"t_max": math.nan}), ("ve", {"t_max": 1e300}), ("langevin", {"beta": -1.0}), ("langevin", {"beta": 0.0}),
+    ("langevin", {"inverse_mass": 0.0}), ("langevin", {"inverse_mass": -1.0}), ("langevin", {"gamma": -0.04}),
+    ("langevin", {"beta": 1e5}), ("blurring", {"min_scale": -1.0}), ("blurring", {"min_scale": 0.0}),
+    ("blurring", {"blur_max": math.nan}), ("blurring-langevin", {"strength": -1.0}),
+    ("blurring-langevin", {"strength": 1e4}), ("discrete", {"alphas_cumprod": [0.9, math.nan]}),
+    ("discrete", {"alphas_cumprod": ["much", "little"]}), ("discrete", {"alphas_cumprod": [0.5, 0.9]}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "settings"), BAD)
+def test_what_is_no_diffusion_is_refused_as_it_is_made(name: str, settings: dict[str, Any]) -> None:
+    field = {"field": (16, 12)} if "blurring" in name else {}
+    with pytest.raises(PushforwardError, match=name) as error:
+        process_from_config({"name": name, **field, **settings})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("beta_min", [-0.5, -0.01, 0.01, 1.0, 30.0])
+@pytest.mark.parametrize("beta_max", [-0.5, -0.01, 0.01, 1.0, 300.0])
+def test_vp_is_refused_just_where_its_beta_is_negative(beta_min: float, beta_max: float) -> None:
+    """beta runs linearly from one to the other over [0, 1]: it is negative at some times if it is at either end."""
+    try:
+        VP(beta_min, beta_max)
+        refused = False
+    except PushforwardError:
+        refused = True
+    assert refused == (min(beta_min + 1e-3 * (beta_max - beta_min), beta_max) < 0)  # from t_min on
+
+
+@pytest.mark.parametrize("name", ["blurring", "blurring-langevin"])
+def test_large_images_do_not_slow_the_check(name: str) -> None:
+    started = time.perf_counter()
+    process_from_config({"name": name, "field": (2048, 2048)})
+    assert time.perf_counter() - started < 2

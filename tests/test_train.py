@@ -353,17 +353,6 @@ def test_a_second_signal_ends_at_once_and_damages_nothing(
     assert not list((tmp_path / "m").rglob(".*"))
 
 
-def test_what_a_callback_raises_is_no_loss(tmp_path: Path, uninterrupted: Path) -> None:
-    def stop(step: int, *_: float) -> None:
-        if step == 4:
-            raise BrokenPipeError
-
-    with pytest.raises(BrokenPipeError):
-        train(SIX, some_data(), tmp_path / "m", callback=stop)
-    assert train(SIX, some_data(), tmp_path / "m").resumed_from == 4
-    assert the_same(tmp_path / "m", uninterrupted)
-
-
 def test_a_training_killed_before_its_first_checkpoint_begins_a_new_log(tmp_path: Path, uninterrupted: Path) -> None:
     shutil.copytree(uninterrupted / "training", tmp_path / "m" / "training")
     (tmp_path / "m" / "training" / "checkpoint.pt").unlink()
@@ -452,6 +441,12 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:
         ({"steps": 1, "precision": "int4"}, "auto, no, bf16 or fp16"),
         ({"steps": 1, "process": "brownian"}, "Unknown process"),
         ({"steps": 1, "process_settings": {"gamma": 1.0}}, "does not take"),
+        ({"steps": 1, "process_settings": {"beta_max": -1.0}}, "no diffusion from data to noise"),
+        ({"steps": 1, "process_settings": {"beta_max": 0.0}}, "drawn from noise"),
+        ({"steps": 1, "process": "ve", "process_settings": {"t_max": 1.0}}, "drawn from noise"),
+        ({"steps": 1, "process": "ve", "process_settings": {"t_min": 0.5}}, "drawn clean"),
+        ({"steps": 1, "sample_every": -1}, "sample_every must be at least 0"),
+        ({"steps": 1, "seed": -1}, "seed must be at least 0"),
         ({"steps": 1, "network": "huge"}, "Unknown network"),
         ({"steps": 1, "process": "langevin", "prediction": "v"}, "scalar processes"),
     ],

@@ -7,10 +7,12 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import wraps
 from pathlib import Path
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
@@ -34,7 +36,8 @@ __all__ = [
     "CountOption", "DeviceOption", "DtypeOption", "FitOption", "GuidanceOption", "Images", "JsonOption", "LabelOption",
     "ModelArgument", "NegativeOption", "PlanOptions", "PromptOption", "QuietOption", "SizeOption", "SplitOption",
     "avoiding", "choose_labels", "decoded", "image_files", "image_size", "make_plan", "open_codes", "open_model",
-    "pick_device", "plan_options", "progress", "read_file", "read_inputs", "read_like", "stochastic", "write_json",
+    "pick_device", "plan_options", "progress", "read_file", "read_inputs", "read_like", "stochastic", "waiting",
+    "write_json",
 ]  # fmt: skip
 
 ModelArgument = Annotated[
@@ -144,11 +147,13 @@ def plan_options(**defaults: object) -> Callable[[Callable[..., None]], Callable
     return decorate
 
 
-def make_plan(model: Model, options: PlanOptions, start: float = 1.0) -> Plan | Adaptive:
+def make_plan(model: Model, options: PlanOptions, start: float = 1.0, *, quiet: bool = False) -> Plan | Adaptive:
     """The plan that a command's options describe, of the last `start` of its steps."""
     from pushforward.sampler import Sampler
 
-    return Sampler(options.solver, options.steps, options.settings, options.grid, options.end, start).plan(model)
+    sampler = Sampler(options.solver, options.steps, options.settings, options.grid, options.end, start)
+    with waiting("making the plan", quiet=quiet):
+        return sampler.plan(model)
 
 
 def stochastic(options: PlanOptions) -> PlanOptions:
@@ -502,3 +507,32 @@ def progress(label: str, *, total: int | None = None, unit: str = "round", quiet
     from tqdm import tqdm
 
     return tqdm(desc=label, total=total, unit=unit, disable=quiet)
+
+
+@contextmanager
+def waiting(label: str, *, quiet: bool = False) -> Iterator[None]:
+    """Show on stderr for how long the block has run, if that is longer than a second.
+
+    Args:
+        label: What is under way.
+        quiet: Show nothing.
+    """
+    done = Event()
+
+    def show() -> None:
+        if done.wait(1):
+            return
+        with progress(label) as bar:
+            bar.bar_format = "{desc} ... {elapsed}"
+            while not done.wait(1):
+                bar.refresh()
+
+    shown = Thread(target=show, daemon=True)
+    if not quiet:
+        shown.start()
+    try:
+        yield
+    finally:
+        done.set()
+        if not quiet:
+            shown.join()

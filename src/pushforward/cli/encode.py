@@ -104,7 +104,9 @@ def encode(
     where = pick_device(device)
     network = avoiding(open_model(model, where, dtype, size), negative)
     plan = stochastic(plan)
-    made = make_plan(network, plan if plan.end is not None else replace(plan, end=network.process.t_min), start)
+    made = make_plan(
+        network, plan if plan.end is not None else replace(plan, end=network.process.t_min), start, quiet=quiet
+    )
     if not isinstance(made, Plan):
         msg = f"The solver {plan.solver!r} is deterministic: name a stochastic one, or use `pushforward invert`."
         raise PushforwardError(msg)

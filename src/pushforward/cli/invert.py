@@ -117,7 +117,7 @@ def invert(
         raise PushforwardError(msg)
     where = pick_device(device)
     chosen = avoiding(open_model(model, where, dtype, size), negative)
-    made = _invertible(chosen, plan, method)
+    made = _invertible(chosen, plan, method, quiet=quiet)
     way = replace(INVERSE, tolerance=tolerance)
     channels, height, width = image_size(chosen)
     given = read_inputs(images, (height, width), channels, split=split, count=count, fit=fit)
@@ -194,12 +194,13 @@ def _naive(diffusion: Diffusion, images: Tensor, labels: Labels, guidance: float
     return Inversion(code, steps, torch.full((len(images),), steps), error.flatten(1).abs().amax(1))
 
 
-def _invertible(model: Model, options: PlanOptions, method: str) -> Plan:
+def _invertible(model: Model, options: PlanOptions, method: str, *, quiet: bool) -> Plan:
     """The plan that the options describe, to `t_min` where they do not say where to."""
     if options.solver in ("auto", "rk45"):
         msg = f"The solver {options.solver!r} goes on to clean data, from where no way leads back; take --solver ddim."
         raise PushforwardError(msg)
-    plan = make_plan(model, options if options.end is not None else replace(options, end=model.process.t_min))
+    ended = options if options.end is not None else replace(options, end=model.process.t_min)
+    plan = make_plan(model, ended, quiet=quiet)
     if not isinstance(plan, Plan) or (plan.noises and method != "optimise"):
         msg = (
             f"The solver {options.solver!r} with these settings is stochastic, so many codes give one image; "

@@ -99,7 +99,7 @@ def sample(
     quiet = quiet or not main
     where = pick_device(device)
     chosen = avoiding(open_model(model, where, dtype, size), negative)
-    made = make_plan(chosen, plan)
+    made = make_plan(chosen, plan, quiet=quiet)
     diffusion = Diffusion(chosen, made, device=where)
     known = chosen.info.get("captions", ()) if chosen.text is not None and not label else ()
     labels = choose_labels(chosen, label or list(chosen.classes), count, prompt or list(known))

@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pushforward.cli.common import FitOption, JsonOption, QuietOption, progress, write_json
+from pushforward.cli.common import FitOption, JsonOption, QuietOption, progress, waiting, write_json
 from pushforward.data import Fit, ImageData, load_images
 from pushforward.errors import PushforwardError
 from pushforward.linear import PROCESSES
@@ -90,7 +91,7 @@ def train(
         card=Card(data_name or data, licence, shlex.join(["pushforward", *sys.argv[1:]])),
     )
     main = os.environ.get("LOCAL_RANK", "0") == "0"
-    images = _read(data, size, channels, fit)
+    images = _read(data, size, channels, fit, quiet=quiet or not main)
     both = ["the captions are learnt, not the classes"] * (images.captions is not None and images.labels is not None)
     for note in () if quiet else (*images.notes, *both):
         typer.echo(f"pushforward: {note}", err=True)
@@ -102,11 +103,13 @@ def train(
         with progress("training", total=steps, unit="step", quiet=quiet or not main) as bar:
 
             def tell(step: int, loss: float, done: float) -> None:
-                bar.update(step - bar.n)
-                bar.set_postfix(loss=f"{loss:.4f}", done=f"{done:.0%}", refresh=False)
+                with suppress(OSError):  # a terminal that is gone is no reason to stop
+                    bar.update(step - bar.n)
+                    bar.set_postfix(loss=f"{loss:.4f}", done=f"{done:.0%}", refresh=False)
 
             def aside(what: str, done: float) -> None:
-                bar.set_description_str("training" if done == 1 else f"{what} {done:.0%}")
+                with suppress(OSError):
+                    bar.set_description_str("training" if done == 1 else f"{what} {done:.0%}")
 
             report = train_model(config, images, out, callback=tell, aside=aside)
     except Interrupted as stop:
@@ -118,9 +121,10 @@ def train(
     write_json({**asdict(report), "notes": images.notes, "skipped": [name for name, _ in images.skipped]}, json)
 
 
-def _read(data: str, size: int | None, channels: int | None, fit: Fit) -> ImageData:
+def _read(data: str, size: int | None, channels: int | None, fit: Fit, *, quiet: bool) -> ImageData:
     try:
-        return load_images(data, size=size, channels=channels, fit=fit)
+        with waiting("reading the images", quiet=quiet):
+            return load_images(data, size=size, channels=channels, fit=fit)
     except (KeyboardInterrupt, SystemExit):
         typer.echo(
             "pushforward: Interrupted while the images were read: nothing was trained, and nothing lost.", err=True

@@ -174,5 +174,7 @@ def _same_basis(a: Operator, b: Operator) -> tuple[Operator, Operator]:
     if a.blocks != b.blocks:
         msg = f"An operator on {a.blocks} field(s) met one on {b.blocks}."
         raise PushforwardError(msg)
+    if a.basis is b.basis:
+        return a, b
     basis = a.basis if a.basis != IDENTITY else b.basis
     return a.lift(basis), b.lift(basis)

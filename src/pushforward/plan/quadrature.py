@@ -56,7 +56,8 @@ def lagrange(nodes: Tensor, at: Tensor) -> Tensor:
 
 def weighted(operators: Operator, weights: Tensor) -> Operator:
     """`sum_n weights_n operators_n` over the batch."""
-    return Operator(torch.tensordot(weights, operators.coefficients, dims=1), operators.basis)
+    values = operators.coefficients
+    return Operator((weights @ values.flatten(1)).view(values.shape[1:]), operators.basis)
 
 
 def reverse_transition(process: Process, end: Tensor, times: Tensor, noise: float, reference: Gaussian) -> Operator:

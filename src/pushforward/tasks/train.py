@@ -192,8 +192,7 @@ def train(
     Under `accelerate launch` each process takes its share of every batch.
 
     SIGINT (Ctrl-C), SIGTERM or SIGHUP to any of the processes stops all of them after the step, or picture, that is
-    under way, with a checkpoint; a second signal ends the process at once. What `callback` raises stops the training
-    with a checkpoint too.
+    under way, with a checkpoint; a second signal ends the process at once.
 
     Args:
         config: how.
@@ -317,11 +316,7 @@ class _Run:
             if self._fraction() < 1:
                 self._keep()
             if callback is not None:
-                try:
-                    callback(self.step, self.losses[-1] if self.losses else math.nan, self._fraction())
-                except BaseException:
-                    self._save()
-                    raise
+                callback(self.step, self.losses[-1] if self.losses else math.nan, self._fraction())
         if self.step > self.saved:
             self._save()
         if self._fraction() == 1 and self.config.sample_every != 0:
