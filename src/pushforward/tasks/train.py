@@ -265,7 +265,7 @@ class _Run:
         self.scheduler = LambdaLR(optimizer, self._rate)
         self.stopped_by = 0  # the signal, once all processes know it
         self.told = deque[Tensor]()  # seconds and signals, of the latest steps
-        self.aside = _nothing
+        self.aside: Callable[[str, float], None] = _nothing
         self.resumed_from = self.saved = self._resume()
 
     def _architecture(self, channels: int, size: tuple[int, int], scale: float) -> BackboneConfig:
