@@ -376,7 +376,7 @@ def _fault(process: Process) -> str | None:
     before = t[:-1]  # the signal may end at t_max
     psi, noise, snr = process.transition(before, torch.zeros_like(before)), process.covariance(t), process.snr(t)
     if not all(bool(value.isfinite().all()) for value in (psi.coefficients, noise.coefficients, snr)):
-        return "its coefficients are not all finite"
+        return "some coefficients are not finite, as with a negative variance or a number too large"
     size = noise.entry(0, 0) if noise.blocks == 1 else torch.linalg.det(noise.coefficients)
     if not bool((size > 0).all() & (noise.entry(0, 0) > 0).all()):
         return "its noise has no positive variance at some times"
