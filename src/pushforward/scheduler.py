@@ -9,6 +9,14 @@ asks about, several a step for Runge-Kutta methods, and `step` takes the answer 
 What the network predicts, for which noise levels, and where the steps are comes from the configuration of the
 scheduler that the pipeline came with (see `model.schedulers`).
 
+Pipelines that begin in the middle (image to image, inpainting) count steps, so they begin where a step does. Where a
+chain is split by its times (a base model and a refiner), the split may lie inside a step, whose earlier answers the
+second part does not have; that is refused. Solvers of one call a step can be split anywhere.
+
+`ddim` does what `DDIMScheduler` does where a configuration has `clip_sample` or `thresholding`: the image is bounded
+and the noise is not, unless the pipeline says `use_clipped_model_output`. With all other solvers, and wherever
+`pushforward.load` reads a model, the noise is what fits the bounded image.
+
 States are `alpha x + sigma noise` of the process. `diffusers`' own schedulers have the same, but for Euler and its kin,
 whose state is `x + (sigma / alpha) noise`; pipelines treat both alike.
 """
@@ -17,28 +25,68 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Mapping
+from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pushforward.codes import plan_of
 from pushforward.errors import PushforwardError
 from pushforward.execute.sequential import steps
-from pushforward.linear import VE, Discrete, Flow, Gaussian, ScaledProcess
+from pushforward.linear import VE, Discrete, Flow, Gaussian, Process, ScaledProcess
 from pushforward.model import Model, Network
 from pushforward.model.network import Ask, inverse_deviation
 from pushforward.model.schedulers import _READERS as READERS
 from pushforward.model.schedulers import import_diffusers, read_schedule
-from pushforward.plan import Plan, auto, exponential
+from pushforward.plan import Node, Plan, exponential
 from pushforward.plan.grid import check_grid, invert
 from pushforward.sampler import Sampler
 
 _SOURCE = Path("the scheduler's configuration")
 _STEPS = 10  # before `set_timesteps` says how many
+_DEFAULTS = "_use_default_values"  # names of what a configuration has by default, which another class may have otherwise
+_ROUNDED = 1e-2  # published lists of sigmas have two or three digits
+
+
+class _Order(int):
+    """Calls a step; a step's number times this is the call where the step begins, as pipelines reckon.
+
+    Some steps make fewer calls than others: the last one, and the first where there is no signal yet. So it is looked
+    up. It equals no number: where it equals 2, pipelines of Stable Diffusion XL begin a refiner's part one call before
+    the time that its state has.
+    """
+
+    _begins: tuple[int, ...]  # of the steps, then of the end
+
+    def __new__(cls, calls: int, begins: tuple[int, ...]) -> _Order:
+        made = super().__new__(cls, calls)
+        made._begins = begins
+        return made
+
+    def __rmul__(self, step: int) -> int:
+        return self._begins[min(step, len(self._begins) - 1)] if step >= 0 else int(self) * step
+
+    __mul__ = __rmul__
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+
+class _Given(NamedTuple):
+    """A grid that a pipeline gives.
+
+    Args:
+        times: where the steps begin, and the end.
+        timesteps: what the network is told there, if not its own times.
+    """
+
+    times: Tensor
+    timesteps: Tensor | None = None
 
 
 class _Run(NamedTuple):
@@ -47,12 +95,16 @@ class _Run(NamedTuple):
     Args:
         walk: of `execute.steps`.
         ask: gives the denoised state of the network's output.
+        unbounded: the same before clipping or thresholding, where the noise is to be that of the output.
         first: index of its first state among the scheduler's timesteps.
+        signal: alpha at its states.
     """
 
     walk: Generator[Tensor, tuple[Tensor, Tensor], None]
     ask: Ask
+    unbounded: Ask | None
     first: int
+    signal: Tensor
 
 
 class _Scheduler:
@@ -71,7 +123,7 @@ class _Scheduler:
 
     Attributes:
         timesteps: the network's times at the states that are asked about, `(calls,)`.
-        order: calls a step.
+        order: calls a step; times a step's number, the call where that step begins.
         init_noise_sigma: deviation of the first state.
 
     Raises:
@@ -131,47 +183,66 @@ class _Scheduler:
         Args:
             num_inference_steps: how many; by default as many as there are `timesteps` or `sigmas`.
             device: of `timesteps`.
-            timesteps: where the steps begin, in the network's times; they end as the configuration says.
-            sigmas: the same as noise over signal, or, for flow models, as times before their shift.
+            timesteps: where the steps begin, in the network's times (no shift moves them); they end as the
+                configuration says.
+            sigmas: the same as noise over signal, and the last is the end; or, for flow models, where the steps begin,
+                as times before their shift. With `timesteps` besides, states are at `sigmas` and the network is told
+                `timesteps`.
             mu: that shift, for flow models whose pipeline says it.
 
         Raises:
-            PushforwardError: as for the class.
+            PushforwardError: as for the class, or a grid that does not decrease, is longer or shorter than said, or
+                leaves the times that the network was trained for.
         """
-        given = timesteps if timesteps is not None else sigmas
-        count = num_inference_steps or (0 if given is None else len(given))
-        if count < 1:
-            msg = "A plan needs a number of steps, or where they begin: give num_inference_steps, timesteps or sigmas."
-            raise PushforwardError(msg)
         name, solver = self.config["trained"], self.config["solver"]
         schedule = read_schedule({**self.config, "_class_name": name}, _SOURCE)
         if (schedule.scale, schedule.shift) != (1.0, 0.0):
             msg = f"A pipeline with {name} scales images in a way of its own; load its folder with pushforward.load."
             raise PushforwardError(msg)
-        network = Network(_Given(self, schedule.gain), **schedule.network)
+        given = timesteps if timesteps is not None else sigmas
+        count = num_inference_steps
+        if count is None and given is not None:
+            count = len(given) - (timesteps is None and not isinstance(schedule.process, Flow))  # there they have an end
+        if not count or count < 1:
+            msg = "A plan needs a number of steps, or where they begin: give num_inference_steps, timesteps or sigmas."
+            raise PushforwardError(msg)
+        network = Network(_Output(self, schedule.gain), **schedule.network)
         variance = self.config["variance"]
         reference = Gaussian(variance) if variance else schedule.reference or Gaussian(1.0)
         self._model = Model("pipeline", schedule.process, network, (1,), reference, grid=schedule.grid)
+        self._told: tuple[np.ndarray, np.ndarray] | None = None
         own = self.config["grid"] is None and solver not in ("auto", "rk45")
-        times = self._given_times(count, timesteps, sigmas, mu) if own else None
-        if times is None:
+        grid = self._given(count, timesteps, sigmas, mu) if own else None
+        if grid is None:
             sampler = Sampler(solver, count, self.config["settings"], self.config["grid"])
             self._plan = _checked(sampler.plan(self._model), solver)
         else:
-            self._plan = self._plan_on(times)
+            self._plan = self._plan_on(grid.times)
+        self._idle = len(self._plan.times) <= count
+        if self._idle:
+            self._plan = _idling(self._plan)
         self.num_inference_steps = count
         self._times = _asked(self._plan)
+        if grid is not None and grid.timesteps is not None:
+            self._told = self._pairs(grid.times, grid.timesteps)
         self.timesteps = self._clock_tensor(self._times).to(device)
-        self.order = self._plan.nfe
-        if len(self._plan.times) > 2:
-            end = self._plan.times[-3:]
-            self.order = self._plan_on(end).nfe - self._plan_on(end[1:]).nfe
+        self._given_grid = grid is not None and given is not None
         self.init_noise_sigma = 1.0
         if isinstance(schedule.process, VE):
             self.init_noise_sigma = float((self._times[0] ** 2 + torch.as_tensor(reference.variance)).sqrt())
         self._begin_index: int | None = None
         self._step_index: int | None = None
         self._run: _Run | None = None
+
+    @property
+    def order(self) -> int:
+        """See the class. Pipelines that gave a grid take every call for a step: then the step that a call is in."""
+        begins = (*_begins(self._plan), len(self._times))
+        if begins == tuple(range(len(begins))):
+            return 1
+        if self._given_grid:
+            return _Order(1, tuple(max(b for b in begins if b <= call) for call in range(len(self._times) + 1)))
+        return _Order(max(after - before for before, after in pairwise(begins)), begins)
 
     @property
     def begin_index(self) -> int | None:
@@ -213,7 +284,7 @@ class _Scheduler:
         timestep: Any,
         sample: Tensor,
         eta: float = 0.0,
-        use_clipped_model_output: bool | None = None,  # noqa: ARG002 - pipelines of DDIM give it
+        use_clipped_model_output: bool | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
     ) -> Any:
@@ -224,7 +295,8 @@ class _Scheduler:
             timestep: the one of `timesteps` whose turn it is.
             sample: the state; the loop may have changed it since the last `step`.
             eta: 0 or the solver's own setting.
-            use_clipped_model_output: without effect, as the noise always is what fits the bounded image.
+            use_clipped_model_output: for `ddim`, whether the noise is what fits the bounded image (of the other
+                solvers it always is).
             generator: of a stochastic plan's noise.
             return_dict: an object with `prev_sample` and `pred_original_sample`, or a tuple of these.
 
@@ -242,6 +314,8 @@ class _Scheduler:
             self._check_turn(index, float(timestep))
         self._output, self._generator = model_output[:, : sample.shape[1]], generator
         answer = run.ask(index - run.first, state)
+        if run.unbounded is not None and not use_clipped_model_output:  # the state whose noise is the network's
+            state = state + run.signal[index - run.first].item() * (answer - run.unbounded(index - run.first, state))
         following = run.walk.send((state, answer))
         self._output, self._generator = torch.empty(0), None
         going = index + 1 < len(self.timesteps)
@@ -257,13 +331,46 @@ class _Scheduler:
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """`alpha x + sigma noise` at the network's times `(batch,)` or `(1,)`."""
-        scales = self._scales(self._time(timesteps).flatten())
-        alpha, sigma = (c.to(original_samples).view(-1, *[1] * (original_samples.ndim - 1)) for c in scales)
+        alpha, sigma = self._scales_like(original_samples, timesteps)
         return alpha * original_samples + sigma * noise
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
         """The same, as pipelines of flow models call it."""
         return self.add_noise(sample, noise, timestep)
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What a network that predicts `v` is trained for, `alpha noise - sigma x`; for flow models `noise - x`."""
+        if isinstance(self._model.process, Flow):
+            return noise - sample
+        alpha, sigma = self._scales_like(sample, timesteps)
+        return alpha * noise - sigma * sample
+
+    # -- the table, for training loops and for pipelines with a rule of their own --------------------------------------
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """`alpha^2` at the timesteps 0 … N - 1, float32; `AttributeError` where the model has no table."""
+        process = self._model.process
+        if not isinstance(process, Discrete):
+            msg = f"A {self.config['trained']} has no table alphas_cumprod: its times are continuous."
+            raise AttributeError(msg)
+        return torch.tensor(process.alphas_cumprod, dtype=torch.float64).float()
+
+    @property
+    def alphas(self) -> Tensor:
+        """Ratios of `alphas_cumprod`, `1 - betas`."""
+        table = self.alphas_cumprod.double()
+        return (table / torch.cat([table.new_ones(1), table[:-1]])).float()
+
+    @property
+    def betas(self) -> Tensor:
+        """Variances of the noise of the single timesteps."""
+        return 1 - self.alphas
+
+    @property
+    def final_alpha_cumprod(self) -> Tensor:
+        """`alpha^2` where the grid ends: 1, or that of timestep 0."""
+        return self.alphas_cumprod[0] if self._final else torch.ones_like(self.alphas_cumprod[0])
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy begins anew: what is on its way cannot be copied."""
@@ -279,8 +386,7 @@ class _Scheduler:
         process, reference = self._model.process, self._model.reference
         solver, settings = self.config["solver"], dict(self.config["settings"])
         if solver == "auto":
-            rule: Mapping[str, Any] = auto(process, 2, reference).settings
-            return exponential(process, times, reference=reference, name="auto", **rule)
+            return exponential(process, times, reference=reference, name="auto", **self._plan.settings)  # type: ignore[arg-type]
         if settings.get("reference") in ("data", "spectrum"):
             settings["reference"] = float(torch.as_tensor(reference.variance))
         try:
@@ -289,53 +395,99 @@ class _Scheduler:
             msg = f"Solver {solver!r} does not take the settings {settings}: {error}."
             raise PushforwardError(msg) from error
 
-    def _given_times(self, count: int, timesteps: Any, sigmas: Any, mu: float | None) -> Tensor | None:
+    def _given(self, count: int, timesteps: Any, sigmas: Any, mu: float | None) -> _Given | None:
         """The grid that the pipeline gives, or says how to make; `None` if it is the configuration's."""
-        process, config, grid = self._model.process, self.config, self._model.grid
-        dynamic, terminal = config.get("use_dynamic_shifting"), config.get("shift_terminal")
-        if timesteps is not None:
-            times = self._time(timesteps)
-        elif isinstance(process, Flow):
-            if sigmas is None and not (dynamic or terminal):
-                return None
-            if sigmas is None:
-                sigmas = torch.linspace(1, 1 / config["num_train_timesteps"], count)
-            times = torch.as_tensor(sigmas, dtype=torch.float64)
-            shift = grid["shift"]
-            if dynamic:
-                if mu is None:
-                    msg = "This model's grid is shifted by the size of the image: give mu, or the scheduler a grid."
-                    raise PushforwardError(msg)
-                shift = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
-            times = shift * times / (1 + (shift - 1) * times)
-            if terminal:
-                times = 1 - (1 - times) * (1 - terminal) / (1 - times[-1])
+        process, config = self._model.process, self.config
+        final = self._final
+        shifted = config.get("use_dynamic_shifting") or config.get("shift_terminal")
+        told = None if timesteps is None else torch.as_tensor(timesteps).to("cpu", torch.float64)
+        if sigmas is not None:
+            sigmas = torch.as_tensor(sigmas).to("cpu", torch.float64)
+        elif isinstance(process, Flow) and told is None and shifted:
+            sigmas = self._unshifted(count)
+        if isinstance(process, Flow) and sigmas is not None:
+            times = self._shifted(sigmas, mu)
         elif sigmas is not None:
-            wanted = torch.as_tensor(sigmas, dtype=torch.float64)
-            low, high = torch.tensor([process.t_min, process.t_max], dtype=torch.float64)
-            times = invert(lambda t: torch.exp(-process.log_snr(t)), wanted[wanted > 0], high, low)
+            *starts, final = _times_at(process, sigmas).tolist()
+            times = torch.tensor(starts, dtype=torch.float64)
+        elif told is not None:
+            times = self._time(told)
         else:
             return None
-        end = torch.tensor([grid.get("final", grid.get("end", 0.0))], dtype=torch.float64)
-        return check_grid(process, torch.cat([times[times > end + 1e-12], end]))
+        if count != len(times) or (told is not None and len(told) != count):
+            there = f"{len(times)} steps" if told is None else f"{len(told)} timesteps, at {len(times)} times"
+            msg = f"The grid of {count} steps that is asked for, and what is given, must agree; got {there}."
+            raise PushforwardError(msg)
+        within = times[: -1 if times[-1] <= final + 1e-12 else None]  # a last step that begins at the end moves nothing
+        grid = check_grid(process, torch.cat([within, torch.tensor([final], dtype=torch.float64)]))
+        return _Given(grid, None if sigmas is None else told)
+
+    def _unshifted(self, count: int) -> Tensor:
+        """The times of a flow model's steps before their shift, where the pipeline says only how many."""
+        last = self._model.grid.get("last")
+        if last is None:  # of schedulers with a `flow_shift`
+            return torch.linspace(1, 1 / self.config["num_train_timesteps"], count + 1, dtype=torch.float64)[:-1]
+        return torch.linspace(1, last, count, dtype=torch.float64)
+
+    def _shifted(self, times: Tensor, mu: float | None) -> Tensor:
+        """A flow model's times, moved as the configuration says."""
+        config = self.config
+        if not bool(((times >= 0) & (times <= 1)).all()):
+            msg = f"The sigmas of a flow model are times in [0, 1]; got {times.tolist()}."
+            raise PushforwardError(msg)
+        shift = self._model.grid.get("shift", 1.0)
+        if config.get("use_dynamic_shifting"):
+            if mu is None:
+                msg = "This model's grid is shifted by the size of the image: give mu, or the scheduler a grid."
+                raise PushforwardError(msg)
+            shift = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
+        times = shift * times / (1 + (shift - 1) * times)
+        terminal = config.get("shift_terminal")
+        if terminal and times[-1] < 1:
+            times = 1 - (1 - times) * (1 - terminal) / (1 - times[-1])
+        return times
+
+    @property
+    def _final(self) -> float:
+        """Where the grid ends, by the configuration."""
+        grid = self._model.grid
+        return grid.get("final", grid.get("end", 0.0))
 
     def _begin(self, timestep: Any, start: Tensor) -> tuple[_Run, int]:
         """The run from a timestep on: in the middle it is the plan on the rest of the grid, which has no past."""
-        index = self._begin_index
+        index, begins = self._begin_index, _begins(self._plan)
         if index is None:
             near = torch.isclose(self._clock(self._times), torch.as_tensor(timestep).to("cpu", torch.float64))
-            index = next((k for k in near.nonzero()[:, 0].tolist() if k % self.order == 0), None)
+            index = next((k for k in near.nonzero()[:, 0].tolist() if k in begins), None)
             if index is None:
                 msg = f"No step of this plan begins at timestep {float(timestep):g}; see `timesteps`."
                 raise PushforwardError(msg)
-        plan = self._plan if index == 0 else self._plan_on(self._plan.times[index // self.order :])
+        plan = self._plan
+        if index and index in begins:
+            plan = self._rest(begins.index(index))
         times = _asked(plan)
-        if index % self.order or not torch.equal(times, self._times[index:]):
-            msg = f"Call {index} is inside a step of {self.config['solver']!r}; begin at a multiple of {self.order}."
+        if index not in begins or not (len(times) == len(rest := self._times[index:]) and torch.allclose(times, rest)):
+            calls = max(after - before for before, after in pairwise((*begins, len(self._times))))
+            msg = (
+                f"Call {index} is inside a step of {self.config['solver']!r}, whose earlier answers are not known here; "
+                f"begin at a multiple of {calls} (a step's number times `order`), or split the chain with a solver of "
+                "one call a step."
+            )
             raise PushforwardError(msg)
         walk = steps(plan, start, noise=lambda _: self._noise(start))
         next(walk)
-        return _Run(walk, self._network.at(plan.process, times, start), index), index
+        network, unbounded = self._network, None
+        if self.config["solver"] == "ddim" and (network.clip is not None or network.threshold is not None):
+            unbounded = replace(network, clip=None, threshold=None).at(plan.process, times, start)
+        return _Run(walk, network.at(plan.process, times, start), unbounded, index, self._scales(times)[0]), index
+
+    def _rest(self, step: int) -> Plan:
+        """The plan from a step on."""
+        times = self._plan.times[step:]
+        if len(times) == 1:  # all that is left is to do nothing
+            return Plan(self._model.process, self._plan.solver, (Node(float(times[0]), {}, asks=True),), (0,))
+        plan = self._plan_on(times)
+        return _idling(plan) if self._idle else plan
 
     def _check_turn(self, index: int, timestep: float) -> None:
         expected = float(self._clock(self._times[index]))
@@ -360,7 +512,19 @@ class _Scheduler:
     def _clock(self, t: Tensor) -> Tensor:
         """The network's times."""
         network = self._network
+        if self._told is not None:
+            return torch.from_numpy(np.interp(t.numpy(), *self._told))
         return network.time_scale * t + network.time_shift if network.clock is None else network.clock(t)
+
+    def _pairs(self, times: Tensor, told: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Times and what the network is told there, increasing; at the end its own time, if it has one there."""
+        end = self._clock(times[-1:])
+        if len(told) < len(times):
+            told = torch.cat([told, end if end.isfinite() else told[-1:]])
+        if not bool((told.diff() < 0)[:-1].all()) or told[-1] > told[-2]:
+            msg = f"Timesteps must decrease; got {told.tolist()}."
+            raise PushforwardError(msg)
+        return times.flip(0).numpy(), told.flip(0).numpy()
 
     def _clock_tensor(self, t: Tensor) -> Tensor:
         """The same as pipelines get them: whole numbers if all are."""
@@ -370,15 +534,28 @@ class _Scheduler:
 
     def _time(self, clock: Any) -> Tensor:
         """The process's times at the network's, float64 on the CPU."""
-        low, high = torch.tensor([self._model.process.t_min, self._model.process.t_max], dtype=torch.float64)
-        return invert(self._clock, torch.as_tensor(clock).to("cpu", torch.float64), high, low)
+        process, wanted = self._model.process, torch.as_tensor(clock).to("cpu", torch.float64)
+        first = 0.0 if isinstance(process, Flow) else process.t_min
+        ends = torch.tensor([first, process.t_max], dtype=torch.float64)
+        low, high = self._clock(ends).tolist()
+        slack = 1e-5 * (high - low)
+        if not bool(((wanted >= low - slack) & (wanted <= high + slack)).all()):
+            msg = f"The timesteps of this model lie in [{low:g}, {high:g}]; got {_listed(wanted)}."
+            raise PushforwardError(msg)
+        return invert(self._clock, wanted, ends[1], ends[0])
+
+    def _scales_like(self, sample: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma at timesteps `(batch,)` or `(1,)`, to multiply images with."""
+        alpha, sigma = self._scales(self._time(timesteps).flatten())
+        shape = (-1, *[1] * (sample.ndim - 1))
+        return alpha.to(sample).view(shape), sigma.to(sample).view(shape)
 
     def _scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
         assert isinstance(self._model.process, ScaledProcess)  # as all are that configurations describe
         return self._model.process.alpha_sigma(t)
 
 
-class _Given:
+class _Output:
     """The network's output, handed to `Network` in the place of a network."""
 
     def __init__(self, scheduler: _Scheduler, gain: float) -> None:
@@ -396,6 +573,8 @@ def _known(config: Any) -> dict[str, Any]:
     known = {name: value for name, value in config.items() if not name.startswith("_")}
     if "trained" not in known:
         known["trained"] = config.get("_class_name") or _class_with(set(known))
+    if _DEFAULTS in config:
+        known[_DEFAULTS] = config[_DEFAULTS]
     return known
 
 
@@ -411,6 +590,42 @@ def _class_with(names: set[str]) -> str:
 
 def _asked(plan: Plan) -> Tensor:
     return torch.tensor([node.time for node in plan.nodes if node.asks], dtype=torch.float64)
+
+
+def _begins(plan: Plan) -> tuple[int, ...]:
+    """The calls where the steps of a plan begin.
+
+    The first call about a step's state, or, where the state is corrected by an answer that it shares, that answer's.
+    """
+    before = np.cumsum([0, *(node.asks for node in plan.nodes)])
+    last = len(plan.nodes) - 1
+    return tuple(int(before[k]) - (not plan.nodes[k].asks) for k in plan.steps if k < last or plan.nodes[k].asks)
+
+
+def _idling(plan: Plan) -> Plan:
+    """The plan with a call about its last state, whose answer changes nothing, for a step from there to there."""
+    return replace(plan, nodes=(*plan.nodes[:-1], replace(plan.nodes[-1], asks=True)))
+
+
+def _times_at(process: Process, sigmas: Tensor) -> Tensor:
+    """Times at decreasing ratios of noise to signal, of which the last may be 0."""
+    low, high = torch.tensor([process.t_min, process.t_max], dtype=torch.float64)
+
+    def ratio(t: Tensor) -> Tensor:
+        return torch.exp(-process.log_snr(t))
+
+    least, most = ratio(low).item(), ratio(high).item()
+    inside = (sigmas >= least * (1 - _ROUNDED)) & (sigmas <= most * (1 + _ROUNDED))
+    inside[-1] |= sigmas[-1] == 0
+    if not bool(inside.all()):
+        msg = f"The sigmas of this model lie in [{least:.4g}, {most:.4g}], or end at 0; got {_listed(sigmas)}."
+        raise PushforwardError(msg)
+    return torch.where(sigmas > 0, invert(ratio, sigmas, high, low), 0.0)
+
+
+def _listed(values: Tensor) -> str:
+    """Numbers for a message."""
+    return ", ".join(f"{value:.6g}" for value in values.flatten().tolist())
 
 
 def _checked(plan: Any, solver: str) -> Plan:
