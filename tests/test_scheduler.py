@@ -7,12 +7,14 @@ sums: 1e-9. `diffusers`' schedulers have float32 tables, which differ by 1e-5 of
 import copy
 import runpy
 from collections.abc import Callable, Iterator
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import pytest
 import torch
+from diffusers.training_utils import compute_snr
 from PIL import Image
 from torch import Tensor
 
@@ -26,6 +28,7 @@ from pushforward.model.schedulers import read_schedule
 from pushforward.plan import SOLVERS, ddim
 from pushforward.sampler import Sampler
 from pushforward.scheduler import PushforwardScheduler
+from test_pipelines import flux, stable_diffusion_3, stable_diffusion_xl
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")  # of diffusers
 
@@ -197,6 +200,72 @@ def test_a_chain_in_two_parts_is_the_chain() -> None:
         assert_close(loop(second, halfway, timesteps=second.timesteps[2:]), loop(whole, start), 1e-7)
 
 
+BEGUN = {
+    **{name: CONFIGS[name] for name in ("epsilon", "edm", "flow")},
+    "no signal": diffusers.DDIMScheduler(
+        rescale_betas_zero_snr=True, timestep_spacing="trailing", prediction_type="v_prediction", clip_sample=False
+    ),
+    "ends above 0": diffusers.DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1),
+    "ends twice": diffusers.DDIMScheduler(clip_sample=False, set_alpha_to_one=False),
+}
+
+
+@pytest.mark.parametrize("name", BEGUN)
+@pytest.mark.parametrize("solver", ["ddim", "heun", "midpoint", "kutta3"])
+def test_steps_begin_where_pipelines_reckon(solver: str, name: str) -> None:
+    """At a step's number times `order`, from every step on: methods of one step have no past, so parts are the whole.
+
+    They begin there also by the timestep alone. Where `sigmas` are given, pipelines take every call for a step.
+    """
+    scheduler = PushforwardScheduler(BEGUN[name], solver)
+
+    def prepare(given: bool) -> None:
+        scheduler.set_timesteps(**({"sigmas": [1.0, 0.8, 0.5, 0.3]} if given else {"num_inference_steps": 4}))
+
+    for given in (False, True)[: 1 + (name == "flow")]:
+        prepare(given)
+        assert scheduler.num_inference_steps == 4
+        calls = scheduler.timesteps
+        start = draw(generator()) * scheduler.init_noise_sigma
+        whole = loop(scheduler, start)
+        for step in range(len(calls) if given else 4):
+            index = step * scheduler.order
+            assert given or index >= step
+            halfway = start
+            if index:
+                prepare(given)
+                halfway = loop(scheduler, start, timesteps=calls[:index])
+            for told in (False, True):
+                prepare(given)
+                if told:
+                    scheduler.set_begin_index(index)
+                assert_close(loop(scheduler, halfway, timesteps=calls[index:]), whole, 1e-7)  # EDM's float32 timestep
+
+
+@pytest.mark.parametrize("solver", ["heun", "auto", "kutta3"])
+def test_gaussian_images_keep_their_deviation_from_every_step_on(solver: str) -> None:
+    """The exact network of data N(0, .25) takes states of the right deviation to images of deviation .5.
+
+    With 20 steps the error of these methods is below 3%; half a step too much or too little noise would be 5%.
+    """
+    scheduler = PushforwardScheduler(CONFIGS["flow"], solver, variance=0.25)
+
+    def exact(u: Tensor, t: Tensor) -> Tensor:
+        time = t.double() / 1000
+        image = 0.25 * (1 - time) * u / (0.25 * (1 - time) ** 2 + time**2)
+        return (u - image) / time
+
+    scheduler.set_timesteps(20)
+    for step in (0, 1, 7, 15):
+        scheduler.set_timesteps(20)
+        index = step * scheduler.order
+        scheduler.set_begin_index(index)
+        t = scheduler.timesteps[index].double() / 1000
+        start = draw(generator(3)) * (0.25 * (1 - t) ** 2 + t**2).sqrt()
+        found = loop(scheduler, start, exact, timesteps=scheduler.timesteps[index:])
+        assert_close(found, 0.5 * draw(generator(3)), 0.03)
+
+
 def test_states_that_the_loop_changes_are_the_plans() -> None:
     """As inpainting does: what is put in the place of a state counts, and a multistep solver keeps its past."""
     theirs = CONFIGS["sample"]
@@ -249,6 +318,50 @@ def test_ddim_is_theirs(settings: dict[str, Any], eta: float) -> None:
     assert_close(*steps, SINGLE)
 
 
+@pytest.mark.parametrize("clipped", [None, False, True])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"clip_sample_range": 0.5},
+        {"prediction_type": "v_prediction", "set_alpha_to_one": False, "clip_sample_range": 0.2},  # its last step clips
+        {"thresholding": True, "dynamic_thresholding_ratio": 0.8, "sample_max_value": 1.5},
+    ],
+    ids=str,
+)
+def test_ddim_bounds_the_image_as_theirs(settings: dict[str, Any], clipped: bool | None) -> None:
+    """The noise stays as the network said, or is what fits the bounded image where the pipeline says so."""
+    theirs = diffusers.DDIMScheduler(**settings)
+    ours = PushforwardScheduler.from_config(theirs.config, solver="ddim")
+    ends = []
+    for scheduler in (ours, theirs):
+        scheduler.set_timesteps(STEPS)
+        ends.append(loop(scheduler, draw(generator(1)), use_clipped_model_output=clipped))
+    assert len(ours.timesteps) == STEPS
+    assert_close(*ends, SINGLE)
+    unbounded = diffusers.DDIMScheduler.from_config(theirs.config, clip_sample=False, thresholding=False)
+    unbounded.set_timesteps(STEPS)
+    assert (loop(unbounded, draw(generator(1))) - ends[1]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+def test_a_last_step_that_moves_nothing_is_a_step(spacing: str) -> None:
+    """At timestep 0 already, where such a grid ends: the pipeline's steps are as many as it asked for, as theirs."""
+    theirs = diffusers.DDIMScheduler(clip_sample=False, set_alpha_to_one=False, timestep_spacing=spacing)
+    for solver in ("ddim", "heun", "auto"):
+        ours = PushforwardScheduler(theirs, solver)
+        ours.set_timesteps(4)
+        theirs.set_timesteps(4)
+        assert ours.num_inference_steps == 4
+        assert len(ours.timesteps) >= 4
+        if solver == "ddim":
+            assert torch.equal(ours.timesteps, theirs.timesteps)
+            if spacing != "linspace":  # where their step goes on to a timestep that is not the next of the list
+                assert_close(loop(ours, draw(generator())), loop(theirs, draw(generator())), SINGLE)
+    ours = PushforwardScheduler(theirs, "ddim")
+    ours.set_timesteps(timesteps=[900, 400, 0])
+    assert ours.timesteps.tolist() == [900, 400, 0]
+
+
 @pytest.mark.parametrize("name", ["euler", "flow", "edm"])
 def test_eulers_method_is_theirs(name: str) -> None:
     """Their Euler step is DDIM's in other units: with scaled states, and with EDM's scaled input and output."""
@@ -277,6 +390,51 @@ def test_grids_of_flow_models_are_shifted_as_theirs(given: bool, shift_type: str
             scheduler.set_timesteps(**sigmas, mu=0.8)
         torch.testing.assert_close(ours.sigmas, theirs.sigmas, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(ours.timesteps, theirs.timesteps, rtol=1e-5, atol=1e-6)
+
+
+def test_a_fixed_shift_and_a_terminal_are_theirs() -> None:
+    """With one step, where they divide 0 by 0, it begins at the noise."""
+    theirs = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, shift_terminal=0.1)
+    ours = PushforwardScheduler(theirs, "ddim")
+    for count in (2, 4):
+        theirs.set_timesteps(count)
+        ours.set_timesteps(count)
+        torch.testing.assert_close(ours.sigmas, theirs.sigmas, rtol=1e-5, atol=1e-6)
+    ours.set_timesteps(1)
+    assert ours.sigmas.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("settings", [{"use_dynamic_shifting": True, "time_shift_type": "linear"}, {"shift": 2.0}])
+def test_timesteps_and_sigmas_go_together(settings: dict[str, Any]) -> None:
+    """As CogView4 gives both: states are at the shifted sigmas, and the network is told the timesteps."""
+    theirs = diffusers.FlowMatchEulerDiscreteScheduler(**settings)
+    ours = PushforwardScheduler(theirs, "ddim")
+    timesteps = [1000.0, 667.0, 334.0, 1.0]
+    for scheduler in (ours, theirs):
+        scheduler.set_timesteps(timesteps=timesteps, sigmas=[t / 1000 for t in timesteps], mu=1.3)
+    assert torch.equal(ours.timesteps, theirs.timesteps)
+    torch.testing.assert_close(ours.sigmas, theirs.sigmas, rtol=1e-5, atol=1e-6)
+    image, noise = draw(generator(1), 1), draw(generator(2), 1)
+    begun = [s.scale_noise(image, theirs.timesteps[1:2], noise) for s in (ours, theirs)]
+    assert_close(*begun, SINGLE)
+    assert_close(loop(ours, draw(generator())), loop(theirs, draw(generator())), SINGLE)
+    heun = PushforwardScheduler(theirs, "heun")
+    heun.set_timesteps(4, timesteps=timesteps, sigmas=[t / 1000 for t in timesteps], mu=1.3)
+    assert heun.timesteps.tolist() == [1000, 667, 334, 334, 1, 1][: len(heun.timesteps)]
+
+
+def test_the_last_of_the_sigmas_is_the_end_as_theirs() -> None:
+    """For tables. Those published for Stable Diffusion have three digits, and so lie just outside its range."""
+    theirs = copy.deepcopy(CONFIGS["euler"])
+    ours = PushforwardScheduler(theirs, "ddim")
+    for sigmas in ([100.0, 3.0, 0.5, 0.0], [100.0, 3.0, 0.5], [157.5, 1.0, 0.00995]):
+        for scheduler in (ours, theirs):
+            scheduler.set_timesteps(sigmas=sigmas)
+        assert len(ours.timesteps) == ours.num_inference_steps == theirs.num_inference_steps
+        torch.testing.assert_close(ours.timesteps.double(), theirs.timesteps.double(), rtol=1e-3, atol=0.1)
+    auto = PushforwardScheduler(theirs, "auto")
+    auto.set_timesteps(sigmas=[100.0, 3.0, 0.5, 0.0])
+    assert len(auto.timesteps) == 3
 
 
 def test_timesteps_and_sigmas_of_the_pipeline_are_the_grid() -> None:
@@ -309,6 +467,28 @@ def test_noise_is_added_as_theirs(name: str) -> None:
     values = [torch.as_tensor(v) if isinstance(v, list) else v for v in add[1:]]
     expected = getattr(theirs, add[0])(*values)
     assert_close(getattr(ours, add[0])(*values), expected, SINGLE)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"beta_schedule": "scaled_linear", "set_alpha_to_one": False}, {"rescale_betas_zero_snr": True}],
+    ids=str,
+)
+def test_training_loops_find_the_table(settings: dict[str, Any]) -> None:
+    """Theirs is a product in float32: 1e-4 of it, and of the signal where that is least."""
+    theirs = diffusers.DDIMScheduler(**settings)
+    ours = PushforwardScheduler(theirs, "heun")
+    for name in ("alphas_cumprod", "alphas", "betas", "final_alpha_cumprod"):
+        found, expected = getattr(ours, name), getattr(theirs, name)
+        assert found.dtype == expected.dtype
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    image, noise, times = draw(generator(1)), draw(generator(2)), torch.tensor([3, 990])
+    for name in ("add_noise", "get_velocity"):
+        assert_close(getattr(ours, name)(image, noise, times), getattr(theirs, name)(image, noise, times), SINGLE)
+    torch.testing.assert_close(compute_snr(ours, times), compute_snr(theirs, times), rtol=1e-3, atol=1e-6)
+    flow = PushforwardScheduler(CONFIGS["flow"], "ddim")
+    assert not hasattr(flow, "alphas_cumprod")
+    assert torch.equal(flow.get_velocity(image, noise, times), noise - image)
 
 
 # -- pipelines --------------------------------------------------------------------------------------------------------
@@ -499,6 +679,61 @@ def test_flow_pipelines(solver: str, grid: str | None) -> None:
     assert_close(found, run(Sampler(solver, STEPS, grid=grid).plan(model), model.denoiser, start), 1e-5)
 
 
+def strengths(kind: Callable[[Path], Any], cls: Any, solver: str, tmp_path: Path, **settings: Any) -> Iterator[Tensor]:
+    """What a pipeline makes of an image with less and less of it kept."""
+    made = kind(tmp_path / "parts")
+    known = signature(cls.__init__).parameters
+    pipe = cls(**{name: part for name, part in made.components.items() if name in known})
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = PushforwardScheduler.from_config(pipe.scheduler.config, solver=solver)
+    image = torch.rand(1, 3, 8, 8, generator=generator(4))
+    for strength in (0.3, 0.6, 1.0):
+        yield pipe(["a fox"], image=image, strength=strength, num_inference_steps=STEPS, output_type="latent",
+                   height=8, width=8, generator=generator(5), **settings).images  # fmt: skip
+
+
+@pytest.mark.parametrize("solver", ["heun", "kutta3"])
+@pytest.mark.parametrize("name", ["StableDiffusion3Img2ImgPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline"])
+def test_image_to_image_with_solvers_of_several_calls(name: str, solver: str, tmp_path: Path) -> None:
+    """Flow models begin with a step of one call; Flux gives its sigmas, and takes every call for a step."""
+    mask = {"mask_image": torch.ones(1, 1, 8, 8)} if "Inpaint" in name else {}
+    kind = flux if "Flux" in name else stable_diffusion_3
+    torch.manual_seed(3)
+    images = list(strengths(kind, getattr(diffusers, name), solver, tmp_path, **mask))
+    assert all(bool(image.isfinite().all()) for image in images)
+    assert (images[0] - images[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("solver", ["ddim", "heun", "midpoint"])
+def test_a_base_and_a_refiner(solver: str, tmp_path: Path) -> None:
+    """Parts of a chain are the chain; where they part inside a step, that is said.
+
+    Stable Diffusion XL parts after a time, which for Heun is always inside a step; in float32, 1e-4 of the value.
+    """
+    torch.manual_seed(3)
+    base = stable_diffusion_xl(tmp_path)
+    names = signature(diffusers.StableDiffusionXLImg2ImgPipeline.__init__).parameters
+    parts = {name: part for name, part in base.components.items() if name in names}
+    refiner = diffusers.StableDiffusionXLImg2ImgPipeline(**parts, add_watermarker=False)
+    own, use = base.scheduler, {"num_inference_steps": STEPS, "output_type": "latent", "guidance_scale": 2.0}
+
+    def draw(first: float | None) -> Tensor:
+        for pipe in (base, refiner):
+            pipe.set_progress_bar_config(disable=True)
+            pipe.scheduler = PushforwardScheduler.from_config(own.config, solver=solver)
+        latents = base(["a fox"], height=8, width=8, denoising_end=first, generator=generator(), **use).images
+        return latents if first is None else refiner(["a fox"], image=latents, denoising_start=first, **use).images
+
+    whole, refused = draw(None), 0
+    for first in (0.3, 0.5, 0.8):
+        try:
+            assert_close(draw(first), whole, SINGLE)
+        except pf.PushforwardError as error:
+            assert "inside a step" in str(error)  # noqa: PT017 - which splits are inside is the pipeline's choice
+            refused += 1
+    assert refused <= {"ddim": 0, "heun": 3, "midpoint": 2}[solver]
+
+
 # -- settings ---------------------------------------------------------------------------------------------------------
 
 
@@ -529,6 +764,17 @@ def test_settings_are_kept_and_changed(tmp_path: Path) -> None:
     assert torch.equal(loop(copy.deepcopy(pf_scheduler), draw(generator())), expected)  # which begins anew
 
 
+def test_defaults_stay_defaults() -> None:
+    """Another class has its own: DDIM's `leading` spacing is not Euler's, unless it was asked for."""
+    for given in ({}, {"timestep_spacing": "leading"}, {"timestep_spacing": "trailing"}):
+        own = diffusers.DDIMScheduler(**given)
+        ours = PushforwardScheduler.from_config(PushforwardScheduler.from_config(own.config).config, solver="ddim")
+        for cls in (diffusers.EulerDiscreteScheduler, diffusers.DPMSolverMultistepScheduler):
+            expected, found = cls.from_config(own.config), cls.from_config(ours.config)
+            assert found.config.timestep_spacing == expected.config.timestep_spacing
+            assert found.config.beta_end == expected.config.beta_end
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
@@ -551,6 +797,27 @@ def test_settings_are_kept_and_changed(tmp_path: Path) -> None:
             "turn of timestep 800",
         ),
         (lambda c: PushforwardScheduler(c, "ddim").set_timesteps(), "give num_inference_steps"),
+        (lambda c: PushforwardScheduler(c, "ddim").set_timesteps(0), "give num_inference_steps"),
+        (
+            lambda c: PushforwardScheduler(c, "ddim").set_timesteps(timesteps=[1500, 500]),
+            r"lie in \[0, 999\]; got 1500, 500\.",
+        ),
+        (lambda c: PushforwardScheduler(c, "ddim").set_timesteps(timesteps=[500, -3]), "got 500, -3"),
+        (lambda c: PushforwardScheduler(c, "ddim").set_timesteps(timesteps=[500, 700]), "must strictly decrease"),
+        (lambda c: PushforwardScheduler(c, "ddim").set_timesteps(3, timesteps=[700, 500]), "3 steps .* got 2 times"),
+        (lambda c: PushforwardScheduler(c, "ddim").set_timesteps(sigmas=[900.0, 1.0, 0.0]), "or end at 0; got 900"),
+        (lambda c: PushforwardScheduler(c, "ddim").add_noise(*[torch.ones(1, 1)] * 2, torch.tensor(1e3)), "got 1000"),
+        (lambda c: PushforwardScheduler(CONFIGS["flow"], "ddim").set_timesteps(sigmas=[1.5, 0.5]), r"\[0, 1\]; got"),
+        (
+            lambda c: PushforwardScheduler(CONFIGS["flow"], "ddim").set_timesteps(sigmas=[1, 0.5], timesteps=[900]),
+            "must agree",
+        ),
+        (
+            lambda c: PushforwardScheduler(CONFIGS["flow"], "ddim").set_timesteps(
+                sigmas=[1, 0.5], timesteps=[500, 900]
+            ),
+            "Timesteps must decrease",
+        ),
     ],
 )
 def test_what_cannot_be_is_said(make: Callable[[Any], Any], says: str) -> None:

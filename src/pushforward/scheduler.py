@@ -27,8 +27,8 @@ import math
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
 from functools import cache
-from itertools import pairwise
 from inspect import signature
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -50,7 +50,7 @@ from pushforward.sampler import Sampler
 
 _SOURCE = Path("the scheduler's configuration")
 _STEPS = 10  # before `set_timesteps` says how many
-_DEFAULTS = "_use_default_values"  # names of what a configuration has by default, which another class may have otherwise
+_DEFAULTS = "_use_default_values"  # names of the settings that a configuration has by default
 _ROUNDED = 1e-2  # published lists of sigmas have two or three digits
 
 
@@ -72,9 +72,10 @@ class _Order(int):
     def __rmul__(self, step: int) -> int:
         return self._begins[min(step, len(self._begins) - 1)] if step >= 0 else int(self) * step
 
-    __mul__ = __rmul__
-    __eq__ = object.__eq__
-    __hash__ = object.__hash__
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    __mul__, __hash__ = __rmul__, object.__hash__
 
 
 class _Given(NamedTuple):
@@ -202,7 +203,7 @@ class _Scheduler:
         given = timesteps if timesteps is not None else sigmas
         count = num_inference_steps
         if count is None and given is not None:
-            count = len(given) - (timesteps is None and not isinstance(schedule.process, Flow))  # there they have an end
+            count = len(given) - (timesteps is None and not isinstance(schedule.process, Flow))  # sigmas with an end
         if not count or count < 1:
             msg = "A plan needs a number of steps, or where they begin: give num_inference_steps, timesteps or sigmas."
             raise PushforwardError(msg)
@@ -236,12 +237,13 @@ class _Scheduler:
 
     @property
     def order(self) -> int:
-        """See the class. Pipelines that gave a grid take every call for a step: then the step that a call is in."""
+        """See the class. Pipelines that gave a grid take every call for a step: then that at the same share of steps."""
         begins = (*_begins(self._plan), len(self._times))
         if begins == tuple(range(len(begins))):
             return 1
         if self._given_grid:
-            return _Order(1, tuple(max(b for b in begins if b <= call) for call in range(len(self._times) + 1)))
+            count, calls = len(begins) - 1, len(self._times)
+            return _Order(1, tuple(begins[call * count // calls] for call in range(calls + 1)))
         return _Order(max(after - before for before, after in pairwise(begins)), begins)
 
     @property
@@ -386,7 +388,8 @@ class _Scheduler:
         process, reference = self._model.process, self._model.reference
         solver, settings = self.config["solver"], dict(self.config["settings"])
         if solver == "auto":
-            return exponential(process, times, reference=reference, name="auto", **self._plan.settings)  # type: ignore[arg-type]
+            rule: Mapping[str, Any] = self._plan.settings
+            return exponential(process, times, reference=reference, name="auto", **rule)
         if settings.get("reference") in ("data", "spectrum"):
             settings["reference"] = float(torch.as_tensor(reference.variance))
         try:
@@ -469,7 +472,7 @@ class _Scheduler:
         if index not in begins or not (len(times) == len(rest := self._times[index:]) and torch.allclose(times, rest)):
             calls = max(after - before for before, after in pairwise((*begins, len(self._times))))
             msg = (
-                f"Call {index} is inside a step of {self.config['solver']!r}, whose earlier answers are not known here; "
+                f"Call {index} is inside a step of {self.config['solver']!r}, whose earlier answers are not known: "
                 f"begin at a multiple of {calls} (a step's number times `order`), or split the chain with a solver of "
                 "one call a step."
             )
@@ -513,7 +516,7 @@ class _Scheduler:
         """The network's times."""
         network = self._network
         if self._told is not None:
-            return torch.from_numpy(np.interp(t.numpy(), *self._told))
+            return torch.as_tensor(np.interp(t.numpy(), *self._told))
         return network.time_scale * t + network.time_shift if network.clock is None else network.clock(t)
 
     def _pairs(self, times: Tensor, told: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -545,7 +548,7 @@ class _Scheduler:
         return invert(self._clock, wanted, ends[1], ends[0])
 
     def _scales_like(self, sample: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma at timesteps `(batch,)` or `(1,)`, to multiply images with."""
+        """Signal and noise scale at timesteps `(batch,)` or `(1,)`, to multiply images with."""
         alpha, sigma = self._scales(self._time(timesteps).flatten())
         shape = (-1, *[1] * (sample.ndim - 1))
         return alpha.to(sample).view(shape), sigma.to(sample).view(shape)
