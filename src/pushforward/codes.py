@@ -11,6 +11,7 @@ and which plan the codes belong to, in full, so that they decode to the same ima
     labels      a class or prompt an image, or null
     negative    the negative prompt, of a model that is told in words what to draw
     guidance    weight of classifier-free guidance
+    digest      of the model, its weights included (see `model.contents`); files of earlier versions lack it
 
 A header may say more; what it says is handed back.
 """
@@ -33,6 +34,7 @@ from pushforward.errors import PushforwardError
 from pushforward.files import save_tensors
 from pushforward.linear import Gaussian, Process
 from pushforward.model import Model
+from pushforward.model.contents import model_digest
 from pushforward.plan import Plan, named
 from pushforward.pushforward import Code, Labels
 
@@ -44,6 +46,7 @@ __all__ = [
     "full_name",
     "header",
     "load_codes",
+    "other_weights",
     "plan_of",
     "save_codes",
     "statistics",
@@ -89,6 +92,7 @@ def header(
         "times": times.tolist(),
         "labels": labels.tolist() if isinstance(labels, Tensor) else None if labels is None else list(labels),
         "guidance": guidance,
+        "digest": model_digest(model),
         **({} if model.text is None else {"negative": model.negative}),
     }
 
@@ -203,6 +207,22 @@ def check_codes(code: Code, info: Mapping[str, Any], model: Model) -> None:
     if found != wanted:
         msg = f"The codes have shape {found} an image; model {model.name!r} needs {wanted}: take the model they are of."
         raise PushforwardError(msg)
+
+
+def other_weights(info: Mapping[str, Any], model: Model) -> str | None:
+    """A sentence, if codes were made with another model than this, which decodes them to other images.
+
+    Args:
+        info: header of the codes; one of an earlier version, without a digest, says nothing.
+        model: as `load` gives it.
+    """
+    known = info.get("digest")
+    if known is None or known == model_digest(model):
+        return None
+    return (
+        f"The codes were made with another model than {model.name!r} is now (its weights or its settings differ), so "
+        "they decode to other images than those they were made of."
+    )
 
 
 def statistics(z: Tensor) -> dict[str, Any]:

@@ -1,20 +1,24 @@
-"""Writing a file whole or not at all, and where to keep what can be made again."""
+"""Files and folders of results: written whole or not at all, by one process at a time, known by what made them."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import secrets
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from pushforward.errors import PushforwardError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_LAUNCHED = {"RANK", "WORLD_SIZE", "MASTER_ADDR"}  # what `torchrun` and its like set
 
 
 @contextmanager
@@ -53,6 +57,63 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def alone(out: str | os.PathLike[str]) -> Iterator[None]:
+    """Keep other processes from a result while the block runs.
+
+    The lock is the operating system's, on a file `.NAME.lock` beside the result (or in it, where it is a folder whose
+    own folder cannot be written to). It ends with the process, however that ends. Of the ranks of one `torchrun` the
+    first holds it for all. Where nothing can be locked the block runs without; what cannot be written is for the writer
+    to say.
+
+    Args:
+        out: the file or folder of the result, which need not be there.
+
+    Raises:
+        PushforwardError: another process is at work on it.
+    """
+    place = Path(out).resolve()
+    rank = os.environ["RANK"] if os.environ.keys() >= _LAUNCHED else "0"
+    if rank != "0" or (place.exists() and not place.is_dir() and not place.is_file()):
+        yield
+        return
+    folder = place.parent
+    if place.is_dir() and not os.access(folder, os.W_OK):
+        folder = place
+    new = [one for one in (folder, *folder.parents) if not one.exists()]
+    try:
+        with _locked(folder / f".{place.name}.lock", out):
+            yield
+    finally:
+        for one in new:  # unless something was written
+            with suppress(OSError):
+                one.rmdir()
+
+
+@contextmanager
+def _locked(path: Path, out: str | os.PathLike[str]) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path, timeout=0)
+    with suppress(OSError, NotImplementedError):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+            while not path.exists():  # its last holder has removed it since it was opened
+                lock.release()
+                lock.acquire()
+        except Timeout:
+            msg = f"Another process is at work on {out}; wait until it has ended, or name another place for results."
+            raise PushforwardError(msg) from None
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            with suppress(OSError):
+                path.unlink()
+            lock.release()
+
+
 def save_tensors(
     path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
@@ -78,3 +139,72 @@ def cache_folder() -> Path:
         return (given if given.is_absolute() else Path.home() / ".cache") / "pushforward"
     except RuntimeError:  # a user without a home
         return Path(tempfile.gettempdir()) / "pushforward"
+
+
+def digest(*parts: object) -> str:
+    """SHA-256 of what values are, in their order: by it kept results are told apart, and never by names or paths alone.
+
+    It is the same in another process, on another device, and wherever files lie.
+
+    Args:
+        parts: `None`, numbers, text, bytes, tensors, arrays; sequences, sets and mappings of such, by what is in them;
+            paths, by what is in the file or in all files of the folder. Of other objects, see `model.contents`.
+
+    Raises:
+        OSError: a file cannot be read.
+        TypeError: a value of another kind.
+    """
+    seen: dict[int, bytes] = {}
+    return _hash("parts", *(_digest(part, seen) for part in parts)).hex()
+
+
+def _digest(value: Any, seen: dict[int, bytes]) -> bytes:
+    for kind in (bool, int, float, complex, str):
+        if isinstance(value, kind):
+            return _hash(kind.__name__, kind.__repr__(value))
+    if id(value) not in seen:  # what is in several places is hashed once
+        seen[id(value)] = _digest_of_one(value, seen)
+    return seen[id(value)]
+
+
+def _digest_of_one(value: Any, seen: dict[int, bytes]) -> bytes:
+    match value:
+        case None | bytes():
+            return _hash(type(value).__name__, value or b"")
+        case Mapping():
+            return _hash("mapping", *sorted(_digest(key, seen) + _digest(item, seen) for key, item in value.items()))
+        case list() | tuple():
+            return _hash("sequence", *(_digest(item, seen) for item in value))
+        case set() | frozenset():
+            return _hash("set", *sorted(_digest(item, seen) for item in value))
+        case Path() if value.is_dir():
+            below = sorted(file.relative_to(value) for file in value.rglob("*") if file.is_file())
+            return _hash("folder", *(part for name in below for part in (name.as_posix(), _digest(value / name, {}))))
+        case Path():
+            with value.open("rb") as file:
+                return _hash("file", hashlib.file_digest(file, "sha256").digest())
+    if hasattr(value, "detach"):
+        return _digest_of_tensor(value)
+    if hasattr(value, "__array_interface__") and value.dtype != object:
+        return _hash("array", value.dtype.str, str(value.shape), value.tobytes())
+    msg = f"A digest is of plain values; got {type(value).__name__}."
+    raise TypeError(msg)
+
+
+def _digest_of_tensor(tensor: Tensor) -> bytes:
+    import torch
+
+    plain = tensor.detach()
+    plain = (plain.to_dense() if plain.layout != torch.strided else plain).resolve_conj().resolve_neg()
+    data = plain.cpu().contiguous().flatten().view(torch.uint8).numpy().data
+    return _hash("tensor", str(tensor.dtype), str(tuple(tensor.shape)), data)
+
+
+def _hash(*parts: str | bytes | memoryview) -> bytes:
+    """Of parts whose borders count."""
+    total = hashlib.sha256()
+    for part in parts:
+        data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+        total.update(len(data).to_bytes(8, "little"))
+        total.update(data)
+    return total.digest()

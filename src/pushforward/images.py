@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -83,15 +84,23 @@ def read_mask(path: Path, read: Callable[[Path], Tensor]) -> Tensor:
     return white
 
 
-def save_image(picture: Image.Image, path: Path) -> None:
+def save_image(picture: Image.Image, path: Path, text: Mapping[str, str] | None = None) -> None:
     """Write a picture in the format of the path's suffix, whole or not at all.
+
+    Args:
+        picture: the picture.
+        path: of the file.
+        text: entries that a PNG has besides, for `picture.info`.
 
     Raises:
         PushforwardError: no format has that suffix.
     """
     check_suffix(path, picture_suffixes())
     with atomic_path(path) as temporary:
-        picture.save(temporary)
+        entries = PngInfo()
+        for name, value in (text or {}).items():
+            entries.add_text(name, value)
+        picture.save(temporary, pnginfo=entries)
 
 
 def save_animation(frames: Sequence[Image.Image], path: Path, *, seconds: float = 4.0, hold: float = 1.5) -> None:

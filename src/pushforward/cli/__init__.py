@@ -12,6 +12,9 @@ import inspect
 import os
 import signal
 import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import wraps
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -20,6 +23,7 @@ import typer
 from typer.core import TyperGroup
 
 from pushforward.errors import PushforwardError
+from pushforward.files import alone
 
 __all__ = ["app", "command_names", "main"]
 
@@ -67,13 +71,24 @@ class _Commands(TyperGroup):
         command = _typer()
         function = getattr(import_module(f"{__name__}.{name}"), name)
         described = (inspect.getdoc(function) or "").replace("\\b\n", "\b\n")  # docstrings are raw
-        command.command(cmd_name, help=described)(function)
+        command.command(cmd_name, help=described)(_alone(function))
         return typer.main.get_command(command)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
         if rows := [(name, _summary(name)) for name in command_names()]:
             with formatter.section("Commands"):
                 formatter.write_dl(rows)
+
+
+def _alone(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, while no other process writes to the same `out`."""
+
+    @wraps(command)
+    def called(**options: Any) -> None:
+        with alone(options["out"]) if options.get("out") is not None else nullcontext():
+            command(**options)
+
+    return called
 
 
 app = _typer(cls=_Commands, no_args_is_help=True)

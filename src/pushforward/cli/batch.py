@@ -1,22 +1,25 @@
 """Work on many images that can be interrupted: a folder of results, one file an image.
 
 Every result is written whole as soon as it is there. The same command goes on where it was stopped; a file that cannot
-be read is named and left out, and stops nothing.
+be read is named and left out, and stops nothing. With each result lies a key of what it was made of, the image and the
+models by their content: where either is another by now, under whatever name, the result is made again.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import count as count_from
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unicodedata import normalize
 from zlib import crc32
 
 from pushforward.cli.common import image_files, progress, read_file, write_json
 from pushforward.errors import PushforwardError
+from pushforward.files import atomic_path, digest
 from pushforward.reading import Fit, sentences
 
 if TYPE_CHECKING:
@@ -24,9 +27,14 @@ if TYPE_CHECKING:
 
     from pushforward.reading import Notes
 
-__all__ = ["Item", "Outcome", "list_items", "open_folder", "read_items", "work_through"]
+__all__ = [
+    "Item", "Outcome", "kept_key", "key_of", "list_items", "made_of", "open_folder", "read_items", "read_object",
+    "todo",
+    "work_through",
+]  # fmt: skip
 
-SETTINGS = "settings.json"
+SETTINGS, NAMES = "settings.json", "names.json"
+FORMAT = "pushforward-result-1"  # another one, and all results are made again
 
 
 @dataclass(frozen=True)
@@ -34,16 +42,19 @@ class Item:
     """One image to work on.
 
     Args:
-        name: of its result, without the end: its place below the folder that was named.
+        name: of its result, without the end: its place below the folder that was named, or one like it where another
+            image has that, or has had it in this folder of results.
         source: what the user calls it.
         position: in the whole list.
         read: the image, uint8 `(channels, height, width)`; it adds what it did to a counter.
+        origin: where it lies, in full.
     """
 
     name: str
     source: str
     position: int
     read: Callable[[Notes], Tensor]
+    origin: str
 
 
 @dataclass(eq=False)
@@ -53,12 +64,14 @@ class Outcome:
     Args:
         done: results of this run, in order.
         before: how many an earlier run had left.
+        stale: how many it had left that were of another image or model, and were to be made again.
         skipped: files that could not be read, with the reason.
         notes: what had to be done to the images, with how many.
     """
 
     done: list[Item] = field(default_factory=list)
     before: int = 0
+    stale: int = 0
     skipped: dict[str, str] = field(default_factory=dict)
     notes: Notes = field(default_factory=Counter)
 
@@ -66,7 +79,8 @@ class Outcome:
     def lines(self) -> list[str]:
         """All notes as sentences."""
         earlier = [f"{self.before} results were there already"] * bool(self.before)
-        return [*earlier, *sentences(self.notes), *self.skipped.values()]
+        stale = [f"{self.stale} results were of other images, weights or texts, and are made again"] * bool(self.stale)
+        return [*earlier, *stale, *sentences(self.notes), *self.skipped.values()]
 
 
 def list_items(
@@ -77,6 +91,7 @@ def list_items(
     split: str = "test",
     count: int | None = None,
     fit: Fit = "crop",
+    folders: bool = False,
 ) -> list[Item]:
     """The images of files, folders (searched recursively) and `.npz` files, none of them read yet.
 
@@ -87,6 +102,7 @@ def list_items(
         split: of `.npz` files.
         count: the first of them only.
         fit: how they are brought to that height and width.
+        folders: each one's result is a folder, not a picture.
 
     Raises:
         PushforwardError: nothing there, or the results would lie among the images.
@@ -118,30 +134,58 @@ def list_items(
                 return read_file(file, (size[0], size[1]), channels, done, fit)
 
             found.append((name, str(file), read))
-    taken: set[str] = set()
-    items = []
-    for position, (name, source_name, read_it) in enumerate(found[:count]):
-        unique = next(n for k in count_from(1) if (n := name if k == 1 else f"{name}-{k}") not in taken)
-        taken.add(unique)
-        items.append(Item(unique, source_name, position, read_it))
-    if not items:
+    if not found:
         msg = "There is no image to work on: name at least one file, folder or .npz file."
         raise PushforwardError(msg)
+    names = {} if out is None else _kept_names(out)
+    taken = {_folded(name) for name in names.values()}
+    times: Counter[str] = Counter()
+    items = []
+    for position, (wanted, source_name, read_it) in enumerate(found[:count]):
+        place = Path(source_name)
+        origin = str(place.parent.resolve() / place.name)
+        times[origin] += 1  # an image may be named twice
+        origin += f" {times[origin]}" * (times[origin] > 1)
+        if origin not in names:
+            names[origin] = _free(wanted, taken, folder=folders)
+            taken.add(_folded(names[origin]))
+        items.append(Item(names[origin], source_name, position, read_it, origin))
     return items
 
 
-def open_folder(folder: Path, settings: Mapping[str, Any]) -> None:
+def _free(name: str, taken: Set[str], *, folder: bool) -> str:
+    """The name, or the first of `name-2`, `name-3` … that is free, to file systems that tell `a` from `A` or not."""
+    *above, last = name.split("/")
+    parts = [*map(_no_file, above), _no_file(last) if folder else last]
+    tries = ("/".join(parts) + f"-{k}" * (k > 1) for k in count_from(1))
+    return next(one for one in tries if _folded(one) not in taken)
+
+
+def _folded(name: str) -> str:
+    return normalize("NFC", normalize("NFC", name).casefold())
+
+
+def _no_file(part: str) -> str:
+    """A folder's name, which no file of results has."""
+    return f"{part}_" if part.lower().endswith((".png", ".json")) else part
+
+
+def open_folder(folder: Path, settings: Mapping[str, Any], items: Sequence[Item] = ()) -> None:
     """Make a folder of results, or go on with one that was made with the same settings.
+
+    Args:
+        folder: of the results.
+        settings: as the user gave them.
+        items: whose names are kept, so that each finds its result again whatever images are added.
 
     Raises:
         PushforwardError: it has results of other settings.
     """
     path, mine = folder / SETTINGS, json.loads(json.dumps(settings, default=str))
-    if path.is_file() and any(other.name != SETTINGS for other in folder.iterdir()):
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            before = {}
+    if path.is_file() and any(
+        other.name not in (SETTINGS, NAMES) and other.name[0] != "." for other in folder.iterdir()
+    ):
+        before = read_object(path)
         changed = sorted(key for key in {*before, *mine} if before.get(key) != mine.get(key))
         if changed:
             msg = f"{folder} holds results of other settings ({', '.join(changed)} differ); name another folder."
@@ -152,12 +196,29 @@ def open_folder(folder: Path, settings: Mapping[str, Any]) -> None:
             raise PushforwardError(msg)
     else:
         write_json(mine, str(path))
+    kept = _kept_names(folder)
+    names = kept | {item.origin: item.name for item in items}
+    if names != kept:
+        with atomic_path(folder / NAMES) as temporary:
+            temporary.write_text(json.dumps(names, indent=0) + "\n", encoding="ascii")  # whatever bytes they have
 
 
-def read_items(items: Sequence[Item], outcome: Outcome) -> tuple[list[Item], Tensor | None, list[int]]:
-    """Those that can be read, their images in [-1, 1], and a number for each, by what it shows."""
-    import torch
+def _kept_names(folder: Path) -> dict[str, str]:
+    """The names that results of images have had in a folder, by the images' `origin`."""
+    return {origin: name for origin, name in read_object(folder / NAMES).items() if isinstance(name, str)}
 
+
+def read_object(path: Path) -> dict[str, Any]:
+    """What was written there; nothing, where that cannot be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def read_items(items: Sequence[Item], outcome: Outcome) -> tuple[list[Item], list[Tensor]]:
+    """Those that can be read, and their images."""
     kept, images = [], []
     for item in items:
         try:
@@ -165,27 +226,87 @@ def read_items(items: Sequence[Item], outcome: Outcome) -> tuple[list[Item], Ten
             kept.append(item)
         except PushforwardError as error:
             outcome.skipped[item.source] = str(error)
-    if not kept:
-        return [], None, []
-    numbers = [crc32(image.contiguous().numpy().tobytes()) for image in images]
-    return kept, torch.stack(images).float() / 127.5 - 1, numbers
+    return kept, images
+
+
+# -- what a result was made of -----------------------------------------------------------------------------------------
+
+
+def made_of(settings: Mapping[str, Any], *parts: object) -> str:
+    """The settings that results of one command are made with, and all else that counts besides the image.
+
+    Args:
+        settings: as for `open_folder`; where the images lie does not count.
+        parts: digests of models, prompts …
+    """
+    return digest(FORMAT, {key: value for key, value in _plain(settings).items() if key != "images"}, *parts)
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(settings, default=str))
+
+
+def key_of(made: str, image: Tensor) -> str:
+    """What is kept with a result: by it, one that was made of the same is known again."""
+    return f"{made[:32]}-{digest(image)[:32]}"
+
+
+def kept_key(path: Path) -> str | None:
+    """The key in a picture of results, if it is there and has one."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get(FORMAT)
+    except (OSError, ValueError, SyntaxError):
+        return None
+
+
+def todo(
+    items: Sequence[Item], kept: Callable[[Item], str | None], made: Callable[[Item], str]
+) -> tuple[list[Item], Outcome]:
+    """The items whose results are not there, or were made of something else; what can be said of the others.
+
+    A result whose image cannot be read any more stays, and is named.
+
+    Args:
+        items: all.
+        kept: the key that lies with an item's result; `None` without a result.
+        made: what the item's result is made with (`made_of`).
+    """
+    left, outcome = [], Outcome()
+    for item in items:
+        found = kept(item)
+        same = found is not None and found.partition("-")[0] == made(item)[:32]
+        if same:
+            kept_items, images = read_items([item], Outcome(skipped=outcome.skipped))
+            same = not kept_items or found == key_of(made(item), images[0])
+        if same:
+            outcome.before += 1
+        else:
+            outcome.stale += found is not None
+            left.append(item)
+    return left, outcome
 
 
 def work_through(
     items: Sequence[Item],
-    work: Callable[[list[Item], Tensor, list[int]], None],
-    finished: Callable[[Item], bool],
+    outcome: Outcome,
+    work: Callable[[list[Item], Tensor, list[int], list[str]], None],
+    made: Callable[[Item], str],
     *,
     label: str,
     batch: int,
     quiet: bool,
-) -> Outcome:
-    """Do all items that are not finished, batch after batch, with a progress bar.
+) -> None:
+    """Do what is left, batch after batch, with a progress bar.
 
     Args:
-        items: in order.
-        work: given the items of a batch, their images in [-1, 1] and a number for each; it writes the results.
-        finished: whether an item's result is there.
+        items: whose results are to be made, in order.
+        outcome: is told what became of them.
+        work: given the items of a batch, their images in [-1, 1], a number for each by what it shows, and the keys to
+            be kept with the results; it writes them.
+        made: what the item's result is made with (`made_of`).
         label: of the progress bar.
         batch: items at a time.
         quiet: without the bar.
@@ -193,16 +314,17 @@ def work_through(
     Raises:
         PushforwardError: not one of the images can be read.
     """
-    todo = [item for item in items if not finished(item)]
-    outcome = Outcome(before=len(items) - len(todo))
-    with progress(label, total=len(todo), unit="image", quiet=quiet) as bar:
-        for first in range(0, len(todo), batch):
-            some = todo[first : first + batch]
-            kept, images, numbers = read_items(some, outcome)
-            if images is not None:
-                work(kept, images, numbers)
+    import torch
+
+    with progress(label, total=len(items), unit="image", quiet=quiet) as bar:
+        for first in range(0, len(items), batch):
+            some = items[first : first + batch]
+            kept, images = read_items(some, outcome)
+            if kept:
+                numbers = [crc32(image.contiguous().numpy().tobytes()) for image in images]
+                keys = [key_of(made(item), image) for item, image in zip(kept, images, strict=True)]
+                work(kept, torch.stack(images).float() / 127.5 - 1, numbers, keys)
                 outcome.done += kept
             bar.update(len(some))
     if outcome.skipped and not outcome.done and not outcome.before:
         raise PushforwardError(next(iter(outcome.skipped.values())))
-    return outcome

@@ -222,6 +222,8 @@ def _pixels(text: str) -> int | tuple[int, int]:
 def open_codes(path: Path, source: str | None, device: str) -> tuple[Code, dict[str, Any], Diffusion, Plan, Labels]:
     """Codes of a file, its header, and what decodes them: a diffusion with its plan, and labels or prompts.
 
+    Where the model is another than the one they were made with, stderr says so, and the header's `notes`.
+
     Args:
         path: of the file.
         source: another model than the header's, or `None`.
@@ -230,7 +232,7 @@ def open_codes(path: Path, source: str | None, device: str) -> tuple[Code, dict[
     Raises:
         PushforwardError: the file or the model cannot be read, or they do not fit together.
     """
-    from pushforward.codes import check_codes, load_codes, told
+    from pushforward.codes import check_codes, load_codes, other_weights, told
     from pushforward.pushforward import Diffusion
     from pushforward.sampler import plan_at
 
@@ -244,6 +246,10 @@ def open_codes(path: Path, source: str | None, device: str) -> tuple[Code, dict[
         raise PushforwardError(msg) from None
     check_codes(code, info, model)
     plan = plan_at(model, info["solver"], info["times"], info["settings"])
+    note = other_weights(info, model)
+    if note is not None:
+        typer.echo(f"pushforward: {note}", err=True)
+    info["notes"] = [] if note is None else [note]
     model, labels = told(model, info)
     return code, info, Diffusion(model, plan, device=device), plan, labels
 

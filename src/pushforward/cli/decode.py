@@ -50,6 +50,7 @@ def decode(
     report = {
         "codes": codes, "model": model or info["model"], "process": plan.process.name, "solver": info["solver"],
         "settings": info["settings"], "times": info["times"], "steps": len(plan.steps) - 1, "count": len(images),
-        "labels": info["labels"], "guidance": info["guidance"], "nfe": plan.nfe, "seconds": seconds, "out": out,
+        "labels": info["labels"], "guidance": info["guidance"], "nfe": plan.nfe, "seconds": seconds,
+        "notes": info["notes"], "out": out,
     }  # fmt: skip
     write_json(report, json)

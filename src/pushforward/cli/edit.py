@@ -17,7 +17,7 @@ import torch
 import typer
 from torch import Tensor
 
-from pushforward.cli.batch import Item, list_items, open_folder, work_through
+from pushforward.cli.batch import Item, list_items, made_of, open_folder, read_object, todo, work_through
 from pushforward.cli.common import (
     CountOption,
     DeviceOption,
@@ -40,6 +40,7 @@ from pushforward.cli.common import (
 from pushforward.errors import PushforwardError
 from pushforward.images import save_image, sheet
 from pushforward.model import Model
+from pushforward.model.contents import contents, model_digest
 from pushforward.sampler import Sampler
 from pushforward.tasks.clip import Clip, load_clip
 from pushforward.tasks.edit import Candidate, Search, edits, likelihood, plans
@@ -115,31 +116,31 @@ def edit(
     network.given([target], max(search.guidances))  # what is wrong is said before all work
     plans(network, sampler, search)
     score, judges = _scorers(network, source, target, select, clip, judge, where)
-    items = list_items(images, image_size(network), out=out, split=split, count=count, fit=fit)
+    items = list_items(images, image_size(network), out=out, split=split, count=count, fit=fit, folders=True)
     settings = {
         "command": "edit", "images": [str(path.resolve()) for path in images], "split": split,
         "model": model, "source": source, "target": target, "negative": negative,
         "sampler": asdict(sampler), "search": asdict(search), "select": select, "clip": clip, "judge": judge,
         "seed": seed, "dtype": dtype, "fit": fit, "size": size,
     }  # fmt: skip
-    open_folder(out, settings)
+    open_folder(out, settings, items)
+    networks = contents([score, *judges.values()]) if clip is not None or judge is not None else None
+    made = made_of(settings, model_digest(network), networks)
     rows: list[dict[str, Any]] = []
-    left = sum(not _report(out / item.name).is_file() for item in items)
-    bar = progress("editing", total=search.count * left, unit="candidate", quiet=quiet)
+    left, outcome = todo(items, lambda item: _key(out / item.name), lambda _: made)
+    bar = progress("editing", total=search.count * len(left), unit="candidate", quiet=quiet)
 
-    def work(some: list[Item], values: Tensor, numbers: list[int]) -> None:
-        for item, image, number in zip(some, values, numbers, strict=True):
-            made = list(
+    def work(some: list[Item], values: Tensor, numbers: list[int], keys: list[str]) -> None:
+        for item, image, number, key in zip(some, values, numbers, keys, strict=True):
+            found = list(
                 edits(network, image, source, target, sampler, search, seed=seed + number, batch=batch,
                       callback=bar.update)
             )  # fmt: skip
-            _write(out / item.name, image, made, score, judges, batch)
+            _write(out / item.name, image, found, score, judges, batch, key)
 
     started = time.perf_counter()
     with bar:
-        outcome = work_through(
-            items, work, lambda item: _report(out / item.name).is_file(), label="images", batch=1, quiet=True
-        )
+        work_through(left, outcome, work, lambda _: made, label="images", batch=1, quiet=True)
     for item in items:
         if _report(out / item.name).is_file():
             rows.append({"name": item.name, "source": item.source, **_best(out / item.name)})
@@ -212,7 +213,13 @@ def _scorers(
 
 @torch.no_grad()
 def _write(
-    folder: Path, image: Tensor, made: list[Candidate], score: _Score | None, judges: dict[str, _Score], batch: int
+    folder: Path,
+    image: Tensor,
+    made: list[Candidate],
+    score: _Score | None,
+    judges: dict[str, _Score],
+    batch: int,
+    key: str,
 ) -> None:
     """All candidates with their settings and scores; the report last, so that it stands for a finished image."""
     edited = torch.stack([one.image for one in made])
@@ -235,11 +242,16 @@ def _write(
         }
         for k in order
     ]  # fmt: skip
-    write_json({"candidates": candidates}, str(_report(folder)))
+    write_json({"candidates": candidates, "key": key}, str(_report(folder)))
 
 
 def _report(folder: Path) -> Path:
     return folder / "candidates.json"
+
+
+def _key(folder: Path) -> str | None:
+    """What the candidates in a folder were made of; `None` if they are not complete."""
+    return read_object(_report(folder)).get("key")
 
 
 def _best(folder: Path) -> dict[str, Any]:

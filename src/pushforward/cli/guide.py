@@ -16,7 +16,7 @@ import torch
 import typer
 from torch import Tensor
 
-from pushforward.cli.batch import open_folder
+from pushforward.cli.batch import made_of, open_folder
 from pushforward.cli.common import (
     DeviceOption,
     DtypeOption,
@@ -41,9 +41,10 @@ from pushforward.cli.common import (
 from pushforward.codes import header, save_codes
 from pushforward.errors import PushforwardError
 from pushforward.execute import Exact, Gradient, Implicit, Phantom
-from pushforward.files import save_tensors
+from pushforward.files import digest, save_tensors
 from pushforward.generator import Generator, is_generator, load_generator
 from pushforward.images import save_image, sheet
+from pushforward.model.contents import contents, model_digest
 from pushforward.plan import Plan
 from pushforward.pushforward import Diffusion, Labels, Pushforward
 from pushforward.sampler import parse, words
@@ -178,7 +179,10 @@ def guide(
         settings |= {"plan": plan, "dtype": dtype, "size": size, "gradient": how_far}
     elif latent is not None:
         settings["latent"] = latent
+    own = model_digest(pushforward.model) if isinstance(pushforward, Diffusion) else digest(contents(pushforward))
+    settings |= {"content of model": own, "content of energies": digest(contents(setting.used))}
     open_folder(out, settings)
+    made = made_of(settings)
     asked: dict[str, Any] = {"seed": seed, "labels": labels, "batch": batch}
     if isinstance(pushforward, Diffusion):
         asked |= {"guidance": guidance, "parallel": parse(plan).method(pushforward.plan)}
@@ -187,14 +191,14 @@ def guide(
     match how:
         case Dynamics():
             assert schedule is not None
-            found, seconds = _walk(pushforward, whole, how, schedule, chains, asked, out, where, quiet=quiet)
+            found, seconds = _walk(pushforward, whole, how, schedule, chains, asked, out, where, made, quiet=quiet)
         case Steering():
             assert isinstance(pushforward, Diffusion)
             started = time.perf_counter()
             found = _steer(pushforward, whole, how, chains, asked, quiet=quiet)
             seconds = time.perf_counter() - started
         case _:
-            found, seconds = _descend(pushforward, whole, how, steps, chains, asked, out, where, quiet=quiet)
+            found, seconds = _descend(pushforward, whole, how, steps, chains, asked, out, where, made, quiet=quiet)
     _write(found, schedule, out)
     if not isinstance(how, Steering):
         _write_codes(
@@ -295,12 +299,12 @@ def _fitting(settings: Mapping[str, object], kinds: Mapping[str, type]) -> dict[
 
 def _walk(
     pushforward: Pushforward, whole: Energy, how: Dynamics, schedule: Schedule, chains: int, asked: dict[str, Any],
-    out: Path, device: str, *, quiet: bool,
+    out: Path, device: str, made: str, *, quiet: bool,
 ) -> tuple[Guided, float]:  # fmt: skip
     """The samples of chains, and the seconds that all runs have worked on them."""
     every = max(1, -(-schedule.steps // (_FRAMES - 1)))
     with (
-        _Kept(out / "chains.safetensors", load_chains, device) as kept,
+        _Kept(out / "chains.safetensors", load_chains, device, made) as kept,
         progress("guiding", total=schedule.steps, unit="step", quiet=quiet) as bar,
     ):
 
@@ -322,11 +326,11 @@ def _walk(
 
 def _descend(
     pushforward: Pushforward, whole: Energy, how: dict[str, Any], steps: int, chains: int, asked: dict[str, Any],
-    out: Path, device: str, *, quiet: bool,
+    out: Path, device: str, made: str, *, quiet: bool,
 ) -> tuple[Guided, float]:  # fmt: skip
     """The best codes of descents, and the seconds that all runs have worked on them."""
     with (
-        _Kept(out / "descents.safetensors", load_descents, device) as kept,
+        _Kept(out / "descents.safetensors", load_descents, device, made) as kept,
         progress("descending", total=steps, unit="step", quiet=quiet) as bar,
     ):
 
@@ -342,17 +346,28 @@ def _descend(
 class _Kept:
     """What chains or descents have come to, in a file: written now and then, and when the run ends or breaks off.
 
+    Args:
+        path: of the file.
+        load: reads it.
+        device: for the tensors.
+        made: what the run is made with (`batch.made_of`), by which its own file is known.
+
     Attributes:
         before: what an earlier run has left, if any.
         seconds: of work, of all runs, once it is over.
     """
 
-    def __init__(self, path: Path, load: Callable[[Path, str], tuple[Any, dict[str, Any]]], device: str) -> None:
-        self._path, self.seconds = path, 0.0
+    def __init__(
+        self, path: Path, load: Callable[[Path, str], tuple[Any, dict[str, Any]]], device: str, made: str
+    ) -> None:
+        self._path, self._made, self.seconds = path, made, 0.0
         self.before: Any = None
         self._last: Chains | Descents | None = None
         if path.is_file():
             self.before, info = load(path, device)
+            if info.get("made") != made:
+                msg = f"{path} was made with other settings, weights or energies; name another folder."
+                raise PushforwardError(msg)
             self.seconds = float(info["seconds"])
         self._saved = self._began = time.perf_counter()
 
@@ -369,7 +384,9 @@ class _Kept:
     def _save(self) -> None:
         assert self._last is not None
         self._saved = time.perf_counter()
-        save_checkpoint(self._path, self._last, {"seconds": self.seconds + self._saved - self._began})
+        save_checkpoint(
+            self._path, self._last, {"seconds": self.seconds + self._saved - self._began, "made": self._made}
+        )
 
     def __exit__(self, *_: object) -> None:
         if self._last is not None:

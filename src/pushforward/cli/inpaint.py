@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
-from zlib import crc32
 
 import torch
 import typer
 from torch import Tensor
 
-from pushforward.cli.batch import Item, list_items, open_folder, work_through
+from pushforward.cli.batch import FORMAT, Item, kept_key, list_items, made_of, open_folder, todo, work_through
 from pushforward.cli.common import (
     CountOption,
     DeviceOption,
@@ -44,7 +43,9 @@ from pushforward.cli.common import (
     write_json,
 )
 from pushforward.errors import PushforwardError
+from pushforward.files import digest
 from pushforward.images import compared, read_mask, save_image, sheet
+from pushforward.model.contents import model_digest
 from pushforward.plan import Plan
 from pushforward.pushforward import Diffusion, chosen
 from pushforward.sampler import Sampler
@@ -105,26 +106,28 @@ def inpaint(
     items = list_items(images, shape, out=out, split=split, count=count, fit=fit)
     settings = {
         "command": "inpaint", "images": [str(path.resolve()) for path in images], "split": split, "model": model,
-        "mask": str(mask.resolve()), "known": crc32(known.numpy().tobytes()),
+        "mask": str(mask.resolve()), "known": digest(known),
         "sampler": asdict(sampler), "draws": draws, "labels": label, "prompts": prompt,
         "negative": negative, "guidance": guidance, "seed": seed, "dtype": dtype, "fit": fit, "size": size,
     }  # fmt: skip
-    open_folder(out, settings)
+    open_folder(out, settings, items)
     labels = choose_labels(network, label or [], len(items), prompt or [])
+    same = made_of(settings, model_digest(network))
 
-    def work(some: list[Item], values: Tensor, numbers: list[int]) -> None:
+    def made_with(item: Item) -> str:
+        return same if labels is None else made_of(settings, same, labels[item.position])
+
+    def work(some: list[Item], values: Tensor, numbers: list[int], keys: list[str]) -> None:
         told = chosen(labels, torch.tensor([item.position for item in some]))
         found = paint(diffusion, values, known, draws=draws, labels=told, guidance=guidance, seed=seed, first=numbers,
                       batch=batch)  # fmt: skip
-        for item, drawn in zip(some, found, strict=True):
+        for item, drawn, key in zip(some, found, keys, strict=True):
             for path, image in reversed([*zip(_paths(out, item, draws), drawn, strict=True)]):  # the first one last
-                save_image(sheet(image[None], smallest=0), path)
+                save_image(sheet(image[None], smallest=0), path, {FORMAT: key})
 
     started = time.perf_counter()
-    outcome = work_through(
-        items, work, lambda item: _paths(out, item, draws)[0].is_file(), label="inpainting",
-        batch=max(1, batch // draws), quiet=quiet,
-    )  # fmt: skip
+    left, outcome = todo(items, lambda item: kept_key(_paths(out, item, draws)[0]), made_with)
+    work_through(left, outcome, work, made_with, label="inpainting", batch=max(1, batch // draws), quiet=quiet)
     rows = _sheet(items, known, draws, out)
     report = {
         **settings, "count": len(rows), "done_before": outcome.before, "seconds": time.perf_counter() - started,

@@ -19,6 +19,7 @@ from pushforward.codes import check_path, full_name, save_codes
 from pushforward.errors import PushforwardError
 from pushforward.images import check_suffix, picture_suffixes, save_image, sheet
 from pushforward.memory import check_images
+from pushforward.model.contents import model_digest
 from pushforward.pushforward import Code, chosen
 
 __all__ = ["interpolate"]
@@ -67,12 +68,13 @@ def interpolate(
     save_image(sheet(images, columns=1 if middle else frames), out)
     if save is not None:
         told_labels = None if info["labels"] is None else [info["labels"][i] for i in own]
-        save_codes(save, new, {**info, "labels": told_labels, "images": [], "model": full_name(model or info["model"])})
+        own_model = {"model": full_name(model or info["model"]), "digest": model_digest(diffusion.model)}
+        save_codes(save, new, {**info, **own_model, "labels": told_labels, "images": [], "notes": []})
     ends = [(a, b, similarity(code[[a]], code[[b]])) for a, b in pairs]
     report = {
         "codes": codes, "model": model or info["model"], "images": numbers, "frames": len(images), "average": middle,
         "similarity": [{"from": a, "to": b, **{k: float(v) for k, v in alike.items()}} for a, b, alike in ends],
-        "out": out, "save": save,
+        "notes": info["notes"], "out": out, "save": save,
     }  # fmt: skip
     if not quiet and json != "-":
         for a, b, alike in ends:

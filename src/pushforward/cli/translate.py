@@ -16,7 +16,7 @@ import torch
 import typer
 from torch import Tensor
 
-from pushforward.cli.batch import Item, list_items, open_folder, work_through
+from pushforward.cli.batch import FORMAT, Item, kept_key, list_items, made_of, open_folder, todo, work_through
 from pushforward.cli.common import (
     CountOption,
     DeviceOption,
@@ -40,6 +40,7 @@ from pushforward.cli.common import (
 from pushforward.errors import PushforwardError
 from pushforward.images import compared, save_image, sheet
 from pushforward.model import Model
+from pushforward.model.contents import model_digest
 from pushforward.plan import Plan
 from pushforward.pushforward import Diffusion, Labels
 from pushforward.sampler import Sampler
@@ -124,7 +125,8 @@ def translate(
         "negative": negative,
         "method": way, "refine": refine, "seed": seed, "dtype": dtype, "fit": fit, "size": size,
     }  # fmt: skip
-    open_folder(out, settings)
+    open_folder(out, settings, items)
+    made = made_of(settings, *(model_digest(model) for model in {id(one): one, id(other): other}.values()))
     calls: dict[str, float] = {}
     more = 0 if last is None or not isinstance(last.plan, Plan) else last.plan.nfe
 
@@ -132,7 +134,7 @@ def translate(
         model, label, prompt = told[which]
         return choose_labels(model, label, count, prompt)
 
-    def work(some: list[Item], values: Tensor, numbers: list[int]) -> None:
+    def work(some: list[Item], values: Tensor, numbers: list[int], keys: list[str]) -> None:
         first, then = (replace(end, labels=labels(k, len(some))) for k, end in enumerate(ends))
         found = translate_images(values, first, then, method=way, seed=seed, first=numbers, rows=batch)
         calls["evaluations"] = calls.get("evaluations", 0.0) + len(some) * (found.nfe + more)
@@ -140,13 +142,12 @@ def translate(
         result = found.images
         if last is not None:
             result = refined(result, End(last, then.labels, then.guidance), seed=seed + 1, first=numbers)
-        for item, image in zip(some, result, strict=True):
-            save_image(sheet(image[None], smallest=0), _path(out, item))
+        for item, image, key in zip(some, result, keys, strict=True):
+            save_image(sheet(image[None], smallest=0), _path(out, item), {FORMAT: key})
 
     started = time.perf_counter()
-    outcome = work_through(
-        items, work, lambda item: _path(out, item).is_file(), label="translating", batch=batch, quiet=quiet
-    )
+    left, outcome = todo(items, lambda item: kept_key(_path(out, item)), lambda _: made)
+    work_through(left, outcome, work, lambda _: made, label="translating", batch=batch, quiet=quiet)
     seconds = time.perf_counter() - started
     effort = {"nfe": calls["evaluations"] / len(outcome.done), "rounds": calls["rounds"]} if outcome.done else {}
     rows = _sheet(items, out)

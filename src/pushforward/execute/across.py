@@ -18,7 +18,6 @@ A rank whose network raises tells the others, and all of them raise. A rank that
 from __future__ import annotations
 
 import atexit
-import hashlib
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -29,6 +28,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
+from pushforward.files import digest
 from pushforward.linear import Process
 from pushforward.model.network import Ask, Denoiser
 
@@ -183,12 +183,3 @@ def _launched() -> bool:
 def _leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def digest(*tensors: Tensor) -> str:
-    """What tells tensors from others, bit for bit."""
-    total = hashlib.sha256()
-    for tensor in tensors:
-        total.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()

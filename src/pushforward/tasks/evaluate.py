@@ -15,8 +15,6 @@ on the batch too.) Remove the folder of a sampler whose code you have changed.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,11 +32,12 @@ from torch import Tensor
 from pushforward.data import ImageData
 from pushforward.errors import PushforwardError
 from pushforward.execute import Adaptive, Parallel
-from pushforward.execute.across import digest, join, same, size
-from pushforward.files import atomic_path
+from pushforward.execute.across import join, same, size
+from pushforward.files import atomic_path, digest
 from pushforward.images import to_bytes
 from pushforward.memory import check_images, check_memory
 from pushforward.model import Model, Network
+from pushforward.model.contents import model_digest
 from pushforward.plan import Plan
 from pushforward.pushforward import Diffusion
 from pushforward.sampler import Sampler
@@ -316,8 +315,7 @@ class Run:
     def place(self) -> Path:
         """The folder of its shards, named after the sampler, its times and the library's version."""
         told = [self.name, self.plan.times.tolist(), version("pushforward")]
-        key = hashlib.sha256(json.dumps(told).encode()).hexdigest()
-        return self.folder / f"{_safe(self.name)}-{key[:8]}"
+        return self.folder / f"{_safe(self.name)}-{digest(told)[:8]}"
 
     def path(self, shard: range) -> Path:
         """The file of a shard."""
@@ -416,26 +414,9 @@ def _fast(model: Model, settings: Evaluation) -> Model:
 
 def _digest(model: Model, labels: Tensor | None, settings: Evaluation) -> str:
     """What generated images depend on, besides the sampler and their number."""
-    network, process = model.denoiser, model.process
-    names = ("prediction", "time_scale", "time_shift", "clip", "threshold", "threshold_max", "autocast")
     asked = ("seed", "guidance", "converged", "precision", "compile", "batch")
-    told = {
-        "process": process.config(),
-        "shape": model.shape,
-        "grid": dict(model.grid),
-        "network": {name: str(getattr(network, name, None)) for name in names},
-        "settings": {name: getattr(settings, name) for name in asked},
-    }
-    tensors = [torch.as_tensor(g.variance) for g in (model.reference, model.gaussian)]
-    tensors += [torch.as_tensor(g.mean) for g in (model.reference, model.gaussian)]
-    if isinstance(network, Network) and network.clock is not None:
-        tensors.append(network.clock(torch.linspace(process.t_min, process.t_max, 16, dtype=torch.float64)))
-    if labels is not None:
-        tensors.append(labels[:FEWEST])
-    for part in (model.module, model.decoder):
-        tensors += part.state_dict().values() if isinstance(part, torch.nn.Module) else ()
-    words = json.dumps(told, sort_keys=True, default=str) + digest(*tensors)
-    return hashlib.sha256(words.encode()).hexdigest()
+    told = {name: getattr(settings, name) for name in asked}
+    return digest(model_digest(model), model.negative, None if labels is None else labels[:FEWEST], told)
 
 
 def _safe(name: str) -> str:

@@ -11,7 +11,6 @@ Only distances in features of Inception may be called FID and compared with publ
 
 from __future__ import annotations
 
-import hashlib
 import os
 import zipfile
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from torch.nn.functional import interpolate
 
 from pushforward.errors import PushforwardError
 from pushforward.files import atomic_path, cache_folder
+from pushforward.files import digest as _digest
 from pushforward.model.torchscript import load_torchscript
 
 __all__ = [
@@ -381,16 +381,3 @@ def _read(path: Path, key: str, count: int) -> Tensor:
         msg = f"The file of kept features {path} is damaged; remove it."
         raise PushforwardError(msg)
     return found
-
-
-def _digest(*parts: str | Path | Tensor) -> str:
-    """SHA-256 of words, of files' contents and of tensors' values, in their order."""
-    total = hashlib.sha256()
-    data: bytes | memoryview
-    for part in parts:
-        if isinstance(part, Tensor):
-            data = part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
-        else:
-            data = part.read_bytes() if isinstance(part, Path) else part.encode()
-        total.update(hashlib.sha256(data).digest())
-    return total.hexdigest()

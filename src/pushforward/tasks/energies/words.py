@@ -16,9 +16,9 @@ import math
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ from pushforward.tasks.energies.energy import Energy, Function, of
 __all__ = ["CLIP", "ENERGIES", "Setting", "energy"]
 
 CLIP = "openai/clip-vit-base-patch32"
+_T = TypeVar("_T")
 _VIEWS = 8  # of an image that CLIP is shown, where the words do not say
 
 
@@ -44,11 +45,13 @@ class Setting:
         read: an image file, brought to the model's shape: in [-1, 1], `(channels, height, width)`.
         shape: of the model's images, `(channels, height, width)`.
         device: of networks.
+        used: pictures, networks and functions that energies are made of, by where they come from; energies share them.
     """
 
     read: Callable[[Path], Tensor]
     shape: tuple[int, ...]
     device: torch.device | str = "cpu"
+    used: dict[tuple[str, ...], Any] = field(default_factory=dict)
 
 
 class _Words:
@@ -89,54 +92,59 @@ class _Words:
             raise PushforwardError(msg)
         return value == "true"
 
+    def used(self, kind: str, place: str, load: Callable[[str], _T]) -> _T:
+        """What lies somewhere, loaded once."""
+        known = self.setting.used
+        if (kind, place) not in known:
+            known[kind, place] = load(place)
+        return known[kind, place]
+
     def image(self) -> Tensor:
-        return self.setting.read(Path(self.about).expanduser())
+        return self.used("image", self.about, lambda place: self.setting.read(Path(place).expanduser()))
+
+    def network(self, kind: str, place: str, load: Callable[..., _T]) -> _T:
+        return self.used(kind, place, lambda place: load(place, device=self.setting.device))
 
     def mask(self) -> Tensor | None:
         """Where a mask's picture is white, `(height, width)`."""
         text = self.left.pop("mask", None)
         if text is None:
             return None
-        return read_mask(Path(text).expanduser(), self.setting.read)
+        return self.used("mask", text, lambda place: read_mask(Path(place).expanduser(), self.setting.read))
 
     def views(self, default: int) -> known.Views | None:
         count = self.whole("views", default)
         return known.views(count) if count else None
 
 
-# Energies of one network share it.
-_load_clip = lru_cache(maxsize=4)(lambda name, device: load_clip(name, device=device))
-_load_classifier = lru_cache(maxsize=4)(lambda name, device: known.load_classifier(name, device=device))
-
-
 def _clip(words: _Words) -> Energy:
-    clip = _load_clip(words.word("model", CLIP), words.setting.device)
+    clip = words.network("clip", words.word("model", CLIP), load_clip)
     return known.clip_text(clip, words.about, views=words.views(_VIEWS))
 
 
 def _clip_image(words: _Words) -> Energy:
-    clip = _load_clip(words.word("model", CLIP), words.setting.device)
+    clip = words.network("clip", words.word("model", CLIP), load_clip)
     return known.clip_image(clip, words.image(), views=words.views(_VIEWS))
 
 
 def _classifier(words: _Words) -> Energy:
-    network = _load_classifier(words.about, words.setting.device)
+    network = words.network("classifier", words.about, known.load_classifier)
     return known.classifier(network, words.word("label"), views=words.views(0))
 
 
 def _attribute(words: _Words) -> Energy:
-    network = _load_classifier(words.about, words.setting.device)
+    network = words.network("classifier", words.about, known.load_classifier)
     wanted = words.yes("wanted", True)
     return known.attribute(network, words.word("label", "0"), wanted=wanted, views=words.views(0))
 
 
 def _score(words: _Words) -> Energy:
-    network = _load_classifier(words.about, words.setting.device)
+    network = words.network("classifier", words.about, known.load_classifier)
     return known.score(network.logits, low=words.yes("low", False), views=words.views(0))
 
 
 def _face(words: _Words) -> Energy:
-    return known.identity(known.load_faces(words.word("network"), device=words.setting.device), words.image())
+    return known.identity(words.network("faces", words.word("network"), known.load_faces), words.image())
 
 
 def _near(words: _Words) -> Energy:
@@ -196,7 +204,7 @@ def _python(words: _Words) -> Energy:
             f"{path} has no function {name!r}; it takes images (count, channels, height, width) in [-1, 1] and a code."
         )
         raise PushforwardError(msg)
-    return of(function, name)
+    return of(words.used("python", f"{path}:{name}", lambda _: function), name)
 
 
 # name: (what it is about, its settings, how it is made)

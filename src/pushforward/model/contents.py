@@ -1,0 +1,181 @@
+"""What models, networks and functions are made of, as plain values for `files.digest`.
+
+Two models of the same contents make the same images, bit for bit on the same hardware: whatever folder they were read
+from, and whatever they are called.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import sysconfig
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
+from dis import get_instructions
+from functools import partial
+from pathlib import Path
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pushforward.files import digest
+from pushforward.model.model import Model
+
+__all__ = ["contents", "model_digest"]
+
+_PLACES = {"name_or_path", "transformers_version"}  # what configurations say that changes nothing
+_INSTALLED = {str(Path(sysconfig.get_path(name)).resolve()) for name in ("purelib", "platlib")}
+
+
+def model_digest(model: Model) -> str:
+    """What tells a model from others: process, networks with all settings and weights, text encoders, statistics.
+
+    Not its name, nor where it was read from, nor a negative prompt. It takes a second for each GB or two.
+    """
+    told = (model.shape, model.image_shape, model.grid, model.classes, model.means)
+    parts = (model.denoiser, model.reference, model.statistics, model.decoder, model.encoder, model.text)
+    return digest("model 1", contents([model.process.config(), *told, *parts]))
+
+
+def contents(value: object) -> Any:
+    """What an object is made of: plain values and tensors, in lists and mappings.
+
+    - a module of PyTorch: classes, settings, weights and buffers of it and all below it;
+    - a function: what it closes over and its defaults; of one that comes with no installed package, its code and the
+      globals that this names, too;
+    - a dataclass: its fields; another object of ours or of the user's: its attributes;
+    - another library's: its class alone, but for tokenizers.
+    """
+    return _contents(value, {})
+
+
+def _contents(value: Any, seen: dict[int, tuple[object, Any]]) -> Any:
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes | Tensor):
+        return value
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return value
+    if id(value) not in seen:
+        seen[id(value)] = value, f"again {_name(type(value))}"  # where it is met inside itself
+        seen[id(value)] = value, _made_of(value, seen)
+    return seen[id(value)][1]
+
+
+def _made_of(value: Any, seen: dict[int, tuple[object, Any]]) -> Any:
+    def of(part: object) -> Any:
+        return _contents(part, seen)
+
+    match value:
+        case nn.Module():
+            return _of_module(value, seen)
+        case Mapping():
+            return {key if isinstance(key, str) else digest(of(key)): of(item) for key, item in value.items()}
+        case list() | tuple():
+            return [of(item) for item in value]
+        case set() | frozenset():
+            return {digest(of(item)) for item in value}
+        case partial():
+            return [of(value.func), of(value.args), of(value.keywords)]
+        case MethodType():
+            return [of(value.__self__), of(value.__func__)]
+        case FunctionType():
+            return _of_function(value, seen)
+        case property():
+            return [of(value.fget)]
+        case ModuleType() if _own(value.__name__):
+            return [value.__name__, of({k: v for k, v in vars(value).items() if not k.startswith("__")})]
+        case type() if _own(value.__module__):
+            kept = {k: v for k, v in vars(value).items() if isinstance(v, FunctionType) or not k.startswith("_")}
+            return [_name(value), of(value.__bases__), of(kept)]
+        case ModuleType() | type():
+            return _name(value)
+    kind = type(value)
+    if hasattr(value, "__wrapped__"):
+        return of(value.__wrapped__)
+    if callable(getattr(value, "get_vocab", None)):
+        return [_name(kind), _of_tokenizer(value)]
+    if is_dataclass(value):
+        return [of(kind), of({one.name: getattr(value, one.name) for one in fields(value)})]
+    if _own(kind.__module__) or kind.__module__.startswith("pushforward."):
+        return [of(kind), of(getattr(value, "__dict__", {}))]
+    return str(value) if isinstance(value, torch.dtype) else _name(value if callable(value) else kind)
+
+
+def _of_module(module: nn.Module, seen: dict[int, tuple[object, Any]]) -> Any:
+    """Classes, settings and tensors; of a compiled module, its operations."""
+    rows: list[Any] = []
+    for name, part in module.named_modules():
+        settings: dict[str, Any] = {}
+        if not isinstance(part, torch.jit.ScriptModule):
+            config = getattr(part, "config", None)
+            own = {key: item for key, item in vars(part).items() if _is_setting(item)}
+            settings = {**own, "config": config if isinstance(config, Mapping) else getattr(config, "__dict__", None)}
+        rows.append([name, _contents(type(part), seen), _contents(_public(settings), seen)])
+    if isinstance(module, torch.jit.ScriptModule):
+        graph: Any = module.inlined_graph
+        rows.append(graph.str(False))  # without the lines of its source
+    return [*rows, [*module.named_parameters()], [*module.named_buffers()]]
+
+
+def _is_setting(value: object) -> bool:
+    """Whether an attribute of a module is more than a part of it, or a tool of its library."""
+    kinds = (bool, int, float, str, list, tuple, Mapping, Tensor, FunctionType, MethodType, partial)
+    return value is None or isinstance(value, kinds) or is_dataclass(value) or hasattr(value, "get_vocab")
+
+
+def _public(settings: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Settings without those that are private to a library, or say where it found them."""
+    return {
+        key: _public(item) if isinstance(item, Mapping) else item
+        for key, item in settings.items()
+        if not (isinstance(key, str) and (key.startswith("_") or key in _PLACES or key == "training"))
+    }
+
+
+def _of_function(function: FunctionType, seen: dict[int, tuple[object, Any]]) -> Any:
+    cells: list[Any] = []
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # not filled
+            cells.append(cell.cell_contents)
+    made = [_contents(part, seen) for part in (function.__defaults__, function.__kwdefaults__, cells)]
+    if not _own(function.__module__):
+        return [_name(function), *made]
+    known = function.__globals__
+    for code in _codes(function.__code__):
+        consts = [one for one in code.co_consts if not isinstance(one, CodeType)]
+        imported = sorted({step.argval for step in get_instructions(code) if step.opname == "IMPORT_NAME"})
+        used = [known[word] for word in code.co_names if word in known]
+        used += [sys.modules[word] for word in imported if word in sys.modules]
+        made += [code.co_code, code.co_names, *(_contents(part, seen) for part in (consts, used))]
+    return made
+
+
+def _of_tokenizer(tokenizer: Any) -> Any:
+    """All its rules, but for how long the texts of the last call were to be."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return tokenizer.get_vocab()
+    return {**json.loads(backend.to_str()), "truncation": None, "padding": None}
+
+
+def _codes(code: CodeType) -> list[CodeType]:
+    """A function's code and that of the functions in it."""
+    return [code, *(part for one in code.co_consts if isinstance(one, CodeType) for part in _codes(one))]
+
+
+def _name(value: Any) -> str:
+    name = getattr(value, "__qualname__", None) or getattr(value, "__name__", type(value).__qualname__)
+    return f"{getattr(value, '__module__', None) or ''}.{name}"
+
+
+def _own(module: str | None) -> bool:
+    """Whether a module is the user's: of no installed package, nor Python's, nor ours."""
+    top = (module or "").partition(".")[0]
+    if top in sys.stdlib_module_names or top in ("", "pushforward"):
+        return False
+    found = sys.modules.get(top)
+    place = getattr(found, "__file__", None) or next(iter(getattr(found, "__path__", ())), None)
+    return place is None or not any(Path(place).resolve().is_relative_to(folder) for folder in _INSTALLED)
