@@ -1,4 +1,4 @@
-"""Files and folders of results: written whole or not at all, by one process at a time, known by what made them."""
+"""Writing a file whole or not at all, where to keep what can be made again, and what tells one content from others."""
 
 from __future__ import annotations
 
@@ -8,17 +8,14 @@ import os
 import secrets
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from pushforward.errors import PushforwardError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_LAUNCHED = {"RANK", "WORLD_SIZE", "MASTER_ADDR"}  # what `torchrun` and its like set
 
 
 @contextmanager
@@ -55,63 +52,6 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         if isinstance(error, OSError) and error.errno in _NO_ROOM and error.filename is None:
             error.filename = str(path)  # a failed write knows no name
         raise
-
-
-@contextmanager
-def alone(out: str | os.PathLike[str]) -> Iterator[None]:
-    """Keep other processes from a result while the block runs.
-
-    The lock is the operating system's, on a file `.NAME.lock` beside the result (or in it, where it is a folder whose
-    own folder cannot be written to). It ends with the process, however that ends. Of the ranks of one `torchrun` the
-    first holds it for all. Where nothing can be locked the block runs without; what cannot be written is for the writer
-    to say.
-
-    Args:
-        out: the file or folder of the result, which need not be there.
-
-    Raises:
-        PushforwardError: another process is at work on it.
-    """
-    place = Path(out).resolve()
-    rank = os.environ["RANK"] if os.environ.keys() >= _LAUNCHED else "0"
-    if rank != "0" or (place.exists() and not place.is_dir() and not place.is_file()):
-        yield
-        return
-    folder = place.parent
-    if place.is_dir() and not os.access(folder, os.W_OK):
-        folder = place
-    new = [one for one in (folder, *folder.parents) if not one.exists()]
-    try:
-        with _locked(folder / f".{place.name}.lock", out):
-            yield
-    finally:
-        for one in new:  # unless something was written
-            with suppress(OSError):
-                one.rmdir()
-
-
-@contextmanager
-def _locked(path: Path, out: str | os.PathLike[str]) -> Iterator[None]:
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(path, timeout=0)
-    with suppress(OSError, NotImplementedError):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-            while not path.exists():  # its last holder has removed it since it was opened
-                lock.release()
-                lock.acquire()
-        except Timeout:
-            msg = f"Another process is at work on {out}; wait until it has ended, or name another place for results."
-            raise PushforwardError(msg) from None
-    try:
-        yield
-    finally:
-        if lock.is_locked:
-            with suppress(OSError):
-                path.unlink()
-            lock.release()
 
 
 def save_tensors(

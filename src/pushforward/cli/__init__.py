@@ -23,7 +23,7 @@ import typer
 from typer.core import TyperGroup
 
 from pushforward.errors import PushforwardError
-from pushforward.files import alone
+from pushforward.locks import alone
 
 __all__ = ["app", "command_names", "main"]
 

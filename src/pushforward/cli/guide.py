@@ -179,10 +179,9 @@ def guide(
         settings |= {"plan": plan, "dtype": dtype, "size": size, "gradient": how_far}
     elif latent is not None:
         settings["latent"] = latent
-    own = model_digest(pushforward.model) if isinstance(pushforward, Diffusion) else digest(contents(pushforward))
-    settings |= {"content of model": own, "content of energies": digest(contents(setting.used))}
     open_folder(out, settings)
-    made = made_of(settings)
+    own = model_digest(pushforward.model) if isinstance(pushforward, Diffusion) else digest(contents(pushforward))
+    made = made_of(settings, own, contents(setting.used))
     asked: dict[str, Any] = {"seed": seed, "labels": labels, "batch": batch}
     if isinstance(pushforward, Diffusion):
         asked |= {"guidance": guidance, "parallel": parse(plan).method(pushforward.plan)}
@@ -350,7 +349,7 @@ class _Kept:
         path: of the file.
         load: reads it.
         device: for the tensors.
-        made: what the run is made with (`batch.made_of`), by which its own file is known.
+        made: what the run is made with (`batch.made_of`). A file that was made with something else is put aside.
 
     Attributes:
         before: what an earlier run has left, if any.
@@ -364,11 +363,14 @@ class _Kept:
         self.before: Any = None
         self._last: Chains | Descents | None = None
         if path.is_file():
-            self.before, info = load(path, device)
-            if info.get("made") != made:
-                msg = f"{path} was made with other settings, weights or energies; name another folder."
-                raise PushforwardError(msg)
-            self.seconds = float(info["seconds"])
+            before, info = load(path, device)
+            if info.get("made") == made:
+                self.before, self.seconds = before, float(info["seconds"])
+            else:
+                aside = path.with_stem(f"{path.stem}-{digest(path)[:8]}")
+                path.replace(aside)
+                told = f"pushforward: {path} was made with other weights or energies; it is {aside.name} now."
+                typer.echo(f"{told} The run begins anew.", err=True)
         self._saved = self._began = time.perf_counter()
 
     def __enter__(self) -> Self:

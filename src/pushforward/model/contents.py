@@ -9,11 +9,15 @@ from __future__ import annotations
 import json
 import sys
 import sysconfig
+import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from dis import get_instructions
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -28,7 +32,7 @@ from pushforward.model.model import Model
 __all__ = ["contents", "model_digest"]
 
 _PLACES = {"name_or_path", "transformers_version"}  # what configurations say that changes nothing
-_INSTALLED = {str(Path(sysconfig.get_path(name)).resolve()) for name in ("purelib", "platlib")}
+_INSTALLED = {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib")}
 
 
 def model_digest(model: Model) -> str:
@@ -105,18 +109,20 @@ def _made_of(value: Any, seen: dict[int, tuple[object, Any]]) -> Any:
 
 
 def _of_module(module: nn.Module, seen: dict[int, tuple[object, Any]]) -> Any:
-    """Classes, settings and tensors; of a compiled module, its operations."""
+    """Classes, settings and tensors; of a compiled module, what would be saved of it."""
+    if isinstance(module, torch.jit.ScriptModule):
+        with zipfile.ZipFile(BytesIO(module.save_to_buffer())) as file:
+            own = [name for name in file.namelist() if not name.endswith((".debug_pkl", "/serialization_id"))]
+            return {name.partition("/")[2]: file.read(name) for name in own}
     rows: list[Any] = []
     for name, part in module.named_modules():
-        settings: dict[str, Any] = {}
-        if not isinstance(part, torch.jit.ScriptModule):
-            config = getattr(part, "config", None)
-            own = {key: item for key, item in vars(part).items() if _is_setting(item)}
-            settings = {**own, "config": config if isinstance(config, Mapping) else getattr(config, "__dict__", None)}
+        if isinstance(part, torch.jit.ScriptModule):
+            rows.append([name, _contents(part, seen)])
+            continue
+        config = getattr(part, "config", None)
+        settings = {key: item for key, item in vars(part).items() if _is_setting(item)}
+        settings["config"] = config if isinstance(config, Mapping) else getattr(config, "__dict__", None)
         rows.append([name, _contents(type(part), seen), _contents(_public(settings), seen)])
-    if isinstance(module, torch.jit.ScriptModule):
-        graph: Any = module.inlined_graph
-        rows.append(graph.str(False))  # without the lines of its source
     return [*rows, [*module.named_parameters()], [*module.named_buffers()]]
 
 
@@ -148,9 +154,17 @@ def _of_function(function: FunctionType, seen: dict[int, tuple[object, Any]]) ->
         consts = [one for one in code.co_consts if not isinstance(one, CodeType)]
         imported = sorted({step.argval for step in get_instructions(code) if step.opname == "IMPORT_NAME"})
         used = [known[word] for word in code.co_names if word in known]
-        used += [sys.modules[word] for word in imported if word in sys.modules]
+        used += [_imported(word) for word in imported]
         made += [code.co_code, code.co_names, *(_contents(part, seen) for part in (consts, used))]
     return made
+
+
+def _imported(name: str) -> ModuleType | str:
+    """The module that a function imports when it runs: the user's own is imported now."""
+    with suppress(Exception):  # of the user's code; the function itself will say so
+        if name not in sys.modules and (spec := find_spec(name)) is not None and not _installed(spec.origin):
+            import_module(name)
+    return sys.modules.get(name, name)
 
 
 def _of_tokenizer(tokenizer: Any) -> Any:
@@ -177,5 +191,8 @@ def _own(module: str | None) -> bool:
     if top in sys.stdlib_module_names or top in ("", "pushforward"):
         return False
     found = sys.modules.get(top)
-    place = getattr(found, "__file__", None) or next(iter(getattr(found, "__path__", ())), None)
-    return place is None or not any(Path(place).resolve().is_relative_to(folder) for folder in _INSTALLED)
+    return not _installed(getattr(found, "__file__", None) or next(iter(getattr(found, "__path__", ())), None))
+
+
+def _installed(place: str | None) -> bool:
+    return place is not None and any(Path(place).resolve().is_relative_to(folder) for folder in _INSTALLED)

@@ -1,0 +1,71 @@
+"""One process at a time at work on a result."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from pushforward.errors import PushforwardError
+
+__all__ = ["alone"]
+
+_LAUNCHED = {"RANK", "WORLD_SIZE", "MASTER_ADDR"}  # what `torchrun` and its like set
+
+
+@contextmanager
+def alone(out: str | os.PathLike[str]) -> Iterator[None]:
+    """Keep other processes from a result while the block runs.
+
+    The lock is the operating system's, on a file `.NAME.lock` beside the result (or in it, where it is a folder whose
+    own folder cannot be written to). It ends with the process, however that ends. Of the ranks of one `torchrun` the
+    first holds it for all. Where nothing can be locked the block runs without; what cannot be written is for the writer
+    to say.
+
+    Args:
+        out: the file or folder of the result, which need not be there.
+
+    Raises:
+        PushforwardError: another process is at work on it.
+    """
+    place = Path(out).resolve()
+    rank = os.environ["RANK"] if os.environ.keys() >= _LAUNCHED else "0"
+    if rank != "0" or (place.exists() and not place.is_dir() and not place.is_file()):
+        yield
+        return
+    folder = place.parent
+    if place.is_dir() and not os.access(folder, os.W_OK):
+        folder = place
+    new = [one for one in (folder, *folder.parents) if not one.exists()]
+    try:
+        with _locked(folder / f".{place.name}.lock", out):
+            yield
+    finally:
+        for one in new:  # unless something was written
+            with suppress(OSError):
+                one.rmdir()
+
+
+@contextmanager
+def _locked(path: Path, out: str | os.PathLike[str]) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path, timeout=0)
+    with suppress(OSError, NotImplementedError):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+            while not path.exists():  # its last holder has removed it since it was opened
+                lock.release()
+                lock.acquire()
+        except Timeout:
+            msg = f"Another process is at work on {out}; wait until it has ended, or name another place for results."
+            raise PushforwardError(msg) from None
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            with suppress(OSError):
+                path.unlink()
+            lock.release()
