@@ -295,6 +295,47 @@ def test_an_interrupted_run_goes_on_to_the_same_result(files, tmp_path, guiding,
     assert torch.equal(one.variables(), other.variables())
 
 
+@pytest.mark.parametrize("change", ["energy", "helper", "reference", "weights", "classifier"])
+def test_what_was_made_of_something_else_is_begun_anew(files, tmp_path, guiding, monkeypatch, change):
+    """To the same as in a new folder; what the old chains had come to is put aside, and found again by nothing."""
+    mine = shutil.copytree(files, tmp_path / "mine")
+    monkeypatch.syspath_prepend(str(mine))
+    (mine / "its_helper.py").write_text("GAIN = 10\n")
+    (mine / "own.py").write_text("import its_helper\n\ndef energy(x, code): return its_helper.GAIN * x.mean((1, 2, 3))")
+    energies = [f"python:{mine}/own.py", f"near:{mine}/grey.png", f"classifier:{mine}/classes.pt:label=1"]
+    asked = [word for energy in energies for word in ("--energy", energy)]
+
+    def run(out):
+        for module in ("its_helper", "_energy_own"):
+            sys.modules.pop(module, None)
+        shutil.rmtree(mine / "__pycache__", ignore_errors=True)
+        return guiding(mine / "grey", *asked, energy=None, out=tmp_path / out)
+
+    first = run("out")
+    assert run("out")["energies"] == first["energies"]
+    match change:
+        case "energy":
+            text = (mine / "own.py").read_text()
+            (mine / "own.py").write_text(text.replace("GAIN", "GAIN * 2"))
+        case "helper":
+            (mine / "its_helper.py").write_text("GAIN = 30\n")
+        case "reference":
+            Image.fromarray(np.full((SIDE, SIDE), 200, np.uint8)).save(mine / "grey.png")
+        case "weights":
+            saved(VP(), mine / "grey")
+        case "classifier":
+            module = Flat(SIDE**2, 3, (3,))
+            module.layer.weight.data.neg_()
+            torch.jit.trace(module, torch.zeros(2, 1, SIDE, SIDE)).save(mine / "classes.pt")
+    assert not list((tmp_path / "out").glob("chains-*.safetensors"))
+    again, fresh = run("out"), run("fresh")
+    assert again["energies"] == fresh["energies"] != first["energies"]
+    assert samples(tmp_path / "out").keys() == samples(tmp_path / "fresh").keys()
+    for name, image in samples(tmp_path / "fresh").items():
+        assert np.array_equal(image, samples(tmp_path / "out")[name])
+    assert len(list((tmp_path / "out").glob("chains-*.safetensors"))) == 1
+
+
 def test_a_finished_folder_is_left_as_it_is_and_serves_no_other_settings(files, guiding, tmp_path):
     first = guiding("grey")
     shown = {file: file.read_bytes() for file in (tmp_path / "out").rglob("*.png")}

@@ -3,12 +3,17 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
+from pathlib import Path
+from time import sleep
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from pushforward import cli
@@ -17,6 +22,7 @@ from pushforward.codes import load_codes, save_codes
 from pushforward.data import read_image
 from pushforward.errors import PushforwardError
 from pushforward.linear import VP
+from pushforward.locks import alone
 from pushforward.model import save_model
 from test_cli_invert import refused, saved
 from test_edit import reading
@@ -93,7 +99,8 @@ def pixels(path):
 
 def results(folder):
     found = sorted(path for path in (folder / "images").rglob("*.png"))
-    return {path.relative_to(folder / "images").with_suffix("").as_posix(): path for path in found}
+    names = {path.relative_to(folder / "images").with_suffix("").as_posix(): path for path in found}
+    return {name: path for name, path in names.items() if not path.name.startswith(".")}  # left where one was killed
 
 
 # -- translate
@@ -190,6 +197,133 @@ def test_a_folder_in_which_nothing_was_made_may_be_used_again(models, pictures, 
     wrong = ["translate", pictures, "--source", models["one"], "--steps", 3, *TEXTS, "-q", "--out", tmp_path / "out"]
     refused(invoke(*wrong, "--eta", 0), "has no noises to find")
     assert translating(pictures / "0.png")["count"] == 1
+
+
+def shown(folder):
+    return {name: pixels(path).tobytes() for name, path in results(folder).items()}
+
+
+@pytest.fixture
+def mine(models, tmp_path):
+    """A model and pictures of one's own, to change behind their names."""
+    shutil.copytree(models["one"], tmp_path / "model")
+    (tmp_path / "in").mkdir()
+    for name, seed in {"a.png": 30, "c.png": 31}.items():
+        Image.fromarray(noise(SIDE, SIDE, 3, seed=seed)).save(tmp_path / "in" / name)
+    return tmp_path
+
+
+def stretched(folder, by=1.05):
+    """Other weights in the place of a model's."""
+    path = folder / "model.safetensors"
+    save_file({name: by * tensor for name, tensor in load_file(path).items()}, path)
+
+
+def test_an_image_overwritten_with_another_is_translated_again(mine, translating):
+    """Alone, in place, and as if for the first time; the same pixels in another file are the same image."""
+    options = ["--source", mine / "model", "--batch", 1]
+    translating(mine / "in", *options)
+    before = shown(mine / "out")
+    Image.fromarray(noise(SIDE, SIDE, 3, seed=32)).save(mine / "in" / "a.png")
+    with Image.open(mine / "in" / "c.png") as picture:
+        picture.copy().save(mine / "in" / "c.png", compress_level=0)
+    report = translating(mine / "in", *options)
+    assert (report["done_before"], report["count"]) == (1, 2)
+    assert "1 results were of other images, weights or texts, and are made again" in report["notes"]
+    translating(mine / "in", *options, out=mine / "fresh")
+    assert shown(mine / "out") == shown(mine / "fresh")
+    assert shown(mine / "out")["c"] == before["c"]
+    assert shown(mine / "out")["a"] != before["a"]
+
+
+def test_results_of_replaced_weights_are_made_again(mine, translating):
+    options = ["--source", mine / "model", "--batch", 1]
+    translating(mine / "in", *options)
+    before = shown(mine / "out")
+    stretched(mine / "model")
+    assert translating(mine / "in", *options)["done_before"] == 0
+    translating(mine / "in", *options, out=mine / "fresh")
+    assert shown(mine / "out") == shown(mine / "fresh")
+    assert all(shown(mine / "out")[name] != before[name] for name in before)
+    assert translating(mine / "in", *options)["done_before"] == 2
+
+
+def test_each_image_keeps_its_result_whatever_images_come(mine, translating):
+    """Each result is what its image gives alone: the same stem, case, folder or normal form is another image."""
+    options = ["--source", mine / "model", "--batch", 1]
+    translating(mine / "in", *options)
+    before = {name: path.stat().st_mtime_ns for name, path in results(mine / "out").items()}
+    names = ["A.png", "a.bmp", "a-2.png", "sub/a.png", "sub_a.png", "\u00e9.png", "e\u0301.png", "d.png/x.png", "d.bmp"]
+    for seed, name in enumerate(names):
+        (mine / "in" / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(noise(SIDE, SIDE, 3, seed=40 + seed)).save(mine / "in" / name)
+    report = translating(mine / "in", *options)
+    assert report["done_before"] == 2
+    found = {row["name"]: row["source"] for row in report["images"]}
+    assert len(found) == len(names) + 2
+    assert len({name.casefold() for name in found}) == len(found)
+    assert (found["a"], found["c"]) == (str(mine / "in" / "a.png"), str(mine / "in" / "c.png"))
+    for name, source in found.items():
+        (alone := mine / "alone").mkdir(exist_ok=True)
+        shutil.copy(source, alone / f"x{Path(source).suffix}")
+        translating(alone, *options, out=mine / "each")
+        assert shown(mine / "each")["x"] == shown(mine / "out")[name], (name, source)
+        shutil.rmtree(alone), shutil.rmtree(mine / "each")
+    for name, time in before.items():
+        assert results(mine / "out")[name].stat().st_mtime_ns == time
+    assert translating(mine / "in", *options)["done_before"] == len(found)
+
+
+def test_results_that_tell_nothing_of_themselves_are_made_again(mine, translating):
+    """As earlier versions left them, or another program has."""
+    translating(mine / "in", "--source", mine / "model")
+    Image.fromarray(noise(SIDE, SIDE, 3, seed=50)).save(mine / "out" / "images" / "a.png")
+    (mine / "out" / "images" / "c.png").write_bytes(b"")
+    report = translating(mine / "in", "--source", mine / "model")
+    assert (report["done_before"], report["count"]) == (0, 2)
+    translating(mine / "in", "--source", mine / "model", out=mine / "fresh")
+    assert shown(mine / "out") == shown(mine / "fresh")
+    (mine / "out" / "names.json").write_text("[")
+    (mine / "out" / "settings.json").unlink()
+    assert translating(mine / "in", "--source", mine / "model")["done_before"] == 2
+
+
+def test_a_killed_translation_goes_on(mine, translating):
+    """By SIGKILL, which lets nothing be tidied; its lock is gone with it, and while it lives it is alone."""
+    for seed in range(40):
+        Image.fromarray(noise(SIDE, SIDE, 3, seed=seed)).save(mine / "in" / f"{seed:02d}.png")
+    command = ["translate", mine / "in", "--source", mine / "model", "--steps", 3, *TEXTS, "--batch", 1, "-q", "--out",
+               mine / "out"]  # fmt: skip
+    with subprocess.Popen([sys.executable, "-m", "pushforward", *map(str, command)]) as running:
+        while running.poll() is None and len(results(mine / "out")) < 2:
+            sleep(0.01)
+        refused(invoke(*command), "Another process is at work on")
+        running.kill()
+    left = len(results(mine / "out"))
+    assert 2 <= left < 42
+    assert translating(mine / "in", "--source", mine / "model", "--batch", 1)["done_before"] == left
+    translating(mine / "in", "--source", mine / "model", "--batch", 1, out=mine / "fresh")
+    assert shown(mine / "out") == shown(mine / "fresh")
+
+
+COMMANDS = {
+    "translate": ["x.png", "--source", "m"], "edit": ["x.png", "--model", "m", "--source", "a", "--target", "b"],
+    "inpaint": ["m", "x.png", "--mask", "x.png"], "guide": ["m", "--energy", "chi"], "evaluate": ["m", "--data", "d"],
+    "encode": ["m", "x.png"], "decode": ["c.safetensors"], "sample": ["m"], "invert": ["m", "x.png"],
+    "interpolate": ["c.safetensors"], "plot-plan": ["m"], "train": ["--data", "d"],
+    "evaluate-translation": ["x", "--source", "y"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", cli.command_names())
+def test_no_command_writes_where_another_process_is_at_work(tmp_path, monkeypatch, command):
+    if command == "models":
+        pytest.skip("it writes nothing")
+    monkeypatch.chdir(tmp_path)
+    place = [] if command == "train" else ["--out"]
+    with alone(tmp_path / "out"):
+        refused(invoke(command, *COMMANDS[command], *place, "out"), "Another process is at work on out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_results_among_the_images_are_not_translated_again(models, pictures, translating, tmp_path):
@@ -416,8 +550,8 @@ def editing(models, tmp_path):
 
     def run(images, *options, model="one", out=None):
         report = tmp_path / "report.json"
-        result = invoke("edit", images, "--model", models[model], *EDIT, "--out", out or tmp_path / "out", "--json",
-                        report, "-q", *options)  # fmt: skip
+        result = invoke("edit", images, "--model", models.get(model, model), *EDIT, "--out", out or tmp_path / "out",
+                        "--json", report, "-q", *options)  # fmt: skip
         assert result.exit_code == 0, result.exception
         return json.loads(report.read_text())
 
@@ -471,6 +605,21 @@ def test_an_edit_depends_on_what_the_image_shows_alone(pictures, editing, tmp_pa
     for one in candidates(tmp_path / "out" / "6"):
         pair = [pixels(tmp_path / place / "6" / one["file"]) for place in ("out", "alone")]
         assert abs(pair[0] - pair[1]).max() <= 1
+
+
+def test_an_edit_of_another_image_or_model_is_made_again(mine, editing, tmp_path):
+    shutil.copytree(mine / "model", tmp_path / "kept")
+    for change in ("image", "weights"):
+        editing(mine / "in", "--select", "none", model=mine / "model")
+        if change == "image":
+            Image.fromarray(noise(SIDE, SIDE, 3, seed=32)).save(mine / "in" / "a.png")
+        else:
+            stretched(mine / "model")
+        report = editing(mine / "in", "--select", "none", model=mine / "model")
+        assert report["done_before"] == (1 if change == "image" else 0)
+        editing(mine / "in", "--select", "none", model=mine / "model", out=tmp_path / change)
+        for path in (tmp_path / change).rglob("*.png"):
+            assert np.array_equal(pixels(path), pixels(tmp_path / "out" / path.relative_to(tmp_path / change)))
 
 
 def test_a_broken_file_does_not_stop_an_edit(pictures, editing, tmp_path):
@@ -664,6 +813,32 @@ def test_the_middle_of_all_codes(models, pictures, tmp_path):
     out = tmp_path / "middle.png"
     assert invoke("interpolate", codes, "--average", "--out", out, "-q").exit_code == 0
     assert pixels(out).shape == (SIDE * 5, SIDE * 5, 3)
+
+
+def test_codes_say_when_the_model_is_another_by_now(mine, tmp_path):
+    """On stderr and in the report, and they are decoded all the same; codes of earlier versions cannot say."""
+    codes, _ = encoded({"one": mine / "model"}, mine / "in", tmp_path)
+
+    def told(command):
+        report = tmp_path / "told.json"
+        result = invoke(command, codes, "--out", tmp_path / "x.png", "--json", report, "-q")
+        assert result.exit_code == 0, result.exception
+        notes = json.loads(report.read_text())["notes"]
+        assert result.stderr == "".join(f"pushforward: {note}\n" for note in notes)
+        return notes
+
+    assert told("decode") == told("interpolate") == []
+    shutil.move(mine / "model", mine / "moved")
+    stretched(shutil.copytree(mine / "moved", mine / "model"))
+    assert told("decode") == told("interpolate") != []
+    assert "another model than 'model' is now" in told("decode")[0]
+    saved_codes = tmp_path / "new.safetensors"
+    assert invoke("interpolate", codes, "--out", tmp_path / "x.png", "--save", saved_codes, "-q").exit_code == 0
+    assert invoke("decode", saved_codes, "--out", tmp_path / "x.png", "-q").stderr == ""
+    assert invoke("decode", codes, "--model", mine / "moved", "--out", tmp_path / "x.png", "-q").stderr == ""
+    code, info = load_codes(codes)
+    save_codes(codes, code, {key: value for key, value in info.items() if key != "digest"})
+    assert told("decode") == []
 
 
 @pytest.mark.parametrize("between", ["0", "0,7", "-1,0", "a,b", "0;1", ""])

@@ -173,6 +173,19 @@ def test_another_mask_of_the_same_name_is_another_run(files, tmp_path):
     assert "other settings (known differ)" in str(result.exception)
 
 
+def test_an_image_that_gets_another_label_by_those_before_it_is_painted_again(files, tmp_path):
+    """Labels are taken in turn, so an image that comes first moves all others to the next."""
+    mine, asked = shutil.copytree(files / "photos", tmp_path / "mine"), ["--label", "a", "--label", "b", "--batch", 1]
+    assert run(files, tmp_path / "out", *asked, images=mine).exit_code == 0
+    shutil.copy(mine / "0.png", mine / "00.png")
+    result = run(files, tmp_path / "out", *asked, "--json", "-", images=mine)
+    assert json.loads(result.stdout)["done_before"] == 1  # 00.png is behind 0.png
+    assert run(files, tmp_path / "fresh", *asked, images=mine).exit_code == 0
+    for name in ("0", "00", "1", "2"):
+        one, other = (pixels(tmp_path / place / "images" / f"{name}.png") for place in ("out", "fresh"))
+        assert (one == other).all()
+
+
 def test_prompts_are_told(files, tmp_path):
     for prompt in ("a", "b"):
         result = run(files, tmp_path / prompt, "--prompt", prompt, "--guidance", 3, model="reads")

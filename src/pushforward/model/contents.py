@@ -142,6 +142,8 @@ def _public(settings: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def _of_function(function: FunctionType, seen: dict[int, tuple[object, Any]]) -> Any:
+    if not _own(function.__module__) and hasattr(function, "__wrapped__"):
+        return _contents(function.__wrapped__, seen)
     cells: list[Any] = []
     for cell in function.__closure__ or ():
         with suppress(ValueError):  # not filled
