@@ -322,8 +322,8 @@ def test_what_was_made_of_something_else_is_begun_anew(files, tmp_path, guiding,
         case "reference":
             Image.fromarray(np.full((SIDE, SIDE), 200, np.uint8)).save(mine / "grey.png")
         case "weights":
-                saved(VP(beta_max=18.0), mine / "grey")
-            case "classifier":
+            saved(VP(beta_max=18.0), mine / "grey")
+        case "classifier":
             module = Flat(SIDE**2, 3, (3,))
             module.layer.weight.data.neg_()
             torch.jit.trace(module, torch.zeros(2, 1, SIDE, SIDE)).save(mine / "classes.pt")
