@@ -1,5 +1,6 @@
 """The linear skeleton: structured operators, forward processes, reference Gaussians and their roots."""
 
+from dataclasses import fields
 from typing import Any
 
 from pushforward.errors import PushforwardError
@@ -18,6 +19,7 @@ from pushforward.linear.process import (
     ScaledProcess,
 )
 from pushforward.linear.table import Discrete
+from pushforward.schema import check
 
 __all__ = [
     "IDENTITY", "POINT", "PROCESSES", "VE", "VP", "Basis", "Blurring", "BlurringLangevin", "Cosine", "Discrete",
@@ -34,7 +36,7 @@ def process_from_config(config: dict[str, Any]) -> Process:
     """The process that `Process.config` described.
 
     Raises:
-        PushforwardError: unknown name or parameter.
+        PushforwardError: unknown name or parameter, or one that is no number.
     """
     settings = dict(config)
     if "name" not in settings:
@@ -44,16 +46,19 @@ def process_from_config(config: dict[str, Any]) -> Process:
         )
         raise PushforwardError(msg)
     name = settings.pop("name")
-    if name not in PROCESSES:
+    if not isinstance(name, str) or name not in PROCESSES:
         msg = (
             f"Unknown process {name!r}; known are {', '.join(PROCESSES)}. One of your own must be put into "
             "pushforward.linear.PROCESSES first."
         )
         raise PushforwardError(msg)
-    for key, value in settings.items():
-        settings[key] = tuple(value) if isinstance(value, list) else value
-    try:
-        return PROCESSES[name](**settings)
-    except TypeError as error:
-        msg = f"Process {name!r} does not take these parameters: {error}."
-        raise PushforwardError(msg) from error
+    kind = PROCESSES[name]
+    known = [one.name for one in fields(kind) if one.init]  # type: ignore[arg-type]
+    if unknown := settings.keys() - known:
+        msg = f"Process {name!r} does not take {', '.join(sorted(unknown))}; its parameters are {', '.join(known)}."
+        raise PushforwardError(msg)
+    process = check(settings, kind, f"Process {name!r}", f"its parameters are {', '.join(known)}")
+    if not 0 < process.t_min < process.t_max:
+        msg = f"Process {name!r} needs 0 < t_min < t_max; got {process.t_min:g} and {process.t_max:g}."
+        raise PushforwardError(msg)
+    return process

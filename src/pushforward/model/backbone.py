@@ -8,15 +8,19 @@ quality on the pixels, above all on a CPU, where the maps at full size are bound
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from pushforward.errors import PushforwardError
 
 __all__ = ["PRESETS", "Backbone", "BackboneConfig", "preset"]
+
+_Size = Annotated[int, Field(ge=1, le=2**16)]
+_Count = Annotated[int, Field(ge=0, le=2**24)]
 
 
 @dataclass(frozen=True)
@@ -38,36 +42,22 @@ class BackboneConfig:
             for processes whose time has no end.
     """
 
-    in_channels: int
-    out_channels: int
-    classes: int = 0
-    words: int = 0
-    patch: int = 2
-    widths: tuple[int, ...] = (96, 96)
-    layers: int = 1
+    in_channels: _Size
+    out_channels: _Size
+    classes: _Count = 0
+    words: _Count = 0
+    patch: _Size = 2
+    widths: Annotated[tuple[_Size, ...], Field(min_length=1, max_length=12)] = (96, 96)
+    layers: Annotated[int, Field(ge=1, le=64)] = 1
     attention: bool = False
     middle: bool = False
     modulation: bool = False
-    groups: int = 8
-    time_angle: float = 0.0
+    groups: _Size = 8
+    time_angle: Annotated[float, Field(ge=0)] = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> BackboneConfig:
-        """From what `to_dict` gave.
-
-        Raises:
-            PushforwardError: an unknown or missing entry.
-        """
-        unknown = set(values) - {field.name for field in fields(cls)}
-        if unknown or not {"in_channels", "out_channels"} <= set(values):
-            msg = f"A network's settings have unknown or missing entries: {', '.join(sorted(values))}."
-            raise PushforwardError(msg)
-        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**settings)
 
     @property
     def multiple(self) -> int:

@@ -7,13 +7,15 @@ data) and a model card `README.md`.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -23,11 +25,30 @@ from pushforward.files import atomic_path, save_tensors
 from pushforward.linear import POINT, Gaussian, Process, process_from_config
 from pushforward.model.backbone import Backbone, BackboneConfig
 from pushforward.model.network import Denoiser, Network, Wrapper
+from pushforward.model.prediction import Prediction, is_image
 from pushforward.model.prompts import Prompted, TextEncoder, prompted
 from pushforward.model.words import tokens, warn_of_lost_words
+from pushforward.schema import check, read
 
 CONFIG, WEIGHTS, STATISTICS, CARD = "config.json", "model.safetensors", "statistics.safetensors", "README.md"
 FORMAT = "pushforward-1"
+_REMEDY = "train or fetch the model again"
+_Side = Annotated[int, Field(ge=1, le=2**20)]
+
+
+@dataclass(frozen=True)
+class Config:
+    """What `config.json` holds, beside its `format`; see `trained` for what it means."""
+
+    format: str
+    name: str
+    process: dict[str, Any]
+    shape: Annotated[tuple[_Side, ...], Field(min_length=3, max_length=3)]
+    prediction: Prediction
+    variance: Annotated[float, Field(gt=0)]
+    network: BackboneConfig
+    classes: tuple[str, ...]
+    info: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -305,32 +326,60 @@ def load_model(folder: Path, name: str | None = None) -> Model:
     Raises:
         PushforwardError: a file is missing, damaged, or of another network.
     """
-    config = read_json(folder / CONFIG)
-    if config.get("format") != FORMAT:
-        msg = f"{folder / CONFIG} has format {config.get('format')!r}; expected {FORMAT!r}."
+    path = folder / CONFIG
+    found = read_json(path)
+    if found.get("format") != FORMAT:
+        msg = f"{path} has format {found.get('format')!r}; expected {FORMAT!r}."
         raise PushforwardError(msg)
-    try:
-        module = Backbone(BackboneConfig.from_dict(config["network"]))
-        process = process_from_config(config["process"])
-        shape, classes = tuple(config["shape"]), tuple(config["classes"])
-        prediction, variance = config["prediction"], float(config["variance"])
-    except KeyError as missing:
-        msg = f"{folder / CONFIG} lacks the entry {missing}; train or fetch the model again."
-        raise PushforwardError(msg) from None
-    load_weights(module, folder / WEIGHTS)
-    statistics, means = _load_statistics(folder / STATISTICS, shape, len(classes))
+    config = check(found, Config, str(path), _REMEDY)
+    process = process_from_config(config.process)
+    _check_network(config, process, path)
+    weights = read_tensors(folder / WEIGHTS)
+    with torch.device("meta"):  # what does not fit is said before memory is taken for it
+        _check_weights(_backbone(config.network, path), weights, folder / WEIGHTS)
+    module = _backbone(config.network, path)
+    module.load_state_dict(weights)
+    statistics, means = _load_statistics(folder / STATISTICS, config.shape, len(config.classes))
     return trained(
         module.eval().requires_grad_(False),
         process,
-        shape,
-        name=name or config["name"],
-        prediction=prediction,
-        variance=variance,
-        classes=classes,
-        info=config.get("info", {}),
+        config.shape,
+        name=name or config.name,
+        prediction=config.prediction,
+        variance=config.variance,
+        classes=config.classes,
+        info=config.info,
         statistics=statistics,
         means=means,
     )
+
+
+def _backbone(config: BackboneConfig, path: Path) -> Backbone:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of layers without weights, which will not fit
+            return Backbone(config)
+    except PushforwardError:
+        raise
+    except Exception as error:  # of numbers that do not go together, whatever layer finds it out
+        msg = f"The entry 'network' of {path} describes no network ({str(error).splitlines()[0]}); {_REMEDY}."
+        raise PushforwardError(msg) from error
+
+
+def _check_network(config: Config, process: Process, path: Path) -> None:
+    """Raise unless the network is one for the states and classes of the config."""
+    network, states = config.network, process.blocks * config.shape[0]
+    field = getattr(process, "field", config.shape[1:])
+    fits = {
+        "shape": tuple(field) == config.shape[1:] and not any(side % network.multiple for side in config.shape[1:]),
+        "network.in_channels": network.in_channels == states,
+        "network.out_channels": network.out_channels == (config.shape[0] if is_image(config.prediction) else states),
+        "network.classes": network.classes == (0 if network.words else len(config.classes)),
+    }
+    for entry, fitting in fits.items():
+        if not fitting:
+            msg = f"The entry {entry!r} of {path} does not fit the others; {_REMEDY}."
+            raise PushforwardError(msg)
 
 
 def _load_statistics(path: Path, shape: tuple[int, ...], classes: int) -> tuple[Gaussian | None, Tensor | None]:
@@ -352,33 +401,21 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         PushforwardError: it is not there, or not JSON.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        msg = f"{path} is missing; a model folder needs it."
-        raise PushforwardError(msg) from None
-    except (ValueError, UnicodeDecodeError) as error:
-        msg = f"{path} is not valid JSON ({error}); fetch the model again."
-        raise PushforwardError(msg) from None
-    if not isinstance(value, dict):
-        msg = f"{path} should hold a JSON object; got {type(value).__name__}."
-        raise PushforwardError(msg)
-    return value
+    return read(path, dict, _REMEDY)
 
 
-def load_weights(module: nn.Module, path: Path) -> None:
-    """Load a `.safetensors` file into a module, in the module's dtype.
-
-    Raises:
-        PushforwardError: the file is missing, damaged, or holds other tensors.
-    """
-    weights = read_tensors(path)
-    try:
-        module.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        msg = f"{path} does not fit the network of {CONFIG}: {reason}"
-        raise PushforwardError(msg) from None
+def _check_weights(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Raise unless these are the weights of the module, by names and shapes, all of them finite numbers."""
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            what = "has an unknown" if name not in expected else "has another shape of" if name in found else "lacks"
+            msg = f"{path} does not fit the network of {CONFIG}: it {what} {name!r}; {_REMEDY}."
+            raise PushforwardError(msg)
+        if not (weights[name].is_floating_point() and bool(weights[name].isfinite().all())):
+            msg = f"{path} has values in {name!r} that are no finite numbers; {_REMEDY}."
+            raise PushforwardError(msg)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
