@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EPIPE, errno.ESPIPE}
 
 
 @contextmanager
@@ -38,20 +39,73 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
-    if target.exists() and not target.is_file():
-        yield target
-        return
-    target = target.resolve()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.stem}.{secrets.token_hex(4)}{target.suffix}")
+    direct = target.exists() and not target.is_file()
+    temporary = target if direct else _beside(_followed(target))
     try:
         yield temporary
-        os.replace(temporary, target)
+        if not direct:
+            os.replace(temporary, _followed(target))
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in _NO_ROOM and error.filename is None:
-            error.filename = str(path)  # a failed write knows no name
+        if not direct:
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in _NOT_WRITTEN and error.filename in (None, str(temporary)):
+            error.filename, error.filename2 = str(path), None  # a failed write knows no name, or one that is gone
         raise
+
+
+def check_writable(path: Path) -> None:
+    """Raise unless a file can be written, by writing a little beside it, of which nothing stays.
+
+    The folders that it needs and that are not there are not made. A pipe is taken as it is.
+
+    Args:
+        path: of a file that `atomic_path` shall write.
+
+    Raises:
+        OSError: its name is too long, it is a folder, a part of its path is no folder, it or its folder may not be
+            written, or the disk is full; the path is named.
+    """
+    try:
+        if path.is_dir():
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if path.exists() and not path.is_file():
+            if not path.is_fifo():
+                with path.open("wb", buffering=0) as device:
+                    device.write(b"")
+            return
+        target = _followed(path)
+        folder = next(parent for parent in target.parents if os.path.lexists(parent))
+        if not folder.is_dir():
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        most = os.pathconf(folder, "PC_NAME_MAX")
+        if any(len(os.fsencode(part)) > most for part in target.parts):
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        probe = _beside(folder / "probe")
+        try:
+            with probe.open("wb", buffering=0) as file:
+                file.write(b"\0" * 4096)
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def _followed(path: Path) -> Path:
+    """The file that a path leads to.
+
+    Raises:
+        OSError: links that lead in a circle.
+    """
+    try:
+        return path.resolve(strict=False)
+    except RuntimeError:  # which Python 3.11 raises of a circle of links
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
+
+
+def _beside(target: Path) -> Path:
+    """A new name in the folder of a file, with its suffix; the folder is made."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target.with_name(f".{secrets.token_hex(8)}{target.suffix}")
 
 
 def save_tensors(
@@ -64,12 +118,19 @@ def save_tensors(
         tensors: on any device, in any order of memory.
         metadata: of the file.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with atomic_path(path) as temporary:
         plain = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-        save_file(plain, temporary, metadata=None if metadata is None else dict(metadata))
-        temporary.chmod(0o644)  # it comes readable by its owner alone
+        try:
+            save_file(plain, temporary, metadata=None if metadata is None else dict(metadata))
+        except SafetensorError as error:  # which hides an error of the system in words
+            found = re.search(r"os error (\d+)", str(error))
+            number = int(found[1]) if found else errno.EIO
+            raise OSError(number, os.strerror(number), str(path)) from error
+        if temporary.is_file():
+            temporary.chmod(0o644)  # it comes readable by its owner alone
 
 
 def cache_folder() -> Path:

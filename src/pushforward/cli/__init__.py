@@ -8,10 +8,13 @@ no PyTorch. For the same reason nothing here, nor in `pushforward/__init__.py`, 
 """
 
 import ast
+import errno
 import inspect
 import os
 import signal
 import sys
+import traceback
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import wraps
@@ -20,14 +23,16 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
+from pushforward.cli.options import noted
 from pushforward.errors import PushforwardError
 from pushforward.locks import alone
 
 __all__ = ["app", "command_names", "main"]
 
-_NOT_COMMANDS = {"__init__", "batch", "common"}
+_NOT_COMMANDS = {"__init__", "batch", "common", "options"}
+_NO_MEMORY = ("allocate memory", "out of memory", "array is too big", "size calculation overflowed")
 
 
 def command_names() -> list[str]:
@@ -48,6 +53,29 @@ def _summary(command: str) -> str:
 
 def _typer(**settings: Any) -> typer.Typer:
     return typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, **settings)
+
+
+class _Ended(SystemExit):
+    """The request to end (SIGTERM), on its way through what is to be cleaned up."""
+
+
+class _Command(TyperCommand):
+    """A command, which ends by returning or by `typer.Exit`: code that it runs for the user cannot end it."""
+
+    def invoke(self, ctx: Any) -> Any:
+        given = {p.name for p in self.params if p.name and ctx.get_parameter_source(p.name).name == "COMMANDLINE"}
+        try:
+            with noted(given):
+                return super().invoke(ctx)
+        except _Ended:
+            raise
+        except SystemExit as left:
+            last = traceback.extract_tb(left.__traceback__)[-1]
+            msg = (
+                f"{last.filename}, line {last.lineno}, asks Python to exit ({left.code}): a function that a command "
+                "calls must return or raise an error."
+            )
+            raise PushforwardError(msg) from left
 
 
 class _Commands(TyperGroup):
@@ -71,7 +99,7 @@ class _Commands(TyperGroup):
         command = _typer()
         function = getattr(import_module(f"{__name__}.{name}"), name)
         described = (inspect.getdoc(function) or "").replace("\\b\n", "\b\n")  # docstrings are raw
-        command.command(cmd_name, help=described)(_alone(function))
+        command.command(cmd_name, cls=_Command, help=described)(_alone(function))
         return typer.main.get_command(command)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
@@ -117,25 +145,60 @@ def _fail(message: str) -> NoReturn:
     sys.exit(1)
 
 
+def _said(error: Exception) -> str:
+    """An error in a sentence."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, PushforwardError):
+        return str(error)
+    if isinstance(error, MemoryError) or any(part in words for part in _NO_MEMORY):
+        return f"There is not enough memory for this; take a smaller --batch, --count or --size. ({words[:300]})"
+    if isinstance(error, OSError):
+        name = error.filename if error.filename is not None else error.filename2
+        reason = error.strerror or words
+        return reason if name is None else f"{reason}: {os.fsdecode(name) if not isinstance(name, int) else name}"
+    return f"{type(error).__name__}: {words} (PUSHFORWARD_DEBUG=1 shows where)"
+
+
+def _warn(message: Warning | str, *_: Any) -> None:
+    """A warning as one line: the first of its own, and where in the source it was is of no use to a user."""
+    typer.echo(f"pushforward: {str(message).strip().partition(chr(10))[0]}", err=True)
+
+
+def _flush() -> None:
+    """See that all that was printed has arrived, for Python tells of it after its end, and with a traceback."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - to the end
+        if error.errno != errno.EPIPE:  # who reads no further knows it
+            _fail(f"{error.strerror}: standard output")
+        sys.exit(1)
+
+
 def main() -> None:
     """Run the command line.
 
     Exits with 0, with 1 and one sentence on stderr where something failed, with 2 for a wrong usage, with 130 for an
     interrupt and 143 for a request to end. `PUSHFORWARD_DEBUG=1` leaves the traceback of a failure.
     """
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what is done is kept
+
+    def end(*_: object) -> NoReturn:  # what is done is kept
+        raise _Ended(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, end)
     if os.environ.get("PUSHFORWARD_DEBUG") == "1":
         app()
+    for stream in (sys.stdout, sys.stderr):
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
-        app()
-    except PushforwardError as error:
-        _fail(str(error))
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn  # type: ignore[assignment]
+            app()
     except KeyboardInterrupt:
         sys.exit(130)
-    except OSError as error:
-        reason = error.strerror or str(error) or type(error).__name__
-        _fail(f"{reason}: {error.filename}" if error.filename else reason)
     except Exception as error:
-        _fail(f"{type(error).__name__}: {error} (PUSHFORWARD_DEBUG=1 shows where)")
+        _fail(_said(error))
     finally:
         signal.signal(signal.SIGTERM, before)
+        _flush()

@@ -187,9 +187,9 @@ def pick_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        msg = f"Device {name!r} cannot be used here ({str(error).splitlines()[0]}); try --device cpu."
+        torch.ones(1, device=name).add(1).item()  # some have names, and no numbers
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError, ImportError) as error:
+        msg = f"Device {name!r} cannot be used here ({(str(error).splitlines() or ['unknown'])[0]}); try --device cpu."
         raise PushforwardError(msg) from None
     return name
 
@@ -477,8 +477,8 @@ def write_json(report: Mapping[str, Any], destination: str | None) -> None:
     if destination == "-":
         typer.echo(text)
         return
-    with atomic_path(destination) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    with atomic_path(destination) as temporary:  # a name that is no text is written as JSON escapes it
+        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def _plain(value: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from pushforward.cli.common import DeviceOption, JsonOption, QuietOption, decoded, open_codes, pick_device, write_json
+from pushforward.cli.options import check_outputs
 from pushforward.images import check_suffix, picture_suffixes, save_image, sheet
 
 __all__ = ["decode"]
@@ -36,6 +37,7 @@ def decode(
     pushforward decode codes.safetensors --out again.png --each again/
     """
     check_suffix(out, picture_suffixes())
+    check_outputs({"--out": out, "--json": json}, {"--each": each}, inputs=[codes])
     code, info, diffusion, plan, labels = open_codes(codes, model, pick_device(device))
     began = time.perf_counter()
     images = decoded(diffusion, code, labels, info["guidance"], batch, quiet=quiet)

@@ -37,6 +37,7 @@ from pushforward.cli.common import (
     progress,
     write_json,
 )  # fmt: skip
+from pushforward.cli.options import check_outputs, check_split, in_vain
 from pushforward.errors import PushforwardError
 from pushforward.images import save_image, sheet
 from pushforward.model import Model
@@ -107,11 +108,18 @@ def edit(
     pushforward edit cat.jpg --model ./stable-diffusion --source "a photo of a cat" --target "a photo of a dog" \
         --guidance 1,2,3,5 --skip .15,.3,.5 --select directional-clip --clip ./clip-b32 --judge ./clip-l14
     """
+    way = method_named(method, "edit")
+    check_outputs({"--json": json}, {"--out": out})
+    check_split(images)
+    in_vain(
+        {
+            "source_guidance": "sdedit does not encode the image" if way == "sdedit" else None,
+            "trials": "the deterministic method has one code for an image" if way == "deterministic" else None,
+        }
+    )
     where = pick_device(device)
     network = avoiding(open_model(model, where, dtype, size), negative)
-    search = Search(
-        _numbers(guidance, "guidance"), _numbers(skip, "skip"), trials, source_guidance, method_named(method, "edit")
-    )
+    search = Search(_numbers(guidance, "guidance"), _numbers(skip, "skip"), trials, source_guidance, way)
     sampler = Sampler(plan.solver, plan.steps, plan.settings, plan.grid, plan.end)
     network.given([target], max(search.guidances))  # what is wrong is said before all work
     plans(network, sampler, search)

@@ -41,6 +41,7 @@ from pushforward.cli.common import (
     stochastic,
     write_json,
 )  # fmt: skip
+from pushforward.cli.options import check_outputs, check_split, in_vain, spare
 from pushforward.codes import check_path, header, load_codes, save_codes, statistics
 from pushforward.errors import PushforwardError
 from pushforward.images import check_suffix, compared, picture_suffixes, save_image
@@ -101,6 +102,9 @@ def encode(
     check_path(out)
     if picture is not None:
         check_suffix(picture, picture_suffixes())
+    check_outputs({"--out": out, "--picture": picture, "--json": json}, inputs=images)
+    check_split(images)
+    in_vain({"negative": "guidance is 1" if guidance == 1 and prompt else None})
     where = pick_device(device)
     network = avoiding(open_model(model, where, dtype, size), negative)
     plan = stochastic(plan)
@@ -112,6 +116,7 @@ def encode(
         raise PushforwardError(msg)
     channels, height, width = image_size(network)
     given = read_inputs(images, (height, width), channels, split=split, count=count, skip=True, fit=fit)
+    spare(len(given.values), label=label, prompt=prompt)
     labels = choose_labels(network, label or [], len(given.values), prompt or [])
     diffusion = Diffusion(network, made, device=where)
     found, seconds = [], time.perf_counter()

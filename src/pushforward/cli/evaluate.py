@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from pushforward.cli.common import DeviceOption, FitOption, JsonOption, QuietOption, pick_device, progress, write_json
+from pushforward.cli.options import check_outputs, check_split, in_vain
 from pushforward.data import load_images
 from pushforward.errors import PushforwardError
 from pushforward.execute.across import join
@@ -84,10 +85,14 @@ def evaluate(
     pushforward evaluate ./my-model --data photos/ --features inception-2015-12-05.pt --statistics stats.npz
     pushforward evaluate fashion-vp --data fashion.npz --solvers rk45:tolerance=1e-2,ddim:parallel=preconditioned
     """
+    check_outputs({"--json": json}, {"--out": out}, inputs=[statistics])
+    check_split([data])
     main = join(device)  # under torchrun, every rank works and the first one writes
     where = pick_device(device)
     settings = Evaluation(count, seed, guidance, batch, converged, resamples, precision, compiled)
     wanted = _samplers(solvers, steps, nfe)
+    alone = "rk45 chooses its steps" if all(sampler.solver == "rk45" for sampler, _, _ in wanted) else None
+    in_vain({"steps": alone, "nfe": alone})
     known = _loaded(models)
     images = load_images(data, size=size, channels=channels, split=split, fit=fit)
     nets = [feature_net(name) for name in features.split(",")]

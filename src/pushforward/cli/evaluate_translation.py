@@ -25,6 +25,7 @@ from pushforward.cli.common import (
     read_inputs,
     write_json,
 )
+from pushforward.cli.options import check_outputs, check_split
 from pushforward.data import load_images
 from pushforward.errors import PushforwardError
 from pushforward.files import atomic_path
@@ -79,6 +80,8 @@ def evaluate_translation(
     pushforward evaluate-translation out/ --source photos/ --clip openai/clip-vit-base-patch32 \
         --source-prompt "a photo of a horse" --target-prompt "a photo of a zebra" --json report.json
     """
+    check_outputs({"--out": out, "--json": json}, inputs=[source, truth, target_set, *outputs])
+    check_split([place for place in (source, truth, target_set, *outputs) if place is not None])
     where = pick_device(device)
     if len(set(outputs)) < len(outputs):
         msg = "An output is named twice."

@@ -38,6 +38,7 @@ from pushforward.cli.common import (
     read_like,
     write_json,
 )
+from pushforward.cli.options import check_outputs, in_vain, spare
 from pushforward.codes import header, save_codes
 from pushforward.errors import PushforwardError
 from pushforward.execute import Exact, Gradient, Implicit, Phantom
@@ -155,6 +156,9 @@ def guide(
     for msg, given in vain.items():
         if given:
             raise PushforwardError(msg)
+    check_outputs({"--json": json}, {"--out": out})
+    in_vain({"negative": "guidance is 1" if guidance == 1 and prompt else None})
+    spare(chains, label=label, prompt=prompt)
     steps, plan, gradient = steps or _STEPS, plan or _PLAN, gradient or "exact"
     schedule = Schedule(steps, warm_up, anneal, draws) if isinstance(how, Dynamics) else None
     if gradient not in _GRADIENTS:

@@ -42,6 +42,7 @@ from pushforward.cli.common import (
     read_like,
     write_json,
 )
+from pushforward.cli.options import check_outputs, check_split, in_vain, spare
 from pushforward.errors import PushforwardError
 from pushforward.files import digest
 from pushforward.images import compared, read_mask, save_image, sheet
@@ -93,6 +94,9 @@ def inpaint(
     pushforward inpaint fashion-vp data.npz --mask lower-half.png --count 8 --draws 4
     pushforward inpaint ./face-model photos/ --mask glasses.png --steps 50 --repeats 10
     """
+    check_outputs({"--json": json}, {"--out": out}, inputs=[mask])
+    check_split(images)
+    in_vain({"negative": "guidance is 1" if guidance == 1 and prompt else None})
     where = pick_device(device)
     network = avoiding(open_model(model, where, dtype, size), negative)
     shape = image_size(network)
@@ -110,6 +114,7 @@ def inpaint(
         "sampler": asdict(sampler), "draws": draws, "labels": label, "prompts": prompt,
         "negative": negative, "guidance": guidance, "seed": seed, "dtype": dtype, "fit": fit, "size": size,
     }  # fmt: skip
+    spare(len(items), label=label, prompt=prompt)
     open_folder(out, settings, items)
     labels = choose_labels(network, label or [], len(items), prompt or [])
     same = made_of(settings, model_digest(network))

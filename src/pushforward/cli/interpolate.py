@@ -15,6 +15,7 @@ import typer
 from pushforward.blend import average, similarity
 from pushforward.blend import interpolate as between
 from pushforward.cli.common import DeviceOption, JsonOption, QuietOption, decoded, open_codes, pick_device, write_json
+from pushforward.cli.options import check_outputs, in_vain
 from pushforward.codes import check_path, full_name, save_codes
 from pushforward.errors import PushforwardError
 from pushforward.images import check_suffix, picture_suffixes, save_image, sheet
@@ -53,6 +54,8 @@ def interpolate(
     check_suffix(out, picture_suffixes())
     if save is not None:
         check_path(save)
+    check_outputs({"--out": out, "--save": save, "--json": json}, inputs=[codes])
+    in_vain({"frames": "--average makes one image" if middle else None})
     code, info, diffusion, plan, labels = open_codes(codes, model, pick_device(device))
     numbers = _numbers(between_, len(code), least=1 if middle else 2)
     pairs = [] if middle else list(pairwise(numbers))

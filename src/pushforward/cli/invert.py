@@ -42,6 +42,7 @@ from pushforward.cli.common import (
     read_inputs,
     write_json,
 )  # fmt: skip
+from pushforward.cli.options import check_outputs, check_split, in_vain, spare
 from pushforward.codes import check_path, header, load_codes, save_codes, statistics
 from pushforward.errors import PushforwardError
 from pushforward.execute import INVERSE, Exact, Implicit, Parallel, Round
@@ -112,15 +113,26 @@ def invert(
     check_path(out)
     if picture is not None:
         check_suffix(picture, picture_suffixes())
+    check_outputs({"--out": out, "--picture": picture, "--json": json}, inputs=images)
+    check_split(images)
     if method not in _METHODS or begin not in ("forward", "random"):
         msg = f"--method is {', '.join(_METHODS)}, and --begin forward or random; got {method!r} and {begin!r}."
         raise PushforwardError(msg)
+    only = None if method == "optimise" else "it is of --method optimise"
+    in_vain({
+        "begin": only, "iterations": only,
+        "clean": None if method == "exact" else f"--method {method} adds no noise",
+        "tolerance": "the naive method makes one pass, whatever it leads to" if method == "naive" else None,
+        "seed": "no noise is drawn" if method == "naive" or (method == "exact" and clean) else None,
+        "negative": "guidance is 1" if guidance == 1 and prompt else None,
+    })  # fmt: skip
     where = pick_device(device)
     chosen = avoiding(open_model(model, where, dtype, size), negative)
     made = _invertible(chosen, plan, method, quiet=quiet)
     way = replace(INVERSE, tolerance=tolerance)
     channels, height, width = image_size(chosen)
     given = read_inputs(images, (height, width), channels, split=split, count=count, fit=fit)
+    spare(len(given.values), label=label, prompt=prompt)
     labels = choose_labels(chosen, label or [], len(given.values), prompt or [])
     diffusion = Diffusion(chosen, made, device=where)
     found, seconds = [], []

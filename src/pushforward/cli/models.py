@@ -12,6 +12,7 @@ import typer
 from safetensors import safe_open
 
 from pushforward.cli.common import JsonOption, write_json
+from pushforward.cli.options import check_outputs
 from pushforward.model import zoo
 from pushforward.model.model import CONFIG, WEIGHTS, read_json
 
@@ -23,6 +24,7 @@ def models(json: JsonOption = None) -> None:
 
     Each can be sampled by its name: `pushforward sample NAME`.
     """
+    check_outputs({"--json": json})
     rows = [_row(name) for name in zoo.names()]
     if json != "-":
         line = "{:<18} {:<10} {:<60} {:>8} {:>11} {:>10}".format

@@ -12,6 +12,7 @@ import torch
 import typer
 
 from pushforward.cli.common import JsonOption, ModelArgument, PlanOptions, make_plan, plan_options, write_json
+from pushforward.cli.options import check_outputs
 from pushforward.errors import PushforwardError
 from pushforward.files import atomic_path
 from pushforward.images import check_suffix
@@ -36,6 +37,7 @@ def plot_plan(
     pushforward plot-plan fashion-blurring --solver unipc --json -
     """
     check_suffix(out, {".png", ".jpg", ".webp", ".pdf", ".svg"})
+    check_outputs({"--out": out, "--json": json})
     chosen = load(model)
     made = make_plan(chosen, plan)
     if not isinstance(made, Plan):

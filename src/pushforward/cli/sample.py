@@ -35,6 +35,7 @@ from pushforward.cli.common import (
     progress,
     write_json,
 )  # fmt: skip
+from pushforward.cli.options import check_outputs
 from pushforward.errors import PushforwardError
 from pushforward.execute import METHODS, Parallel, Progress, Round
 from pushforward.execute.across import join
@@ -95,6 +96,7 @@ def sample(
     check_suffix(out, picture_suffixes())
     if animate is not None:
         check_suffix(animate, {".gif", ".webp"})
+    check_outputs({"--out": out, "--animate": animate, "--json": json}, {"--each": each})
     main = join(device)  # under torchrun, every rank works and the first one writes
     quiet = quiet or not main
     where = pick_device(device)

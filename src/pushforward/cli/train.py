@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from pushforward.cli.common import FitOption, JsonOption, QuietOption, progress, waiting, write_json
+from pushforward.cli.options import check_outputs, in_vain
 from pushforward.data import Fit, ImageData, load_images
 from pushforward.errors import PushforwardError
 from pushforward.linear import PROCESSES
@@ -70,6 +71,7 @@ def train(
     143); once more, and it ends at once. The same command goes on with an interrupted training;
     `accelerate launch -m pushforward train ...` uses several GPUs.
     """
+    check_outputs({"--json": json}, {"OUT": out})
     config = TrainConfig(
         process=process,
         process_settings=_settings(setting or []),
@@ -99,6 +101,8 @@ def train(
         typer.echo(f"pushforward: left out {name}: {reason}", err=True)
     if images.skipped:
         typer.echo(f"pushforward: {len(images.skipped)} files left out, {len(images)} images read", err=True)
+    known = images.captions is not None or images.labels is not None
+    in_vain({"label_dropout": None if known else "the data have no labels and no captions"})
     try:
         with progress("training", total=steps, unit="step", quiet=quiet or not main) as bar:
 

@@ -37,6 +37,7 @@ from pushforward.cli.common import (
     read_file,
     write_json,
 )  # fmt: skip
+from pushforward.cli.options import check_outputs, check_split, in_vain
 from pushforward.errors import PushforwardError
 from pushforward.images import compared, save_image, sheet
 from pushforward.model import Model
@@ -97,10 +98,19 @@ def translate(
     pushforward translate shoes.npz --source fashion-vp --source-label sneaker --target-label "ankle boot"
     pushforward translate cats/ --source ./cat-model --target ./dog-model --steps 1000 --refine 0.1
     """
+    way = method_named(method)
+    check_outputs({"--json": json}, {"--out": out})
+    check_split(images)
+    unread = "sdedit takes nothing from the source model" if way == "sdedit" else None
+    unguided = source_guidance == target_guidance == 1 and source_prompt and target_prompt
+    in_vain({
+        "source_label": unread, "source_prompt": unread, "source_guidance": unread,
+        "negative": "guidance is 1" if unguided else None,
+        "seed": "the deterministic method draws nothing" if way == "deterministic" and refine is None else None,
+    })  # fmt: skip
     where = pick_device(device)
     one = avoiding(open_model(source, where, dtype, size), negative)
     other = one if target is None else avoiding(open_model(target, where, dtype, size), negative)
-    way = method_named(method)
     sampler = Sampler(plan.solver, plan.steps, plan.settings, plan.grid, plan.end, start)
     ends = [
         End(Diffusion(model, sampler_for(model, sampler, way).plan(model), device=where), guidance=guidance)
