@@ -2,10 +2,15 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
+import warnings
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from pushforward import cli
 from pushforward.cli import common
@@ -55,6 +60,12 @@ def test_the_version_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     [
         (PushforwardError("There is no model 'x'; take a or b."), 1, "There is no model 'x'; take a or b."),
         (OSError(28, "No space left on device", "a.png"), 1, "No space left on device: a.png"),
+        (OSError(36, "File name too long", b"\xff.png"), 1, "File name too long: \\udcff.png"),
+        (
+            MemoryError(),
+            1,
+            "There is not enough memory for this; take a smaller --batch, --count or --size. (MemoryError)",
+        ),
         (KeyboardInterrupt(), 130, None),
         (ValueError("bad"), 1, "ValueError: bad (PUSHFORWARD_DEBUG=1 shows where)"),
     ],
@@ -95,3 +106,194 @@ def test_progress_goes_to_stderr_unless_quiet(capsys: pytest.CaptureFixture) -> 
         out, err = capsys.readouterr()
         assert out == ""
         assert ("sampling" in err) is not quiet
+
+
+# -- checked before the work -------------------------------------------------------------------------------------------
+
+WORK = {  # commands, and the options that name what they write
+    "sample": (["fashion-vp"], {"--out": ".png", "--animate": ".gif", "--each": "", "--json": ""}),
+    "invert": (["fashion-vp", "IMAGE"], {"--out": ".safetensors", "--picture": ".png", "--json": ""}),
+    "encode": (["fashion-vp", "IMAGE"], {"--out": ".safetensors", "--picture": ".png", "--json": ""}),
+    "decode": (["CODES"], {"--out": ".png", "--each": "", "--json": ""}),
+    "interpolate": (["CODES"], {"--out": ".png", "--save": ".safetensors", "--json": ""}),
+    "translate": (["IMAGE", "--source", "fashion-vp", "--target-label", "bag"], {"--out": "", "--json": ""}),
+    "edit": (["IMAGE", "--model", "emoji", "--source", "a", "--target", "b"], {"--out": "", "--json": ""}),
+    "inpaint": (["fashion-vp", "IMAGE", "--mask", "IMAGE"], {"--out": "", "--json": ""}),
+    "evaluate": (["fashion-vp", "--data", "IMAGES"], {"--out": "", "--json": ""}),
+    "evaluate-translation": (["IMAGES", "--source", "IMAGES"], {"--out": ".txt", "--json": ""}),
+    "guide": (["fashion-vp", "--energy", "chi"], {"--out": "", "--json": ""}),
+    "train": (["--data", "IMAGES", "--steps", "1"], {"": "", "--json": ""}),
+    "plot-plan": (["fashion-vp"], {"--out": ".png", "--json": ""}),
+    "models": ([], {"--json": ""}),
+}
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, in which no model can be loaded: what is said is said before that."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    Image.new("L", (28, 28), 200).save(tmp_path / "images" / "a.png")
+    (tmp_path / "file").touch()
+
+    def work(*_: object, **__: object) -> None:
+        pytest.fail("the work has begun")
+
+    for name in ("open_model", "open_codes", "load", "load_images", "read_inputs", "_row", "_loaded"):
+        for module in [import_module(f"pushforward.cli.{c.replace('-', '_')}") for c in WORK] + [common]:
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, work)
+    return tmp_path
+
+
+def words(command: str, place: Path, *more: str) -> list[str]:
+    named = {"IMAGE": str(place / "images" / "a.png"), "IMAGES": str(place / "images"), "CODES": str(place / "codes")}
+    return [command, *(named.get(word, word) for word in WORK[command][0]), *more]
+
+
+def test_every_command_is_among_these() -> None:
+    assert set(WORK) == set(cli.command_names())
+
+
+@pytest.mark.parametrize(("command", "option"), [(c, o) for c, (_, options) in WORK.items() for o in options])
+def test_what_cannot_be_written_is_said_before_the_work(
+    command: str, option: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    end = WORK[command][1][option]
+    wrong = {
+        f"file/a{end}": "Not a directory",
+        "n" * 256 + end: "File name too long",
+        f"{'d' * 300}/a{end}": "File name too long",
+        "/proc/no/such" + end: "No such file or directory",
+    }
+    if option == "--json":
+        wrong |= {"images": "Is a directory", "/dev/full": "No space left on device"}
+    for path, said in wrong.items():
+        given = [*["model"] * (command == "train"), option, path] if option else [path]
+        assert run(monkeypatch, *words(command, place, *given)) == 1
+        message = capsys.readouterr().err
+        assert message.startswith(f"pushforward: {said}: ")
+        assert message.count("\n") == 1
+    assert {file.name for file in place.iterdir()} == {"images", "file"}
+
+
+@pytest.mark.parametrize(
+    ("command", "more", "said"),
+    [
+        ("sample", ["--out", "a.png", "--json", "./a.png"], "--json ./a.png is that of --out, too"),
+        ("decode", ["--out", "a.png", "--each", "a.png"], "--each a.png is that of --out, too"),
+        ("invert", ["--picture", "images/a.png"], "--picture images/a.png is an input, too"),
+        ("interpolate", ["--save", "a.safetensors", "--json", "codes"], "--json codes is an input, too"),
+        ("plot-plan", ["--out", "a.png", "--json", "a.png"], "--json a.png is that of --out, too"),
+    ],
+)
+def test_no_result_replaces_another_or_an_input(
+    command: str,
+    more: list[str],
+    said: str,
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    assert run(monkeypatch, *words(command, place, *more)) == 1
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "more"),
+    [
+        ("invert", ["--split", "banana"]),
+        ("encode", ["--split", "test"]),
+        ("translate", ["--split", "train"]),
+        ("edit", ["--split", "test"]),
+        ("inpaint", ["--split", "test"]),
+        ("evaluate", ["--split", "test"]),
+        ("evaluate-translation", ["--split", "test"]),
+        ("invert", ["--begin", "random"]),
+        ("invert", ["--iterations", "60"]),
+        ("invert", ["--clean", "--method", "naive"]),
+        ("invert", ["--tolerance", "1e-4", "--method", "naive"]),
+        ("invert", ["--seed", "0", "--clean"]),
+        ("invert", ["--negative", "b", "--prompt", "a"]),
+        ("interpolate", ["--frames", "8", "--average"]),
+        ("translate", ["--source-guidance", "1", "--method", "sdedit"]),
+        ("translate", ["--seed", "1", "--method", "deterministic"]),
+        ("edit", ["--trials", "2", "--method", "deterministic"]),
+        ("edit", ["--source-guidance", "2", "--method", "sdedit"]),
+        ("evaluate", ["--steps", "5", "--solvers", "rk45"]),
+        ("guide", ["--label", "bag", "--label", "coat", "--chains", "1"]),
+        ("guide", ["--negative", "b", "--prompt", "a"]),
+    ],
+)
+def test_an_option_without_effect_is_said(
+    command: str, more: list[str], place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    assert run(monkeypatch, *words(command, place, *more)) == 1
+    message = capsys.readouterr().err
+    assert f"pushforward: {more[0]} has no effect here: " in message
+    assert message.count("\n") == 1
+
+
+def test_a_device_without_numbers_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    for device in ("meta", "cuda:99", "", "lazy", "x"):
+        assert run(monkeypatch, "sample", "fashion-vp", "--device", device) == 1
+        message = capsys.readouterr().err
+        assert message.startswith(f"pushforward: Device {device!r} cannot be used here")
+        assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import sys; sys.exit(0)",
+        "raise SystemExit",
+        "def energy(images, code):\n    raise SystemExit(0)",
+        "def energy(images, code):\n    raise GeneratorExit",
+        "def energy(images, code):\n    return images.mean((1, 2, 3)).to('meta')",
+        "def energy(images, code):\n    return images.mean((1, 2, 3)) * 1j",
+    ],
+)
+def test_code_of_the_user_cannot_end_a_command_well(
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(code, encoding="utf-8")
+    words = ["--energy", "python:mine.py", "--plan", "ddim:steps=1", "--steps", "1", "--chains", "1", "--quiet"]
+    assert run(monkeypatch, "guide", "fashion-vp", *words) == 1
+    (message,) = capsys.readouterr().err.splitlines()
+    assert ("mine.py" in message and "asks Python to exit" in message) or "must give real numbers" in message
+
+
+def test_an_interrupt_in_the_work_is_said(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pushforward.cli.models._row", interrupted)
+    assert run(monkeypatch, "models") == 130
+    assert capsys.readouterr().err == "pushforward: interrupted\n"
+
+
+def test_a_warning_is_one_line(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    def warning(*_: object) -> None:
+        warnings.warn("look here\nand there", stacklevel=1)
+        raise PushforwardError("stop")
+
+    monkeypatch.setattr("pushforward.cli.models._row", warning)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert run(monkeypatch, "models") == 1
+    assert capsys.readouterr().err == "pushforward: look here\npushforward: stop\n"
+
+
+def test_a_full_standard_output_is_said() -> None:
+    command = [sys.executable, "-c", "from pushforward.cli import main; main()", "models"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (1, "pushforward: No space left on device: standard output\n")
+
+
+def test_names_that_are_no_text_are_reported(tmp_path: Path) -> None:
+    common.write_json({"out": os.fsdecode(b"\xff.png")}, str(tmp_path / "report.json"))
+    assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8")) == {"out": "\udcff.png"}

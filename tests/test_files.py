@@ -4,14 +4,19 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load
 
+from pushforward.cli.common import write_json
 from pushforward.errors import PushforwardError
-from pushforward.files import atomic_path, digest
+from pushforward.files import atomic_path, check_writable, digest, save_tensors
+from pushforward.images import save_image
 from pushforward.locks import alone
 
 
@@ -54,6 +59,16 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
 def test_a_device_is_written_and_not_replaced() -> None:
     with atomic_path(os.devnull) as temporary:
         assert temporary == Path(os.devnull)
+
+
+def test_tensors_go_to_a_device_that_stays_one(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    save_tensors(pipe, {"x": torch.ones(3)})
+    assert pipe.is_fifo()
+    assert load(os.read(reader, 10_000))["x"].tolist() == [1, 1, 1]
+    os.close(reader)
 
 
 def test_a_folder_is_refused_before_the_work(tmp_path: Path) -> None:
@@ -158,3 +173,55 @@ def test_ranks_of_one_run_do_not_lock_one_another_out(tmp_path: Path, monkeypatc
         enter(*ranks)
     with pytest.raises(PushforwardError, match="Another process"):
         enter(0, 0)
+
+
+@pytest.fixture
+def full() -> Iterator[None]:
+    """Files can have no more than 1000 bytes: the system fails as on a full disk."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("full")
+def test_whatever_writes_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    writers = {
+        "a.png": lambda path: save_image(Image.effect_noise((99, 99), 50), path),
+        "b.safetensors": lambda path: save_tensors(path, {"x": torch.zeros(9999)}),
+        "c.json": lambda path: write_json({"x": "y" * 9999}, str(path)),
+    }
+    for name, write in writers.items():
+        with pytest.raises(OSError, match=r"File too large") as caught:
+            write(tmp_path / name)
+        assert caught.value.filename == str(tmp_path / name)
+    with pytest.raises(OSError, match=r"File too large"):
+        check_writable(tmp_path / "d.png")
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_what_cannot_be_written_is_said_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    check_writable(tmp_path / "new" / "deep" / "a.png")
+    check_writable(tmp_path / ("n" * 251 + ".png"))
+    wrong = {
+        tmp_path: errno.EISDIR,
+        tmp_path / "file" / "a.png": errno.ENOTDIR,
+        tmp_path / ("é" * 130): errno.ENAMETOOLONG,  # 260 bytes
+        tmp_path / ("d" * 300) / "a.png": errno.ENAMETOOLONG,
+        tmp_path / "loop": errno.ELOOP,
+        Path("/dev/full"): errno.ENOSPC,
+    }
+    for path, number in wrong.items():
+        with pytest.raises(OSError) as caught:
+            check_writable(path)
+        assert (caught.value.errno, caught.value.filename) == (number, str(path))
+    assert {file.name for file in tmp_path.iterdir()} == {"file", "loop"}
+
+
+def test_a_name_as_long_as_the_system_takes_can_be_written(tmp_path: Path) -> None:
+    with atomic_path(tmp_path / ("n" * 251 + ".png")) as temporary:
+        temporary.touch()
+    assert [len(file.name) for file in tmp_path.iterdir()] == [255]

@@ -119,18 +119,21 @@ def save_tensors(
         metadata: of the file.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from safetensors.torch import save, save_file
 
+    plain = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    about = None if metadata is None else dict(metadata)
     with atomic_path(path) as temporary:
-        plain = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+        if temporary == Path(path):  # a device, which `save_file` would replace
+            temporary.write_bytes(save(plain, about))
+            return
         try:
-            save_file(plain, temporary, metadata=None if metadata is None else dict(metadata))
+            save_file(plain, temporary, about)
         except SafetensorError as error:  # which hides an error of the system in words
             found = re.search(r"os error (\d+)", str(error))
             number = int(found[1]) if found else errno.EIO
             raise OSError(number, os.strerror(number), str(path)) from error
-        if temporary.is_file():
-            temporary.chmod(0o644)  # it comes readable by its owner alone
+        temporary.chmod(0o644)  # it comes readable by its owner alone
 
 
 def cache_folder() -> Path:

@@ -8,17 +8,21 @@ have is an error.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, create_model
 from pydantic_core import ErrorDetails
 
 from pushforward.errors import PushforwardError
 
-__all__ = ["check", "parse", "read"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["check", "check_tensors", "parse", "read"]
 
 T = TypeVar("T")
 _LARGEST = 2**30  # bytes of a file that is read as JSON
@@ -91,6 +95,38 @@ def check(value: object, kind: type[T], where: str, remedy: str) -> T:
     if not is_dataclass(kind):
         return found
     return kind(**{name: getattr(found, name) for name in found.model_fields_set})
+
+
+def check_tensors(
+    tensors: Mapping[str, Tensor], shapes: Mapping[str, str], where: str, remedy: str, **sizes: int
+) -> None:
+    """Raise unless tensors are there, of floating-point numbers or counts, and their shapes go together.
+
+        check_tensors(t, {"code": "count numbers", "energy": "count"}, "codes.safetensors", "make them again")
+
+    Args:
+        tensors: by name.
+        shapes: the names of their axes; those of the same name have the same length. A last `...` is any more axes.
+        where: they are from, for messages.
+        remedy: what to do about wrong ones.
+        sizes: lengths of axes that are known.
+
+    Raises:
+        PushforwardError: the first that does not fit.
+    """
+    known = dict(sizes)
+    for name, text in shapes.items():
+        if name not in tensors:
+            msg = f"{where} lacks {name!r}; {remedy}."
+            raise PushforwardError(msg)
+        found, axes = tuple(tensors[name].shape), text.split()
+        if axes[-1] == "...":
+            axes = [*axes[:-1], *map(str, range(len(axes) - 1, len(found)))]
+            known.update({str(k): length for k, length in enumerate(found)})
+        fits = len(found) == len(axes) and not tensors[name].is_complex() and tensors[name].dtype.itemsize > 1
+        if not fits or any(known.setdefault(axis, n) != n for axis, n in zip(axes, found, strict=True)):
+            msg = f"{where} has another {name!r} than its other parts, {tensors[name].dtype} of {found}; {remedy}."
+            raise PushforwardError(msg)
 
 
 @cache

@@ -67,13 +67,17 @@ class _Command(TyperCommand):
         try:
             with noted(given):
                 return super().invoke(ctx)
-        except _Ended:
+        except (_Ended, Exception):
             raise
-        except SystemExit as left:
+        except KeyboardInterrupt:
+            typer.echo("pushforward: interrupted", err=True)
+            raise
+        except BaseException as left:
             last = traceback.extract_tb(left.__traceback__)[-1]
+            what = f"{type(left).__name__}{f': {left}' if str(left) else ''}"
             msg = (
-                f"{last.filename}, line {last.lineno}, asks Python to exit ({left.code}): a function that a command "
-                "calls must return or raise an error."
+                f"{last.filename}, line {last.lineno}, asks Python to exit ({what}): a function that a command calls "
+                "must return or raise an error."
             )
             raise PushforwardError(msg) from left
 

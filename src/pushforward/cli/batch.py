@@ -21,6 +21,7 @@ from pushforward.cli.common import image_files, progress, read_file, write_json
 from pushforward.errors import PushforwardError
 from pushforward.files import atomic_path, digest
 from pushforward.reading import Fit, sentences
+from pushforward.schema import read
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -185,7 +186,7 @@ def open_folder(folder: Path, settings: Mapping[str, Any], items: Sequence[Item]
     if path.is_file() and any(
         other.name not in (SETTINGS, NAMES) and other.name[0] != "." for other in folder.iterdir()
     ):
-        before = read_object(path)
+        before = read(path, dict, "name another folder, or remove this one")
         changed = sorted(key for key in {*before, *mine} if before.get(key) != mine.get(key))
         if changed:
             msg = f"{folder} holds results of other settings ({', '.join(changed)} differ); name another folder."

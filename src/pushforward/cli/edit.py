@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 import typer
+from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from pushforward.cli.batch import Item, list_items, made_of, open_folder, read_object, todo, work_through
@@ -43,6 +44,7 @@ from pushforward.images import save_image, sheet
 from pushforward.model import Model
 from pushforward.model.contents import contents, model_digest
 from pushforward.sampler import Sampler
+from pushforward.schema import read
 from pushforward.tasks.clip import Clip, load_clip
 from pushforward.tasks.edit import Candidate, Search, edits, likelihood, plans
 from pushforward.tasks.measures import SMALLEST, psnr, ssim
@@ -53,6 +55,21 @@ __all__ = ["edit"]
 _SELECT = ("likelihood", "directional-clip", "clip", "none")
 _COLUMNS = 8
 _Score = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """Of `candidates.json`, where it has more to say."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="ignore")
+    file: str
+    reported: dict[str, float | None]
+    selected_by: float | None
+
+
+@dataclass(frozen=True)
+class _Ranking:
+    candidates: Annotated[tuple[_Candidate, ...], Field(min_length=1)]
 
 
 @plan_options(solver="ddim", steps=100)
@@ -264,7 +281,5 @@ def _key(folder: Path) -> str | None:
 
 def _best(folder: Path) -> dict[str, Any]:
     """The best candidate of an image, as its report has it."""
-    import json
-
-    best = json.loads(_report(folder).read_text(encoding="utf-8"))["candidates"][0]
-    return {"best": best["file"], "reported": best["reported"], "selected_by": best["selected_by"]}
+    best = read(_report(folder), _Ranking, "remove its folder to have the image edited again").candidates[0]
+    return {"best": best.file, "reported": best.reported, "selected_by": best.selected_by}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Self, get_args
 
@@ -49,6 +49,7 @@ from pushforward.model.contents import contents, model_digest
 from pushforward.plan import Plan
 from pushforward.pushforward import Diffusion, Labels, Pushforward
 from pushforward.sampler import parse, words
+from pushforward.schema import check
 from pushforward.tasks.chains import SAMPLERS, Chains, Dynamics, Record, Schedule
 from pushforward.tasks.checkpoints import load_chains, load_descents, save_checkpoint
 from pushforward.tasks.descent import METHODS as OPTIMISERS
@@ -346,6 +347,12 @@ def _descend(
     return found, kept.seconds
 
 
+@dataclass(frozen=True)
+class _Info:
+    seconds: float
+    made: str | None = None
+
+
 class _Kept:
     """What chains or descents have come to, in a file: written now and then, and when the run ends or breaks off.
 
@@ -368,8 +375,9 @@ class _Kept:
         self._last: Chains | Descents | None = None
         if path.is_file():
             before, info = load(path, device)
-            if info.get("made") == made:
-                self.before, self.seconds = before, float(info["seconds"])
+            header = check(info, _Info, f"The header of {path}", "remove it to begin anew")
+            if header.made == made:
+                self.before, self.seconds = before, header.seconds
             else:
                 aside = path.with_stem(f"{path.stem}-{digest(path)[:8]}")
                 path.replace(aside)

@@ -27,10 +27,12 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pushforward import schema
 from pushforward.errors import PushforwardError
 from pushforward.execute.across import Across, same, size
 from pushforward.execute.parallel import METHODS, Parallel
@@ -94,6 +96,15 @@ class Latency:
             return self.seconds_a_call[0]
         (a, b), (s, t) = self.batches[after - 1 : after + 1], self.seconds_a_call[after - 1 : after + 1]
         return s + (t - s) * (rows - a) / (b - a)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A latency as its file has it."""
+
+    about: dict[str, Any]
+    batches: tuple[int, ...]
+    seconds: tuple[float, ...]
 
 
 @torch.no_grad()
@@ -240,9 +251,9 @@ def choose(
 def read(path: Path) -> Latency | None:
     """A latency from its file, or `None` if there is none that can be read."""
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        return Latency(tuple(map(int, stored["batches"])), tuple(map(float, stored["seconds"])))
-    except (OSError, ValueError, TypeError, LookupError, PushforwardError):
+        stored = schema.read(path, _Stored, "remove it")
+        return Latency(stored.batches, stored.seconds)
+    except PushforwardError:
         return None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from pushforward.errors import PushforwardError
 from pushforward.files import save_tensors
+from pushforward.schema import check_tensors, parse
 from pushforward.tasks.chains import Chains, Draw, Point, Record
 from pushforward.tasks.guide import Descents
 
@@ -26,6 +28,25 @@ __all__ = ["load_chains", "load_descents", "save_checkpoint"]
 _KEY, _CHAINS, _DESCENTS = "pushforward", "pushforward-chains-1", "pushforward-descents-1"
 _FIGURES = ("prior", "acceptance", "step", "projections")
 _DRAWN = ("variables", "images", "log_weights")
+_SHAPES = {
+    "variables": "chains numbers", "images": "chains ...", "energies": "terms chains", "slope": "chains numbers",
+    "history.energies": "records terms chains", "history.prior": "records chains",
+    "history.acceptance": "records chains", "history.step": "records chains",
+    "history.projections": "records directions chains",
+}  # fmt: skip
+_OF_CHAINS = {"tuning": "three chains", "log_weights": "chains"}
+_OF_DRAWS = {
+    "draws.energies": "draws terms chains", "draws.variables": "draws chains numbers",
+    "draws.images": "draws chains ...", "draws.log_weights": "draws chains",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Head:
+    format: str
+    terms: tuple[str, ...]
+    info: dict[str, Any]
+    draws: tuple[int, ...] = ()
 
 
 def save_checkpoint(path: Path, state: Chains | Descents, info: Mapping[str, Any] | None = None) -> None:
@@ -71,9 +92,9 @@ def load_chains(path: Path, device: torch.device | str = "cpu") -> tuple[Chains,
         draws = tuple(
             Draw(step, t["draws.variables"][i], t["draws.images"][i], _named(head, t["draws.energies"][i]),
                  t["draws.log_weights"][i])
-            for i, step in enumerate(head["draws"])
+            for i, step in enumerate(head.draws)
         )  # fmt: skip
-        return Chains(t["variables"], point, t["tuning"], t["log_weights"], history, draws, t.get("nfe")), head["info"]
+        return Chains(t["variables"], point, t["tuning"], t["log_weights"], history, draws, t.get("nfe")), head.info
 
 
 def load_descents(path: Path, device: torch.device | str = "cpu") -> tuple[Descents, dict[str, Any]]:
@@ -85,25 +106,30 @@ def load_descents(path: Path, device: torch.device | str = "cpu") -> tuple[Desce
     with _reading(path, _DESCENTS, device) as (head, t):
         point, history = _common(head, t)
         state = {name.removeprefix("state."): tensor for name, tensor in t.items() if name.startswith("state.")}
-        return Descents(state, t["variables"], point, history, t["nfe"]), head["info"]
+        return Descents(state, t["variables"], point, history, t["nfe"]), head.info
 
 
 @contextmanager
-def _reading(path: Path, kind: str, device: torch.device | str) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
+def _reading(path: Path, kind: str, device: torch.device | str) -> Iterator[tuple[_Head, dict[str, Tensor]]]:
     """Header and tensors of a file; what they lack is said in a sentence."""
     try:
         with safe_open(path, "pt", device=str(device)) as file:
-            head = json.loads((file.metadata() or {})[_KEY])
+            head = parse((file.metadata() or {})[_KEY], _Head, f"The header of {path}", "remove it to begin anew")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-        if head["format"] != kind:
+        if head.format != kind:
             raise KeyError(kind)
+        shapes = _SHAPES | (_OF_CHAINS if kind == _CHAINS else {"nfe": "chains"})
+        shapes |= {"nfe": "chains"} if "nfe" in tensors else {}
+        shapes |= _OF_DRAWS if head.draws else {}
+        check_tensors(tensors, shapes, str(path), "remove it to begin anew", terms=len(head.terms),
+                      draws=len(head.draws), three=3)  # fmt: skip
         yield head, tensors
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
         msg = f"{path} is missing, damaged or no file of {kind.split('-')[1]} ({error}); remove it to begin anew."
         raise PushforwardError(msg) from None
 
 
-def _common(head: Mapping[str, Any], t: Mapping[str, Tensor]) -> tuple[Point, tuple[Record, ...]]:
+def _common(head: _Head, t: Mapping[str, Tensor]) -> tuple[Point, tuple[Record, ...]]:
     """What chains and descents both have."""
     history = tuple(
         Record(_named(head, energies), *(t[f"history.{k}"][i] for k in _FIGURES))
@@ -116,5 +142,5 @@ def _table(energies: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(list(energies.values()))
 
 
-def _named(head: Mapping[str, Any], table: Tensor) -> dict[str, Tensor]:
-    return dict(zip(head["terms"], table, strict=True))
+def _named(head: _Head, table: Tensor) -> dict[str, Tensor]:
+    return dict(zip(head.terms, table, strict=True))

@@ -436,7 +436,12 @@ def _read(path: Path, count: int) -> dict[str, Tensor]:
     except (SafetensorError, OSError) as error:
         msg = f"The generated images {path} cannot be read ({error}); remove the file to have them made again."
         raise PushforwardError(msg) from None
-    if not {"images", "nfe"} <= set(tensors) or len(tensors["images"]) != count:
+    images, nfe = tensors.get("images"), tensors.get("nfe")
+    fits = images is not None and images.dtype == torch.uint8 and images.ndim == 4 and len(images) == count
+    fits = fits and nfe is not None and nfe.shape == (2,)
+    others = [value for name, value in tensors.items() if name != "images"]
+    fits = fits and all(value.is_floating_point() and bool(value.isfinite().all()) for value in others)
+    if not fits or len(tensors.get("errors", range(count))) != count:
         msg = f"The generated images {path} are damaged; remove the file to have them made again."
         raise PushforwardError(msg)
     return tensors

@@ -224,7 +224,13 @@ def best(
     if resume is not None:
         _go_on("descents", resume, target)
     method, before = METHODS[optimiser], 0 if resume is None else resume.nfe
-    now, state = resume, method.begin(target.code.variables()) if resume is None else resume.state
+    now, state = resume, method.begin(target.code.variables())
+    if resume is not None:
+        wanted, found = ({k: (v.shape, v.dtype) for k, v in one.items()} for one in (state, resume.state))
+        if wanted != found:
+            msg = f"The descents to go on with are not of {optimiser}: begin anew."
+            raise PushforwardError(msg)
+        state = resume.state
     while now is None or (now.step < steps and not bool(state["stuck"].all())):
         x, alive = state["point"], (~state["stuck"]).nonzero()[:, 0]
         point = target(x) if now is None else now.point.placed(alive, target(x[alive], alive))

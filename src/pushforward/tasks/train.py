@@ -22,11 +22,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import ConfigDict, Field
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -47,6 +48,7 @@ from pushforward.model.prediction import Prediction, is_image
 from pushforward.model.words import tokens
 from pushforward.plan import SOLVERS
 from pushforward.plan.grid import angle
+from pushforward.schema import check, parse
 from pushforward.tasks.illustrate import loss_curve
 from pushforward.tasks.lesson import TIMES, Draws, Lesson
 from pushforward.tasks.stopping import Clock, Interrupted, Stop, stopping
@@ -132,13 +134,13 @@ class TrainConfig:
             raise PushforwardError(msg)
         for name in ("steps", "minutes", "batch", "learning_rate", "save_every", "log_every", "scale"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and not 0 < value < math.inf:
                 msg = f"The option {name} must be positive; got {value}."
                 raise PushforwardError(msg)
         for name in ("sample_every", "warmup", "weight_decay", "seed"):
             value = getattr(self, name)
-            if value is not None and not value >= 0:
-                msg = f"The option {name} must be at least 0; got {value}."
+            if value is not None and not 0 <= value < 2**63:
+                msg = f"The option {name} must be 0 or more; got {value}."
                 raise PushforwardError(msg)
         for name in ("ema", "label_dropout"):
             if not 0 <= getattr(self, name) < 1:
@@ -172,6 +174,24 @@ class Report:
     loss: float
     parameters: int
     resumed_from: int
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Of a checkpoint, what is no tensor."""
+
+    config: dict[str, Any]
+    data: tuple[int, ...]
+    step: Annotated[int, Field(ge=0)]
+    seconds: Annotated[float, Field(ge=0)]
+
+
+@dataclass(frozen=True)
+class _Logged:
+    """Of a line of the log, what is needed."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="ignore")
+    step: int
 
 
 # -- the run ---------------------------------------------------------------------------------------------------------
@@ -496,17 +516,20 @@ class _Run:
         path = self._training / "checkpoint.pt"
         if path.exists():
             try:
-                self._load(torch.load(path, map_location="cpu", weights_only=True))
+                self._load(torch.load(path, map_location="cpu", weights_only=True), path)
             except PushforwardError:
                 raise
-            except Exception as error:  # pickle, zip and runtime errors, missing keys, of a file that is no checkpoint
-                msg = f"{path} is no readable checkpoint; remove it to start anew."
+            except Exception as error:  # of pickle, zip, or what the parts find missing or of another kind
+                what = f"lacks the entry {error}" if isinstance(error, KeyError) else "is no readable checkpoint"
+                msg = f"{path} {what}; remove it to start anew."
                 raise PushforwardError(msg) from error
         if self.accelerator.is_main_process:
             self._tidy()
         return self.step
 
-    def _load(self, state: dict[str, Any]) -> None:
+    def _load(self, state: dict[str, Any], path: Path) -> None:
+        plain = {entry.name: state[entry.name] for entry in fields(_Kept)}
+        kept = check(plain, _Kept, str(path), "remove it to start anew")
         self._check_same(state)
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
@@ -514,7 +537,7 @@ class _Run:
         self.scheduler.load_state_dict({**state["scheduler"], "lr_lambdas": [None]})
         if state["scaler"] is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.step, self.seconds, self.losses = state["step"], state["seconds"], state["losses"].tolist()
+        self.step, self.seconds, self.losses = kept.step, kept.seconds, state["losses"].tolist()
 
     def _check_same(self, state: dict[str, Any]) -> None:
         mine = _jsonable(self.config)
@@ -535,9 +558,11 @@ class _Run:
         """Drop what came after the checkpoint, as it will come again, and what a kill left half written."""
         log = self._training / "log.jsonl"
         if log.exists():
-            lines = log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+            whole = [line for line in log.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+            said = [parse(one, _Logged, f"Line {n} of {log}", "remove the line") for n, one in enumerate(whole, 1)]
             with atomic_path(log) as temporary:
-                temporary.write_text("".join(line for line in lines if _step(line) <= self.step), encoding="utf-8")
+                kept = [line for line, entry in zip(whole, said, strict=True) if entry.step <= self.step]
+                temporary.write_bytes(b"".join(kept))
         for picture in self._training.glob("samples-*.png"):
             if picture.stem.removeprefix("samples-").isdecimal() and int(picture.stem[8:]) > self.step:
                 picture.unlink()
@@ -644,14 +669,6 @@ def _check_labels(data: ImageData) -> None:
 
 class _Enough(Exception):
     """A picture is given up."""
-
-
-def _step(line: str) -> float:
-    """The step that a line of the log is of; infinite if it is no whole line of a log."""
-    try:
-        return int(json.loads(line)["step"]) if line.endswith("\n") else math.inf
-    except (ValueError, TypeError, KeyError):
-        return math.inf
 
 
 def hide_parts(caption: str, generator: torch.Generator) -> str:

@@ -21,6 +21,8 @@ from pushforward.tasks.energies.energy import Energy, of
 
 __all__ = ["chi", "concentration", "gaussian"]
 
+_MOST = 10_000  # shuffles, each of which is kept
+
 
 def gaussian() -> Energy:
     """Half the squared norm of the code's variables, minus the logarithm of their density: `||z||^2 / 2`."""
@@ -71,14 +73,15 @@ def concentration(chunk: int = 4, shuffles: int = 100, *, seed: int = 0) -> Ener
         seed: of the shuffles.
 
     Raises:
-        PushforwardError: a chunk or a number of shuffles below 1; when called, codes of fewer than `chunk^2` numbers.
+        PushforwardError: a chunk below 1, or shuffles that are none or too many; when called, codes of fewer than
+            `chunk^2` numbers.
 
     References:
         The probability regularisation of Direct Noise Optimization, Tang et al., arXiv 2405.18881, and their released
         code; the bounds are in Wainwright, High-Dimensional Statistics, 2019.
     """
-    if chunk < 1 or shuffles < 1:
-        msg = f"Energy 'concentration' needs a chunk and shuffles of at least 1; got {chunk} and {shuffles}."
+    if chunk < 1 or not 1 <= shuffles <= _MOST:
+        msg = f"Energy 'concentration' needs a chunk of at least 1 and 1 to {_MOST} shuffles; got {chunk}, {shuffles}."
         raise PushforwardError(msg)
 
     @cache

@@ -77,6 +77,9 @@ class Energy:
                     "differentiable functions, without detach(), no_grad() or numpy."
                 )
                 raise PushforwardError(msg)
+            if value.is_meta or value.is_complex():
+                msg = f"Energy {term.name!r} must give real numbers; it gave {value.dtype} on {value.device}."
+                raise PushforwardError(msg)
             # where the images are, and not in 16 bits, in which sums and weights are too coarse
             found[term.name] = term.weight * value.to(images.device, torch.promote_types(value.dtype, torch.float32))
         return found
