@@ -167,7 +167,7 @@ def test_what_cannot_be_written_is_said_before_the_work(
         "/proc/no/such" + end: "No such file or directory",
     }
     if option == "--json":
-        wrong |= {"images": "Is a directory", "/dev/full": "No space left on device"}
+        wrong |= {"/": "Is a directory", "/dev/full": "No space left on device"}
     for path, said in wrong.items():
         given = [*["model"] * (command == "train"), option, path] if option else [path]
         assert run(monkeypatch, *words(command, place, *given)) == 1

@@ -82,8 +82,7 @@ def check_writable(path: Path) -> None:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         probe = _beside(folder / "probe")
         try:
-            with probe.open("wb", buffering=0) as file:
-                file.write(b"\0" * 4096)
+            probe.write_bytes(b"\0" * 4096)
         finally:
             probe.unlink(missing_ok=True)
     except OSError as error:

@@ -202,6 +202,8 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is None:
+            _flush()  # it may be of standard output
         _fail(_said(error))
     finally:
         signal.signal(signal.SIGTERM, before)
