@@ -20,12 +20,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from pydantic import ConfigDict
 from safetensors import SafetensorError, safe_open
 from scipy.stats import kstest
 from torch import Tensor
@@ -37,6 +38,7 @@ from pushforward.model import Model
 from pushforward.model.contents import model_digest
 from pushforward.plan import Plan, named
 from pushforward.pushforward import Code, Labels
+from pushforward.schema import check
 
 __all__ = [
     "FORMAT",
@@ -55,11 +57,24 @@ __all__ = [
 
 FORMAT, SUFFIX = "pushforward-code-1", ".safetensors"
 _KEY = "pushforward"
-_ENTRIES: dict[str, type | tuple[type, ...]] = {
-    "model": str, "process": dict, "shape": list, "solver": str, "settings": dict, "times": list,
-    "labels": (list, type(None)), "guidance": (int, float),
-}  # fmt: skip
-_ITEMS: dict[str, type | tuple[type, ...]] = {"shape": int, "times": (int, float), "labels": (int, str)}
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What every header has; see `header`."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="ignore")
+    model: str
+    process: dict[str, Any]
+    shape: tuple[int, ...]
+    solver: str
+    settings: dict[str, Any]
+    times: tuple[float, ...]
+    labels: tuple[int, ...] | tuple[str, ...] | None
+    guidance: float
+    dtype: str = "float32"
+    negative: str = ""
+    images: tuple[str, ...] = ()
 
 
 def header(
@@ -265,12 +280,7 @@ def _neighbours(array: np.ndarray, axis: int) -> float | None:
 
 def _check(head: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> None:
     """Raise unless the header is complete and the tensors are a `Code` of as many images as it has labels."""
-    for name, kind in _ENTRIES.items():
-        value = head.get(name, ...)
-        items = value if isinstance(value, list) else []
-        if not isinstance(value, kind) or not all(isinstance(item, _ITEMS[name]) for item in items):
-            msg = f"{where} lacks the entry {name!r} in its header, or has it wrong; make the codes again."
-            raise PushforwardError(msg)
+    check(dict(head), _Header, where, "make the codes again")
     start = tensors.get("start")
     shape = () if start is None else tuple(start.shape)
     fits = len(shape) >= 2 and shape[0] > 0 and set(tensors) <= {"start", "noises", "end", "residual"}

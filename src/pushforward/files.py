@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-_NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EPIPE, errno.ESPIPE}
+NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EPIPE, errno.ESPIPE}
 
 
 @contextmanager
@@ -48,8 +48,19 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException as error:
         if not direct:
             temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in _NOT_WRITTEN and error.filename in (None, str(temporary)):
+        if isinstance(error, OSError) and error.errno in NOT_WRITTEN and error.filename in (None, str(temporary)):
             error.filename, error.filename2 = str(path), None  # a failed write knows no name, or one that is gone
+        raise
+
+
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Have a failed write in the block, which knows no name, say that of the file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NOT_WRITTEN and error.filename is None:
+            error.filename = str(path)
         raise
 
 

@@ -145,12 +145,15 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def _sentence(error: ErrorDetails, where: str, remedy: str) -> str:
-    entry = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).lstrip(".")
+    names = [part for part in error["loc"] if isinstance(part, int) or "[" not in part]  # without branches of unions
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in names).lstrip(".")
+    name, bracket, index = text.partition("[")
+    entry = f"{name!r}{bracket}{index}"
     if error["type"] == "missing":
-        return f"{where} lacks the entry {entry!r}; {remedy}."
+        return f"{where} lacks the entry {entry}; {remedy}."
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"{where} has an unknown entry {entry!r}; {remedy}."
+        return f"{where} has an unknown entry {entry}; {remedy}."
     wrong = error["msg"].removeprefix("Input ")
     got = json.dumps(error["input"], default=str)
     got = got if len(got) <= 40 else f"{got[:37]}..."
-    return f"{where} {f'has a wrong {entry!r}: it' if entry else ''} {wrong}; got {got}: {remedy}.".replace("  ", " ")
+    return f"{where} {f'has a wrong entry {entry}: it ' if text else ''}{wrong}; got {got}: {remedy}."

@@ -27,6 +27,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from pushforward.cli.options import noted
 from pushforward.errors import PushforwardError
+from pushforward.files import NOT_WRITTEN
 from pushforward.locks import alone
 
 __all__ = ["app", "command_names", "main"]
@@ -159,6 +160,8 @@ def _said(error: Exception) -> str:
     if isinstance(error, OSError):
         name = error.filename if error.filename is not None else error.filename2
         reason = error.strerror or words
+        if name is None and error.errno in NOT_WRITTEN:
+            name = "standard output"  # errors of files are named where they are written
         return reason if name is None else f"{reason}: {os.fsdecode(name) if not isinstance(name, int) else name}"
     return f"{type(error).__name__}: {words} (PUSHFORWARD_DEBUG=1 shows where)"
 
@@ -202,8 +205,6 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        if isinstance(error, OSError) and error.filename is None:
-            _flush()  # it may be of standard output
         _fail(_said(error))
     finally:
         signal.signal(signal.SIGTERM, before)

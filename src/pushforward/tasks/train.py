@@ -37,7 +37,7 @@ from pushforward.data import ImageData
 from pushforward.errors import Diverged, PushforwardError
 from pushforward.execute import Progress
 from pushforward.execute import run as run_plan
-from pushforward.files import atomic_path
+from pushforward.files import atomic_path, naming
 from pushforward.images import save_image, sheet
 from pushforward.linear import PROCESSES, Gaussian, Process, fit, process_from_config
 from pushforward.memory import check_memory
@@ -481,9 +481,10 @@ class _Run:
             "loss": round(sum(recent) / len(recent), 6),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
+        path = self._training / "log.jsonl"
         with self._writing("log"):
             self._training.mkdir(parents=True, exist_ok=True)
-            with (self._training / "log.jsonl").open("a", encoding="utf-8") as file:
+            with naming(path), path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
     def _save(self) -> None:
