@@ -47,6 +47,7 @@ _ARRAYS = {
     "": (("x", "images", "arr_0"), ("y", "labels", "arr_1"), ("captions",)),
 }
 _CLASSES = 1024  # as many are taken as they are, even where few of them occur
+_LARGEST = 2**15  # pixels of a side
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,10 +143,10 @@ def _checked_size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
     if size is None:
         return None
     pair = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-    if min(pair) < 1:
-        msg = f"The size of images must be positive; got {size}."
-        raise PushforwardError(msg)
     check_memory(3 * pair[0] * pair[1], f"An image of {pair[0]}x{pair[1]}")
+    if min(pair) < 1 or max(pair) > _LARGEST:
+        msg = f"The size of images must be positive, and at most {_LARGEST}; got {size}."
+        raise PushforwardError(msg)
     return pair
 
 

@@ -163,6 +163,8 @@ def _said(error: Exception) -> str:
         if name is None and error.errno in NOT_WRITTEN:
             name = "standard output"  # errors of files are named where they are written
         return reason if name is None else f"{reason}: {os.fsdecode(name) if not isinstance(name, int) else name}"
+    if isinstance(error, RuntimeError) and words.startswith("Symlink loop"):  # as Python 3.11 says it
+        return f"{os.strerror(errno.ELOOP)}: {words.partition(' from ')[2]}"
     return f"{type(error).__name__}: {words} (PUSHFORWARD_DEBUG=1 shows where)"
 
 

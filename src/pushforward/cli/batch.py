@@ -8,6 +8,7 @@ models by their content: where either is another by now, under whatever name, th
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
@@ -126,7 +127,7 @@ def list_items(
             msg = f"The results cannot lie among the images in {source}; name another folder with --out."
             raise PushforwardError(msg)
         for file in image_files(source):
-            if out is not None and mine and file.resolve().is_relative_to(out.resolve()):
+            if out is not None and mine and Path(os.path.realpath(file)).is_relative_to(out.resolve()):
                 continue  # a result of an earlier run
             below = file.relative_to(source) if source.is_dir() else Path(file.name)
             name = below.with_suffix("").as_posix()

@@ -128,12 +128,7 @@ def edit(
     way = method_named(method, "edit")
     check_outputs({"--json": json}, {"--out": out})
     check_split(images)
-    in_vain(
-        {
-            "source_guidance": "sdedit does not encode the image" if way == "sdedit" else None,
-            "trials": "the deterministic method has one code for an image" if way == "deterministic" else None,
-        }
-    )
+    in_vain({"source_guidance": "sdedit does not encode the image" if way == "sdedit" else None})
     where = pick_device(device)
     network = avoiding(open_model(model, where, dtype, size), negative)
     search = Search(_numbers(guidance, "guidance"), _numbers(skip, "skip"), trials, source_guidance, way)

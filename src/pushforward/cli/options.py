@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
+import typer
+
 from pushforward.errors import PushforwardError
 from pushforward.files import check_writable
 
-__all__ = ["check_outputs", "check_split", "given", "in_vain", "noted", "spare"]
+__all__ = ["check_outputs", "check_split", "given", "in_vain", "noted", "spare", "tell_in_vain"]
 
 _GIVEN: ContextVar[frozenset[str]] = ContextVar("given", default=frozenset())
 
@@ -42,10 +44,20 @@ def in_vain(options: Mapping[str, str | None]) -> None:
     Raises:
         PushforwardError: the first of them that was given.
     """
+    for msg in _without_effect(options):
+        raise PushforwardError(msg)
+
+
+def tell_in_vain(options: Mapping[str, str | None]) -> None:
+    """As `in_vain`, where the option may stand for what it says of the images: it is told, and the work goes on."""
+    for msg in _without_effect(options):
+        typer.echo(f"pushforward: {msg}", err=True)
+
+
+def _without_effect(options: Mapping[str, str | None]) -> Iterator[str]:
     for name, why in options.items():
         if why is not None and given(name):
-            msg = f"--{name.strip('_').replace('_', '-')} has no effect here: {why}; leave it out."
-            raise PushforwardError(msg)
+            yield f"--{name.strip('_').replace('_', '-')} has no effect here: {why}; leave it out."
 
 
 def check_split(sources: Iterable[str | Path]) -> None:

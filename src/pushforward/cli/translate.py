@@ -37,7 +37,7 @@ from pushforward.cli.common import (
     read_file,
     write_json,
 )  # fmt: skip
-from pushforward.cli.options import check_outputs, check_split, in_vain
+from pushforward.cli.options import check_outputs, check_split, in_vain, tell_in_vain
 from pushforward.errors import PushforwardError
 from pushforward.images import compared, save_image, sheet
 from pushforward.model import Model
@@ -102,12 +102,9 @@ def translate(
     check_outputs({"--json": json}, {"--out": out})
     check_split(images)
     unread = "sdedit takes nothing from the source model" if way == "sdedit" else None
+    tell_in_vain({"source_label": unread, "source_prompt": unread, "source_guidance": unread})
     unguided = source_guidance == target_guidance == 1 and source_prompt and target_prompt
-    in_vain({
-        "source_label": unread, "source_prompt": unread, "source_guidance": unread,
-        "negative": "guidance is 1" if unguided else None,
-        "seed": "the deterministic method draws nothing" if way == "deterministic" and refine is None else None,
-    })  # fmt: skip
+    in_vain({"negative": "guidance is 1" if unguided else None})
     where = pick_device(device)
     one = avoiding(open_model(source, where, dtype, size), negative)
     other = one if target is None else avoiding(open_model(target, where, dtype, size), negative)

@@ -568,7 +568,7 @@ class _Run:
             if picture.stem.removeprefix("samples-").isdecimal() and int(picture.stem[8:]) > self.step:
                 picture.unlink()
         for place in (self.folder, self._training):
-            for half in place.glob(f".*.{'[0-9a-f]' * 8}.*"):
+            for half in place.glob(f".{'[0-9a-f]' * 16}.*"):
                 half.unlink()
 
     @property
