@@ -515,6 +515,10 @@ class _Run:
 
     def _resume(self) -> int:
         path = self._training / "checkpoint.pt"
+        for file in (path, path.with_name("log.jsonl")):
+            if file.exists() and not file.is_file():
+                msg = f"{file} is no file; remove it."
+                raise PushforwardError(msg)
         if path.exists():
             try:
                 self._load(torch.load(path, map_location="cpu", weights_only=True), path)
