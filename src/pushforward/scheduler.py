@@ -237,7 +237,7 @@ class _Scheduler:
 
     @property
     def order(self) -> int:
-        """See the class. Pipelines that gave a grid take every call for a step: then that at the same share of steps."""
+        """See the class. Pipelines that gave a grid take each call for a step: then that at the same share of steps."""
         begins = (*_begins(self._plan), len(self._times))
         if begins == tuple(range(len(begins))):
             return 1
