@@ -523,13 +523,14 @@ def waiting(label: str, *, quiet: bool = False) -> Iterator[None]:
         label: What is under way.
         quiet: Show nothing.
     """
+    from tqdm import tqdm
+
     done = Event()
 
     def show() -> None:
         if done.wait(1):
             return
-        with progress(label) as bar:
-            bar.bar_format = "{desc} ... {elapsed}"
+        with tqdm(desc=label, bar_format="{desc} ... {elapsed}") as bar:
             while not done.wait(1):
                 bar.refresh()
 
