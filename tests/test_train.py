@@ -342,7 +342,7 @@ def test_a_second_signal_ends_at_once_and_damages_nothing(
 
     def twice(what: str, _: float) -> None:
         if what == "checkpoint" and (tmp_path / "m" / "training" / "checkpoint.pt").exists():
-            (tmp_path / "m" / "training" / ".checkpoint.0123abcd.pt").write_bytes(b"half")  # as a kill would leave it
+            (tmp_path / "m" / "training" / ".0123456789abcdef.pt").write_bytes(b"half")  # as a kill would leave it
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -445,8 +445,8 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:
         ({"steps": 1, "process_settings": {"beta_max": 0.0}}, "drawn from noise"),
         ({"steps": 1, "process": "ve", "process_settings": {"t_max": 1.0}}, "drawn from noise"),
         ({"steps": 1, "process": "ve", "process_settings": {"t_min": 0.5}}, "drawn clean"),
-        ({"steps": 1, "sample_every": -1}, "sample_every must be at least 0"),
-        ({"steps": 1, "seed": -1}, "seed must be at least 0"),
+        ({"steps": 1, "sample_every": -1}, "sample_every must be 0 or more"),
+        ({"steps": 1, "seed": -1}, "seed must be 0 or more"),
         ({"steps": 1, "network": "huge"}, "Unknown network"),
         ({"steps": 1, "process": "langevin", "prediction": "v"}, "scalar processes"),
     ],
