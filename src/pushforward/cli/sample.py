@@ -113,21 +113,21 @@ def sample(
     frames: list[Tensor] = []
 
     def one_by_one() -> tuple[Tensor, dict[str, Any]]:
-        calls = batches = 0
+        calls = batches = evaluations = 0
         total = -(-count // batch) * made.nfe if isinstance(made, Plan) else None
         with progress("sampling", total=total, unit="call", quiet=quiet) as bar:
 
             def tell(step: Progress) -> None:
-                nonlocal calls, batches
-                calls += 1
+                nonlocal calls, batches, evaluations
+                calls, evaluations = calls + 1, evaluations + step.nfe
                 batches += step.done == 1
                 bar.update()
                 if animate is not None and batches == 1 and _keep(step):
                     frames.append(chosen.process.image(step.state).float().cpu())
 
             images = diffusion.sample(count, **asked, callback=tell)
-        nfe = made.nfe if isinstance(made, Plan) else calls / batches  # adaptive steps may differ by batch
-        return images, {"rounds": nfe, "nfe": nfe}
+        rounds = made.nfe if isinstance(made, Plan) else calls / batches  # adaptive steps differ by image
+        return images, {"rounds": rounds, "nfe": evaluations / count}
 
     def at_once(method: Parallel) -> tuple[Tensor, dict[str, Any]]:
         with progress("sampling", quiet=quiet) as bar:

@@ -2,23 +2,23 @@ r"""The probability flow by a general adaptive ODE solver: the baseline that nee
 
     du/dt = on_state(t) u + on_answer(t) D(u, t)
 
-is handed to `scipy.integrate.solve_ivp`, which chooses the steps so that the estimated error of each stays within
-`atol + rtol |u|`. One step size serves the whole batch, and every evaluation is one network call for all of it. For
-accurate references and comparisons; the plans' solvers, which know the linear part, need far fewer calls.
+is solved by Dormand and Prince's pair of orders 5 and 4, each step of each image as long as keeps its estimated error
+within `atol + rtol |u|`: the steps that `scipy.integrate.solve_ivp` would take for that image alone. An image's steps
+are its own, and all images that have not arrived are asked about in one network call. For accurate references and
+comparisons; the plans' solvers, which know the linear part, need far fewer calls.
 
 References:
-    Score-Based Generative Modeling through SDEs, Song et al., arXiv 2011.13456, appendix D.4 (RK45 on the flow).
+    Score-Based Generative Modeling through SDEs, Song et al., arXiv 2011.13456, appendix D.4 (RK45 on the flow);
+    Solving Ordinary Differential Equations I, Hairer, Nørsett & Wanner, section II.4 (the choice of steps).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
-import numpy as np
 import torch
-from scipy.integrate import solve_ivp
+from scipy.integrate import RK45
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
@@ -26,7 +26,9 @@ from pushforward.execute.sequential import Progress
 from pushforward.linear import Process
 from pushforward.model.network import Denoiser
 
-Method = Literal["RK23", "RK45", "DOP853"]
+_STAGES, _WEIGHTS, _NODES, _ERROR = (torch.from_numpy(x).double() for x in (RK45.A, RK45.B, RK45.C, RK45.E))
+_POWER = -1 / (RK45.error_estimator_order + 1)
+_SAFETY, _SHORTER, _LONGER = 0.9, 0.2, 10.0  # of a step's length after another, as SciPy has them
 
 
 def adaptive(
@@ -38,10 +40,11 @@ def adaptive(
     end: float | None = None,
     rtol: float = 1e-5,
     atol: float = 1e-5,
-    method: Method = "RK45",
     callback: Callable[[Progress], None] | None = None,
 ) -> tuple[Tensor, int]:
     """The flow's state at `end` from the one at `start_time`, and the number of network calls.
+
+    What becomes of an image does not depend on the others.
 
     Args:
         process: the diffusion.
@@ -51,14 +54,13 @@ def adaptive(
         end: where to stop, before or after `start_time` but not at 0; `t_min` by default.
         rtol: relative error allowed in a step.
         atol: absolute error allowed in a step.
-        method: of `solve_ivp`, explicit.
         callback: told after every network call; how many there will be is not known, so `total` is 0.
 
     Returns:
-        The state, shaped like `start`, and the calls.
+        The state, shaped like `start`, and the calls, as many as the image needs that needs most.
 
     Raises:
-        PushforwardError: times or tolerances out of range, an answer that is not finite, or the solver gave up.
+        PushforwardError: times or tolerances out of range, an answer that is not finite, or steps that vanish.
     """
     begin = process.t_max if start_time is None else start_time
     stop = process.t_min if end is None else end
@@ -71,29 +73,87 @@ def adaptive(
     if rtol <= 0 or atol < 0:
         msg = f"The tolerances must be positive; got rtol={rtol:g} and atol={atol:g}."
         raise PushforwardError(msg)
-    calls = 0
-
-    def slope(t: float, flat: np.ndarray) -> np.ndarray:
-        nonlocal calls
-        calls += 1
-        time = torch.tensor([t], dtype=torch.float64)
-        u = torch.from_numpy(flat).view(start.shape)
-        answer = denoiser.at(process, time, start)(0, u.to(start)).to(u)
-        if not bool(answer.isfinite().all()):  # the solver itself would try for ever
-            msg = f"The network's answer at t = {t:.4g} is not finite (call {calls}); check the network and the start."
-            raise PushforwardError(msg)
-        if callback is not None:
-            callback(Progress(calls, 0, t, u, answer))
-        on_state, on_answer = process.flow(time)
-        return (on_state[0](u) + on_answer[0](answer)).flatten().numpy()
-
     with torch.no_grad():
-        flat = start.detach().to("cpu", torch.float64).flatten().numpy()
-        solution = solve_ivp(slope, (begin, stop), flat, method=method, rtol=rtol, atol=atol, t_eval=[stop])
-    if not solution.success:
-        msg = f"{method} gave up on the flow after {calls} network calls ({solution.message}); loosen rtol."
-        raise PushforwardError(msg)
-    return torch.from_numpy(solution.y[:, -1]).view(start.shape).to(start), calls
+        flow = _Flow(process, denoiser, start, callback)
+        u, on = start.detach().to("cpu", torch.float64, copy=True).flatten(1), 1.0 if stop > begin else -1.0
+        some = torch.arange(len(u))
+        time = torch.full((len(u),), begin, dtype=torch.float64)
+        slope = flow(time, u, some)
+        length = _first_length(flow, time, u, slope, on, abs(stop - begin), rtol, atol)
+        again = torch.zeros_like(some, dtype=torch.bool)  # whether the step was too long the last time
+        while len(some := some[time[some] != stop]):
+            t, y, k = time[some], u[some], [slope[some]]
+            least = 10 * (torch.nextafter(t, torch.full_like(t, on * torch.inf)) - t).abs()
+            if bool((again[some] & (length[some] < least)).any()):
+                msg = f"RK45 gave up on the flow after {flow.calls} network calls: its steps vanish; loosen rtol."
+                raise PushforwardError(msg)
+            ahead = t + on * torch.maximum(length[some], least)
+            ahead = torch.where(on * (ahead - stop) > 0, stop, ahead)
+            h = (ahead - t)[:, None]
+            for weights, node in zip(_STAGES[1:], _NODES[1:], strict=True):
+                k.append(flow(t + node * h[:, 0], y + h * _sum(weights, k), some))
+            new = y + h * _sum(_WEIGHTS, k)
+            k.append(flow(ahead, new, some))
+            error = _size(h * _sum(_ERROR, k) / (atol + rtol * torch.maximum(y.abs(), new.abs())))
+            passed = error < 1
+            longest = torch.where(passed, torch.where(again[some], 1.0, _LONGER), _SAFETY)
+            factor = (_SAFETY * error.pow(_POWER)).clamp(_SHORTER, _LONGER)
+            length[some], again[some] = h[:, 0].abs() * torch.minimum(factor, longest), ~passed
+            done = some[passed]
+            time[done], u[done], slope[done] = ahead[passed], new[passed], k[-1][passed]
+    return u.view(start.shape).to(start), flow.calls
+
+
+class _Flow:
+    """The slopes of some of the images, each at a time of its own; counts the calls."""
+
+    def __init__(
+        self, process: Process, denoiser: Denoiser, start: Tensor, callback: Callable[[Progress], None] | None
+    ):
+        self._process, self._denoiser, self._start, self._callback = process, denoiser, start, callback
+        self._state, self._answer = start.detach().clone(), torch.zeros_like(start)
+        self.calls = 0
+
+    def __call__(self, times: Tensor, flat: Tensor, some: Tensor) -> Tensor:
+        u, where = flat.view(-1, *self._start.shape[1:]), some.to(self._start.device)
+        state = u.to(self._start)
+        answer = self._denoiser.at(self._process, times, self._start)(torch.arange(len(u)).to(where), state, where)
+        self.calls += 1
+        bad = (~answer.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
+        if bad:  # no step would be short enough
+            msg = (
+                f"The network's answer at t = {float(times[bad[0]]):.4g} is not finite (call {self.calls}); check the "
+                "network and the start."
+            )
+            raise PushforwardError(msg)
+        if self._callback is not None:
+            self._state[where], self._answer[where] = state, answer
+            now = float(times.mean())
+            self._callback(Progress(self.calls, 0, now, self._state.clone(), self._answer.clone(), len(u)))
+        on_state, on_answer = self._process.flow(times)
+        return (on_state(u) + on_answer(answer.to(u))).flatten(1)
+
+
+def _first_length(
+    flow: _Flow, time: Tensor, u: Tensor, slope: Tensor, on: float, whole: float, rtol: float, atol: float
+) -> Tensor:
+    """The length of each image's first step."""
+    scale = atol + rtol * u.abs()
+    d0, d1 = _size(u / scale), _size(slope / scale)
+    guess = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / d1).clamp_max(whole)
+    near = flow(time + on * guess, u + on * guess[:, None] * slope, torch.arange(len(u)))
+    greatest = torch.maximum(d1, _size((near - slope) / scale) / guess)
+    length = torch.where(greatest <= 1e-15, (1e-3 * guess).clamp_min(1e-6), (0.01 / greatest).pow(-_POWER))
+    return torch.minimum(100 * guess, length).clamp_max(whole)
+
+
+def _size(u: Tensor) -> Tensor:
+    """Root mean square of each row."""
+    return u.square().mean(1).sqrt()
+
+
+def _sum(weights: Tensor, parts: list[Tensor]) -> Tensor:
+    return torch.stack([float(w) * part for w, part in zip(weights, parts, strict=False)]).sum(0)
 
 
 @dataclass(frozen=True)
@@ -121,5 +181,5 @@ class Adaptive:
         )
         answer = denoiser.at(self.process, last, state)(0, state)
         if callback is not None:
-            callback(Progress(calls + 1, 0, float(last), state, answer))
+            callback(Progress(calls + 1, 0, float(last), state, answer, len(state)))
         return answer

@@ -23,9 +23,10 @@ class Progress:
     Args:
         done: network calls so far.
         total: in all.
-        time: where the state lives.
+        time: where the state lives; on average, where every image has a time of its own.
         state: in pixels, `(batch, k * channels, *field)`.
         denoised: the network's answer there, likewise.
+        nfe: network evaluations of this call: images that were asked about.
     """
 
     done: int
@@ -33,6 +34,7 @@ class Progress:
     time: float
     state: Tensor
     denoised: Tensor
+    nfe: int
 
 
 def run(
@@ -69,7 +71,7 @@ def run(
     for i, time in enumerate(asked):
         answer = ask(i, state)
         if callback is not None:
-            callback(Progress(i + 1, len(asked), time, state, answer))
+            callback(Progress(i + 1, len(asked), time, state, answer, len(state)))
         state = walk.send((state, answer))
     return state
 

@@ -9,8 +9,7 @@ Every sampler of a model begins at the same codes and labels, image by image, so
 
 Generated images are kept in shards of one batch, each written whole: a run that was killed goes on where it stopped,
 and several processes (`torchrun`, `accelerate launch`) share the shards. Image i depends on the seed and i alone, so
-the figures do not depend on either. (The adaptive steps of `rk45` are chosen for a batch together, so its images depend
-on the batch too.) Remove the folder of a sampler whose code you have changed.
+the figures do not depend on either. Remove the folder of a sampler whose code you have changed.
 """
 
 from __future__ import annotations
@@ -367,19 +366,19 @@ def generate(runs: Sequence[Run], *, device: str = "cpu", callback: Done | None 
 
 def _made(run: Run, converged: Run, diffusion: Diffusion, method: Parallel | None, shard: range) -> dict[str, Tensor]:
     """A shard: images, what they cost, and how far they are from the converged ones."""
-    calls: list[Any] = []
+    calls: list[int] = []
     asked: dict[str, Any] = {
         "seed": run.settings.seed,
         "first": shard.start,
         "labels": None if run.labels is None else run.labels[shard.start : shard.stop],
         "guidance": run.settings.guidance,
         "batch": len(shard),
-        "callback": lambda _: calls.append(None),
+        "callback": lambda step: calls.append(step.nfe),
     }
     try:
         if method is None:
             images = diffusion.sample(len(shard), **asked)
-            nfe = float(len(calls))
+            nfe = sum(calls) / len(shard)
         else:
             ((images, solution),) = diffusion.solved(len(shard), method, **asked)
             nfe = float(solution.nfe.double().mean())
