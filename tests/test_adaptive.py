@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from scipy.integrate import solve_ivp
 
+from helpers import FIELD, mixture_denoiser, normal
 from pushforward.errors import PushforwardError
 from pushforward.execute import adaptive
 from pushforward.linear import VE, VP, Blurring, Flow, Gaussian, Langevin, Process, root
@@ -79,3 +81,27 @@ def test_says_when_the_network_gives_no_numbers() -> None:
     broken = Function(lambda u, _: torch.full_like(u, torch.nan))
     with pytest.raises(PushforwardError, match="not finite"):
         adaptive(VP(), broken, torch.ones(1, 1, 2, 2))
+
+
+@pytest.mark.parametrize("process", [VP(), Langevin(), Blurring(FIELD, blur_max=2.0)], ids=lambda p: p.name)
+def test_every_image_takes_the_steps_that_scipy_takes_for_it_alone(process: Process) -> None:
+    """float64, four images of very different sizes; the evaluations are equal, the states to rounding."""
+    denoiser = mixture_denoiser(process, 0.5 * normal(3, 1, *FIELD), 0.3)
+    sizes = torch.tensor([1.0, 0.2, 3.0, 1.0], dtype=torch.float64)
+    start = normal(4, process.blocks, *FIELD, seed=1) * sizes[:, None, None, None]
+    given, asked = start.clone(), []
+    found, calls = adaptive(process, denoiser, start, rtol=1e-3, atol=1e-3, callback=lambda p: asked.append(p.nfe))
+    assert torch.equal(start, given)
+
+    def slope(t: float, flat: object) -> object:
+        time = torch.tensor([t], dtype=torch.float64)
+        u = torch.as_tensor(flat).view(1, *start.shape[1:])
+        on_state, on_answer = process.flow(time)
+        return (on_state[0](u) + on_answer[0](denoiser.at(process, time, u)(0, u))).flatten().numpy()
+
+    ends = (process.t_max, process.t_min)
+    alone = [solve_ivp(slope, ends, u.flatten().numpy(), rtol=1e-3, atol=1e-3) for u in start]
+    torch.testing.assert_close(found.flatten(1), torch.stack([torch.from_numpy(a.y[:, -1]) for a in alone]))
+    assert calls == max(a.nfev for a in alone) == len(asked)
+    assert sum(asked) == sum(a.nfev for a in alone)
+    assert len({a.nfev for a in alone}) > 1

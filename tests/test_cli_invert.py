@@ -338,6 +338,19 @@ def test_codes_are_decoded_by_their_own_model_or_one_like_it(models, pictures, t
     assert values["model"] == str(models["vp"])
 
 
+def test_missing_the_tolerance_is_said_of_each_image_and_is_a_failure(models, pictures, tmp_path):
+    """Float32 cannot give 1e-12; all is written all the same."""
+    out, report = tmp_path / "c.safetensors", tmp_path / "r.json"
+    result = invoke("invert", models["vp"], pictures, *FEW, "--tolerance", 1e-12, "--out", out, "--json", report)
+    refused(result, "3 of 3 codes miss the tolerance of 1e-12")
+    assert len(load_codes(out)[0]) == 3
+    images = json.loads(report.read_text())["images"]
+    assert [image["met"] for image in images] == [False] * 3
+    for image in images:
+        assert f"{image['name']}: error {image['error']:.1e}, above the tolerance of 1e-12" in result.stdout
+        assert image["residual"] == pytest.approx(image["max_abs_error"], abs=1e-5)
+
+
 def test_json_to_stdout_is_all_there_is(models, pictures, tmp_path):
     codes = tmp_path / "c.safetensors"
     result = invoke("invert", models["vp"], pictures, *FEW, "--out", codes, "--json", "-", "-q")

@@ -123,3 +123,70 @@ def test_what_does_not_fit_is_refused(change, message):
     diffusion = pf.Diffusion(model, ddim(model.process, grid.power(model.process, 4, end=model.process.t_min)))
     with pytest.raises(PushforwardError, match=message):
         change(diffusion, torch.zeros(1, *model.shape))
+
+
+FOREIGN = torch.stack([torch.full((1, *FIELD), -1.0), torch.ones(1, *FIELD), 0.5 * normal(1, *FIELD, seed=4)]).double()
+
+
+@pytest.mark.parametrize("process", [VP(), Blurring(FIELD, blur_max=2.0), Langevin()], ids=lambda p: p.name)
+@pytest.mark.parametrize("solver", ["ddim", "gddim", "heun"])
+@pytest.mark.parametrize("steps", [4, 12])
+def test_the_residual_is_the_error_of_the_decoded_and_meets_the_tolerance(process, solver, steps):
+    """Foreign images under sharp modes, float64: no rounding forbids 1e-4."""
+    plan = SOLVERS[solver](process, to_t_min(process, steps))
+    denoiser = mixture_denoiser(process, normal(4, 1, *FIELD), 0.3)
+    clean = process.lift(FOREIGN)
+    end = clean + process.covariance(plan.times[-1:]).cholesky()[0](normal(3, process.blocks, *FIELD, seed=5))
+    found = invert(plan, denoiser, end, clean=clean)
+    error = (run(plan, denoiser, found.first) - end).flatten(1).abs().amax(1)
+    torch.testing.assert_close(found.residual, error, rtol=1e-3, atol=1e-9)
+    assert float(error.max()) <= 1e-4
+    assert found.decoding % plan.nfe == 0
+    assert (found.nfe >= plan.nfe).all()
+    alone = [invert(plan, denoiser, end[i : i + 1], clean=clean[i : i + 1]) for i in range(3)]
+    torch.testing.assert_close(found.first, torch.cat([one.first for one in alone]), rtol=0, atol=1e-6)
+    assert found.nfe.tolist() == [int(one.nfe) for one in alone]
+
+
+def test_long_steps_are_solved_row_by_row():
+    """Three steps onto modes of deviation .1, where the states of all times together find nothing."""
+    process = VP()
+    plan = ddim(process, grid.power(process, 3, end=process.t_min))
+    denoiser = mixture_denoiser(process, normal(4, 1, *FIELD), 0.01)
+    start = root(process, plan.times[:1], Gaussian(0.5))[0](normal(3, 1, *FIELD, seed=3))
+    end = run(plan, denoiser, start)
+    found = invert(plan, denoiser, end, method=Parallel(tolerance=1e-4, max_rounds=1))
+    assert float(found.residual.max()) <= 1e-4
+    alone = [invert(plan, denoiser, end[i : i + 1], method=Parallel(tolerance=1e-4, max_rounds=1)) for i in range(3)]
+    torch.testing.assert_close(found.first, torch.cat([one.first for one in alone]), rtol=0, atol=1e-6)
+
+
+def test_foreign_images_of_a_trained_network_come_back():
+    """float32: 1e-4, as told; the same code decoded alone differs by rounding."""
+    model = pf.load("fashion-vp")
+    diffusion = pf.Diffusion(model, ddim(model.process, grid.power(model.process, 20, end=model.process.t_min)))
+    white, board = torch.ones(1, 28, 28), (torch.arange(28)[:, None] + torch.arange(28)).remainder(2)[None] * 2.0 - 1
+    images = torch.stack([white, board])
+    found = diffusion.invert(images)
+    for i in range(2):
+        again = diffusion.decode(found.code[i : i + 1]).detach()
+        error = float((again - images[i]).abs().max())
+        assert error <= 1e-4
+        assert error == pytest.approx(float(found.residual[i]), abs=2e-5)
+    assert found.rounds <= 16
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.full((2, 1, 28, 28), float("nan")), "finite numbers; 2 of 2"),
+        (torch.stack([torch.zeros(1, 28, 28), torch.full((1, 28, 28), float("inf"))]), "the first at place 1"),
+        (torch.zeros(2, 1, 28, 28, dtype=torch.uint8), "floating-point"),
+    ],
+)
+@pytest.mark.parametrize("task", ["invert", "encode", "perturb"])
+def test_images_that_are_no_images_are_refused(task, images, message):
+    model = pf.load("fashion-vp")
+    plan = ddim(model.process, grid.power(model.process, 4, end=model.process.t_min), eta=float(task == "encode"))
+    with pytest.raises(PushforwardError, match=message):
+        getattr(pf.Diffusion(model, plan), task)(images)

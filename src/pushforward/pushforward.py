@@ -25,9 +25,8 @@ from pushforward.memory import check_images, check_memory
 from pushforward.model import Model
 from pushforward.plan import Plan
 
-FAILED = 1e-2  # error of an inversion above which it is tried again; what is below it is rounding
 _STREAM = 5200  # bytes of a random stream
-LOCAL = (0.1, 1.0)  # sizes of the reference, in parts of the data's, that inversion tries in turn
+LOCAL = 0.15  # size of the reference of inversion, in parts of the data's
 
 
 Labels = Tensor | Sequence[str] | None  # classes (count,), or as many prompts
@@ -145,13 +144,16 @@ class Inversion:
 
     Args:
         code: decoded by the same `Diffusion`, it gives the images back.
-        rounds: batched network calls on the critical path.
-        nfe: network evaluations of each image, `(count,)`.
-        residual: greatest error of each image that decoding is estimated to have, `(count,)`.
+        rounds: batched network calls on the critical path that found the codes.
+        decoding: network calls, one after another, of decoding them to see how near they lead.
+        nfe: network evaluations of each image, both kinds together, `(count,)`.
+        residual: greatest error of each image when its code is decoded step by step, as measured, `(count,)`; of a
+            latent diffusion, in its latents.
     """
 
     code: Code
     rounds: int
+    decoding: int
     nfe: Tensor
     residual: Tensor
 
@@ -401,7 +403,7 @@ class Diffusion:
         parallel: Parallel = INVERSE,
         callback: Callable[[Round], None] | None = None,
     ) -> Inversion:
-        """The codes behind images, exactly, by a deterministic plan that ends above time 0.
+        """The codes behind images, by a deterministic plan that ends above time 0, as exactly as rounding allows.
 
         The image is taken as the clean part of the last state. A state at that time carries noise, so noise of its
         level is added, drawn once and kept in the code; without it (`noisy=False`) codes are less Gaussian.
@@ -413,13 +415,14 @@ class Diffusion:
             seed: of the noise on the last state; image i's depends on the seed and its number alone.
             first: number of the first image, or the number of each.
             noisy: whether there is such noise.
-            parallel: how to solve. Its reference is, by default, the model's data's spectrum drawn towards white, with
-                a tenth of its size: what answers near an image respond to is less than all data. Images that fail
-                so are tried again with its full size.
+            parallel: how to solve, and to what tolerance of `Inversion.residual`. Its reference is, by default, the
+                model's data's spectrum drawn towards white, with 0.15 of its size: what answers near an image respond
+                to is less than all data.
             callback: told after every round.
 
         Raises:
-            PushforwardError: a stochastic plan, adaptive steps, a plan that ends at 0, or images of another shape.
+            PushforwardError: a stochastic plan, adaptive steps, a plan that ends at 0, or images of another shape or
+                that are not finite.
         """
         if isinstance(self.plan, Adaptive):
             msg = "Adaptive steps have no inverse; name a solver, e.g. ddim."
@@ -433,22 +436,14 @@ class Diffusion:
             end = end.to(state)
             signal = process.transition(time, torch.zeros_like(time))[0](clean)
             state = signal + process.covariance(time).cholesky()[0](end)
-        scales = LOCAL if parallel.reference is None else (1.0,)
-        found = invert(self.plan, Across(model.denoiser), state, clean=clean if noisy else None,
-                       method=_referenced(parallel, model, scales[0]), callback=callback)  # fmt: skip
-        first_state, rounds, nfe, residual = found.first, found.rounds, found.nfe, found.residual
-        for scale in scales[1:]:
-            bad = (~(residual <= max(FAILED, parallel.tolerance))).nonzero()[:, 0]
-            if not len(bad):
-                break
-            some = self._given(chosen(labels, bad.cpu()), guidance)
-            again = invert(self.plan, Across(some.denoiser), state[bad], clean=clean[bad] if noisy else None,
-                           method=_referenced(parallel, some, scale), callback=callback)  # fmt: skip
-            better = (again.residual < residual[bad]) | ~residual[bad].isfinite()
-            first_state[bad[better]] = again.first[better]
-            residual[bad[better]] = again.residual[better]
-            rounds, nfe[bad] = rounds + again.rounds, nfe[bad] + again.nfe
-        return Inversion(Code(self.code(first_state), end=end), rounds, nfe, residual)
+        back = process.transition(time, torch.zeros_like(time))[0].inverse()
+
+        def error(gap: Tensor) -> Tensor:
+            return process.image(back(gap)).flatten(1).abs().amax(1)
+
+        found = invert(self.plan, Across(model.denoiser), state, clean=clean if noisy else None, error=error,
+                       method=_referenced(parallel, model, LOCAL), callback=callback)  # fmt: skip
+        return Inversion(Code(self.code(found.first), end=end), found.rounds, found.decoding, found.nfe, found.residual)
 
     @torch.no_grad()
     def perturb(self, images: Tensor, *, seed: int = 0, first: int | Sequence[int] = 0) -> Code:
@@ -472,6 +467,13 @@ class Diffusion:
 
     def _state(self, images: Tensor) -> Tensor:
         """The clean state of images in [-1, 1]: themselves or their latents, without velocity."""
+        if not images.is_floating_point():
+            msg = f"Images are floating-point numbers in [-1, 1]; got {images.dtype}: divide bytes by 127.5, less 1."
+            raise PushforwardError(msg)
+        bad = (~images.isfinite().flatten(1).all(1)).nonzero()[:, 0].tolist()
+        if bad:
+            msg = f"Images must be of finite numbers; {len(bad)} of {len(images)} are not, the first at place {bad[0]}."
+            raise PushforwardError(msg)
         return self.model.process.lift(self.model.latents(images.to(device=self._device, dtype=self.dtype)))
 
     def _noised(self, clean: Tensor, stream: Stream) -> Tensor:

@@ -39,6 +39,7 @@ from pushforward.cli.common import (
 )  # fmt: skip
 from pushforward.cli.options import check_outputs, check_split, in_vain, tell_in_vain
 from pushforward.errors import PushforwardError
+from pushforward.execute import INVERSE
 from pushforward.images import compared, save_image, sheet
 from pushforward.model import Model
 from pushforward.model.contents import model_digest
@@ -135,6 +136,7 @@ def translate(
     open_folder(out, settings, items)
     made = made_of(settings, *(model_digest(model) for model in {id(one): one, id(other): other}.values()))
     calls: dict[str, float] = {}
+    missed: dict[str, float] = {}
     more = 0 if last is None or not isinstance(last.plan, Plan) else last.plan.nfe
 
     def labels(which: int, count: int) -> Labels:
@@ -146,6 +148,9 @@ def translate(
         found = translate_images(values, first, then, method=way, seed=seed, first=numbers, rows=batch)
         calls["evaluations"] = calls.get("evaluations", 0.0) + len(some) * (found.nfe + more)
         calls["rounds"] = max(calls.get("rounds", 0), found.rounds + more)
+        if found.residual is not None:
+            errors = zip(some, found.residual.tolist(), strict=True)
+            missed.update({item.name: error for item, error in errors if not error <= INVERSE.tolerance})
         result = found.images
         if last is not None:
             result = refined(result, End(last, then.labels, then.guidance), seed=seed + 1, first=numbers)
@@ -160,12 +165,17 @@ def translate(
     rows = _sheet(items, out)
     report = {
         **settings, "count": len(outcome.done) + outcome.before, "done_before": outcome.before, "seconds": seconds,
-        **effort, "times": ends[1].diffusion.plan.times.tolist(), "notes": outcome.lines, "skipped": outcome.skipped,
-        "out": out, "images": rows,
+        **effort, "missed": missed, "times": ends[1].diffusion.plan.times.tolist(), "notes": outcome.lines,
+        "skipped": outcome.skipped, "out": out, "images": rows,
     }  # fmt: skip
     if not quiet and json != "-":
         for line in outcome.lines:
             typer.echo(line)
+        if missed:
+            typer.echo(
+                f"{len(missed)} of the codes give their images back under the source to no better than "
+                f"{max(missed.values()):.1e}, not {INVERSE.tolerance:g} (--json names them); more --steps may help."
+            )
         typer.echo(_summary(report))
     write_json(report, json)
 

@@ -130,6 +130,14 @@ def naive_inversion(
     return _pixels(plan, current, current)[0]
 
 
+def one_step_rows(plan: Plan) -> list[tuple[Operator, Operator]] | None:
+    """`a, b` of every row `u_{n+1} = a u_n + b D(u_n, t_n)`, or `None` for a plan that has others."""
+    try:
+        return [(a, b) for a, _, b in _rows(plan, 1)]
+    except PushforwardError:
+        return None
+
+
 def _rows(plan: Plan, steps: int, invertible: list[bool] | None = None) -> list[tuple[Operator, Operator, Operator]]:
     """`a, b, c` of the rows from node `steps` on, `a` multiplying the state `steps` before it.
 

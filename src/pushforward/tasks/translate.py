@@ -62,20 +62,23 @@ class Translation:
         code: the common one.
         rounds: batched network calls on the critical path.
         nfe: network evaluations of an image, on average (guidance's second ones not counted).
+        residual: of deterministic codes, how far each image is from its own decoded under the source, `(count,)`.
     """
 
     images: Tensor
     code: Code
     rounds: int
     nfe: float
+    residual: Tensor | None = None
 
 
 class Coded(NamedTuple):
-    """A common code, and what it took: rounds, and network evaluations an image."""
+    """A common code, and what it took: rounds, and network evaluations an image; `residual` as in `Translation`."""
 
     code: Code
     rounds: int
     nfe: float
+    residual: Tensor | None = None
 
 
 def method_named(name: str, purpose: str = "translate") -> Method:
@@ -144,7 +147,7 @@ def translate(
     plan = target.diffusion.plan
     result = target.diffusion.decode(found.code, target.labels, target.guidance, callback=callback).float().cpu()
     calls = 0 if isinstance(plan, Adaptive) else plan.nfe
-    return Translation(result, found.code, found.rounds + calls, found.nfe + calls)
+    return Translation(result, found.code, found.rounds + calls, found.nfe + calls, found.residual)
 
 
 @torch.no_grad()
@@ -169,7 +172,8 @@ def code_of(
         return Coded(other.perturb(images, seed=seed, first=first), 0, 0.0)
     if method == "deterministic":
         found = one.invert(images, source.labels, source.guidance, seed=seed, first=first, callback=callback)
-        return Coded(found.code, found.rounds, float(found.nfe.double().mean()))
+        nfe = float(found.nfe.double().mean())
+        return Coded(found.code, found.rounds + found.decoding, nfe, found.residual)
     drawn = one.encode(images, source.labels, source.guidance, seed=seed, first=first,
                        independent=method == "independent", rows=rows, callback=callback)  # fmt: skip
     return Coded(replace(drawn.code, residual=None), drawn.rounds, float(drawn.nfe))
