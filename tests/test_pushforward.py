@@ -2,10 +2,15 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from typer.testing import CliRunner
 
 import pushforward as pf
+from pushforward.cli import app
+from pushforward.images import to_bytes
 from pushforward.linear import VP, Blurring, Langevin
 from pushforward.model import load_model, save_model, trained
 from pushforward.model.backbone import Backbone, preset
@@ -49,6 +54,46 @@ def test_labels_matter_and_guidance_too(model):
     guided = sampler.sample(1, labels=torch.tensor([1]), guidance=3.0)
     assert not torch.allclose(zero, one, atol=1e-4)
     assert not torch.allclose(guided, one, atol=1e-4)
+
+
+def test_labels_have_names_and_one_is_every_images(model):
+    with torch.no_grad():
+        for p in model.module.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    plan = ddim(model.process, grid.power(model.process, 3))
+    sampler = pf.Diffusion(model, plan)
+    numbers = sampler.sample(3, labels=torch.tensor([1, 0, 1]))
+    for labels in (["b", "a", "b"], [1, 0, 1], ["1", 0, "b"]):
+        torch.testing.assert_close(sampler.sample(3, labels=labels, batch=2), numbers, rtol=1e-4, atol=1e-4)
+    every = sampler.sample(3, labels=torch.tensor([1, 1, 1]))
+    for labels in ("b", 1, ["b"], torch.tensor([1])):
+        torch.testing.assert_close(sampler.sample(3, labels=labels, batch=2), every, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(sampler.decode(sampler.draw(3), labels), every)
+    with pytest.raises(pf.PushforwardError, match="has no class 'c'; it has a, b"):
+        sampler.sample(3, labels="c")
+
+
+def test_classes_are_drawn_in_turn_unless_labels_are_given(model, tmp_path):
+    """From Python and from the command line the same, image by image; `None` is without labels."""
+    with torch.no_grad():
+        for p in model.module.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    save_model(model, tmp_path / "m")
+    sampler = pf.Diffusion(pf.load(tmp_path / "m"), ddim(model.process, grid.power(model.process, 3)))
+    drawn = sampler.sample(5, seed=4)
+    torch.testing.assert_close(drawn, sampler.sample(5, seed=4, labels=[0, 1, 0, 1, 0]))
+    rest = sampler.sample(2, seed=4, first=3)
+    torch.testing.assert_close(rest, drawn[3:], rtol=1e-4, atol=1e-4)
+    code = sampler.draw(5, seed=4)
+    torch.testing.assert_close(sampler.sample(5, seed=4, labels=None), sampler.decode(code))
+    arguments = ["sample", tmp_path / "m", "--solver", "ddim", "--steps", 3, "--count", 5, "--seed", 4]
+    arguments += ["--each", tmp_path / "each", "--out", tmp_path / "s.png"]
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == 0, result.output
+    assert "classes of m are drawn in turn; --label says which" in result.output
+    for k, image in enumerate(drawn):
+        with Image.open(tmp_path / "each" / f"{k:05d}.png") as file:
+            assert (torch.from_numpy(np.array(file)).flatten().long() - to_bytes(image).flatten().long()).abs().max() <= 1  # rounding
 
 
 def test_a_model_under_labels_keeps_them(model):
@@ -153,10 +198,10 @@ def test_a_plan_for_another_process_is_refused():
     ("arguments", "message"),
     [
         ({"count": 0}, "at least 1"),
-        ({"count": 2, "labels": torch.tensor([0])}, "as many labels"),
+        ({"count": 3, "labels": torch.tensor([0, 1])}, "as many labels"),
         ({"count": 1, "labels": torch.tensor([2])}, "go from 0 to 1"),
         ({"count": 1, "labels": torch.tensor([2], dtype=torch.int32)}, "go from 0 to 1"),
-        ({"count": 1, "guidance": 2.0}, "no label was given"),
+        ({"count": 1, "labels": None, "guidance": 2.0}, "no label was given"),
     ],
 )
 def test_bad_requests_are_refused(arguments, message):

@@ -26,11 +26,11 @@ from pushforward.memory import check_images
 from pushforward.model import folders
 from pushforward.model import gan as networks
 from pushforward.model.folders import FAULTS
-from pushforward.model.model import read_json
+from pushforward.model.model import class_number, read_json
 from pushforward.model.pipelines import Unet
 from pushforward.model.schedulers import reason
 from pushforward.model.torchscript import is_torchscript, load_torchscript
-from pushforward.pushforward import Code, Labels, Stream, chosen
+from pushforward.pushforward import Code, Labels, Stream, chosen, listed
 
 __all__ = ["PRIORS", "Generator", "Prior", "consistency", "gan", "is_generator", "load_generator", "stylegan"]
 
@@ -206,7 +206,12 @@ class Generator:
         if not self.classes:
             msg = f"Generator {self.name!r} has no classes; leave the labels out."
             raise PushforwardError(msg)
-        if not isinstance(labels, Tensor) or labels.is_floating_point():
+        several = listed(labels)
+        if isinstance(several, Sequence):
+            several = torch.tensor([class_number(self, one) for one in several])
+        assert several is not None
+        labels = several.expand(count) if len(several) == 1 else several
+        if labels.is_floating_point():
             msg = f"Generator {self.name!r} reads no prompts: give its labels as a tensor of integers."
             raise PushforwardError(msg)
         if tuple(labels.shape) != (count,):

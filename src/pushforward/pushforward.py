@@ -29,7 +29,9 @@ _STREAM = 5200  # bytes of a random stream
 LOCAL = 0.15  # size of the reference of inversion, in parts of the data's
 
 
-Labels = Tensor | Sequence[str] | None  # classes (count,), or as many prompts
+# Classes, as numbers `(count,)` or by name and number, or as many prompts; a single one is every image's.
+Labels = Tensor | Sequence[str] | Sequence[int] | None
+IN_TURN = "in turn"  # labels of image i: the class i, counted round, or the caption
 
 
 @runtime_checkable
@@ -217,7 +219,7 @@ class Diffusion:
         *,
         seed: int = 0,
         first: int = 0,
-        labels: Labels = None,
+        labels: Labels | int = IN_TURN,
         guidance: float = 1.0,
         batch: int = 64,
         parallel: Parallel | None = None,
@@ -229,7 +231,8 @@ class Diffusion:
             count: how many.
             seed: of the codes; image i depends on the seed and `first + i` alone.
             first: number of the first image.
-            labels: classes `(count,)`, or as many prompts, for a model that takes them.
+            labels: classes, by name or number, or prompts, one an image or one for all. By default the model's classes,
+                or the captions that it knows, in turn, as `in_turn` has them; `None` is without.
             guidance: weight of classifier-free guidance; 1 is plain.
             batch: images at a time.
             parallel: run all steps at once, so; the images are the same to its tolerance.
@@ -250,7 +253,7 @@ class Diffusion:
         *,
         seed: int = 0,
         first: int = 0,
-        labels: Labels = None,
+        labels: Labels | int = IN_TURN,
         guidance: float = 1.0,
         batch: int = 64,
         callback: Callable[[Round], None] | None = None,
@@ -279,13 +282,16 @@ class Diffusion:
         return choice.method, choice.reason
 
     def _pieces(
-        self, count: int, seed: int, first: int, labels: Labels, guidance: float, batch: int
+        self, count: int, seed: int, first: int, labels: Labels | int, guidance: float, batch: int
     ) -> Iterator[tuple[Model, Tensor, Noise]]:
         """Model, terminal states and noises of each batch, with all arguments checked before the first."""
         if count < 1 or batch < 1:
             msg = f"Sampling needs a count and a batch of at least 1; got {count} and {batch}."
             raise PushforwardError(msg)
         check_images(count, self.model.image_shape or self.model.shape)
+        if isinstance(labels, str) and labels == IN_TURN:
+            labels = in_turn(self.model, count, first)
+        labels = listed(labels)
         self._given(labels, guidance, count)
         for begin in range(0, count, batch):
             end = min(begin + batch, count)
@@ -297,7 +303,7 @@ class Diffusion:
     def decode(
         self,
         code: Code,
-        labels: Labels = None,
+        labels: Labels | int = None,
         guidance: float = 1.0,
         *,
         parallel: Parallel | None = None,
@@ -347,7 +353,7 @@ class Diffusion:
     def encode(
         self,
         images: Tensor,
-        labels: Labels = None,
+        labels: Labels | int = None,
         guidance: float = 1.0,
         *,
         seed: int = 0,
@@ -394,7 +400,7 @@ class Diffusion:
     def invert(
         self,
         images: Tensor,
-        labels: Labels = None,
+        labels: Labels | int = None,
         guidance: float = 1.0,
         *,
         seed: int = 0,
@@ -505,9 +511,10 @@ class Diffusion:
         image = torch.as_tensor(reference.mean).to(like) + torch.zeros_like(process.image(like))
         return process.transition(time, torch.zeros_like(time))[0](process.lift(image))
 
-    def _given(self, labels: Labels, guidance: float, count: int | None = None) -> Model:
+    def _given(self, labels: Labels | int, guidance: float, count: int | None = None) -> Model:
+        labels = listed(labels)
         given = self.model.conditions if labels is None else len(labels)
-        if count is not None and given != count and (labels is not None or given > 1):
+        if count is not None and given not in (0, 1, count):
             msg = f"{count} images need as many labels or prompts; got {given}."
             raise PushforwardError(msg)
         return self.model.to(self._device).given(labels, guidance)
@@ -553,11 +560,39 @@ class _Rest(NamedTuple):
     residual: Tensor | None
 
 
-def chosen(labels: Labels, some: slice | Tensor) -> Labels:
-    """The labels or prompts of some of the images."""
-    if labels is None or isinstance(labels, Tensor):
-        return None if labels is None else labels[some]
-    names = list(labels)
+def in_turn(model: Model, count: int, first: int = 0) -> Labels:
+    """The labels of images that none are given for: the classes, or the captions that a model knows, counted round.
+
+    Args:
+        model: the model; of one that has been given a condition, or knows neither, `None`.
+        count: how many images.
+        first: number of the first image: image i's depends on its number alone.
+    """
+    if model.conditions:
+        return None
+    if model.text is not None:
+        captions = model.info.get("captions", ())
+        return [str(captions[i % len(captions)]) for i in range(first, first + count)] if captions else None
+    return torch.arange(first, first + count) % len(model.classes) if model.classes else None
+
+
+def listed(labels: Labels | int) -> Labels:
+    """Labels as one or more: a single class or prompt as a list of one."""
+    if isinstance(labels, Tensor) or labels is None:
+        return labels
+    if isinstance(labels, str):
+        return [labels]
+    return [int(labels)] if isinstance(labels, int) else labels
+
+
+def chosen(labels: Labels | int, some: slice | Tensor) -> Labels:
+    """The labels or prompts of some of the images; a single one is every image's."""
+    labels = listed(labels)
+    if labels is None or len(labels) == 1:
+        return labels
+    if isinstance(labels, Tensor):
+        return labels[some]
+    names: list[Any] = list(labels)
     return names[some] if isinstance(some, slice) else [names[i] for i in some.tolist()]
 
 

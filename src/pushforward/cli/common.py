@@ -262,6 +262,8 @@ def choose_labels(model: Model | Generator, names: Sequence[str], count: int, pr
     """
     import torch
 
+    from pushforward.model.model import class_number
+
     check_images(count, model.image_shape or ())
     reads = getattr(model, "text", None) is not None
     if prompts and not reads:
@@ -278,17 +280,8 @@ def choose_labels(model: Model | Generator, names: Sequence[str], count: int, pr
         instead = "give a --prompt instead" if reads else "leave --label out"
         msg = f"Model {model.name!r} has no classes; {instead}."
         raise PushforwardError(msg)
-    numbers = [_label(model, name) for name in names]
+    numbers = [class_number(model, name) for name in names]
     return torch.tensor(numbers)[torch.arange(count) % len(numbers)]
-
-
-def _label(model: Model | Generator, name: str) -> int:
-    if name in model.classes:
-        return model.classes.index(name)
-    if name.isdecimal() and int(name) < len(model.classes):
-        return int(name)
-    msg = f"Model {model.name!r} has no class {name!r}; it has {', '.join(model.classes)}."
-    raise PushforwardError(msg)
 
 
 def avoiding(model: Model, negative: str) -> Model:

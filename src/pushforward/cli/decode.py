@@ -10,8 +10,20 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from torch import Tensor
 
-from pushforward.cli.common import DeviceOption, JsonOption, QuietOption, decoded, open_codes, pick_device, write_json
+from pushforward.cli.common import (
+    DeviceOption,
+    JsonOption,
+    LabelOption,
+    PromptOption,
+    QuietOption,
+    choose_labels,
+    decoded,
+    open_codes,
+    pick_device,
+    write_json,
+)
 from pushforward.cli.options import check_outputs
 from pushforward.images import check_suffix, picture_suffixes, save_image, sheet
 
@@ -23,6 +35,8 @@ def decode(
     model: Annotated[
         str | None, typer.Option(help="Another model of the same process and shape; its own if not said.")
     ] = None,
+    label: LabelOption = None,
+    prompt: PromptOption = None,
     batch: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 64,
     out: Annotated[Path, typer.Option(help="Picture of all images (.png, .jpg, .webp).")] = Path("decoded.png"),
     each: Annotated[Path | None, typer.Option(help="Folder for every image as a PNG of its own.")] = None,
@@ -32,13 +46,18 @@ def decode(
 ) -> None:
     r"""Decode a file of codes to images, by the model and the plan they were made with.
 
+    Under another --label or --prompt than they were made with, they are edits.
+
     \b
     pushforward invert fashion-vp shoe.png --out codes.safetensors
     pushforward decode codes.safetensors --out again.png --each again/
+    pushforward decode codes.safetensors --label "ankle boot" --out boots.png
     """
     check_suffix(out, picture_suffixes())
     check_outputs({"--out": out, "--json": json}, {"--each": each}, inputs=[codes])
     code, info, diffusion, plan, labels = open_codes(codes, model, pick_device(device))
+    if label or prompt:
+        labels = choose_labels(diffusion.model, label or [], len(code), prompt or [])
     began = time.perf_counter()
     images = decoded(diffusion, code, labels, info["guidance"], batch, quiet=quiet)
     seconds = time.perf_counter() - began
@@ -52,7 +71,8 @@ def decode(
     report = {
         "codes": codes, "model": model or info["model"], "process": plan.process.name, "solver": info["solver"],
         "settings": info["settings"], "times": info["times"], "steps": len(plan.steps) - 1, "count": len(images),
-        "labels": info["labels"], "guidance": info["guidance"], "nfe": plan.nfe, "seconds": seconds,
+        "labels": labels.tolist() if isinstance(labels, Tensor) else labels,
+        "guidance": info["guidance"], "nfe": plan.nfe, "seconds": seconds,
         "notes": info["notes"], "out": out,
     }  # fmt: skip
     write_json(report, json)

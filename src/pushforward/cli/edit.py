@@ -76,9 +76,16 @@ class _Ranking:
 def edit(
     images: Annotated[list[Path], typer.Argument(help="Files, folders, or .npz files of images.")],
     plan: PlanOptions,
-    model: Annotated[str, typer.Option(help="A model that reads: embedded, a folder, or a hub name of `diffusers`.")],
-    source: Annotated[str, typer.Option(help="What the images show.")],
-    target: Annotated[str, typer.Option(help="What they shall show.")],
+    model: Annotated[
+        str,
+        typer.Option(help="A model that reads, or has classes: embedded, a folder, or a hub name of `diffusers`."),
+    ],
+    source: Annotated[
+        str, typer.Option("--source", "--source-label", help="What the images show: a prompt, or a class.")
+    ],
+    target: Annotated[
+        str, typer.Option("--target", "--target-label", help="What they shall show: a prompt, or a class.")
+    ],
     negative: NegativeOption = "",
     guidance: Annotated[
         str, typer.Option(help="Weights of guidance to the target text, as 1,2,3: all are tried.")
@@ -114,13 +121,14 @@ def edit(
     json: JsonOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    r"""Edit images by text: the code of an image under one text, decoded under another.
+    r"""Edit images by text or class: the code of an image under one, decoded under another.
 
     All combinations of guidance, skip and trial are made and kept. OUT gets, for each image, a folder with every
     candidate, best.png, ranking.png (the image, then its edits from the best on) and candidates.json. An interrupted
     run goes on with the same command.
 
     \b
+    pushforward edit shoe.png --model fashion-vp --source-label sneaker --target-label "ankle boot" --trials 8
     pushforward edit face.png --model emoji --source "grinning face" --target "crying face" --trials 8
     pushforward edit cat.jpg --model ./stable-diffusion --source "a photo of a cat" --target "a photo of a dog" \
         --guidance 1,2,3,5 --skip .15,.3,.5 --select directional-clip --clip ./clip-b32 --judge ./clip-l14

@@ -42,7 +42,7 @@ from pushforward.execute.across import join
 from pushforward.images import check_suffix, picture_suffixes, save_animation, save_image, sheet
 from pushforward.model import Model
 from pushforward.plan import Plan
-from pushforward.pushforward import Diffusion
+from pushforward.pushforward import Diffusion, in_turn
 
 __all__ = ["sample"]
 
@@ -103,8 +103,10 @@ def sample(
     chosen = avoiding(open_model(model, where, dtype, size), negative)
     made = make_plan(chosen, plan, quiet=quiet)
     diffusion = Diffusion(chosen, made, device=where)
-    known = chosen.info.get("captions", ()) if chosen.text is not None and not label else ()
-    labels = choose_labels(chosen, label or list(chosen.classes), count, prompt or list(known))
+    labels = choose_labels(chosen, label or [], count, prompt or [])
+    if labels is None and (labels := in_turn(chosen, count)) is not None and not quiet and json != "-":
+        what, option = ("classes", "--label") if chosen.classes else ("captions that it knows", "--prompt")
+        typer.echo(f"The {what} of {chosen.name} are drawn in turn; {option} says which.")
     asked: dict[str, Any] = {"seed": seed, "labels": labels, "guidance": guidance, "batch": batch}
     method, reason = _method(diffusion, parallel, tolerance, window, max_rows, batch=min(batch, count))
     if method is not None and animate is not None:

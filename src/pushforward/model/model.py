@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import torch
 from pydantic import Field
@@ -139,17 +139,18 @@ class Model:
         assert network.condition is not None
         return replace(self, denoiser=network.given(network.condition[images], network.guidance))
 
-    def given(self, condition: Tensor | Sequence[str] | None, guidance: float = 1.0) -> Model:
-        """This model under a condition: class labels `(batch,)`, or as many prompts.
+    def given(
+        self, condition: Tensor | Sequence[str] | Sequence[int] | str | int | None, guidance: float = 1.0
+    ) -> Model:
+        """This model under a condition: classes `(batch,)`, by number or name, or as many prompts.
 
         One condition is every image's. A model that has been given a condition keeps it until it is given another.
 
         Raises:
             PushforwardError: the model takes no condition, or another kind, or labels out of range.
         """
-        if isinstance(condition, str):
-            msg = f"Prompts are a list, one an image; got the one text {condition!r}."
-            raise PushforwardError(msg)
+        if isinstance(condition, str | int):
+            return self.given([condition], guidance)  # type: ignore[arg-type]
         if isinstance(self.denoiser, Wrapper):
             told = replace(self, denoiser=self.denoiser.inner).given(condition, guidance)
             return replace(told, denoiser=self.denoiser.around(told.denoiser))
@@ -159,10 +160,10 @@ class Model:
             return self if guidance == 1 else replace(self, denoiser=network.given(network.condition, guidance))
         if self.text is not None:
             return self._prompted(condition, guidance)
-        if isinstance(condition, Sequence) and not any(isinstance(one, str) for one in condition):
-            condition = torch.as_tensor(condition)
+        if isinstance(condition, Sequence) and self.classes:
+            condition = torch.tensor([class_number(self, one) for one in condition])
         if not isinstance(condition, Tensor | None):
-            msg = f"Model {self.name!r} reads no prompts; {'give labels' if self.classes else 'leave them out'}."
+            msg = f"Model {self.name!r} has no classes and reads no prompts; leave the label out."
             raise PushforwardError(msg)
         unconditional = getattr(self.denoiser, "unconditional", None)
         if guidance != 1 and (condition is None or unconditional is None):
@@ -181,19 +182,20 @@ class Model:
             raise PushforwardError(msg)
         return replace(self, denoiser=self.denoiser.given(condition, guidance))
 
-    def _prompted(self, condition: Tensor | Sequence[str] | None, guidance: float) -> Model:
+    def _prompted(self, condition: Tensor | Sequence[str] | Sequence[int] | None, guidance: float) -> Model:
         network, text = self.denoiser, self.text
         assert isinstance(network, Network)
         assert isinstance(network.module, nn.Module)
         assert text is not None
-        if isinstance(condition, Tensor):
+        prompts = [one for one in condition if isinstance(one, str)] if condition is not None else []
+        if condition is not None and len(prompts) != len(condition):
             msg = f"Model {self.name!r} is told in words what to draw: give prompts, not labels."
             raise PushforwardError(msg)
         if condition is None and guidance != 1:
             msg = f"Guidance {guidance:g} has no effect on model {self.name!r} without a prompt. Leave guidance at 1."
             raise PushforwardError(msg)
         bare = network.module.network if isinstance(network.module, Prompted) else network.module
-        module, rows = prompted(bare, text, condition or (), self.negative)
+        module, rows = prompted(bare, text, prompts, self.negative)
         told = replace(network, module=module, unconditional=torch.zeros(1, dtype=torch.long))
         return replace(self, denoiser=told.given(None if condition is None else rows, guidance))
 
@@ -224,6 +226,31 @@ class Model:
             msg = f"Model {self.name!r} decodes latents, but has no encoder that makes latents of images."
             raise PushforwardError(msg)
         return self.encoder(images)
+
+
+class Labelled(Protocol):
+    """What has classes: a model, or a generator."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+
+def class_number(model: Labelled, label: str | int) -> int:
+    """The number of a class of a model, by its name or number.
+
+    Raises:
+        PushforwardError: it has no such class.
+    """
+    if isinstance(label, str) and label in model.classes:
+        return model.classes.index(label)
+    number = int(label) if isinstance(label, int) or label.isdecimal() else -1
+    if 0 <= number < len(model.classes):
+        return number
+    msg = f"Model {model.name!r} has no class {label!r}; it has {', '.join(model.classes)}."
+    raise PushforwardError(msg)
 
 
 def trained(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -11,8 +12,9 @@ from pushforward.errors import PushforwardError
 from pushforward.execute import Exact, Gradient, Implicit, Parallel, Phantom
 from pushforward.linear import Process
 from pushforward.model import Model
+from pushforward.model.model import class_number
 from pushforward.model.network import Ask, Denoiser
-from pushforward.pushforward import Code, Diffusion, Labels, Pushforward, chosen
+from pushforward.pushforward import Code, Diffusion, Labels, Pushforward, chosen, listed
 
 __all__ = ["Decoding"]
 
@@ -79,10 +81,10 @@ class Decoding:
         Raises:
             PushforwardError: another number of labels, or guidance of what takes none.
         """
-        if isinstance(labels, str):
-            msg = f"Prompts are a list, one an image; got the one text {labels!r}."
-            raise PushforwardError(msg)
-        if labels is not None and len(labels) != count:
+        labels = listed(labels)
+        if isinstance(labels, Sequence) and isinstance(pushforward, Diffusion) and pushforward.model.classes:
+            labels = torch.tensor([class_number(pushforward.model, one) for one in labels])
+        if labels is not None and len(labels) not in (1, count):
             msg = f"{count} images need as many labels; got {len(labels)}."
             raise PushforwardError(msg)
         device = torch.device("cpu")
@@ -110,7 +112,7 @@ class Decoding:
         """The diffusion under the labels of images `some (n,)`, its network evaluations counted for them."""
         assert isinstance(self.pushforward, Diffusion)
         if isinstance(self.labels, Tensor):
-            model = self.pushforward.model.given(self.labels[some.cpu()], self.guidance)
+            model = self.pushforward.model.given(chosen(self.labels, some.cpu()), self.guidance)
         else:  # prompts, the negative one too, are encoded once a batch
             own = self.labels is not None or self.pushforward.model.conditions > 1
             key = tuple(some.tolist()) if own else ()

@@ -100,10 +100,10 @@ def edits(
     """All candidates of a search, one batch after the other.
 
     Args:
-        model: that reads prompts.
+        model: that reads prompts, or has classes.
         image: in [-1, 1], `(channels, height, width)`.
-        source: text of what it shows.
-        target: text of what it shall show.
+        source: text, or class, of what it shows.
+        target: text, or class, of what it shall show.
         sampler: the plan without skips.
         search: which candidates.
         seed: of the codes; a trial's depends on the seed and its number alone.
@@ -111,10 +111,13 @@ def edits(
         callback: told how many candidates are done.
 
     Raises:
-        PushforwardError: a model that reads no prompts, or an image of another shape.
+        PushforwardError: a model that reads no prompts and has no classes, or an image of another shape.
     """
-    if model.text is None:
-        msg = f"Model {model.name!r} reads no prompts, so it cannot edit by text; see `pushforward translate`."
+    if model.text is None and not model.classes:
+        msg = (
+            f"Model {model.name!r} reads no prompts and has no classes, so it cannot edit by them; see `pushforward "
+            "translate`."
+        )
         raise PushforwardError(msg)
     check_images(search.count, image.shape, "candidates")
     for skip, plan in plans(model, sampler, search).items():
