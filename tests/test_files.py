@@ -52,6 +52,10 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "file")
     with atomic_path(tmp_path / "link") as temporary:
         temporary.write_text("text")
+    (tmp_path / "link.png").symlink_to(tmp_path / "nowhere")
+    with atomic_path(tmp_path / "link.png") as temporary:
+        assert temporary.suffix == ".png"  # by which writers choose a format, wherever the link leads
+        temporary.touch()
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "file").read_text() == "text"
 

@@ -40,7 +40,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
     direct = target.exists() and not target.is_file()
-    temporary = target if direct else _beside(_followed(target))
+    temporary = target if direct else _beside(_followed(target), target.suffix)
     try:
         yield temporary
         if not direct:
@@ -112,10 +112,10 @@ def _followed(path: Path) -> Path:
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
 
 
-def _beside(target: Path) -> Path:
-    """A new name in the folder of a file, with its suffix; the folder is made."""
+def _beside(target: Path, suffix: str = "") -> Path:
+    """A new name in the folder of a file; the folder is made."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    return target.with_name(f".{secrets.token_hex(8)}{target.suffix}")
+    return target.with_name(f".{secrets.token_hex(8)}{suffix}")
 
 
 def save_tensors(
