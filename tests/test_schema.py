@@ -116,7 +116,7 @@ WRONG: dict[str, Callable[[dict[str, Any]], object]] = {
     "wrong entry 'name'": lambda c: c.update(name=None),
     "wrong entry 'info'": lambda c: c.update(info=[]),
     "wrong entry 'beta_max'": lambda c: c["process"].update(beta_max="20"),
-    "0 < t_min < t_max": lambda c: c["process"].update(t_max=0.0),
+    "is no diffusion from data to noise": lambda c: c["process"].update(t_max=0.0),
     "Unknown process []": lambda c: c["process"].update(name=[]),
 }
 

@@ -57,8 +57,4 @@ def process_from_config(config: dict[str, Any]) -> Process:
     if unknown := settings.keys() - known:
         msg = f"Process {name!r} does not take {', '.join(sorted(unknown))}; its parameters are {', '.join(known)}."
         raise PushforwardError(msg)
-    process = check(settings, kind, f"Process {name!r}", f"its parameters are {', '.join(known)}")
-    if not 0 < process.t_min < process.t_max:
-        msg = f"Process {name!r} needs 0 < t_min < t_max; got {process.t_min:g} and {process.t_max:g}."
-        raise PushforwardError(msg)
-    return process
+    return check(settings, kind, f"Process {name!r}", f"its parameters are {', '.join(known)}")
