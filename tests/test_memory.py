@@ -53,7 +53,7 @@ ASKED = {
     "resamples": lambda _: resamples(1000, BILLION),
     "a batch": lambda path: train(TrainConfig(steps=1, batch=BILLION, network="tiny", precision="no"), grey(), path),
     "a size": lambda path: load_images(path, size=10**6),
-    "sizes": lambda path: load_images(path, size=40_000),
+    "sizes": lambda path: load_images(path, size=10_000),
 }  # fmt: skip
 
 
