@@ -70,6 +70,7 @@ class _Candidate:
 @dataclass(frozen=True)
 class _Ranking:
     candidates: Annotated[tuple[_Candidate, ...], Field(min_length=1)]
+    key: str | None = None
 
 
 @plan_options(solver="ddim", steps=100)
