@@ -1,5 +1,6 @@
 """All steps at once: the sequential result for every solver and process, and what is promised on the way there."""
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from helpers import FIELD, PROCESSES, RESTLESS, gaussian_denoiser, mixture_denoi
 from pushforward.errors import PushforwardError
 from pushforward.execute import METHODS, Mixing, Parallel, parallel, run
 from pushforward.linear import VP, Blurring, Gaussian, Langevin, Process, fit, root
-from pushforward.model import Function
+from pushforward.model import Function, Network
 from pushforward.plan import SOLVERS, auto, ddim, exponential, gddim, grid
 
 EVERY = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
@@ -125,8 +126,62 @@ def test_a_batch_is_a_loop_in_results_and_evaluations(process):
     assert together.rounds == max(a.rounds for a in alone)
 
 
+def relative(found, expected):
+    """Relative errors of images, `(batch,)`."""
+    return (found - expected).flatten(1).norm(dim=1) / expected.flatten(1).norm(dim=1)
+
+
+RANDOM = random.Random(0)
+
+
+def drawn_case():
+    """A random run: process, solver, steps, end, how sharp its data are, precision, tolerance, method, window."""
+    choices = (
+        ["vp", "cosine", "ve", "flow", "blurring", "langevin"],
+        list(CASES),
+        [6, 10, 16],
+        [0.0, 0.05],
+        [0.02, 0.1, 0.3],
+        [torch.float32, torch.float32, torch.float64],
+        [1e-1, 1e-2, 1e-3, 1e-4],
+        ["preconditioned"] * 4 + list(METHODS),
+        [None, None, 3],
+    )
+    return tuple(RANDOM.choice(some) for some in choices)
+
+
+SWEEP = [drawn_case() for _ in range(50)]
+
+
+@pytest.mark.parametrize(
+    "case", SWEEP, ids=[f"{i}-{c[0]}-{c[1]}-{c[7]}".replace(" ", "-") for i, c in enumerate(SWEEP)]
+)
+def test_no_random_run_ends_above_its_tolerance_unsaid(case):
+    """The truth is the sequential run; the estimate may be exceeded only where it already says more than allowed.
+
+    Modes that are narrow and far apart make the flow's sensitivity high, and it is different in every run.
+    """
+    name, solver, steps, end, variance, dtype, tolerance, method, window = case
+    process = PROCESSES[name]
+    if solver == "sscs" and name in RESTLESS:
+        pytest.skip("refused (test_splitting.py)")
+    exponent = 4.0 if name == "ve" else 2.0
+    ts = grid.power(process, steps, exponent=exponent, start=0.95 * process.t_max, end=max(process.t_min, end))
+    plan = CASES[solver](process, ts)
+    denoiser = mixture_denoiser(process, normal(6, 1, *FIELD, seed=steps), variance)
+    start = root(process, ts[:1], Gaussian(1.0))[0](normal(6, process.blocks, *FIELD, seed=9)).to(dtype)
+    noises = {k: normal(6, process.blocks, *FIELD, seed=100 + k).to(dtype) for k in plan.noises}
+    expected = process.image(run(plan, denoiser, start, noise=noises.__getitem__))
+    how = replace(METHODS[method], tolerance=tolerance, window=window)
+    found = parallel(plan, denoiser, start, noise=noises.__getitem__, method=how)
+    error = relative(process.image(found.last), expected)
+    assert bool((error <= torch.maximum(found.residual, torch.tensor(tolerance))).all()), (error, found.residual)
+    assert float(found.residual.min()) > 0
+    assert found.rounds <= plan.nfe * (2 if found.diverged.any() else 1)
+
+
 def test_the_residual_bounds_the_error():
-    """What a stopped run says of itself, over tolerances and starts: the true error is no larger than a few times."""
+    """What a stopped run says of itself, over tolerances and starts; and it does not go on for long after."""
     process = VP()
     ts = grid.power(process, 60, exponent=2.0, start=0.95, end=process.t_min)
     denoiser = mixture_denoiser(process, normal(6, 1, *FIELD), 0.05)
@@ -135,10 +190,59 @@ def test_the_residual_bounds_the_error():
     expected = run(plan, denoiser, start)
     for tolerance in (1e-2, 1e-3, 1e-4):
         found = parallel(plan, denoiser, start, method=Parallel(tolerance=tolerance))
-        error = (found.last - expected).flatten(1).norm(dim=1) / expected.flatten(1).norm(dim=1)
         assert found.rounds < 30
         assert float(found.residual.max()) <= tolerance
-        assert float(error.max()) < 3 * tolerance
+        assert bool((relative(found.last, expected) <= found.residual).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_the_network_rounds_is_in_the_residual(dtype):
+    """Weights of 16 bits: the sequential result is known to some units of their eps, and so is this one."""
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(6, 6), torch.nn.Tanh(), torch.nn.Unflatten(1, (1, *FIELD))
+    )
+    module = module.to(dtype)
+
+    class Rounded(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = module
+
+        def forward(self, u, t, condition=None):
+            return self.module(u.to(dtype)).to(u.dtype)
+
+    process = VP()
+    plan = ddim(process, grid.power(process, 24, end=process.t_min))
+    denoiser = Network(Rounded(), prediction="sample")
+    start = normal(8, 1, *FIELD, seed=3).float()
+    expected = run(plan, denoiser, start)
+    found = parallel(plan, denoiser, start, method=Parallel(tolerance=1e-7))
+    error = relative(found.last, expected)
+    assert bool((error <= found.residual).all()), (error, found.residual)
+    assert float(found.residual.min()) > 0.1 * torch.finfo(dtype).eps
+    assert float(found.residual.max()) < 30 * torch.finfo(dtype).eps
+    assert found.rounds < plan.nfe
+
+
+ABSURD = {
+    "mean": Gaussian(0.25, 1e12),
+    "mean 300": Gaussian(0.25, 300.0),
+    "not a number": Gaussian(0.25, float("nan")),
+    "variance": Gaussian(1e12),
+    "no variance": Gaussian(1e-12),
+    "spectrum": Gaussian(torch.tensor([[1e9, 1e-9], [1.0, 1e9], [0.0, 1.0]], dtype=torch.float64)),
+}
+
+
+@pytest.mark.parametrize("reference", ABSURD.values(), ids=ABSURD)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_absurd_reference_costs_rounds_and_nothing_else(reference, dtype):
+    plan, denoiser, start, _ = problem(VP(), SOLVERS["ddim"])
+    expected = run(plan, denoiser, start.to(dtype))
+    found = parallel(plan, denoiser, start.to(dtype), method=Parallel(tolerance=1e-3, reference=reference))
+    assert bool((relative(found.last, expected) <= found.residual.clamp_min(1e-14)).all())
+    assert float(found.residual.max()) <= 1e-3
 
 
 def test_a_stopped_run_says_its_residual():
@@ -172,7 +276,7 @@ def test_divergence_falls_back_and_is_reported():
     start = normal(2, 1, *FIELD, seed=3)
     found = parallel(plan, denoiser, start, method=METHODS["picard"])
     assert found.diverged.all()
-    assert float(found.residual.max()) == 0
+    assert 0 < float(found.residual.max()) < 1e-12  # another batch, other low bits
     torch.testing.assert_close(found.last, run(plan, denoiser, start), rtol=1e-9, atol=1e-9)
     good = parallel(plan, denoiser, start)
     assert not good.diverged.any()
@@ -215,15 +319,15 @@ def test_a_fitted_gaussian_is_that_of_the_images():
 @pytest.mark.parametrize("name", ["fashion-vp", "fashion-blurring", "fashion-langevin"])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_embedded_models_at_once(name, eta):
-    """Trained networks in float32: within three times the tolerance, in fewer rounds than steps."""
+    """Trained networks in float32: within the tolerance and within what is said, in fewer rounds than steps."""
     model = pf.load(name)
     plan = ddim(model.process, grid.power(model.process, 20, end=model.process.t_min), eta=eta)
     sampler = pf.Diffusion(model, plan)
     labels = torch.tensor([1, 7])
     expected = sampler.sample(2, labels=labels)
     ((images, solution),) = sampler.solved(2, Parallel(tolerance=3e-3), labels=labels)
-    error = (images - expected).flatten(1).norm(dim=1) / expected.flatten(1).norm(dim=1)
-    assert float(error.max()) < 1e-2
+    assert bool((relative(images, expected) <= solution.residual).all())
+    assert float(solution.residual.max()) <= 3e-3
     assert solution.rounds < 20
     assert not solution.diverged.any()
 

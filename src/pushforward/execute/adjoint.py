@@ -58,6 +58,7 @@ from pushforward.execute.parallel import (
     parallel,
     system_of,
 )
+from pushforward.execute.remainder import tail
 from pushforward.execute.sequential import Noise, Progress, compiled, run
 from pushforward.execute.system import System
 from pushforward.linear import Gaussian, apply_coefficients
@@ -371,7 +372,7 @@ def _implicit(
     active = _magnitudes(system, source, weight).amax(0) > 0
     lost = torch.zeros_like(active)
     residual = torch.where(active, math.inf, 0.0).to(source)
-    least, before = residual.clone(), residual.clone()
+    least, shrinking = residual.clone(), list[Tensor]()
     history: list[tuple[Tensor, Tensor]] = []
     whole = system.plan.implicit  # nothing settles before the rest
     limit = min(mode.max_rounds or math.inf, ROUNDS if whole else count)
@@ -384,23 +385,23 @@ def _implicit(
         own, absolute = (_magnitudes(system, x, weight) for x in (cotangents, moves))
         sizes = torch.where(active, absolute / torch.maximum(own, _FLOOR * own.amax(0)), 0.0)
         largest, absolute = sizes.amax(0), absolute.amax(0)
-        rate = (largest / before).clamp(0.1, 0.9).nan_to_num(0.9)
-        before = largest
+        shrinking.append(largest)
         lost |= active & (~absolute.isfinite() | (absolute > GROWTH * least))
         least = torch.minimum(least, absolute.nan_to_num(math.inf))
         keep = active & ~lost
         moves = system.by_image(moves).masked_fill(~keep[:, None], 0).view_as(moves)
-        estimate = largest * rate / (1 - rate)
-        later = sizes.flip(0).cummax(0).values.flip(0)[nodes + 1]  # moves of the cotangents that a product was made of
+        estimate = tail(shrinking)
+        later = sizes.flip(0).cumsum(0).flip(0)[nodes + 1]  # moves of the cotangents that a product was made of
         settled = (later <= SETTLED * mode.tolerance).sum(0)
         if not whole:
             frontier = torch.where(active, torch.maximum(frontier + 1, settled), frontier)
-            estimate = torch.where(frontier >= count, 0.0, estimate)
+            estimate = torch.where(frontier >= count, estimate.clamp_max(SETTLED * mode.tolerance), estimate)
         if mode.mixing is not None:
             free = (every <= nodes[(count - 1 - frontier).clamp_min(0)]) & (frontier < count)
             units = weight.square()  # `mixed` divides by the deviation where a cotangent is to be multiplied by it
-            moves = units * mixed(
-                system, cotangents / units, moves / units, sizes, history, mode.mixing, free, backwards=True
+            moves = (
+                units
+                * mixed(system, cotangents / units, moves / units, sizes, history, mode.mixing, free, backwards=True)[0]
             )
             moves = system.by_image(moves).masked_fill(~keep[:, None], 0).view_as(moves)
         cotangents = cotangents + moves

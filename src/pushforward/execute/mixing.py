@@ -59,8 +59,8 @@ def mixed(
     free: Tensor,
     *,
     backwards: bool = False,
-) -> Tensor:
-    """Better moves from these and past ones; `history` is kept up.
+) -> tuple[Tensor, Tensor]:
+    """Better moves from these and past ones, and the part of these that past ones do not explain; `history` is kept up.
 
     Args:
         system: whose stacks these are.
@@ -75,7 +75,7 @@ def mixed(
     history.append((states, moves))
     del history[: -mixing.history - 1]
     if len(history) < 2:
-        return moves
+        return moves, moves
     older, newer = history[:-1], history[1:]
     d_moves = torch.stack([system.by_image(b[1] - a[1]) for a, b in zip(older, newer, strict=True)])
     d_total = torch.stack([system.by_image(b[0] - a[0]) for a, b in zip(older, newer, strict=True)]) + d_moves
@@ -100,7 +100,10 @@ def mixed(
     if mixing.below is not None:
         usable = usable & (sizes.amax(0) < mixing.below)[:, None]
     gamma = torch.where(usable, gamma, 0.0).to(moves)
-    return moves - torch.einsum("afnkbr,nba->fnkbr", d_total, gamma).reshape(moves.shape)
+    total, unexplained = (
+        moves - torch.einsum("afnkbr,nba->fnkbr", d, gamma).reshape(moves.shape) for d in (d_total, d_moves)
+    )
+    return total, unexplained
 
 
 def _over(which: Literal["triangular", "joint", "step"], per_node: Tensor, *, backwards: bool) -> Tensor:

@@ -4,10 +4,12 @@ One *round* asks the network about all states that are not settled yet, in one b
 preconditioned system says (`execute.system`). The start is the path on which the reference Gaussian would flow; the
 solution is the sequential sampler's, noise included, because the equations are its own.
 
-- A prefix of *settled* steps is never asked again: those whose last move was far below the tolerance, and at least one
-  more each round, exactly. So after as many rounds as the plan has calls, the result *is* the sequential one.
-- Moves are measured in units of each time's marginal deviation, the error that remains is estimated from how fast they
-  shrink, and an image stops when that is below the tolerance.
+- A prefix of steps is *exact*, one more each round, and is not asked again. So after as many rounds as the plan has
+  calls, the result *is* the sequential one, but for rounding.
+- Steps after it are *settled* as long as what they leave behind, all together, is far below the tolerance. They are not
+  asked until the exact prefix comes to them, or later steps turn out to amplify more of it.
+- An image stops when what is left of the error is below the tolerance. `execute.remainder` says how that is estimated;
+  where the network's precision does not allow the tolerance, the rounds end there, and the solution says so.
 - Mixing (Anderson's, from the last few rounds) speeds the end up: each step takes the combination of past rounds that
   is best for the steps before it (*triangular*), for itself (*step*), or one for the whole chain (*joint*).
 - An image whose moves grow or are not finite is run sequentially instead, and the solution says so.
@@ -24,7 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Literal
 
@@ -33,6 +35,7 @@ from torch import Tensor
 
 from pushforward.errors import PushforwardError
 from pushforward.execute.mixing import Mixing, mixed
+from pushforward.execute.remainder import LINEAR, Remainder, amplification, roundoff, tail
 from pushforward.execute.sequential import Noise, check_start, run
 from pushforward.execute.system import System
 from pushforward.linear import Gaussian, Operator
@@ -41,10 +44,13 @@ from pushforward.plan import Plan
 
 Response = Literal["gaussian", "noise", "data"]
 
-SETTLED = 0.05  # a step is settled when its move is below this part of the tolerance
+SETTLED = 0.1  # steps are settled as long as what all of them leave is below this part of the tolerance
+RELEVANT = 0.5  # what is left is not worth a round when it is below this part of the rounding
 ROUNDS = 200  # at most, where no prefix settles exactly
 MIXING = Mixing()
 STALE = 15  # rounds without a smaller error after which an image is given up, where no prefix settles
+FAR = 100.0  # deviations from zero at which a reference's path is no path of images
+COARSE = 1.0  # deviations; moves as large are rounded in digits that matter
 GROWTH = 1e3  # moves this many times above their least are divergence
 
 
@@ -178,12 +184,16 @@ def parallel(
     system = system_of(plan, method.response, method.reference, start)
     constant = system.constant(drawn.__getitem__, len(start), start)
     states, answers = system.linear_start(system.pack(start[None]), constant, mean(method.reference))
+    if method.reference is not None and not _sensible(system, states):
+        return parallel(plan, denoiser, start, noise=drawn.__getitem__, method=replace(method, reference=None),
+                        callback=callback)  # fmt: skip
     if method.start == "copies":
-        states = system.pack(start[None]).expand(-1, system.size, -1, -1).contiguous()
+        known = system.asked[0] + 1  # what comes before any answer is not a guess
+        copied = system.pack(start[None]).expand(-1, system.size - known, -1, -1)
+        states = torch.cat([states[:, :known], copied], 1)
     solution = iterate(system, denoiser, start, states, answers, constant, method, callback=callback)
     bad = solution.diverged.nonzero()[:, 0]
-    missed = method.max_rounds is None and bool((solution.residual > method.tolerance).any())
-    if plan.implicit and (len(bad) or missed):
+    if plan.implicit and len(bad):
         msg = (
             f"The implicit plan of {plan.solver!r} did not converge in {solution.rounds} rounds, and cannot be run "
             "step by step instead: use more steps, a lower order, or an explicit solver."
@@ -195,9 +205,14 @@ def parallel(
         states[-1, bad] = run(plan, some, start[bad], noise=lambda k: drawn[k].to(start)[bad])
         nfe, residual = solution.nfe.clone(), solution.residual.clone()
         nfe[bad] += plan.nfe
-        residual[bad] = 0.0
+        residual[bad] = roundoff(denoiser, start) * float(system.influence[-1].norm())
         return Solution(states, solution.rounds + plan.nfe, nfe, residual, solution.diverged)
     return solution
+
+
+def _sensible(system: System, states: Tensor) -> bool:
+    """Whether a reference's path is one that images could take, at most `FAR` deviations away."""
+    return system.finite and bool(system.sizes(states).amax() < FAR)
 
 
 def system_of(plan: Plan, kind: Response, reference: Gaussian | None, like: Tensor) -> System:
@@ -280,25 +295,32 @@ def iterate(
     nodes = torch.tensor(system.asked, device=like.device)
     place = torch.arange(count, device=like.device)
     every = torch.arange(system.size, device=like.device)[:, None]
-    frontier = torch.zeros(batch, dtype=torch.long, device=like.device)  # first step that is not settled, by image
+    exact = torch.zeros(batch, dtype=torch.long, device=like.device)  # steps that are what they would be one by one
+    frontier = exact  # first step that is not settled
     active = torch.ones(batch, dtype=torch.bool, device=like.device)
-    diverged = torch.zeros_like(active)
+    diverged, finished = torch.zeros_like(active), torch.zeros_like(active)
     nfe = torch.zeros(batch, dtype=torch.long, device=like.device)
     residual = torch.full((batch,), math.inf, device=like.device)
     least, before = residual.clone(), residual.clone()
     history: list[tuple[Tensor, Tensor]] = []
     whole = backwards or system.plan.implicit  # no prefix settles before the rest
     limit = min(method.max_rounds or math.inf, ROUNDS if whole else count)
-    largest, stale = residual, torch.zeros_like(nfe)
+    window, enough = method.window or count, min(method.tolerance, LINEAR)
+    remainder = None if backwards else Remainder(system, batch, roundoff(denoiser, like))
+    shrinking: list[Tensor] = []
+    stale, seen = torch.zeros_like(nfe), torch.zeros_like(active)
     rounds = 0
     while rounds < limit and bool(active.any()):
         wanted = (place[:, None] >= frontier) & active
-        if method.window is not None and not whole:
-            wanted &= place[:, None] < frontier + method.window
+        if not whole:
+            wanted &= place[:, None] < frontier + window - (frontier > exact).long()
+            wanted |= (place[:, None] == exact) & active
+        expected = None if remainder is None else answers.clone()
         evaluate(system, ask, states, answers, nodes, wanted, method.max_rows)
         nfe += wanted.sum(0)
+        seen |= wanted[-1]
         rounds += 1
-        first = 1 if whole else 1 + int(nodes[int(frontier[active].min())])
+        first = 1 if whole else 1 + int(nodes[int(exact[active].min())])
         gap = system.residual(states, answers, constant, first)
         moves = system.correct(gap, first)
         if backwards:  # how far off running forwards from the present first state would end
@@ -306,9 +328,6 @@ def iterate(
             moves = system.hold_end(moves)
         sizes = system.sizes(moves)
         largest = largest if backwards else sizes.amax(0)
-        rate = (largest / before).clamp(0.75 if backwards else 0.3, 0.9).nan_to_num(0.9)
-        estimate = largest * rate / (1 - rate)
-        before = largest
         grown = largest > GROWTH * least
         if method.window is not None:  # as a window moves on, the moves of new steps come in
             grown = torch.zeros_like(grown)
@@ -316,30 +335,68 @@ def iterate(
         stale = torch.where(largest < 0.9 * least, 0, stale + 1)
         least = torch.minimum(least, largest.nan_to_num(math.inf))
         diverged |= lost
-        if not whole:
-            settled = (sizes[nodes] <= SETTLED * method.tolerance).long().cumprod(0).sum(0)
-            reached = torch.maximum(frontier + 1, torch.minimum(settled, frontier + (method.window or count)))
-            frontier = torch.where(active, reached, frontier)
-            estimate = torch.where(frontier >= count, 0.0, estimate)
+        floor, surprise = torch.zeros_like(sizes), torch.zeros_like(largest)
+        if remainder is not None and expected is not None:
+            off, own = system.sizes(answers - expected), system.sizes(answers)
+            floor, surprise = (x.to(sizes) for x in remainder.asked(wanted, off, own))
+        if remainder is not None and not whole:
+            exact = exact + active.long()
+            parts = remainder.reach(sizes).to(sizes) * system.relative(states)
+            settled = (parts.cumsum(0) <= SETTLED * enough).long().cumprod(0).sum(0)
+            reached = torch.minimum(settled, frontier + window) if window > 1 else exact
+            frontier = torch.where(active, torch.maximum(reached.clamp_max(count - 1), exact), frontier)
+        unexplained = moves
         if method.mixing is not None:
             if whole:
                 free = (every < every[-1] if backwards else every > 0).expand(-1, batch)
             else:
                 free = (every > nodes[frontier.clamp_max(count - 1)]) & (frontier < count)
-            moves = mixed(system, states, moves, sizes, history, method.mixing, free, backwards=backwards)
+            moves, unexplained = mixed(system, states, moves, sizes, history, method.mixing, free, backwards=backwards)
         keep = active & ~lost
-        system.by_image(moves).mul_(keep[:, None])
+        moves, unexplained = (system.by_image(x).mul(keep[:, None]).view_as(x) for x in (moves, unexplained))
         states = states + moves
         answers += system.respond(moves)
+        if not whole and bool((largest > COARSE).any()):  # such a move has rounded the states that are final now
+            final = system.correct(system.residual(states, answers, constant, first), first)
+            final = torch.where(_final(every, nodes, exact)[None, :, None, :, None], system.by_image(final), 0.0)
+            states = states + final.masked_fill_(~keep[:, None], 0.0).view_as(states)
+        if remainder is None:
+            rate = (largest / before).clamp(0.75, 0.9).nan_to_num(0.9)
+            estimate, before = largest * rate / (1 - rate), largest
+            done = estimate <= method.tolerance
+        else:
+            relative = system.relative(states)
+            shrinking.append(_greatest((sizes - floor).clamp_min(0), relative))
+            left, rounding = tail(shrinking, surprise * relative), floor[-1] * relative
+            if not whole:
+                chain = remainder.moved(system.sizes(moves), system.sizes(unexplained)).to(sizes) * relative
+                left = torch.where(exact >= count, chain, torch.maximum(chain, left))
+            estimate = left + rounding * amplification(shrinking, rounding)
+            done = ((estimate <= enough) | (left <= RELEVANT * rounding)) & seen
+            if not whole:
+                done |= exact >= count
         residual = torch.where(active, estimate, residual)
-        seen_all = frontier + (method.window or count) >= (0 if whole else count)
-        active = keep & ~((residual <= method.tolerance) & seen_all)
+        finished |= active & done
+        active = keep & ~done
         if whole:  # rounding, or no solution: more rounds would not help
             active &= stale < STALE
         if callback is not None:
             last = partial(_last, system, states)
             callback(Round(rounds, float(residual.max()), int(active.sum()), int(wanted.sum()), last))
+    if system.plan.implicit and not backwards and method.max_rounds is None:
+        diverged |= ~finished
     return Solution(system.unpack(states), rounds, nfe, residual, diverged)
+
+
+def _final(every: Tensor, nodes: Tensor, exact: Tensor) -> Tensor:
+    """Nodes that move no more: up to the first one to ask that is not exact yet, `(nodes, batch)`."""
+    last = torch.cat([nodes, every[-1]])
+    return every <= last[exact]
+
+
+def _greatest(sizes: Tensor, relative: Tensor) -> Tensor:
+    """The greatest of the sizes in every state, `(nodes, batch)`, that of the last one as a relative error."""
+    return torch.maximum(sizes[:-1].amax(0), sizes[-1] * relative)
 
 
 def _last(system: System, states: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ from pushforward.memory import check_memory
 from pushforward.plan import Plan, Register
 
 _NUMBERS = 2**25  # coefficients of a matrix held at a time
+_SPECTRUM = 32  # frequencies that stand for all in a mean over them
 
 
 @dataclass(frozen=True)
@@ -233,12 +235,61 @@ class System:
         return states + moves, answers + self.respond(moves)
 
     def sizes(self, moves: Tensor) -> Tensor:
-        """Root mean square of each node's moves in units of its marginal's deviation, `(nodes, batch)`."""
-        return self.by_image(moves / self._scale).square().mean((0, 2, 4)).sqrt()
+        """Root mean square of each node's moves in units of its marginal's deviation, `(nodes, batch)`.
+
+        Of the last node only the image counts: a velocity in the end is no one's.
+        """
+        squares = self.by_image(moves / self._scale).square()
+        last = squares[:, -1:, :1].mean((0, 2, 4)) / self._k
+        return torch.cat([squares[:, :-1].mean((0, 2, 4)), last]).sqrt()
 
     def whitened(self, moves: Tensor) -> Tensor:
         """Moves in units of the marginals' deviations."""
         return moves / self._scale
+
+    def relative(self, states: Tensor) -> Tensor:
+        """The relative error of each image that an error of size 1 in its last state can be, `(batch,)`.
+
+        Images larger than the marginal's deviation count as that large.
+        """
+        image = self.plan.process.image(self.unpack(states[:, -1:])[0]).flatten(1)
+        deviation = float(self.deviations[-1])
+        size = image.square().mean(1).sqrt().nan_to_num(deviation)
+        relative: Tensor = self._k**0.5 * deviation / size.clamp(torch.finfo(size.dtype).tiny ** 0.5, deviation)
+        return relative
+
+    @property
+    def deviations(self) -> Tensor:
+        """Of the images in each node's marginal, where data have 1, `(nodes,)`, float64, on the CPU."""
+        return self._scale[..., 0, 0].square().mean(0).sqrt().cpu().double()
+
+    @cached_property
+    def influence(self) -> Tensor:
+        """Sizes of all states' moves for an answer that is off by the size 1, `(nodes, nfe)`, float64, on the CPU.
+
+        In root mean square over the frequencies, of which some stand for all.
+        """
+        k, n = self._k, self.size
+        some = (
+            torch.linspace(
+                0, self._frequencies - 1, min(self._frequencies, _SPECTRUM, max(1, _NUMBERS // (k * n) ** 2))
+            )
+            .round()
+            .long()
+        )
+        total = torch.zeros(len(some), n * k, n * k, dtype=torch.float64)
+        for rows in self._blocks:
+            mine, seen = slice(rows.first * k, rows.last * k), slice(rows.low * k, rows.last * k)
+            before, inverse, direct = (x.cpu()[some].double() for x in (rows.before, rows.inverse, rows.on_answer))
+            wanted = torch.zeros(len(some), (rows.last - rows.first) * k, n * k, dtype=torch.float64)
+            wanted[:, :, seen] = direct
+            wanted += before @ total[:, rows.low * k : rows.first * k]
+            total[:, mine] = inverse @ wanted
+        scale = self._scale.cpu().double()[some if len(self._scale) > 1 else slice(None)].flatten(1)
+        total = (total / scale[:, :, None] * scale[:, None, :]).view(-1, n, k, n, k)[:, :, :, self.asked]
+        total = total[..., 0].square()  # answers are images, without velocity; so is what is wanted of the last state
+        total[:, -1, 1:] = 0
+        return total.sum(2).mean(0).sqrt()
 
     # -- construction -----------------------------------------------------------------------------------------------
 
