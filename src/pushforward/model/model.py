@@ -32,6 +32,7 @@ from pushforward.schema import check, read
 
 CONFIG, WEIGHTS, STATISTICS, CARD = "config.json", "model.safetensors", "statistics.safetensors", "README.md"
 FORMAT = "pushforward-1"
+_FAR = 100.0  # of statistics: means and mean variances beyond are those of no images, and of no latents either
 _REMEDY = "train or fetch the model again"
 _Side = Annotated[int, Field(ge=1, le=2**20)]
 
@@ -419,6 +420,15 @@ def _load_statistics(path: Path, shape: tuple[int, ...], classes: int) -> tuple[
     if {key: tuple(value.shape) for key, value in values.items()} != expected:
         msg = f"{path} does not hold the mean and spectrum of images of shape {shape}; fetch the model again."
         raise PushforwardError(msg)
+    for key, value in values.items():  # a NaN fails both
+        least = 0.0 if key == "variance" else -_FAR
+        size = value.mean() if key == "variance" else value.max()
+        if not (bool(value.min() >= least) and bool(size <= _FAR)):
+            msg = (
+                f"{path} holds a {key} that no images have (from {float(value.min()):.3g} to {float(value.max()):.3g}, "
+                "where images are in [-1, 1]); fetch the model again, or delete this file to do without."
+            )
+            raise PushforwardError(msg)
     return Gaussian(values["variance"].double(), values["mean"].double()), values.get("means")
 
 
