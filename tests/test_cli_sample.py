@@ -1,14 +1,18 @@
 """`pushforward models`, `sample` and `plot-plan` as a user runs them, on a tiny model of their own and the zoo's."""
 
 import json
+import shutil
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from pushforward.cli import app
 from pushforward.linear import VP, Langevin
 from pushforward.model import save_model, zoo
+from pushforward.pushforward import Diffusion
 from test_pushforward import SIZE, tiny
 
 runner = CliRunner()
@@ -115,3 +119,83 @@ def test_bad_options_are_refused_in_a_sentence(folder, tmp_path, monkeypatch, op
     assert message in str(result.exception)
     assert "\n" not in str(result.exception)
     assert not list(tmp_path.iterdir())
+
+
+TOGETHER = ["--solver", "ddim", "--steps", 4, "--count", 2]
+
+
+@pytest.mark.parametrize("option", [["--check"], ["--tolerance", 0.1], ["--window", 2], ["--max-rows", 2]])
+def test_options_of_parallel_are_not_taken_without_it(folder, tmp_path, option):
+    result = invoke("sample", folder, "--steps", 2, "--count", 1, "--out", tmp_path / "x.png", "-q", *option)
+    assert result.exit_code != 0
+    assert f"{option[0]} cannot be used here" in str(result.exception)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("rest", [["-q"], ["--check", "-q"], ["--out", "other.png"], []], ids=str)
+def test_parallel_alone_is_the_best_method(folder, tmp_path, monkeypatch, rest):
+    monkeypatch.chdir(tmp_path)
+    result = invoke("sample", folder, *TOGETHER, "--json", "report.json", "--parallel", *rest)
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "report.json").read_text())["parallel"] == "preconditioned"
+    result = invoke("sample", folder, *TOGETHER, "--json", "report.json", "--parallel", "plain", *rest)
+    assert json.loads((tmp_path / "report.json").read_text())["parallel"] == "plain"
+
+
+def test_what_cannot_be_checked_is_refused_before_the_work(folder, tmp_path, monkeypatch):
+    """An implicit plan has no step by step."""
+    monkeypatch.setattr(Diffusion, "solved", lambda *_, **__: pytest.fail("the work began"))
+    monkeypatch.setattr(Diffusion, "sample", lambda *_, **__: pytest.fail("the work began"))
+    for name, *options in (["--check"], ["--check", "--parallel"], ["--window", 3]):
+        result = invoke(
+            "sample", folder, "--solver", "collocation", "--steps", 4, "--out", tmp_path / "x.png", name, *options
+        )
+        assert result.exit_code != 0
+        assert f"{name} cannot be used here" in str(result.exception)
+        assert "one by one" in str(result.exception)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_check_that_finds_more_than_the_tolerance_fails_after_writing(folder, tmp_path, monkeypatch):
+    """The images are moved by 1 % behind the solver's back, so that its own estimate is far too small."""
+    solved = Diffusion.solved
+
+    def moved(*args, **settings):
+        for images, solution in solved(*args, **settings):
+            yield 1.01 * images, solution
+
+    monkeypatch.setattr(Diffusion, "solved", moved)
+    out, report = tmp_path / "x.png", tmp_path / "x.json"
+    arguments = ["sample", folder, *TOGETHER, "--out", out, "--json", report, "--parallel", "--check"]
+    result = invoke(*arguments)
+    assert result.exit_code != 0
+    assert "2 of 2 images are further from step by step than the tolerance of 0.001 (worst 1.0e-02)" in str(
+        result.exception
+    )
+    assert out.exists()
+    assert json.loads(report.read_text())["relative_error"]["worst"] == pytest.approx(0.01, rel=0.05)
+    assert invoke(*arguments, "--tolerance", 0.05).exit_code == 0
+
+
+def test_without_a_check_the_error_is_called_an_estimate(folder, tmp_path):
+    out = tmp_path / "x.png"
+    result = invoke("sample", folder, *TOGETHER, "--out", out, "--parallel")
+    assert "error estimated at" in result.output
+    assert "error estimated at 0" not in result.output
+    result = invoke("sample", folder, *TOGETHER, "--out", out, "--parallel", "--dtype", "bfloat16", "--tolerance", 1e-6)
+    assert result.exit_code == 0, result.output
+    assert "above the tolerance of 1e-06" in result.output
+
+
+@pytest.mark.parametrize("change", [("mean", 1e12), ("variance", 1e9), ("mean", float("nan")), ("variance", -1.0)])
+def test_absurd_statistics_are_refused_when_read(folder, tmp_path, change):
+    path = tmp_path / "model"
+    shutil.copytree(folder, path)
+    shape = tiny(VP()).shape
+    statistics = {"mean": torch.full(shape, 0.1), "variance": torch.full(shape[1:], 0.3)}
+    save_file(statistics, path / "statistics.safetensors")
+    assert invoke("sample", path, *TOGETHER, "--out", tmp_path / "x.png", "-q").exit_code == 0
+    save_file(statistics | {change[0]: statistics[change[0]] * change[1]}, path / "statistics.safetensors")
+    result = invoke("sample", path, *TOGETHER, "--out", tmp_path / "y.png", "-q")
+    assert result.exit_code != 0
+    assert f"statistics.safetensors holds a {change[0]} that no images have" in str(result.exception)

@@ -32,6 +32,7 @@ from pushforward.locks import alone
 
 __all__ = ["app", "command_names", "main"]
 
+_ALONE = {"--json": "-", "--parallel": "preconditioned"}  # what options mean that are given without a value
 _NOT_COMMANDS = {"__init__", "batch", "common", "options"}
 _NO_MEMORY = ("allocate memory", "out of memory", "array is too big", "size calculation overflowed")
 
@@ -87,11 +88,12 @@ class _Commands(TyperGroup):
     """The modules of this folder as commands. `ctx` and `formatter` are click's, which typer carries privately."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """`--json` with nothing after it writes to stdout."""
-        pairs = zip(args, [*args[1:], "--"], strict=True)
-        given = [
-            word for arg, after in pairs for word in ([arg, "-"] if (arg, after[:2]) == ("--json", "--") else [arg])
-        ]
+        """Options of `_ALONE` with nothing after them, or with another option, take the value they have there."""
+        given = []
+        for arg, after in zip(args, [*args[1:], "--"], strict=True):
+            given.append(arg)
+            if arg in _ALONE and after.startswith("-") and after != "-":
+                given.append(_ALONE[arg])
         return super().parse_args(ctx, given)
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002

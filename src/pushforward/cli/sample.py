@@ -37,7 +37,7 @@ from pushforward.cli.common import (
 )  # fmt: skip
 from pushforward.cli.options import check_outputs
 from pushforward.errors import PushforwardError
-from pushforward.execute import METHODS, Parallel, Progress, Round
+from pushforward.execute import METHODS, Adaptive, Parallel, Progress, Round
 from pushforward.execute.across import join
 from pushforward.images import check_suffix, picture_suffixes, save_animation, save_image, sheet
 from pushforward.model import Model
@@ -47,6 +47,7 @@ from pushforward.pushforward import Diffusion, in_turn
 __all__ = ["sample"]
 
 _FRAMES = 60
+_TOLERANCE = 1e-3
 
 
 @plan_options()
@@ -64,15 +65,21 @@ def sample(
     parallel: Annotated[
         str | None,
         typer.Option(
-            help="Take all steps at once: auto (if that is faster here), preconditioned (the best), plain, picard, "
-            "anderson, joint, triangular."
+            metavar="[METHOD]",
+            help="Take all steps at once: preconditioned (the best, and what --parallel alone means), plain, picard, "
+            "anderson, joint, triangular; or auto: only if that is faster here.",
         ),
     ] = None,
-    tolerance: Annotated[float, typer.Option(help="Relative error allowed in an image by --parallel.")] = 1e-3,
-    window: Annotated[int | None, typer.Option(help="Most steps taken at once.", min=1)] = None,
-    max_rows: Annotated[int | None, typer.Option(help="Most states in one network call (memory).", min=1)] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Relative error allowed in an image by --parallel; 0.001 by default.")
+    ] = None,
+    window: Annotated[int | None, typer.Option(help="Most steps taken at once by --parallel.", min=1)] = None,
+    max_rows: Annotated[
+        int | None, typer.Option(help="Most states in one network call of --parallel (memory).", min=1)
+    ] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Run step by step as well, and report the difference.")
+        bool,
+        typer.Option("--check", help="Run step by step as well, and report the difference; fail above --tolerance."),
     ] = False,
     out: Annotated[Path, typer.Option(help="Picture of all images (.png, .jpg, .webp).")] = Path("samples.png"),
     each: Annotated[Path | None, typer.Option(help="Folder for every image as a PNG of its own.")] = None,
@@ -91,7 +98,7 @@ def sample(
     pushforward sample emoji --prompt "grinning face, noto" --guidance 2 --animate emoji.gif
     pushforward sample ./my-diffusers-folder --solver unipc --steps 10 --json report.json
     pushforward sample fashion-vp --solver rk45 --count 8        # adaptive steps, the slow reference
-    pushforward sample fashion-vp --solver ddim --steps 100 --count 4 --parallel preconditioned --check
+    pushforward sample fashion-vp --solver ddim --steps 100 --count 4 --parallel --check
     """
     check_suffix(out, picture_suffixes())
     if animate is not None:
@@ -102,17 +109,22 @@ def sample(
     where = pick_device(device)
     chosen = avoiding(open_model(model, where, dtype, size), negative)
     made = make_plan(chosen, plan, quiet=quiet)
+    given = {"--tolerance": tolerance, "--window": window, "--max-rows": max_rows, "--check": check or None}
+    _check_at_once(made, parallel, [name for name, value in given.items() if value is not None])
     diffusion = Diffusion(chosen, made, device=where)
     labels = choose_labels(chosen, label or [], count, prompt or [])
     if labels is None and (labels := in_turn(chosen, count)) is not None and not quiet and json != "-":
         what, option = ("classes", "--label") if chosen.classes else ("captions that it knows", "--prompt")
         typer.echo(f"The {what} of {chosen.name} are drawn in turn; {option} says which.")
     asked: dict[str, Any] = {"seed": seed, "labels": labels, "guidance": guidance, "batch": batch}
-    method, reason = _method(diffusion, parallel, tolerance, window, max_rows, batch=min(batch, count))
+    method, reason = _method(
+        diffusion, parallel, _TOLERANCE if tolerance is None else tolerance, window, max_rows, batch=min(batch, count)
+    )
     if method is not None and animate is not None:
         msg = "An animation shows step after step; leave --parallel out for it."
         raise PushforwardError(msg)
     frames: list[Tensor] = []
+    over = 0
 
     def one_by_one() -> tuple[Tensor, dict[str, Any]]:
         calls = batches = evaluations = 0
@@ -155,8 +167,10 @@ def sample(
     if check and method is not None:
         started = time.perf_counter()
         expected, _ = one_by_one()
-        errors = (images - expected).flatten(1).norm(dim=1) / expected.flatten(1).norm(dim=1)
+        size = expected.flatten(1).norm(dim=1).clamp_min(torch.finfo(expected.dtype).tiny)
+        errors = (images - expected).flatten(1).norm(dim=1) / size
         measured["relative_error"] = {"median": errors.median().item(), "worst": errors.max().item()}
+        over = int((~(errors <= method.tolerance)).sum())
         measured["speedup"] = (time.perf_counter() - started) / seconds
     if not main:
         return
@@ -169,7 +183,7 @@ def sample(
     if not quiet and json != "-":
         if reason:
             typer.echo(reason)
-        typer.echo(_summary(out, count, measured))
+        typer.echo(_summary(out, count, measured, None if method is None else method.tolerance))
     report = {
         "model": model, "process": chosen.process.name, "solver": plan.solver,
         "settings": dict(made.settings) if isinstance(made, Plan) else {"tolerance": made.tolerance},
@@ -180,6 +194,26 @@ def sample(
         "tolerance": None if method is None else method.tolerance, **measured, "out": out,
     }  # fmt: skip
     write_json(report, json)
+    if over and method is not None:
+        worst = measured["relative_error"]["worst"]
+        msg = (
+            f"{over} of {count} images are further from step by step than the tolerance of {method.tolerance:g} (worst "
+            f"{worst:.1e}); {out} is written as it is. Give a smaller --tolerance, or --dtype float32."
+        )
+        raise PushforwardError(msg)
+
+
+def _check_at_once(plan: Plan | Adaptive, parallel: str | None, given: list[str]) -> None:
+    """Raise if options of `--parallel` are given in vain."""
+    if isinstance(plan, Plan) and plan.implicit:
+        vain = [name for name in given if name in ("--window", "--check")]
+        why = f"the steps of {plan.solver!r} depend on later ones, so they are all taken at once, and never one by one"
+    else:
+        vain = given if parallel is None else []
+        why = "they are for steps taken at once (add --parallel)"
+    if vain:
+        msg = f"{', '.join(vain)} cannot be used here: {why}. Leave out what has no effect."
+        raise PushforwardError(msg)
 
 
 def _method(
@@ -200,10 +234,12 @@ def _method(
     return replace(METHODS[name], tolerance=tolerance, window=window, max_rows=max_rows), None
 
 
-def _summary(out: Path, count: int, measured: dict[str, Any]) -> str:
+def _summary(out: Path, count: int, measured: dict[str, Any], tolerance: float | None) -> str:
     text = f"{out}: {count} images, {measured['nfe']:.0f} network evaluations each"
     if "residual" in measured:
-        text += f" in {measured['rounds']} rounds, error about {measured['residual']:.1e}"
+        text += f" in {measured['rounds']} rounds, error estimated at {measured['residual']:.1e} at most"
+        if tolerance is not None and not measured["residual"] <= tolerance:
+            text += f" (above the tolerance of {tolerance:g}: their precision may not allow it)"
     if measured.get("diverged"):
         text += f" ({measured['diverged']} diverged and were run step by step)"
     text += f", {count / measured['seconds']:.1f} images/s"
