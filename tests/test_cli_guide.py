@@ -507,6 +507,7 @@ def test_energies_made_in_a_python_file_keep_their_weights(files, guiding, tmp_p
         ("low-pass:{}/grey.png:cells=9", "take fewer cells"),
         ("low-pass:{}/grey.png:cells=inf", "The cells of energy"),
         ("colour:blue", "A colour is written as #rrggbb"),
+        ("color:blue", "A colour is written as #rrggbb"),
         ("classifier:{}/classes.pt", "needs label="),
         ("classifier:{}/classes.pt:label=dog", "has no class 'dog'"),
         ("classifier:{}/classes.pt:label=7", "with a class 7"),

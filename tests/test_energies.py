@@ -558,3 +558,18 @@ def test_what_does_not_fit_is_said(name):
     with pytest.raises(PushforwardError, match=said) as caught:
         wrong()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda images: images.mean((1, 2, 3)),
+        lambda images, scale=1.0: scale * images.mean((1, 2, 3)),
+        lambda images, code=None: images.mean((1, 2, 3)) + 0 * code.start.sum(),
+        lambda images, code: images.mean((1, 2, 3)) + 0 * code.start.sum(),
+        lambda *both: both[0].mean((1, 2, 3)) + 0 * both[1].start.sum(),
+    ],
+)
+def test_an_energy_may_take_the_images_alone(function):
+    images, code = normal(3, 1, 4, 4), Code(normal(3, 1, 4, 4))
+    torch.testing.assert_close(of(function)(images, code).double(), images.mean((1, 2, 3)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def read_mask(path: Path, read: Callable[[Path], Tensor]) -> Tensor:
     return white
 
 
-def save_image(picture: Image.Image, path: Path, text: Mapping[str, str] | None = None) -> None:
+def save_image(picture: Image.Image, path: str | os.PathLike[str], text: Mapping[str, str] | None = None) -> None:
     """Write a picture in the format of the path's suffix, whole or not at all.
 
     Args:
@@ -103,7 +104,9 @@ def save_image(picture: Image.Image, path: Path, text: Mapping[str, str] | None 
         picture.save(temporary, pnginfo=entries)
 
 
-def save_animation(frames: Sequence[Image.Image], path: Path, *, seconds: float = 4.0, hold: float = 1.5) -> None:
+def save_animation(
+    frames: Sequence[Image.Image], path: str | os.PathLike[str], *, seconds: float = 4.0, hold: float = 1.5
+) -> None:
     """Write frames as a looping GIF or WebP; the last one stays for `hold` seconds.
 
     Raises:
@@ -121,13 +124,14 @@ def picture_suffixes() -> set[str]:
     return {suffix for suffix, name in Image.registered_extensions().items() if name in Image.SAVE}
 
 
-def check_suffix(path: Path, known: set[str]) -> None:
+def check_suffix(path: str | os.PathLike[str], known: set[str]) -> None:
     """Raise unless a file of this name can be written, before long work is done for it.
 
     Raises:
         PushforwardError: unknown suffix.
     """
-    if path.suffix.lower() not in known:
+    suffix = Path(path).suffix
+    if suffix.lower() not in known:
         shown = ", ".join(sorted(known if len(known) < 9 else {".png", ".jpg", ".webp", ".gif", ".tiff"}))
-        msg = f"Cannot write {path}: no picture format has the suffix {path.suffix!r}; use one of {shown}."
+        msg = f"Cannot write {path}: no picture format has the suffix {suffix!r}; use one of {shown}."
         raise PushforwardError(msg)

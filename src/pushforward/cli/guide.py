@@ -39,7 +39,7 @@ from pushforward.cli.common import (
     write_json,
 )
 from pushforward.cli.options import check_outputs, in_vain, spare
-from pushforward.codes import header, save_codes
+from pushforward.codes import header, save_codes, statistics
 from pushforward.errors import PushforwardError
 from pushforward.execute import Exact, Gradient, Implicit, Phantom
 from pushforward.files import digest, save_tensors
@@ -67,6 +67,8 @@ _GRADIENTS: Mapping[str, Callable[[], Gradient]] = {"exact": Exact, "implicit": 
 _STEPS, _PLAN = 200, "dpm++:steps=10"
 _FRAMES = 8  # moments that the sheet of chains shows
 _SAVE_EVERY = 20.0  # seconds
+_SATURATED = 0.98  # of images: values beyond are black or white
+_MOSTLY = 0.5  # part of the codes that a test rejects, from which it is said; of Gaussian ones it rejects 0.05
 _SHOWN = 16  # chains on that sheet, at most
 
 _ENERGIES = "; ".join(
@@ -199,7 +201,7 @@ def guide(
         case Steering():
             assert isinstance(pushforward, Diffusion)
             started = time.perf_counter()
-            found = _steer(pushforward, whole, how, chains, asked, quiet=quiet)
+            found, plain = _steer(pushforward, whole, how, chains, asked, quiet=quiet)
             seconds = time.perf_counter() - started
         case _:
             found, seconds = _descend(pushforward, whole, how, steps, chains, asked, out, where, made, quiet=quiet)
@@ -208,7 +210,12 @@ def guide(
         _write_codes(
             found, pushforward, model, plan, labels, guidance, {"seed": seed, "dtype": dtype, "size": size}, out
         )
-    report = {**settings, "asked": energies, **_report(found, schedule), "seconds": seconds, "out": out}
+    if found.history:  # chains and descents begin at what the map draws without guidance
+        plain = float(found.history[0].energy.mean())
+    report = {
+        **settings, "asked": energies, **_report(found, schedule), "unguided_energy": plain, "seconds": seconds,
+        "out": out,
+    }  # fmt: skip
     write_json(report, str(out / "report.json"))
     if not quiet and json != "-":
         typer.echo(_summary(report))
@@ -410,8 +417,8 @@ class _Kept:
 
 def _steer(
     diffusion: Diffusion, whole: Energy, how: Steering, chains: int, asked: dict[str, Any], *, quiet: bool
-) -> Guided:
-    """Images of a plan whose every step is steered; their energies are those of what came out."""
+) -> tuple[Guided, float]:
+    """Images of a plan whose every step is steered, with their energies, and the mean energy of the plan's own."""
     plan, method = diffusion.plan, asked.pop("parallel")
     assert isinstance(plan, Plan)
     there = replace(diffusion, model=steered(diffusion.model, whole, how))
@@ -427,14 +434,19 @@ def _steer(
             images = torch.cat([some for some, _ in solved])
             nfe = torch.cat([solution.nfe.cpu() for _, solution in solved])
     code = diffusion.draw(chains, seed=asked["seed"])
-    parts = []
-    for some in torch.arange(chains).split(asked["batch"]):
-        with torch.enable_grad():  # which energies may take themselves
-            found = whole.parts(images[some].to(code.start.device).requires_grad_(), code[some])
-        parts.append({name: value.detach().double().cpu() for name, value in found.items()})
-    energies = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def measured(images: Tensor) -> dict[str, Tensor]:
+        parts = []
+        for some in torch.arange(chains).split(asked["batch"]):
+            with torch.enable_grad():  # which energies may take themselves
+                found = whole.parts(images[some].to(code.start.device).requires_grad_(), code[some])
+            parts.append({name: value.detach().double().cpu() for name, value in found.items()})
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    plain = torch.stack([*measured(diffusion.sample(chains, parallel=method, **asked)).values()]).sum(0).mean()
     nfe = nfe * (2 if how.through else 1)  # each answer has a derivative
-    return Guided(code, images, energies, torch.full((chains,), 1 / chains), torch.arange(chains), nfe, ())
+    weights, energies = torch.full((chains,), 1 / chains), measured(images)
+    return Guided(code, images, energies, weights, torch.arange(chains), nfe, ()), float(plain)
 
 
 # -- reports -----------------------------------------------------------------------------------------------------------
@@ -500,14 +512,19 @@ def _report(found: Guided, schedule: Schedule | None) -> dict[str, Any]:
         if schedule.anneal:
             weights = found.weights[-len(found.nfe) :]  # of one draw a chain
             report["effective_chains"] = float(weights.sum().square() / weights.square().sum())
-        report |= {"acceptance": said.acceptance, "rhat": said.rhat, "ess": said.ess,
+        report |= {"acceptance": said.acceptance, "rhat": said.rhat, "ess": said.ess, "verdict": said.verdict,
                    "step": float(found.history[-1].step.mean())}  # fmt: skip
+    elif found.history:
+        codes = statistics(found.code.variables())
+        report["codes"] = {name: codes[name] for name in ("mean", "std", "p_value", "rejected")}
+        report["saturated"] = float((found.images.abs() > _SATURATED).double().mean())
     return {**report, "samples": rows}
 
 
 def _summary(report: Mapping[str, Any]) -> str:
     parts = ", ".join(f"{name} {value:.4g}" for name, value in report["energies"].items())
     text = f"{report['out']}: {report['count']} samples, mean energy {report['energy']:.4g}"
+    text += f" ({report['unguided_energy']:.4g} without guidance)"
     text += f" ({parts})" * (len(report["energies"]) > 1)
     text += f", {report['nfe']:.0f} network evaluations each, {report['seconds']:.1f} s"
     if "rhat" in report:
@@ -516,7 +533,13 @@ def _summary(report: Mapping[str, Any]) -> str:
             text += f"; accepted {report['acceptance']:.2f}"
         if known:
             text += "; R-hat " + ", ".join(f"{name} {value:.2f}" for name, value in known.items())
-            text += " (near 1 where chains agree)"
+        text += f"; {report['verdict']}"
+    if "codes" in report and report["codes"]["rejected"] > _MOSTLY:
+        text += (
+            f"; {report['codes']['rejected']:.0%} of the codes are no longer Gaussian, and their images may be unlike "
+            f"the model's ({report['saturated']:.0%} of the values are black or white): take fewer steps, a smaller "
+            "weight, or chains (--sampler mala)"
+        )
     return text
 
 

@@ -19,6 +19,7 @@ from pushforward.tasks.chains import Record
 
 __all__ = ["Diagnosis", "diagnose", "plot"]
 
+ARRIVED = 1.01  # R-hat below which chains are trusted
 _FEWEST = 4  # steps after the warm-up that R-hat can be computed from
 
 
@@ -44,6 +45,16 @@ class Diagnosis:
         """The greatest R-hat; chains are usually trusted below 1.01 (Vehtari et al.)."""
         known = [value for value in self.rhat.values() if value is not None]
         return max(known) if known else None
+
+    @property
+    def verdict(self) -> str:
+        """Whether the chains have arrived, in words."""
+        worst = self.worst
+        if worst is None:
+            return "whether the chains have arrived cannot be told: take several, and more steps after the warm-up"
+        if worst < ARRIVED:
+            return f"the chains have arrived: R-hat {worst:.3f}, below {ARRIVED:g}"
+        return f"the chains have not arrived: R-hat {worst:.2f}, where {ARRIVED:g} is trusted; take more steps"
 
 
 def diagnose(history: Sequence[Record], warmed: int) -> Diagnosis:

@@ -1,8 +1,8 @@
 """Energies: one number an image, low where the image is as wanted.
 
-An energy is any function `(images, code) -> (count,)` that PyTorch differentiates; the images are in [-1, 1],
-`(count, channels, height, width)`, and the `Code` is what they were decoded from. An `Energy` is a weighted sum of such
-functions that knows the name of each:
+An energy is any function `(images, code) -> (count,)`, or `(images) -> (count,)`, that PyTorch differentiates; the
+images are in [-1, 1], `(count, channels, height, width)`, and the `Code` is what they were decoded from. An `Energy` is
+a weighted sum of such functions that knows the name of each:
 
     energy = 5 * classifier(network, label=7) + near(image) + of(lambda images, code: images.mean((1, 2, 3)), "dark")
 
@@ -13,6 +13,7 @@ when the energy is made.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -106,10 +107,25 @@ def of(function: Function | Energy, name: str | None = None) -> Energy:
     """A function as an energy; an energy is handed back.
 
     Args:
-        function: `(images, code) -> (count,)`.
+        function: `(images, code) -> (count,)`, or of the images alone.
         name: for reports; by default the function's own.
     """
     if isinstance(function, Energy):
         return function
     own = str(getattr(function, "__name__", type(function).__name__))
-    return Energy((Term(name or own, function),))
+    return Energy((Term(name or own, function if _takes_code(function) else _of_images(function)),))
+
+
+def _takes_code(function: Callable[..., Tensor]) -> bool:
+    """Whether a function wants a second argument: one with a default is a setting, unless it is called `code`."""
+    try:
+        own = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # of one that is built in
+        return True
+    placed = [one for one in own if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    several = any(one.kind is one.VAR_POSITIONAL for one in own)
+    return several or any(one.default is one.empty or one.name == "code" for one in placed[1:])
+
+
+def _of_images(function: Callable[[Tensor], Tensor]) -> Function:
+    return lambda images, _: function(images)

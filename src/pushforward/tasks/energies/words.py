@@ -226,6 +226,8 @@ ENERGIES: Mapping[str, tuple[str, str, Callable[[_Words], Energy]]] = {
     "concentration": ("", "chunk=4, shuffles=100", _concentration),
 }
 
+_SPELLINGS = {"color": "colour"}
+
 
 def energy(text: str, setting: Setting) -> Energy:
     """One energy from its words.
@@ -234,6 +236,7 @@ def energy(text: str, setting: Setting) -> Energy:
         PushforwardError: no such energy, a setting is missing or unknown, or what it is about cannot be read.
     """
     kind, *rest = text.strip().split(":")
+    kind = _SPELLINGS.get(kind, kind)
     if kind not in ENERGIES:
         msg = f"Unknown energy {kind!r}; known are {', '.join(ENERGIES)}."
         raise PushforwardError(msg)
