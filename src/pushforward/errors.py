@@ -11,3 +11,7 @@ class PushforwardError(Exception):
 
 class Diverged(PushforwardError):
     """Numbers that are not finite where they must be: another point, or more steps, may do."""
+
+
+class FarOutside(Diverged, UserWarning):
+    """A warning that images came out which no data can be near: finite, but of no use."""

@@ -26,7 +26,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from pushforward.cli.options import noted
-from pushforward.errors import PushforwardError
+from pushforward.errors import FarOutside, PushforwardError
 from pushforward.files import NOT_WRITTEN
 from pushforward.locks import alone
 
@@ -189,14 +189,22 @@ def _flush() -> None:
 def main() -> None:
     """Run the command line.
 
-    Exits with 0, with 1 and one sentence on stderr where something failed, with 2 for a wrong usage, with 130 for an
-    interrupt and 143 for a request to end. `PUSHFORWARD_DEBUG=1` leaves the traceback of a failure.
+    Exits with 0, with 1 and one sentence on stderr where something failed, or where images came out that are none,
+    with 2 for a wrong usage, with 130 for an interrupt and 143 for a request to end. `PUSHFORWARD_DEBUG=1` leaves the
+    traceback of a failure.
     """
 
     def end(*_: object) -> NoReturn:  # what is done is kept
         raise _Ended(128 + signal.SIGTERM)
 
     before = signal.signal(signal.SIGTERM, end)
+    far = False
+
+    def tell(message: Warning | str, *where: Any) -> None:
+        nonlocal far
+        far |= isinstance(message, FarOutside)
+        _warn(message, *where)
+
     if os.environ.get("PUSHFORWARD_DEBUG") == "1":
         app()
     for stream in (sys.stdout, sys.stderr):
@@ -204,8 +212,10 @@ def main() -> None:
             reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _warn  # type: ignore[assignment]
+            warnings.showwarning = tell  # type: ignore[assignment]
             app()
+    except SystemExit as left:
+        sys.exit(left.code or int(far))
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:

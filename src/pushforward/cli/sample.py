@@ -259,5 +259,5 @@ def _keep(step: Progress) -> bool:
 def _pictures(model: Model, states: list[Tensor], last: Tensor) -> list[Any]:
     """Frames: each state scaled to the range of images, then the images themselves."""
     with torch.no_grad():
-        shown = [s / s.abs().amax().clamp_min(1.0) if model.decoder is None else model.images(s) for s in states]
+        shown = [s / s.abs().amax().clamp_min(1.0) if model.decoder is None else model.decoder(s) for s in states]
     return [sheet(s).convert("RGB") for s in [*shown, last]]

@@ -159,14 +159,20 @@ def compiled(plan: Plan, like: Tensor) -> tuple[list[list[tuple[Register, float 
     """Coefficients as numbers or tensors of the states' dtype, and the registers last used at each node."""
     basis, plain = plan.basis, plan.process.blocks == 1 and not plan.basis.shape
     flat = [o for node in plan.nodes for o in node.terms.values()]
+    fits = True
     if plain:
         values: list[float | Tensor] = [float(o.coefficients) for o in flat]
+        fits = max(map(abs, values), default=0) <= torch.finfo(like.dtype).max  # type: ignore[arg-type]
     elif flat:
         full = (*basis.shape, plan.process.blocks, plan.process.blocks)
         table = torch.stack([o.lift(basis).coefficients.expand(full) for o in flat]).to(like.dtype)
+        fits = bool(table.isfinite().all())
         values = list(table.to(like.device))
     else:
         values = []
+    if not fits:
+        msg = f"The plan of {plan.solver!r} has coefficients beyond {like.dtype}; start its grid where there is a signal."
+        raise Diverged(msg)
     coefficients = iter(values)
     program = [[(register, next(coefficients)) for register in node.terms] for node in plan.nodes]
     final: dict[Register, int] = {}

@@ -83,11 +83,14 @@ class Process(ABC):
         return sigma - gain @ back @ sigma
 
     def snr(self, t: Tensor) -> Tensor:
-        """Signal-to-noise ratio `Psi_x^T Sigma^-1 Psi_x` of the clean image in `u_t`, `(*t.shape, *basis.shape)`."""
+        """Signal-to-noise ratio `Psi_x^T Sigma^-1 Psi_x` of the clean image in `u_t`, `(*t.shape, *basis.shape)`.
+
+        It is 0 where the signal is lost in float64's rounding of the noise.
+        """
         psi = self.transition(t, torch.zeros_like(t))
         covariance = self.covariance(t)
         value = (psi.T @ covariance.inverse() @ psi).entry(0, 0)
-        return torch.where(covariance.entry(0, 0) > 0, value, torch.inf)
+        return _without_rounding(torch.where(covariance.entry(0, 0) > 0, value, torch.inf))
 
     def log_snr(self, t: Tensor) -> Tensor:
         """Half the logarithm of the signal-to-noise ratio (`log(alpha / sigma)`) at the lowest frequency, `t.shape`."""
@@ -149,7 +152,7 @@ class ScaledProcess(Process):
 
     def snr(self, t: Tensor) -> Tensor:
         alpha, sigma = self.alpha_sigma(t)
-        return (alpha / sigma).square()
+        return _without_rounding((alpha / sigma).square())
 
 
 @dataclass(frozen=True)
@@ -188,8 +191,7 @@ class Cosine(ScaledProcess):
     name: ClassVar[str] = "cosine"
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        angle = _cosine_angle(t, self.offset)
-        return angle.cos(), angle.sin()
+        return _cosine_scales(t, self.offset)
 
 
 @dataclass(frozen=True)
@@ -257,9 +259,9 @@ class Blurring(ScaledProcess):
         return Basis(self.field)
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        angle = _cosine_angle(t, self.offset)[(...,) + (None,) * len(self.field)]
+        alpha, sigma = (x[(...,) + (None,) * len(self.field)] for x in _cosine_scales(t, self.offset))
         decay = torch.exp(-dissipation(t, self.blur_max, self.basis))
-        return angle.cos() * ((1 - self.min_scale) * decay + self.min_scale), angle.sin() * torch.ones_like(decay)
+        return alpha * ((1 - self.min_scale) * decay + self.min_scale), sigma * torch.ones_like(decay)
 
 
 @dataclass(frozen=True)
@@ -403,8 +405,14 @@ def dissipation(t: Tensor, blur_max: float, basis: Basis) -> Tensor:
     return 0.5 * blur.square()[(...,) + (None,) * len(basis.shape)] * basis.eigenvalues()
 
 
-def _cosine_angle(t: Tensor, offset: float) -> Tensor:
-    return 0.5 * math.pi * t * (1 + offset) / (1 + 2 * offset)
+def _cosine_scales(t: Tensor, offset: float) -> tuple[Tensor, Tensor]:
+    """`cos` and `sin` of the angle, the first as the sine of what is left of pi/2: exactly 0 where nothing is."""
+    part = t * (1 + offset) / (1 + 2 * offset)
+    return (0.5 * math.pi * (1 - part)).sin(), (0.5 * math.pi * part).sin()
+
+
+def _without_rounding(snr: Tensor) -> Tensor:
+    return torch.where(snr < torch.finfo(torch.float64).eps ** 2, 0.0, snr)
 
 
 def _checked_field(field: tuple[int, ...]) -> tuple[int, ...]:

@@ -4,6 +4,10 @@
 `phi = atan2(sigma, alpha)` is interpolated by a monotone cubic (Fritsch–Carlson), which stays finite where the signal
 vanishes (zero terminal SNR) and where the noise does (phi = 0 at time 0). Time is `t = (n + 1) / N`: clean at 0,
 timestep 0 at 1/N, the noisiest at 1.
+
+The noise is `sin phi` and the signal `sin(pi/2 - phi)`, each angle by a cubic about the knot where it is smaller. So
+both have as many digits where they are tiny as elsewhere, and are exactly 0 where the table says so: the cosine of a
+rounded pi/2 would be 6e-17, which passes for a signal.
 """
 
 from __future__ import annotations
@@ -66,15 +70,23 @@ class Discrete(ScaledProcess):
         return len(self.alphas_cumprod)
 
     @cached_property
-    def _spline(self) -> Tensor:
-        """Cubic coefficients of the angle between the knots `t = 0, 1/N … 1`, highest power first, `(4, N)`."""
-        table = np.asarray(self.alphas_cumprod)
-        angle = np.concatenate([[0.0], np.arctan2(np.sqrt(1 - table), np.sqrt(table))])
-        return torch.from_numpy(PchipInterpolator(np.arange(len(angle)) / self.timesteps, angle).c)
+    def _splines(self) -> Tensor:
+        """Cubics between the knots `t = 0, 1/N … 1`, highest power first, `(2, 4, N)`.
+
+        Of phi, in the time since the knot before, and of pi/2 - phi, in the time left to the knot after.
+        """
+        alpha, sigma = np.sqrt(self.alphas_cumprod), np.sqrt(1 - np.asarray(self.alphas_cumprod))
+        knots = np.arange(self.timesteps + 1) / self.timesteps
+        noise = np.concatenate([[0.0], np.arctan2(sigma, alpha)])
+        signal = np.concatenate([[0.5 * np.pi], np.arctan2(alpha, sigma)])
+        ahead, back = PchipInterpolator(knots, noise), PchipInterpolator(1 - knots[::-1], signal[::-1])
+        return torch.from_numpy(np.stack([ahead.c, back.c[:, ::-1]]))
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         piece = (t.detach() * self.timesteps - 1e-9).floor().long().clamp(0, self.timesteps - 1)
-        cubic, square, linear, constant = self._spline[:, piece]
-        x = t - piece.double() / self.timesteps
-        angle = ((cubic * x + square) * x + linear) * x + constant
-        return angle.cos(), angle.sin()
+        knot = piece.double() / self.timesteps, (piece + 1).double() / self.timesteps
+        noise, signal = (
+            ((cubic * x + square) * x + linear) * x + constant
+            for x, (cubic, square, linear, constant) in zip((t - knot[0], knot[1] - t), self._splines[:, :, piece], strict=True)
+        )
+        return signal.sin(), noise.sin()

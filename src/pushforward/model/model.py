@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pushforward.errors import PushforwardError
+from pushforward.errors import FarOutside, PushforwardError
 from pushforward.files import atomic_path, save_tensors
 from pushforward.linear import POINT, Gaussian, Process, process_from_config
 from pushforward.model.backbone import Backbone, BackboneConfig
@@ -50,6 +50,7 @@ class Config:
     network: BackboneConfig
     classes: tuple[str, ...]
     info: dict[str, Any] = field(default_factory=dict)
+FAR = 100.0  # deviations of the data
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,8 +209,12 @@ class Model:
         return self
 
     def images(self, state: Tensor) -> Tensor:
-        """The images in [-1, 1] that a clean state stands for, `(batch, channels, height, width)`."""
+        """The images in [-1, 1] that a clean state stands for, `(batch, channels, height, width)`.
+
+        Warns, with `FarOutside`, of a state that is no image: see `notice_far`.
+        """
         image = self.process.image(state)
+        notice_far(image, self.gaussian, self.name)
         return image if self.decoder is None else self.decoder(image)
 
     def latents(self, images: Tensor) -> Tensor:
@@ -252,6 +257,28 @@ def class_number(model: Labelled, label: str | int) -> int:
         return number
     msg = f"Model {model.name!r} has no class {label!r}; it has {', '.join(model.classes)}."
     raise PushforwardError(msg)
+
+
+def notice_far(images: Tensor, data: Gaussian, name: str) -> None:
+    """Warn with `FarOutside` where a value is more than a hundred deviations of the data from 0 and their mean.
+
+    Images in [-1, 1] have a deviation near 1/2, so the limit is 50 there; latents of unit variance rarely exceed 10,
+    with strong guidance 30. Samples of few steps may be several deviations too large, and stay far below it. Beyond it,
+    an error was multiplied by what divides by the signal where there is almost none, or by a step that is unstable.
+
+    Args:
+        images: or latents, `(batch, channels, *field)`.
+        data: N(m, C).
+        name: of the model.
+    """
+    scale = torch.as_tensor(data.variance).mean().sqrt() + torch.as_tensor(data.mean).abs().max()
+    largest, limit = float(images.detach().abs().max()), FAR * float(scale)
+    if largest > limit:
+        msg = (
+            f"Samples of {name!r} reach {largest:.1e} where its data are within {float(scale):.1g}: they are no images. "
+            "Use more steps or another solver or grid, less guidance, or check the network."
+        )
+        warnings.warn(msg, FarOutside, stacklevel=3)
 
 
 def trained(

@@ -190,10 +190,13 @@ class Rule:
 
 
 def interpolation_nodes(x: Tensor, k: int, candidates: range) -> list[int]:
-    """Those answers that a polynomial in `x` can use in the step from k: where x is finite at both ends of it."""
-    if not math.isfinite(x[k + 1]):
+    """Those answers that a polynomial in `x` can use in the step from k: where x is finite and goes on.
+
+    It stands still, or is infinite, where there is no signal.
+    """
+    if not math.isfinite(x[k + 1]) or x[k + 1] == x[k]:
         return [k]
-    return [j for j in candidates if math.isfinite(x[j])] or [k]
+    return [j for j in candidates if math.isfinite(x[j]) and (j == len(x) - 1 or x[j] != x[j + 1])] or [k]
 
 
 def kappa(process: Process, t: Tensor, reference: Gaussian) -> Operator:
@@ -207,6 +210,6 @@ def kappa(process: Process, t: Tensor, reference: Gaussian) -> Operator:
 
 def _kernel(process: Process, noise: float, reference: Gaussian, tau: Tensor, end: Tensor) -> Operator:
     """`-Psi^(end, tau) c G G^T Sigma_0^-1 Psi / kappa`, for times that run backwards."""
-    pull = process.diffusion(tau) @ process.covariance(tau).inverse() @ process.transition(tau, torch.zeros_like(tau))
+    pull = process.flow(tau)[1]  # -1/2 G G^T Sigma_0^-1 Psi, finite where there is no signal
     carried = reverse_transition(process, end, tau, noise, reference)
-    return -0.5 * (1 + noise**2) * (carried @ pull @ kappa(process, tau, reference).inverse())
+    return (1 + noise**2) * (carried @ pull @ kappa(process, tau, reference).inverse())

@@ -223,7 +223,8 @@ def _in_variable(
     first = _checked_start(process, start, end)
     within = torch.tensor([end, first], dtype=torch.float64)
     if not math.isfinite(variable(within)[1]):  # no signal at all there: space the grid from just below
-        within[1] = end + 0.999 * (first - end)
+        lost = invert(lambda t: 1.0 - variable(t).isfinite().double(), torch.tensor(0.5), within[1], within[0])
+        within[1] = end + 0.999 * (lost - end)
     low, high = variable(within)
     grid = invert(variable, low + _unit(steps) * (high - low), within[1], within[0])
     grid[0], grid[-1] = first, end

@@ -15,6 +15,7 @@ References:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
@@ -23,7 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pushforward.errors import Diverged, PushforwardError
+from pushforward.errors import Diverged, FarOutside, PushforwardError
 from pushforward.execute import Adaptive, Exact, Gradient, Parallel
 from pushforward.pushforward import Code, Diffusion, Labels, Pushforward
 from pushforward.tasks.chains import Chains, Dynamics, Point, Record, Schedule, langevin, walk
@@ -280,7 +281,9 @@ class _Target:
     def _some(self, x: Tensor, some: Tensor) -> Point:
         """As above; what cannot be decoded, too far from all codes, has infinite energy."""
         try:
-            return self._decoded(x, some)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", FarOutside)
+                return self._decoded(x, some)
         except Diverged:
             if not self.seen:
                 raise
