@@ -4,6 +4,7 @@ All have random weights and are written by the tests, tokenizers included. Both 
 schedulers' tables differ from ours by 1e-5; guidance of 3 and four steps make that at most 1e-4 of the largest value.
 """
 
+import copy as copy_module
 import dataclasses
 import json
 import shutil
@@ -580,6 +581,93 @@ def test_faults_are_told_in_a_sentence(kind: str, damage: Any, message: str, cop
     assert "\n" not in text
     assert text.endswith(".")
     assert len(text) < 1200
+
+
+def test_pipelines_that_draw_with_more_are_refused(pipe: Any, tmp_path: Path) -> None:
+    """Made by diffusers: a ControlNet, an adapter, perturbed attention; each with the network that can be read."""
+    parts = {name: part for name, part in pipe("sd")[0].components.items() if name != "image_encoder"}
+    more = {"adapter": diffusers.T2IAdapter(channels=[4, 8], num_res_blocks=1, adapter_type="light_adapter")}
+    more["controlnet"] = diffusers.ControlNetModel.from_unet(parts["unet"], conditioning_embedding_out_channels=(4, 8))
+    more["nothing"] = {}
+    made = {
+        "controlnet": (diffusers.StableDiffusionControlNetPipeline, r"controlnet \(ControlNetModel\)"),
+        "adapter": (diffusers.StableDiffusionAdapterPipeline, r"adapter \(T2IAdapter\)"),
+        "nothing": (diffusers.StableDiffusionPAGPipeline, "is a StableDiffusionPAGPipeline; of a UNet2DConditionModel"),
+    }
+    for name, (cls, message) in made.items():
+        extra = {name: more[name]} if more[name] else {}
+        cls(**parts, **extra, requires_safety_checker=False).save_pretrained(tmp_path / name)
+        with pytest.raises(pf.PushforwardError, match=message):
+            diffusers_model(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("sd", {"_class_name": "StableDiffusionImg2ImgPipeline", "safety_checker": ["a", "B"]}, None),
+        ("flux", {"_class_name": "FluxImg2ImgPipeline"}, None),
+        ("sd", {"image_encoder": ["transformers", "CLIPVisionModelWithProjection"]}, "image_encoder"),
+        ("sd", {"transformer": ["diffusers", "FluxTransformer2DModel"]}, "transformer"),
+        ("sd", {"_class_name": ["mine", "MyPipeline"]}, "MyPipeline"),
+        ("dit", {"text_encoder": ["transformers", "T5EncoderModel"]}, "text_encoder"),
+        ("sd3", {"controlnet": ["diffusers", "SD3ControlNetModel"]}, "controlnet"),
+        ("flux", {"_class_name": "FluxKontextPipeline"}, "FluxKontextPipeline"),
+        ("sdxl", {"_class_name": "StableDiffusionXLInstructPix2PixPipeline"}, "Pix2Pix"),
+    ],
+    ids=str,
+)
+def test_only_what_is_run_is_drawn(kind: str, changes: dict[str, Any], message: str | None, copy: Any) -> None:
+    folder = copy(kind)
+    edit(folder / "model_index.json", **changes)
+    if message is None:
+        diffusers_model(folder)
+        return
+    with pytest.raises(pf.PushforwardError, match=message):
+        diffusers_model(folder)
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["whole", "in pieces"])
+def test_half_weights_alone_are_read(cut: bool, pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `variant="fp16"` saves them; also from the hub, where they are asked for only if there are no others."""
+    import huggingface_hub
+
+    theirs = copy_module.deepcopy(pipe("sd")[0]).to(torch.float16)
+    theirs.save_pretrained(tmp_path / "half", variant="fp16", max_shard_size="9KB" if cut else "10GB")
+    names = [path.name for path in (tmp_path / "half").rglob("*.safetensors")]
+    assert all(".fp16" in name for name in names)
+    assert any("-of-" in name for name in names) == cut
+    model = diffusers_model(tmp_path / "half")
+    assert {p.dtype for p in model.module.parameters()} == {torch.float32}
+    ours, half = model.module.unet.state_dict(), theirs.unet.state_dict()
+    assert all(torch.equal(ours[name], value.float()) for name, value in half.items())
+
+    def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        files = [str(path.relative_to(tmp_path / "half")) for path in (tmp_path / "half").rglob("*") if path.is_file()]
+        for file in huggingface_hub.utils.filter_repo_objects(files, allow_patterns=allow_patterns):
+            (tmp_path / "cache" / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(tmp_path / "half" / file, tmp_path / "cache" / file)
+        return str(tmp_path / "cache")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    again = pf.load("someone/model").module.unet.state_dict()
+    assert all(torch.equal(again[name], value) for name, value in ours.items())
+
+
+def test_which_of_several_weights_is_read(copy: Any) -> None:
+    """Plain ones, then fp16, then bf16, then the only one there is."""
+    folder = copy("sd") / "unet"
+    plain = folder / "diffusion_pytorch_model.safetensors"
+    odd, half = (folder / f"diffusion_pytorch_model.{name}.safetensors" for name in ("non_ema", "fp16"))
+    shutil.copy(plain, half)
+    odd.write_bytes(b"")
+    diffusers_model(folder.parent)
+    plain.unlink()
+    diffusers_model(folder.parent)
+    half.rename(odd)
+    diffusers_model(folder.parent)
+    (folder / "diffusion_pytorch_model.ema.safetensors").write_bytes(b"")
+    with pytest.raises(pf.PushforwardError, match="variants ema, non_ema and no plain ones"):
+        diffusers_model(folder.parent)
 
 
 def test_a_network_that_needs_another_image(copy: Any) -> None:

@@ -41,7 +41,7 @@ from pushforward.errors import PushforwardError
 from pushforward.execute.sequential import steps
 from pushforward.linear import VE, Discrete, Flow, Gaussian, Process, ScaledProcess
 from pushforward.model import Model, Network
-from pushforward.model.model import notice_far
+from pushforward.model.model import far_outside
 from pushforward.model.network import Ask, inverse_deviation
 from pushforward.model.schedulers import _READERS as READERS
 from pushforward.model.schedulers import import_diffusers, read_schedule
@@ -322,8 +322,8 @@ class _Scheduler:
         following = run.walk.send((state, answer))
         self._output, self._generator = torch.empty(0), None
         going = index + 1 < len(self.timesteps)
-        if not going:
-            notice_far(following, self._model.reference, self._model.name)
+        if not going and (sentence := far_outside(following, self._model.reference, self._model.name)):
+            import_diffusers().logging.get_logger(__name__).warning(sentence)
         self._run, self._step_index = (run, index + 1) if going else (None, None)
         result = following.to(sample.dtype), answer.to(sample.dtype)
         if not return_dict:

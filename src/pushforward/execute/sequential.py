@@ -171,7 +171,7 @@ def compiled(plan: Plan, like: Tensor) -> tuple[list[list[tuple[Register, float 
     else:
         values = []
     if not fits:
-        msg = f"The plan of {plan.solver!r} has coefficients beyond {like.dtype}; start its grid where there is a signal."
+        msg = f"The plan of {plan.solver!r} has coefficients beyond {like.dtype}; start its grid where there is signal."
         raise Diverged(msg)
     coefficients = iter(values)
     program = [[(register, next(coefficients)) for register in node.terms] for node in plan.nodes]

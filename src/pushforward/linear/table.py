@@ -87,6 +87,8 @@ class Discrete(ScaledProcess):
         knot = piece.double() / self.timesteps, (piece + 1).double() / self.timesteps
         noise, signal = (
             ((cubic * x + square) * x + linear) * x + constant
-            for x, (cubic, square, linear, constant) in zip((t - knot[0], knot[1] - t), self._splines[:, :, piece], strict=True)
+            for x, (cubic, square, linear, constant) in zip(
+                (t - knot[0], knot[1] - t), self._splines[:, :, piece], strict=True
+            )
         )
         return signal.sin(), noise.sin()

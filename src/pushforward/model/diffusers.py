@@ -18,7 +18,7 @@ from torch import nn
 from pushforward.errors import PushforwardError
 from pushforward.linear import Gaussian
 from pushforward.model import folders
-from pushforward.model.folders import CONFIG, Folder
+from pushforward.model.folders import CONFIG, ENCODERS, TOKENIZERS, Folder
 from pushforward.model.model import Model, read_json
 from pushforward.model.network import Network
 from pushforward.model.pipelines import Decoder, Dit, Encoder, Flux, Rescaled, StableDiffusion3, TextUnet, Unet
@@ -167,28 +167,49 @@ class _Kind:
         module: made of the network, the images' height and width, and the embedded guidance.
         text: the encoder of prompts, made of the pipeline and the network's settings.
         classes: names of the labels, after which comes one that says nothing.
+        pipelines: of `diffusers` that draw with such a network as it is read here, and with nothing else.
         packed: four neighbours are the channels of one token.
         not_its_grid: what the pipeline has otherwise than the scheduler by itself.
     """
 
     module: Callable[[Any, tuple[int, int], float], nn.Module]
+    pipelines: tuple[str, ...]
     text: Callable[[Folder, Settings, torch.dtype | None], Text] | None = None
     classes: Callable[[Settings, Settings], tuple[str, ...]] | None = None
     packed: bool = False
     not_its_grid: tuple[str, ...] = ()
 
 
-_DIT = _Kind(lambda network, *_: Dit(network), classes=_named)
+def _tasks(name: str) -> tuple[str, ...]:
+    """The pipelines that begin at noise, at an image, and at one with a hole: the network is the same."""
+    return tuple(f"{name}{task}Pipeline" for task in ("", "Img2Img", "Inpaint"))
+
+
+_DIT = _Kind(lambda network, *_: Dit(network), ("DiTPipeline",), classes=_named)
 _KINDS: dict[str, _Kind] = {
-    "UNet2DModel": _Kind(lambda network, *_: Unet(network)),
-    "UNet2DConditionModel": _Kind(_text_unet, _unet_text),
+    "UNet2DModel": _Kind(
+        lambda network, *_: Unet(network),
+        ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline", "ScoreSdeVePipeline", "KarrasVePipeline", "LDMPipeline"),
+    ),
+    "UNet2DConditionModel": _Kind(
+        _text_unet,
+        (*_tasks("StableDiffusion"), *_tasks("StableDiffusionXL"), "LDMTextToImagePipeline", "CycleDiffusionPipeline"),
+        _unet_text,
+    ),
     "DiTTransformer2DModel": _DIT,
     "Transformer2DModel": _DIT,
-    "SD3Transformer2DModel": _Kind(lambda network, *_: StableDiffusion3(network), _sd3_text),
+    "SD3Transformer2DModel": _Kind(
+        lambda network, *_: StableDiffusion3(network), _tasks("StableDiffusion3"), _sd3_text
+    ),
     "FluxTransformer2DModel": _Kind(
-        lambda network, _, guidance: Flux(network, guidance), _flux_text, packed=True, not_its_grid=("last",)
+        lambda network, _, guidance: Flux(network, guidance),
+        _tasks("Flux"),
+        _flux_text,
+        packed=True,
+        not_its_grid=("last",),
     ),
 }
+_WITHOUT_EFFECT = ("safety_checker", "feature_extractor")  # parts that judge a finished image
 _UNREAD: dict[
     str, dict[str, tuple[str | None, ...]]
 ] = {  # settings by which a network is told of other things than a prompt or a class, and what may stand there
@@ -210,12 +231,31 @@ def _check_kind(settings: Settings, kind: str, folder: Folder, place: Path) -> N
     if not folder.index and kind != "UNet2DModel":
         msg = f"{folder.root} is a {kind} alone; give the folder of its whole pipeline, with model_index.json."
         raise PushforwardError(msg)
+    _check_parts(folder, kind)
     for key, known in _UNREAD.get(kind, {}).items():
         if settings.get(key) not in known:
             msg = f"{place / CONFIG} has {key} {settings.get(key)!r}; such a {kind} cannot be read here."
             raise PushforwardError(msg)
     if folder.index.get("requires_aesthetics_score"):
         msg = f"{folder.root} is a refiner, told of scores besides prompts; give the model whose images it refines."
+        raise PushforwardError(msg)
+
+
+def _check_parts(folder: Folder, kind: str) -> None:
+    """Raise unless the pipeline draws with the parts that are run here, and no others."""
+    if not folder.index:
+        return
+    reader, pipeline = _KINDS[kind], folder.index.get("_class_name")
+    run = {"scheduler", folder.network, folder.decoder, *_WITHOUT_EFFECT}
+    run |= {*ENCODERS, *TOKENIZERS} if reader.text is not None else set()
+    others = [name for name in folder.index if folder.has(name) and name not in run]
+    if others:
+        parts = ", ".join(f"{name} ({folder.index[name][1]})" for name in others)
+        msg = f"{folder.root} draws with parts that are not run here, {parts}; its images would be others without them."
+        raise PushforwardError(msg)
+    if pipeline not in reader.pipelines:
+        known = ", ".join(reader.pipelines)
+        msg = f"{folder.root} is a {pipeline}; of a {kind}, only the pipelines {known} are drawn here as they draw."
         raise PushforwardError(msg)
 
 

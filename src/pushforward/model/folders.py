@@ -6,6 +6,7 @@ made by their own packages, from files on this machine.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,10 @@ ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "bert")
 TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
 OF_DIFFUSERS = ("diffusion_pytorch_model", "diffusion_pytorch_model")  # .safetensors, .bin
 OF_TRANSFORMERS = ("model", "pytorch_model")
+VARIANTS = (
+    "fp16",
+    "bf16",
+)  # of weights, `stem.fp16.safetensors`, that are taken for the plain ones where there are none
 MISSING_TEXT = "Models that read prompts need the package transformers: pip install 'pushforward[diffusers]'."
 FAULTS = (  # of damaged files
     ArithmeticError, AttributeError, EOFError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError,
@@ -125,11 +130,21 @@ def download(source: str, revision: str | None) -> Path:
     folder = find(root)
     networks = {folder.place(name) for name in (folder.network, folder.decoder) if name is not None}
     encoders = {folder.place(name) for name in ENCODERS if folder.has(name)}
-    lacking = [(place, OF_DIFFUSERS) for place in networks if _safe(place, OF_DIFFUSERS) is None]
-    lacking += [(place, OF_TRANSFORMERS) for place in encoders if _safe(place, OF_TRANSFORMERS) is None]
-    pickled = [str(place.relative_to(root) / stem) for place, (_, stem) in lacking]
-    more = [f"{stem}{end}" for stem in pickled for end in (".bin.index.json", "-*-of-*.bin", ".bin")]
-    return fetch([*wanted, *more]) if more else root
+    parts = [(place, OF_DIFFUSERS) for place in networks] + [(place, OF_TRANSFORMERS) for place in encoders]
+    for asked in (_pickled, _variant):  # what is still lacking
+        lacking = [(place, stems) for place, stems in parts if None not in _variants(place, stems)]
+        more = [f"{place.relative_to(root)}/{name}" for place, stems in lacking for name in asked(stems)]
+        root = fetch([*wanted, *more]) if more else root
+    return root
+
+
+def _pickled(stems: tuple[str, str]) -> list[str]:
+    return [f"{stems[1]}{end}" for end in (".bin.index.json", "-*-of-*.bin", ".bin")]
+
+
+def _variant(stems: tuple[str, str]) -> list[str]:
+    ends = (".{}.safetensors", ".safetensors.index.{}.json", ".{}-*-of-*.safetensors")
+    return [stems[0] + end.format(variant) for variant in VARIANTS for end in ends]
 
 
 def load_network(folder: Path, classes: Sequence[str], dtype: torch.dtype | None) -> Any:
@@ -217,24 +232,42 @@ def _check(folder: Folder, part: str, classes: Sequence[str] = ()) -> None:
         raise PushforwardError(msg)
 
 
-def _safe(folder: Path, stems: tuple[str, str]) -> bool | None:
-    """Whether a network's weights are `.safetensors` (or `.bin`); `None` if there are none."""
-    for stem, end, safe in ((stems[0], ".safetensors", True), (stems[1], ".bin", False)):
-        if any((folder / f"{stem}{end}{more}").is_file() for more in ("", ".index.json")):
-            return safe
-    return None
+def _weights(folder: Path, stems: tuple[str, str]) -> tuple[bool, str | None]:
+    """Whether a network's weights are `.safetensors` (or `.bin`), and of which variant, `None` for the plain ones.
+
+    Raises:
+        PushforwardError: there are none, or several variants of which none is known.
+    """
+    found = _variants(folder, stems)
+    for variant in (None, *VARIANTS, *(found if len(found) == 1 else ())):
+        if variant in found:
+            return found[variant], variant
+    if found:
+        names = ", ".join(sorted(map(str, found)))
+        msg = f"{folder} has weights of the variants {names} and no plain ones; leave one variant there."
+        raise PushforwardError(msg)
+    msg = f"{folder} lacks its weights, {stems[0]}.safetensors; fetch the model again."
+    raise PushforwardError(msg)
+
+
+def _variants(folder: Path, stems: tuple[str, str]) -> dict[str | None, bool]:
+    """The variants of a network's weights, whole or in pieces with an index, and whether each is `.safetensors`."""
+    found: dict[str | None, bool] = {}
+    for stem, end, safe in ((stems[1], "bin", False), (stems[0], "safetensors", True)):
+        name = re.compile(rf"{stem}(\.[^.]+)?\.{end}|{stem}\.{end}\.index(\.[^.]+)?\.json")
+        matches = [name.fullmatch(file.name) for file in folder.glob(f"{stem}*")]
+        found |= {(match[1] or match[2] or "")[1:] or None: safe for match in matches if match is not None}
+    return found
 
 
 def _pretrained(cls: Any, folder: Path, stems: tuple[str, str], dtype: torch.dtype | None) -> Any:
-    safe = _safe(folder, stems)
-    if safe is None:
-        msg = f"{folder} lacks its weights, {stems[0]}.safetensors; fetch the model again."
-        raise PushforwardError(msg)
+    safe, variant = _weights(folder, stems)
     try:
         network, report = cls.from_pretrained(
             folder,
             torch_dtype=dtype or torch.float32,
             use_safetensors=safe,
+            variant=variant,
             local_files_only=True,
             output_loading_info=True,
         )

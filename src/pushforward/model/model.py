@@ -211,10 +211,11 @@ class Model:
     def images(self, state: Tensor) -> Tensor:
         """The images in [-1, 1] that a clean state stands for, `(batch, channels, height, width)`.
 
-        Warns, with `FarOutside`, of a state that is no image: see `notice_far`.
+        Warns, with `FarOutside`, of a state that is no image: see `far_outside`.
         """
         image = self.process.image(state)
-        notice_far(image, self.gaussian, self.name)
+        if sentence := far_outside(image, self.gaussian, self.name):
+            warnings.warn(sentence, FarOutside, stacklevel=2)
         return image if self.decoder is None else self.decoder(image)
 
     def latents(self, images: Tensor) -> Tensor:
@@ -259,8 +260,8 @@ def class_number(model: Labelled, label: str | int) -> int:
     raise PushforwardError(msg)
 
 
-def notice_far(images: Tensor, data: Gaussian, name: str) -> None:
-    """Warn with `FarOutside` where a value is more than a hundred deviations of the data from 0 and their mean.
+def far_outside(images: Tensor, data: Gaussian, name: str) -> str | None:
+    """A sentence where a value is farther from 0 than a hundred times the size of the data, mean and deviation.
 
     Images in [-1, 1] have a deviation near 1/2, so the limit is 50 there; latents of unit variance rarely exceed 10,
     with strong guidance 30. Samples of few steps may be several deviations too large, and stay far below it. Beyond it,
@@ -273,12 +274,12 @@ def notice_far(images: Tensor, data: Gaussian, name: str) -> None:
     """
     scale = torch.as_tensor(data.variance).mean().sqrt() + torch.as_tensor(data.mean).abs().max()
     largest, limit = float(images.detach().abs().max()), FAR * float(scale)
-    if largest > limit:
-        msg = (
-            f"Samples of {name!r} reach {largest:.1e} where its data are within {float(scale):.1g}: they are no images. "
-            "Use more steps or another solver or grid, less guidance, or check the network."
-        )
-        warnings.warn(msg, FarOutside, stacklevel=3)
+    if not largest > limit:
+        return None
+    return (
+        f"Samples of {name!r} reach {largest:.1e} and its data {float(scale):.1g}: they are no images. "
+        "Use more steps, another solver or grid, or less guidance, or check the network."
+    )
 
 
 def trained(

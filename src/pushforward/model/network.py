@@ -22,8 +22,6 @@ from pushforward.linear import IDENTITY, POINT, Discrete, Gaussian, Operator, Pr
 from pushforward.model.prediction import Prediction, denoising, is_image
 
 _NOTICED: WeakSet[nn.Module] = WeakSet()  # modules whose units of time have been looked at
-
-
 LOST = torch.finfo(torch.float32).eps ** 2  # signal-to-noise ratio at which float32 holds the noise alone
 
 
@@ -148,7 +146,9 @@ class Network:
     def at(self, process: Process, times: Tensor, like: Tensor) -> Ask:
         """See `Denoiser`."""
         on_state, on_prediction = denoising(process, self.prediction, times, self.reference)
-        unheard = self.prediction in ("epsilon", "score") and bool((process.snr(times) < LOST).reshape(len(times), -1).all(1).any())
+        unheard = self.prediction in ("epsilon", "score") and bool(
+            (process.snr(times) < LOST).reshape(len(times), -1).all(1).any()
+        )
         if unheard or not (on_state.is_finite() and on_prediction.is_finite()):
             msg = (
                 f"The prediction {self.prediction!r} says nothing of the image where {process.name!r} has no signal; "
