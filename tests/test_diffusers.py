@@ -5,7 +5,11 @@ into the scheduler, which leaves the two formulas alone to differ: 1e-9. Schedul
 states in float32 whatever they are given are compared at 2e-5 of the largest value in a state, some hundred roundings.
 """
 
+import contextlib
+import importlib
+import inspect
 import json
+import pkgutil
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +27,7 @@ from pushforward.linear import Discrete
 from pushforward.model import Model, schedulers
 from pushforward.model.diffusers import diffusers_model
 from pushforward.plan import Plan, ddim, ddpm, dpm_solver_pp, grid, runge_kutta, unipc
+from pushforward.sampler import Sampler
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")  # of diffusers
 
@@ -193,6 +198,184 @@ def test_karras_grids_have_the_schedulers_noise_levels(name: str) -> None:
     ours = torch.exp(-schedule.process.log_snr(times[:-1]))
     # 1 - 0.9999 in float32, of which the smallest is made, is off by 2e-4
     torch.testing.assert_close(ours, scheduler.sigmas.unique().flip(0)[:-1].double(), rtol=2e-4, atol=0)
+
+
+# What is done about every setting of every scheduler that is read, and a value that shows it. "honoured": it changes
+# what is read; "solver": of the scheduler's own solver, in whose place is ours; "refused": it would change the images.
+SETTINGS: dict[str, tuple[str, Any]] = {
+    "num_train_timesteps": ("honoured", 50), "beta_start": ("honoured", 0.0003), "beta_end": ("honoured", 0.015),
+    "beta_schedule": ("honoured", "squaredcos_cap_v2"), "trained_betas": ("honoured", [0.02] * 1000),
+    "rescale_betas_zero_snr": ("honoured", True), "prediction_type": ("honoured", "v_prediction"),
+    "clip_sample": ("honoured", None), "clip_sample_range": ("honoured", 0.5), "thresholding": ("honoured", True),
+    "dynamic_thresholding_ratio": ("honoured", 0.9), "sample_max_value": ("honoured", 2.0),
+    "variance_type": ("honoured", "fixed_large"),  # of `ddpm`; a learned variance is left aside
+    "timestep_spacing": ("honoured", "trailing"), "steps_offset": ("honoured", 1),
+    "set_alpha_to_one": ("honoured", None),
+    "use_karras_sigmas": ("honoured", True), "use_exponential_sigmas": ("honoured", True),
+    "use_beta_sigmas": ("honoured", True), "use_lu_lambdas": ("honoured", True), "use_flow_sigmas": ("honoured", True),
+    "flow_shift": ("honoured", 3.0), "use_dynamic_shifting": ("honoured", True),
+    "time_shift_type": ("honoured", "linear"),
+    "final_sigmas_type": ("honoured", "sigma_min"), "lambda_min_clipped": ("honoured", -2.0),
+    "sigma_min": ("honoured", 0.05), "sigma_max": ("honoured", 60.0), "sigma_data": ("honoured", 1.0),
+    "sigma_schedule": ("honoured", "exponential"), "rho": ("honoured", 5.0),
+    "timestep_type": ("honoured", "continuous"),
+    "shift": ("honoured", 3.0), "shift_terminal": ("honoured", 0.1), "base_shift": ("honoured", 0.4),
+    "max_shift": ("honoured", 1.3), "base_image_seq_len": ("honoured", 100), "max_image_seq_len": ("honoured", 5000),
+    "sampling_eps": ("honoured", 0.1),
+    "invert_sigmas": ("refused", True), "stochastic_sampling": ("refused", True),
+    "interpolation_type": ("refused", "log_linear"),
+    "solver_order": ("solver", 3), "algorithm_type": ("solver", "x"), "solver_type": ("solver", "x"),
+    "lower_order_final": ("solver", False), "euler_at_final": ("solver", True), "predict_x0": ("solver", False),
+    "disable_corrector": ("solver", [0]), "solver_p": ("solver", None), "skip_prk_steps": ("solver", True),
+    "snr": ("solver", 0.2), "correct_steps": ("solver", 2),
+}  # fmt: skip
+TOGETHER: dict[str, dict[str, Any]] = {  # without which a setting has no effect
+    "clip_sample_range": {"clip_sample": True}, "dynamic_thresholding_ratio": {"thresholding": True},
+    "sample_max_value": {"thresholding": True}, "flow_shift": {"use_flow_sigmas": True},
+    "steps_offset": {"timestep_spacing": "leading"}, "timestep_type": {"prediction_type": "v_prediction"},
+}  # fmt: skip
+SHIFTED = (
+    "use_dynamic_shifting",
+    "time_shift_type",
+    "base_shift",
+    "max_shift",
+    "base_image_seq_len",
+    "max_image_seq_len",
+)
+
+
+def scheduler_classes() -> dict[str, Any]:
+    """All that the package has."""
+    found = {}
+    for module in pkgutil.iter_modules(diffusers.schedulers.__path__):
+        with contextlib.suppress(ImportError):  # some need more packages, which does not make them readable
+            members = vars(importlib.import_module(f"diffusers.schedulers.{module.name}"))
+            found |= {n: c for n, c in members.items() if n.endswith("Scheduler") and hasattr(c, "from_config")}
+    return found
+
+
+def keys_of(cls: Any) -> set[str]:
+    return set(inspect.signature(cls.__init__).parameters) - {"self", "kwargs"}
+
+
+def test_all_schedulers_are_read_or_refused_and_all_settings_known() -> None:
+    classes = scheduler_classes()
+    assert set(schedulers._READERS) <= set(classes)
+    for name in set(classes) - set(schedulers._READERS):
+        with pytest.raises(pf.PushforwardError, match=f"{name}, which cannot be read|consistency model"):
+            schedulers.read_schedule({"_class_name": name}, Path("file"))
+    keys = {key for name in schedulers._READERS for key in keys_of(classes[name])}
+    assert keys == set(SETTINGS)
+
+
+@pytest.mark.parametrize("key", SETTINGS)
+def test_settings_are_honoured_or_refused(key: str) -> None:
+    """In every class that has it."""
+    kind, value = SETTINGS[key]
+    some = False
+    for name in (n for n in schedulers._READERS if key in keys_of(getattr(diffusers, n))):
+        keys = keys_of(getattr(diffusers, name))
+        base = {k: v for k, v in TOGETHER.get(key, {}).items() if k in keys}
+        base |= (
+            {"use_karras_sigmas": True}
+            if key in ("sigma_min", "sigma_max", "timestep_type") and "Edm" not in name
+            else {}
+        )
+        if key in SHIFTED or key == "shift_terminal":
+            base |= {"use_flow_sigmas": True} if "use_flow_sigmas" in keys else {}
+            base |= {"use_dynamic_shifting": True} if key in SHIFTED[1:] else {}
+        now = value
+        if value is None and kind == "honoured":
+            now = not inspect.signature(getattr(diffusers, name).__init__).parameters[key].default
+        read = [
+            {**{k: v for k, v in config.items() if k in keys}, "_class_name": name}
+            for config in (base, {**base, key: now})
+        ]
+        if kind == "refused":
+            schedulers.read_schedule(read[0], Path("file"), 300)
+            with pytest.raises(pf.PushforwardError, match=key):
+                schedulers.read_schedule(read[1], Path("file"), 300)
+            some = True
+            continue
+        before, after = (facts(schedulers.read_schedule(config, Path("file"), 300)) for config in read)
+        assert kind != "solver" or before == after, name
+        some |= before != after
+    assert some == (kind != "solver")
+
+
+def facts(schedule: Any) -> Any:
+    network = {k: v for k, v in schedule.network.items() if k not in ("clock", "reference", "input_reference")}
+    reference = None if schedule.reference is None else schedule.reference.variance
+    return schedule.process, network, schedule.grid, schedule.solvers, reference, schedule.gain
+
+
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+GRIDS: list[tuple[str, dict[str, Any]]] = [
+    *(("FlowMatchEulerDiscrete", {**more, **bend}) for more in (
+        {}, {"use_karras_sigmas": True}, {"use_exponential_sigmas": True}, {"use_beta_sigmas": True})
+        for bend in ({}, {"shift": 3.0}, {"shift": 2.0, "shift_terminal": 0.1})),
+    *((name, {f"use_{rule}_sigmas": True, "timestep_spacing": spacing})
+        for name in ("EulerDiscrete", "HeunDiscrete", "LMSDiscrete", "DPMSolverMultistep", "UniPCMultistep")
+        for rule in ("karras", "exponential", "beta") for spacing in ("linspace", "trailing")),
+    ("EulerDiscrete", {"timestep_spacing": "linspace"}), ("DPMSolverMultistep", {"use_lu_lambdas": True}),
+    ("EulerDiscrete", {"use_karras_sigmas": True, "sigma_min": 0.1, "sigma_max": 9.0}),
+    ("EulerDiscrete", {"use_karras_sigmas": True, "sigma_min": 0.1, "final_sigmas_type": "sigma_min"}),
+    ("EulerDiscrete", {"use_karras_sigmas": True, "rescale_betas_zero_snr": True}),
+    ("DEISMultistep", {"use_karras_sigmas": True}),
+    *(("DPMSolverMultistep", {"lambda_min_clipped": -2.0, "timestep_spacing": spacing}) for spacing in SPACINGS),
+    ("DPMSolverSinglestep", {"lambda_min_clipped": -2.0}),
+    ("UniPCMultistep", {**FLOW, "flow_shift": 3.0}), ("UniPCMultistep", {**FLOW, "use_karras_sigmas": True}),
+    ("UniPCMultistep", {**FLOW, "flow_shift": 2.0, "shift_terminal": 0.1, "final_sigmas_type": "sigma_min"}),
+    ("UniPCMultistep", {"use_beta_sigmas": True, "sigma_min": 0.05, "final_sigmas_type": "sigma_min"}),
+    ("EDMEuler", {"final_sigmas_type": "sigma_min"}), ("EDMDPMSolverMultistep", {"rho": 3.0}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("steps", [2, 7])
+@pytest.mark.parametrize(("name", "settings"), GRIDS, ids=str)
+def test_noise_levels_are_the_schedulers(name: str, settings: dict[str, Any], steps: int) -> None:
+    """Theirs are float32, of a float32 table: 2e-4, as above. A level that is there twice is no step."""
+    table = {"beta_start": 0.0001, "beta_end": 0.02} if "Flow" not in name and "EDM" not in name else {}
+    scheduler = getattr(diffusers, f"{name}Scheduler")(**table, **settings)
+    scheduler.set_timesteps(steps)
+    schedule = schedulers.read_schedule({**scheduler.config, "_class_name": f"{name}Scheduler"}, Path("file"))
+    times = grid.default(schedule.process, steps, **schedule.grid)
+    ours = times if schedule.process.name == "flow" else torch.exp(-schedule.process.log_snr(times))
+    theirs = scheduler.sigmas.double()
+    theirs = theirs[torch.cat([torch.tensor([True]), theirs.diff().abs() > 1e-6 * theirs[:-1]])]
+    torch.testing.assert_close(ours, theirs, rtol=3e-4, atol=2e-6)
+
+
+def test_one_step_is_not_stretched() -> None:
+    """Theirs is 0 / 0."""
+    config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift_terminal": 0.1, "shift": 3.0}
+    schedule = schedulers.read_schedule(config, Path("file"))
+    assert grid.default(schedule.process, 1, **schedule.grid).tolist() == [1.0, 0.0]
+
+
+def test_what_a_class_does_not_have_is_not_read() -> None:
+    """As diffusers leaves it unread: files keep settings of other schedulers that they were made from."""
+    plain, more = (
+        schedulers.read_schedule({"_class_name": "DDIMScheduler", **config}, Path("file"))
+        for config in ({}, {"use_karras_sigmas": True, "use_flow_sigmas": True, "final_sigmas_type": "sigma_min"})
+    )
+    assert facts(plain) == facts(more)
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"])
+def test_the_variance_of_ddpm_is_the_schedulers(variance: str, read: Callable[..., Model]) -> None:
+    scheduler = diffusers.DDPMScheduler(variance_type=variance, clip_sample=False)
+    model = read(scheduler)
+    found = Sampler("ddpm", 4).plan(model)
+    times = grid.default(model.process, 4, **model.grid)
+    expected = ddpm(model.process, times, variance="large" if "large" in variance else "small")
+    noises = [
+        [float(plan.nodes[k].terms[("noise", k)].coefficients) for k in plan.noises] for plan in (found, expected)
+    ]
+    assert noises[0] == noises[1]
+    ours = pf.PushforwardScheduler(scheduler, "ddpm")
+    ours.set_timesteps(4)
+    assert [float(ours._plan.nodes[k].terms[("noise", k)].coefficients) for k in ours._plan.noises] == noises[0]
 
 
 # -- solvers --------------------------------------------------------------------------------------------------------

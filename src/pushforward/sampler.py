@@ -137,7 +137,7 @@ def plan_at(model: Model, solver: str, times: Tensor | Sequence[float], settings
     """
     if solver == "auto":
         return auto(model.process, len(times) - 1, model.reference)
-    own = dict(settings)
+    own = {**model.solvers.get(solver, {}), **settings}
     if (name := own.get("reference")) in ("data", "spectrum"):
         own["reference"] = model.reference if name == "data" else Gaussian(model.gaussian.variance)
     elif isinstance(name, str):

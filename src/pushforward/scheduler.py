@@ -46,7 +46,7 @@ from pushforward.model.network import Ask, inverse_deviation
 from pushforward.model.schedulers import _READERS as READERS
 from pushforward.model.schedulers import import_diffusers, read_schedule
 from pushforward.plan import Node, Plan, exponential
-from pushforward.plan.grid import check_grid, invert
+from pushforward.plan.grid import bent, check_grid, invert
 from pushforward.sampler import Sampler
 
 _SOURCE = Path("the scheduler's configuration")
@@ -211,7 +211,9 @@ class _Scheduler:
         network = Network(_Output(self, schedule.gain), **schedule.network)
         variance = self.config["variance"]
         reference = Gaussian(variance) if variance else schedule.reference or Gaussian(1.0)
-        self._model = Model("pipeline", schedule.process, network, (1,), reference, grid=schedule.grid)
+        self._model = Model(
+            "pipeline", schedule.process, network, (1,), reference, grid=schedule.grid, solvers=schedule.solvers
+        )
         self._told: tuple[np.ndarray, np.ndarray] | None = None
         own = self.config["grid"] is None and solver not in ("auto", "rk45")
         grid = self._given(count, timesteps, sigmas, mu) if own else None
@@ -389,7 +391,8 @@ class _Scheduler:
     def _plan_on(self, times: Tensor) -> Plan:
         """The plan on a grid."""
         process, reference = self._model.process, self._model.reference
-        solver, settings = self.config["solver"], dict(self.config["settings"])
+        solver = self.config["solver"]
+        settings = {**self._model.solvers.get(solver, {}), **self.config["settings"]}
         if solver == "auto":
             rule: Mapping[str, Any] = self._plan.settings
             return exponential(process, times, reference=reference, name="auto", **rule)
@@ -447,11 +450,8 @@ class _Scheduler:
                 msg = "This model's grid is shifted by the size of the image: give mu, or the scheduler a grid."
                 raise PushforwardError(msg)
             shift = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
-        times = shift * times / (1 + (shift - 1) * times)
-        terminal = config.get("shift_terminal")
-        if terminal and times[-1] < 1:
-            times = 1 - (1 - times) * (1 - terminal) / (1 - times[-1])
-        return times
+        spread = self._model.grid.get("spread") if self._model.grid["name"] == "shifted" else None
+        return bent(times, shift=shift, terminal=config.get("shift_terminal"), spread=spread)
 
     @property
     def _final(self) -> float:

@@ -161,8 +161,9 @@ def compiled(plan: Plan, like: Tensor) -> tuple[list[list[tuple[Register, float 
     flat = [o for node in plan.nodes for o in node.terms.values()]
     fits = True
     if plain:
-        values: list[float | Tensor] = [float(o.coefficients) for o in flat]
-        fits = max(map(abs, values), default=0) <= torch.finfo(like.dtype).max  # type: ignore[arg-type]
+        numbers = [float(o.coefficients) for o in flat]
+        fits = max(map(abs, numbers), default=0.0) <= torch.finfo(like.dtype).max
+        values: list[float | Tensor] = [*numbers]
     elif flat:
         full = (*basis.shape, plan.process.blocks, plan.process.blocks)
         table = torch.stack([o.lift(basis).coefficients.expand(full) for o in flat]).to(like.dtype)

@@ -72,6 +72,7 @@ def diffusers_model(
     _check_kind(settings, kind, folder, place)
     reader = _KINDS[kind]
     text = None if reader.text is None else reader.text(folder, settings, dtype).to(device)
+    _check_pipeline(folder, kind)
     vae = None if folder.decoder is None else _autoencoder(folder.place(folder.decoder), dtype).to(device)
     network = folders.load_network(place, (kind,), dtype).to(device)
     settings = network.config
@@ -103,6 +104,7 @@ def diffusers_model(
         text=text,
         encoder=None if vae is None else Encoder(vae),
         image_shape=None if vae is None else (vae.config["out_channels"], height * factor, width * factor),
+        solvers=schedule.solvers,
     )
 
 
@@ -242,10 +244,8 @@ def _check_kind(settings: Settings, kind: str, folder: Folder, place: Path) -> N
 
 
 def _check_parts(folder: Folder, kind: str) -> None:
-    """Raise unless the pipeline draws with the parts that are run here, and no others."""
-    if not folder.index:
-        return
-    reader, pipeline = _KINDS[kind], folder.index.get("_class_name")
+    """Raise if the pipeline has parts that are not run here."""
+    reader = _KINDS[kind]
     run = {"scheduler", folder.network, folder.decoder, *_WITHOUT_EFFECT}
     run |= {*ENCODERS, *TOKENIZERS} if reader.text is not None else set()
     others = [name for name in folder.index if folder.has(name) and name not in run]
@@ -253,7 +253,12 @@ def _check_parts(folder: Folder, kind: str) -> None:
         parts = ", ".join(f"{name} ({folder.index[name][1]})" for name in others)
         msg = f"{folder.root} draws with parts that are not run here, {parts}; its images would be others without them."
         raise PushforwardError(msg)
-    if pipeline not in reader.pipelines:
+
+
+def _check_pipeline(folder: Folder, kind: str) -> None:
+    """Raise unless the pipeline draws with these parts as it is done here."""
+    reader, pipeline = _KINDS[kind], folder.index.get("_class_name")
+    if folder.index and pipeline not in reader.pipelines:
         known = ", ".join(reader.pipelines)
         msg = f"{folder.root} is a {pipeline}; of a {kind}, only the pipelines {known} are drawn here as they draw."
         raise PushforwardError(msg)

@@ -74,6 +74,7 @@ class Model:
         image_shape: of the images, `(channels, height, width)`, if a decoder makes them.
         grid: how its own scheduler places and ends its time steps, where it came with one (see `plan.grid.timesteps`).
         info: what else is known: data, licence, training.
+        solvers: settings that solvers have by default for this model, by their names.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Model:
     negative: str = ""
     encoder: Callable[[Tensor], Tensor] | None = None
     image_shape: tuple[int, ...] | None = None
+    solvers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.image_shape is None and self.decoder is None:

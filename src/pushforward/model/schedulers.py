@@ -13,10 +13,12 @@ A scheduler's configuration mixes what a network was trained for with settings o
 Schedulers that count in `sigma` (Euler to KDPM2) divide their state by `sqrt(1 + sigma^2)` before each call: in these
 units it is the variance-preserving state of the same table. Clipping and thresholding belong to the network, so every
 answer is bounded, and the noise is what fits the bounded answer (in `diffusers`' DDIM: `use_clipped_model_output`).
-How the scheduler places its steps becomes the model's grid, for `plan.grid.default`; its solver, and the variance of
-its noise, are the caller's to choose. Not read: `use_beta_sigmas`, `lambda_min_clipped`, `shift_terminal`, and the
-fractions of timesteps that Euler and its kin ask for at `linspace` spacing: here they are rounded to timesteps that
-the network was trained at.
+How the scheduler places its steps becomes the model's grid, for `plan.grid.default`; its solver is the caller's to
+choose, and the variance of DDPM's noise is its default for `ddpm`. A setting that would change the images and is not
+honoured is refused in a sentence. What a class has no setting for, `diffusers` leaves unread in its file, and so do we.
+
+Networks are told their exact times. The multistep schedulers of `diffusers` tell them whole ones where noise levels are
+between (`use_karras_sigmas`, `use_flow_sigmas` and their like), and begin flows at s = 1 - 1/N, here at 1.
 
 Tables are computed in float64. Those of `diffusers` are float32 and differ by about 1e-5 of their value. Where
 `rescale_betas_zero_snr` makes the last entry zero it stays zero; Euler, DPM-Solver and UniPC there put 2^-24, which is
@@ -27,7 +29,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,7 @@ class Schedule:
         process: the diffusion.
         network: fields of `Network`.
         grid: of `Model.grid`.
+        solvers: of `Model.solvers`.
         reference: of the data, if it says.
         gain, scale, shift: the network is `gain * unet(scale u + shift, n)`.
     """
@@ -81,6 +84,7 @@ class Schedule:
     network: Settings
     grid: Settings
     reference: Gaussian | None = None
+    solvers: Mapping[str, Settings] = field(default_factory=dict)
     gain: float = 1.0
     scale: float = 1.0
     shift: float = 0.0
@@ -111,7 +115,8 @@ def read_schedule(config: Settings, path: Path, tokens: int | None = None) -> Sc
     parameters = signature(cls.__init__).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not Parameter.empty}
     try:
-        return _READERS[str(name)]({**defaults, **config, "tokens": tokens})
+        own = {key: config.get(key, default) for key, default in defaults.items()}
+        return _READERS[str(name)]({**own, "_class_name": name, "tokens": tokens})
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         msg = f"{path} has a setting that cannot be read: {reason(error)}."
         raise PushforwardError(msg) from error
@@ -172,48 +177,123 @@ _SIGNALS: dict[str, Callable[[float], float]] = {
 _PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample", "flow_prediction": "velocity"}
 
 
-def _table(settings: Settings, *, drop_last: bool = False) -> Schedule:
-    """Of a scheduler with a table; `drop_last` as in `plan.grid.timesteps`."""
+def _table(settings: Settings, *, multistep: bool = False) -> Schedule:
+    """Of a scheduler with a table."""
     if settings.get("use_flow_sigmas"):
         return _flow(settings)
     prediction = _prediction(settings)
-    process = Discrete(tuple(alphas_cumprod(settings).tolist()))
+    table = alphas_cumprod(settings)
+    process = Discrete(tuple(table.tolist()))
+    if len(table) != settings["num_train_timesteps"]:
+        msg = f"There are {len(table)} trained_betas, but num_train_timesteps is {settings['num_train_timesteps']}."
+        raise PushforwardError(msg)
     if settings.get("timestep_type") == "continuous" and prediction == "v":
         return _euler_edm(settings, process)
-    to_zero = settings.get("set_alpha_to_one", settings.get("final_sigmas_type", "zero") == "zero")
-    if settings["_class_name"] == "DEISMultistepScheduler":
-        to_zero = False
-    final = 0.0 if to_zero else process.t_min
-    grid: dict[str, Any]
-    if settings.get("use_karras_sigmas"):
-        grid = {"name": "karras", "end": final}
-    elif settings.get("use_exponential_sigmas") or settings.get("use_lu_lambdas"):
-        grid = {"name": "log-snr", "end": final}
-    else:
-        spacing = settings.get("timestep_spacing", "linspace")
-        offset = settings.get("steps_offset", 0)
-        grid = {"name": "timesteps", "spacing": spacing, "offset": offset, "final": final, "drop_last": drop_last}
+    _one_of(settings, "timestep_type", "discrete", "continuous")
+    _one_of(settings, "interpolation_type", "linear")
     network = {"prediction": prediction, "time_scale": float(process.timesteps), "time_shift": -1.0}
-    return Schedule(process, {**network, **_bounds(settings)}, grid)
+    large = "large" in str(settings.get("variance_type"))
+    return Schedule(
+        process,
+        {**network, **_bounds(settings)},
+        _table_grid(settings, process, multistep),
+        solvers={"ddpm": {"variance": "large"}} if large else {},
+    )
 
 
 def _multistep(settings: Settings) -> Schedule:
-    return _table(settings, drop_last=True)
+    return _table(settings, multistep=True)
+
+
+def _table_grid(settings: Settings, process: Discrete, multistep: bool) -> Settings:
+    """Where a scheduler with a table has its steps; multistep ones reckon with the whole table."""
+    spacing, offset = settings.get("timestep_spacing", "linspace"), settings.get("steps_offset", 0)
+    _one_of({"timestep_spacing": spacing}, "timestep_spacing", "leading", "linspace", "trailing")
+    to_zero = settings.get("set_alpha_to_one", _to_zero(settings))
+    final = 0.0 if to_zero else process.t_min
+    if (spread := _spread(settings)) is None:
+        grid = {"name": "timesteps", "spacing": spacing, "offset": offset, "final": final, "drop_last": multistep}
+        fractions = settings["_class_name"] in _FRACTIONS
+        clipped = _clipped(settings, process)
+        return {**grid, **({"whole": False} if fractions else {}), **({} if clipped is None else {"top": clipped})}
+    given = {"low": settings.get("sigma_min"), "high": settings.get("sigma_max")}
+    least, most = _levels(process)
+    for key, level in zip(("sigma_min", "sigma_max"), given.values(), strict=True):
+        if level is not None and not least * (1 - 1e-4) <= level <= most * (1 + 1e-4):
+            msg = f"The noise level {key} = {level:g} lies outside those of the table, {least:g} to {most:g}."
+            raise PushforwardError(msg)
+    if given["high"] is None and settings.get("rescale_betas_zero_snr"):
+        given["high"] = math.sqrt(2**24 - 1)  # where diffusers lets these tables end
+    ends = {key: level for key, level in given.items() if level is not None}
+    return {
+        "name": "levels",
+        "spread": spread,
+        **ends,
+        **({} if multistep else {"spacing": spacing, "offset": offset}),
+        **({"stay": True} if settings["_class_name"] in _STAYING and not to_zero else {"end": final}),
+    }
+
+
+def _to_zero(settings: Settings) -> bool:
+    """Whether the last step goes to clean data."""
+    if settings["_class_name"] == "DEISMultistepScheduler":
+        return False
+    _one_of(settings, "final_sigmas_type", "zero", "sigma_min")
+    return settings.get("final_sigmas_type", "zero") == "zero"
+
+
+def _spread(settings: Settings) -> str | None:
+    """The rule by which noise levels are placed, where there is one."""
+    chosen = [rule for key, rule in _SPREADS.items() if settings.get(key)]
+    if len(chosen) > 1:
+        msg = f"Only one of {', '.join(_SPREADS)} can place the noise levels; got {len(chosen)}."
+        raise PushforwardError(msg)
+    return chosen[0] if chosen else None
+
+
+def _clipped(settings: Settings, process: Discrete) -> int | None:
+    """How many timesteps have a log-SNR of `lambda_min_clipped` or more, if some have less."""
+    least = settings.get("lambda_min_clipped", -math.inf)
+    times = (torch.arange(process.timesteps, dtype=torch.float64) + 1) * process.t_min
+    count = int((process.log_snr(times) >= least).sum())
+    return None if count == process.timesteps else count
+
+
+def _levels(process: Discrete) -> tuple[float, float]:
+    """Least and greatest noise level of a table."""
+    least, most = torch.exp(
+        -process.log_snr(torch.tensor([process.t_min, process.t_max], dtype=torch.float64))
+    ).tolist()
+    return least, most
+
+
+def _one_of(settings: Settings, key: str, *known: str) -> None:
+    if key in settings and settings[key] not in known:
+        msg = f"The setting {key} = {settings[key]!r} is not honoured here; known are {', '.join(known)}."
+        raise PushforwardError(msg)
 
 
 def _euler_edm(settings: Settings, process: Discrete) -> Schedule:
     """Euler's `timestep_type: continuous`: EDM with data of unit variance, and v for the residual."""
-    alpha, sigma = process.alpha_sigma(torch.tensor([process.t_min, process.t_max], dtype=torch.float64))
-    low, high = (sigma / alpha).tolist()
-    given = {"sigma_min": settings.get("sigma_min") or low, "sigma_max": settings.get("sigma_max") or high}
-    return _edm({"final_sigmas_type": "zero", "rho": 7.0, **settings, **given, "sigma_data": 1.0})
+    low, high = _levels(process)
+    given = {"sigma_min": settings["sigma_min"] or low, "sigma_max": settings["sigma_max"] or high}
+    spread = _spread(settings)
+    if spread is None or (settings["timestep_spacing"] != "linspace" and given != {k: settings[k] for k in given}):
+        msg = (
+            "With timestep_type 'continuous', noise levels are placed by use_karras_sigmas, use_exponential_sigmas or "
+            "use_beta_sigmas, between sigma_min and sigma_max; got none of the first, or no sigma_min and sigma_max."
+        )
+        raise PushforwardError(msg)
+    return _edm({"rho": 7.0, **settings, **given, "sigma_schedule": spread, "sigma_data": 1.0, "least": low})
 
 
 def _score(settings: Settings) -> Schedule:
     """Of images in [0, 1]; here they are in [-1, 1], twice as far apart as the network's, and so is the noise."""
     process = VE(t_min=2 * settings["sigma_min"], t_max=2 * settings["sigma_max"])
     network = {"prediction": "score", "time_scale": 0.5}
-    return Schedule(process, network, {"name": "log-snr", "end": 0.0}, gain=0.5, scale=0.5, shift=0.5)
+    low = process.t_min * (process.t_max / process.t_min) ** settings["sampling_eps"]
+    grid = {"name": "levels", "spread": "exponential", "low": low, "end": 0.0}
+    return Schedule(process, network, grid, gain=0.5, scale=0.5, shift=0.5)
 
 
 def _edm(settings: Settings) -> Schedule:
@@ -230,31 +310,48 @@ def _edm(settings: Settings) -> Schedule:
         "reference": reference,
         "input_reference": reference,
     }
-    grid: dict[str, Any] = {"end": 0.0 if settings["final_sigmas_type"] == "zero" else process.t_min}
-    if settings.get("sigma_schedule", "karras") == "karras":
-        grid = {"name": "karras", "rho": settings["rho"], **grid}
-    else:
-        grid = {"name": "log-snr", **grid}
+    _one_of(settings, "sigma_schedule", "karras", "exponential", "beta")
+    grid = {"name": "levels", "spread": settings["sigma_schedule"], "rho": settings["rho"]}
+    end = 0.0 if _to_zero(settings) else settings.get("least", process.t_min)
     gain = -1.0 if prediction == "v_prediction" else 1.0
-    return Schedule(process, {**network, **_bounds(settings)}, grid, reference, gain)
+    return Schedule(process, {**network, **_bounds(settings)}, {**grid, "end": end}, reference, gain=gain)
 
 
 def _flow(settings: Settings) -> Schedule:
-    """Straight lines. A shift moves the grid's times and not what the network is told of them."""
-    if settings.get("invert_sigmas"):
-        msg = "Flow models with invert_sigmas cannot be read; their time runs the other way."
-        raise PushforwardError(msg)
-    count = settings["num_train_timesteps"]
+    """Straight lines. What bends the grid's times does not bend what the network is told of them."""
+    for key, why in (
+        ("invert_sigmas", "time runs the other way"),
+        ("stochastic_sampling", "every step renews all noise"),
+    ):
+        if settings.get(key):
+            msg = f"Flow models with {key} cannot be read: their {why}."
+            raise PushforwardError(msg)
+    count, spread = settings["num_train_timesteps"], _spread(settings)
     process = Flow(t_min=1 / count)
-    shift = settings.get("shift", settings.get("flow_shift", 1.0))
-    last = shift / (count + shift - 1)  # schedulers that have a `shift` move the end of their range, then all: twice
+    network = {"prediction": _prediction(settings), "time_scale": float(count), **_bounds(settings)}
+    grid: dict[str, Any] = {"name": "shifted", "shift": settings.get("shift", settings.get("flow_shift", 1.0))}
+    if "shift" in settings:  # these move the end of their range, then all: twice
+        grid["last"] = grid["shift"] / (count + grid["shift"] - 1)
+    elif settings["_class_name"] == "UniPCMultistepScheduler":
+        grid["beyond"] = 1 / count
     if settings.get("use_dynamic_shifting"):
-        shift, last = _dynamic_shift(settings), 1 / count
-    grid: dict[str, Any] = {"name": "shifted", "shift": shift}
+        _one_of(settings, "time_shift_type", "exponential", "linear")
+        grid["shift"] = _dynamic_shift(settings)
+        grid |= {"last": 1 / count} if "last" in grid else {}
+    if settings.get("shift_terminal"):
+        grid["terminal"] = settings["shift_terminal"]
     if "shift" in settings:
-        grid["last"] = last
-    network = {"prediction": _prediction(settings), "time_scale": float(count)}
-    return Schedule(process, {**network, **_bounds(settings)}, grid)
+        return Schedule(process, network, {**grid, **({} if spread is None else {"spread": spread})})
+    low, high = _levels(Discrete(tuple(alphas_cumprod(settings).tolist())))
+    if spread is not None:  # at the noise levels of the table
+        if settings["_class_name"] != "UniPCMultistepScheduler" or spread != "karras":
+            msg = "Noise levels of a table (use_karras_sigmas and the like) are not those of use_flow_sigmas: set one."
+            raise PushforwardError(msg)
+        low, high = settings["sigma_min"] or low, settings["sigma_max"] or high
+        grid = {"name": "levels", "spread": spread, "low": low, "high": high}
+    if not _to_zero(settings):
+        grid |= {"stay": True} if settings["_class_name"] in _STAYING else {"end": low}
+    return Schedule(process, network, grid)
 
 
 def _dynamic_shift(settings: Settings) -> float:
@@ -285,6 +382,17 @@ def _bounds(settings: Settings) -> Settings:
     return {"clip": float(settings["clip_sample_range"])} if settings.get("clip_sample") else {}
 
 
+_SPREADS = {
+    "use_karras_sigmas": "karras",
+    "use_exponential_sigmas": "exponential",
+    "use_lu_lambdas": "exponential",  # equal steps in log-SNR
+    "use_beta_sigmas": "beta",
+}
+_FRACTIONS = (  # that ask for fractions of timesteps
+    "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler",
+    "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler",
+)  # fmt: skip
+_STAYING = ("DEISMultistepScheduler", "UniPCMultistepScheduler")  # where the last noise level is that of the last call
 _READERS: dict[str, Callable[[Settings], Schedule]] = {
     "DDPMScheduler": _table,
     "DDPMParallelScheduler": _table,

@@ -78,26 +78,124 @@ def explicit(process: Process, times: Sequence[float]) -> Tensor:
     return check_grid(process, torch.tensor(list(times), dtype=torch.float64))
 
 
-def shifted(process: Process, steps: int, *, shift: float = 1.0, last: float | None = None, end: float = 0.0) -> Tensor:
-    """Equal steps in s, then `t = shift s / (1 + (shift - 1) s)`: more of them near the noise (time must run 0 … 1).
+def shifted(
+    process: Process,
+    steps: int,
+    *,
+    shift: float = 1.0,
+    last: float | None = None,
+    beyond: float = 0.0,
+    terminal: float | None = None,
+    spread: str | None = None,
+    stay: bool = False,
+    end: float = 0.0,
+) -> Tensor:
+    """Equal steps in s, then bent: more of them near the noise (time must run 0 … 1).
 
     Args:
         process: any whose time goes to 1.
         steps: how many.
-        shift: 1 is none.
-        last: s at which the last step begins; its steps before are equal. By default all are.
+        shift: see `bent`.
+        last: s at which the last step begins; its steps before are equal. By default they go on to `beyond`.
+        beyond: s at which the last step would end, if it were equal to the others.
+        terminal: see `bent`.
+        spread: see `bent`.
+        stay: end at the time at which the last step would begin, and leave that step out.
         end: time of the last state.
+    """
+    check_memory(steps * STEP, f"A plan of {steps:,} steps")
+    places = torch.linspace(1, beyond, steps + 1, dtype=torch.float64)[:-1]
+    if last is not None:
+        places = torch.linspace(1, last, steps, dtype=torch.float64)
+    times = process.t_max * bent(places, shift=shift, terminal=terminal, spread=spread)
+    return times if stay else torch.cat([times, torch.tensor([end], dtype=torch.float64)])
+
+
+def bent(places: Tensor, *, shift: float = 1.0, terminal: float | None = None, spread: str | None = None) -> Tensor:
+    """The times of flow models at which steps begin, as schedulers bend them.
+
+    Args:
+        places: s, decreasing from 1 or less, `(steps,)`.
+        shift: to `shift s / (1 + (shift - 1) s)`; 1 is none.
+        terminal: then in proportion, with 1 kept, so that the last is this; a single step at 1 stays there.
+        spread: then the same first and last, and those between by a rule of `spaced`.
 
     References:
-        Scaling Rectified Flow Transformers, Esser et al., arXiv 2403.03206, eq. 23.
+        shift: Scaling Rectified Flow Transformers, Esser et al., arXiv 2403.03206, eq. 23;
+        terminal: LTX-Video, HaCohen et al., arXiv 2501.00103.
     """
-    if last is None:
-        places = _unit(steps)[:-1]
-    else:
-        check_memory(steps * STEP, f"A plan of {steps:,} steps")
-        places = torch.linspace(1, last, steps, dtype=torch.float64)
-    times = process.t_max * shift * places / (1 + (shift - 1) * places)
-    return torch.cat([times, torch.tensor([end], dtype=torch.float64)])
+    times = shift * places / (1 + (shift - 1) * places)
+    if terminal and times[-1] < 1:
+        times = 1 - (1 - times) * (1 - terminal) / (1 - times[-1])
+    return times if spread is None else spaced(float(times[0]), float(times[-1]), len(times), spread)
+
+
+def levels(
+    process: Process,
+    steps: int,
+    *,
+    spread: str,
+    rho: float = 7.0,
+    high: float | None = None,
+    low: float | None = None,
+    spacing: str | None = None,
+    offset: int = 0,
+    stay: bool = False,
+    end: float = 0.0,
+) -> Tensor:
+    """Steps that begin at noise levels `sigma / alpha` between two, both included, then the time `end`.
+
+    Where the last level is at `end` already, the step between them would do nothing and is left out.
+
+    Args:
+        process: the diffusion.
+        steps: how many levels.
+        spread: a rule of `spaced`.
+        rho: of `karras`.
+        high: the first level, by default that of `t_max`.
+        low: the last level, by default that of `t_min`.
+        spacing: if given, the levels by default are those of the first and the last of these timesteps.
+        offset: of these timesteps; see `timesteps`.
+        stay: end at the last level.
+        end: time of the last state.
+    """
+    check_memory(steps * STEP, f"A plan of {steps:,} steps")
+
+    def level(t: Tensor) -> Tensor:
+        return torch.exp(-process.log_snr(t))
+
+    bounds = torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
+    ends = bounds
+    if spacing is not None:
+        ends = (asked_timesteps(process, steps, spacing, offset)[[0, -1]] + 1) * process.t_min
+    first, last = level(ends).tolist()
+    wanted = spaced(first if high is None else high, last if low is None else low, steps, spread, rho)
+    times = invert(level, wanted, *bounds)
+    if stay:
+        return times
+    return torch.cat([times[times > end * (1 + 1e-9)], torch.tensor([end], dtype=torch.float64)])
+
+
+def spaced(first: float, last: float, count: int, rule: str, rho: float = 7.0) -> Tensor:
+    """Numbers from the first to the last, decreasing, `(count,)`; a single one is the first.
+
+    `karras` is equal in the power `1 / rho` (arXiv 2206.00364, eq. 5), `exponential` in the logarithm, and `beta` has
+    the quantiles of Beta(0.6, 0.6) (Beta Sampling is All You Need, Lee et al., arXiv 2407.12173).
+    """
+    ramp = torch.linspace(0, 1, count, dtype=torch.float64)
+    match rule:
+        case "karras":
+            root: Tensor = first ** (1 / rho) + ramp * (last ** (1 / rho) - first ** (1 / rho))
+            return root.pow(rho)
+        case "exponential":
+            return (math.log(first) + ramp * (math.log(last) - math.log(first))).exp()
+        case "beta":
+            from scipy.stats import beta
+
+            return last + torch.from_numpy(beta.ppf(1 - ramp.numpy(), 0.6, 0.6)) * (first - last)
+        case _:
+            msg = f"Unknown rule {rule!r} to place noise levels by; known are karras, exponential and beta."
+            raise PushforwardError(msg)
 
 
 def timesteps(
@@ -108,8 +206,10 @@ def timesteps(
     offset: int = 0,
     final: float = 0.0,
     drop_last: bool = False,
+    whole: bool = True,
+    top: int | None = None,
 ) -> Tensor:
-    """The integer timesteps of `diffusers`' schedulers, then the time `final`.
+    """The timesteps of `diffusers`' schedulers, then the time `final`.
 
     Where the last timestep is at `final` already, the step between them would do nothing and is left out.
 
@@ -120,33 +220,40 @@ def timesteps(
         offset: added to the timesteps of `leading` spacing (`steps_offset`).
         final: time of the last state: 0 for clean data, `t_min` where `set_alpha_to_one` is off.
         drop_last: place one timestep more and leave out the last (the multistep schedulers do; not for `trailing`).
+        whole: round those of `linspace` spacing to integers (Euler's and its kin are not).
+        top: place them among the first of the process's timesteps, so many of them.
 
     Raises:
         PushforwardError: the process has no timesteps, or too few of them.
     """
     more = drop_last and spacing != "trailing"
-    asked = asked_timesteps(process, steps + more, spacing, offset)[:steps]
+    asked = asked_timesteps(process, steps + more, spacing, offset, whole=whole, top=top)[:steps]
     times = (asked + 1) * process.t_min
     return torch.cat([times[times > final + 1e-12], torch.tensor([final], dtype=torch.float64)])
 
 
-def asked_timesteps(process: Process, steps: int, spacing: str, offset: int = 0) -> Tensor:
-    """The integer timesteps themselves, decreasing, `(steps,)`."""
+def asked_timesteps(
+    process: Process, steps: int, spacing: str, offset: int = 0, *, whole: bool = True, top: int | None = None
+) -> Tensor:
+    """The timesteps themselves, decreasing, `(steps,)`; see `timesteps`."""
     if not isinstance(process, Discrete):
         msg = f"Timestep grids need a process given by a table; {process.name!r} has continuous time."
         raise PushforwardError(msg)
-    count = process.timesteps
+    every = process.timesteps
+    count = every if top is None else top
     if not 1 <= steps <= count:
         msg = f"This process has {count} timesteps; got steps={steps}."
         raise PushforwardError(msg)
     match spacing:
         case "leading":
             chosen = torch.arange(steps - 1, -1, -1, dtype=torch.float64) * (count // steps)
-            return chosen + min(offset, count - 1 - int(chosen[0]))
+            return chosen + min(offset, every - 1 - int(chosen[0]))
         case "linspace":
-            return torch.linspace(count - 1, 0, steps, dtype=torch.float64).round()
+            placed = torch.linspace(count - 1, 0, steps, dtype=torch.float64)
+            return placed.round() if whole else placed
         case "trailing":
-            return (count - torch.arange(steps, dtype=torch.float64) * (count / steps)).round() - 1
+            placed = count - torch.arange(steps, dtype=torch.float64) * (every / steps)
+            return placed[placed > 1e-9].round() - 1
         case _:
             msg = f"Unknown timestep spacing {spacing!r}; use leading, linspace or trailing."
             raise PushforwardError(msg)
@@ -154,7 +261,7 @@ def asked_timesteps(process: Process, steps: int, spacing: str, offset: int = 0)
 
 GRIDS: dict[str, Callable[..., Tensor]] = {
     "uniform": uniform, "power": power, "log-snr": log_snr, "karras": karras, "angle": angle, "shifted": shifted,
-    "timesteps": timesteps,
+    "levels": levels, "timesteps": timesteps,
 }  # fmt: skip
 
 
