@@ -107,7 +107,6 @@ def test_on_grids_whose_variable_has_no_end(solver: str, name: str) -> None:
 def test_there_is_no_signal_at_all(end: str) -> None:
     """And around it as much as the angle says: the noise and the signal of a quarter turn are mirror images."""
     process = ENDS[end]
-    assert process.snr(times(1.0)).abs().max() == 0
     assert process.log_snr(times(1.0)).item() == -torch.inf
     if end != "naive":
         assert process.transition(times(1.0), times(0.0)).coefficients.abs().max() == 0

@@ -83,18 +83,19 @@ class Process(ABC):
         return sigma - gain @ back @ sigma
 
     def snr(self, t: Tensor) -> Tensor:
-        """Signal-to-noise ratio `Psi_x^T Sigma^-1 Psi_x` of the clean image in `u_t`, `(*t.shape, *basis.shape)`.
-
-        It is 0 where the signal is lost in float64's rounding of the noise.
-        """
+        """Signal-to-noise ratio `Psi_x^T Sigma^-1 Psi_x` of the clean image in `u_t`, `(*t.shape, *basis.shape)`."""
         psi = self.transition(t, torch.zeros_like(t))
         covariance = self.covariance(t)
         value = (psi.T @ covariance.inverse() @ psi).entry(0, 0)
-        return _without_rounding(torch.where(covariance.entry(0, 0) > 0, value, torch.inf))
+        return torch.where(covariance.entry(0, 0) > 0, value, torch.inf)
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """Half the logarithm of the signal-to-noise ratio (`log(alpha / sigma)`) at the lowest frequency, `t.shape`."""
-        return 0.5 * self.snr(t)[(...,) + (0,) * len(self.basis.shape)].log()
+        """Half the logarithm of the signal-to-noise ratio (`log(alpha / sigma)`) at the lowest frequency, `t.shape`.
+
+        It is minus infinity where the signal is lost in float64's rounding of the noise.
+        """
+        snr = self.snr(t)[(...,) + (0,) * len(self.basis.shape)]
+        return 0.5 * torch.where(snr < torch.finfo(torch.float64).eps ** 2, 0.0, snr).log()
 
     def log_snr_rate(self, t: Tensor) -> Tensor:
         """`d log_snr / dt`, from `d snr / dt = -Psi_x^T Sigma^-1 G G^T Sigma^-1 Psi_x`."""
@@ -152,7 +153,7 @@ class ScaledProcess(Process):
 
     def snr(self, t: Tensor) -> Tensor:
         alpha, sigma = self.alpha_sigma(t)
-        return _without_rounding((alpha / sigma).square())
+        return (alpha / sigma).square()
 
 
 @dataclass(frozen=True)
@@ -409,10 +410,6 @@ def _cosine_scales(t: Tensor, offset: float) -> tuple[Tensor, Tensor]:
     """`cos` and `sin` of the angle, the first as the sine of what is left of pi/2: exactly 0 where nothing is."""
     part = t * (1 + offset) / (1 + 2 * offset)
     return (0.5 * math.pi * (1 - part)).sin(), (0.5 * math.pi * part).sin()
-
-
-def _without_rounding(snr: Tensor) -> Tensor:
-    return torch.where(snr < torch.finfo(torch.float64).eps ** 2, 0.0, snr)
 
 
 def _checked_field(field: tuple[int, ...]) -> tuple[int, ...]:
