@@ -39,6 +39,7 @@ from pushforward.tasks.energies import (
     score,
     views,
 )
+from pushforward.tasks.energies.energy import of
 from test_measures import folder, without  # noqa: F401 - a fixture
 
 SIDE = 8

@@ -8,6 +8,7 @@ state: noise, where the plan ends above time 0, or a residual.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -235,12 +236,20 @@ class Diffusion:
                 or the captions that it knows, in turn, as `in_turn` has them; `None` is without.
             guidance: weight of classifier-free guidance; 1 is plain.
             batch: images at a time.
-            parallel: run all steps at once, so; the images are the same to its tolerance.
+            parallel: run all steps at once, so; the images are the same to its tolerance, or a warning says that they
+                may not be.
             callback: told after every network call (`Progress`), or round (`Round`).
         """
         if parallel is not None:
-            found = self.solved(count, parallel, seed=seed, first=first, labels=labels, guidance=guidance,
-                                batch=batch, callback=callback)  # fmt: skip
+            found = list(self.solved(count, parallel, seed=seed, first=first, labels=labels, guidance=guidance,
+                                     batch=batch, callback=callback))  # fmt: skip
+            left = torch.cat([solution.residual.cpu() for _, solution in found])
+            if missed := int((~(left <= parallel.tolerance)).sum()):
+                warnings.warn(
+                    f"{missed} of {count} images may be further from the sequential ones than the tolerance of "
+                    f"{parallel.tolerance:g}: their errors are estimated at {float(left.max()):.1e} at most",
+                    stacklevel=2,
+                )
             return torch.cat([images for images, _ in found])
         pieces = self._pieces(count, seed, first, labels, guidance, batch)
         return torch.cat([self._run(*piece, callback).float().cpu() for piece in pieces])
