@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 
 from pushforward.cli.common import DeviceOption, FitOption, JsonOption, QuietOption, pick_device, progress, write_json
@@ -19,16 +20,28 @@ from pushforward.data import load_images
 from pushforward.errors import PushforwardError
 from pushforward.execute.across import join
 from pushforward.files import atomic_path
+from pushforward.images import save_image, sheet
 from pushforward.model import Model, load
 from pushforward.sampler import Sampler, parse
 from pushforward.tasks.distances import Reference
-from pushforward.tasks.evaluate import Evaluation, Row, compare, generate, labels_for, prepare, table
+from pushforward.tasks.evaluate import (
+    Evaluation,
+    Row,
+    compare,
+    first_images,
+    generate,
+    labels_for,
+    prepare,
+    table,
+    too_few,
+)
 from pushforward.tasks.features import feature_net, published_statistics
 from pushforward.tasks.illustrate import distance_curves
 
 __all__ = ["evaluate"]
 
 _DEFAULT = Evaluation()
+_SHOWN = 12  # images of each sampler, side by side
 
 
 def evaluate(
@@ -141,10 +154,16 @@ def evaluate(
         temporary.write_text(text + "\n", encoding="utf-8")
     with atomic_path(out / "distances.png") as temporary:
         distance_curves(rows, temporary)
+    for model, runs in zip(known, every, strict=True):
+        versions = [first_images(run, _SHOWN) for run in runs]
+        name = "samplers.png" if len(known) == 1 else f"samplers-{model.name.replace('/', '-')}.png"
+        save_image(sheet(torch.cat(versions), columns=len(versions[0])), out / name)
     write_json(report, str(out / "results.json"))
     write_json(report, json)
     if json != "-":
         typer.echo(text)
+    for sentence in () if quiet else too_few(rows):
+        typer.echo(f"pushforward: {sentence}", err=True)
 
 
 def _loaded(names: list[str]) -> list[Model]:

@@ -5,6 +5,7 @@ Examples are in `pushforward guide --help`.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -194,6 +195,7 @@ def guide(
         asked |= {"guidance": guidance, "parallel": parse(plan).method(pushforward.plan)}
         if not isinstance(how, Steering):
             asked["gradient"] = _GRADIENTS[gradient]()
+    plain = math.nan
     match how:
         case Dynamics():
             assert schedule is not None

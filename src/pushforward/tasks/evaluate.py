@@ -54,10 +54,11 @@ from pushforward.tasks.features import FeatureNet, features, reference_features
 from pushforward.tasks.illustrate import distance_name
 
 __all__ = [
-    "Evaluation", "Generated", "Row", "Run", "check", "compare", "evaluate", "generate", "labels_for", "prepare",
-    "table", "with_error",
+    "Evaluation", "Generated", "Row", "Run", "check", "compare", "evaluate", "first_images", "generate", "labels_for",
+    "prepare", "table", "too_few", "with_error",
 ]  # fmt: skip
 
+SHARES = 1000  # images below which shares of them are not to be trusted
 PRECISIONS: dict[str, torch.dtype | None] = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 Done = Callable[[str, int], None]
 
@@ -313,7 +314,9 @@ class Run:
     @cached_property
     def place(self) -> Path:
         """The folder of its shards, named after the sampler, its times and the library's version."""
-        told = [self.name, self.plan.times.tolist(), version("pushforward")]
+        own = dict(self.plan.settings) if isinstance(self.plan, Plan) else {}
+        settings = {key: str(value) for key, value in own.items()}
+        told = [self.name, self.plan.times.tolist(), settings, version("pushforward")]
         return self.folder / f"{_safe(self.name)}-{digest(told)[:8]}"
 
     def path(self, shard: range) -> Path:
@@ -566,6 +569,29 @@ def _cells(measures: Mapping[str, float | None]) -> list[str]:
     shares = ("precision", "recall", "density", "coverage")
     return [*(known(name) for name in ("frechet", "extrapolated", "ratio")), known("kernel", 1000.0),
             *(_number(measures.get(name)) for name in shares)]  # fmt: skip
+
+
+def too_few(rows: Sequence[Row]) -> list[str]:
+    """What the number of images is too small for, a sentence each."""
+    said = []
+    count = min(row.count for row in rows)
+    if any(measures.get("extrapolated") is None for row in rows for measures in row.measures.values()):
+        said.append(
+            f"{count} images are too few for a Fréchet distance without bias: it is too large, by about as much for "
+            "all samplers; an extrapolated one needs eight times as many images as there are features (--count)"
+        )
+    if count < SHARES:
+        said.append(f"of {count} images, precision, recall, density and coverage say little: take {SHARES} or more")
+    return said
+
+
+def first_images(run: Run, count: int) -> Tensor:
+    """The first images of a run in [-1, 1], `(count, channels, height, width)`, or as many as there are."""
+    pieces: list[Tensor] = []
+    for shard in run.shards:
+        if sum(map(len, pieces)) < count:
+            pieces.append(_read(run.path(shard), len(shard))["images"])
+    return torch.cat(pieces)[:count].float() / 127.5 - 1
 
 
 def with_error(value: float, error: float | None) -> str:

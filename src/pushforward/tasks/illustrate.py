@@ -33,19 +33,32 @@ def loss_curve(losses: Sequence[float], path: Path) -> None:
 
 
 def distance_curves(rows: Sequence[Row], path: Path) -> None:
-    """The Fréchet distance of every sampler against network evaluations, a panel a feature network, as a PNG.
+    """What tells samplers apart, by network evaluations, as a PNG with a column for each model.
 
-    Extrapolated to infinitely many images where that is known; the dotted line is the converged run's.
+    On top, the error of each image against the converged one of the same code, its median: it tells samplers apart
+    long before their distances do. Below, the Fréchet distance by each feature network, with its standard error,
+    extrapolated to infinitely many images where that is known; the dotted line is the converged run's.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     nets = sorted({net for row in rows for net in row.measures})
     models = list(dict.fromkeys(row.model for row in rows))
-    figure = Figure(figsize=(5.5 * len(models), 4 * len(nets)), layout="constrained")
+    figure = Figure(figsize=(5.5 * len(models), 4 * (1 + len(nets))), layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(len(nets), len(models), squeeze=False)
-    for net, line in zip(nets, grid, strict=True):
+    grid = figure.subplots(1 + len(nets), len(models), squeeze=False)
+    for model, axes in zip(models, grid[0], strict=True):
+        own = [row for row in rows if row.model == model and row.error]
+        for sampler in dict.fromkeys(row.sampler for row in own):
+            of = sorted((row for row in own if row.sampler == sampler), key=lambda row: row.nfe)
+            medians = [(row.error or {}).get("median") or float("nan") for row in of]
+            axes.plot([row.nfe for row in of], medians, marker="o", markersize=4, label=sampler)
+        axes.set(
+            xlabel="network evaluations", ylabel="error of an image (median)", title=model, xscale="log", yscale="log"
+        )
+        if own:
+            axes.legend(fontsize="small")
+    for net, line in zip(nets, grid[1:], strict=True):
         for model, axes in zip(models, line, strict=True):
             own = [row for row in rows if row.model == model]
             for sampler in dict.fromkeys(row.sampler for row in own):
@@ -54,13 +67,14 @@ def distance_curves(rows: Sequence[Row], path: Path) -> None:
                 if sampler == "converged":
                     axes.axhline(values[0], color="0.4", linestyle=":", label=sampler)
                 else:
-                    axes.plot([row.nfe for row in of], values, marker="o", markersize=4, label=sampler)
+                    errors = [_error(row.measures[net]) for row in of]
+                    nfe = [row.nfe for row in of]
+                    axes.errorbar(nfe, values, errors, marker="o", markersize=4, capsize=3, label=sampler)
             axes.set(
                 xlabel="network evaluations",
                 ylabel=f"{distance_name(net)}, extrapolated where known",
                 title=model,
                 xscale="log",
-                yscale="log",
             )
             axes.legend(fontsize="small")
     figure.savefig(path, format="png", dpi=120)
@@ -69,6 +83,11 @@ def distance_curves(rows: Sequence[Row], path: Path) -> None:
 def distance_name(net: str) -> str:
     """What the Fréchet distance of a feature network is called: FID is Inception's alone."""
     return "FID" if net == "Inception" else f"FD-{net}"
+
+
+def _error(measures: Mapping[str, float | None]) -> float:
+    name = "frechet" if measures.get("extrapolated") is None else "extrapolated"
+    return measures.get(f"{name}_error") or 0.0
 
 
 def _distance(measures: Mapping[str, float | None]) -> float:

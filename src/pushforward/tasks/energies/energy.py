@@ -16,7 +16,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -103,7 +103,7 @@ class Energy:
     __rmul__ = __mul__
 
 
-def of(function: Function | Energy, name: str | None = None) -> Energy:
+def of(function: Function | Callable[[Tensor], Tensor] | Energy, name: str | None = None) -> Energy:
     """A function as an energy; an energy is handed back.
 
     Args:
@@ -113,7 +113,9 @@ def of(function: Function | Energy, name: str | None = None) -> Energy:
     if isinstance(function, Energy):
         return function
     own = str(getattr(function, "__name__", type(function).__name__))
-    return Energy((Term(name or own, function if _takes_code(function) else _of_images(function)),))
+    if not _takes_code(function):
+        return Energy((Term(name or own, _of_images(cast(Callable[[Tensor], Tensor], function))),))
+    return Energy((Term(name or own, cast(Function, function)),))
 
 
 def _takes_code(function: Callable[..., Tensor]) -> bool:
