@@ -356,8 +356,9 @@ def test_labels_from_python_are_refused(trained):
     model = pf.load(trained)
     with pytest.raises(PushforwardError, match="give prompts, not labels"):
         model.given(torch.tensor([0]))
-    with pytest.raises(PushforwardError, match="Prompts are a list"):
-        model.given("red cat")
+    assert model.given("red cat").conditions == 1  # every image's
+    with pytest.raises(PushforwardError, match="give prompts, not labels"):
+        model.given(3)
     with pytest.raises(PushforwardError, match="Guidance 2 has no effect on model 'model' without a prompt"):
         model.given(None, 2.0)
 

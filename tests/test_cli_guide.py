@@ -187,6 +187,8 @@ def test_the_folder_and_the_report(files, guiding, tmp_path, monkeypatch):
     assert len(report["traces"]["energy"]) == len(report["traces"]["prior"]) == 5
     assert 0 < report["acceptance"] <= 1
     assert set(report["rhat"]) == set(report["ess"]) == {"energy", "prior", "code"}
+    assert "arrived" in report["verdict"]
+    assert report["unguided_energy"] == report["traces"]["energy"][0]
     assert [row["chain"] for row in report["samples"]] == [0, 1, 2] * 2
     given = pixels(files / "grey.png") / 127.5
     for name, row in zip(names, report["samples"], strict=True):
@@ -381,6 +383,8 @@ def test_steering_lowers_the_energy_at_each_step_of_the_plan(guiding, tmp_path, 
     free = guiding("grey", "--sampler", "mpgd:direct=1e-9", out=tmp_path / "free")
     report = guiding("grey", "--sampler", sampler)
     assert report["energy"] < 0.99 * free["energy"]
+    for one in (free, report):
+        assert one["unguided_energy"] == pytest.approx(free["energy"], rel=1e-4)
     assert report["nfe"] == 2 * calls
     assert not (tmp_path / "out" / "codes.safetensors").exists()  # a code alone does not make these images
 

@@ -128,7 +128,8 @@ def test_a_search_of_nothing_is_refused(settings, message):
 def test_what_cannot_be_edited_is_refused_in_a_sentence(image):
     search = Search()
     for model, given, sampler, message in [
-        (tiny(VP()), image[:1], FEW, "Model 'tiny' reads no prompts, so it cannot edit by text"),
+        (tiny(VP(), classes=()), image[:1], FEW, "Model 'tiny' reads no prompts and has no classes"),
+        (tiny(VP()), image[:1], FEW, "Model 'tiny' has no class 'a cat'; it has a, b"),
         (reading(), image[:, :4], FEW, r"has images of shape \(3, 8, 8\); got \(3, 4, 8\)"),
         (reading(), image, Sampler("ddim", 4, {"eta": 0.0}), "has no noises to find"),
         (reading(), image, Sampler("rk45"), "chooses its own settings"),
@@ -136,6 +137,20 @@ def test_what_cannot_be_edited_is_refused_in_a_sentence(image):
         with pytest.raises(PushforwardError, match=message) as caught:
             made(model, given, search, sampler=sampler)
         assert "\n" not in str(caught.value)
+
+
+def test_an_image_is_edited_from_class_to_class(image):
+    """As the code under one is decoded under the other; and to the same class, it stays."""
+    model = tiny(VP())
+    with torch.no_grad():
+        for p in model.module.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    sampler, search = Sampler("ddim", 4, end=model.process.t_min), Search(guidances=(1.0,), skips=(0.2,), trials=2)
+    moved = list(edits(model, image[:1], "a", "b", sampler, search))
+    kept = list(edits(model, image[:1], "a", "a", sampler, search))
+    for one, other in zip(kept, moved, strict=True):
+        torch.testing.assert_close(one.image, image[:1], rtol=0, atol=1e-3)
+        assert not torch.allclose(other.image, one.image, atol=1e-4)
 
 
 # -- likelihood
