@@ -336,7 +336,7 @@ def test_prompts_of_a_batch_are_those_of_each_image(trained):
             torch.testing.assert_close(alone, whole[i : i + 1], rtol=0, atol=1e-4)
         at_once = sampler.sample(5, labels=prompts, guidance=guidance, parallel=pf.Parallel(tolerance=1e-5))
         torch.testing.assert_close(at_once, whole, rtol=0, atol=1e-3)
-    assert torch.equal(sampler.sample(2, labels=["", ""]), sampler.sample(2))
+    assert torch.equal(sampler.sample(2, labels=["", ""]), sampler.sample(2, labels=None))
 
 
 @pytest.mark.parametrize(

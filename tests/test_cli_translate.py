@@ -643,7 +643,7 @@ def test_settings_named_twice_are_tried_once(pictures, editing):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--model", "classes"], "reads no prompts"),
+        (["--model", "classes"], "has no class 'a dog'; it has a, b"),
         (["--guidance", "two"], "--guidance is one number or several, as 1,2,3; got 'two'"),
         (["--guidance", "1,nan"], "--guidance is one number or several"),
         (["--guidance", ""], "--guidance is one number or several"),

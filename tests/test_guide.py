@@ -326,7 +326,7 @@ def test_a_diagnosis_tells_arrived_chains_from_stuck_ones():
         (lambda toy: guide(toy, toy.energy, begin=Code(torch.zeros(2, 9)), chains=2), r"a start of shape \(2, 6\)"),
         (lambda toy: guide(toy, toy.energy, guidance=2.0), "for diffusion models"),
         (lambda toy: guide(toy, Energy(()), chains=2), "without terms"),
-        (lambda toy: guide(toy, toy.energy, chains=2, labels="ab"), "Prompts are a list"),
+        (lambda toy: guide(toy, toy.energy, chains=2, labels=["a", "b", "c"]), "2 images need as many labels; got 3"),
         (lambda toy: guide(rk45(), brightness, chains=2), "Adaptive steps have no gradient"),
         (
             lambda toy: guide(toy, lambda images, code: WEIGHT * images.detach().mean((1, 2, 3))),

@@ -329,7 +329,7 @@ def test_bad_options_are_refused_in_a_sentence(tmp_path, options, message):
         ({"images": normal(2, 1, 3, 3)}, "images of shape"),
         ({"images": normal(2, 1, *FIELD) / 0}, "finite numbers"),
         ({"images": torch.zeros(2, 1, *FIELD, dtype=torch.uint8)}, "finite numbers"),
-        ({"labels": torch.tensor([0])}, "as many labels"),
+        ({"labels": torch.tensor([0, 0, 0])}, "as many labels"),
         ({"labels": torch.tensor([0, 1])}, "no classes"),
         ({"guidance": 2.0}, "no effect"),
         ({"steps": 0}, "at least 1 step"),

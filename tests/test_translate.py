@@ -103,7 +103,7 @@ def test_ddim_comes_to_the_exact_flow_with_its_order():
 
 
 @EVERY
-@pytest.mark.parametrize("solver", DETERMINISTIC)
+@pytest.mark.parametrize("solver", [name for name in DETERMINISTIC if name != "auto"])  # which ends at time 0
 def test_from_a_model_to_itself_a_deterministic_plan_leads_back(process, solver):
     """Every solver's inverse is exact, whatever its steps; error of the inversion, some times over."""
     there = made(gaussian(process, ONE), "deterministic", solver=solver, steps=3)

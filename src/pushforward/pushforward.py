@@ -27,7 +27,8 @@ from pushforward.model import Model
 from pushforward.plan import Plan
 
 _STREAM = 5200  # bytes of a random stream
-LOCAL = 0.15  # size of the reference of inversion, in parts of the data's
+LOCAL = (0.15, 1.0)  # sizes of the reference, in parts of the data's, that inversion tries in turn
+FAILED = 1e-2  # error of an image above which the next is tried; what is below it is rounding, or not to be had
 
 
 # Classes, as numbers `(count,)` or by name and number, or as many prompts; a single one is every image's.
@@ -432,7 +433,7 @@ class Diffusion:
             noisy: whether there is such noise.
             parallel: how to solve, and to what tolerance of `Inversion.residual`. Its reference is, by default, the
                 model's data's spectrum drawn towards white, with 0.15 of its size: what answers near an image respond
-                to is less than all data.
+                to is less than all data. Images that fail so are tried again with its full size.
             callback: told after every round.
 
         Raises:
@@ -457,8 +458,21 @@ class Diffusion:
             return process.image(back(gap)).flatten(1).abs().amax(1)
 
         found = invert(self.plan, Across(model.denoiser), state, clean=clean if noisy else None, error=error,
-                       method=_referenced(parallel, model, LOCAL), callback=callback)  # fmt: skip
-        return Inversion(Code(self.code(found.first), end=end), found.rounds, found.decoding, found.nfe, found.residual)
+                       method=_referenced(parallel, model, LOCAL[0]), callback=callback)  # fmt: skip
+        first_state, residual, nfe = found.first, found.residual, found.nfe
+        rounds, decoding = found.rounds, found.decoding
+        for scale in LOCAL[1:] if parallel.reference is None else ():
+            bad = (~(residual <= max(FAILED, parallel.tolerance))).nonzero()[:, 0]
+            if not len(bad):
+                break
+            some = self.model.some(bad.cpu()).given(chosen(labels, bad.cpu()), guidance)
+            again = invert(self.plan, Across(some.denoiser), state[bad], clean=clean[bad] if noisy else None,
+                           error=error, method=_referenced(parallel, some, scale), callback=callback)  # fmt: skip
+            better = again.residual < residual[bad]
+            first_state[bad[better]], residual[bad[better]] = again.first[better], again.residual[better]
+            rounds, decoding = rounds + again.rounds, decoding + again.decoding
+            nfe[bad] += again.nfe
+        return Inversion(Code(self.code(first_state), end=end), rounds, decoding, nfe, residual)
 
     @torch.no_grad()
     def perturb(self, images: Tensor, *, seed: int = 0, first: int | Sequence[int] = 0) -> Code:
