@@ -308,7 +308,8 @@ def fashion(path: Path, count: int, names: list[str], labels: list[str]) -> None
             found = guide(few, energy, how, Schedule(moves), chains=count, seed=1, batch=count)
             record(way, found.images, float(found.nfe.double().mean()))
         for way, steering in METHODS.items():
-            images = Diffusion(steered(differentiated, energy, steering), long).sample(count, seed=1, batch=count)
+            there = Diffusion(steered(differentiated, energy, steering), long)
+            images = there.sample(count, seed=1, labels=None, batch=count)
             record(f"{way}, 50 steps", images, long.nfe * (2 if steering.through else 1))
         save_image(compared(sheets), RESULTS / f"guidance-{name}-{label}.png")
     cells = table(list(rows[0]), [list(row.values()) for row in rows])
@@ -337,7 +338,7 @@ def rare(path: Path, gan: Path, model: str, labels: list[str], count: int) -> No
     }
     rows: list[dict[str, Any]] = []
     for name, pushforward in maps.items():
-        free = pushforward.sample(FREE, batch=count)
+        free = pushforward.sample(FREE, labels=None, batch=count)
         seen, sheets = classify(to_bytes(free)), []
         for label in labels:
             judge = Judge.of(data, label)

@@ -79,7 +79,8 @@ def test_codes_of_images_decode_to_them(name):
     """Trained networks, float32, second or first order: 2e-3 of a range of 2 (rounding of Langevin's is 1e-3)."""
     model = pf.load(name)
     labels = torch.tensor([3, 8] if name == "fashion-vp" else [3])
-    images = pf.Diffusion(model, SOLVERS["ddim"](model.process, grid.power(model.process, 15))).sample(len(labels), labels=labels)
+    drawing = SOLVERS["ddim"](model.process, grid.power(model.process, 15))
+    images = pf.Diffusion(model, drawing).sample(len(labels), labels=labels)
     order = 1 if name == "fashion-vp" else 0  # for the others, extrapolation needs 50 steps to converge
     steps = 100 if name == "fashion-langevin" else 30  # with 50, one image in four has no inverse that is found
     plan = gddim(model.process, grid.power(model.process, steps, end=model.process.t_min), order=order)
