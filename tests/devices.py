@@ -27,6 +27,8 @@ WAYS = {
     "skeleton": pf.Skeleton(),
 }
 
+pytestmark = pytest.mark.filterwarnings("ignore:Samples of:UserWarning")  # of a network that was not trained
+
 
 class Net(torch.nn.Module):
     """Some convolutions; the time and a class shift them."""

@@ -23,6 +23,8 @@ SIZES = tuple(2**i for i in range(10))
 GPU = Latency(SIZES, tuple(0.02 + 1e-5 * b for b in SIZES))
 CPU = Latency(SIZES, tuple(0.01 * b for b in SIZES))
 
+pytestmark = pytest.mark.filterwarnings("ignore:The network is told times from 0 to 1:UserWarning")  # it ignores them
+
 
 class Net(nn.Module):
     """A network with parameters that counts its calls."""
