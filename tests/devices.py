@@ -27,15 +27,12 @@ WAYS = {
     "skeleton": pf.Skeleton(),
 }
 
-pytestmark = pytest.mark.filterwarnings("ignore:Samples of:UserWarning")  # of a network that was not trained
-
-
 class Net(torch.nn.Module):
-    """Some convolutions; the time and a class shift them."""
+    """Some convolutions to an image; the time and a class shift them."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.first, self.last = torch.nn.Conv2d(channels, 8, 3, 1, 1), torch.nn.Conv2d(8, channels, 3, 1, 1)
+        self.first, self.last = torch.nn.Conv2d(channels, 8, 3, 1, 1), torch.nn.Conv2d(8, 1, 3, 1, 1)
         self.told = torch.nn.Embedding(4, 8)
 
     def forward(self, u, t, label=None):
@@ -58,7 +55,7 @@ def models(request):
     net = Net(process.blocks).double()
     made = []
     for device in ("cpu", NAME):
-        network = Network(copy.deepcopy(net).to(device), "epsilon", unconditional=torch.tensor(3))
+        network = Network(copy.deepcopy(net).to(device), "sample", unconditional=torch.tensor(3))
         made.append(pf.Model("net", process, network, (1, SIDE, SIDE), Gaussian(0.25), classes=("a", "b", "c")))
     return made
 
