@@ -301,7 +301,6 @@ class Diffusion:
         check_images(count, self.model.image_shape or self.model.shape)
         if isinstance(labels, str) and labels == IN_TURN:
             labels = in_turn(self.model, count, first)
-        labels = listed(labels)
         self._given(labels, guidance, count)
         for begin in range(0, count, batch):
             end = min(begin + batch, count)

@@ -27,7 +27,7 @@ class Sampler:
     """What a plan is made from, for any model.
 
     Args:
-        solver: a name in `SOLVERS`, or `auto` or `rk45`.
+        solver: a name in `SOLVERS`, or `rk45`.
         steps: of the solver (`rk45` chooses its own).
         settings: of the solver, numbers and words. `reference` is the variance of a Gaussian, or `data` for the
             model's own N(m, s^2 I), or `spectrum` for the one fitted to its data; `tolerance` is `rk45`'s.

@@ -183,7 +183,7 @@ def open_folder(folder: Path, settings: Mapping[str, Any], items: Sequence[Item]
     Raises:
         PushforwardError: it has results of other settings.
     """
-    path, mine = folder / SETTINGS, json.loads(json.dumps(settings, default=str))
+    path, mine = folder / SETTINGS, _plain(settings)
     if path.is_file() and any(
         other.name not in (SETTINGS, NAMES) and other.name[0] != "." for other in folder.iterdir()
     ):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -12,7 +11,6 @@ from pushforward.errors import PushforwardError
 from pushforward.execute import Exact, Gradient, Implicit, Parallel, Phantom
 from pushforward.linear import Process
 from pushforward.model import Model
-from pushforward.model.model import class_number
 from pushforward.model.network import Ask, Denoiser
 from pushforward.pushforward import Code, Diffusion, Labels, Pushforward, chosen, listed
 
@@ -82,8 +80,6 @@ class Decoding:
             PushforwardError: another number of labels, or guidance of what takes none.
         """
         labels = listed(labels)
-        if isinstance(labels, Sequence) and isinstance(pushforward, Diffusion) and pushforward.model.classes:
-            labels = torch.tensor([class_number(pushforward.model, one) for one in labels])
         if labels is not None and len(labels) not in (1, count):
             msg = f"{count} images need as many labels; got {len(labels)}."
             raise PushforwardError(msg)

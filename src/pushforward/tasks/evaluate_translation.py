@@ -11,7 +11,6 @@ row: compare rows with one another and with the truth, not with distances of oth
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
+from pushforward.files import digest
 from pushforward.images import to_bytes
 from pushforward.tasks.clip import Clip, alignment
 from pushforward.tasks.distances import FEWEST, MOST, Reference, Sample, resamples, standard_error
@@ -239,8 +239,8 @@ def _candidates(truth: Tensor, targets: Tensor | None, chosen: Space) -> tuple[T
     Images are the same if they are to 8 bits: a target set, as a rule, has the truths in it.
     """
     images = truth if targets is None else torch.cat([truth, targets])
-    keys = [hashlib.sha256(image.cpu().numpy().tobytes()).digest() for image in to_bytes(images)]
-    first: dict[bytes, int] = {}
+    keys = [digest(image) for image in to_bytes(images)]
+    first: dict[str, int] = {}
     for k, key in enumerate(keys):
         first.setdefault(key, k)
     place = {key: k for k, key in enumerate(first)}
