@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pushforward.files import atomic_path
+from pushforward.data.files import atomic_path
 
 RESULTS = Path(__file__).parent / "results"
 

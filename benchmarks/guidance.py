@@ -47,8 +47,8 @@ from pushforward import (
     load,
     process_from_config,
 )
+from pushforward.data.pictures import compared, save_image, to_bytes
 from pushforward.generator import Generator, load_generator
-from pushforward.images import compared, save_image, to_bytes
 from pushforward.plan import Plan
 from pushforward.pushforward import Code
 from pushforward.sampler import Sampler, parse

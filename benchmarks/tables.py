@@ -20,7 +20,7 @@ from typing import Any
 
 from _common import table
 
-from pushforward.files import atomic_path
+from pushforward.data.files import atomic_path
 from pushforward.tasks.evaluate import Row, with_error
 from pushforward.tasks.illustrate import distance_curves
 

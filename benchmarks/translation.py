@@ -31,7 +31,7 @@ from _common import RESULTS, table, write_json, write_text
 from torch import Tensor
 
 from pushforward import Diffusion, Model, Network, PushforwardError, load
-from pushforward.images import compared, save_image, to_bytes
+from pushforward.data.pictures import compared, save_image, to_bytes
 from pushforward.model.zoo import names
 from pushforward.plan import Plan
 from pushforward.pushforward import Labels, chosen

@@ -19,7 +19,7 @@ import torch
 from _common import read_json, table, write_json, write_text
 from torch import Tensor, nn
 
-from pushforward.images import to_bytes
+from pushforward.data.pictures import to_bytes
 from pushforward.linear import Gaussian
 from pushforward.model import Model, Network, load
 from pushforward.model.zoo import names

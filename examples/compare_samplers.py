@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import pushforward as pf
-from pushforward.images import save_image, sheet
+from pushforward.data.pictures import save_image, sheet
 from pushforward.plan import auto
 
 # %% The samplers

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
-from pushforward.data import ImageData, load_images
-from pushforward.files import atomic_path
+from pushforward.data.datasets import ImageData, load_images
+from pushforward.data.files import atomic_path
 from pushforward.tasks.features import FashionNet, load_fashion
 
 EPOCHS, BATCH, RATE = 5, 128, 5e-3

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 from tqdm import tqdm
 
+from pushforward.data.pictures import save_image, sheet
 from pushforward.generator import load_generator
-from pushforward.images import save_image, sheet
 
 LATENTS, EVERY = 64, 8
 

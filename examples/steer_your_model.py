@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import pushforward as pf
-from pushforward.images import save_image, sheet
+from pushforward.data.pictures import save_image, sheet
 from pushforward.sampler import parse
 from pushforward.tasks.guide import Guided
 

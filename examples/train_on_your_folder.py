@@ -16,8 +16,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 import pushforward as pf
-from pushforward.data import load_images
-from pushforward.images import save_image, sheet
+from pushforward.data.datasets import load_images
+from pushforward.data.pictures import save_image, sheet
 from pushforward.tasks.train import Report, TrainConfig, train
 
 

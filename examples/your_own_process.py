@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 import pushforward as pf
-from pushforward.data import ImageData
-from pushforward.images import save_image, sheet
+from pushforward.data.datasets import ImageData
+from pushforward.data.pictures import save_image, sheet
 from pushforward.linear import PROCESSES, ScaledProcess
 from pushforward.tasks.train import Report, TrainConfig, train
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import pushforward as pf
 from pushforward.cli import app
-from pushforward.data import ImageData, load_images
+from pushforward.data.datasets import ImageData, load_images
 from pushforward.errors import PushforwardError
 from pushforward.linear import VP
 from pushforward.model import trained as trained_model

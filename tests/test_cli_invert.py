@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from pushforward.cli import app
 from pushforward.cli.common import PlanOptions, make_plan, read_inputs
 from pushforward.codes import load_codes, save_codes
-from pushforward.data import read_image
+from pushforward.data.datasets import read_image
 from pushforward.errors import PushforwardError
 from pushforward.linear import VP, Blurring, Langevin
 from pushforward.model import load_model, save_model

@@ -19,10 +19,10 @@ from typer.testing import CliRunner
 from pushforward import cli
 from pushforward.cli import app
 from pushforward.codes import load_codes, save_codes
-from pushforward.data import read_image
+from pushforward.data.datasets import read_image
+from pushforward.data.locks import alone
 from pushforward.errors import PushforwardError
 from pushforward.linear import VP
-from pushforward.locks import alone
 from pushforward.model import save_model
 from test_cli_invert import refused, saved
 from test_edit import reading

@@ -11,7 +11,7 @@ from torch import nn
 
 import pushforward as pf
 from helpers import normal
-from pushforward.files import digest
+from pushforward.data.files import digest
 from pushforward.linear import VP, Gaussian
 from pushforward.model import Function, Model, Network, save_model
 from pushforward.model.contents import contents, model_digest

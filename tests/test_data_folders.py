@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pushforward.data import load_images
+from pushforward.data.datasets import load_images
 from pushforward.errors import PushforwardError
 
 SIDE = 4

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
-from pushforward.reading import FITS, UNREADABLE, read_image, sentences
+from pushforward.data.reading import FITS, UNREADABLE, read_image, sentences
 
 SRGB = np.array([[0.64, 0.33], [0.30, 0.60], [0.15, 0.06]])
 ADOBE = np.array([[0.64, 0.33], [0.21, 0.71], [0.15, 0.06]])

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from helpers import gaussian_denoiser
 from pushforward.cli import app
-from pushforward.data import ImageData
+from pushforward.data.datasets import ImageData
 from pushforward.errors import PushforwardError
 from pushforward.linear import VP, Blurring, Gaussian, Langevin, Process
 from pushforward.model import Function, Model, save_model

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from helpers import normal
 from pushforward.cli import app
 from pushforward.cli.evaluate_translation import matches
+from pushforward.data.pictures import to_bytes
 from pushforward.errors import PushforwardError
-from pushforward.images import to_bytes
 from pushforward.tasks.distances import Reference, Sample
 from pushforward.tasks.evaluate_translation import PIXELS, Space, Words, compare, space, table
 from pushforward.tasks.features import FeatureNet

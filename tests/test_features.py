@@ -15,9 +15,9 @@ import torch
 from matplotlib import cbook
 from torch import Tensor, nn
 
-from pushforward.data import load_images, read_image
+from pushforward.data.datasets import load_images, read_image
+from pushforward.data.files import cache_folder
 from pushforward.errors import PushforwardError
-from pushforward.files import cache_folder
 from pushforward.tasks import features as module
 from pushforward.tasks.features import (
     FASHION,

@@ -14,10 +14,10 @@ from PIL import Image
 from safetensors.torch import load
 
 from pushforward.cli.common import write_json
+from pushforward.data.files import atomic_path, check_writable, digest, save_tensors
+from pushforward.data.locks import alone
+from pushforward.data.pictures import save_image
 from pushforward.errors import PushforwardError
-from pushforward.files import atomic_path, check_writable, digest, save_tensors
-from pushforward.images import save_image
-from pushforward.locks import alone
 
 
 def test_the_file_appears_when_the_block_ends(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_digests_of_paths_are_of_what_lies_there(tmp_path: Path) -> None:
 
 def holding(out: Path) -> "subprocess.Popen[str]":
     """Another process at work on a result, once it says that it is."""
-    code = "import sys, time\nfrom pushforward.locks import alone\n"
+    code = "import sys, time\nfrom pushforward.data.locks import alone\n"
     code += "with alone(sys.argv[1]):\n    print('in', flush=True)\n    time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", code, str(out)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import pushforward as pf
 from pushforward.cli import app
-from pushforward.images import save_image, sheet
+from pushforward.data.pictures import save_image, sheet
 from pushforward.sampler import Sampler, parse
 from pushforward.tasks import energies
 from pushforward.tasks.inpaint import inpaint

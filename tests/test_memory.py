@@ -11,11 +11,11 @@ from typer.testing import CliRunner
 import pushforward as pf
 from pushforward.cli import app
 from pushforward.cli.common import waiting
-from pushforward.data import ImageData, load_images
+from pushforward.data.datasets import ImageData, load_images
+from pushforward.data.memory import check_memory, free_memory
 from pushforward.errors import PushforwardError
 from pushforward.execute.system import System
 from pushforward.linear import VP
-from pushforward.memory import check_memory, free_memory
 from pushforward.plan import Builder
 from pushforward.plan.repeated import repeated
 from pushforward.sampler import parse

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import pushforward as pf
 from pushforward.cli import app
-from pushforward.images import to_bytes
+from pushforward.data.pictures import to_bytes
 from pushforward.linear import VP, Blurring, Langevin
 from pushforward.model import load_model, save_model, trained
 from pushforward.model.backbone import Backbone, preset

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pushforward.data.schema import check, check_tensors, parse, read
 from pushforward.errors import PushforwardError
 from pushforward.model import load, zoo
-from pushforward.schema import check, check_tensors, parse, read
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from pushforward.cli import app
-from pushforward.data import ImageData, load_images, read_image
+from pushforward.data.datasets import ImageData, load_images, read_image
 from pushforward.errors import PushforwardError
 from pushforward.linear import Gaussian, Process, process_from_config
 from pushforward.model import load
@@ -392,7 +392,7 @@ def test_pictures_come_without_being_asked_for(tmp_path: Path, monkeypatch: pyte
 
 def test_a_signal_while_the_images_are_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_png(tmp_path / "images" / "a.png")
-    monkeypatch.setattr("pushforward.data.read_image", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr("pushforward.data.datasets.read_image", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
     words = ["train", str(tmp_path / "m"), "--data", str(tmp_path / "images"), "--steps", "2"]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 130

@@ -31,14 +31,14 @@ from safetensors import SafetensorError, safe_open
 from scipy.stats import kstest
 from torch import Tensor
 
+from pushforward.data.files import save_tensors
+from pushforward.data.schema import check
 from pushforward.errors import PushforwardError
-from pushforward.files import save_tensors
 from pushforward.linear import Gaussian, Process
 from pushforward.model import Model
 from pushforward.model.contents import model_digest
 from pushforward.plan import Plan, named
 from pushforward.pushforward import Code, Labels
-from pushforward.schema import check
 
 __all__ = [
     "FORMAT",

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pushforward.data.memory import check_images
 from pushforward.errors import PushforwardError
-from pushforward.memory import check_images
 from pushforward.model import folders
 from pushforward.model import gan as networks
 from pushforward.model.folders import FAULTS

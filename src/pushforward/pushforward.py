@@ -16,13 +16,13 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from pushforward.data.memory import check_images, check_memory
 from pushforward.errors import PushforwardError
 from pushforward.execute import INVERSE, Adaptive, Noise, Parallel, Round, Solution, encode, invert, parallel, run
 from pushforward.execute.across import Across
 from pushforward.execute.adjoint import Gradient, Implicit, Phantom, differentiable
 from pushforward.execute.latency import choose, measured
 from pushforward.linear import root
-from pushforward.memory import check_images, check_memory
 from pushforward.model import Model
 from pushforward.plan import Plan
 

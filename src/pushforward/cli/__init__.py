@@ -26,9 +26,9 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from pushforward.cli.options import noted
+from pushforward.data.files import NOT_WRITTEN
+from pushforward.data.locks import alone
 from pushforward.errors import FarOutside, PushforwardError
-from pushforward.files import NOT_WRITTEN
-from pushforward.locks import alone
 
 __all__ = ["app", "command_names", "main"]
 

@@ -19,15 +19,15 @@ from unicodedata import normalize
 from zlib import crc32
 
 from pushforward.cli.common import image_files, progress, read_file, write_json
+from pushforward.data.files import atomic_path, digest
+from pushforward.data.reading import Fit, sentences
+from pushforward.data.schema import read
 from pushforward.errors import PushforwardError
-from pushforward.files import atomic_path, digest
-from pushforward.reading import Fit, sentences
-from pushforward.schema import read
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pushforward.reading import Notes
+    from pushforward.data.reading import Notes
 
 __all__ = [
     "Item", "Outcome", "kept_key", "key_of", "list_items", "made_of", "open_folder", "read_items", "read_object",
@@ -109,7 +109,7 @@ def list_items(
     Raises:
         PushforwardError: nothing there, or the results would lie among the images.
     """
-    from pushforward.data import brought, load_images
+    from pushforward.data.datasets import brought, load_images
 
     channels, *size = shape
     found: list[tuple[str, str, Callable[[Notes], Tensor]]] = []

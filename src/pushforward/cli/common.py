@@ -17,20 +17,20 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from pushforward.data.files import atomic_path
+from pushforward.data.memory import check_images
+from pushforward.data.reading import Fit
 from pushforward.errors import PushforwardError
-from pushforward.files import atomic_path
-from pushforward.memory import check_images
-from pushforward.reading import Fit
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pushforward.data.reading import Notes
     from pushforward.execute import Adaptive
     from pushforward.generator import Generator
     from pushforward.model import Model
     from pushforward.plan import Plan
     from pushforward.pushforward import Code, Diffusion, Labels
-    from pushforward.reading import Notes
 
 __all__ = [
     "CountOption", "DeviceOption", "DtypeOption", "FitOption", "GuidanceOption", "Images", "JsonOption", "LabelOption",
@@ -356,7 +356,7 @@ def read_inputs(
 ) -> Images:
     """Images from files, folders (searched recursively) and `.npz` files, in this order, brought to a model's shape.
 
-    They are read as those of a training set (`data.read_image`); `notes` says what was done to them.
+    They are read as those of a training set (`data.reading.read_image`); `notes` says what was done to them.
 
     Args:
         sources: at least one.
@@ -372,8 +372,8 @@ def read_inputs(
     """
     import torch
 
-    from pushforward.data import brought, load_images
-    from pushforward.reading import sentences
+    from pushforward.data.datasets import brought, load_images
+    from pushforward.data.reading import sentences
 
     skipped: list[tuple[str, str]] = []
     done: Notes = Counter()
@@ -414,8 +414,8 @@ def image_files(source: Path) -> list[Path]:
     Raises:
         PushforwardError: there are none.
     """
-    from pushforward import data
-    from pushforward.imagefolder import SUFFIXES
+    from pushforward.data import datasets as data
+    from pushforward.data.imagefolder import SUFFIXES
 
     if source.is_file():
         if source.suffix.lower() not in SUFFIXES:
@@ -442,12 +442,12 @@ def read_file(
     fit: Fit = "crop",
     background: str = "white",
 ) -> Tensor:
-    """One image as uint8 `(channels, height, width)`, see `data.read_image`; what had to be done to it is counted.
+    """One image as uint8 `(channels, height, width)`, see `data.reading.read_image`; what had to be done to it is counted.
 
     Raises:
         PushforwardError: the file is no image, or damaged; no such fit.
     """
-    from pushforward.reading import UNREADABLE, explained, read_image
+    from pushforward.data.reading import UNREADABLE, explained, read_image
 
     try:
         return read_image(file, size=size, channels=channels, fit=fit, background=background, done=done)

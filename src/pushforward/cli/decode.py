@@ -25,7 +25,7 @@ from pushforward.cli.common import (
     write_json,
 )
 from pushforward.cli.options import check_outputs
-from pushforward.images import check_suffix, picture_suffixes, save_image, sheet
+from pushforward.data.pictures import check_suffix, picture_suffixes, save_image, sheet
 
 __all__ = ["decode"]
 

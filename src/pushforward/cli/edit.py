@@ -39,12 +39,12 @@ from pushforward.cli.common import (
     write_json,
 )  # fmt: skip
 from pushforward.cli.options import check_outputs, check_split, in_vain
+from pushforward.data.pictures import save_image, sheet
+from pushforward.data.schema import read
 from pushforward.errors import PushforwardError
-from pushforward.images import save_image, sheet
 from pushforward.model import Model
 from pushforward.model.contents import contents, model_digest
 from pushforward.sampler import Sampler
-from pushforward.schema import read
 from pushforward.tasks.clip import Clip, load_clip
 from pushforward.tasks.edit import Candidate, Search, edits, likelihood, plans
 from pushforward.tasks.measures import SMALLEST, psnr, ssim

@@ -16,11 +16,11 @@ import typer
 
 from pushforward.cli.common import DeviceOption, FitOption, JsonOption, QuietOption, pick_device, progress, write_json
 from pushforward.cli.options import check_outputs, check_split, in_vain
-from pushforward.data import load_images
+from pushforward.data.datasets import load_images
+from pushforward.data.files import atomic_path
+from pushforward.data.pictures import save_image, sheet
 from pushforward.errors import PushforwardError
 from pushforward.execute.across import join
-from pushforward.files import atomic_path
-from pushforward.images import save_image, sheet
 from pushforward.model import Model, load
 from pushforward.sampler import Sampler, parse
 from pushforward.tasks.distances import Reference

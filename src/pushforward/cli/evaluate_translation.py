@@ -26,9 +26,9 @@ from pushforward.cli.common import (
     write_json,
 )
 from pushforward.cli.options import check_outputs, check_split
-from pushforward.data import load_images
+from pushforward.data.datasets import load_images
+from pushforward.data.files import atomic_path
 from pushforward.errors import PushforwardError
-from pushforward.files import atomic_path
 from pushforward.tasks.clip import load_clip
 from pushforward.tasks.evaluate_translation import PIXELS, Words, compare, space, table
 from pushforward.tasks.features import feature_net

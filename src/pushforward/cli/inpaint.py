@@ -43,9 +43,9 @@ from pushforward.cli.common import (
     write_json,
 )
 from pushforward.cli.options import check_outputs, check_split, in_vain, spare
+from pushforward.data.files import digest
+from pushforward.data.pictures import compared, read_mask, save_image, sheet
 from pushforward.errors import PushforwardError
-from pushforward.files import digest
-from pushforward.images import compared, read_mask, save_image, sheet
 from pushforward.model.contents import model_digest
 from pushforward.plan import Plan
 from pushforward.pushforward import Diffusion, chosen

@@ -17,9 +17,9 @@ from pushforward.blend import interpolate as between
 from pushforward.cli.common import DeviceOption, JsonOption, QuietOption, decoded, open_codes, pick_device, write_json
 from pushforward.cli.options import check_outputs, in_vain
 from pushforward.codes import check_path, full_name, save_codes
+from pushforward.data.memory import check_images
+from pushforward.data.pictures import check_suffix, picture_suffixes, save_image, sheet
 from pushforward.errors import PushforwardError
-from pushforward.images import check_suffix, picture_suffixes, save_image, sheet
-from pushforward.memory import check_images
 from pushforward.model.contents import model_digest
 from pushforward.pushforward import Code, chosen
 

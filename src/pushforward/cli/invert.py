@@ -45,9 +45,9 @@ from pushforward.cli.common import (
 )  # fmt: skip
 from pushforward.cli.options import check_outputs, check_split, in_vain, spare
 from pushforward.codes import check_path, header, load_codes, save_codes, statistics
+from pushforward.data.pictures import check_suffix, compared, picture_suffixes, save_image
 from pushforward.errors import PushforwardError
 from pushforward.execute import INVERSE, Exact, Implicit, Parallel, Round
-from pushforward.images import check_suffix, compared, picture_suffixes, save_image
 from pushforward.model import Model
 from pushforward.plan import Plan
 from pushforward.pushforward import Code, Diffusion, Inversion, Labels

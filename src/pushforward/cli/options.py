@@ -10,8 +10,8 @@ from pathlib import Path
 
 import typer
 
+from pushforward.data.files import check_writable
 from pushforward.errors import PushforwardError
-from pushforward.files import check_writable
 
 __all__ = ["check_outputs", "check_split", "given", "in_vain", "noted", "spare", "tell_in_vain"]
 

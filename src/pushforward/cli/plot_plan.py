@@ -13,9 +13,9 @@ import typer
 
 from pushforward.cli.common import JsonOption, ModelArgument, PlanOptions, make_plan, plan_options, write_json
 from pushforward.cli.options import check_outputs
+from pushforward.data.files import atomic_path
+from pushforward.data.pictures import check_suffix
 from pushforward.errors import PushforwardError
-from pushforward.files import atomic_path
-from pushforward.images import check_suffix
 from pushforward.model import load
 from pushforward.plan import Plan, Register
 

@@ -17,12 +17,12 @@ import typer
 
 from pushforward.cli.common import FitOption, JsonOption, QuietOption, progress, waiting, write_json
 from pushforward.cli.options import check_outputs, in_vain
-from pushforward.data import ImageData, load_images
+from pushforward.data.datasets import ImageData, load_images
+from pushforward.data.reading import Fit
 from pushforward.errors import PushforwardError
 from pushforward.linear import PROCESSES
 from pushforward.model.backbone import PRESETS
 from pushforward.model.prediction import PREDICTIONS
-from pushforward.reading import Fit
 from pushforward.tasks.train import Card, Interrupted, TrainConfig
 from pushforward.tasks.train import train as train_model
 

@@ -38,9 +38,9 @@ from pushforward.cli.common import (
     write_json,
 )  # fmt: skip
 from pushforward.cli.options import check_outputs, check_split, in_vain, tell_in_vain
+from pushforward.data.pictures import compared, save_image, sheet
 from pushforward.errors import PushforwardError
 from pushforward.execute import INVERSE
-from pushforward.images import compared, save_image, sheet
 from pushforward.model import Model
 from pushforward.model.contents import model_digest
 from pushforward.plan import Plan

@@ -27,8 +27,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pushforward.data.files import digest
 from pushforward.errors import PushforwardError
-from pushforward.files import digest
 from pushforward.linear import Process
 from pushforward.model.network import Ask, Denoiser
 

@@ -32,11 +32,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pushforward import schema
+from pushforward.data import schema
+from pushforward.data.files import cache_folder
 from pushforward.errors import PushforwardError
 from pushforward.execute.across import Across, same, size
 from pushforward.execute.parallel import METHODS, Parallel
-from pushforward.files import cache_folder
 from pushforward.linear import Process
 from pushforward.model.network import Ask, Denoiser, Network
 from pushforward.plan import Plan

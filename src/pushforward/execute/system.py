@@ -28,9 +28,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from pushforward.data.memory import check_memory
 from pushforward.errors import PushforwardError
 from pushforward.linear import IDENTITY, Operator
-from pushforward.memory import check_memory
 from pushforward.plan import Plan, Register
 
 _NUMBERS = 2**25  # coefficients of a matrix held at a time

@@ -3,6 +3,7 @@
 from dataclasses import fields
 from typing import Any
 
+from pushforward.data.schema import check
 from pushforward.errors import PushforwardError
 from pushforward.linear.basis import IDENTITY, Basis
 from pushforward.linear.gaussian import POINT, Gaussian, fit, root, whitening_angle
@@ -19,7 +20,6 @@ from pushforward.linear.process import (
     ScaledProcess,
 )
 from pushforward.linear.table import Discrete
-from pushforward.schema import check
 
 __all__ = [
     "IDENTITY", "POINT", "PROCESSES", "VE", "VP", "Basis", "Blurring", "BlurringLangevin", "Cosine", "Discrete",

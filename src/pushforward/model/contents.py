@@ -1,4 +1,4 @@
-"""What models, networks and functions are made of, as plain values for `files.digest`.
+"""What models, networks and functions are made of, as plain values for `data.files.digest`.
 
 Two models of the same contents make the same images, bit for bit on the same hardware: whatever folder they were read
 from, and whatever they are called.
@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pushforward.files import digest
+from pushforward.data.files import digest
 from pushforward.model.model import Model
 
 __all__ = ["contents", "model_digest"]

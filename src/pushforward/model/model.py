@@ -20,15 +20,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from pushforward.data.files import atomic_path, save_tensors
+from pushforward.data.schema import check, read
 from pushforward.errors import FarOutside, PushforwardError
-from pushforward.files import atomic_path, save_tensors
 from pushforward.linear import POINT, Gaussian, Process, process_from_config
 from pushforward.model.backbone import Backbone, BackboneConfig
 from pushforward.model.network import Denoiser, Network, Wrapper
 from pushforward.model.prediction import Prediction, is_image
 from pushforward.model.prompts import Prompted, TextEncoder, prompted
 from pushforward.model.words import tokens, warn_of_lost_words
-from pushforward.schema import check, read
 
 CONFIG, WEIGHTS, STATISTICS, CARD = "config.json", "model.safetensors", "statistics.safetensors", "README.md"
 FORMAT = "pushforward-1"

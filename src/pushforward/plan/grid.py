@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from pushforward.data.memory import check_memory
 from pushforward.errors import PushforwardError
 from pushforward.linear import Discrete, Gaussian, Process, whitening_angle
-from pushforward.memory import check_memory
 
 STEP = 4096  # bytes that a step of a plan takes, and more over frequencies
 

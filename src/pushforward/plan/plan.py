@@ -35,9 +35,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from pushforward.data.memory import check_memory
 from pushforward.errors import PushforwardError
 from pushforward.linear import IDENTITY, Basis, Gaussian, Operator, Process
-from pushforward.memory import check_memory
 from pushforward.plan.grid import STEP, check_grid
 
 

@@ -20,9 +20,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from pushforward.data.memory import check_memory
 from pushforward.errors import PushforwardError
 from pushforward.linear import Gaussian, Process
-from pushforward.memory import check_memory
 from pushforward.plan.grid import STEP, check_grid
 from pushforward.plan.plan import Builder, Handle, Plan, Register, Terms, total
 

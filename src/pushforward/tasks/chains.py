@@ -34,8 +34,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pushforward.data.memory import check_memory
 from pushforward.errors import PushforwardError
-from pushforward.memory import check_memory
 from pushforward.pushforward import Stream, mixed
 
 __all__ = [

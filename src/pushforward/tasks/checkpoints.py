@@ -17,9 +17,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from pushforward.data.files import save_tensors
+from pushforward.data.schema import check_tensors, parse
 from pushforward.errors import PushforwardError
-from pushforward.files import save_tensors
-from pushforward.schema import check_tensors, parse
 from pushforward.tasks.chains import Chains, Draw, Point, Record
 from pushforward.tasks.guide import Descents
 

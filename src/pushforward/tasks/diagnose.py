@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pushforward.files import atomic_path
+from pushforward.data.files import atomic_path
 from pushforward.tasks.chains import Record
 
 __all__ = ["Diagnosis", "diagnose", "plot"]

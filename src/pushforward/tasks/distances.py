@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pushforward.data.memory import check_memory
 from pushforward.errors import PushforwardError
-from pushforward.memory import check_memory
 
 __all__ = ["FEWEST", "MOST", "Reference", "Sample", "extrapolated", "neighbourhoods", "resamples"]
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from pushforward.data.memory import check_images
 from pushforward.errors import PushforwardError
 from pushforward.execute import Adaptive
-from pushforward.memory import check_images
 from pushforward.model import Model
 from pushforward.plan import Plan
 from pushforward.pushforward import Diffusion, Stream

@@ -28,13 +28,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pushforward.data import ImageData
+from pushforward.data.datasets import ImageData
+from pushforward.data.files import atomic_path, digest
+from pushforward.data.memory import check_images, check_memory
+from pushforward.data.pictures import to_bytes
 from pushforward.errors import PushforwardError
 from pushforward.execute import Adaptive, Parallel
 from pushforward.execute.across import join, same, size
-from pushforward.files import atomic_path, digest
-from pushforward.images import to_bytes
-from pushforward.memory import check_images, check_memory
 from pushforward.model import Model, Network
 from pushforward.model.contents import model_digest
 from pushforward.plan import Plan

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from pushforward.data.files import digest
+from pushforward.data.pictures import to_bytes
 from pushforward.errors import PushforwardError
-from pushforward.files import digest
-from pushforward.images import to_bytes
 from pushforward.tasks.clip import Clip, alignment
 from pushforward.tasks.distances import FEWEST, MOST, Reference, Sample, resamples, standard_error
 from pushforward.tasks.evaluate import with_error

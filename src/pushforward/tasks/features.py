@@ -26,9 +26,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from pushforward.data.files import atomic_path, cache_folder
+from pushforward.data.files import digest as _digest
 from pushforward.errors import PushforwardError
-from pushforward.files import atomic_path, cache_folder
-from pushforward.files import digest as _digest
 from pushforward.model.torchscript import load_torchscript
 
 __all__ = [

@@ -15,8 +15,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from pushforward.data.memory import check_images
 from pushforward.errors import PushforwardError
-from pushforward.memory import check_images
 from pushforward.plan import Plan
 from pushforward.pushforward import Diffusion, Labels, Stream, chosen, mixed, numbered
 from pushforward.tasks.steer import inpainted

@@ -33,14 +33,15 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
-from pushforward.data import ImageData
+from pushforward.data.datasets import ImageData
+from pushforward.data.files import atomic_path, naming
+from pushforward.data.memory import check_memory
+from pushforward.data.pictures import save_image, sheet
+from pushforward.data.schema import check, parse
 from pushforward.errors import Diverged, PushforwardError
 from pushforward.execute import Progress
 from pushforward.execute import run as run_plan
-from pushforward.files import atomic_path, naming
-from pushforward.images import save_image, sheet
 from pushforward.linear import PROCESSES, Gaussian, Process, fit, process_from_config
-from pushforward.memory import check_memory
 from pushforward.model.backbone import Backbone, BackboneConfig, preset
 from pushforward.model.model import Model, save_model, trained
 from pushforward.model.network import Network
@@ -48,7 +49,6 @@ from pushforward.model.prediction import Prediction, is_image
 from pushforward.model.words import tokens
 from pushforward.plan import SOLVERS
 from pushforward.plan.grid import angle
-from pushforward.schema import check, parse
 from pushforward.tasks.illustrate import loss_curve
 from pushforward.tasks.lesson import TIMES, Draws, Lesson
 from pushforward.tasks.stopping import Clock, Interrupted, Stop, stopping

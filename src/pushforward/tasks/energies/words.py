@@ -23,8 +23,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from pushforward.data.pictures import read_mask
 from pushforward.errors import PushforwardError
-from pushforward.images import read_mask
 from pushforward.pushforward import Code
 from pushforward.tasks import energies as known
 from pushforward.tasks.clip import load_clip

@@ -22,11 +22,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pushforward import imagefolder
-from pushforward.errors import PushforwardError
-from pushforward.imagefolder import SPLITS, caption_column, caption_of, few, label_column, many
-from pushforward.memory import check_memory
-from pushforward.reading import (
+from pushforward.data import imagefolder
+from pushforward.data.imagefolder import SPLITS, caption_column, caption_of, few, label_column, many
+from pushforward.data.memory import check_memory
+from pushforward.data.reading import (
     UNREADABLE,
     Fit,
     Note,
@@ -36,6 +35,7 @@ from pushforward.reading import (
     sentences,
     shaped,
 )
+from pushforward.errors import PushforwardError
 
 __all__ = ["ImageData", "brought", "image_files", "load_images", "read_image"]
 

@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pushforward.data.reading import explained
 from pushforward.errors import PushforwardError
-from pushforward.reading import explained
 
 __all__ = [
     "SPLITS", "SUFFIXES", "Table", "beside", "by_folder", "caption_column", "caption_of", "few", "label_column", "many",

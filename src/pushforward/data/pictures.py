@@ -13,8 +13,8 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torch.nn.functional import pad
 
+from pushforward.data.files import atomic_path
 from pushforward.errors import PushforwardError
-from pushforward.files import atomic_path
 
 __all__ = [
     "check_suffix", "compared", "picture_suffixes", "read_mask",
