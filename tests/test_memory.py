@@ -17,7 +17,7 @@ from pushforward.errors import PushforwardError
 from pushforward.execute.system import System
 from pushforward.linear import VP
 from pushforward.plan import Builder
-from pushforward.plan.repeated import repeated
+from pushforward.plan.recurrence import repeated
 from pushforward.sampler import parse
 from pushforward.tasks.chains import Schedule
 from pushforward.tasks.distances import resamples

@@ -14,7 +14,7 @@ from pushforward.execute import Parallel, run
 from pushforward.linear import VP, Flow, Gaussian, Process
 from pushforward.model import Function, Model, Network
 from pushforward.plan import SOLVERS, Plan, grid
-from pushforward.plan.repeated import repeated
+from pushforward.plan.recurrence import repeated
 from pushforward.pushforward import Code, Diffusion
 from pushforward.sampler import parse
 from pushforward.tasks.energies.energy import of

@@ -442,7 +442,7 @@ def read_file(
     fit: Fit = "crop",
     background: str = "white",
 ) -> Tensor:
-    """One image as uint8 `(channels, height, width)`, see `data.reading.read_image`; what had to be done to it is counted.
+    """One image as uint8 `(channels, height, width)`, see `data.reading.read_image`; what was done is counted.
 
     Raises:
         PushforwardError: the file is no image, or damaged; no such fit.

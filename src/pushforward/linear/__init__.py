@@ -6,6 +6,7 @@ from typing import Any
 from pushforward.data.schema import check
 from pushforward.errors import PushforwardError
 from pushforward.linear.basis import IDENTITY, Basis
+from pushforward.linear.discrete import Discrete
 from pushforward.linear.gaussian import POINT, Gaussian, fit, root, whitening_angle
 from pushforward.linear.operator import Operator, apply_coefficients
 from pushforward.linear.process import (
@@ -19,7 +20,6 @@ from pushforward.linear.process import (
     Process,
     ScaledProcess,
 )
-from pushforward.linear.table import Discrete
 
 __all__ = [
     "IDENTITY", "POINT", "PROCESSES", "VE", "VP", "Basis", "Blurring", "BlurringLangevin", "Cosine", "Discrete",

@@ -5,18 +5,18 @@ line takes.
 """
 
 from pushforward.plan import grid
+from pushforward.plan.auto import auto
 from pushforward.plan.collocation import collocation
-from pushforward.plan.default import auto
+from pushforward.plan.euler_maruyama import euler_maruyama
 from pushforward.plan.exponential import exponential
 from pushforward.plan.gddim import ddim, ddpm, gddim
-from pushforward.plan.named import SOLVERS, named
+from pushforward.plan.multistep import dpm_solver_pp, unipc
 from pushforward.plan.plan import Builder, Node, Plan, Register, Terms
-from pushforward.plan.published import dpm_solver_pp, unipc
-from pushforward.plan.repeated import repeated
+from pushforward.plan.recurrence import repeated
+from pushforward.plan.registry import SOLVERS, named
 from pushforward.plan.reversible import bdia, o_belm
 from pushforward.plan.runge_kutta import runge_kutta
 from pushforward.plan.splitting import sscs
-from pushforward.plan.stochastic import euler_maruyama
 
 __all__ = [
     "SOLVERS", "Builder", "Node", "Plan", "Register", "Terms", "auto", "bdia", "collocation", "ddim", "ddpm",

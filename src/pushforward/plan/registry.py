@@ -10,17 +10,17 @@ from torch import Tensor
 
 from pushforward.errors import PushforwardError
 from pushforward.linear import Process
+from pushforward.plan.auto import auto_at
 from pushforward.plan.collocation import collocation
-from pushforward.plan.default import auto_at
+from pushforward.plan.euler_maruyama import euler_maruyama
 from pushforward.plan.exponential import exponential
 from pushforward.plan.gddim import ddim, ddpm, gddim
+from pushforward.plan.multistep import dpm_solver_pp, unipc
 from pushforward.plan.plan import Plan
-from pushforward.plan.published import dpm_solver_pp, unipc
-from pushforward.plan.repeated import repeated
+from pushforward.plan.recurrence import repeated
 from pushforward.plan.reversible import bdia, o_belm
 from pushforward.plan.runge_kutta import TABLEAUX, runge_kutta
 from pushforward.plan.splitting import sscs
-from pushforward.plan.stochastic import euler_maruyama
 
 SOLVERS: dict[str, Callable[..., Plan]] = {
     "auto": auto_at,
