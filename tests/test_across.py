@@ -15,8 +15,9 @@ from torch import Tensor
 
 from helpers import FIELD, PROCESSES, normal
 from pushforward.errors import PushforwardError
-from pushforward.execute import Parallel, across, parallel, run
-from pushforward.execute.across import Across
+from pushforward.execute import Parallel, parallel, run
+from pushforward.execute import distributed as across
+from pushforward.execute.distributed import Across
 from pushforward.linear import VP, Process
 from pushforward.model import Network
 from pushforward.plan import SOLVERS, Plan, grid

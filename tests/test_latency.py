@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from helpers import FIELD, PROCESSES, normal
 from pushforward.errors import PushforwardError
 from pushforward.execute import Parallel
-from pushforward.execute import latency as module
-from pushforward.execute.across import Across
-from pushforward.execute.latency import Latency, choose, measure, measured, read, rounds_expected, write
+from pushforward.execute import autotune as module
+from pushforward.execute.autotune import Latency, choose, measure, measured, read, rounds_expected, write
+from pushforward.execute.distributed import Across
 from pushforward.linear import VP
 from pushforward.model import Function, Network
 from pushforward.plan import SOLVERS, Plan, grid

@@ -18,7 +18,7 @@ from helpers import (
 )  # fmt: skip
 from pushforward.errors import PushforwardError
 from pushforward.execute import run
-from pushforward.execute.reversible import backward, end_pair, forward, naive_inversion
+from pushforward.execute.backward import backward, end_pair, forward, naive_inversion
 from pushforward.linear import VP, Blurring, Flow, Gaussian, Process, root
 from pushforward.model import Function, Network
 from pushforward.plan import Plan, ddim, ddpm, exponential, gddim, grid, runge_kutta, unipc

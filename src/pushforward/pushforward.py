@@ -19,9 +19,9 @@ from torch import Tensor
 from pushforward.data.memory import check_images, check_memory
 from pushforward.errors import PushforwardError
 from pushforward.execute import INVERSE, Adaptive, Noise, Parallel, Round, Solution, encode, invert, parallel, run
-from pushforward.execute.across import Across
 from pushforward.execute.adjoint import Gradient, Implicit, Phantom, differentiable
-from pushforward.execute.latency import choose, measured
+from pushforward.execute.autotune import choose, measured
+from pushforward.execute.distributed import Across
 from pushforward.linear import root
 from pushforward.model import Model
 from pushforward.plan import Plan

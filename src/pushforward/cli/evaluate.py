@@ -20,7 +20,7 @@ from pushforward.data.datasets import load_images
 from pushforward.data.files import atomic_path
 from pushforward.data.pictures import save_image, sheet
 from pushforward.errors import PushforwardError
-from pushforward.execute.across import join
+from pushforward.execute.distributed import join
 from pushforward.model import Model, load
 from pushforward.sampler import Sampler, parse
 from pushforward.tasks.distances import Reference

@@ -39,7 +39,7 @@ from pushforward.cli.options import check_outputs
 from pushforward.data.pictures import check_suffix, picture_suffixes, save_animation, save_image, sheet
 from pushforward.errors import PushforwardError
 from pushforward.execute import METHODS, Adaptive, Parallel, Progress, Round
-from pushforward.execute.across import join
+from pushforward.execute.distributed import join
 from pushforward.model import Model
 from pushforward.plan import Plan
 from pushforward.pushforward import Diffusion, in_turn

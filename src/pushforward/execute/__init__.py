@@ -2,9 +2,9 @@
 
 from pushforward.execute.adaptive import Adaptive, adaptive
 from pushforward.execute.adjoint import Exact, Gradient, Implicit, Phantom, Skeleton, differentiable
+from pushforward.execute.anderson import Mixing
 from pushforward.execute.encode import Encoded, encode
 from pushforward.execute.inverse import INVERSE, invert
-from pushforward.execute.mixing import Mixing
 from pushforward.execute.parallel import METHODS, Parallel, Round, Solution, parallel
 from pushforward.execute.sequential import Noise, Progress, check_start, run, steps
 

@@ -45,7 +45,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pushforward.errors import PushforwardError
-from pushforward.execute.mixing import Mixing, mixed
+from pushforward.execute.anderson import Mixing, mixed
 from pushforward.execute.parallel import (
     GROWTH,
     MIXING,

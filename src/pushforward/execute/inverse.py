@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from pushforward.errors import Diverged, PushforwardError
-from pushforward.execute.mixing import Mixing
+from pushforward.execute.anderson import Mixing
+from pushforward.execute.backward import one_step_rows
 from pushforward.execute.parallel import METHODS, Parallel, Round, Subset, iterate, mean, parallel, system_of
-from pushforward.execute.reversible import one_step_rows
 from pushforward.execute.sequential import check_start, run
 from pushforward.linear import Gaussian, Operator, root
 from pushforward.model.network import Denoiser

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
-from pushforward.execute.mixing import Mixing, mixed
+from pushforward.execute.anderson import Mixing, mixed
 from pushforward.execute.remainder import LINEAR, Remainder, amplification, roundoff, tail
 from pushforward.execute.sequential import Noise, check_start, run
 from pushforward.execute.system import System

@@ -34,7 +34,7 @@ from pushforward.data.memory import check_images, check_memory
 from pushforward.data.pictures import to_bytes
 from pushforward.errors import PushforwardError
 from pushforward.execute import Adaptive, Parallel
-from pushforward.execute.across import join, same, size
+from pushforward.execute.distributed import join, same, size
 from pushforward.model import Model, Network
 from pushforward.model.contents import model_digest
 from pushforward.plan import Plan

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from pushforward.errors import PushforwardError
 from pushforward.execute import Adaptive, Exact, Gradient, Parallel
-from pushforward.execute.reversible import naive_inversion
+from pushforward.execute.backward import naive_inversion
 from pushforward.plan import Plan
 from pushforward.pushforward import Code, Diffusion, Labels, Pushforward
 from pushforward.tasks.decoding import Decoding

@@ -35,7 +35,7 @@ from torch import Tensor
 from pushforward.data import schema
 from pushforward.data.files import cache_folder
 from pushforward.errors import PushforwardError
-from pushforward.execute.across import Across, same, size
+from pushforward.execute.distributed import Across, same, size
 from pushforward.execute.parallel import METHODS, Parallel
 from pushforward.linear import Process
 from pushforward.model.network import Ask, Denoiser, Network
