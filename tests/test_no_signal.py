@@ -23,8 +23,8 @@ from pushforward.errors import FarOutside
 from pushforward.linear import VP, Blurring, Cosine, Discrete, Gaussian, Process
 from pushforward.linear.process import ScaledProcess
 from pushforward.model import Model, Network
+from pushforward.model.diffusers.schedules import alphas_cumprod
 from pushforward.model.model import far_outside
-from pushforward.model.schedulers import alphas_cumprod
 from pushforward.plan import SOLVERS, grid
 from pushforward.sampler import Sampler
 

@@ -29,8 +29,8 @@ from torch import Tensor
 import pushforward as pf
 from pushforward.execute import run
 from pushforward.model import Model
-from pushforward.model.diffusers import diffusers_model
-from pushforward.model.text import KEPT
+from pushforward.model.diffusers.load import diffusers_model
+from pushforward.model.diffusers.text import KEPT
 from pushforward.plan import ddim, grid
 
 pytestmark = [

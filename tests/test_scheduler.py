@@ -24,7 +24,7 @@ from pushforward.codes import plan_of
 from pushforward.execute import run
 from pushforward.linear import Gaussian
 from pushforward.model import Model, Network
-from pushforward.model.schedulers import read_schedule
+from pushforward.model.diffusers.schedules import read_schedule
 from pushforward.plan import SOLVERS, ddim
 from pushforward.sampler import Sampler
 from pushforward.scheduler import PushforwardScheduler

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 from pushforward.data.memory import check_images
 from pushforward.errors import PushforwardError
-from pushforward.model import folders
 from pushforward.model import gan as networks
-from pushforward.model.folders import FAULTS
+from pushforward.model.diffusers import folders
+from pushforward.model.diffusers.folders import FAULTS
+from pushforward.model.diffusers.networks import Unet
+from pushforward.model.diffusers.schedules import reason
 from pushforward.model.model import class_number, read_json
-from pushforward.model.pipelines import Unet
-from pushforward.model.schedulers import reason
 from pushforward.model.torchscript import is_torchscript, load_torchscript
 from pushforward.pushforward import Code, Labels, Stream, chosen, listed
 

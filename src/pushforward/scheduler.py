@@ -41,10 +41,10 @@ from pushforward.errors import PushforwardError
 from pushforward.execute.sequential import steps
 from pushforward.linear import VE, Discrete, Flow, Gaussian, Process, ScaledProcess
 from pushforward.model import Model, Network
+from pushforward.model.diffusers.schedules import _READERS as READERS
+from pushforward.model.diffusers.schedules import import_diffusers, read_schedule
 from pushforward.model.model import far_outside
 from pushforward.model.network import Ask, inverse_deviation
-from pushforward.model.schedulers import _READERS as READERS
-from pushforward.model.schedulers import import_diffusers, read_schedule
 from pushforward.plan import Node, Plan, exponential
 from pushforward.plan.grid import bent, check_grid, invert
 from pushforward.sampler import Sampler

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from pushforward.errors import PushforwardError
-from pushforward.model.folders import FAULTS
+from pushforward.model.diffusers.folders import FAULTS
+from pushforward.model.diffusers.schedules import reason
 from pushforward.model.model import read_tensors
-from pushforward.model.schedulers import reason
 
 __all__ = ["Consistency", "Dcgan", "Preconditioned", "StyleGan", "dcgan", "read_checkpoint"]
 

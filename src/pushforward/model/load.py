@@ -47,7 +47,7 @@ def load(
             f"No model {str(source)!r}: neither a folder nor one of the package's ({', '.join(zoo.names()) or 'none'})."
         )
         raise PushforwardError(msg)
-    from pushforward.model.diffusers import diffusers_model
+    from pushforward.model.diffusers.load import diffusers_model
 
     return diffusers_model(source, device=device, dtype=dtype, revision=revision, size=size)
 

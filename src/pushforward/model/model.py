@@ -28,7 +28,7 @@ from pushforward.model.backbone import Backbone, BackboneConfig
 from pushforward.model.network import Denoiser, Network, Wrapper
 from pushforward.model.prediction import Prediction, is_image
 from pushforward.model.prompts import Prompted, TextEncoder, prompted
-from pushforward.model.words import tokens, warn_of_lost_words
+from pushforward.model.tokens import tokens, warn_of_lost_words
 
 CONFIG, WEIGHTS, STATISTICS, CARD = "config.json", "model.safetensors", "statistics.safetensors", "README.md"
 FORMAT = "pushforward-1"

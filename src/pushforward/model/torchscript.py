@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pushforward.errors import PushforwardError
-from pushforward.model.folders import FAULTS
+from pushforward.model.diffusers.folders import FAULTS
 
 __all__ = ["SUFFIXES", "is_torchscript", "load_torchscript"]
 

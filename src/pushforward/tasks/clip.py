@@ -180,7 +180,7 @@ def load_clip(name: str | os.PathLike[str], *, device: str | torch.device = "cpu
     except ImportError as error:
         msg = "CLIP needs `pip install 'pushforward[diffusers]'`."
         raise PushforwardError(msg) from error
-    from pushforward.model.folders import FAULTS
+    from pushforward.model.diffusers.folders import FAULTS
 
     place = os.fspath(name)
     try:

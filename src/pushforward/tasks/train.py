@@ -46,7 +46,7 @@ from pushforward.model.backbone import Backbone, BackboneConfig, preset
 from pushforward.model.model import Model, save_model, trained
 from pushforward.model.network import Network
 from pushforward.model.prediction import Prediction, is_image
-from pushforward.model.words import tokens
+from pushforward.model.tokens import tokens
 from pushforward.plan import SOLVERS
 from pushforward.plan.grid import angle
 from pushforward.tasks.illustrate import loss_curve

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, interpolate, log_softmax, pad, softplus
 
 from pushforward.errors import PushforwardError
-from pushforward.model.folders import FAULTS
+from pushforward.model.diffusers.folders import FAULTS
 from pushforward.model.torchscript import SUFFIXES, load_torchscript
 from pushforward.pushforward import Code
 from pushforward.tasks.clip import Clip

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pushforward.model.words import tell_lost
+from pushforward.model.tokens import tell_lost
 
 __all__ = ["Text", "Tower", "clip_and_t5", "joint", "last", "penultimate"]
 

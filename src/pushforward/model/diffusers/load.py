@@ -17,13 +17,13 @@ from torch import nn
 
 from pushforward.errors import PushforwardError
 from pushforward.linear import Gaussian
-from pushforward.model import folders
-from pushforward.model.folders import CONFIG, ENCODERS, TOKENIZERS, Folder
+from pushforward.model.diffusers import folders
+from pushforward.model.diffusers.folders import CONFIG, ENCODERS, TOKENIZERS, Folder
+from pushforward.model.diffusers.networks import Decoder, Dit, Encoder, Flux, Rescaled, StableDiffusion3, TextUnet, Unet
+from pushforward.model.diffusers.schedules import Settings, read_schedule
+from pushforward.model.diffusers.text import Text, Tower, clip_and_t5, joint, last, penultimate
 from pushforward.model.model import Model, read_json
 from pushforward.model.network import Network
-from pushforward.model.pipelines import Decoder, Dit, Encoder, Flux, Rescaled, StableDiffusion3, TextUnet, Unet
-from pushforward.model.schedulers import Settings, read_schedule
-from pushforward.model.text import Text, Tower, clip_and_t5, joint, last, penultimate
 
 __all__ = ["diffusers_model"]
 

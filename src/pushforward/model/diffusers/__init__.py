@@ -1,0 +1,1 @@
+"""Models of Hugging Face diffusers, read from their folders."""
