@@ -33,9 +33,9 @@ from _common import environment, plot_lines, read_json, table, write_json, write
 from torch import Tensor
 
 from pushforward.execute import Exact, Gradient, Implicit, Phantom, Round, Skeleton, differentiable, run
+from pushforward.maps.diffusion import Diffusion
 from pushforward.model import Model, load
 from pushforward.plan import Plan, ddim, grid
-from pushforward.pushforward import Diffusion
 from pushforward.tasks.invert import optimise
 
 NAME = "gradients"

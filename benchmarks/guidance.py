@@ -48,10 +48,10 @@ from pushforward import (
     process_from_config,
 )
 from pushforward.data.pictures import compared, save_image, to_bytes
-from pushforward.generator import Generator, load_generator
+from pushforward.maps.diffusion import Code
+from pushforward.maps.generator import Generator, load_generator
+from pushforward.maps.spec import Sampler, parse
 from pushforward.plan import Plan
-from pushforward.pushforward import Code
-from pushforward.sampler import Sampler, parse
 from pushforward.tasks import energies
 from pushforward.tasks.chains import Dynamics, Schedule, hmc, langevin, mala
 from pushforward.tasks.decoding import Decoding

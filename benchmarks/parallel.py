@@ -41,9 +41,9 @@ from torch import Tensor
 from pushforward import SOLVERS, Diffusion, Function, Model, Plan, grid, load
 from pushforward.execute import METHODS, Mixing, Noise, Parallel, Round, Solution, parallel, run
 from pushforward.linear import VP, Process, ScaledProcess
+from pushforward.maps.diffusion import Stream
 from pushforward.model.network import Ask, Denoiser
 from pushforward.plan import Register, auto, exponential
-from pushforward.pushforward import Stream
 
 THRESHOLDS = (1e-2, 1e-3, 1e-4)
 ENOUGH, TWICE = 3e-5, 2  # a run stops when every start was below this, this often in a row

@@ -32,10 +32,10 @@ from torch import Tensor
 
 from pushforward import Diffusion, Model, Network, PushforwardError, load
 from pushforward.data.pictures import compared, save_image, to_bytes
+from pushforward.maps.diffusion import Labels, chosen
+from pushforward.maps.spec import Sampler, parse
 from pushforward.model.zoo import names
 from pushforward.plan import Plan
-from pushforward.pushforward import Labels, chosen
-from pushforward.sampler import Sampler, parse
 from pushforward.tasks.evaluate_translation import Row, compare, space
 from pushforward.tasks.evaluate_translation import table as comparison
 from pushforward.tasks.features import classify, feature_net

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from pushforward import Diffusion, Exact, Implicit, Parallel, load
 from pushforward.execute import run
+from pushforward.maps.spec import Sampler, parse
 from pushforward.plan import Plan
-from pushforward.sampler import Sampler, parse
 
 MODELS = ("fashion-vp", "fashion-langevin", "emoji")
 

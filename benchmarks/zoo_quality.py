@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from pushforward.data.pictures import to_bytes
 from pushforward.linear import Gaussian
+from pushforward.maps.diffusion import Diffusion, chosen
 from pushforward.model import Model, Network, load
 from pushforward.model.zoo import names
 from pushforward.plan import auto
-from pushforward.pushforward import Diffusion, chosen
 from pushforward.tasks.features import classify
 from pushforward.tasks.lesson import Lesson
 

@@ -5,7 +5,7 @@
     pushforward train rare-model --data rare.npz --process vp             # a diffusion on the same, without labels
 
 `fashion.npz` is what `zoo_data.py` makes: `x_train` and `y_train`. The generator is saved as `gan.safetensors`, for
-`pushforward.generator.load_generator`. About 15 minutes on one CPU core that is free.
+`pushforward.maps.generator.load_generator`. About 15 minutes on one CPU core that is free.
 
 Non-saturating loss with the gradient penalty R1 (Mescheder et al., arXiv 1801.04406), every eighth step (Karras et
 al., arXiv 1912.04958, appendix B), and a moving average of the generator's weights.
@@ -24,7 +24,7 @@ from torch.nn.functional import softplus
 from tqdm import tqdm
 
 from pushforward.data.pictures import save_image, sheet
-from pushforward.generator import load_generator
+from pushforward.maps.generator import load_generator
 
 LATENTS, EVERY = 64, 8
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import pushforward as pf
 from pushforward.data.pictures import save_image, sheet
-from pushforward.sampler import parse
+from pushforward.maps.spec import parse
 from pushforward.tasks.guide import Guided
 
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 import pushforward as pf
-from pushforward.codes import header, load_codes, plan_of, save_codes
 from pushforward.data.pictures import save_image, sheet
 from pushforward.execute import run
 from pushforward.linear import Process, root
+from pushforward.maps.storage import header, load_codes, plan_of, save_codes
 from pushforward.plan import Builder
 
 

@@ -11,9 +11,9 @@ import torch
 import pushforward as pf
 from elsewhere import NAME, Elsewhere
 from pushforward.linear import VP, Blurring, Gaussian, Langevin
+from pushforward.maps.spec import Sampler, parse
 from pushforward.model import Network
 from pushforward.plan import SOLVERS, grid
-from pushforward.sampler import Sampler, parse
 from pushforward.tasks import energies
 from pushforward.tasks.inpaint import inpaint
 from pushforward.tasks.steer import METHODS

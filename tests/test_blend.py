@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pushforward import Code, PushforwardError
-from pushforward.blend import average, interpolate, similarity
+from pushforward.maps.interpolation import average, interpolate, similarity
 
 
 def codes(count: int, seed: int, noises: int = 3) -> Code:

@@ -18,9 +18,9 @@ from typer.testing import CliRunner
 
 from pushforward import cli
 from pushforward.cli import app
-from pushforward.codes import load_codes
 from pushforward.errors import PushforwardError
 from pushforward.linear import VP
+from pushforward.maps.storage import load_codes
 from pushforward.model import save_model
 from pushforward.tasks.checkpoints import load_chains, load_descents
 from pushforward.tasks.diagnose import plot

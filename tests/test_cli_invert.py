@@ -10,12 +10,12 @@ from typer.testing import CliRunner
 
 from pushforward.cli import app
 from pushforward.cli.common import PlanOptions, make_plan, read_inputs
-from pushforward.codes import load_codes, save_codes
 from pushforward.data.datasets import read_image
 from pushforward.errors import PushforwardError
 from pushforward.linear import VP, Blurring, Langevin
+from pushforward.maps.diffusion import Code
+from pushforward.maps.storage import load_codes, save_codes
 from pushforward.model import load_model, save_model
-from pushforward.pushforward import Code
 from test_pushforward import SIZE, tiny
 
 runner = CliRunner()

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from pushforward.cli import app
 from pushforward.linear import VP, Langevin
+from pushforward.maps.diffusion import Diffusion
 from pushforward.model import save_model, zoo
-from pushforward.pushforward import Diffusion
 from test_pushforward import SIZE, tiny
 
 runner = CliRunner()

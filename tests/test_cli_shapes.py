@@ -9,9 +9,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pushforward.cli import app
-from pushforward.codes import load_codes
 from pushforward.data.reading import FITS, read_image
 from pushforward.linear import VP
+from pushforward.maps.storage import load_codes
 from test_cli_invert import saved
 from test_pushforward import SIZE
 

@@ -18,11 +18,11 @@ from typer.testing import CliRunner
 
 from pushforward import cli
 from pushforward.cli import app
-from pushforward.codes import load_codes, save_codes
 from pushforward.data.datasets import read_image
 from pushforward.data.locks import alone
 from pushforward.errors import PushforwardError
 from pushforward.linear import VP
+from pushforward.maps.storage import load_codes, save_codes
 from pushforward.model import save_model
 from test_cli_invert import refused, saved
 from test_edit import reading
@@ -478,7 +478,7 @@ def test_from_class_to_class(models, translating, tmp_path):
 def test_the_last_stage_begins_at_the_share_of_the_time():
     """As the translation itself does, where no grid is named (100 to 150 of 1000 steps, in the paper)."""
     from pushforward.cli.translate import _refiner
-    from pushforward.sampler import Sampler
+    from pushforward.maps.spec import Sampler
 
     plan = _refiner(reading(), Sampler("ddim", 100), 0.1, "cpu").plan
     assert float(plan.times[0]) == pytest.approx(0.1, abs=0.002)

@@ -24,11 +24,11 @@ from torch import Tensor
 import pushforward as pf
 from pushforward.execute import run
 from pushforward.linear import Discrete
+from pushforward.maps.spec import Sampler
 from pushforward.model import Model
 from pushforward.model.diffusers import schedules as schedulers
 from pushforward.model.diffusers.load import diffusers_model
 from pushforward.plan import Plan, ddim, ddpm, dpm_solver_pp, grid, runge_kutta, unipc
-from pushforward.sampler import Sampler
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")  # of diffusers
 

@@ -6,12 +6,12 @@ from torch import nn
 
 from pushforward.errors import PushforwardError
 from pushforward.linear import VP, Langevin
+from pushforward.maps.diffusion import Diffusion
+from pushforward.maps.spec import Sampler
 from pushforward.model import Model, Network
 from pushforward.model.backbone import Backbone, BackboneConfig
 from pushforward.model.model import trained
 from pushforward.plan import ddim, grid
-from pushforward.pushforward import Diffusion
-from pushforward.sampler import Sampler
 from pushforward.tasks.edit import Search, edits, likelihood
 from pushforward.tasks.translate import METHODS
 from test_pushforward import tiny

@@ -15,7 +15,7 @@ from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits, cr
 
 from helpers import normal
 from pushforward.errors import PushforwardError
-from pushforward.pushforward import Code
+from pushforward.maps.diffusion import Code
 from pushforward.tasks.clip import load_clip
 from pushforward.tasks.energies import (
     Classifier,

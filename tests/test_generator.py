@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pushforward.errors import PushforwardError
-from pushforward.generator import consistency, gan, load_generator, stylegan
-from pushforward.pushforward import Code, Pushforward
+from pushforward.maps.diffusion import Code, Pushforward
+from pushforward.maps.generator import consistency, gan, load_generator, stylegan
 
 ROUNDING = 1e-5
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import pushforward as pf
 from pushforward.cli import app
 from pushforward.data.pictures import save_image, sheet
-from pushforward.sampler import Sampler, parse
+from pushforward.maps.spec import Sampler, parse
 from pushforward.tasks import energies
 from pushforward.tasks.inpaint import inpaint
 from pushforward.tasks.steer import METHODS

@@ -13,8 +13,8 @@ from torch import Tensor
 from helpers import PROCESSES, gaussian_denoiser
 from pushforward import Diffusion, Exact, Implicit, Model, Phantom, PushforwardError, load
 from pushforward.linear import VP, Gaussian, Process
-from pushforward.pushforward import Code, Stream
-from pushforward.sampler import Sampler
+from pushforward.maps.diffusion import Code, Stream
+from pushforward.maps.spec import Sampler
 from pushforward.tasks.chains import Chains, Dynamics, Schedule, hmc, langevin, mala
 from pushforward.tasks.checkpoints import load_chains, load_descents, save_checkpoint
 from pushforward.tasks.diagnose import diagnose

@@ -14,9 +14,9 @@ from helpers import PROCESSES, gaussian_denoiser, mixture_denoiser, normal
 from pushforward import SOLVERS, Diffusion, Model, PushforwardError, grid
 from pushforward.cli import app
 from pushforward.linear import VP, Gaussian
+from pushforward.maps.spec import Sampler
 from pushforward.model import save_model
 from pushforward.plan import repeated
-from pushforward.sampler import Sampler
 from pushforward.tasks.inpaint import inpaint
 from test_cli_invert import saved
 from test_cli_translate import pixels

@@ -9,10 +9,10 @@ import torch
 
 import pushforward as pf
 from helpers import FIELD, mixture_denoiser, normal
-from pushforward.codes import load_codes, plan_of
 from pushforward.data.pictures import save_image, sheet
 from pushforward.execute import INVERSE, Adaptive, Exact, Implicit, Parallel, Phantom, Skeleton
 from pushforward.linear import VP, Blurring, Gaussian, Langevin
+from pushforward.maps.storage import load_codes, plan_of
 from pushforward.model import Function
 from pushforward.model.backbone import Backbone, preset
 from pushforward.model.model import trained

@@ -16,9 +16,9 @@ from pushforward.data.memory import check_memory, free_memory
 from pushforward.errors import PushforwardError
 from pushforward.execute.system import System
 from pushforward.linear import VP
+from pushforward.maps.spec import parse
 from pushforward.plan import Builder
 from pushforward.plan.recurrence import repeated
-from pushforward.sampler import parse
 from pushforward.tasks.chains import Schedule
 from pushforward.tasks.distances import resamples
 from pushforward.tasks.train import TrainConfig, train

@@ -18,15 +18,15 @@ from torch import Tensor
 import pushforward as pf
 from helpers import PROCESSES, times
 from pushforward.cli import main
-from pushforward.codes import plan_of
 from pushforward.errors import FarOutside
 from pushforward.linear import VP, Blurring, Cosine, Discrete, Gaussian, Process
 from pushforward.linear.process import ScaledProcess
+from pushforward.maps.spec import Sampler
+from pushforward.maps.storage import plan_of
 from pushforward.model import Model, Network
 from pushforward.model.diffusers.schedules import alphas_cumprod
 from pushforward.model.model import far_outside
 from pushforward.plan import SOLVERS, grid
-from pushforward.sampler import Sampler
 
 DEVIATION, STEPS = 0.5, 40
 SHAPE = (1, 4, 4)

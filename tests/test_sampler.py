@@ -8,9 +8,9 @@ import torch
 from pushforward.errors import PushforwardError
 from pushforward.execute import Adaptive
 from pushforward.linear import VP, Blurring, Gaussian, Langevin
+from pushforward.maps.diffusion import Diffusion
+from pushforward.maps.spec import Sampler, parse
 from pushforward.plan import SOLVERS
-from pushforward.pushforward import Diffusion
-from pushforward.sampler import Sampler, parse
 from test_pushforward import SIZE, tiny
 
 

@@ -20,13 +20,13 @@ from torch import Tensor
 
 import pushforward as pf
 from helpers import FIELD
-from pushforward.codes import plan_of
 from pushforward.execute import run
 from pushforward.linear import Gaussian
+from pushforward.maps.spec import Sampler
+from pushforward.maps.storage import plan_of
 from pushforward.model import Model, Network
 from pushforward.model.diffusers.schedules import read_schedule
 from pushforward.plan import SOLVERS, ddim
-from pushforward.sampler import Sampler
 from pushforward.scheduler import PushforwardScheduler
 from test_pipelines import flux, stable_diffusion_3, stable_diffusion_xl
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from pushforward.errors import PushforwardError
 from pushforward.execute import Parallel, run
 from pushforward.linear import VP, Flow, Gaussian, Process
+from pushforward.maps.diffusion import Code, Diffusion
+from pushforward.maps.spec import parse
 from pushforward.model import Function, Model, Network
 from pushforward.plan import SOLVERS, Plan, grid
 from pushforward.plan.recurrence import repeated
-from pushforward.pushforward import Code, Diffusion
-from pushforward.sampler import parse
 from pushforward.tasks.energies.energy import of
 from pushforward.tasks.steer import METHODS, Steering, classified, inpainted, steered
 

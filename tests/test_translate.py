@@ -17,10 +17,10 @@ from helpers import (
 )
 from pushforward.errors import PushforwardError
 from pushforward.linear import VP, Blurring, Gaussian, Langevin
+from pushforward.maps.diffusion import Code, Diffusion
+from pushforward.maps.spec import Sampler
 from pushforward.model import Model
 from pushforward.plan import exponential, grid
-from pushforward.pushforward import Code, Diffusion
-from pushforward.sampler import Sampler
 from pushforward.tasks.translate import METHODS, End, code_of, refined, sampler_for, translate
 
 KINDS = {p.name: p for p in (VP(), Blurring(FIELD, blur_max=2.0), Langevin())}

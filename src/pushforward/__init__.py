@@ -9,11 +9,11 @@ from pushforward.errors import PushforwardError
 
 if TYPE_CHECKING:
     from pushforward.execute import Exact, Implicit, Parallel, Phantom, Skeleton
-    from pushforward.generator import Generator, consistency, gan, load_generator, stylegan
     from pushforward.linear import Gaussian, process_from_config
+    from pushforward.maps.diffusion import Code, Diffusion, Pushforward
+    from pushforward.maps.generator import Generator, consistency, gan, load_generator, stylegan
     from pushforward.model import Function, Model, Network, load
     from pushforward.plan import SOLVERS, Plan, grid
-    from pushforward.pushforward import Code, Diffusion, Pushforward
     from pushforward.scheduler import PushforwardScheduler
     from pushforward.tasks.chains import Schedule, hmc, langevin, mala
     from pushforward.tasks.guide import best, guide
@@ -28,11 +28,11 @@ __all__ = [
 
 _HOMES = {
     "Gaussian": "linear", "process_from_config": "linear", "Function": "model", "Model": "model", "Network": "model",
-    "load": "model", "SOLVERS": "plan", "Plan": "plan", "grid": "plan", "Code": "pushforward",
-    "Diffusion": "pushforward", "Pushforward": "pushforward", "Exact": "execute", "Implicit": "execute",
+    "load": "model", "SOLVERS": "plan", "Plan": "plan", "grid": "plan", "Code": "maps.diffusion",
+    "Diffusion": "maps.diffusion", "Pushforward": "maps.diffusion", "Exact": "execute", "Implicit": "execute",
     "Parallel": "execute", "Phantom": "execute", "Skeleton": "execute", "PushforwardScheduler": "scheduler",
-    "Generator": "generator", "consistency": "generator", "gan": "generator", "load_generator": "generator",
-    "stylegan": "generator", "Schedule": "tasks.chains", "hmc": "tasks.chains", "langevin": "tasks.chains",
+    "Generator": "maps.generator", "consistency": "maps.generator", "gan": "maps.generator", "load_generator": "maps.generator",
+    "stylegan": "maps.generator", "Schedule": "tasks.chains", "hmc": "tasks.chains", "langevin": "tasks.chains",
     "mala": "tasks.chains", "best": "tasks.guide", "guide": "tasks.guide", "Steering": "tasks.steer",
     "steered": "tasks.steer",
 }  # fmt: skip

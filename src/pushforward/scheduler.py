@@ -36,10 +36,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pushforward.codes import plan_of
 from pushforward.errors import PushforwardError
 from pushforward.execute.sequential import steps
 from pushforward.linear import VE, Discrete, Flow, Gaussian, Process, ScaledProcess
+from pushforward.maps.spec import Sampler
+from pushforward.maps.storage import plan_of
 from pushforward.model import Model, Network
 from pushforward.model.diffusers.schedules import _READERS as READERS
 from pushforward.model.diffusers.schedules import import_diffusers, read_schedule
@@ -47,7 +48,6 @@ from pushforward.model.model import far_outside
 from pushforward.model.network import Ask, inverse_deviation
 from pushforward.plan import Node, Plan, exponential
 from pushforward.plan.grid import bent, check_grid, invert
-from pushforward.sampler import Sampler
 
 _SOURCE = Path("the scheduler's configuration")
 _STEPS = 10  # before `set_timesteps` says how many

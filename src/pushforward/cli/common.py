@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
     from pushforward.data.reading import Notes
     from pushforward.execute import Adaptive
-    from pushforward.generator import Generator
+    from pushforward.maps.diffusion import Code, Diffusion, Labels
+    from pushforward.maps.generator import Generator
     from pushforward.model import Model
     from pushforward.plan import Plan
-    from pushforward.pushforward import Code, Diffusion, Labels
 
 __all__ = [
     "CountOption", "DeviceOption", "DtypeOption", "FitOption", "GuidanceOption", "Images", "JsonOption", "LabelOption",
@@ -149,7 +149,7 @@ def plan_options(**defaults: object) -> Callable[[Callable[..., None]], Callable
 
 def make_plan(model: Model, options: PlanOptions, start: float = 1.0, *, quiet: bool = False) -> Plan | Adaptive:
     """The plan that a command's options describe, of the last `start` of its steps."""
-    from pushforward.sampler import Sampler
+    from pushforward.maps.spec import Sampler
 
     sampler = Sampler(options.solver, options.steps, options.settings, options.grid, options.end, start)
     with waiting("making the plan", quiet=quiet):
@@ -158,7 +158,7 @@ def make_plan(model: Model, options: PlanOptions, start: float = 1.0, *, quiet: 
 
 def stochastic(options: PlanOptions) -> PlanOptions:
     """The options with some noise where they leave it to the solver: eta 0.1 of DDIM, lambda 1 of the others."""
-    from pushforward.sampler import with_noise
+    from pushforward.maps.spec import with_noise
 
     return replace(options, **with_noise(options.solver, options.settings))  # type: ignore[arg-type]
 
@@ -232,9 +232,9 @@ def open_codes(path: Path, source: str | None, device: str) -> tuple[Code, dict[
     Raises:
         PushforwardError: the file or the model cannot be read, or they do not fit together.
     """
-    from pushforward.codes import check_codes, load_codes, other_weights, told
-    from pushforward.pushforward import Diffusion
-    from pushforward.sampler import plan_at
+    from pushforward.maps.diffusion import Diffusion
+    from pushforward.maps.spec import plan_at
+    from pushforward.maps.storage import check_codes, load_codes, other_weights, told
 
     code, info = load_codes(path)
     try:
@@ -303,8 +303,8 @@ def decoded(
     import torch
 
     from pushforward.execute import Parallel, Progress, Round
+    from pushforward.maps.diffusion import chosen
     from pushforward.plan import Plan
-    from pushforward.pushforward import chosen
 
     plan, count = diffusion.plan, len(code.start)
     if not isinstance(plan, Plan):

@@ -42,11 +42,11 @@ from pushforward.cli.common import (
     write_json,
 )  # fmt: skip
 from pushforward.cli.options import check_outputs, check_split, in_vain, spare
-from pushforward.codes import check_path, header, load_codes, save_codes, statistics
 from pushforward.data.pictures import check_suffix, compared, picture_suffixes, save_image
 from pushforward.errors import PushforwardError
+from pushforward.maps.diffusion import Code, Diffusion, chosen
+from pushforward.maps.storage import check_path, header, load_codes, save_codes, statistics
 from pushforward.plan import Plan
-from pushforward.pushforward import Code, Diffusion, chosen
 
 __all__ = ["encode"]
 

@@ -21,8 +21,8 @@ from pushforward.data.files import atomic_path
 from pushforward.data.pictures import save_image, sheet
 from pushforward.errors import PushforwardError
 from pushforward.execute.distributed import join
+from pushforward.maps.spec import Sampler, parse
 from pushforward.model import Model, load
-from pushforward.sampler import Sampler, parse
 from pushforward.tasks.distances import Reference
 from pushforward.tasks.evaluate import (
     Evaluation,

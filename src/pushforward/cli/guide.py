@@ -40,17 +40,17 @@ from pushforward.cli.common import (
     write_json,
 )
 from pushforward.cli.options import check_outputs, in_vain, spare
-from pushforward.codes import header, save_codes, statistics
 from pushforward.data.files import digest, save_tensors
 from pushforward.data.pictures import save_image, sheet
 from pushforward.data.schema import check
 from pushforward.errors import PushforwardError
 from pushforward.execute import Exact, Gradient, Implicit, Phantom
-from pushforward.generator import Generator, is_generator, load_generator
+from pushforward.maps.diffusion import Diffusion, Labels, Pushforward
+from pushforward.maps.generator import Generator, is_generator, load_generator
+from pushforward.maps.spec import parse, words
+from pushforward.maps.storage import header, save_codes, statistics
 from pushforward.model.contents import contents, model_digest
 from pushforward.plan import Plan
-from pushforward.pushforward import Diffusion, Labels, Pushforward
-from pushforward.sampler import parse, words
 from pushforward.tasks.chains import SAMPLERS, Chains, Dynamics, Record, Schedule
 from pushforward.tasks.checkpoints import load_chains, load_descents, save_checkpoint
 from pushforward.tasks.descent import METHODS as OPTIMISERS

@@ -12,16 +12,16 @@ from typing import Annotated
 import torch
 import typer
 
-from pushforward.blend import average, similarity
-from pushforward.blend import interpolate as between
 from pushforward.cli.common import DeviceOption, JsonOption, QuietOption, decoded, open_codes, pick_device, write_json
 from pushforward.cli.options import check_outputs, in_vain
-from pushforward.codes import check_path, full_name, save_codes
 from pushforward.data.memory import check_images
 from pushforward.data.pictures import check_suffix, picture_suffixes, save_image, sheet
 from pushforward.errors import PushforwardError
+from pushforward.maps.diffusion import Code, chosen
+from pushforward.maps.interpolation import average, similarity
+from pushforward.maps.interpolation import interpolate as between
+from pushforward.maps.storage import check_path, full_name, save_codes
 from pushforward.model.contents import model_digest
-from pushforward.pushforward import Code, chosen
 
 __all__ = ["interpolate"]
 

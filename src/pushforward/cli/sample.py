@@ -40,9 +40,9 @@ from pushforward.data.pictures import check_suffix, picture_suffixes, save_anima
 from pushforward.errors import PushforwardError
 from pushforward.execute import METHODS, Adaptive, Parallel, Progress, Round
 from pushforward.execute.distributed import join
+from pushforward.maps.diffusion import Diffusion, in_turn
 from pushforward.model import Model
 from pushforward.plan import Plan
-from pushforward.pushforward import Diffusion, in_turn
 
 __all__ = ["sample"]
 

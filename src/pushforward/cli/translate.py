@@ -41,11 +41,11 @@ from pushforward.cli.options import check_outputs, check_split, in_vain, tell_in
 from pushforward.data.pictures import compared, save_image, sheet
 from pushforward.errors import PushforwardError
 from pushforward.execute import INVERSE
+from pushforward.maps.diffusion import Diffusion, Labels
+from pushforward.maps.spec import Sampler
 from pushforward.model import Model
 from pushforward.model.contents import model_digest
 from pushforward.plan import Plan
-from pushforward.pushforward import Diffusion, Labels
-from pushforward.sampler import Sampler
 from pushforward.tasks.translate import End, method_named, refined, sampler_for
 from pushforward.tasks.translate import translate as translate_images
 

@@ -268,7 +268,7 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
     except FAULTS as error:
         msg = (
             f"{path} cannot be read as a state that torch.save wrote ({reason(error)}); a pickled module needs its own "
-            "code: load it with that, and pass it to pushforward.gan, or to pushforward.generator.stylegan."
+            "code: load it with that, and pass it to pushforward.gan, or to pushforward.maps.generator.stylegan."
         )
         raise PushforwardError(msg) from None
     if not isinstance(found, Mapping):

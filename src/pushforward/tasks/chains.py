@@ -36,7 +36,7 @@ from torch import Tensor
 
 from pushforward.data.memory import check_memory
 from pushforward.errors import PushforwardError
-from pushforward.pushforward import Stream, mixed
+from pushforward.maps.diffusion import Stream, mixed
 
 __all__ = [
     "SAMPLERS", "Chains", "Draw", "Dynamics", "Point", "Record", "Schedule", "Target", "hmc", "langevin", "mala",

@@ -10,9 +10,9 @@ from torch import Tensor
 from pushforward.errors import PushforwardError
 from pushforward.execute import Exact, Gradient, Implicit, Parallel, Phantom
 from pushforward.linear import Process
+from pushforward.maps.diffusion import Code, Diffusion, Labels, Pushforward, chosen, listed
 from pushforward.model import Model
 from pushforward.model.network import Ask, Denoiser
-from pushforward.pushforward import Code, Diffusion, Labels, Pushforward, chosen, listed
 
 __all__ = ["Decoding"]
 

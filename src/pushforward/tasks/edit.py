@@ -21,10 +21,10 @@ from torch import Tensor
 from pushforward.data.memory import check_images
 from pushforward.errors import PushforwardError
 from pushforward.execute import Adaptive
+from pushforward.maps.diffusion import Diffusion, Stream
+from pushforward.maps.spec import Sampler
 from pushforward.model import Model
 from pushforward.plan import Plan
-from pushforward.pushforward import Diffusion, Stream
-from pushforward.sampler import Sampler
 from pushforward.tasks.lesson import spread_times
 from pushforward.tasks.translate import End, Method, code_of, sampler_for
 

@@ -35,11 +35,11 @@ from pushforward.data.pictures import to_bytes
 from pushforward.errors import PushforwardError
 from pushforward.execute import Adaptive, Parallel
 from pushforward.execute.distributed import join, same, size
+from pushforward.maps.diffusion import Diffusion
+from pushforward.maps.spec import Sampler
 from pushforward.model import Model, Network
 from pushforward.model.contents import model_digest
 from pushforward.plan import Plan
-from pushforward.pushforward import Diffusion
-from pushforward.sampler import Sampler
 from pushforward.tasks.distances import (
     FEWEST,
     MOST,

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from pushforward.errors import Diverged, FarOutside, PushforwardError
 from pushforward.execute import Adaptive, Exact, Gradient, Parallel
-from pushforward.pushforward import Code, Diffusion, Labels, Pushforward
+from pushforward.maps.diffusion import Code, Diffusion, Labels, Pushforward
 from pushforward.tasks.chains import Chains, Dynamics, Point, Record, Schedule, langevin, walk
 from pushforward.tasks.decoding import Decoding
 from pushforward.tasks.descent import METHODS, State

@@ -29,8 +29,8 @@ from torch import Tensor
 from pushforward.errors import PushforwardError
 from pushforward.execute import Adaptive, Exact, Gradient, Parallel
 from pushforward.execute.backward import naive_inversion
+from pushforward.maps.diffusion import Code, Diffusion, Labels, Pushforward
 from pushforward.plan import Plan
-from pushforward.pushforward import Code, Diffusion, Labels, Pushforward
 from pushforward.tasks.decoding import Decoding
 from pushforward.tasks.descent import METHODS
 

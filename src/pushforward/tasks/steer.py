@@ -45,9 +45,9 @@ from torch import Tensor, nn
 
 from pushforward.errors import PushforwardError
 from pushforward.linear import Operator, Process
+from pushforward.maps.diffusion import Code, mixed
 from pushforward.model import Model
 from pushforward.model.network import Ask, Denoiser
-from pushforward.pushforward import Code, mixed
 from pushforward.tasks.energies.energy import Energy, Function, of
 
 __all__ = ["METHODS", "Altered", "Steering", "classified", "inpainted", "steered"]

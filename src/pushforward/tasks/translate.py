@@ -28,9 +28,9 @@ from torch import Tensor
 
 from pushforward.errors import PushforwardError
 from pushforward.execute import Adaptive
+from pushforward.maps.diffusion import Code, Diffusion, Labels
+from pushforward.maps.spec import Sampler, with_noise
 from pushforward.model import Model
-from pushforward.pushforward import Code, Diffusion, Labels
-from pushforward.sampler import Sampler, with_noise
 
 __all__ = ["METHODS", "End", "Method", "Translation", "code_of", "method_named", "refined", "sampler_for", "translate"]
 

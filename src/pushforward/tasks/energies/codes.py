@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
-from pushforward.pushforward import Code
+from pushforward.maps.diffusion import Code
 from pushforward.tasks.energies.energy import Energy, of
 
 __all__ = ["chi", "concentration", "gaussian"]

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, interpolate, log_softmax, pad, softplus
 
 from pushforward.errors import PushforwardError
+from pushforward.maps.diffusion import Code
 from pushforward.model.diffusers.folders import FAULTS
 from pushforward.model.torchscript import SUFFIXES, load_torchscript
-from pushforward.pushforward import Code
 from pushforward.tasks.clip import Clip
 from pushforward.tasks.energies.energy import Energy, of
 from pushforward.tasks.energies.references import one_image

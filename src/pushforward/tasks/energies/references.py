@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from pushforward.errors import PushforwardError
-from pushforward.pushforward import Code
+from pushforward.maps.diffusion import Code
 from pushforward.tasks.energies.energy import Energy, of
 from pushforward.tasks.measures import lpips
 

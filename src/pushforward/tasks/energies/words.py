@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pushforward.data.pictures import read_mask
 from pushforward.errors import PushforwardError
-from pushforward.pushforward import Code
+from pushforward.maps.diffusion import Code
 from pushforward.tasks import energies as known
 from pushforward.tasks.clip import load_clip
 from pushforward.tasks.energies.energy import Energy, Function, of

@@ -35,10 +35,10 @@ from pushforward.data.files import save_tensors
 from pushforward.data.schema import check
 from pushforward.errors import PushforwardError
 from pushforward.linear import Gaussian, Process
+from pushforward.maps.diffusion import Code, Labels
 from pushforward.model import Model
 from pushforward.model.contents import model_digest
 from pushforward.plan import Plan, named
-from pushforward.pushforward import Code, Labels
 
 __all__ = [
     "FORMAT",

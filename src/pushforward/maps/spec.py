@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from pushforward.codes import plan_of
 from pushforward.errors import PushforwardError
 from pushforward.execute import METHODS, Adaptive, Parallel
 from pushforward.linear import Gaussian
+from pushforward.maps.storage import plan_of
 from pushforward.model import Model
 from pushforward.plan import SOLVERS, Plan, auto
 from pushforward.plan.grid import default

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from pushforward.data.memory import check_images
 from pushforward.errors import PushforwardError
+from pushforward.maps.diffusion import Code, Labels, Stream, chosen, listed
 from pushforward.model import gan as networks
 from pushforward.model.diffusers import folders
 from pushforward.model.diffusers.folders import FAULTS
@@ -30,7 +31,6 @@ from pushforward.model.diffusers.networks import Unet
 from pushforward.model.diffusers.schedules import reason
 from pushforward.model.model import class_number, read_json
 from pushforward.model.torchscript import is_torchscript, load_torchscript
-from pushforward.pushforward import Code, Labels, Stream, chosen, listed
 
 __all__ = ["PRIORS", "Generator", "Prior", "consistency", "gan", "is_generator", "load_generator", "stylegan"]
 

@@ -1,0 +1,1 @@
+"""Maps from Gaussian codes to images, their codes, and codes on disk."""
