@@ -16,7 +16,7 @@ from torch import Tensor
 
 import pushforward as pf
 from pushforward.data.pictures import save_image, sheet
-from pushforward.scheduler import PushforwardScheduler
+from pushforward.integrations.diffusers import PushforwardScheduler
 
 # %% The samplers
 # A solver and its settings; `None` is the scheduler that the pipeline came with. Each step of `heun` calls the network

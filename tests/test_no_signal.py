@@ -172,7 +172,7 @@ def test_samples_that_no_data_are_near_are_noticed(process: Process) -> None:
 def test_pipelines_notice_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the logger that diffusers' schedulers have."""
     told: list[str] = []
-    monkeypatch.setattr(diffusers.logging.get_logger("pushforward.scheduler"), "warning", told.append)
+    monkeypatch.setattr(diffusers.logging.get_logger("pushforward.integrations.diffusers"), "warning", told.append)
     scheduler = pf.PushforwardScheduler(diffusers.DDIMScheduler(clip_sample=False), "ddim")
     scheduler.set_timesteps(1)
     scheduler.step(torch.full((1, *SHAPE), 1e5), scheduler.timesteps[0], torch.randn(1, *SHAPE))

@@ -9,12 +9,12 @@ from pushforward.errors import PushforwardError
 
 if TYPE_CHECKING:
     from pushforward.execute import Exact, Implicit, Parallel, Phantom, Skeleton
+    from pushforward.integrations.diffusers import PushforwardScheduler
     from pushforward.linear import Gaussian, process_from_config
     from pushforward.maps.diffusion import Code, Diffusion, Pushforward
     from pushforward.maps.generator import Generator, consistency, gan, load_generator, stylegan
     from pushforward.model import Function, Model, Network, load
     from pushforward.plan import SOLVERS, Plan, grid
-    from pushforward.scheduler import PushforwardScheduler
     from pushforward.tasks.chains import Schedule, hmc, langevin, mala
     from pushforward.tasks.guide import best, guide
     from pushforward.tasks.steer import Steering, steered
@@ -30,7 +30,7 @@ _HOMES = {
     "Gaussian": "linear", "process_from_config": "linear", "Function": "model", "Model": "model", "Network": "model",
     "load": "model", "SOLVERS": "plan", "Plan": "plan", "grid": "plan", "Code": "maps.diffusion",
     "Diffusion": "maps.diffusion", "Pushforward": "maps.diffusion", "Exact": "execute", "Implicit": "execute",
-    "Parallel": "execute", "Phantom": "execute", "Skeleton": "execute", "PushforwardScheduler": "scheduler",
+    "Parallel": "execute", "Phantom": "execute", "Skeleton": "execute", "PushforwardScheduler": "integrations.diffusers",
     "Generator": "maps.generator", "consistency": "maps.generator", "gan": "maps.generator", "load_generator": "maps.generator",
     "stylegan": "maps.generator", "Schedule": "tasks.chains", "hmc": "tasks.chains", "langevin": "tasks.chains",
     "mala": "tasks.chains", "best": "tasks.guide", "guide": "tasks.guide", "Steering": "tasks.steer",

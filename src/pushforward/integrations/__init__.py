@@ -1,0 +1,1 @@
+"""What Pushforward gives to other libraries."""
