@@ -33,10 +33,10 @@ from _common import environment, plot_lines, read_json, table, write_json, write
 from torch import Tensor
 
 from pushforward.execute import Exact, Gradient, Implicit, Phantom, Round, Skeleton, differentiable, run
+from pushforward.guidance.invert import optimise
 from pushforward.maps.diffusion import Diffusion
 from pushforward.model import Model, load
 from pushforward.plan import Plan, ddim, grid
-from pushforward.tasks.invert import optimise
 
 NAME = "gradients"
 PARTS = ("memory", "agreement", "inversion")

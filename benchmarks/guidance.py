@@ -48,18 +48,18 @@ from pushforward import (
     process_from_config,
 )
 from pushforward.data.pictures import compared, save_image, to_bytes
+from pushforward.evaluation.distances import Reference, Sample, neighbourhoods
+from pushforward.guidance import energies
+from pushforward.guidance.chains import Dynamics, Schedule, hmc, langevin, mala
+from pushforward.guidance.decoding import Decoding
+from pushforward.guidance.diagnostics import diagnose
+from pushforward.guidance.posterior import best, guide
+from pushforward.guidance.steering import METHODS, steered
 from pushforward.maps.diffusion import Code
 from pushforward.maps.generator import Generator, load_generator
 from pushforward.maps.spec import Sampler, parse
 from pushforward.plan import Plan
-from pushforward.tasks import energies
-from pushforward.tasks.chains import Dynamics, Schedule, hmc, langevin, mala
-from pushforward.tasks.decoding import Decoding
-from pushforward.tasks.diagnose import diagnose
-from pushforward.tasks.distances import Reference, Sample, neighbourhoods
-from pushforward.tasks.features import classify, feature_net, features
-from pushforward.tasks.guide import best, guide
-from pushforward.tasks.steer import METHODS, steered
+from pushforward.vision.features import classify, feature_net, features
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # of networks, but of --closed and --cost
 WEIGHTS = (1.0, 0.3, 0.1, 0.03, 0.01)  # of the closed form's energy, of which steering has the best in hindsight

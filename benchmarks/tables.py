@@ -21,8 +21,8 @@ from typing import Any
 from _common import table
 
 from pushforward.data.files import atomic_path
-from pushforward.tasks.evaluate import Row, with_error
-from pushforward.tasks.illustrate import distance_curves
+from pushforward.evaluation.plots import distance_curves
+from pushforward.evaluation.samplers import Row, with_error
 
 ROOT = Path(__file__).parent.parent
 KEPT = ROOT / "benchmarks" / "results" / "tables"

@@ -32,15 +32,15 @@ from torch import Tensor
 
 from pushforward import Diffusion, Model, Network, PushforwardError, load
 from pushforward.data.pictures import compared, save_image, to_bytes
+from pushforward.evaluation.pairs import ssim
+from pushforward.evaluation.translation import Row, compare, space
+from pushforward.evaluation.translation import table as comparison
 from pushforward.maps.diffusion import Labels, chosen
 from pushforward.maps.spec import Sampler, parse
 from pushforward.model.zoo import names
 from pushforward.plan import Plan
-from pushforward.tasks.evaluate_translation import Row, compare, space
-from pushforward.tasks.evaluate_translation import table as comparison
-from pushforward.tasks.features import classify, feature_net
-from pushforward.tasks.measures import ssim
-from pushforward.tasks.translate import End, Method, sampler_for, translate
+from pushforward.translation.translate import End, Method, sampler_for, translate
+from pushforward.vision.features import classify, feature_net
 
 BATCH = 64
 PAIRS = {"pullover to coat": ("pullover", "coat"), "sneaker to ankle boot": ("sneaker", "ankle boot")}

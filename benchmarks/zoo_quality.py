@@ -25,8 +25,8 @@ from pushforward.maps.diffusion import Diffusion, chosen
 from pushforward.model import Model, Network, load
 from pushforward.model.zoo import names
 from pushforward.plan import auto
-from pushforward.tasks.features import classify
-from pushforward.tasks.lesson import Lesson
+from pushforward.training.targets import Lesson
+from pushforward.vision.features import classify
 
 
 def read(path: Path) -> dict[str, Tensor]:

@@ -17,14 +17,14 @@ from torch.nn.functional import cross_entropy, pad
 
 from pushforward.data.datasets import ImageData, load_images
 from pushforward.data.files import atomic_path
-from pushforward.tasks.features import FashionNet, load_fashion
+from pushforward.vision.features import FashionNet, load_fashion
 
 EPOCHS, BATCH, RATE = 5, 128, 5e-3
 SHIFT = 1  # pixels, each way
 
 CARD = """# Fashion features
 
-The classifier behind `pushforward.tasks.features.feature_net("fashion")`. Its 64-dimensional penultimate layer serves
+The classifier behind `pushforward.vision.features.feature_net("fashion")`. Its 64-dimensional penultimate layer serves
 as features of 28x28 grey images, for distances between sets of images of clothes; its decision as a judge of labels.
 Distances in it are called FD-Fashion. They are of no use for other images, and are not the FID.
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 import pushforward as pf
 from pushforward.data.pictures import save_image, sheet
+from pushforward.guidance.posterior import Guided
 from pushforward.maps.spec import parse
-from pushforward.tasks.guide import Guided
 
 
 # %% Your function

@@ -18,7 +18,7 @@ from torch import Tensor
 import pushforward as pf
 from pushforward.data.datasets import load_images
 from pushforward.data.pictures import save_image, sheet
-from pushforward.tasks.train import Report, TrainConfig, train
+from pushforward.training.trainer import Report, TrainConfig, train
 
 
 # %% Pictures to begin with

@@ -19,7 +19,7 @@ import pushforward as pf
 from pushforward.data.datasets import ImageData
 from pushforward.data.pictures import save_image, sheet
 from pushforward.linear import PROCESSES, ScaledProcess
-from pushforward.tasks.train import Report, TrainConfig, train
+from pushforward.training.trainer import Report, TrainConfig, train
 
 
 # %% The process

@@ -10,13 +10,13 @@ import torch
 
 import pushforward as pf
 from elsewhere import NAME, Elsewhere
+from pushforward.guidance import energies
+from pushforward.guidance.inpaint import inpaint
+from pushforward.guidance.steering import METHODS
 from pushforward.linear import VP, Blurring, Gaussian, Langevin
 from pushforward.maps.spec import Sampler, parse
 from pushforward.model import Network
 from pushforward.plan import SOLVERS, grid
-from pushforward.tasks import energies
-from pushforward.tasks.inpaint import inpaint
-from pushforward.tasks.steer import METHODS
 
 SIDE = 4
 PROCESSES = {"vp": VP(), "blurring": Blurring((SIDE, SIDE), blur_max=2.0), "langevin": Langevin()}

@@ -103,9 +103,9 @@ def test_imports_follow_the_layers(module: Path) -> None:
         ("linear", "def f():\n    from pushforward import model"),
         ("plan", "import pushforward.execute.parallel"),
         ("execute", "from pushforward import sample"),
-        ("model", "from pushforward.tasks.train import train"),
-        ("tasks", "from pushforward.cli.common import progress"),
-        ("tasks", "import pushforward"),
+        ("model", "from pushforward.training.trainer import train"),
+        ("guidance", "from pushforward.cli.common import progress"),
+        ("guidance", "import pushforward"),
     ],
 )
 def test_a_fault_in_the_layers_is_found(owner: str, source: str) -> None:

@@ -21,7 +21,7 @@ from pushforward.linear import VP
 from pushforward.model import trained as trained_model
 from pushforward.model.backbone import Backbone, preset
 from pushforward.model.tokens import LENGTH, tokens
-from pushforward.tasks.train import TrainConfig, hide_parts, train
+from pushforward.training.trainer import TrainConfig, hide_parts, train
 from test_cli_invert import refused
 from test_train import SIDE, TINY, save_png
 

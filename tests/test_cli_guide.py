@@ -19,12 +19,12 @@ from typer.testing import CliRunner
 from pushforward import cli
 from pushforward.cli import app
 from pushforward.errors import PushforwardError
+from pushforward.guidance.checkpoints import load_chains, load_descents
+from pushforward.guidance.diagnostics import plot
+from pushforward.guidance.steering import METHODS as STEERINGS
 from pushforward.linear import VP
 from pushforward.maps.storage import load_codes
 from pushforward.model import save_model
-from pushforward.tasks.checkpoints import load_chains, load_descents
-from pushforward.tasks.diagnose import plot
-from pushforward.tasks.steer import METHODS as STEERINGS
 from test_cli_invert import saved
 from test_cli_translate import pixels
 from test_edit import reading
@@ -45,7 +45,7 @@ ENERGIES = """
 from time import sleep
 
 import torch
-from pushforward.tasks.energies import colour
+from pushforward.guidance.energies import colour
 
 def dark(images, code):
     return 10 * (images.mean((1, 2, 3)) + 0.5).square()

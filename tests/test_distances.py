@@ -8,7 +8,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from pushforward.errors import PushforwardError
-from pushforward.tasks.distances import Reference, Sample, extrapolated, neighbourhoods, resamples
+from pushforward.evaluation.distances import Reference, Sample, extrapolated, neighbourhoods, resamples
 
 WIDTH = 6
 

@@ -12,8 +12,8 @@ from pushforward.model import Model, Network
 from pushforward.model.backbone import Backbone, BackboneConfig
 from pushforward.model.model import trained
 from pushforward.plan import ddim, grid
-from pushforward.tasks.edit import Search, edits, likelihood
-from pushforward.tasks.translate import METHODS
+from pushforward.translation.edit import Search, edits, likelihood
+from pushforward.translation.translate import METHODS
 from test_pushforward import tiny
 
 SIDE = 8

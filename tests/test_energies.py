@@ -15,9 +15,7 @@ from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits, cr
 
 from helpers import normal
 from pushforward.errors import PushforwardError
-from pushforward.maps.diffusion import Code
-from pushforward.tasks.clip import load_clip
-from pushforward.tasks.energies import (
+from pushforward.guidance.energies import (
     Classifier,
     FaceNet,
     attribute,
@@ -39,7 +37,9 @@ from pushforward.tasks.energies import (
     score,
     views,
 )
-from pushforward.tasks.energies.energy import of
+from pushforward.guidance.energies.energy import of
+from pushforward.maps.diffusion import Code
+from pushforward.vision.clip import load_clip
 from test_measures import folder, without  # noqa: F401 - a fixture
 
 SIDE = 8

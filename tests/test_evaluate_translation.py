@@ -14,10 +14,10 @@ from pushforward.cli import app
 from pushforward.cli.evaluate_translation import matches
 from pushforward.data.pictures import to_bytes
 from pushforward.errors import PushforwardError
-from pushforward.tasks.distances import Reference, Sample
-from pushforward.tasks.evaluate_translation import PIXELS, Space, Words, compare, space, table
-from pushforward.tasks.features import FeatureNet
-from pushforward.tasks.measures import pixels, psnr, ssim
+from pushforward.evaluation.distances import Reference, Sample
+from pushforward.evaluation.pairs import pixels, psnr, ssim
+from pushforward.evaluation.translation import PIXELS, Space, Words, compare, space, table
+from pushforward.vision.features import FeatureNet
 from test_measures import clip, folder  # noqa: F401 - fixtures
 
 SHAPE = (3, 12, 12)

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from pushforward.data.datasets import load_images, read_image
 from pushforward.data.files import cache_folder
 from pushforward.errors import PushforwardError
-from pushforward.tasks import features as module
-from pushforward.tasks.features import (
+from pushforward.vision import features as module
+from pushforward.vision.features import (
     FASHION,
     FeatureNet,
     classify,

@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 import pushforward as pf
 from pushforward.cli import app
 from pushforward.data.pictures import save_image, sheet
+from pushforward.guidance import energies
+from pushforward.guidance.inpaint import inpaint
+from pushforward.guidance.steering import METHODS
 from pushforward.maps.spec import Sampler, parse
-from pushforward.tasks import energies
-from pushforward.tasks.inpaint import inpaint
-from pushforward.tasks.steer import METHODS
 from test_generator import tutorial
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from helpers import PROCESSES, gaussian_denoiser
 from pushforward import Diffusion, Exact, Implicit, Model, Phantom, PushforwardError, load
+from pushforward.guidance.chains import Chains, Dynamics, Schedule, hmc, langevin, mala
+from pushforward.guidance.checkpoints import load_chains, load_descents, save_checkpoint
+from pushforward.guidance.diagnostics import diagnose
+from pushforward.guidance.energies import Energy, of
+from pushforward.guidance.posterior import Descents, Guided, best, guide
 from pushforward.linear import VP, Gaussian, Process
 from pushforward.maps.diffusion import Code, Stream
 from pushforward.maps.spec import Sampler
-from pushforward.tasks.chains import Chains, Dynamics, Schedule, hmc, langevin, mala
-from pushforward.tasks.checkpoints import load_chains, load_descents, save_checkpoint
-from pushforward.tasks.diagnose import diagnose
-from pushforward.tasks.energies import Energy, of
-from pushforward.tasks.guide import Descents, Guided, best, guide
 
 NUMBERS, PIXELS = 6, 4
 WEIGHT = torch.ones((), requires_grad=True)

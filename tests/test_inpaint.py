@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 from helpers import PROCESSES, gaussian_denoiser, mixture_denoiser, normal
 from pushforward import SOLVERS, Diffusion, Model, PushforwardError, grid
 from pushforward.cli import app
+from pushforward.guidance.inpaint import inpaint
 from pushforward.linear import VP, Gaussian
 from pushforward.maps.spec import Sampler
 from pushforward.model import save_model
 from pushforward.plan import repeated
-from pushforward.tasks.inpaint import inpaint
 from test_cli_invert import saved
 from test_cli_translate import pixels
 from test_edit import reading

@@ -11,14 +11,14 @@ import pushforward as pf
 from helpers import FIELD, mixture_denoiser, normal
 from pushforward.data.pictures import save_image, sheet
 from pushforward.execute import INVERSE, Adaptive, Exact, Implicit, Parallel, Phantom, Skeleton
+from pushforward.guidance.invert import optimise
+from pushforward.guidance.optimisers import LBFGS
 from pushforward.linear import VP, Blurring, Gaussian, Langevin
 from pushforward.maps.storage import load_codes, plan_of
 from pushforward.model import Function
 from pushforward.model.backbone import Backbone, preset
 from pushforward.model.model import trained
 from pushforward.plan import ddim, exponential, gddim, grid
-from pushforward.tasks.descent import LBFGS
-from pushforward.tasks.invert import optimise
 from test_cli_invert import SIZE, invoke, saved
 
 SOME = pytest.mark.parametrize("process", [VP(), Blurring(FIELD, blur_max=2.0), Langevin()], ids=lambda p: p.name)

@@ -11,9 +11,9 @@ from PIL import Image
 
 from helpers import normal
 from pushforward.errors import PushforwardError
-from pushforward.tasks import measures
-from pushforward.tasks.clip import alignment, load_clip
-from pushforward.tasks.measures import greatest, l2, lpips, pixels, psnr, ranks, recall, ssim
+from pushforward.evaluation import pairs as measures
+from pushforward.evaluation.pairs import greatest, l2, lpips, pixels, psnr, ranks, recall, ssim
+from pushforward.vision.clip import alignment, load_clip
 
 SIDE = 12
 WORDS = ["a red cat", "a blue dog", "a photo of a big red cat on a mat"]

@@ -14,14 +14,14 @@ from pushforward.cli.common import waiting
 from pushforward.data.datasets import ImageData, load_images
 from pushforward.data.memory import check_memory, free_memory
 from pushforward.errors import PushforwardError
+from pushforward.evaluation.distances import resamples
 from pushforward.execute.system import System
+from pushforward.guidance.chains import Schedule
 from pushforward.linear import VP
 from pushforward.maps.spec import parse
 from pushforward.plan import Builder
 from pushforward.plan.recurrence import repeated
-from pushforward.tasks.chains import Schedule
-from pushforward.tasks.distances import resamples
-from pushforward.tasks.train import TrainConfig, train
+from pushforward.training.trainer import TrainConfig, train
 
 BILLION = 10**9
 

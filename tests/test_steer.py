@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from pushforward.errors import PushforwardError
 from pushforward.execute import Parallel, run
+from pushforward.guidance.energies.energy import of
+from pushforward.guidance.steering import METHODS, Steering, classified, inpainted, steered
 from pushforward.linear import VP, Flow, Gaussian, Process
 from pushforward.maps.diffusion import Code, Diffusion
 from pushforward.maps.spec import parse
 from pushforward.model import Function, Model, Network
 from pushforward.plan import SOLVERS, Plan, grid
 from pushforward.plan.recurrence import repeated
-from pushforward.tasks.energies.energy import of
-from pushforward.tasks.steer import METHODS, Steering, classified, inpainted, steered
 
 NAMES = ("vp", "flow", "blurring", "langevin", "blurring-langevin")
 EXACT = Steering(through=1, floor=0)

@@ -24,10 +24,10 @@ from pushforward.errors import PushforwardError
 from pushforward.linear import Gaussian, Process, process_from_config
 from pushforward.model import load
 from pushforward.model.prediction import PREDICTIONS, denoising, is_image
-from pushforward.tasks import stopping
-from pushforward.tasks.lesson import TIMES, Draws, Lesson
-from pushforward.tasks.stopping import Clock
-from pushforward.tasks.train import Interrupted, TrainConfig, train
+from pushforward.training import stopping
+from pushforward.training.stopping import Clock
+from pushforward.training.targets import TIMES, Draws, Lesson
+from pushforward.training.trainer import Interrupted, TrainConfig, train
 
 SIDE = 8
 PROCESSES = ["vp", "cosine", "ve", "flow", "blurring", "langevin", "blurring-langevin"]

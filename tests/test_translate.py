@@ -21,7 +21,7 @@ from pushforward.maps.diffusion import Code, Diffusion
 from pushforward.maps.spec import Sampler
 from pushforward.model import Model
 from pushforward.plan import exponential, grid
-from pushforward.tasks.translate import METHODS, End, code_of, refined, sampler_for, translate
+from pushforward.translation.translate import METHODS, End, code_of, refined, sampler_for, translate
 
 KINDS = {p.name: p for p in (VP(), Blurring(FIELD, blur_max=2.0), Langevin())}
 EVERY = pytest.mark.parametrize("process", KINDS.values(), ids=KINDS)

@@ -9,15 +9,15 @@ from pushforward.errors import PushforwardError
 
 if TYPE_CHECKING:
     from pushforward.execute import Exact, Implicit, Parallel, Phantom, Skeleton
+    from pushforward.guidance.chains import Schedule, hmc, langevin, mala
+    from pushforward.guidance.posterior import best, guide
+    from pushforward.guidance.steering import Steering, steered
     from pushforward.integrations.diffusers import PushforwardScheduler
     from pushforward.linear import Gaussian, process_from_config
     from pushforward.maps.diffusion import Code, Diffusion, Pushforward
     from pushforward.maps.generator import Generator, consistency, gan, load_generator, stylegan
     from pushforward.model import Function, Model, Network, load
     from pushforward.plan import SOLVERS, Plan, grid
-    from pushforward.tasks.chains import Schedule, hmc, langevin, mala
-    from pushforward.tasks.guide import best, guide
-    from pushforward.tasks.steer import Steering, steered
 
 __all__ = [
     "SOLVERS", "Code", "Diffusion", "Exact", "Function", "Gaussian", "Generator", "Implicit", "Model", "Network",
@@ -32,9 +32,9 @@ _HOMES = {
     "Diffusion": "maps.diffusion", "Pushforward": "maps.diffusion", "Exact": "execute", "Implicit": "execute",
     "Parallel": "execute", "Phantom": "execute", "Skeleton": "execute", "PushforwardScheduler": "integrations.diffusers",
     "Generator": "maps.generator", "consistency": "maps.generator", "gan": "maps.generator", "load_generator": "maps.generator",
-    "stylegan": "maps.generator", "Schedule": "tasks.chains", "hmc": "tasks.chains", "langevin": "tasks.chains",
-    "mala": "tasks.chains", "best": "tasks.guide", "guide": "tasks.guide", "Steering": "tasks.steer",
-    "steered": "tasks.steer",
+    "stylegan": "maps.generator", "Schedule": "guidance.chains", "hmc": "guidance.chains", "langevin": "guidance.chains",
+    "mala": "guidance.chains", "best": "guidance.posterior", "guide": "guidance.posterior", "Steering": "guidance.steering",
+    "steered": "guidance.steering",
 }  # fmt: skip
 
 

@@ -42,13 +42,13 @@ from pushforward.cli.options import check_outputs, check_split, in_vain
 from pushforward.data.pictures import save_image, sheet
 from pushforward.data.schema import read
 from pushforward.errors import PushforwardError
+from pushforward.evaluation.pairs import SMALLEST, psnr, ssim
 from pushforward.maps.spec import Sampler
 from pushforward.model import Model
 from pushforward.model.contents import contents, model_digest
-from pushforward.tasks.clip import Clip, load_clip
-from pushforward.tasks.edit import Candidate, Search, edits, likelihood, plans
-from pushforward.tasks.measures import SMALLEST, psnr, ssim
-from pushforward.tasks.translate import method_named
+from pushforward.translation.edit import Candidate, Search, edits, likelihood, plans
+from pushforward.translation.translate import method_named
+from pushforward.vision.clip import Clip, load_clip
 
 __all__ = ["edit"]
 

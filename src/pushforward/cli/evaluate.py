@@ -20,11 +20,9 @@ from pushforward.data.datasets import load_images
 from pushforward.data.files import atomic_path
 from pushforward.data.pictures import save_image, sheet
 from pushforward.errors import PushforwardError
-from pushforward.execute.distributed import join
-from pushforward.maps.spec import Sampler, parse
-from pushforward.model import Model, load
-from pushforward.tasks.distances import Reference
-from pushforward.tasks.evaluate import (
+from pushforward.evaluation.distances import Reference
+from pushforward.evaluation.plots import distance_curves
+from pushforward.evaluation.samplers import (
     Evaluation,
     Row,
     compare,
@@ -35,8 +33,10 @@ from pushforward.tasks.evaluate import (
     table,
     too_few,
 )
-from pushforward.tasks.features import feature_net, published_statistics
-from pushforward.tasks.illustrate import distance_curves
+from pushforward.execute.distributed import join
+from pushforward.maps.spec import Sampler, parse
+from pushforward.model import Model, load
+from pushforward.vision.features import feature_net, published_statistics
 
 __all__ = ["evaluate"]
 

@@ -29,9 +29,9 @@ from pushforward.cli.options import check_outputs, check_split
 from pushforward.data.datasets import load_images
 from pushforward.data.files import atomic_path
 from pushforward.errors import PushforwardError
-from pushforward.tasks.clip import load_clip
-from pushforward.tasks.evaluate_translation import PIXELS, Words, compare, space, table
-from pushforward.tasks.features import feature_net
+from pushforward.evaluation.translation import PIXELS, Words, compare, space, table
+from pushforward.vision.clip import load_clip
+from pushforward.vision.features import feature_net
 
 __all__ = ["evaluate_translation", "matches"]
 

@@ -45,22 +45,22 @@ from pushforward.data.pictures import save_image, sheet
 from pushforward.data.schema import check
 from pushforward.errors import PushforwardError
 from pushforward.execute import Exact, Gradient, Implicit, Phantom
+from pushforward.guidance.chains import SAMPLERS, Chains, Dynamics, Record, Schedule
+from pushforward.guidance.checkpoints import load_chains, load_descents, save_checkpoint
+from pushforward.guidance.diagnostics import diagnose, plot
+from pushforward.guidance.energies.energy import Energy
+from pushforward.guidance.energies.parse import ENERGIES, Setting, energy
+from pushforward.guidance.optimisers import METHODS as OPTIMISERS
+from pushforward.guidance.posterior import Descents, Guided, Prior, best
+from pushforward.guidance.posterior import guide as run
+from pushforward.guidance.steering import METHODS as STEERINGS
+from pushforward.guidance.steering import Steering, steered
 from pushforward.maps.diffusion import Diffusion, Labels, Pushforward
 from pushforward.maps.generator import Generator, is_generator, load_generator
 from pushforward.maps.spec import parse, words
 from pushforward.maps.storage import header, save_codes, statistics
 from pushforward.model.contents import contents, model_digest
 from pushforward.plan import Plan
-from pushforward.tasks.chains import SAMPLERS, Chains, Dynamics, Record, Schedule
-from pushforward.tasks.checkpoints import load_chains, load_descents, save_checkpoint
-from pushforward.tasks.descent import METHODS as OPTIMISERS
-from pushforward.tasks.diagnose import diagnose, plot
-from pushforward.tasks.energies.energy import Energy
-from pushforward.tasks.energies.words import ENERGIES, Setting, energy
-from pushforward.tasks.guide import Descents, Guided, Prior, best
-from pushforward.tasks.guide import guide as run
-from pushforward.tasks.steer import METHODS as STEERINGS
-from pushforward.tasks.steer import Steering, steered
 
 __all__ = ["guide"]
 

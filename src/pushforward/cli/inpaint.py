@@ -46,12 +46,12 @@ from pushforward.cli.options import check_outputs, check_split, in_vain, spare
 from pushforward.data.files import digest
 from pushforward.data.pictures import compared, read_mask, save_image, sheet
 from pushforward.errors import PushforwardError
+from pushforward.guidance.inpaint import inpaint as paint
+from pushforward.guidance.steering import inpainted
 from pushforward.maps.diffusion import Diffusion, chosen
 from pushforward.maps.spec import Sampler
 from pushforward.model.contents import model_digest
 from pushforward.plan import Plan
-from pushforward.tasks.inpaint import inpaint as paint
-from pushforward.tasks.steer import inpainted
 
 __all__ = ["inpaint"]
 

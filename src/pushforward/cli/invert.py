@@ -47,12 +47,12 @@ from pushforward.cli.options import check_outputs, check_split, in_vain, spare
 from pushforward.data.pictures import check_suffix, compared, picture_suffixes, save_image
 from pushforward.errors import PushforwardError
 from pushforward.execute import INVERSE, Exact, Implicit, Parallel, Round
+from pushforward.guidance.invert import Record, naive, optimise
 from pushforward.maps.diffusion import Code, Diffusion, Inversion, Labels
 from pushforward.maps.diffusion import chosen as told
 from pushforward.maps.storage import check_path, header, load_codes, save_codes, statistics
 from pushforward.model import Model
 from pushforward.plan import Plan
-from pushforward.tasks.invert import Record, naive, optimise
 
 __all__ = ["invert"]
 

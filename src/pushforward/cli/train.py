@@ -23,8 +23,8 @@ from pushforward.errors import PushforwardError
 from pushforward.linear import PROCESSES
 from pushforward.model.backbone import PRESETS
 from pushforward.model.prediction import PREDICTIONS
-from pushforward.tasks.train import Card, Interrupted, TrainConfig
-from pushforward.tasks.train import train as train_model
+from pushforward.training.trainer import Card, Interrupted, TrainConfig
+from pushforward.training.trainer import train as train_model
 
 __all__ = ["train"]
 

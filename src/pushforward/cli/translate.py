@@ -46,8 +46,8 @@ from pushforward.maps.spec import Sampler
 from pushforward.model import Model
 from pushforward.model.contents import model_digest
 from pushforward.plan import Plan
-from pushforward.tasks.translate import End, method_named, refined, sampler_for
-from pushforward.tasks.translate import translate as translate_images
+from pushforward.translation.translate import End, method_named, refined, sampler_for
+from pushforward.translation.translate import translate as translate_images
 
 __all__ = ["translate"]
 

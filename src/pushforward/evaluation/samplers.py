@@ -33,14 +33,7 @@ from pushforward.data.files import atomic_path, digest
 from pushforward.data.memory import check_images, check_memory
 from pushforward.data.pictures import to_bytes
 from pushforward.errors import PushforwardError
-from pushforward.execute import Adaptive, Parallel
-from pushforward.execute.distributed import join, same, size
-from pushforward.maps.diffusion import Diffusion
-from pushforward.maps.spec import Sampler
-from pushforward.model import Model, Network
-from pushforward.model.contents import model_digest
-from pushforward.plan import Plan
-from pushforward.tasks.distances import (
+from pushforward.evaluation.distances import (
     FEWEST,
     MOST,
     Reference,
@@ -50,8 +43,15 @@ from pushforward.tasks.distances import (
     resamples,
     standard_error,
 )
-from pushforward.tasks.features import FeatureNet, features, reference_features
-from pushforward.tasks.illustrate import distance_name
+from pushforward.evaluation.plots import distance_name
+from pushforward.execute import Adaptive, Parallel
+from pushforward.execute.distributed import join, same, size
+from pushforward.maps.diffusion import Diffusion
+from pushforward.maps.spec import Sampler
+from pushforward.model import Model, Network
+from pushforward.model.contents import model_digest
+from pushforward.plan import Plan
+from pushforward.vision.features import FeatureNet, features, reference_features
 
 __all__ = [
     "Evaluation", "Generated", "Row", "Run", "check", "compare", "evaluate", "first_images", "generate", "labels_for",

@@ -25,10 +25,10 @@ from torch import Tensor
 
 from pushforward.data.pictures import read_mask
 from pushforward.errors import PushforwardError
+from pushforward.guidance import energies as known
+from pushforward.guidance.energies.energy import Energy, Function, of
 from pushforward.maps.diffusion import Code
-from pushforward.tasks import energies as known
-from pushforward.tasks.clip import load_clip
-from pushforward.tasks.energies.energy import Energy, Function, of
+from pushforward.vision.clip import load_clip
 
 __all__ = ["CLIP", "ENERGIES", "Setting", "energy"]
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from pushforward.data.files import atomic_path
-from pushforward.tasks.chains import Record
+from pushforward.guidance.chains import Record
 
 __all__ = ["Diagnosis", "diagnose", "plot"]
 

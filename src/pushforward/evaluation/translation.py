@@ -21,12 +21,12 @@ from torch import Tensor
 from pushforward.data.files import digest
 from pushforward.data.pictures import to_bytes
 from pushforward.errors import PushforwardError
-from pushforward.tasks.clip import Clip, alignment
-from pushforward.tasks.distances import FEWEST, MOST, Reference, Sample, resamples, standard_error
-from pushforward.tasks.evaluate import with_error
-from pushforward.tasks.features import FeatureNet, features
-from pushforward.tasks.illustrate import distance_name
-from pushforward.tasks.measures import SMALLEST, Metric, greatest, l2, lpips, pixels, psnr, ranks, recall, ssim
+from pushforward.evaluation.distances import FEWEST, MOST, Reference, Sample, resamples, standard_error
+from pushforward.evaluation.pairs import SMALLEST, Metric, greatest, l2, lpips, pixels, psnr, ranks, recall, ssim
+from pushforward.evaluation.plots import distance_name
+from pushforward.evaluation.samplers import with_error
+from pushforward.vision.clip import Clip, alignment
+from pushforward.vision.features import FeatureNet, features
 
 __all__ = ["COPY", "TRUTH", "Row", "Space", "Words", "compare", "space", "table"]
 
@@ -96,7 +96,7 @@ def space(net: FeatureNet, *, batch: int = 250, device: str = "cpu") -> Space:
     """The features of a network, compared by their angle.
 
     Args:
-        net: of `tasks.features`.
+        net: of `vision.features`.
         batch: images of one call.
         device: where it runs.
     """

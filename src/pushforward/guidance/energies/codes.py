@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
+from pushforward.guidance.energies.energy import Energy, of
 from pushforward.maps.diffusion import Code
-from pushforward.tasks.energies.energy import Energy, of
 
 __all__ = ["chi", "concentration", "gaussian"]
 

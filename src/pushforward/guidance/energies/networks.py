@@ -18,14 +18,14 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, interpolate, log_softmax, pad, softplus
 
 from pushforward.errors import PushforwardError
+from pushforward.guidance.energies.energy import Energy, of
+from pushforward.guidance.energies.references import one_image
+from pushforward.guidance.energies.views import Views, average
 from pushforward.maps.diffusion import Code
 from pushforward.model.diffusers.folders import FAULTS
 from pushforward.model.torchscript import SUFFIXES, load_torchscript
-from pushforward.tasks.clip import Clip
-from pushforward.tasks.energies.energy import Energy, of
-from pushforward.tasks.energies.references import one_image
-from pushforward.tasks.energies.views import Views, average
-from pushforward.tasks.features import load_fashion
+from pushforward.vision.clip import Clip
+from pushforward.vision.features import load_fashion
 
 __all__ = [
     "Classifier",
@@ -56,7 +56,7 @@ def clip_text(clip: Clip, prompt: str, *, views: Views | None = None) -> Energy:
     """How far an image is from a prompt: `1 - cos(E_I(x), E_T(prompt))`.
 
     Args:
-        clip: see `tasks.clip.load_clip`.
+        clip: see `vision.clip.load_clip`.
         prompt: read once.
         views: views of each image; the paper has 50, drawn anew at each call.
 
@@ -75,7 +75,7 @@ def clip_image(clip: Clip, image: Tensor, *, views: Views | None = None) -> Ener
     """How far an image is from another for CLIP: `1 - cos(E_I(x), E_I(image))`.
 
     Args:
-        clip: see `tasks.clip.load_clip`.
+        clip: see `vision.clip.load_clip`.
         image: in [-1, 1], `(channels, height, width)` or `(1, channels, height, width)`, of any size; seen once.
         views: views of each image, not of the reference.
 

@@ -29,10 +29,10 @@ from torch import Tensor
 from pushforward.errors import PushforwardError
 from pushforward.execute import Adaptive, Exact, Gradient, Parallel
 from pushforward.execute.backward import naive_inversion
+from pushforward.guidance.decoding import Decoding
+from pushforward.guidance.optimisers import METHODS
 from pushforward.maps.diffusion import Code, Diffusion, Labels, Pushforward
 from pushforward.plan import Plan
-from pushforward.tasks.decoding import Decoding
-from pushforward.tasks.descent import METHODS
 
 __all__ = ["Optimised", "Record", "naive", "optimise"]
 

@@ -44,11 +44,11 @@ import torch
 from torch import Tensor, nn
 
 from pushforward.errors import PushforwardError
+from pushforward.guidance.energies.energy import Energy, Function, of
 from pushforward.linear import Operator, Process
 from pushforward.maps.diffusion import Code, mixed
 from pushforward.model import Model
 from pushforward.model.network import Ask, Denoiser
-from pushforward.tasks.energies.energy import Energy, Function, of
 
 __all__ = ["METHODS", "Altered", "Steering", "classified", "inpainted", "steered"]
 
@@ -362,7 +362,7 @@ def _inpainting(
         if len(held[rows]) not in (1, len(u)):
             msg = (
                 f"{len(held)} images with known pixels met a batch of {len(u)}; give one for all, or one for each "
-                "image of a batch, as `tasks.inpaint` does."
+                "image of a batch, as `guidance.inpaint` does."
             )
             raise PushforwardError(msg)
         return torch.cat([torch.where(where[rows], held[rows], image), denoised[:, image.shape[1] :]], 1)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from pushforward.tasks.evaluate import Row
+    from pushforward.evaluation.samplers import Row
 
 __all__ = ["distance_curves", "distance_name", "loss_curve"]
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from pushforward.errors import PushforwardError
+from pushforward.evaluation.pairs import lpips
+from pushforward.guidance.energies.energy import Energy, of
 from pushforward.maps.diffusion import Code
-from pushforward.tasks.energies.energy import Energy, of
-from pushforward.tasks.measures import lpips
 
 __all__ = ["colour", "low_pass", "masked", "near", "perceptual"]
 
@@ -126,7 +126,7 @@ def colour(rgb: Sequence[float] | float, mask: Tensor | None = None, *, deviatio
 
 
 def perceptual(image: Tensor, network: str | Callable[[Tensor, Tensor], Tensor] = "alex") -> Energy:
-    """The learned perceptual distance (LPIPS) to an image, as `tasks.measures.lpips` has it; weight it by `*`.
+    """The learned perceptual distance (LPIPS) to an image, as `vision.lpips` has it; weight it by `*`.
 
     Args:
         image: in [-1, 1], `(channels, height, width)` or `(1, channels, height, width)`, at least 32 x 32.

@@ -22,10 +22,9 @@
 `load_classifier` and `load_faces` read networks from files, and `prepared` makes any network take images in [-1, 1].
 """
 
-from pushforward.tasks.energies.codes import chi, concentration, gaussian
-from pushforward.tasks.energies.energy import Energy, Function, Term, of
-from pushforward.tasks.energies.faces import FaceNet, load_faces
-from pushforward.tasks.energies.networks import (
+from pushforward.guidance.energies.codes import chi, concentration, gaussian
+from pushforward.guidance.energies.energy import Energy, Function, Term, of
+from pushforward.guidance.energies.networks import (
     Classifier,
     attribute,
     classifier,
@@ -36,8 +35,9 @@ from pushforward.tasks.energies.networks import (
     prepared,
     score,
 )
-from pushforward.tasks.energies.references import colour, low_pass, masked, near, perceptual
-from pushforward.tasks.energies.views import Views, views
+from pushforward.guidance.energies.references import colour, low_pass, masked, near, perceptual
+from pushforward.guidance.energies.views import Views, views
+from pushforward.vision.faces import FaceNet, load_faces
 
 __all__ = [
     "Classifier",

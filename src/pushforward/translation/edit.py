@@ -25,8 +25,8 @@ from pushforward.maps.diffusion import Diffusion, Stream
 from pushforward.maps.spec import Sampler
 from pushforward.model import Model
 from pushforward.plan import Plan
-from pushforward.tasks.lesson import spread_times
-from pushforward.tasks.translate import End, Method, code_of, sampler_for
+from pushforward.training.targets import spread_times
+from pushforward.translation.translate import End, Method, code_of, sampler_for
 
 __all__ = ["Candidate", "Search", "edits", "likelihood", "plans"]
 
@@ -40,7 +40,7 @@ class Search:
         skips: shares of the steps that are skipped, from noise: 0 edits most.
         trials: draws of a code.
         source_guidance: of the encoding; 1 in the paper.
-        method: how codes are found, see `tasks.translate`.
+        method: how codes are found, see `translation.translate`.
     """
 
     guidances: Sequence[float] = (3.0,)

@@ -39,6 +39,7 @@ from pushforward.data.memory import check_memory
 from pushforward.data.pictures import save_image, sheet
 from pushforward.data.schema import check, parse
 from pushforward.errors import Diverged, PushforwardError
+from pushforward.evaluation.plots import loss_curve
 from pushforward.execute import Progress
 from pushforward.execute import run as run_plan
 from pushforward.linear import PROCESSES, Gaussian, Process, fit, process_from_config
@@ -49,9 +50,8 @@ from pushforward.model.prediction import Prediction, is_image
 from pushforward.model.tokens import tokens
 from pushforward.plan import SOLVERS
 from pushforward.plan.grid import angle
-from pushforward.tasks.illustrate import loss_curve
-from pushforward.tasks.lesson import TIMES, Draws, Lesson
-from pushforward.tasks.stopping import Clock, Interrupted, Stop, stopping
+from pushforward.training.stopping import Clock, Interrupted, Stop, stopping
+from pushforward.training.targets import TIMES, Draws, Lesson
 
 __all__ = ["Card", "Interrupted", "Report", "TrainConfig", "train"]
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from pushforward.data.files import save_tensors
 from pushforward.data.schema import check_tensors, parse
 from pushforward.errors import PushforwardError
-from pushforward.tasks.chains import Chains, Draw, Point, Record
-from pushforward.tasks.guide import Descents
+from pushforward.guidance.chains import Chains, Draw, Point, Record
+from pushforward.guidance.posterior import Descents
 
 __all__ = ["load_chains", "load_descents", "save_checkpoint"]
 

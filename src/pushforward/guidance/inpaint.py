@@ -17,9 +17,9 @@ from torch import Tensor
 
 from pushforward.data.memory import check_images
 from pushforward.errors import PushforwardError
+from pushforward.guidance.steering import inpainted
 from pushforward.maps.diffusion import Diffusion, Labels, Stream, chosen, mixed, numbered
 from pushforward.plan import Plan
-from pushforward.tasks.steer import inpainted
 
 __all__ = ["inpaint"]
 

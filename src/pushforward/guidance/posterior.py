@@ -5,7 +5,7 @@ Codes are standard normal, so wishes about their images, told by an energy E, ma
     p(z | y)  ~  N(z; 0, I) exp(-E(decode(z), z)),
 
 for every map `decode` from codes to images: a diffusion model of any process and plan, its noises among the variables,
-or a GAN. `guide` draws from it by Markov chains (`tasks.chains`), and `best` seeks the single codes of least energy,
+or a GAN. `guide` draws from it by Markov chains (`guidance.chains`), and `best` seeks the single codes of least energy,
 which are *no* samples. The picture that the energy saw is the picture that comes out: one plan decodes for both.
 
 References:
@@ -26,12 +26,12 @@ from torch import Tensor
 
 from pushforward.errors import Diverged, FarOutside, PushforwardError
 from pushforward.execute import Adaptive, Exact, Gradient, Parallel
+from pushforward.guidance.chains import Chains, Dynamics, Point, Record, Schedule, langevin, walk
+from pushforward.guidance.decoding import Decoding
+from pushforward.guidance.energies.codes import chi, gaussian
+from pushforward.guidance.energies.energy import Energy, Function, of
+from pushforward.guidance.optimisers import METHODS, State
 from pushforward.maps.diffusion import Code, Diffusion, Labels, Pushforward
-from pushforward.tasks.chains import Chains, Dynamics, Point, Record, Schedule, langevin, walk
-from pushforward.tasks.decoding import Decoding
-from pushforward.tasks.descent import METHODS, State
-from pushforward.tasks.energies.codes import chi, gaussian
-from pushforward.tasks.energies.energy import Energy, Function, of
 
 __all__ = ["Descents", "Guided", "Optimiser", "Prior", "best", "guide"]
 
@@ -75,7 +75,7 @@ class Descents:
     """Descents after some steps: all that is needed to go on.
 
     Args:
-        state: of the method, see `tasks.descent`; its `point` is where the next gradient is taken.
+        state: of the method, see `guidance.optimisers`; its `point` is where the next gradient is taken.
         variables: the best so far, `(count, numbers)`.
         point: what is known of them.
         history: a record a step; the first is of the beginning.
@@ -117,8 +117,8 @@ def guide(
 
     Args:
         pushforward: what makes images of codes: a `Diffusion` with any plan, or a GAN.
-        energy: `(images, code) -> (count,)`, or a sum of several; see `tasks.energies`.
-        sampler: how the chains move: `langevin`, `mala` or `hmc` of `tasks.chains`.
+        energy: `(images, code) -> (count,)`, or a sum of several; see `guidance.energies`.
+        sampler: how the chains move: `langevin`, `mala` or `hmc` of `guidance.chains`.
         schedule: steps, warm-up, annealing and draws.
         chains: how many.
         seed: of where the chains begin, and of all noise.

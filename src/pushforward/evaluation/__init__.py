@@ -1,0 +1,1 @@
+"""How good samplers, models and translations are."""

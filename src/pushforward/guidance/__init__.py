@@ -1,0 +1,1 @@
+"""Codes by what their images should be: energies, chains over codes, optimisers, steering, inpainting."""

@@ -1,1 +1,0 @@
-"""What one does with a Pushforward: train, translate, edit, guide, evaluate."""

@@ -1,0 +1,1 @@
+"""From one model, or one text, to another: translation and editing."""
