@@ -104,7 +104,7 @@ def test_imports_follow_the_layers(module: Path) -> None:
         ("plan", "import pushforward.execute.parallel"),
         ("execute", "from pushforward import sample"),
         ("model", "from pushforward.training.trainer import train"),
-        ("guidance", "from pushforward.cli.common import progress"),
+        ("guidance", "from pushforward.cli._shared.report import progress"),
         ("guidance", "import pushforward"),
     ],
 )

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from pushforward import cli
-from pushforward.cli import common
+from pushforward.cli._shared import models
+from pushforward.cli._shared import report as reports
 from pushforward.errors import PushforwardError
 
 
@@ -91,17 +92,17 @@ def test_failures_end_in_one_sentence(
 def test_json_reports(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     report = {"residual": math.inf, "rounds": (1, 2.5), "out": Path("grid.png"), "nested": {"ε": None}}
     plain = {"residual": None, "rounds": [1, 2.5], "out": "grid.png", "nested": {"ε": None}}
-    common.write_json(report, str(tmp_path / "report.json"))
+    reports.write_json(report, str(tmp_path / "report.json"))
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8")) == plain
-    common.write_json(report, "-")
+    reports.write_json(report, "-")
     assert json.loads(capsys.readouterr().out) == plain
-    common.write_json(report, None)
+    reports.write_json(report, None)
     assert capsys.readouterr().out == ""
 
 
 def test_progress_goes_to_stderr_unless_quiet(capsys: pytest.CaptureFixture) -> None:
     for quiet in (False, True):
-        with common.progress("sampling", total=2, quiet=quiet) as bar:
+        with reports.progress("sampling", total=2, quiet=quiet) as bar:
             bar.update()
         out, err = capsys.readouterr()
         assert out == ""
@@ -140,7 +141,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         pytest.fail("the work has begun")
 
     for name in ("open_model", "open_codes", "load", "load_images", "read_inputs", "_row", "_loaded"):
-        for module in [import_module(f"pushforward.cli.{c.replace('-', '_')}") for c in WORK] + [common]:
+        for module in [import_module(f"pushforward.cli.{c.replace('-', '_')}") for c in WORK] + [models]:
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, work)
     return tmp_path
@@ -293,5 +294,5 @@ def test_a_full_standard_output_is_said() -> None:
 
 
 def test_names_that_are_no_text_are_reported(tmp_path: Path) -> None:
-    common.write_json({"out": os.fsdecode(b"\xff.png")}, str(tmp_path / "report.json"))
+    reports.write_json({"out": os.fsdecode(b"\xff.png")}, str(tmp_path / "report.json"))
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8")) == {"out": "\udcff.png"}

@@ -9,8 +9,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pushforward.cli import app
-from pushforward.cli.common import PlanOptions, make_plan, read_inputs
+from pushforward.cli._shared.models import make_plan
+from pushforward.cli._shared.options import PlanOptions
 from pushforward.data.datasets import read_image
+from pushforward.data.inputs import read_inputs
 from pushforward.errors import PushforwardError
 from pushforward.linear import VP, Blurring, Langevin
 from pushforward.maps.diffusion import Code

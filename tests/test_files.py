@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load
 
-from pushforward.cli.common import write_json
+from pushforward.cli._shared.report import write_json
 from pushforward.data.files import atomic_path, check_writable, digest, save_tensors
 from pushforward.data.locks import alone
 from pushforward.data.pictures import save_image

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import pushforward as pf
 from pushforward.cli import app
-from pushforward.cli.common import waiting
+from pushforward.cli._shared.report import waiting
 from pushforward.data.datasets import ImageData, load_images
 from pushforward.data.memory import check_memory, free_memory
 from pushforward.errors import PushforwardError

@@ -25,7 +25,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from pushforward.cli.options import noted
+from pushforward.cli._shared.checks import noted
 from pushforward.data.files import NOT_WRITTEN
 from pushforward.data.locks import alone
 from pushforward.errors import FarOutside, PushforwardError
@@ -33,7 +33,7 @@ from pushforward.errors import FarOutside, PushforwardError
 __all__ = ["app", "command_names", "main"]
 
 _ALONE = {"--json": "-", "--parallel": "preconditioned"}  # what options mean that are given without a value
-_NOT_COMMANDS = {"__init__", "batch", "common", "options"}
+_NOT_COMMANDS = {"__init__"}
 _NO_MEMORY = ("allocate memory", "out of memory", "array is too big", "size calculation overflowed")
 
 

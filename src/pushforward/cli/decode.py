@@ -12,19 +12,10 @@ from typing import Annotated
 import typer
 from torch import Tensor
 
-from pushforward.cli.common import (
-    DeviceOption,
-    JsonOption,
-    LabelOption,
-    PromptOption,
-    QuietOption,
-    choose_labels,
-    decoded,
-    open_codes,
-    pick_device,
-    write_json,
-)
-from pushforward.cli.options import check_outputs
+from pushforward.cli._shared.checks import check_outputs
+from pushforward.cli._shared.models import choose_labels, decoded, open_codes, pick_device
+from pushforward.cli._shared.options import DeviceOption, JsonOption, LabelOption, PromptOption, QuietOption
+from pushforward.cli._shared.report import write_json
 from pushforward.data.pictures import check_suffix, picture_suffixes, save_image, sheet
 
 __all__ = ["decode"]

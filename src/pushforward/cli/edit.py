@@ -18,8 +18,10 @@ import typer
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
-from pushforward.cli.batch import Item, list_items, made_of, open_folder, read_object, todo, work_through
-from pushforward.cli.common import (
+from pushforward.cli._shared.batch import Item, list_items, made_of, open_folder, read_object, todo, work_through
+from pushforward.cli._shared.checks import check_outputs, check_split, in_vain
+from pushforward.cli._shared.models import avoiding, image_size, open_model, pick_device
+from pushforward.cli._shared.options import (
     CountOption,
     DeviceOption,
     DtypeOption,
@@ -30,15 +32,9 @@ from pushforward.cli.common import (
     QuietOption,
     SizeOption,
     SplitOption,
-    avoiding,
-    image_size,
-    open_model,
-    pick_device,
     plan_options,
-    progress,
-    write_json,
-)  # fmt: skip
-from pushforward.cli.options import check_outputs, check_split, in_vain
+)
+from pushforward.cli._shared.report import progress, write_json
 from pushforward.data.pictures import save_image, sheet
 from pushforward.data.schema import read
 from pushforward.errors import PushforwardError

@@ -13,7 +13,18 @@ from typing import Annotated
 import torch
 import typer
 
-from pushforward.cli.common import (
+from pushforward.cli._shared.checks import check_outputs, check_split, in_vain, spare
+from pushforward.cli._shared.models import (
+    avoiding,
+    choose_labels,
+    decoded,
+    image_size,
+    make_plan,
+    open_model,
+    pick_device,
+    stochastic,
+)
+from pushforward.cli._shared.options import (
     CountOption,
     DeviceOption,
     DtypeOption,
@@ -28,20 +39,10 @@ from pushforward.cli.common import (
     QuietOption,
     SizeOption,
     SplitOption,
-    avoiding,
-    choose_labels,
-    decoded,
-    image_size,
-    make_plan,
-    open_model,
-    pick_device,
     plan_options,
-    progress,
-    read_inputs,
-    stochastic,
-    write_json,
-)  # fmt: skip
-from pushforward.cli.options import check_outputs, check_split, in_vain, spare
+)
+from pushforward.cli._shared.report import progress, write_json
+from pushforward.data.inputs import read_inputs
 from pushforward.data.pictures import check_suffix, compared, picture_suffixes, save_image
 from pushforward.errors import PushforwardError
 from pushforward.maps.diffusion import Code, Diffusion, chosen

@@ -14,8 +14,10 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from pushforward.cli.common import DeviceOption, FitOption, JsonOption, QuietOption, pick_device, progress, write_json
-from pushforward.cli.options import check_outputs, check_split, in_vain
+from pushforward.cli._shared.checks import check_outputs, check_split, in_vain
+from pushforward.cli._shared.models import pick_device
+from pushforward.cli._shared.options import DeviceOption, FitOption, JsonOption, QuietOption
+from pushforward.cli._shared.report import progress, write_json
 from pushforward.data.datasets import load_images
 from pushforward.data.files import atomic_path
 from pushforward.data.pictures import save_image, sheet

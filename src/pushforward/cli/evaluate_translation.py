@@ -14,20 +14,13 @@ from typing import Annotated, Any
 
 import typer
 
-from pushforward.cli.common import (
-    DeviceOption,
-    FitOption,
-    Images,
-    JsonOption,
-    QuietOption,
-    pick_device,
-    progress,
-    read_inputs,
-    write_json,
-)
-from pushforward.cli.options import check_outputs, check_split
+from pushforward.cli._shared.checks import check_outputs, check_split
+from pushforward.cli._shared.models import pick_device
+from pushforward.cli._shared.options import DeviceOption, FitOption, JsonOption, QuietOption
+from pushforward.cli._shared.report import progress, write_json
 from pushforward.data.datasets import load_images
 from pushforward.data.files import atomic_path
+from pushforward.data.inputs import Images, read_inputs
 from pushforward.errors import PushforwardError
 from pushforward.evaluation.translation import PIXELS, Words, compare, space, table
 from pushforward.vision.clip import load_clip

@@ -17,8 +17,10 @@ import torch
 import typer
 from torch import Tensor
 
-from pushforward.cli.batch import made_of, open_folder
-from pushforward.cli.common import (
+from pushforward.cli._shared.batch import made_of, open_folder
+from pushforward.cli._shared.checks import check_outputs, in_vain, spare
+from pushforward.cli._shared.models import avoiding, choose_labels, image_size, open_model, pick_device
+from pushforward.cli._shared.options import (
     DeviceOption,
     DtypeOption,
     FitOption,
@@ -29,18 +31,10 @@ from pushforward.cli.common import (
     PromptOption,
     QuietOption,
     SizeOption,
-    avoiding,
-    choose_labels,
-    image_size,
-    open_model,
-    pick_device,
-    progress,
-    read_file,
-    read_like,
-    write_json,
 )
-from pushforward.cli.options import check_outputs, in_vain, spare
+from pushforward.cli._shared.report import progress, write_json
 from pushforward.data.files import digest, save_tensors
+from pushforward.data.inputs import read_file, read_like
 from pushforward.data.pictures import save_image, sheet
 from pushforward.data.schema import check
 from pushforward.errors import PushforwardError

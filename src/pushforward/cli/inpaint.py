@@ -16,8 +16,10 @@ import torch
 import typer
 from torch import Tensor
 
-from pushforward.cli.batch import FORMAT, Item, kept_key, list_items, made_of, open_folder, todo, work_through
-from pushforward.cli.common import (
+from pushforward.cli._shared.batch import FORMAT, Item, kept_key, list_items, made_of, open_folder, todo, work_through
+from pushforward.cli._shared.checks import check_outputs, check_split, in_vain, spare
+from pushforward.cli._shared.models import avoiding, choose_labels, image_size, open_model, pick_device
+from pushforward.cli._shared.options import (
     CountOption,
     DeviceOption,
     DtypeOption,
@@ -32,18 +34,11 @@ from pushforward.cli.common import (
     QuietOption,
     SizeOption,
     SplitOption,
-    avoiding,
-    choose_labels,
-    image_size,
-    open_model,
-    pick_device,
     plan_options,
-    read_file,
-    read_like,
-    write_json,
 )
-from pushforward.cli.options import check_outputs, check_split, in_vain, spare
+from pushforward.cli._shared.report import write_json
 from pushforward.data.files import digest
+from pushforward.data.inputs import read_file, read_like
 from pushforward.data.pictures import compared, read_mask, save_image, sheet
 from pushforward.errors import PushforwardError
 from pushforward.guidance.inpaint import inpaint as paint

@@ -12,8 +12,10 @@ from typing import Annotated
 import torch
 import typer
 
-from pushforward.cli.common import DeviceOption, JsonOption, QuietOption, decoded, open_codes, pick_device, write_json
-from pushforward.cli.options import check_outputs, in_vain
+from pushforward.cli._shared.checks import check_outputs, in_vain
+from pushforward.cli._shared.models import decoded, open_codes, pick_device
+from pushforward.cli._shared.options import DeviceOption, JsonOption, QuietOption
+from pushforward.cli._shared.report import write_json
 from pushforward.data.memory import check_images
 from pushforward.data.pictures import check_suffix, picture_suffixes, save_image, sheet
 from pushforward.errors import PushforwardError

@@ -11,8 +11,9 @@ from typing import Any
 import typer
 from safetensors import safe_open
 
-from pushforward.cli.common import JsonOption, write_json
-from pushforward.cli.options import check_outputs
+from pushforward.cli._shared.checks import check_outputs
+from pushforward.cli._shared.options import JsonOption
+from pushforward.cli._shared.report import write_json
 from pushforward.model import zoo
 from pushforward.model.model import CONFIG, WEIGHTS, read_json
 

@@ -11,8 +11,10 @@ from typing import Annotated
 import torch
 import typer
 
-from pushforward.cli.common import JsonOption, ModelArgument, PlanOptions, make_plan, plan_options, write_json
-from pushforward.cli.options import check_outputs
+from pushforward.cli._shared.checks import check_outputs
+from pushforward.cli._shared.models import make_plan
+from pushforward.cli._shared.options import JsonOption, ModelArgument, PlanOptions, plan_options
+from pushforward.cli._shared.report import write_json
 from pushforward.data.files import atomic_path
 from pushforward.data.pictures import check_suffix
 from pushforward.errors import PushforwardError

@@ -14,7 +14,9 @@ import torch
 import typer
 from torch import Tensor
 
-from pushforward.cli.common import (
+from pushforward.cli._shared.checks import check_outputs
+from pushforward.cli._shared.models import avoiding, choose_labels, make_plan, open_model, pick_device
+from pushforward.cli._shared.options import (
     DeviceOption,
     DtypeOption,
     GuidanceOption,
@@ -26,16 +28,9 @@ from pushforward.cli.common import (
     PromptOption,
     QuietOption,
     SizeOption,
-    avoiding,
-    choose_labels,
-    make_plan,
-    open_model,
-    pick_device,
     plan_options,
-    progress,
-    write_json,
-)  # fmt: skip
-from pushforward.cli.options import check_outputs
+)
+from pushforward.cli._shared.report import progress, write_json
 from pushforward.data.pictures import check_suffix, picture_suffixes, save_animation, save_image, sheet
 from pushforward.errors import PushforwardError
 from pushforward.execute import METHODS, Adaptive, Parallel, Progress, Round

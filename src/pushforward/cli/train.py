@@ -15,8 +15,9 @@ from typing import Annotated, Any
 
 import typer
 
-from pushforward.cli.common import FitOption, JsonOption, QuietOption, progress, waiting, write_json
-from pushforward.cli.options import check_outputs, in_vain
+from pushforward.cli._shared.checks import check_outputs, in_vain
+from pushforward.cli._shared.options import FitOption, JsonOption, QuietOption
+from pushforward.cli._shared.report import progress, waiting, write_json
 from pushforward.data.datasets import ImageData, load_images
 from pushforward.data.reading import Fit
 from pushforward.errors import PushforwardError

@@ -16,8 +16,10 @@ import torch
 import typer
 from torch import Tensor
 
-from pushforward.cli.batch import FORMAT, Item, kept_key, list_items, made_of, open_folder, todo, work_through
-from pushforward.cli.common import (
+from pushforward.cli._shared.batch import FORMAT, Item, kept_key, list_items, made_of, open_folder, todo, work_through
+from pushforward.cli._shared.checks import check_outputs, check_split, in_vain, tell_in_vain
+from pushforward.cli._shared.models import avoiding, choose_labels, image_size, open_model, pick_device
+from pushforward.cli._shared.options import (
     CountOption,
     DeviceOption,
     DtypeOption,
@@ -28,16 +30,10 @@ from pushforward.cli.common import (
     QuietOption,
     SizeOption,
     SplitOption,
-    avoiding,
-    choose_labels,
-    image_size,
-    open_model,
-    pick_device,
     plan_options,
-    read_file,
-    write_json,
-)  # fmt: skip
-from pushforward.cli.options import check_outputs, check_split, in_vain, tell_in_vain
+)
+from pushforward.cli._shared.report import write_json
+from pushforward.data.inputs import read_file
 from pushforward.data.pictures import compared, save_image, sheet
 from pushforward.errors import PushforwardError
 from pushforward.execute import INVERSE

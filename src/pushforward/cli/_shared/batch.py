@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from unicodedata import normalize
 from zlib import crc32
 
-from pushforward.cli.common import image_files, progress, read_file, write_json
+from pushforward.cli._shared.report import progress, write_json
 from pushforward.data.files import atomic_path, digest
+from pushforward.data.inputs import image_files, read_file
 from pushforward.data.reading import Fit, sentences
 from pushforward.data.schema import read
 from pushforward.errors import PushforwardError

@@ -1,0 +1,1 @@
+"""What commands share: their options, models, checks, batches and reports."""
