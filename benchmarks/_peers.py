@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pushforward.denoiser import Denoiser
 from pushforward.linear import Discrete, Process
-from pushforward.model import Denoiser
 
 TIMESTEPS = 1000
 

@@ -37,10 +37,11 @@ from _mixture import Mixture, mixture
 from _peers import Handed, Peer, peers, run_peer
 from torch import Tensor
 
+from pushforward.denoiser import Denoiser
 from pushforward.errors import PushforwardError
 from pushforward.execute import adaptive, run
 from pushforward.linear import POINT, Blurring, Discrete, Gaussian, Langevin, Process, ScaledProcess, root
-from pushforward.model import Denoiser, load
+from pushforward.model import load
 from pushforward.model.zoo import names
 from pushforward.plan import Plan, auto, ddim, dpm_solver_pp, exponential, gddim, grid, runge_kutta, unipc
 

@@ -39,10 +39,10 @@ from _mixture import mixture
 from torch import Tensor
 
 from pushforward import SOLVERS, Diffusion, Function, Model, Plan, grid, load
+from pushforward.denoiser import Ask, Denoiser
 from pushforward.execute import METHODS, Mixing, Noise, Parallel, Round, Solution, parallel, run
 from pushforward.linear import VP, Process, ScaledProcess
 from pushforward.maps.diffusion import Stream
-from pushforward.model.network import Ask, Denoiser
 from pushforward.plan import Register, auto, exponential
 
 THRESHOLDS = (1e-2, 1e-3, 1e-4)

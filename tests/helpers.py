@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from pushforward.denoiser import Function
 from pushforward.linear import (
     VE,
     VP,
@@ -16,7 +17,6 @@ from pushforward.linear import (
     Process,
     root,
 )  # fmt: skip
-from pushforward.model import Function
 from pushforward.plan import SOLVERS
 
 FIELD = (3, 2)

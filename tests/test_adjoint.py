@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from helpers import FIELD, PROCESSES, RESTLESS, gaussian_denoiser, mixture_denoiser, normal, point_denoiser
+from pushforward.denoiser import Function
 from pushforward.errors import PushforwardError
 from pushforward.execute import Parallel, run, system
 from pushforward.execute.adjoint import Exact, Implicit, Phantom, Skeleton, differentiable
 from pushforward.linear import VP, Blurring, BlurringLangevin, Flow, Gaussian, Langevin
-from pushforward.model import Function, Network
+from pushforward.model import Network
 from pushforward.plan import SOLVERS, Register, ddim, exponential, gddim, grid
 from pushforward.plan.collocation import collocation
 

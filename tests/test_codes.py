@@ -8,10 +8,11 @@ from safetensors.torch import load_file, save_file
 
 import pushforward as pf
 from helpers import PROCESSES, normal
+from pushforward.denoiser import Function
 from pushforward.linear import VP, Gaussian, Langevin, process_from_config
 from pushforward.maps.diffusion import Code
 from pushforward.maps.storage import check_codes, header, load_codes, plan_of, save_codes, statistics
-from pushforward.model import Function, Model
+from pushforward.model import Model
 from pushforward.plan import SOLVERS, grid
 
 SHAPE = (1, 3, 2)

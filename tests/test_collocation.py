@@ -17,11 +17,11 @@ from helpers import (
     point_denoiser,
     times,
 )  # fmt: skip
+from pushforward.denoiser import Function
 from pushforward.errors import PushforwardError
 from pushforward.execute import Parallel, parallel, run
 from pushforward.execute.system import System
 from pushforward.linear import POINT, VP, Flow, Gaussian, Langevin, Operator, root
-from pushforward.model import Function
 from pushforward.plan import Builder, collocation, exponential, grid
 
 EVERY = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)

@@ -12,8 +12,9 @@ from torch import nn
 import pushforward as pf
 from helpers import normal
 from pushforward.data.files import digest
+from pushforward.denoiser import Function
 from pushforward.linear import VP, Gaussian
-from pushforward.model import Function, Model, Network, save_model
+from pushforward.model import Model, Network, save_model
 from pushforward.model.contents import contents, model_digest
 from test_edit import reading
 

@@ -17,11 +17,12 @@ from typer.testing import CliRunner
 from helpers import gaussian_denoiser
 from pushforward.cli import app
 from pushforward.data.datasets import ImageData
+from pushforward.denoiser import Function
 from pushforward.errors import PushforwardError
 from pushforward.evaluation.samplers import Evaluation, check, evaluate, labels_for, table
 from pushforward.linear import VP, Blurring, Gaussian, Langevin, Process
 from pushforward.maps.spec import Sampler, parse
-from pushforward.model import Function, Model, save_model
+from pushforward.model import Model, save_model
 from pushforward.vision.features import FeatureNet
 from test_pushforward import SIZE, tiny
 

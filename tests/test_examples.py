@@ -16,13 +16,14 @@ from PIL import Image
 
 import pushforward as pf
 from helpers import DETERMINISTIC, FIELD, PROCESSES, mixture_denoiser, normal
+from pushforward.denoiser import Function
 from pushforward.errors import PushforwardError
 from pushforward.execute import run
 from pushforward.linear import PROCESSES as KNOWN
 from pushforward.linear import VP, Gaussian
 from pushforward.maps.diffusion import Stream
 from pushforward.maps.storage import load_codes
-from pushforward.model import Function, Model
+from pushforward.model import Model
 from pushforward.plan import SOLVERS, ddim, named
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

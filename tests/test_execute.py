@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from helpers import FIELD, PROCESSES, gaussian_denoiser, mixture_denoiser, normal
+from pushforward.denoiser import Function
 from pushforward.errors import PushforwardError
 from pushforward.execute import run
 from pushforward.linear import VP, Blurring, Gaussian, Langevin
-from pushforward.model import Function
 from pushforward.plan import SOLVERS, auto, ddim, exponential, gddim, grid
 
 EVERY = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)

@@ -5,10 +5,10 @@ import torch
 
 import pushforward as pf
 from helpers import FIELD, PROCESSES, mixture_denoiser, normal
+from pushforward.denoiser import Function
 from pushforward.errors import PushforwardError
 from pushforward.execute import Mixing, Parallel, invert, run
 from pushforward.linear import VP, Blurring, Gaussian, Langevin, Process, root
-from pushforward.model import Function
 from pushforward.plan import SOLVERS, ddim, exponential, gddim, grid
 
 EVERY = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)

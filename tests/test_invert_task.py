@@ -10,12 +10,12 @@ import torch
 import pushforward as pf
 from helpers import FIELD, mixture_denoiser, normal
 from pushforward.data.pictures import save_image, sheet
+from pushforward.denoiser import Function
 from pushforward.execute import INVERSE, Adaptive, Exact, Implicit, Parallel, Phantom, Skeleton
 from pushforward.guidance.invert import optimise
 from pushforward.guidance.optimisers import LBFGS
 from pushforward.linear import VP, Blurring, Gaussian, Langevin
 from pushforward.maps.storage import load_codes, plan_of
-from pushforward.model import Function
 from pushforward.model.backbone import Backbone, preset
 from pushforward.model.model import trained
 from pushforward.plan import ddim, exponential, gddim, grid

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from helpers import FIELD, PROCESSES, normal
+from pushforward.denoiser import Function
 from pushforward.errors import PushforwardError
 from pushforward.execute import Parallel
 from pushforward.execute import autotune as module
 from pushforward.execute.autotune import Latency, choose, measure, measured, read, rounds_expected, write
 from pushforward.execute.distributed import Across
 from pushforward.linear import VP
-from pushforward.model import Function, Network
+from pushforward.model import Network
 from pushforward.plan import SOLVERS, Plan, grid
 
 SIZES = tuple(2**i for i in range(10))

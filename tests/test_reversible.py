@@ -16,11 +16,12 @@ from helpers import (
     point_denoiser,
     times,
 )  # fmt: skip
+from pushforward.denoiser import Function
 from pushforward.errors import PushforwardError
 from pushforward.execute import run
 from pushforward.execute.backward import backward, end_pair, forward, naive_inversion
 from pushforward.linear import VP, Blurring, Flow, Gaussian, Process, root
-from pushforward.model import Function, Network
+from pushforward.model import Network
 from pushforward.plan import Plan, ddim, ddpm, exponential, gddim, grid, runge_kutta, unipc
 from pushforward.plan.reversible import bdia, o_belm
 

@@ -9,6 +9,7 @@ import torch
 from tests.helpers import FIELD, PROCESSES, gaussian_denoiser, mixture_denoiser, normal, times
 from torch import Tensor, nn
 
+from pushforward.denoiser import Function
 from pushforward.errors import PushforwardError
 from pushforward.execute import Parallel, run
 from pushforward.guidance.energies.energy import of
@@ -16,7 +17,7 @@ from pushforward.guidance.steering import METHODS, Steering, classified, inpaint
 from pushforward.linear import VP, Flow, Gaussian, Process
 from pushforward.maps.diffusion import Code, Diffusion
 from pushforward.maps.spec import parse
-from pushforward.model import Function, Model, Network
+from pushforward.model import Model, Network
 from pushforward.plan import SOLVERS, Plan, grid
 from pushforward.plan.recurrence import repeated
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pushforward.errors import PushforwardError
 
 if TYPE_CHECKING:
+    from pushforward.denoiser import Function
     from pushforward.execute import Exact, Implicit, Parallel, Phantom, Skeleton
     from pushforward.guidance.chains import Schedule, hmc, langevin, mala
     from pushforward.guidance.posterior import best, guide
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from pushforward.linear import Gaussian, process_from_config
     from pushforward.maps.diffusion import Code, Diffusion, Pushforward
     from pushforward.maps.generator import Generator, consistency, gan, load_generator, stylegan
-    from pushforward.model import Function, Model, Network, load
+    from pushforward.model import Model, Network, load
     from pushforward.plan import SOLVERS, Plan, grid
 
 __all__ = [
@@ -27,7 +28,7 @@ __all__ = [
 ]  # fmt: skip
 
 _HOMES = {
-    "Gaussian": "linear", "process_from_config": "linear", "Function": "model", "Model": "model", "Network": "model",
+    "Gaussian": "linear", "process_from_config": "linear", "Function": "denoiser", "Model": "model", "Network": "model",
     "load": "model", "SOLVERS": "plan", "Plan": "plan", "grid": "plan", "Code": "maps.diffusion",
     "Diffusion": "maps.diffusion", "Pushforward": "maps.diffusion", "Exact": "execute", "Implicit": "execute",
     "Parallel": "execute", "Phantom": "execute", "Skeleton": "execute", "PushforwardScheduler": "integrations.diffusers",

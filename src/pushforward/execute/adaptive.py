@@ -21,10 +21,10 @@ import torch
 from scipy.integrate import RK45
 from torch import Tensor
 
+from pushforward.denoiser import Denoiser
 from pushforward.errors import PushforwardError
 from pushforward.execute.sequential import Progress
 from pushforward.linear import Process
-from pushforward.model.network import Denoiser
 
 _STAGES, _WEIGHTS, _NODES, _ERROR = (torch.from_numpy(x).double() for x in (RK45.A, RK45.B, RK45.C, RK45.E))
 _POWER = -1 / (RK45.error_estimator_order + 1)

@@ -44,6 +44,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pushforward.denoiser import Ask, Denoiser
 from pushforward.errors import PushforwardError
 from pushforward.execute.anderson import Mixing, mixed
 from pushforward.execute.parallel import (
@@ -62,7 +63,6 @@ from pushforward.execute.remainder import tail
 from pushforward.execute.sequential import Noise, Progress, compiled, run
 from pushforward.execute.system import System
 from pushforward.linear import Gaussian, apply_coefficients
-from pushforward.model.network import Ask, Denoiser
 from pushforward.plan import Plan, Register
 
 _FLOOR = 1e-3  # cotangents below this part of the image's largest count as that large, so that rounding can settle

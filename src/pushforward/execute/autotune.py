@@ -34,11 +34,11 @@ from torch import Tensor
 
 from pushforward.data import schema
 from pushforward.data.files import cache_folder
+from pushforward.denoiser import Ask, Denoiser, Priced
 from pushforward.errors import PushforwardError
 from pushforward.execute.distributed import Across, same, size
 from pushforward.execute.parallel import METHODS, Parallel
 from pushforward.linear import Process
-from pushforward.model.network import Ask, Denoiser, Network
 from pushforward.plan import Plan
 
 BATCHES = tuple(2**i for i in range(10))  # 1 to 512
@@ -156,7 +156,7 @@ def measured(
 ) -> Latency:
     """As `measure`, but once: kept in the user's cache, by machine and network.
 
-    Denoisers other than a `Network` around a PyTorch module are not known by their parameters, and measured each time.
+    A denoiser that does not say what its calls cost (`Priced`) is measured each time.
 
     Args:
         denoiser: the network.
@@ -318,10 +318,9 @@ def _now(device: torch.device) -> float:
 
 def _key(denoiser: Denoiser, process: Process, like: Tensor, batches: Sequence[int]) -> dict[str, object] | None:
     """What latencies depend on, or `None` for a denoiser that cannot be told from others."""
-    if not isinstance(denoiser, Network) or not isinstance(denoiser.module, torch.nn.Module):
+    price = denoiser.price() if isinstance(denoiser, Priced) else None
+    if price is None:
         return None
-    parameters = list(denoiser.module.parameters())
-    condition = denoiser.condition
     return {
         "device": torch.cuda.get_device_name(like.device) if like.device.type == "cuda" else _processor(),
         "type": like.device.type,
@@ -330,13 +329,7 @@ def _key(denoiser: Denoiser, process: Process, like: Tensor, batches: Sequence[i
         "state": list(like.shape[1:]),
         "process": process.name,
         "threads": torch.get_num_threads(),
-        "network": f"{type(denoiser.module).__module__}.{type(denoiser.module).__qualname__}",
-        "parameters": sum(p.numel() for p in parameters),
-        "weights": sorted({str(p.dtype) for p in parameters}),
-        "autocast": str(denoiser.autocast),
-        "guided": denoiser.guidance != 1,
-        "condition": None if condition is None else list(condition.shape[1:]),
-        "max_batch": denoiser.max_batch,
+        **price,
         "batches": list(batches),
     }
 

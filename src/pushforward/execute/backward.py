@@ -27,10 +27,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pushforward.denoiser import Denoiser
 from pushforward.errors import PushforwardError
 from pushforward.execute.sequential import check_start
 from pushforward.linear import Operator, root
-from pushforward.model.network import Denoiser
 from pushforward.plan import Plan, Register, ddim
 
 

@@ -28,9 +28,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pushforward.data.files import digest
+from pushforward.denoiser import Ask, Denoiser
 from pushforward.errors import PushforwardError
 from pushforward.linear import Process
-from pushforward.model.network import Ask, Denoiser
 
 TIMEOUT = timedelta(hours=1)  # the longest that ranks of `join` wait for one another
 _T = TypeVar("_T")

@@ -24,10 +24,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pushforward.denoiser import Denoiser
 from pushforward.errors import PushforwardError
 from pushforward.execute.sequential import check_start, combine, compiled
 from pushforward.linear import Operator, apply_coefficients
-from pushforward.model.network import Denoiser
 from pushforward.plan import Plan, Register
 
 __all__ = ["Encoded", "encode"]

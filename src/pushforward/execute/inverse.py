@@ -25,13 +25,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from pushforward.denoiser import Denoiser
 from pushforward.errors import Diverged, PushforwardError
 from pushforward.execute.anderson import Mixing
 from pushforward.execute.backward import one_step_rows
 from pushforward.execute.parallel import METHODS, Parallel, Round, Subset, iterate, mean, parallel, system_of
 from pushforward.execute.sequential import check_start, run
 from pushforward.linear import Gaussian, Operator, root
-from pushforward.model.network import Denoiser
 from pushforward.plan import Plan
 
 INVERSE = Parallel(tolerance=1e-4, mixing=Mixing(history=5, below=None), max_rounds=40)

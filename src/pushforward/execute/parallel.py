@@ -33,13 +33,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pushforward.denoiser import Ask, Denoiser
 from pushforward.errors import PushforwardError
 from pushforward.execute.anderson import Mixing, mixed
 from pushforward.execute.remainder import LINEAR, Remainder, amplification, roundoff, tail
 from pushforward.execute.sequential import Noise, check_start, run
 from pushforward.execute.system import System
 from pushforward.linear import Gaussian, Operator
-from pushforward.model.network import Ask, Denoiser
 from pushforward.plan import Plan
 
 Response = Literal["gaussian", "noise", "data"]

@@ -31,8 +31,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pushforward.denoiser import Denoiser
 from pushforward.execute.system import System
-from pushforward.model.network import Denoiser
 
 TAIL, CHAIN = 2.0, 3.0  # margins of the two readings
 RATES = (0.3, 0.9)  # between these a measured rate is believed

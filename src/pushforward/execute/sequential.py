@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pushforward.denoiser import Denoiser
 from pushforward.errors import Diverged, PushforwardError
 from pushforward.linear import apply_coefficients
-from pushforward.model.network import Denoiser
 from pushforward.plan import Plan, Register
 
 Noise = Callable[[int], Tensor]

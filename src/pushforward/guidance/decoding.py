@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from pushforward.denoiser import Ask, Denoiser
 from pushforward.errors import PushforwardError
 from pushforward.execute import Exact, Gradient, Implicit, Parallel, Phantom
 from pushforward.linear import Process
 from pushforward.maps.diffusion import Code, Diffusion, Labels, Pushforward, chosen, listed
 from pushforward.model import Model
-from pushforward.model.network import Ask, Denoiser
 
 __all__ = ["Decoding"]
 

@@ -43,12 +43,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from pushforward.denoiser import Ask, Denoiser
 from pushforward.errors import PushforwardError
 from pushforward.guidance.energies.energy import Energy, Function, of
 from pushforward.linear import Operator, Process
 from pushforward.maps.diffusion import Code, mixed
 from pushforward.model import Model
-from pushforward.model.network import Ask, Denoiser
 
 __all__ = ["METHODS", "Altered", "Steering", "classified", "inpainted", "steered"]
 

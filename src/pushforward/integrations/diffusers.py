@@ -36,6 +36,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pushforward.denoiser import Ask
 from pushforward.errors import PushforwardError
 from pushforward.execute.sequential import steps
 from pushforward.linear import VE, Discrete, Flow, Gaussian, Process, ScaledProcess
@@ -45,7 +46,7 @@ from pushforward.model import Model, Network
 from pushforward.model.diffusers.schedules import _READERS as READERS
 from pushforward.model.diffusers.schedules import import_diffusers, read_schedule
 from pushforward.model.model import far_outside
-from pushforward.model.network import Ask, inverse_deviation
+from pushforward.model.network import inverse_deviation
 from pushforward.plan import Node, Plan, exponential
 from pushforward.plan.grid import bent, check_grid, invert
 

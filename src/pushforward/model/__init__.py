@@ -2,10 +2,10 @@
 
 from pushforward.model.load import load
 from pushforward.model.model import Model, load_model, save_model, trained
-from pushforward.model.network import Denoiser, Function, Network
+from pushforward.model.network import Network
 from pushforward.model.prediction import PREDICTIONS, Prediction, denoising
 
 __all__ = [
-    "PREDICTIONS", "Denoiser", "Function", "Model", "Network", "Prediction", "denoising", "load", "load_model",
+    "PREDICTIONS", "Model", "Network", "Prediction", "denoising", "load", "load_model",
     "save_model", "trained",
 ]  # fmt: skip

@@ -32,6 +32,16 @@ from pushforward.model.model import Model
 __all__ = ["contents", "model_digest"]
 
 _PLACES = {"name_or_path", "transformers_version"}  # what configurations say that changes nothing
+# The modules by whose names digests know our classes, where they live elsewhere today: what was kept stays known.
+_KNOWN_AS = {
+    "pushforward.denoiser": "pushforward.model.network",
+    "pushforward.model.tokens": "pushforward.model.words",
+    "pushforward.model.diffusers.load": "pushforward.model.diffusers",
+    "pushforward.model.diffusers.folders": "pushforward.model.folders",
+    "pushforward.model.diffusers.networks": "pushforward.model.pipelines",
+    "pushforward.model.diffusers.schedules": "pushforward.model.schedulers",
+    "pushforward.model.diffusers.text": "pushforward.model.text",
+}
 _INSTALLED = {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib")}
 
 
@@ -184,7 +194,8 @@ def _codes(code: CodeType) -> list[CodeType]:
 
 def _name(value: Any) -> str:
     name = getattr(value, "__qualname__", None) or getattr(value, "__name__", type(value).__qualname__)
-    return f"{getattr(value, '__module__', None) or ''}.{name}"
+    module = getattr(value, "__module__", None) or ""
+    return f"{_KNOWN_AS.get(module, module)}.{name}"
 
 
 def _own(module: str | None) -> bool:

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from pushforward.data.files import atomic_path, save_tensors
 from pushforward.data.schema import check, read
+from pushforward.denoiser import Denoiser, Wrapper
 from pushforward.errors import FarOutside, PushforwardError
 from pushforward.linear import POINT, Gaussian, Process, process_from_config
 from pushforward.model.backbone import Backbone, BackboneConfig
-from pushforward.model.network import Denoiser, Network, Wrapper
+from pushforward.model.network import Network
 from pushforward.model.prediction import Prediction, is_image
 from pushforward.model.prompts import Prompted, TextEncoder, prompted
 from pushforward.model.tokens import tokens, warn_of_lost_words

@@ -1,7 +1,6 @@
 """Networks: callables `(u, t, condition) -> prediction`, turned into denoisers.
 
-An executor needs one thing of a model: the *denoised state* at a node. `Denoiser` is that seam; `Network` fills it
-with a neural network, `Function` with a formula.
+`Network` is the `Denoiser` (see `denoiser`) that a neural network makes.
 """
 
 from __future__ import annotations
@@ -11,85 +10,18 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
+from pushforward.denoiser import Ask, check_output
 from pushforward.errors import PushforwardError
 from pushforward.linear import IDENTITY, POINT, Discrete, Gaussian, Operator, Process, apply_coefficients
 from pushforward.model.prediction import Prediction, denoising, is_image
 
 _NOTICED: WeakSet[nn.Module] = WeakSet()  # modules whose units of time have been looked at
 LOST = torch.finfo(torch.float32).eps ** 2  # signal-to-noise ratio at which float32 holds the noise alone
-
-
-class Ask(Protocol):
-    """A denoiser prepared for a list of times."""
-
-    def __call__(self, k: int | Tensor, u: Tensor, of: Tensor | None = None) -> Tensor:
-        """The denoised states `E[u_0 | u_t = u]`, shaped like `u`.
-
-        Args:
-            k: which time, for all rows; or one for each row, `(rows,)`.
-            u: states `(rows, k * channels, *field)`.
-            of: which image of the batch each row is a state of, `(rows,)`, to find its condition; by default row i
-                belongs to image i.
-        """
-
-
-@runtime_checkable
-class Denoiser(Protocol):
-    """The pointwise part of a diffusion model."""
-
-    def at(self, process: Process, times: Tensor, like: Tensor) -> Ask:
-        """Prepare for `times (n,)` once; see `Ask`.
-
-        Args:
-            process: the diffusion that `u` follows.
-            times: float64, on the CPU.
-            like: a state `(batch, k * channels, *field)` whose dtype and device the states will have.
-        """
-
-
-@runtime_checkable
-class Wrapper(Denoiser, Protocol):
-    """A denoiser that changes the answers of another one."""
-
-    @property
-    def inner(self) -> Denoiser:
-        """The other one."""
-
-    def around(self, inner: Denoiser) -> Denoiser:
-        """The same change of another one's answers."""
-
-
-@dataclass(frozen=True)
-class Function:
-    """A denoiser given by a formula `(u, t) -> E[u_0 | u_t = u]`, with `t` a number."""
-
-    denoise: Callable[[Tensor, float], Tensor]
-
-    def at(self, process: Process, times: Tensor, like: Tensor) -> Ask:  # noqa: ARG002 - the protocol's arguments
-        """See `Denoiser`."""
-
-        def ask(k: int | Tensor, u: Tensor, of: Tensor | None = None) -> Tensor:  # noqa: ARG001
-            if not isinstance(k, Tensor):
-                return self._checked(u.clone(), float(times[k]))
-            k = k.expand(len(u))
-            answers, order = [], []
-            for one in k.unique().tolist():
-                rows = (k == one).nonzero()[:, 0]
-                answers.append(self._checked(u[rows], float(times[one])))
-                order.append(rows)
-            return torch.cat(answers)[torch.cat(order).argsort()]
-
-        return ask
-
-    def _checked(self, u: Tensor, t: float) -> Tensor:
-        shape = u.shape
-        return check_output("The formula of a denoiser", self.denoise(u, t), shape)
 
 
 @dataclass(frozen=True)
@@ -142,6 +74,21 @@ class Network:
     def given(self, condition: Tensor | None, guidance: float = 1.0) -> Network:
         """This network under a condition."""
         return replace(self, condition=condition, guidance=guidance)
+
+    def price(self) -> dict[str, object] | None:
+        """What the time of a call depends on; of a module of PyTorch only."""
+        if not isinstance(self.module, nn.Module):
+            return None
+        parameters = list(self.module.parameters())
+        return {
+            "network": f"{type(self.module).__module__}.{type(self.module).__qualname__}",
+            "parameters": sum(p.numel() for p in parameters),
+            "weights": sorted({str(p.dtype) for p in parameters}),
+            "autocast": str(self.autocast),
+            "guided": self.guidance != 1,
+            "condition": None if self.condition is None else list(self.condition.shape[1:]),
+            "max_batch": self.max_batch,
+        }
 
     def at(self, process: Process, times: Tensor, like: Tensor) -> Ask:
         """See `Denoiser`."""
@@ -252,32 +199,6 @@ class Network:
             s = s.to(image).view(-1, *[1] * (image.ndim - 1))
             image = bound * torch.minimum(torch.maximum(image, -s), s) / s
         return torch.cat([image, rest], 1) if rest.shape[1] else image
-
-
-def check_output(what: str, output: object, shape: tuple[int, ...], *, learned_variance: bool = False) -> Tensor:
-    """A network's output, if it is real numbers of the shape `(rows, channels, *field)`: no other is broadcast.
-
-    Args:
-        what: it is the output of, for the message.
-        output: anything.
-        shape: wanted.
-        learned_variance: whether it may have twice as many channels.
-
-    Raises:
-        PushforwardError: it is something else.
-    """
-    wanted = f"return one real tensor of shape {tuple(shape)}"
-    if not isinstance(output, Tensor):
-        msg = f"{what} returned a {type(output).__name__}; {wanted}, for instance by a function that picks it out."
-        raise PushforwardError(msg)
-    double = (shape[0], 2 * shape[1], *shape[2:])
-    if tuple(output.shape) not in ((tuple(shape), double) if learned_variance else (tuple(shape),)):
-        msg = f"{what} returned shape {tuple(output.shape)} for {shape[0]} states; {wanted}."
-        raise PushforwardError(msg)
-    if not output.is_floating_point():
-        msg = f"{what} returned {str(output.dtype).removeprefix('torch.')} numbers; {wanted}."
-        raise PushforwardError(msg)
-    return output
 
 
 def _rows(condition: Tensor, rows: int, of: Tensor | None) -> Tensor:

@@ -1,0 +1,119 @@
+"""Denoisers: what an executor needs of a model, the *denoised state* at a node.
+
+`Denoiser` is that seam. A neural network fills it (`model.network.Network`), or a formula (`Function`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from pushforward.errors import PushforwardError
+from pushforward.linear import Process
+
+__all__ = ["Ask", "Denoiser", "Function", "Priced", "Wrapper", "check_output"]
+
+
+class Ask(Protocol):
+    """A denoiser prepared for a list of times."""
+
+    def __call__(self, k: int | Tensor, u: Tensor, of: Tensor | None = None) -> Tensor:
+        """The denoised states `E[u_0 | u_t = u]`, shaped like `u`.
+
+        Args:
+            k: which time, for all rows; or one for each row, `(rows,)`.
+            u: states `(rows, k * channels, *field)`.
+            of: which image of the batch each row is a state of, `(rows,)`, to find its condition; by default row i
+                belongs to image i.
+        """
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """The pointwise part of a diffusion model."""
+
+    def at(self, process: Process, times: Tensor, like: Tensor) -> Ask:
+        """Prepare for `times (n,)` once; see `Ask`.
+
+        Args:
+            process: the diffusion that `u` follows.
+            times: float64, on the CPU.
+            like: a state `(batch, k * channels, *field)` whose dtype and device the states will have.
+        """
+
+
+@runtime_checkable
+class Wrapper(Denoiser, Protocol):
+    """A denoiser that changes the answers of another one."""
+
+    @property
+    def inner(self) -> Denoiser:
+        """The other one."""
+
+    def around(self, inner: Denoiser) -> Denoiser:
+        """The same change of another one's answers."""
+
+
+@runtime_checkable
+class Priced(Denoiser, Protocol):
+    """A denoiser that says what the time of its calls depends on, so that it need not be measured twice."""
+
+    def price(self) -> dict[str, object] | None:
+        """Plain values that are the same for denoisers whose calls take equally long; `None`: not known."""
+
+
+@dataclass(frozen=True)
+class Function:
+    """A denoiser given by a formula `(u, t) -> E[u_0 | u_t = u]`, with `t` a number."""
+
+    denoise: Callable[[Tensor, float], Tensor]
+
+    def at(self, process: Process, times: Tensor, like: Tensor) -> Ask:  # noqa: ARG002 - the protocol's arguments
+        """See `Denoiser`."""
+
+        def ask(k: int | Tensor, u: Tensor, of: Tensor | None = None) -> Tensor:  # noqa: ARG001
+            if not isinstance(k, Tensor):
+                return self._checked(u.clone(), float(times[k]))
+            k = k.expand(len(u))
+            answers, order = [], []
+            for one in k.unique().tolist():
+                rows = (k == one).nonzero()[:, 0]
+                answers.append(self._checked(u[rows], float(times[one])))
+                order.append(rows)
+            return torch.cat(answers)[torch.cat(order).argsort()]
+
+        return ask
+
+    def _checked(self, u: Tensor, t: float) -> Tensor:
+        shape = u.shape
+        return check_output("The formula of a denoiser", self.denoise(u, t), shape)
+
+
+def check_output(what: str, output: object, shape: tuple[int, ...], *, learned_variance: bool = False) -> Tensor:
+    """A network's output, if it is real numbers of the shape `(rows, channels, *field)`: no other is broadcast.
+
+    Args:
+        what: it is the output of, for the message.
+        output: anything.
+        shape: wanted.
+        learned_variance: whether it may have twice as many channels.
+
+    Raises:
+        PushforwardError: it is something else.
+    """
+    wanted = f"return one real tensor of shape {tuple(shape)}"
+    if not isinstance(output, Tensor):
+        msg = f"{what} returned a {type(output).__name__}; {wanted}, for instance by a function that picks it out."
+        raise PushforwardError(msg)
+    double = (shape[0], 2 * shape[1], *shape[2:])
+    if tuple(output.shape) not in ((tuple(shape), double) if learned_variance else (tuple(shape),)):
+        msg = f"{what} returned shape {tuple(output.shape)} for {shape[0]} states; {wanted}."
+        raise PushforwardError(msg)
+    if not output.is_floating_point():
+        msg = f"{what} returned {str(output.dtype).removeprefix('torch.')} numbers; {wanted}."
+        raise PushforwardError(msg)
+    return output
