@@ -55,7 +55,7 @@ from pushforward.guidance.decoding import Decoding
 from pushforward.guidance.diagnostics import diagnose
 from pushforward.guidance.posterior import best, guide
 from pushforward.guidance.steering import METHODS, steered
-from pushforward.maps.diffusion import Code
+from pushforward.maps.code import Code
 from pushforward.maps.generator import Generator, load_generator
 from pushforward.maps.spec import Sampler, parse
 from pushforward.plan import Plan

@@ -38,7 +38,7 @@ from torch import Tensor
 from pushforward import SOLVERS, Code, Diffusion, Model, Plan, PushforwardError, grid, load
 from pushforward.execute import Round, run
 from pushforward.execute.backward import backward, end_pair, forward, naive_inversion
-from pushforward.maps.storage import statistics as code_statistics
+from pushforward.maps.normality import statistics as code_statistics
 
 MODELS = ("fashion-vp", "fashion-blurring", "fashion-langevin")
 MAIN = "ddim 50"  # measured on all images; the other plans on half of them

@@ -42,7 +42,7 @@ from pushforward import SOLVERS, Diffusion, Function, Model, Plan, grid, load
 from pushforward.denoiser import Ask, Denoiser
 from pushforward.execute import METHODS, Mixing, Noise, Parallel, Round, Solution, parallel, run
 from pushforward.linear import VP, Process, ScaledProcess
-from pushforward.maps.diffusion import Stream
+from pushforward.maps.code import GaussianStream
 from pushforward.plan import Register, auto, exponential
 
 THRESHOLDS = (1e-2, 1e-3, 1e-4)
@@ -140,7 +140,7 @@ class Problem:
 
     def draw(self) -> tuple[Tensor, Noise]:
         """Terminal states, and noises as executors ask for them."""
-        stream = Stream(0, range(self.count), self.diffusion.model.state_shape(1)[1:])
+        stream = GaussianStream(0, range(self.count), self.diffusion.model.state_shape(1)[1:])
         return self.diffusion.start(stream.draw()), stream.noise
 
     def sequential(self) -> Tensor:

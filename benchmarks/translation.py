@@ -35,7 +35,7 @@ from pushforward.data.pictures import compared, save_image, to_bytes
 from pushforward.evaluation.pairs import ssim
 from pushforward.evaluation.translation import Row, compare, space
 from pushforward.evaluation.translation import table as comparison
-from pushforward.maps.diffusion import Labels, chosen
+from pushforward.maps.labels import Labels, take_labels
 from pushforward.maps.spec import Sampler, parse
 from pushforward.model.zoo import names
 from pushforward.plan import Plan
@@ -113,13 +113,13 @@ def translations(
         sampler = Sampler("ddim", way.steps(steps), settings, start=way.start)
         one, other = (Diffusion(m, sampler_for(m, sampler, way.method).plan(m)) for m, _ in (source, target))
         if way == rows[0]:  # the network is compiled, unmeasured
-            ends = (End(d, chosen(labels, slice(BATCH))) for d, (_, labels) in ((one, source), (other, target)))
+            ends = (End(d, take_labels(labels, slice(BATCH))) for d, (_, labels) in ((one, source), (other, target)))
             translate(images[:BATCH], *ends, method=way.method, rows=BATCH)
         began, pieces, rounds, nfe = time.perf_counter(), [], 0, 0.0
         for first in range(0, len(images), BATCH):
             some = slice(first, first + BATCH)
             found = translate(
-                images[some], End(one, chosen(source[1], some)), End(other, chosen(target[1], some)),
+                images[some], End(one, take_labels(source[1], some)), End(other, take_labels(target[1], some)),
                 method=way.method, first=first, rows=BATCH,
             )  # fmt: skip
             pieces.append(found.images)

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from pushforward.data.pictures import to_bytes
 from pushforward.linear import Gaussian
-from pushforward.maps.diffusion import Diffusion, chosen
+from pushforward.maps.diffusion import Diffusion
+from pushforward.maps.labels import take_labels
 from pushforward.model import Model, Network, load
 from pushforward.model.zoo import names
 from pushforward.plan import auto
@@ -94,7 +95,7 @@ def held_out_loss(model: Model, images: Tensor, labels: Tensor | list[str] | Non
     losses = []
     for first in range(0, len(images), 128):
         some = slice(first, first + 128)
-        x, told = images[some], model.given(chosen(labels, some)).denoiser
+        x, told = images[some], model.given(take_labels(labels, some)).denoiser
         assert isinstance(told, Network)
         k = torch.randint(0, len(lesson.times), (len(x),), generator=generator)
         noise = torch.randn(model.state_shape(len(x)), generator=generator)

@@ -15,7 +15,7 @@ from pushforward.data.datasets import read_image
 from pushforward.data.inputs import read_inputs
 from pushforward.errors import PushforwardError
 from pushforward.linear import VP, Blurring, Langevin
-from pushforward.maps.diffusion import Code
+from pushforward.maps.code import Code
 from pushforward.maps.storage import load_codes, save_codes
 from pushforward.model import load_model, save_model
 from test_pushforward import SIZE, tiny

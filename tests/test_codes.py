@@ -10,8 +10,9 @@ import pushforward as pf
 from helpers import PROCESSES, normal
 from pushforward.denoiser import Function
 from pushforward.linear import VP, Gaussian, Langevin, process_from_config
-from pushforward.maps.diffusion import Code
-from pushforward.maps.storage import check_codes, header, load_codes, plan_of, save_codes, statistics
+from pushforward.maps.code import Code
+from pushforward.maps.normality import statistics
+from pushforward.maps.storage import check_codes, header, load_codes, plan_of, save_codes
 from pushforward.model import Model
 from pushforward.plan import SOLVERS, grid
 

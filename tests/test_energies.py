@@ -38,7 +38,7 @@ from pushforward.guidance.energies import (
     views,
 )
 from pushforward.guidance.energies.energy import of
-from pushforward.maps.diffusion import Code
+from pushforward.maps.code import Code
 from pushforward.vision.clip import load_clip
 from test_measures import folder, without  # noqa: F401 - a fixture
 

@@ -21,7 +21,7 @@ from pushforward.errors import PushforwardError
 from pushforward.execute import run
 from pushforward.linear import PROCESSES as KNOWN
 from pushforward.linear import VP, Gaussian
-from pushforward.maps.diffusion import Stream
+from pushforward.maps.code import GaussianStream
 from pushforward.maps.storage import load_codes
 from pushforward.model import Model
 from pushforward.plan import SOLVERS, ddim, named
@@ -122,7 +122,7 @@ def test_errors_are_those_to_the_exact_flow(example):
     model = Model("gaussian", process, Function(denoise), (1, 4, 4), reference=data)
     module = example("compare_samplers")
     found = module.compare(model, (4, 8), count=3, many=64)
-    truth = 0.1 + 0.5 * Stream(0, range(3), (1, 4, 4)).draw()
+    truth = 0.1 + 0.5 * GaussianStream(0, range(3), (1, 4, 4)).draw()
     true_errors = module.distances(found.images["ddim", 8], truth)
     torch.testing.assert_close(found.errors["ddim", 8], true_errors, rtol=0.02, atol=0)
     assert module.distances(found.converged, truth).max() < 1e-3

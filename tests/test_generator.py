@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pushforward.errors import PushforwardError
-from pushforward.maps.diffusion import Code, Pushforward
+from pushforward.maps.code import Code
 from pushforward.maps.generator import consistency, gan, load_generator, stylegan
+from pushforward.maps.protocol import Pushforward
 
 ROUNDING = 1e-5
 

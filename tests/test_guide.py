@@ -18,7 +18,7 @@ from pushforward.guidance.diagnostics import diagnose
 from pushforward.guidance.energies import Energy, of
 from pushforward.guidance.posterior import Descents, Guided, best, guide
 from pushforward.linear import VP, Gaussian, Process
-from pushforward.maps.diffusion import Code, Stream
+from pushforward.maps.code import Code, GaussianStream
 from pushforward.maps.spec import Sampler
 
 NUMBERS, PIXELS = 6, 4
@@ -34,7 +34,7 @@ class Linear:
         self.wanted = torch.randn(PIXELS, generator=random, dtype=torch.float64)
 
     def draw(self, count: int, *, seed: int = 0, first: int = 0) -> Code:
-        return Code(Stream(seed, range(first, first + count), (NUMBERS,)).draw().double())
+        return Code(GaussianStream(seed, range(first, first + count), (NUMBERS,)).draw().double())
 
     def decode(self, code: Code, labels: Tensor | None = None) -> Tensor:
         return (code.start @ self.matrix).view(-1, 1, 2, 2)

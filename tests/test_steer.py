@@ -15,7 +15,8 @@ from pushforward.execute import Parallel, run
 from pushforward.guidance.energies.energy import of
 from pushforward.guidance.steering import METHODS, Steering, classified, inpainted, steered
 from pushforward.linear import VP, Flow, Gaussian, Process
-from pushforward.maps.diffusion import Code, Diffusion
+from pushforward.maps.code import Code
+from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.spec import parse
 from pushforward.model import Model, Network
 from pushforward.plan import SOLVERS, Plan, grid

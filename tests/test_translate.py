@@ -17,7 +17,8 @@ from helpers import (
 )
 from pushforward.errors import PushforwardError
 from pushforward.linear import VP, Blurring, Gaussian, Langevin
-from pushforward.maps.diffusion import Code, Diffusion
+from pushforward.maps.code import Code
+from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.spec import Sampler
 from pushforward.model import Model
 from pushforward.plan import exponential, grid

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from pushforward.guidance.steering import Steering, steered
     from pushforward.integrations.diffusers import PushforwardScheduler
     from pushforward.linear import Gaussian, process_from_config
-    from pushforward.maps.diffusion import Code, Diffusion, Pushforward
+    from pushforward.maps.code import Code
+    from pushforward.maps.diffusion import Diffusion
     from pushforward.maps.generator import Generator, consistency, gan, load_generator, stylegan
+    from pushforward.maps.protocol import Pushforward
     from pushforward.model import Model, Network, load
     from pushforward.plan import SOLVERS, Plan, grid
 
@@ -29,8 +31,8 @@ __all__ = [
 
 _HOMES = {
     "Gaussian": "linear", "process_from_config": "linear", "Function": "denoiser", "Model": "model", "Network": "model",
-    "load": "model", "SOLVERS": "plan", "Plan": "plan", "grid": "plan", "Code": "maps.diffusion",
-    "Diffusion": "maps.diffusion", "Pushforward": "maps.diffusion", "Exact": "execute", "Implicit": "execute",
+    "load": "model", "SOLVERS": "plan", "Plan": "plan", "grid": "plan", "Code": "maps.code",
+    "Diffusion": "maps.diffusion", "Pushforward": "maps.protocol", "Exact": "execute", "Implicit": "execute",
     "Parallel": "execute", "Phantom": "execute", "Skeleton": "execute", "PushforwardScheduler": "integrations.diffusers",
     "Generator": "maps.generator", "consistency": "maps.generator", "gan": "maps.generator", "load_generator": "maps.generator",
     "stylegan": "maps.generator", "Schedule": "guidance.chains", "hmc": "guidance.chains", "langevin": "guidance.chains",

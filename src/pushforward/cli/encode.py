@@ -45,8 +45,11 @@ from pushforward.cli._shared.report import progress, write_json
 from pushforward.data.inputs import read_inputs
 from pushforward.data.pictures import check_suffix, compared, picture_suffixes, save_image
 from pushforward.errors import PushforwardError
-from pushforward.maps.diffusion import Code, Diffusion, chosen
-from pushforward.maps.storage import check_path, header, load_codes, save_codes, statistics
+from pushforward.maps.code import Code
+from pushforward.maps.diffusion import Diffusion
+from pushforward.maps.labels import take_labels
+from pushforward.maps.normality import statistics
+from pushforward.maps.storage import check_path, header, load_codes, save_codes
 from pushforward.plan import Plan
 
 __all__ = ["encode"]
@@ -125,7 +128,7 @@ def encode(
         for first in range(0, len(given.values), batch):
             some = slice(first, first + batch)
             found.append(
-                diffusion.encode(given.values[some], chosen(labels, some), guidance, seed=seed, first=first,
+                diffusion.encode(given.values[some], take_labels(labels, some), guidance, seed=seed, first=first,
                                  independent=independent, sequential=sequential, rows=batch, callback=bar.update)
             )  # fmt: skip
     seconds = time.perf_counter() - seconds

@@ -49,10 +49,13 @@ from pushforward.guidance.posterior import Descents, Guided, Prior, best
 from pushforward.guidance.posterior import guide as run
 from pushforward.guidance.steering import METHODS as STEERINGS
 from pushforward.guidance.steering import Steering, steered
-from pushforward.maps.diffusion import Diffusion, Labels, Pushforward
+from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.generator import Generator, is_generator, load_generator
+from pushforward.maps.labels import Labels
+from pushforward.maps.normality import statistics
+from pushforward.maps.protocol import Pushforward
 from pushforward.maps.spec import parse, words
-from pushforward.maps.storage import header, save_codes, statistics
+from pushforward.maps.storage import header, save_codes
 from pushforward.model.contents import contents, model_digest
 from pushforward.plan import Plan
 

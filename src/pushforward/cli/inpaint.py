@@ -43,7 +43,8 @@ from pushforward.data.pictures import compared, read_mask, save_image, sheet
 from pushforward.errors import PushforwardError
 from pushforward.guidance.inpaint import inpaint as paint
 from pushforward.guidance.steering import inpainted
-from pushforward.maps.diffusion import Diffusion, chosen
+from pushforward.maps.diffusion import Diffusion
+from pushforward.maps.labels import take_labels
 from pushforward.maps.spec import Sampler
 from pushforward.model.contents import model_digest
 from pushforward.plan import Plan
@@ -118,7 +119,7 @@ def inpaint(
         return same if labels is None else made_of(settings, same, labels[item.position])
 
     def work(some: list[Item], values: Tensor, numbers: list[int], keys: list[str]) -> None:
-        told = chosen(labels, torch.tensor([item.position for item in some]))
+        told = take_labels(labels, torch.tensor([item.position for item in some]))
         found = paint(diffusion, values, known, draws=draws, labels=told, guidance=guidance, seed=seed, first=numbers,
                       batch=batch)  # fmt: skip
         for item, drawn, key in zip(some, found, keys, strict=True):

@@ -19,9 +19,10 @@ from pushforward.cli._shared.report import write_json
 from pushforward.data.memory import check_images
 from pushforward.data.pictures import check_suffix, picture_suffixes, save_image, sheet
 from pushforward.errors import PushforwardError
-from pushforward.maps.diffusion import Code, chosen
+from pushforward.maps.code import Code
 from pushforward.maps.interpolation import average, similarity
 from pushforward.maps.interpolation import interpolate as between
+from pushforward.maps.labels import take_labels
 from pushforward.maps.storage import check_path, full_name, save_codes
 from pushforward.model.contents import model_digest
 
@@ -68,7 +69,7 @@ def interpolate(
         weights = torch.linspace(0, 1, frames, dtype=torch.float64)
         new = Code.cat([between(code[[a] * frames], code[[b] * frames], weights) for a, b in pairs])
         own = [a if weight < 0.5 else b for a, b in pairs for weight in weights.tolist()]
-    kept = chosen(labels, torch.tensor(own))
+    kept = take_labels(labels, torch.tensor(own))
     images = decoded(diffusion, new, kept, info["guidance"], batch, quiet=quiet)
     save_image(sheet(images, columns=1 if middle else frames), out)
     if save is not None:

@@ -49,9 +49,12 @@ from pushforward.data.pictures import check_suffix, compared, picture_suffixes, 
 from pushforward.errors import PushforwardError
 from pushforward.execute import INVERSE, Exact, Implicit, Parallel, Round
 from pushforward.guidance.invert import Record, naive, optimise
-from pushforward.maps.diffusion import Code, Diffusion, Inversion, Labels
-from pushforward.maps.diffusion import chosen as told
-from pushforward.maps.storage import check_path, header, load_codes, save_codes, statistics
+from pushforward.maps.code import Code
+from pushforward.maps.diffusion import Diffusion, Inversion
+from pushforward.maps.labels import Labels
+from pushforward.maps.labels import take_labels as told
+from pushforward.maps.normality import statistics
+from pushforward.maps.storage import check_path, header, load_codes, save_codes
 from pushforward.model import Model
 from pushforward.plan import Plan
 

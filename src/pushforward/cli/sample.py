@@ -35,7 +35,8 @@ from pushforward.data.pictures import check_suffix, picture_suffixes, save_anima
 from pushforward.errors import PushforwardError
 from pushforward.execute import METHODS, Adaptive, Parallel, Progress, Round
 from pushforward.execute.distributed import join
-from pushforward.maps.diffusion import Diffusion, in_turn
+from pushforward.maps.diffusion import Diffusion
+from pushforward.maps.labels import in_turn
 from pushforward.model import Model
 from pushforward.plan import Plan
 

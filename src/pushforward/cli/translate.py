@@ -37,7 +37,8 @@ from pushforward.data.inputs import read_file
 from pushforward.data.pictures import compared, save_image, sheet
 from pushforward.errors import PushforwardError
 from pushforward.execute import INVERSE
-from pushforward.maps.diffusion import Diffusion, Labels
+from pushforward.maps.diffusion import Diffusion
+from pushforward.maps.labels import Labels
 from pushforward.maps.spec import Sampler
 from pushforward.model import Model
 from pushforward.model.contents import model_digest

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from pushforward.data.memory import check_memory
 from pushforward.errors import PushforwardError
-from pushforward.maps.diffusion import Stream, mixed
+from pushforward.maps.code import GaussianStream, derive_seed
 
 __all__ = [
     "SAMPLERS", "Chains", "Draw", "Dynamics", "Point", "Record", "Schedule", "Target", "hmc", "langevin", "mala",
@@ -321,7 +321,7 @@ def walk(
     numbers = range(first, first + len(chains.variables))
     yield chains
     while chains.step < schedule.steps:
-        noise = Stream(mixed(seed, chains.step + 1), numbers, (chains.variables.shape[1] + 2,)).draw()
+        noise = GaussianStream(derive_seed(seed, chains.step + 1), numbers, (chains.variables.shape[1] + 2,)).draw()
         chains = _moved(target, chains, sampler, schedule, noise, first)
         yield chains
 

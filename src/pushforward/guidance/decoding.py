@@ -11,7 +11,10 @@ from pushforward.denoiser import Ask, Denoiser
 from pushforward.errors import PushforwardError
 from pushforward.execute import Exact, Gradient, Implicit, Parallel, Phantom
 from pushforward.linear import Process
-from pushforward.maps.diffusion import Code, Diffusion, Labels, Pushforward, chosen, listed
+from pushforward.maps.code import Code
+from pushforward.maps.diffusion import Diffusion
+from pushforward.maps.labels import Labels, listed, take_labels
+from pushforward.maps.protocol import Pushforward
 from pushforward.model import Model
 
 __all__ = ["Decoding"]
@@ -108,14 +111,14 @@ class Decoding:
         """The diffusion under the labels of images `some (n,)`, its network evaluations counted for them."""
         assert isinstance(self.pushforward, Diffusion)
         if isinstance(self.labels, Tensor):
-            model = self.pushforward.model.given(chosen(self.labels, some.cpu()), self.guidance)
+            model = self.pushforward.model.given(take_labels(self.labels, some.cpu()), self.guidance)
         else:  # prompts, the negative one too, are encoded once a batch
             own = self.labels is not None or self.pushforward.model.conditions > 1
             key = tuple(some.tolist()) if own else ()
             if key not in self._told:
                 while self._told and sum(map(len, self._told)) + len(key) > 2 * len(self.nfe):
                     self._told.pop(next(iter(self._told)))  # of images that are done
-                told = chosen(self.labels, some.cpu())
+                told = take_labels(self.labels, some.cpu())
                 self._told[key] = self.pushforward.model.some(some.cpu()).given(told, self.guidance)
             model = self._told[key]
         counted = replace(model, denoiser=_Counted(model.denoiser, self.nfe, some), text=None)  # it has been told
@@ -126,4 +129,4 @@ class Decoding:
         if isinstance(self.pushforward, Diffusion):
             return self.of(some).decode(code, gradient=self.gradient, parallel=self.parallel)
         self.nfe.index_add_(0, some, torch.ones_like(some))
-        return self.pushforward.decode(code, None if self.labels is None else chosen(self.labels, some.cpu()))
+        return self.pushforward.decode(code, None if self.labels is None else take_labels(self.labels, some.cpu()))

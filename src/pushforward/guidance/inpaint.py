@@ -18,7 +18,9 @@ from torch import Tensor
 from pushforward.data.memory import check_images
 from pushforward.errors import PushforwardError
 from pushforward.guidance.steering import inpainted
-from pushforward.maps.diffusion import Diffusion, Labels, Stream, chosen, mixed, numbered
+from pushforward.maps.code import GaussianStream, derive_seed, numbered
+from pushforward.maps.diffusion import Diffusion
+from pushforward.maps.labels import Labels, take_labels
 from pushforward.plan import Plan
 
 __all__ = ["inpaint"]
@@ -68,9 +70,9 @@ def inpaint(
     made = []
     for some in torch.arange(count * draws).split(batch):
         own = some // draws
-        keys = [mixed(numbers[i], k) for i, k in zip(own.tolist(), (some % draws).tolist(), strict=True)]
+        keys = [derive_seed(numbers[i], k) for i, k in zip(own.tolist(), (some % draws).tolist(), strict=True)]
         held = replace(diffusion, model=inpainted(diffusion.model, images[own], where[own]))
-        code = Stream(seed, keys, shape).code(noises, like)
-        found = held.decode(code, chosen(labels, own), guidance, callback=callback).float().cpu()
+        code = GaussianStream(seed, keys, shape).code(noises, like)
+        found = held.decode(code, take_labels(labels, own), guidance, callback=callback).float().cpu()
         made.append(torch.where(where[own].cpu(), images[own].float().cpu(), found))
     return torch.cat(made).unflatten(0, (count, draws))

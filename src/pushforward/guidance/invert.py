@@ -31,7 +31,10 @@ from pushforward.execute import Adaptive, Exact, Gradient, Parallel
 from pushforward.execute.backward import naive_inversion
 from pushforward.guidance.decoding import Decoding
 from pushforward.guidance.optimisers import METHODS
-from pushforward.maps.diffusion import Code, Diffusion, Labels, Pushforward
+from pushforward.maps.code import Code
+from pushforward.maps.diffusion import Diffusion
+from pushforward.maps.labels import Labels
+from pushforward.maps.protocol import Pushforward
 from pushforward.plan import Plan
 
 __all__ = ["Optimised", "Record", "naive", "optimise"]

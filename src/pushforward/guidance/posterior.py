@@ -31,7 +31,10 @@ from pushforward.guidance.decoding import Decoding
 from pushforward.guidance.energies.codes import chi, gaussian
 from pushforward.guidance.energies.energy import Energy, Function, of
 from pushforward.guidance.optimisers import METHODS, State
-from pushforward.maps.diffusion import Code, Diffusion, Labels, Pushforward
+from pushforward.maps.code import Code
+from pushforward.maps.diffusion import Diffusion
+from pushforward.maps.labels import Labels
+from pushforward.maps.protocol import Pushforward
 
 __all__ = ["Descents", "Guided", "Optimiser", "Prior", "best", "guide"]
 

@@ -47,7 +47,7 @@ from pushforward.denoiser import Ask, Denoiser
 from pushforward.errors import PushforwardError
 from pushforward.guidance.energies.energy import Energy, Function, of
 from pushforward.linear import Operator, Process
-from pushforward.maps.diffusion import Code, mixed
+from pushforward.maps.code import Code, derive_seed
 from pushforward.model import Model
 
 __all__ = ["METHODS", "Altered", "Steering", "classified", "inpainted", "steered"]
@@ -391,7 +391,7 @@ def _noises(
 
     @lru_cache(maxsize=_KEPT)
     def drawn(k: int) -> Tensor:
-        generator = torch.Generator().manual_seed(mixed(steering.seed, round(float(times[k]) * 2**40)))
+        generator = torch.Generator().manual_seed(derive_seed(steering.seed, round(float(times[k]) * 2**40)))
         return torch.randn(shape, generator=generator).to(like)
 
     def added(sample: int, k: int | Tensor, x: Tensor) -> Tensor:

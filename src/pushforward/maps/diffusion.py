@@ -1,145 +1,33 @@
-"""Maps from Gaussian codes to images.
+"""A diffusion model with a plan, as a map from Gaussian codes to images.
 
-A `Pushforward` decodes codes of standard normal variables into images. `Diffusion` is a model with a plan: its code is
-the terminal state, in units of the marginal's root, the noises of a stochastic plan, and what is left on the last
-state: noise, where the plan ends above time 0, or a residual.
+Its code is the terminal state, in units of the marginal's root, the noises of a stochastic plan, and what is left on
+the last state: noise, where the plan ends above time 0, or a residual.
 """
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pushforward.data.memory import check_images, check_memory
+from pushforward.data.memory import check_images
 from pushforward.errors import PushforwardError
 from pushforward.execute import INVERSE, Adaptive, Noise, Parallel, Round, Solution, encode, invert, parallel, run
 from pushforward.execute.adjoint import Gradient, Implicit, Phantom, differentiable
 from pushforward.execute.autotune import choose, measured
 from pushforward.execute.distributed import Across
 from pushforward.linear import root
+from pushforward.maps.code import Code, GaussianStream, numbered
+from pushforward.maps.labels import IN_TURN, Labels, in_turn, listed, take_labels
 from pushforward.model import Model
 from pushforward.plan import Plan
 
-_STREAM = 5200  # bytes of a random stream
 LOCAL = (0.15, 1.0)  # sizes of the reference, in parts of the data's, that inversion tries in turn
 FAILED = 1e-2  # error of an image above which the next is tried; what is below it is rounding, or not to be had
-
-
-# Classes, as numbers `(count,)` or by name and number, or as many prompts; a single one is every image's.
-Labels = Tensor | Sequence[str] | Sequence[int] | None
-IN_TURN = "in turn"  # labels of image i: the class i, counted round, or the caption
-
-
-@runtime_checkable
-class Pushforward(Protocol):
-    """A map from Gaussian codes to images in [-1, 1]: a `Diffusion`, or a GAN (`generator.Generator`)."""
-
-    def draw(self, count: int, *, seed: int = 0, first: int = 0) -> Code:
-        """Codes of `count` images, standard normal; image i's depends on the seed and `first + i` alone."""
-
-    def decode(self, code: Code, labels: Labels = None) -> Tensor:
-        """Their images `(count, channels, height, width)`, differentiable in the code."""
-
-    def sample(self, count: int, *, seed: int = 0, first: int = 0, labels: Labels = None) -> Tensor:
-        """The images of `draw`."""
-
-
-@dataclass(frozen=True)
-class Code:
-    """The Gaussian variables behind a batch of images.
-
-    Args:
-        start: of the terminal state, `(count, k * channels, *field)`.
-        noises: of a stochastic plan, `(noises, count, k * channels, *field)`.
-        end: noise on the last state of a plan that ends above time 0, `(count, k * channels, *field)`; `None`: none.
-        residual: what the clean image has more than the last state of a plan whose last step takes no noise, in the
-            units of the image, `(count, k * channels, *field)`; `None`: nothing.
-    """
-
-    start: Tensor
-    noises: Tensor | None = None
-    end: Tensor | None = None
-    residual: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.start)
-
-    def __getitem__(self, some: slice | Tensor | list[int]) -> Code:
-        """The codes of some of the images."""
-        noises = None if self.noises is None else self.noises[:, some]
-        start, end, residual = (None if x is None else x[some] for x in (self.start, self.end, self.residual))
-        assert start is not None
-        return Code(start, noises, end, residual)
-
-    def to(self, like: Tensor) -> Code:
-        """The code on the device and in the dtype of a tensor."""
-        parts = (None if x is None else x.to(like) for x in (self.start, self.noises, self.end, self.residual))
-        return Code(*parts)  # type: ignore[arg-type]
-
-    def variables(self) -> Tensor:
-        """The Gaussian variables that the image is made of, `(count, numbers)`: the start's, then the noises'."""
-        parts = [self.start.flatten(1)]
-        if self.noises is not None:
-            parts.append(self.noises.movedim(1, 0).flatten(1))
-        return torch.cat(parts, 1)
-
-    def with_variables(self, x: Tensor) -> Code:
-        """The code with other variables `x (count, numbers)`, as `variables` gives them; the rest stays."""
-        size, shape = self.start[0].numel(), self.start.shape
-        start, noises = x[:, :size].reshape(shape), None
-        if self.noises is not None:
-            noises = x[:, size:].reshape(shape[0], len(self.noises), *shape[1:]).movedim(0, 1)
-        return replace(self, start=start, noises=noises)
-
-    @staticmethod
-    def cat(codes: Sequence[Code]) -> Code:
-        """The codes of several batches as one, on the CPU."""
-
-        def together(name: str, along: int = 0) -> Tensor | None:
-            parts = [value.cpu() for code in codes if (value := getattr(code, name)) is not None]
-            return torch.cat(parts, along) if parts else None
-
-        start = together("start")
-        assert start is not None
-        return Code(start, together("noises", 1), together("end"), together("residual"))
-
-
-class Stream:
-    """Gaussian variables of a batch of images, drawn when asked for.
-
-    Every image has a random stream of its own, made from the seed and the image's index, so that image i is the same
-    whatever the batch it is drawn in.
-
-    Args:
-        seed: of all.
-        indices: of the images, any numbers.
-        shape: of one variable, `(k * channels, *field)`.
-    """
-
-    def __init__(self, seed: int, indices: Sequence[int], shape: tuple[int, ...]):
-        check_memory(len(indices) * (_STREAM + 4 * math.prod(shape)), f"The codes of {len(indices):,} images")
-        self._streams = [torch.Generator().manual_seed(mixed(seed, i)) for i in indices]
-        self._shape = shape
-
-    def draw(self) -> Tensor:
-        """The next variable of every image, `(images, *shape)`: the terminal state's, then the noises' in order."""
-        return torch.stack([torch.randn(self._shape, generator=g) for g in self._streams])
-
-    def code(self, noises: int, like: Tensor) -> Code:
-        """The next variables as codes of a start and so many noises, where `like` is and in its dtype or better."""
-        dtype = torch.promote_types(like.dtype, torch.float32)
-        start, *rest = (self.draw().to(like.device, dtype) for _ in range(1 + noises))
-        return Code(start, torch.stack(rest) if rest else None)
-
-    def noise(self, node: int) -> Tensor:  # noqa: ARG002 - executors ask node after node
-        """The next variable, as executors ask for it."""
-        return self.draw()
 
 
 @dataclass(frozen=True)
@@ -210,7 +98,7 @@ class Diffusion:
         if count < 1:
             msg = f"Draw at least 1 code; got {count}."
             raise PushforwardError(msg)
-        stream = Stream(seed, range(first, first + count), self.model.state_shape(1)[1:])
+        stream = GaussianStream(seed, range(first, first + count), self.model.state_shape(1)[1:])
         noises = 0 if isinstance(self.plan, Adaptive) else len(self.plan.noises)
         return stream.code(noises, torch.empty(0, dtype=self.dtype, device=self._device))
 
@@ -305,9 +193,9 @@ class Diffusion:
         for begin in range(0, count, batch):
             end = min(begin + batch, count)
             some = slice(begin, end)
-            stream = Stream(seed, range(first + begin, first + end), self.model.state_shape(1)[1:])
+            stream = GaussianStream(seed, range(first + begin, first + end), self.model.state_shape(1)[1:])
             start = self.start(stream.draw())
-            yield self.model.some(some).given(chosen(labels, some), guidance), start, stream.noise
+            yield self.model.some(some).given(take_labels(labels, some), guidance), start, stream.noise
 
     def decode(
         self,
@@ -393,7 +281,7 @@ class Diffusion:
             raise PushforwardError(msg)
         model, process = self._given(labels, guidance, len(images)), self.model.process
         clean = self._state(images)
-        stream = Stream(seed, numbered(first, len(images)), clean.shape[1:])
+        stream = GaussianStream(seed, numbered(first, len(images)), clean.shape[1:])
         z = self._noised(clean, stream)
         found = encode(self.plan, Across(model.denoiser), clean, start=self.start(z), draw=stream.draw,
                        independent=independent, sequential=sequential, rows=rows, callback=callback)  # fmt: skip
@@ -444,7 +332,7 @@ class Diffusion:
             raise PushforwardError(msg)
         model, process = self._given(labels, guidance, len(images)), self.model.process
         clean = self._state(images)
-        end = Stream(seed, numbered(first, len(images)), clean.shape[1:]).draw() if noisy else None
+        end = GaussianStream(seed, numbered(first, len(images)), clean.shape[1:]).draw() if noisy else None
         time = self.plan.times[-1:]
         state = clean
         if end is not None:
@@ -464,7 +352,7 @@ class Diffusion:
             bad = (~(residual <= max(FAILED, parallel.tolerance))).nonzero()[:, 0]
             if not len(bad):
                 break
-            some = self.model.some(bad.cpu()).given(chosen(labels, bad.cpu()), guidance)
+            some = self.model.some(bad.cpu()).given(take_labels(labels, bad.cpu()), guidance)
             again = invert(self.plan, Across(some.denoiser), state[bad], clean=clean[bad] if noisy else None,
                            error=error, method=_referenced(parallel, some, scale), callback=callback)  # fmt: skip
             better = again.residual < residual[bad]
@@ -488,7 +376,7 @@ class Diffusion:
             SDEdit, Meng et al., arXiv 2108.01073, algorithm 1.
         """
         clean = self._state(images)
-        stream = Stream(seed, numbered(first, len(images)), clean.shape[1:])
+        stream = GaussianStream(seed, numbered(first, len(images)), clean.shape[1:])
         start = self._noised(clean, stream)
         count = 0 if isinstance(self.plan, Adaptive) else len(self.plan.noises)
         return Code(start, torch.stack([stream.draw() for _ in range(count)]).to(start) if count else None)
@@ -504,7 +392,7 @@ class Diffusion:
             raise PushforwardError(msg)
         return self.model.process.lift(self.model.latents(images.to(device=self._device, dtype=self.dtype)))
 
-    def _noised(self, clean: Tensor, stream: Stream) -> Tensor:
+    def _noised(self, clean: Tensor, stream: GaussianStream) -> Tensor:
         """The code of a state drawn from `q(u_0 | x)` at the plan's first time."""
         process, time = self.model.process, self.plan.times[:1]
         signal, spread = process.transition(time, torch.zeros_like(time))[0], process.covariance(time).cholesky()[0]
@@ -582,61 +470,8 @@ class _Rest(NamedTuple):
     residual: Tensor | None
 
 
-def in_turn(model: Model, count: int, first: int = 0) -> Labels:
-    """The labels of images that none are given for: the classes, or the captions that a model knows, counted round.
-
-    Args:
-        model: the model; of one that has been given a condition, or knows neither, `None`.
-        count: how many images.
-        first: number of the first image: image i's depends on its number alone.
-    """
-    if model.conditions:
-        return None
-    if model.text is not None:
-        captions = model.info.get("captions", ())
-        return [str(captions[i % len(captions)]) for i in range(first, first + count)] if captions else None
-    return torch.arange(first, first + count) % len(model.classes) if model.classes else None
-
-
-def listed(labels: Labels | int) -> Labels:
-    """Labels as one or more: a single class or prompt as a list of one."""
-    if isinstance(labels, Tensor) or labels is None:
-        return labels
-    if isinstance(labels, str):
-        return [labels]
-    return [int(labels)] if isinstance(labels, int) else labels
-
-
-def chosen(labels: Labels | int, some: slice | Tensor) -> Labels:
-    """The labels or prompts of some of the images; a single one is every image's."""
-    labels = listed(labels)
-    if labels is None or len(labels) == 1:
-        return labels
-    if isinstance(labels, Tensor):
-        return labels[some]
-    names: list[Any] = list(labels)
-    return names[some] if isinstance(some, slice) else [names[i] for i in some.tolist()]
-
-
 def _referenced(method: Parallel, model: Model, scale: float = 1.0) -> Parallel:
     """The method with the data of the (conditioned) model as its reference, if it has no other."""
     if method.reference is not None:
         return method
     return replace(method, reference=model.gaussian.tempered(scale=scale))
-
-
-def numbered(first: int | Sequence[int], count: int) -> Sequence[int]:
-    """The number of each image."""
-    numbers = range(first, first + count) if isinstance(first, int) else first
-    if len(numbers) != count:
-        msg = f"{count} images need as many numbers; got {len(numbers)}."
-        raise PushforwardError(msg)
-    return numbers
-
-
-def mixed(seed: int, index: int) -> int:
-    """One 63-bit seed from two numbers (the finaliser of SplitMix64)."""
-    x = (seed * 0x9E3779B97F4A7C15 + index * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) & (2**64 - 1)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        x = ((x ^ (x >> shift)) * factor) & (2**64 - 1)
-    return (x ^ (x >> 31)) >> 1

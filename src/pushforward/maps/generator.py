@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from pushforward.data.memory import check_images
 from pushforward.errors import PushforwardError
-from pushforward.maps.diffusion import Code, Labels, Stream, chosen, listed
+from pushforward.maps.code import Code, GaussianStream
+from pushforward.maps.labels import Labels, listed, take_labels
 from pushforward.model import gan as networks
 from pushforward.model.diffusers import folders
 from pushforward.model.diffusers.folders import FAULTS
@@ -116,7 +117,7 @@ class Generator:
         if count < 1:
             msg = f"Codes are drawn for at least 1 image; got {count}."
             raise PushforwardError(msg)
-        stream = Stream(seed, range(first, first + count), self.latent_shape)
+        stream = GaussianStream(seed, range(first, first + count), self.latent_shape)
         return stream.code(self.noises, self._like(torch.empty(0)))
 
     def decode(self, code: Code, labels: Labels = None) -> Tensor:
@@ -160,7 +161,7 @@ class Generator:
         for begin in range(0, count, batch):
             end = min(begin + batch, count)
             code = self.draw(end - begin, seed=seed, first=first + begin)
-            pieces.append(self.decode(code, chosen(told, slice(begin, end))).float().cpu())
+            pieces.append(self.decode(code, take_labels(told, slice(begin, end))).float().cpu())
         return torch.cat(pieces)
 
     def _images(self, code: Code, labels: Tensor | None) -> Tensor:

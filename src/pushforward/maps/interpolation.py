@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from pushforward.errors import PushforwardError
-from pushforward.maps.diffusion import Code
+from pushforward.maps.code import Code
 
 __all__ = ["average", "interpolate", "similarity"]
 

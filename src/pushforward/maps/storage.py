@@ -1,4 +1,4 @@
-"""Codes on disk, and how Gaussian they are.
+"""Codes on disk.
 
 A file of codes is a safetensors file: the tensors of a `Code`, and in its metadata a JSON header that says which model
 and which plan the codes belong to, in full, so that they decode to the same images on another day:
@@ -24,18 +24,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from pydantic import ConfigDict
 from safetensors import SafetensorError, safe_open
-from scipy.stats import kstest
 from torch import Tensor
 
 from pushforward.data.files import save_tensors
 from pushforward.data.schema import check
 from pushforward.errors import PushforwardError
 from pushforward.linear import Gaussian, Process
-from pushforward.maps.diffusion import Code, Labels
+from pushforward.maps.code import Code
+from pushforward.maps.labels import Labels
 from pushforward.model import Model
 from pushforward.model.contents import model_digest
 from pushforward.plan import Plan, named
@@ -51,7 +50,6 @@ __all__ = [
     "other_weights",
     "plan_of",
     "save_codes",
-    "statistics",
     "told",
 ]
 
@@ -238,44 +236,6 @@ def other_weights(info: Mapping[str, Any], model: Model) -> str | None:
         f"The codes were made with another model than {model.name!r} is now (its weights or its settings differ), so "
         "they decode to other images than those they were made of."
     )
-
-
-def statistics(z: Tensor) -> dict[str, Any]:
-    """How near codes are to independent standard normal numbers.
-
-    Args:
-        z: codes `(count, channels, *field)`, or of any other shape with the images first.
-
-    Returns:
-        Over all values, and under `images` as a list for each image alone: `mean`, `std`, the correlation of
-        neighbours along a row (`horizontal`) and along a column (`vertical`; `None` for a code that has no such
-        neighbours), and `p_value`, of the Kolmogorov-Smirnov test against N(0, 1). Under `rejected` the part of the
-        images whose `p_value` is below 0.05; it is 0.05 for truly normal codes.
-    """
-    array = z.detach().double().cpu().numpy().reshape(len(z), *(z.shape[1:] or (1,)))
-    images = [_statistics(image[None]) for image in array]
-    rejected = float(np.mean([image["p_value"] < 0.05 for image in images])) if images else None
-    return {**_statistics(array), "rejected": rejected, "images": images}
-
-
-def _statistics(array: np.ndarray) -> dict[str, Any]:
-    flat = array.ravel()
-    return {
-        "mean": float(flat.mean()),
-        "std": float(flat.std()),
-        "horizontal": _neighbours(array, -1),
-        "vertical": _neighbours(array, -2),
-        "p_value": float(kstest(flat, "norm").pvalue),
-    }
-
-
-def _neighbours(array: np.ndarray, axis: int) -> float | None:
-    """Correlation of neighbours along a field's axis, of `(count, channels, *field)`."""
-    if array.ndim + axis < 2 or array.shape[axis] < 2:
-        return None
-    centred = np.moveaxis(array - array.mean(), axis, -1)
-    variance = np.square(centred).mean()
-    return float((centred[..., 1:] * centred[..., :-1]).mean() / variance) if variance > 0 else None
 
 
 def _check(head: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> None:

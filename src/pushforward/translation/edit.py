@@ -21,7 +21,8 @@ from torch import Tensor
 from pushforward.data.memory import check_images
 from pushforward.errors import PushforwardError
 from pushforward.execute import Adaptive
-from pushforward.maps.diffusion import Diffusion, Stream
+from pushforward.maps.code import GaussianStream
+from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.spec import Sampler
 from pushforward.model import Model
 from pushforward.plan import Plan
@@ -175,7 +176,7 @@ def likelihood(
     signal, spread = process.transition(levels, torch.zeros_like(levels)), process.covariance(levels).cholesky()
     place = next(model.module.parameters()).device if model.module is not None else "cpu"
     clean = process.lift(model.latents(images.to(place)))
-    noise = Stream(seed, range(times), clean.shape[1:]).draw().to(clean)
+    noise = GaussianStream(seed, range(times), clean.shape[1:]).draw().to(clean)
     asks = [model.given([text] * len(clean)).denoiser.at(process, levels, clean) for text in (source, target)]
     gains = []
     for k in range(times):

@@ -28,7 +28,9 @@ from torch import Tensor
 
 from pushforward.errors import PushforwardError
 from pushforward.execute import Adaptive
-from pushforward.maps.diffusion import Code, Diffusion, Labels
+from pushforward.maps.code import Code
+from pushforward.maps.diffusion import Diffusion
+from pushforward.maps.labels import Labels
 from pushforward.maps.spec import Sampler, with_noise
 from pushforward.model import Model
 

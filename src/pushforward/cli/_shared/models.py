@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pushforward.execute import Adaptive
-    from pushforward.maps.diffusion import Code, Diffusion, Labels
+    from pushforward.maps.code import Code
+    from pushforward.maps.diffusion import Diffusion
     from pushforward.maps.generator import Generator
+    from pushforward.maps.labels import Labels
     from pushforward.model import Model
     from pushforward.plan import Plan
 
@@ -185,7 +187,7 @@ def decoded(
     import torch
 
     from pushforward.execute import Parallel, Progress, Round
-    from pushforward.maps.diffusion import chosen
+    from pushforward.maps.labels import take_labels
     from pushforward.plan import Plan
 
     plan, count = diffusion.plan, len(code.start)
@@ -201,6 +203,6 @@ def decoded(
 
         for first in range(0, count, batch):
             some = slice(first, first + batch)
-            own = chosen(labels, some)
+            own = take_labels(labels, some)
             images.append(diffusion.decode(code[some], own, guidance, parallel=method, callback=tell).float().cpu())
     return torch.cat(images)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pushforward.errors import PushforwardError
 from pushforward.guidance.energies.energy import Energy, of
-from pushforward.maps.diffusion import Code
+from pushforward.maps.code import Code
 
 __all__ = ["chi", "concentration", "gaussian"]
 

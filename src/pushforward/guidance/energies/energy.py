@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
-from pushforward.maps.diffusion import Code
+from pushforward.maps.code import Code
 
 __all__ = ["Energy", "Function", "Term", "of"]
 

@@ -21,7 +21,7 @@ from pushforward.errors import PushforwardError
 from pushforward.guidance.energies.energy import Energy, of
 from pushforward.guidance.energies.references import one_image
 from pushforward.guidance.energies.views import Views, average
-from pushforward.maps.diffusion import Code
+from pushforward.maps.code import Code
 from pushforward.model.diffusers.folders import FAULTS
 from pushforward.model.torchscript import SUFFIXES, load_torchscript
 from pushforward.vision.clip import Clip

@@ -27,7 +27,7 @@ from pushforward.data.pictures import read_mask
 from pushforward.errors import PushforwardError
 from pushforward.guidance import energies as known
 from pushforward.guidance.energies.energy import Energy, Function, of
-from pushforward.maps.diffusion import Code
+from pushforward.maps.code import Code
 from pushforward.vision.clip import load_clip
 
 __all__ = ["CLIP", "ENERGIES", "Setting", "energy"]

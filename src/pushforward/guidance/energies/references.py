@@ -15,7 +15,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from pushforward.errors import PushforwardError
 from pushforward.evaluation.pairs import lpips
 from pushforward.guidance.energies.energy import Energy, of
-from pushforward.maps.diffusion import Code
+from pushforward.maps.code import Code
 
 __all__ = ["colour", "low_pass", "masked", "near", "perceptual"]
 

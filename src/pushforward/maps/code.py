@@ -1,0 +1,126 @@
+"""Codes: the Gaussian variables behind images, and the streams that they are drawn from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pushforward.data.memory import check_memory
+from pushforward.errors import PushforwardError
+
+__all__ = ["Code", "GaussianStream", "derive_seed", "numbered"]
+
+_STREAM = 5200  # bytes of a random stream
+
+
+@dataclass(frozen=True)
+class Code:
+    """The Gaussian variables behind a batch of images.
+
+    Args:
+        start: of the terminal state, `(count, k * channels, *field)`.
+        noises: of a stochastic plan, `(noises, count, k * channels, *field)`.
+        end: noise on the last state of a plan that ends above time 0, `(count, k * channels, *field)`; `None`: none.
+        residual: what the clean image has more than the last state of a plan whose last step takes no noise, in the
+            units of the image, `(count, k * channels, *field)`; `None`: nothing.
+    """
+
+    start: Tensor
+    noises: Tensor | None = None
+    end: Tensor | None = None
+    residual: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def __getitem__(self, some: slice | Tensor | list[int]) -> Code:
+        """The codes of some of the images."""
+        noises = None if self.noises is None else self.noises[:, some]
+        start, end, residual = (None if x is None else x[some] for x in (self.start, self.end, self.residual))
+        assert start is not None
+        return Code(start, noises, end, residual)
+
+    def to(self, like: Tensor) -> Code:
+        """The code on the device and in the dtype of a tensor."""
+        parts = (None if x is None else x.to(like) for x in (self.start, self.noises, self.end, self.residual))
+        return Code(*parts)  # type: ignore[arg-type]
+
+    def variables(self) -> Tensor:
+        """The Gaussian variables that the image is made of, `(count, numbers)`: the start's, then the noises'."""
+        parts = [self.start.flatten(1)]
+        if self.noises is not None:
+            parts.append(self.noises.movedim(1, 0).flatten(1))
+        return torch.cat(parts, 1)
+
+    def with_variables(self, x: Tensor) -> Code:
+        """The code with other variables `x (count, numbers)`, as `variables` gives them; the rest stays."""
+        size, shape = self.start[0].numel(), self.start.shape
+        start, noises = x[:, :size].reshape(shape), None
+        if self.noises is not None:
+            noises = x[:, size:].reshape(shape[0], len(self.noises), *shape[1:]).movedim(0, 1)
+        return replace(self, start=start, noises=noises)
+
+    @staticmethod
+    def cat(codes: Sequence[Code]) -> Code:
+        """The codes of several batches as one, on the CPU."""
+
+        def together(name: str, along: int = 0) -> Tensor | None:
+            parts = [value.cpu() for code in codes if (value := getattr(code, name)) is not None]
+            return torch.cat(parts, along) if parts else None
+
+        start = together("start")
+        assert start is not None
+        return Code(start, together("noises", 1), together("end"), together("residual"))
+
+
+class GaussianStream:
+    """Gaussian variables of a batch of images, drawn when asked for.
+
+    Every image has a random stream of its own, made from the seed and the image's index, so that image i is the same
+    whatever the batch it is drawn in.
+
+    Args:
+        seed: of all.
+        indices: of the images, any numbers.
+        shape: of one variable, `(k * channels, *field)`.
+    """
+
+    def __init__(self, seed: int, indices: Sequence[int], shape: tuple[int, ...]):
+        check_memory(len(indices) * (_STREAM + 4 * math.prod(shape)), f"The codes of {len(indices):,} images")
+        self._streams = [torch.Generator().manual_seed(derive_seed(seed, i)) for i in indices]
+        self._shape = shape
+
+    def draw(self) -> Tensor:
+        """The next variable of every image, `(images, *shape)`: the terminal state's, then the noises' in order."""
+        return torch.stack([torch.randn(self._shape, generator=g) for g in self._streams])
+
+    def code(self, noises: int, like: Tensor) -> Code:
+        """The next variables as codes of a start and so many noises, where `like` is and in its dtype or better."""
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        start, *rest = (self.draw().to(like.device, dtype) for _ in range(1 + noises))
+        return Code(start, torch.stack(rest) if rest else None)
+
+    def noise(self, node: int) -> Tensor:  # noqa: ARG002 - executors ask node after node
+        """The next variable, as executors ask for it."""
+        return self.draw()
+
+
+def numbered(first: int | Sequence[int], count: int) -> Sequence[int]:
+    """The number of each image."""
+    numbers = range(first, first + count) if isinstance(first, int) else first
+    if len(numbers) != count:
+        msg = f"{count} images need as many numbers; got {len(numbers)}."
+        raise PushforwardError(msg)
+    return numbers
+
+
+def derive_seed(seed: int, index: int) -> int:
+    """One 63-bit seed from two numbers (the finaliser of SplitMix64)."""
+    x = (seed * 0x9E3779B97F4A7C15 + index * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) & (2**64 - 1)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x = ((x ^ (x >> shift)) * factor) & (2**64 - 1)
+    return (x ^ (x >> 31)) >> 1

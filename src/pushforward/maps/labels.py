@@ -1,0 +1,53 @@
+"""What images are to be of: classes and prompts, one for each image or one for all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pushforward.model import Model
+
+__all__ = ["IN_TURN", "Labels", "in_turn", "listed", "take_labels"]
+
+# Classes, as numbers `(count,)` or by name and number, or as many prompts; a single one is every image's.
+Labels = Tensor | Sequence[str] | Sequence[int] | None
+IN_TURN = "in turn"  # labels of image i: the class i, counted round, or the caption
+
+
+def in_turn(model: Model, count: int, first: int = 0) -> Labels:
+    """The labels of images that none are given for: the classes, or the captions that a model knows, counted round.
+
+    Args:
+        model: the model; of one that has been given a condition, or knows neither, `None`.
+        count: how many images.
+        first: number of the first image: image i's depends on its number alone.
+    """
+    if model.conditions:
+        return None
+    if model.text is not None:
+        captions = model.info.get("captions", ())
+        return [str(captions[i % len(captions)]) for i in range(first, first + count)] if captions else None
+    return torch.arange(first, first + count) % len(model.classes) if model.classes else None
+
+
+def listed(labels: Labels | int) -> Labels:
+    """Labels as one or more: a single class or prompt as a list of one."""
+    if isinstance(labels, Tensor) or labels is None:
+        return labels
+    if isinstance(labels, str):
+        return [labels]
+    return [int(labels)] if isinstance(labels, int) else labels
+
+
+def take_labels(labels: Labels | int, some: slice | Tensor) -> Labels:
+    """The labels or prompts of some of the images; a single one is every image's."""
+    labels = listed(labels)
+    if labels is None or len(labels) == 1:
+        return labels
+    if isinstance(labels, Tensor):
+        return labels[some]
+    names: list[Any] = list(labels)
+    return names[some] if isinstance(some, slice) else [names[i] for i in some.tolist()]
