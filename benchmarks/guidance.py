@@ -54,10 +54,10 @@ from pushforward.guidance.chains import Dynamics, Schedule, hmc, langevin, mala
 from pushforward.guidance.decoding import Decoding
 from pushforward.guidance.diagnostics import diagnose
 from pushforward.guidance.posterior import best, guide
-from pushforward.guidance.steering import METHODS, steered
+from pushforward.guidance.steering import STEERINGS, steered
 from pushforward.maps.code import Code
 from pushforward.maps.generator import Generator, load_generator
-from pushforward.maps.spec import Sampler, parse
+from pushforward.maps.spec import SamplerSpec, parse
 from pushforward.plan import Plan
 from pushforward.vision.features import classify, feature_net, features
 
@@ -140,7 +140,7 @@ def closed(chains: int) -> None:
         (1, SIDE, SIDE),
         Gaussian(0.25),
     )
-    plan = Sampler("dpm++", 12).plan(model)
+    plan = SamplerSpec("dpm++", 12).plan(model)
     assert isinstance(plan, Plan)
     diffusion = Diffusion(model, plan, dtype=torch.float64)
     prior = diffusion.sample(10 * chains, batch=10 * chains).double().flatten(1)
@@ -154,9 +154,9 @@ def closed(chains: int) -> None:
             rows.append({**figures(name, x, mean, whole, other, int(found.nfe[0]), said.acceptance, gradients),
                          "R-hat": said.worst})  # fmt: skip
             print(rows[-1], flush=True)
-    for name, steering in METHODS.items():
+    for name, steering in STEERINGS.items():
         for eta in (0.0, 1.0):
-            made = Sampler("ddim", 100, {"eta": eta}).plan(model)
+            made = SamplerSpec("ddim", 100, {"eta": eta}).plan(model)
             assert isinstance(made, Plan)
             nfe = made.nfe * (2 if steering.through else 1)
             tried = []
@@ -294,7 +294,7 @@ def fashion(path: Path, count: int, names: list[str], labels: list[str]) -> None
             sheets.append(images[:16])  # noqa: B023
             print(rows[-1], flush=True)
 
-        plain, long = Sampler("dpm++", 20).plan(model), Sampler("ddim", 50, {"eta": 1.0}).plan(model)
+        plain, long = SamplerSpec("dpm++", 20).plan(model), SamplerSpec("ddim", 50, {"eta": 1.0}).plan(model)
         assert isinstance(plain, Plan)
         assert isinstance(long, Plan)
         for way, told in (("told the label (bound)", torch.full((count,), judge.label)), ("no guidance (floor)", None)):
@@ -304,10 +304,10 @@ def fashion(path: Path, count: int, names: list[str], labels: list[str]) -> None
             ("MALA on codes, 8 steps", mala(), 8, 400),
             ("HMC on codes, 8 steps", hmc(leaps=5), 8, 80),
         ):
-            few = Diffusion(differentiated, Sampler("dpm++", steps).plan(model))
+            few = Diffusion(differentiated, SamplerSpec("dpm++", steps).plan(model))
             found = guide(few, energy, how, Schedule(moves), chains=count, seed=1, batch=count)
             record(way, found.images, float(found.nfe.double().mean()))
-        for way, steering in METHODS.items():
+        for way, steering in STEERINGS.items():
             there = Diffusion(steered(differentiated, energy, steering), long)
             images = there.sample(count, seed=1, labels=None, batch=count)
             record(f"{way}, 50 steps", images, long.nfe * (2 if steering.through else 1))
@@ -334,7 +334,7 @@ def rare(path: Path, gan: Path, model: str, labels: list[str], count: int) -> No
     diffusion = fast(load(model, device=DEVICE), compiled=False)
     maps: dict[str, Generator | Diffusion] = {
         "GAN": load_generator(gan, device=DEVICE),
-        "diffusion": Diffusion(diffusion, Sampler("dpm++", 4).plan(diffusion)),
+        "diffusion": Diffusion(diffusion, SamplerSpec("dpm++", 4).plan(diffusion)),
     }
     rows: list[dict[str, Any]] = []
     for name, pushforward in maps.items():
@@ -431,7 +431,7 @@ def cost() -> None:
     model = load("fashion-vp")
     rows = []
     for steps in (10, 50, 100):
-        plan = Sampler("ddim", steps).plan(model)
+        plan = SamplerSpec("ddim", steps).plan(model)
         diffusion = Diffusion(model, plan)
         code = diffusion.draw(2)
         exact: Tensor | None = None

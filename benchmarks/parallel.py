@@ -40,7 +40,7 @@ from torch import Tensor
 
 from pushforward import SOLVERS, Diffusion, Function, Model, Plan, grid, load
 from pushforward.denoiser import Ask, Denoiser
-from pushforward.execute import METHODS, Mixing, Noise, Parallel, Round, Solution, parallel, run
+from pushforward.execute import PARALLEL_METHODS, Mixing, Noise, Parallel, Round, Solution, parallel, run
 from pushforward.linear import VP, Process, ScaledProcess
 from pushforward.maps.code import GaussianStream
 from pushforward.plan import Register, auto, exponential
@@ -274,7 +274,7 @@ def used(problem: Problem, exact: Tensor, tolerance: float = 1e-3) -> dict[str, 
     """Our default as it is used: it decides itself when to stop."""
     start, noise = problem.draw()
     model = problem.diffusion.model
-    method = replace(METHODS["preconditioned"], tolerance=tolerance, reference=model.gaussian.tempered())
+    method = replace(PARALLEL_METHODS["preconditioned"], tolerance=tolerance, reference=model.gaussian.tempered())
     solution: Solution = parallel(problem.plan, model.denoiser, start, noise=noise, method=method)
     errors = relative_errors(problem.image(solution.last), exact)
     return {
@@ -290,8 +290,8 @@ def used(problem: Problem, exact: Tensor, tolerance: float = 1e-3) -> dict[str, 
 def method_of(name: str) -> Parallel:
     """Ours or a peer's."""
     if name == "triangular-2":
-        return replace(METHODS["triangular"], mixing=Mixing("triangular", history=2, below=None))
-    return METHODS[name]
+        return replace(PARALLEL_METHODS["triangular"], mixing=Mixing("triangular", history=2, below=None))
+    return PARALLEL_METHODS[name]
 
 
 def measure(problem: Problem, name: str, exact: Tensor, cap: int) -> dict[str, Any] | None:
@@ -432,7 +432,7 @@ def flow_rows(
     }
     for label, plan in plans.items():
         began = time.perf_counter()
-        row = follow(with_plan(plan), METHODS["preconditioned"], exact, cap).row()
+        row = follow(with_plan(plan), PARALLEL_METHODS["preconditioned"], exact, cap).row()
         yield label, {**common, "calls": plan.nfe, "seconds": round(time.perf_counter() - began, 1), **row}
     began, track = time.perf_counter(), Track()
     budgets = (5, 8, 10, 12, 15, 20, 25, 30, 40, 50, 70, 100)

@@ -36,7 +36,7 @@ from pushforward.evaluation.pairs import ssim
 from pushforward.evaluation.translation import Row, compare, space
 from pushforward.evaluation.translation import table as comparison
 from pushforward.maps.labels import Labels, take_labels
-from pushforward.maps.spec import Sampler, parse
+from pushforward.maps.spec import SamplerSpec, parse
 from pushforward.model.zoo import names
 from pushforward.plan import Plan
 from pushforward.translation.translate import End, Method, sampler_for, translate
@@ -110,7 +110,7 @@ def translations(
         settings = {} if way.method == "deterministic" else {"eta": way.eta}
         if way.method == "deterministic":  # a fixed point to 1e-4 is out of reach of 16 bits
             source, target = ((exact(model), labels) for model, labels in (source, target))
-        sampler = Sampler("ddim", way.steps(steps), settings, start=way.start)
+        sampler = SamplerSpec("ddim", way.steps(steps), settings, start=way.start)
         one, other = (Diffusion(m, sampler_for(m, sampler, way.method).plan(m)) for m, _ in (source, target))
         if way == rows[0]:  # the network is compiled, unmeasured
             ends = (End(d, take_labels(labels, slice(BATCH))) for d, (_, labels) in ((one, source), (other, target)))

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pushforward import Diffusion, Exact, Implicit, Parallel, load
 from pushforward.execute import run
-from pushforward.maps.spec import Sampler, parse
+from pushforward.maps.spec import SamplerSpec, parse
 from pushforward.plan import Plan
 
 MODELS = ("fashion-vp", "fashion-langevin", "emoji")
@@ -46,7 +46,7 @@ def median(work: Callable[[], Tensor], repeats: int) -> tuple[float, Tensor]:
 def made(name: str, steps: int, eta: float = 0.0) -> tuple[Diffusion, Plan, Parallel]:
     """DDIM with a model, and our way to take its steps at once."""
     model = load(name, device="cuda")
-    plan = Sampler("ddim", steps, {"eta": eta}).plan(model)
+    plan = SamplerSpec("ddim", steps, {"eta": eta}).plan(model)
     assert isinstance(plan, Plan)
     method = parse("ddim:parallel=preconditioned").method(plan)
     assert isinstance(method, Parallel)

@@ -26,7 +26,7 @@ from pushforward.maps.labels import take_labels
 from pushforward.model import Model, Network, load
 from pushforward.model.zoo import names
 from pushforward.plan import auto
-from pushforward.training.targets import Lesson
+from pushforward.training.targets import TargetTable
 from pushforward.vision.features import classify
 
 
@@ -90,7 +90,7 @@ def held_out_loss(model: Model, images: Tensor, labels: Tensor | list[str] | Non
     assert isinstance(model.denoiser, Network)
     network = model.denoiser
     reference = Gaussian(float(torch.as_tensor(model.reference.variance)))
-    lesson = Lesson.make(model.process, network.prediction, reference).to(torch.device("cpu"))
+    lesson = TargetTable.make(model.process, network.prediction, reference).to(torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     losses = []
     for first in range(0, len(images), 128):

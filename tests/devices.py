@@ -1,4 +1,4 @@
-"""Everything on a device of its own, `elsewhere`: run by `test_devices.py`, in a process of its own.
+"""Everything on a device of its own, the fake device: run by `test_devices.py`, in a process of its own.
 
 A network of random weights, states of some numbers; what is made there is what the CPU makes.
 """
@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import pushforward as pf
-from elsewhere import NAME, Elsewhere
+from fake_device import NAME, Elsewhere
 from pushforward.guidance import energies
 from pushforward.guidance.inpaint import inpaint
-from pushforward.guidance.steering import METHODS
+from pushforward.guidance.steering import STEERINGS
 from pushforward.linear import VP, Blurring, Gaussian, Langevin
-from pushforward.maps.spec import Sampler, parse
+from pushforward.maps.spec import SamplerSpec, parse
 from pushforward.model import Network
 from pushforward.plan import SOLVERS, grid
 
@@ -26,6 +26,7 @@ WAYS = {
     "phantom": pf.Phantom(2),
     "skeleton": pf.Skeleton(),
 }
+
 
 class Net(torch.nn.Module):
     """Some convolutions to an image; the time and a class shift them."""
@@ -42,7 +43,7 @@ class Net(torch.nn.Module):
 
 
 @pytest.fixture(autouse=True)
-def elsewhere():
+def fake_device():
     with Elsewhere():
         yield
 
@@ -67,7 +68,7 @@ def there_as_here(models, make):
 
 
 def diffusion(model, sampler="ddim", steps=6, **settings):
-    return pf.Diffusion(model, Sampler(sampler, steps, settings).plan(model), dtype=torch.float64)
+    return pf.Diffusion(model, SamplerSpec(sampler, steps, settings).plan(model), dtype=torch.float64)
 
 
 def test_tensors_of_two_devices_are_refused():
@@ -135,7 +136,7 @@ def test_descents(models, optimiser):
 @pytest.mark.parametrize("method", ["dps", "lgd", "tfg"])
 def test_steering(models, method):
     def steered(model):
-        return diffusion(pf.steered(model, energies.of(energy), METHODS[method]), steps=3, eta=1.0).sample(2)
+        return diffusion(pf.steered(model, energies.of(energy), STEERINGS[method]), steps=3, eta=1.0).sample(2)
 
     there_as_here(models, steered)
 

@@ -17,7 +17,7 @@ from helpers import FIELD, PROCESSES, normal
 from pushforward.errors import PushforwardError
 from pushforward.execute import Parallel, parallel, run
 from pushforward.execute import distributed as across
-from pushforward.execute.distributed import Across
+from pushforward.execute.distributed import Sharded
 from pushforward.linear import VP, Process
 from pushforward.model import Network
 from pushforward.plan import SOLVERS, Plan, grid
@@ -97,41 +97,41 @@ def everything() -> dict[str, Any]:
     found: dict[str, Any] = {"main": main, "size": across.size(), "same": across.same({"rank": rank})}
     for rows in ROWS:
         counting = Counting(network())
-        found[f"answer {rows}"] = asked(Across(counting), rows)
+        found[f"answer {rows}"] = asked(Sharded(counting), rows)
         found[f"rows {rows}"] = counting.rows
-    found["answer plain"] = asked(Across(network()), 3, labelled=False)
+    found["answer plain"] = asked(Sharded(network()), 3, labelled=False)
     found["answer half"] = asked_in(torch.bfloat16)
     for name, process in PROCESSES.items():
         for solver in SOLVED:
             counting = Counting(network())
-            found[f"solved {name} {solver}"] = (*solved(process, solver, Across(counting)), counting.rows)
-    found["failed"] = refusal(lambda: asked(Across(Counting(network(), fails=rank == 1)), 4))
-    found["after"] = asked(Across(network()), 4)
-    found["drew apart"] = refusal(lambda: Across(network()).at(VP(), torch.ones(1).double(), normal(2, 1, seed=rank)))
-    found["ran apart"] = refusal(lambda: asked(Across(network()), 4 + rank))
+            found[f"solved {name} {solver}"] = (*solved(process, solver, Sharded(counting)), counting.rows)
+    found["failed"] = refusal(lambda: asked(Sharded(Counting(network(), fails=rank == 1)), 4))
+    found["after"] = asked(Sharded(network()), 4)
+    found["drew apart"] = refusal(lambda: Sharded(network()).at(VP(), torch.ones(1).double(), normal(2, 1, seed=rank)))
+    found["ran apart"] = refusal(lambda: asked(Sharded(network()), 4 + rank))
     found["gradient"] = refusal(gradient)
     first = dist.new_group([0])
     found["left out"] = refusal(lambda: across.size(first))
     if main:
-        found["alone"] = asked(Across(network(), first), 4)
+        found["alone"] = asked(Sharded(network(), first), 4)
     return found
 
 
 def asked_in(dtype: torch.dtype) -> Tensor:
     like = normal(3, 1, *FIELD).to(dtype)
-    return Across(network()).at(VP(), torch.tensor([0.5], dtype=torch.float64), like)(0, like)
+    return Sharded(network()).at(VP(), torch.tensor([0.5], dtype=torch.float64), like)(0, like)
 
 
 def gradient() -> None:
     u = normal(3, 1, *FIELD).requires_grad_()
-    Across(network()).at(VP(), torch.tensor([0.5], dtype=torch.float64), u)(0, u)
+    Sharded(network()).at(VP(), torch.tensor([0.5], dtype=torch.float64), u)(0, u)
 
 
 def dies() -> None:
     """Rank 1 is killed while rank 0 waits for its answers."""
     if not across.join():
         os._exit(3)
-    asked(Across(network()), 4)
+    asked(Sharded(network()), 4)
 
 
 def torchrun(what: str, folder: Path, limit: float) -> subprocess.CompletedProcess[str]:
@@ -238,7 +238,7 @@ def test_without_torchrun_nothing_is_shared() -> None:
     assert across.same("value") == "value"
     u = normal(3, 1, *FIELD).requires_grad_()
     times = torch.tensor([0.5], dtype=torch.float64)
-    answer = Across(network()).at(VP(), times, u)(0, u)
+    answer = Sharded(network()).at(VP(), times, u)(0, u)
     assert answer.equal(network().at(VP(), times, u)(0, u))
     assert answer.requires_grad
 
@@ -247,7 +247,7 @@ def test_without_torchrun_nothing_is_shared() -> None:
 def test_a_group_of_one_shares_nothing() -> None:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     assert across.join()
-    assert asked(Across(network()), 4).equal(asked(network(), 4))
+    assert asked(Sharded(network()), 4).equal(asked(network(), 4))
 
 
 @pytest.mark.usefixtures("alone")
@@ -256,7 +256,7 @@ def test_torchrun_without_join_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     for name, value in variables.items():
         monkeypatch.setenv(name, str(value))
     with pytest.raises(PushforwardError, match=r"call `across.join\(\)` first"):
-        asked(Across(network()), 4)
+        asked(Sharded(network()), 4)
 
 
 @pytest.mark.usefixtures("alone")

@@ -21,7 +21,7 @@ from pushforward.cli import app
 from pushforward.errors import PushforwardError
 from pushforward.guidance.checkpoints import load_chains, load_descents
 from pushforward.guidance.diagnostics import plot
-from pushforward.guidance.steering import METHODS as STEERINGS
+from pushforward.guidance.steering import STEERINGS
 from pushforward.linear import VP
 from pushforward.maps.storage import load_codes
 from pushforward.model import save_model

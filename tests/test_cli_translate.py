@@ -478,9 +478,9 @@ def test_from_class_to_class(models, translating, tmp_path):
 def test_the_last_stage_begins_at_the_share_of_the_time():
     """As the translation itself does, where no grid is named (100 to 150 of 1000 steps, in the paper)."""
     from pushforward.cli.translate import _refiner
-    from pushforward.maps.spec import Sampler
+    from pushforward.maps.spec import SamplerSpec
 
-    plan = _refiner(reading(), Sampler("ddim", 100), 0.1, "cpu").plan
+    plan = _refiner(reading(), SamplerSpec("ddim", 100), 0.1, "cpu").plan
     assert float(plan.times[0]) == pytest.approx(0.1, abs=0.002)
     assert len(plan.noises) == 10 - 1  # the last step takes none
 

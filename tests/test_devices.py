@@ -1,4 +1,4 @@
-"""What a GPU would refuse, seen without one: `devices.py`, where the device is `elsewhere.py`'s."""
+"""What a GPU would refuse, seen without one: `devices.py`, where the device is `fake_device.py`'s."""
 
 import subprocess
 import sys

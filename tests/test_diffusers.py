@@ -24,7 +24,7 @@ from torch import Tensor
 import pushforward as pf
 from pushforward.execute import run
 from pushforward.linear import Discrete
-from pushforward.maps.spec import Sampler
+from pushforward.maps.spec import SamplerSpec
 from pushforward.model import Model
 from pushforward.model.diffusers import schedules as schedulers
 from pushforward.model.diffusers.load import diffusers_model
@@ -367,7 +367,7 @@ def test_what_a_class_does_not_have_is_not_read() -> None:
 def test_the_variance_of_ddpm_is_the_schedulers(variance: str, read: Callable[..., Model]) -> None:
     scheduler = diffusers.DDPMScheduler(variance_type=variance, clip_sample=False)
     model = read(scheduler)
-    found = Sampler("ddpm", 4).plan(model)
+    found = SamplerSpec("ddpm", 4).plan(model)
     times = grid.default(model.process, 4, **model.grid)
     expected = ddpm(model.process, times, variance="large" if "large" in variance else "small")
     noises = [

@@ -7,17 +7,17 @@ from torch import nn
 from pushforward.errors import PushforwardError
 from pushforward.linear import VP, Langevin
 from pushforward.maps.diffusion import Diffusion
-from pushforward.maps.spec import Sampler
+from pushforward.maps.spec import SamplerSpec
 from pushforward.model import Model, Network
 from pushforward.model.backbone import Backbone, BackboneConfig
 from pushforward.model.model import trained
 from pushforward.plan import ddim, grid
 from pushforward.translation.edit import Search, edits, likelihood
-from pushforward.translation.translate import METHODS
+from pushforward.translation.translate import TRANSLATIONS
 from test_pushforward import tiny
 
 SIDE = 8
-FEW = Sampler("ddim", 4)
+FEW = SamplerSpec("ddim", 4)
 
 
 def reading(process=None, side=SIDE):
@@ -63,7 +63,7 @@ def test_every_combination_is_made_once(model, image):
 @pytest.mark.parametrize("method", ["stochastic", "independent", "sdedit"])
 def test_a_trial_does_not_depend_on_the_batch(model, image, method):
     """Nor on how many trials there are; float32 rounding of convolutions, over noise of eta = 1."""
-    sampler = Sampler("ddim", 4, {"eta": 1.0})
+    sampler = SamplerSpec("ddim", 4, {"eta": 1.0})
     search = Search(guidances=(1.5,), skips=(0.2,), trials=7, method=method)
     whole = made(model, image, search, sampler=sampler, seed=3, batch=7)
     for batch in (1, 2):
@@ -78,13 +78,13 @@ def test_a_trial_does_not_depend_on_the_batch(model, image, method):
     assert float((whole[0].image - other[0].image).abs().max()) > 1e-2
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", TRANSLATIONS)
 def test_the_same_text_keeps_the_image(model, image, method):
     """With guidance 1 both ways and a plan that ends at t_min: float32 rounding; the inversion's own error (1e-4).
 
     SDEdit is no code, and does not.
     """
-    sampler = Sampler("ddim", 4, end=model.process.t_min)
+    sampler = SamplerSpec("ddim", 4, end=model.process.t_min)
     search = Search(guidances=(1.0,), skips=(0.2, 0.5), method=method)
     for one in made(model, image, search, source="a cat", target="a cat", sampler=sampler):
         error = float((one.image - image).abs().max())
@@ -131,8 +131,8 @@ def test_what_cannot_be_edited_is_refused_in_a_sentence(image):
         (tiny(VP(), classes=()), image[:1], FEW, "Model 'tiny' reads no prompts and has no classes"),
         (tiny(VP()), image[:1], FEW, "Model 'tiny' has no class 'a cat'; it has a, b"),
         (reading(), image[:, :4], FEW, r"has images of shape \(3, 8, 8\); got \(3, 4, 8\)"),
-        (reading(), image, Sampler("ddim", 4, {"eta": 0.0}), "has no noises to find"),
-        (reading(), image, Sampler("rk45"), "chooses its own settings"),
+        (reading(), image, SamplerSpec("ddim", 4, {"eta": 0.0}), "has no noises to find"),
+        (reading(), image, SamplerSpec("rk45"), "chooses its own settings"),
     ]:
         with pytest.raises(PushforwardError, match=message) as caught:
             made(model, given, search, sampler=sampler)
@@ -145,7 +145,7 @@ def test_an_image_is_edited_from_class_to_class(image):
     with torch.no_grad():
         for p in model.module.parameters():
             p.add_(0.05 * torch.randn_like(p))
-    sampler, search = Sampler("ddim", 4, end=model.process.t_min), Search(guidances=(1.0,), skips=(0.2,), trials=2)
+    sampler, search = SamplerSpec("ddim", 4, end=model.process.t_min), Search(guidances=(1.0,), skips=(0.2,), trials=2)
     moved = list(edits(model, image[:1], "a", "b", sampler, search))
     kept = list(edits(model, image[:1], "a", "a", sampler, search))
     for one, other in zip(kept, moved, strict=True):
@@ -228,7 +228,7 @@ def test_an_edit_makes_the_target_text_more_likely(knower):
     Where the network's answer is the point, half of the steps leave the image's rest on it.
     """
     source = flat(-0.6)[0] + 0.02 * torch.randn(3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
-    sampler = Sampler("ddim", 20, end=0.02)
+    sampler = SamplerSpec("ddim", 20, end=0.02)
     found = made(knower, source, Search(guidances=(1.0,), skips=(0.0,), trials=4), source="dark", target="bright",
                  sampler=sampler)  # fmt: skip
     gains = likelihood(knower, torch.stack([source, *(one.image for one in found)]), "dark", "bright")

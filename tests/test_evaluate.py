@@ -21,7 +21,7 @@ from pushforward.denoiser import Function
 from pushforward.errors import PushforwardError
 from pushforward.evaluation.samplers import Evaluation, check, evaluate, labels_for, table
 from pushforward.linear import VP, Blurring, Gaussian, Langevin, Process
-from pushforward.maps.spec import Sampler, parse
+from pushforward.maps.spec import SamplerSpec, parse
 from pushforward.model import Model, save_model
 from pushforward.vision.features import FeatureNet
 from test_pushforward import SIZE, tiny
@@ -63,7 +63,8 @@ def noise(count: int, deviation: float = 0.2, seed: int = 9) -> ImageData:
 def test_an_exact_model_is_as_good_as_the_data(process, tmp_path):
     """Its extrapolated distance is 0 within the reported error, and a sampler of few steps is told from it."""
     settings = replace(SMALL, count=400, batch=200, converged=60, resamples=20)
-    rows = evaluate(gaussian_model(process), [Sampler("euler-maruyama", 12), Sampler("ddim", 12)], noise(3000), [NET],
+    samplers = [SamplerSpec("euler-maruyama", 12), SamplerSpec("ddim", 12)]
+    rows = evaluate(gaussian_model(process), samplers, noise(3000), [NET],
                     tmp_path, settings)  # fmt: skip
     converged, rough, ddim = rows
     measures = converged.measures["Means"]
@@ -81,7 +82,7 @@ def test_an_exact_model_is_as_good_as_the_data(process, tmp_path):
 
 def test_the_paired_error_falls_with_steps(tmp_path):
     """First order: four times the steps, a quarter of the error, within a third."""
-    samplers = [Sampler("ddim", n, grid="angle") for n in (10, 40)]
+    samplers = [SamplerSpec("ddim", n, grid="angle") for n in (10, 40)]
     settings = replace(SMALL, converged=100)
     rows = evaluate(gaussian_model(VP()), samplers, noise(200), [NET], tmp_path, settings)
     assert rows[1].error["median"] / rows[2].error["median"] == pytest.approx(4, rel=0.35)
@@ -89,7 +90,7 @@ def test_the_paired_error_falls_with_steps(tmp_path):
 
 def test_all_steps_at_once_are_the_same_images(tmp_path):
     """Within the tolerance, 1e-3; in fewer rounds and more evaluations."""
-    samplers = [Sampler("ddim", 20), parse("ddim:parallel=preconditioned:within=0.001")]
+    samplers = [SamplerSpec("ddim", 20), parse("ddim:parallel=preconditioned:within=0.001")]
     rows = evaluate(gaussian_model(VP()), samplers, noise(200), [NET], tmp_path, SMALL)
     assert rows[1].error["median"] == pytest.approx(rows[2].error["median"], abs=2e-3)
     assert rows[2].rounds < 20 == rows[1].rounds
@@ -98,7 +99,7 @@ def test_all_steps_at_once_are_the_same_images(tmp_path):
 
 def test_figures_do_not_depend_on_interruptions(tmp_path):
     """Shards of a first run are used again, and what is missing is made: the same rows, bit for bit."""
-    model, data, samplers = tiny(VP()), noise(150), [parse("ddim:eta=1"), Sampler("heun", 4)]
+    model, data, samplers = tiny(VP()), noise(150), [parse("ddim:eta=1"), SamplerSpec("heun", 4)]
     whole = evaluate(model, samplers, data, [NET], tmp_path / "a", SMALL)
     calls = []
 
@@ -219,7 +220,7 @@ def test_a_damaged_shard_is_named(tmp_path):
 
 
 def test_the_table_has_a_line_a_row(tmp_path):
-    rows = evaluate(gaussian_model(VP()), [Sampler("ddim", 5)], noise(150), [NET], tmp_path, SMALL)
+    rows = evaluate(gaussian_model(VP()), [SamplerSpec("ddim", 5)], noise(150), [NET], tmp_path, SMALL)
     head, *lines = table(rows).splitlines()
     assert "FD-Means" in head
     assert "FID" not in head

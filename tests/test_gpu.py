@@ -17,8 +17,8 @@ from pushforward.cli import app
 from pushforward.data.pictures import save_image, sheet
 from pushforward.guidance import energies
 from pushforward.guidance.inpaint import inpaint
-from pushforward.guidance.steering import METHODS
-from pushforward.maps.spec import Sampler, parse
+from pushforward.guidance.steering import STEERINGS
+from pushforward.maps.spec import SamplerSpec, parse
 from test_generator import tutorial
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -34,7 +34,7 @@ def exact_convolutions(monkeypatch):
 
 def diffusion(name, device, sampler="dpm++", steps=8, **options):
     model = pf.load(name, device=device)
-    return pf.Diffusion(model, Sampler(sampler, steps, options).plan(model))
+    return pf.Diffusion(model, SamplerSpec(sampler, steps, options).plan(model))
 
 
 def gap(x: Tensor, y: Tensor) -> float:
@@ -102,21 +102,21 @@ def test_descents_run(optimiser):
     assert found.energy.isfinite().all()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", STEERINGS)
 @pytest.mark.parametrize("name", MODELS)
 def test_steered_images_are_those_of_the_cpu(name, method):
     def made(device):
         model = pf.load(name, device=device)
         energy = energies.classifier(energies.load_classifier("fashion", device=device), "sneaker")
-        other = pf.steered(model, energy, METHODS[method])
-        return pf.Diffusion(other, Sampler("ddim", 6, {"eta": 1.0}).plan(other)).sample(2, seed=1)
+        other = pf.steered(model, energy, STEERINGS[method])
+        return pf.Diffusion(other, SamplerSpec("ddim", 6, {"eta": 1.0}).plan(other)).sample(2, seed=1)
 
     assert gap(made("cuda"), made("cpu")) < 0.1  # a classifier's gradients jump where it does: .02 has been seen
 
 
 def test_inpainting_keeps_what_is_known():
     model = pf.load("fashion-langevin", device="cuda")
-    sampler = pf.Diffusion(model, Sampler("ddpm", 10).plan(model))
+    sampler = pf.Diffusion(model, SamplerSpec("ddpm", 10).plan(model))
     images = diffusion("fashion-langevin", "cuda").sample(2).clamp(-1, 1)
     known = torch.arange(28) < 14
     painted = inpaint(sampler, images, known.expand(1, 28, 28), draws=2)

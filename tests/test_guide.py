@@ -19,7 +19,7 @@ from pushforward.guidance.energies import Energy, of
 from pushforward.guidance.posterior import Descents, Guided, best, guide
 from pushforward.linear import VP, Gaussian, Process
 from pushforward.maps.code import Code, GaussianStream
-from pushforward.maps.spec import Sampler
+from pushforward.maps.spec import SamplerSpec
 
 NUMBERS, PIXELS = 6, 4
 WEIGHT = torch.ones((), requires_grad=True)
@@ -126,13 +126,13 @@ def gaussian_diffusion(process: Process, solver: str, dtype: torch.dtype = torch
     data = Gaussian(0.3)
     model = Model("gaussian", process, gaussian_denoiser(process, data), (1, 3, 2), reference=data)
     settings = {"eta": 0.7} if solver == "ddim" else {"noise": 0.8}
-    plan = Sampler(solver, 6, settings, end=process.t_min).plan(model)
+    plan = SamplerSpec(solver, 6, settings, end=process.t_min).plan(model)
     return Diffusion(model, plan, dtype=dtype)
 
 
 def rk45() -> Diffusion:
     plain = gaussian_diffusion(VP(), "ddim")
-    return Diffusion(plain.model, Sampler("rk45").plan(plain.model))
+    return Diffusion(plain.model, SamplerSpec("rk45").plan(plain.model))
 
 
 def brightness(images: Tensor, code: Code) -> Tensor:
@@ -412,7 +412,7 @@ def test_prompts_are_encoded_once_a_batch():
         calls.append(args)
         return model.text(*args, **options)
 
-    diffusion = Diffusion(replace(model, text=counted), Sampler("ddim", 2).plan(model))
+    diffusion = Diffusion(replace(model, text=counted), SamplerSpec("ddim", 2).plan(model))
     for labels in (None, ["noto"], ("noto",)):
         calls.clear()
         guide(diffusion, brightness, schedule=Schedule(3), chains=1, labels=labels)
@@ -439,6 +439,6 @@ def test_chains_go_on_only_with_what_they_began_with():
 @pytest.mark.parametrize("prompts", [None, ["noto", "twemoji"]])
 def test_a_model_that_reads_is_guided(prompts):
     model = load("emoji")
-    plan = Sampler("ddim", 1).plan(model)
+    plan = SamplerSpec("ddim", 1).plan(model)
     found = guide(Diffusion(model, plan), brightness, schedule=Schedule(1, 0), chains=2, labels=prompts)
     assert found.images.shape == (2, 3, 32, 32)

@@ -15,7 +15,7 @@ from pushforward import SOLVERS, Diffusion, Model, PushforwardError, grid
 from pushforward.cli import app
 from pushforward.guidance.inpaint import inpaint
 from pushforward.linear import VP, Gaussian
-from pushforward.maps.spec import Sampler
+from pushforward.maps.spec import SamplerSpec
 from pushforward.model import save_model
 from pushforward.plan import repeated
 from test_cli_invert import saved
@@ -36,7 +36,7 @@ def pair(share: float = 0.9) -> Diffusion:
 def mixture(process: str = "vp", solver: str = "ddpm", **settings: object) -> Diffusion:
     own = PROCESSES[process]
     model = Model("mixture", own, mixture_denoiser(own, normal(3, *SHAPE, seed=0), 0.01), SHAPE)
-    return Diffusion(model, Sampler(solver, 5, settings).plan(model))
+    return Diffusion(model, SamplerSpec(solver, 5, settings).plan(model))
 
 
 # -- in Python ---------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from pushforward.errors import PushforwardError
 from pushforward.execute import Parallel
 from pushforward.execute import autotune as module
 from pushforward.execute.autotune import Latency, choose, measure, measured, read, rounds_expected, write
-from pushforward.execute.distributed import Across
+from pushforward.execute.distributed import Sharded
 from pushforward.linear import VP
 from pushforward.model import Network
 from pushforward.plan import SOLVERS, Plan, grid
@@ -201,7 +201,7 @@ def test_a_network_is_measured_once(tmp_path: Path) -> None:
     asked = len(net.calls)
     assert asked > 0
     assert measured(Network(net), VP(), LIKE, (1, 2, 4), tmp_path) == first
-    assert measured(Across(Network(net)), VP(), LIKE, (1, 2, 4), tmp_path) == first
+    assert measured(Sharded(Network(net)), VP(), LIKE, (1, 2, 4), tmp_path) == first
     assert len(net.calls) == asked
     assert len(list(tmp_path.iterdir())) == 1
 

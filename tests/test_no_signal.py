@@ -21,7 +21,7 @@ from pushforward.cli import main
 from pushforward.errors import FarOutside
 from pushforward.linear import VP, Blurring, Cosine, Discrete, Gaussian, Process
 from pushforward.linear.process import ScaledProcess
-from pushforward.maps.spec import Sampler
+from pushforward.maps.spec import SamplerSpec
 from pushforward.maps.storage import plan_of
 from pushforward.model import Model, Network
 from pushforward.model.diffusers.schedules import alphas_cumprod
@@ -86,7 +86,7 @@ RUNS += [(end, solver) for end in ENDS for solver in ("auto", "heun", "gddim", "
 @pytest.mark.parametrize(("end", "solver"), RUNS)
 def test_samples_have_the_datas_deviation(end: str, solver: str) -> None:
     model = exact(ENDS[end])
-    plan = Sampler(solver, STEPS, grid=None if solver == "auto" else "uniform").plan(model)
+    plan = SamplerSpec(solver, STEPS, grid=None if solver == "auto" else "uniform").plan(model)
     one_by_one = None if plan.implicit else drawn(model, plan, parallel=False)
     at_once = drawn(model, plan, parallel=True)
     assert at_once.std().item() == pytest.approx(DEVIATION, rel=0.15)
@@ -128,7 +128,7 @@ def test_small_signals_keep_their_digits() -> None:
 @pytest.mark.parametrize("end", ["table", "cosine", "naive"])
 def test_a_prediction_of_the_noise_says_nothing_there(end: str, solver: str) -> None:
     model = exact(ENDS[end], "epsilon")
-    plan = Sampler(solver, 8, grid=None if solver == "auto" else "uniform").plan(model)
+    plan = SamplerSpec(solver, 8, grid=None if solver == "auto" else "uniform").plan(model)
     for parallel in (False, True)[plan.implicit :]:
         with pytest.raises(pf.PushforwardError, match="says nothing of the image"):
             drawn(model, plan, parallel)
@@ -162,7 +162,7 @@ def wrong(scale: float, process: Process) -> Model:
 @pytest.mark.parametrize("process", [VP(), PROCESSES["langevin"], PROCESSES["ve"]], ids=lambda p: p.name)
 def test_samples_that_no_data_are_near_are_noticed(process: Process) -> None:
     model = wrong(1e4, process)
-    plan = Sampler("ddim", 1).plan(model)
+    plan = SamplerSpec("ddim", 1).plan(model)
     with pytest.warns(FarOutside, match="'wrong' reach"):
         pf.Diffusion(model, plan).sample(2)
     with pytest.warns(FarOutside, match="they are no images"):
@@ -196,7 +196,7 @@ def test_few_steps_are_not_far() -> None:
     model = pf.load("fashion-langevin")
     for solver in ("auto", "ddim", "dpm++", "heun", "euler-maruyama", "ddpm"):
         for steps in (1, 2):
-            plan = Sampler(solver, steps).plan(model)
+            plan = SamplerSpec(solver, steps).plan(model)
             assert pf.Diffusion(model, plan).sample(2, labels=torch.arange(2)).isfinite().all()
 
 

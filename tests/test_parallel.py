@@ -10,7 +10,7 @@ import pushforward as pf
 from helpers import FIELD, PROCESSES, RESTLESS, gaussian_denoiser, mixture_denoiser, normal, times
 from pushforward.denoiser import Function
 from pushforward.errors import PushforwardError
-from pushforward.execute import METHODS, Mixing, Parallel, parallel, run
+from pushforward.execute import PARALLEL_METHODS, Mixing, Parallel, parallel, run
 from pushforward.linear import VP, Blurring, Gaussian, Langevin, Process, fit, root
 from pushforward.model import Network
 from pushforward.plan import SOLVERS, auto, ddim, exponential, gddim, grid
@@ -55,13 +55,13 @@ def test_all_steps_at_once_are_the_steps_one_by_one(process, solver):
     torch.testing.assert_close(found.last, expected, rtol=0, atol=1e-6 * scale)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", PARALLEL_METHODS)
 @pytest.mark.parametrize("process", [VP(), Blurring(FIELD, blur_max=2.0), Langevin()], ids=lambda p: p.name)
 @pytest.mark.parametrize("solver", ["ddim", "gddim", "unipc", "heun"])
 def test_every_method_ends_at_the_sequential_result(name, process, solver):
     """A tolerance below rounding: no method can stop early, all must be exact after as many rounds as calls."""
     plan, denoiser, start, noise = problem(process, SOLVERS[solver])
-    method = replace(METHODS[name], tolerance=1e-30)
+    method = replace(PARALLEL_METHODS[name], tolerance=1e-30)
     found = parallel(plan, denoiser, start, noise=noise, method=method)
     assert found.rounds <= plan.nfe + (plan.nfe if found.diverged.any() else 0)
     torch.testing.assert_close(found.last, run(plan, denoiser, start), rtol=1e-7, atol=1e-7)
@@ -145,7 +145,7 @@ def drawn_case():
         [0.02, 0.1, 0.3],
         [torch.float32, torch.float32, torch.float64],
         [1e-1, 1e-2, 1e-3, 1e-4],
-        ["preconditioned"] * 4 + list(METHODS),
+        ["preconditioned"] * 4 + list(PARALLEL_METHODS),
         [None, None, 3],
     )
     return tuple(RANDOM.choice(some) for some in choices)
@@ -173,7 +173,7 @@ def test_no_random_run_ends_above_its_tolerance_unsaid(case):
     start = root(process, ts[:1], Gaussian(1.0))[0](normal(6, process.blocks, *FIELD, seed=9)).to(dtype)
     noises = {k: normal(6, process.blocks, *FIELD, seed=100 + k).to(dtype) for k in plan.noises}
     expected = process.image(run(plan, denoiser, start, noise=noises.__getitem__))
-    how = replace(METHODS[method], tolerance=tolerance, window=window)
+    how = replace(PARALLEL_METHODS[method], tolerance=tolerance, window=window)
     found = parallel(plan, denoiser, start, noise=noises.__getitem__, method=how)
     error = relative(process.image(found.last), expected)
     assert bool((error <= torch.maximum(found.residual, torch.tensor(tolerance))).all()), (error, found.residual)
@@ -275,7 +275,7 @@ def test_divergence_falls_back_and_is_reported():
     plan = ddim(process, grid.uniform(process, 30, end=process.t_min))
     denoiser = Explosive(mixture_denoiser(process, normal(4, 1, *FIELD), 0.1), bound=5.0)
     start = normal(2, 1, *FIELD, seed=3)
-    found = parallel(plan, denoiser, start, method=METHODS["picard"])
+    found = parallel(plan, denoiser, start, method=PARALLEL_METHODS["picard"])
     assert found.diverged.all()
     assert 0 < float(found.residual.max()) < 1e-12  # another batch, other low bits
     torch.testing.assert_close(found.last, run(plan, denoiser, start), rtol=1e-9, atol=1e-9)

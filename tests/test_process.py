@@ -22,7 +22,7 @@ from pushforward.linear import (
     root,
     whitening_angle,
 )
-from pushforward.plan.grid import invert
+from pushforward.plan.grid import solve_for_time
 
 EVERY = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 SPECTRUM = Gaussian(torch.linspace(0.5, 0.1, 6, dtype=torch.float64).view(FIELD))
@@ -110,7 +110,7 @@ def test_log_snr_and_its_rate(process):
     t, h = middle(process), 1e-6 * process.t_max
     difference = (process.log_snr(t + h) - process.log_snr(t - h)) / (2 * h)
     torch.testing.assert_close(process.log_snr_rate(t), difference, rtol=1e-5, atol=1e-6)
-    found = invert(lambda s: -process.log_snr(s), -process.log_snr(t), times(process.t_max)[0], times(0.0)[0])
+    found = solve_for_time(lambda s: -process.log_snr(s), -process.log_snr(t), times(process.t_max)[0], times(0.0)[0])
     torch.testing.assert_close(found, t, rtol=0, atol=1e-8 * process.t_max)
 
 

@@ -9,7 +9,7 @@ from pushforward.errors import PushforwardError
 from pushforward.execute import Adaptive
 from pushforward.linear import VP, Blurring, Gaussian, Langevin
 from pushforward.maps.diffusion import Diffusion
-from pushforward.maps.spec import Sampler, parse
+from pushforward.maps.spec import SamplerSpec, parse
 from pushforward.plan import SOLVERS
 from test_pushforward import SIZE, tiny
 
@@ -30,14 +30,14 @@ def test_words_are_the_label(text):
 def test_steps_fill_the_calls(solver, nfe):
     """No more calls than said, and one step more would make more."""
     model = tiny(VP())
-    found = Sampler(solver).calling(model, nfe)
+    found = SamplerSpec(solver).calling(model, nfe)
     assert found.plan(model).nfe <= nfe < replace(found, steps=found.steps + 1).plan(model).nfe
 
 
 @pytest.mark.parametrize("process", [Langevin(), Blurring((SIZE, SIZE))], ids=lambda p: p.name)
 def test_steps_fill_the_calls_of_other_processes(process):
     model = tiny(process)
-    assert Sampler("heun").calling(model, 10).plan(model).nfe in (9, 10)
+    assert SamplerSpec("heun").calling(model, 10).plan(model).nfe in (9, 10)
     assert parse("gddim:order=2:corrector=evaluate").calling(model, 10).plan(model).nfe in (9, 10)
 
 
@@ -91,7 +91,7 @@ def test_a_step_that_does_not_fit():
 def test_the_default_sampler_is_a_solver_like_the_others():
     model = tiny(VP())
     for steps in (8, 24):
-        expected = Diffusion(model, Sampler("auto", steps).plan(model)).sample(2)
-        times = Sampler("auto", steps).plan(model).times
+        expected = Diffusion(model, SamplerSpec("auto", steps).plan(model)).sample(2)
+        times = SamplerSpec("auto", steps).plan(model).times
         plan = SOLVERS["auto"](model.process, times, reference=model.reference)
         torch.testing.assert_close(Diffusion(model, plan).sample(2), expected)

@@ -23,7 +23,7 @@ from helpers import FIELD
 from pushforward.execute import run
 from pushforward.integrations.diffusers import PushforwardScheduler
 from pushforward.linear import Gaussian
-from pushforward.maps.spec import Sampler
+from pushforward.maps.spec import SamplerSpec
 from pushforward.maps.storage import plan_of
 from pushforward.model import Model, Network
 from pushforward.model.diffusers.schedules import read_schedule
@@ -128,7 +128,7 @@ def same_as_ours(name: str, solver: str, grid: str | None = None) -> Tensor:
         return torch.empty(0)
     scheduler = PushforwardScheduler.from_config(theirs.config, solver=solver, grid=grid)
     scheduler.set_timesteps(STEPS)
-    plan = Sampler(solver, STEPS, grid=grid).plan(model)
+    plan = SamplerSpec(solver, STEPS, grid=grid).plan(model)
     assert len(scheduler.timesteps) == plan.nfe
     start, noise = draw(generator(1)) * scheduler.init_noise_sigma, generator(2)
     found = loop(scheduler, start, generator=generator(2))
@@ -154,7 +154,7 @@ def test_settings_reach_the_solver(solver: str, settings: dict[str, Any]) -> Non
     scheduler = PushforwardScheduler.from_config(theirs.config, solver=solver, variance=0.25, **settings)
     scheduler.set_timesteps(STEPS)
     noise = generator(2)
-    plan = Sampler(solver, STEPS, settings).plan(model)
+    plan = SamplerSpec(solver, STEPS, settings).plan(model)
     expected = run(plan, model.denoiser, draw(generator(1)), noise=lambda _: draw(noise))
     found = loop(scheduler, draw(generator(1)), generator=generator(2))
     assert_close(found, expected, EXACT)
@@ -169,7 +169,7 @@ def test_loops_begin_in_the_middle(solver: str) -> None:
     model = model_of(theirs)
     scheduler = PushforwardScheduler.from_config(theirs.config, solver=solver)
     scheduler.set_timesteps(STEPS)
-    whole = Sampler(solver, STEPS).plan(model)
+    whole = SamplerSpec(solver, STEPS).plan(model)
     named = {"auto": "exponential"}.get(solver, solver)
     more = {**whole.settings, "reference": 1.0} if solver == "auto" else {}
     plan = plan_of(model.process, named, whole.times[index:], more)
@@ -275,7 +275,7 @@ def test_states_that_the_loop_changes_are_the_plans() -> None:
     halfway = scheduler.step(toy(draw(generator()), first), first, draw(generator())).prev_sample + 0.5
     found = scheduler.step(toy(halfway, second), second, halfway)
     model = model_of(theirs)
-    plan = ddim(model.process, Sampler("ddim", 2).plan(model).times[1:])
+    plan = ddim(model.process, SamplerSpec("ddim", 2).plan(model).times[1:])
     assert_close(found.prev_sample, run(plan, model.denoiser, halfway), EXACT)
     assert_close(found.pred_original_sample, toy(halfway, second), EXACT)
 
@@ -529,7 +529,7 @@ def test_unconditional_pipelines(prediction: str, solver: str, finished: Callabl
     found = finished(pipe, batch_size=2, generator=generator(3), output_type="pt")
     noise = generator(3)
     normals = [torch.randn(2, 2, 8, 8, dtype=torch.float64, generator=noise) for _ in range(STEPS + 1)]
-    plan = Sampler(solver, STEPS, grid=grid).plan(model)
+    plan = SamplerSpec(solver, STEPS, grid=grid).plan(model)
     assert_close(found, run(plan, model.denoiser, normals[0], noise=lambda k: normals[k]), EXACT)
 
 
@@ -589,7 +589,7 @@ def test_text_pipelines_with_guidance(prediction: str, solver: str) -> None:
     theirs = pipe(**use, latents=start).images
     pipe.scheduler = PushforwardScheduler.from_config(pipe.scheduler.config, solver=solver)
     found = pipe(**use, latents=start).images
-    assert_close(found, run(Sampler(solver, STEPS).plan(model), model.denoiser, start), 1e-5)
+    assert_close(found, run(SamplerSpec(solver, STEPS).plan(model), model.denoiser, start), 1e-5)
     if solver == "ddim":
         assert_close(found, theirs, SINGLE)
     else:
@@ -616,7 +616,7 @@ def test_image_to_image(solver: str) -> None:
     pipe.scheduler = PushforwardScheduler.from_config(own.config, solver=solver)
     found, start = use(generator(5)), seen[0][:1]
     assert len(seen) == {"heun": 6}.get(solver, 3)  # this table's last step ends above time 0, so has both calls
-    whole = Sampler(solver, STEPS).plan(model)
+    whole = SamplerSpec(solver, STEPS).plan(model)
     named, more = (solver, {}) if solver != "auto" else ("exponential", {**whole.settings, "reference": 1.0})
     plan = plan_of(model.process, named, whole.times[2:], more)
     noise = generator(5)
@@ -676,7 +676,7 @@ def test_flow_pipelines(solver: str, grid: str | None) -> None:
         assert_close(found, theirs, SINGLE)
         return
     model = model_of(own, network)
-    assert_close(found, run(Sampler(solver, STEPS, grid=grid).plan(model), model.denoiser, start), 1e-5)
+    assert_close(found, run(SamplerSpec(solver, STEPS, grid=grid).plan(model), model.denoiser, start), 1e-5)
 
 
 def strengths(kind: Callable[[Path], Any], cls: Any, solver: str, tmp_path: Path, **settings: Any) -> Iterator[Tensor]:

@@ -13,7 +13,7 @@ from pushforward.denoiser import Function
 from pushforward.errors import PushforwardError
 from pushforward.execute import Parallel, run
 from pushforward.guidance.energies.energy import of
-from pushforward.guidance.steering import METHODS, Steering, classified, inpainted, steered
+from pushforward.guidance.steering import STEERINGS, Steering, classified, inpainted, steered
 from pushforward.linear import VP, Flow, Gaussian, Process
 from pushforward.maps.code import Code
 from pushforward.maps.diffusion import Diffusion
@@ -158,10 +158,10 @@ def test_universal_guidance_is_as_published() -> None:
     torch.testing.assert_close(found, ((u - sigma * noise) / alpha).detach(), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [*METHODS, "size"])
+@pytest.mark.parametrize("name", [*STEERINGS, "size"])
 def test_rows_do_not_depend_on_their_batch_and_no_weight_is_no_guidance(name: str) -> None:
     """Rows at times of their own are as each alone, to float32's rounding; with weight 0 all bits are the model's."""
-    steering = METHODS.get(name, Steering(through=0.1, normalise="size"))
+    steering = STEERINGS.get(name, Steering(through=0.1, normalise="size"))
     model, u = network_model(clip=4.0, unconditional=torch.tensor([2])), normal(4, 1, *FIELD).float()
     model = model.given(torch.tensor([0, 1, 1, 0]), guidance=2.0)
     energy, moments = of(near(torch.tensor(0.5))), times(0.4, 0.2)
@@ -189,11 +189,11 @@ def test_direct_guidance_asks_the_network_once_and_needs_no_gradient_of_it() -> 
         return torch.tanh(u.detach())
 
     blind, u = Model("blind", VP(), Function(denoise), (1, *FIELD)), states(VP(), 0.5)
-    found = answers(steered(blind, near(torch.tensor(1.0)), METHODS["mpgd"]), 0.5, u)
+    found = answers(steered(blind, near(torch.tensor(1.0)), STEERINGS["mpgd"]), 0.5, u)
     assert calls == [0.5]
     torch.testing.assert_close(found, torch.ones_like(found))  # a step of 1 along (D - 1) ends at 1
     with pytest.raises(PushforwardError, match="through=0"):
-        answers(steered(blind, near(torch.tensor(1.0)), METHODS["dps"]), 0.5, u)
+        answers(steered(blind, near(torch.tensor(1.0)), STEERINGS["dps"]), 0.5, u)
 
 
 def test_gradients_pass_through_a_steered_answer() -> None:
@@ -210,10 +210,10 @@ def test_labels_reach_the_network_within() -> None:
     model = network_model(unconditional=torch.tensor([2]))
     labels, energy = torch.tensor([0, 1, 1]), near(torch.tensor(0.5))
     u = states(VP(), 0.5)
-    after = steered(model, energy, METHODS["tfg"]).given(labels, 2.0)
-    before = steered(model.given(labels, 2.0), energy, METHODS["tfg"])
+    after = steered(model, energy, STEERINGS["tfg"]).given(labels, 2.0)
+    before = steered(model.given(labels, 2.0), energy, STEERINGS["tfg"])
     assert torch.equal(answers(after, 0.5, u), answers(before, 0.5, u))
-    assert not torch.allclose(answers(after, 0.5, u), answers(steered(model, energy, METHODS["tfg"]), 0.5, u))
+    assert not torch.allclose(answers(after, 0.5, u), answers(steered(model, energy, STEERINGS["tfg"]), 0.5, u))
 
 
 def test_energies_of_a_latent_model_see_decoded_images() -> None:
@@ -230,7 +230,7 @@ def mixture(process: Process) -> Model:
 def test_a_steered_plan_runs_all_at_once_as_step_by_step(name: str, solver: str) -> None:
     """To the parallel run's tolerance of 1e-5, times ten for what is left of the plan."""
     process = PROCESSES[name]
-    model = steered(mixture(process), near(torch.tensor(0.5), 0.5), METHODS["lgd"])
+    model = steered(mixture(process), near(torch.tensor(0.5), 0.5), STEERINGS["lgd"])
     plan = SOLVERS[solver](process, grid.power(process, 6))
     sampler = Diffusion(model, plan, dtype=torch.float64)
     images = sampler.sample(2)
@@ -310,7 +310,7 @@ def test_a_repeated_plan_encodes_and_runs_all_at_once() -> None:
     """Codes give the images back to rounding that adds up over 12 steps; parallel runs to ten times 1e-5."""
     process = VP()
     plan = repeated(SOLVERS["ddpm"], process, grid.power(process, 6, end=process.t_min), 2)
-    model = steered(mixture(process), near(torch.tensor(0.5), 0.5), METHODS["dps"])
+    model = steered(mixture(process), near(torch.tensor(0.5), 0.5), STEERINGS["dps"])
     sampler = Diffusion(model, plan, dtype=torch.float64)
     images = sampler.sample(2)
     code = sampler.encode(images.double()).code

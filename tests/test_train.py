@@ -26,7 +26,7 @@ from pushforward.model import load
 from pushforward.model.prediction import PREDICTIONS, denoising, is_image
 from pushforward.training import stopping
 from pushforward.training.stopping import Clock
-from pushforward.training.targets import TIMES, Draws, Lesson
+from pushforward.training.targets import TIMES, BatchDraws, TargetTable
 from pushforward.training.trainer import Interrupted, TrainConfig, train
 
 SIDE = 8
@@ -172,9 +172,9 @@ def test_the_target_is_what_gives_the_image_back(name: str, prediction: str) -> 
     process, reference = a_process(name), Gaussian(0.3)
     if process.blocks == 2 and prediction in ("v", "velocity"):
         with pytest.raises(PushforwardError, match="scalar"):
-            Lesson.make(process, prediction, reference, 8)
+            TargetTable.make(process, prediction, reference, 8)
         return
-    lesson = Lesson.make(process, prediction, reference, 8)
+    lesson = TargetTable.make(process, prediction, reference, 8)
     images = torch.rand(8, 1, SIDE, SIDE, dtype=torch.float64) * 2 - 1
     noise = torch.randn(8, process.blocks, SIDE, SIDE, dtype=torch.float64)
     seen, target = lesson.draw(images, torch.arange(8), noise)
@@ -187,7 +187,7 @@ def test_the_target_is_what_gives_the_image_back(name: str, prediction: str) -> 
 @pytest.mark.parametrize("name", PROCESSES)
 def test_inputs_and_residual_targets_have_unit_variance_on_the_reference(name: str) -> None:
     process, reference = a_process(name), Gaussian(0.3)
-    lesson = Lesson.make(process, "residual", reference, 4)
+    lesson = TargetTable.make(process, "residual", reference, 4)
     k = torch.arange(4).repeat_interleave(500)
     images = 0.3**0.5 * torch.randn(len(k), 1, SIDE, SIDE, dtype=torch.float64)
     noise = torch.randn(len(k), process.blocks, SIDE, SIDE, dtype=torch.float64)
@@ -198,11 +198,11 @@ def test_inputs_and_residual_targets_have_unit_variance_on_the_reference(name: s
 
 
 def test_every_epoch_goes_through_all_images_once_in_a_new_order() -> None:
-    draws = Draws(seed=3, count=10, batch=4)
+    draws = BatchDraws(seed=3, count=10, batch=4)
     seen = torch.cat([draws.indices(step) for step in range(5)])
     assert sorted(seen[:10].tolist()) == sorted(seen[10:].tolist()) == list(range(10))
     assert seen[:10].tolist() != seen[10:].tolist()
-    assert len(Draws(seed=3, count=3, batch=8).indices(0)) == 8
+    assert len(BatchDraws(seed=3, count=3, batch=8).indices(0)) == 8
 
 
 # -- training

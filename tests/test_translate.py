@@ -19,10 +19,10 @@ from pushforward.errors import PushforwardError
 from pushforward.linear import VP, Blurring, Gaussian, Langevin
 from pushforward.maps.code import Code
 from pushforward.maps.diffusion import Diffusion
-from pushforward.maps.spec import Sampler
+from pushforward.maps.spec import SamplerSpec
 from pushforward.model import Model
 from pushforward.plan import exponential, grid
-from pushforward.translation.translate import METHODS, End, code_of, refined, sampler_for, translate
+from pushforward.translation.translate import TRANSLATIONS, End, code_of, refined, sampler_for, translate
 
 KINDS = {p.name: p for p in (VP(), Blurring(FIELD, blur_max=2.0), Langevin())}
 EVERY = pytest.mark.parametrize("process", KINDS.values(), ids=KINDS)
@@ -45,7 +45,7 @@ def end(model, plan):
 
 def made(model, method, *, steps=6, start=1.0, solver="ddim", **settings):
     """A model with the plan that the method needs, as `sampler_for` makes it."""
-    sampler = Sampler(solver, steps, settings, start=start)
+    sampler = SamplerSpec(solver, steps, settings, start=start)
     return end(model, sampler_for(model, sampler, method).plan(model))
 
 
@@ -122,7 +122,7 @@ def test_from_a_model_to_itself_a_deterministic_plan_leads_back(process, solver)
 @pytest.mark.parametrize("solver", ["ddim", "ddpm", "gddim", "exponential"])
 def test_from_a_model_to_itself_codes_give_the_image_back(process, method, solver):
     """With a plan that ends at t_min, where the code holds all there is; rounding of float64, and float32 at last."""
-    sampler = sampler_for(mixture(process), Sampler(solver, 6, end=process.t_min), method)
+    sampler = sampler_for(mixture(process), SamplerSpec(solver, 6, end=process.t_min), method)
     there = end(mixture(process), sampler.plan(mixture(process)))
     found = translate(images(), there, there, method=method)
     torch.testing.assert_close(found.images, images().float(), rtol=0, atol=1e-4)
@@ -173,7 +173,7 @@ def test_codes_of_data_decode_to_the_targets_data(process):
 
 def test_the_less_noise_the_more_of_the_source_is_kept():
     """Mean square distance to the source grows with the share of the steps, for every method."""
-    for method in METHODS:
+    for method in TRANSLATIONS:
         distances = []
         for start in (0.2, 0.5, 0.8):
             ends = [made(gaussian(VP(), d), method, steps=10, start=start) for d in (ONE, TWO)]
@@ -243,7 +243,7 @@ def test_refinement_is_sdedit_by_the_target(process):
 
 
 @EVERY
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", TRANSLATIONS)
 def test_a_batch_is_a_loop_in_any_order(process, method):
     """In float64 only the order of summation differs; inversion stops when the worst of a batch is within its error."""
     ends = [made(mixture(process, seed, 0.3), method, start=0.8, steps=4) for seed in (0, 1)]
@@ -257,7 +257,7 @@ def test_a_batch_is_a_loop_in_any_order(process, method):
     assert not torch.allclose(whole.images, given.float(), atol=100 * tolerance)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", TRANSLATIONS)
 def test_what_is_drawn_depends_on_the_seed_and_the_number(method):
     """The draws of a deterministic code are the noise of t_min alone, and change little."""
     ends = [made(mixture(VP(), seed, 0.3), method, start=0.8, steps=4) for seed in (0, 1)]
@@ -293,10 +293,10 @@ def test_the_code_alone_is_the_first_half():
 
 
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", TRANSLATIONS)
 def test_a_sampler_is_completed_for_a_method(process, method):
     model = gaussian(process, ONE)
-    plan = sampler_for(model, Sampler("ddim", 10), method).plan(model)
+    plan = sampler_for(model, SamplerSpec("ddim", 10), method).plan(model)
     assert plan.solver == "ddim"
     assert (len(plan.noises) > 0) is (method != "deterministic")
     assert float(plan.times[-1]) == (process.t_min if method == "deterministic" else 0)
@@ -307,16 +307,16 @@ def test_a_sampler_is_completed_for_a_method(process, method):
 @pytest.mark.parametrize(
     ("given", "method", "settings", "grid_name", "stop"),
     [
-        (Sampler("ddim"), "stochastic", {"eta": 0.1}, "uniform", None),
-        (Sampler("ddim", settings={"eta": 1.0}), "stochastic", {"eta": 1.0}, "uniform", None),
-        (Sampler("gddim"), "independent", {"noise": 1.0}, "uniform", None),
-        (Sampler("exponential", settings={"noise": 0.3}), "sdedit", {"noise": 0.3}, "uniform", None),
-        (Sampler("ddpm", grid="karras"), "stochastic", {}, "karras", None),
-        (Sampler("unipc"), "deterministic", {}, "uniform", 1e-3),
-        (Sampler("ddim", end=0.05), "deterministic", {}, "uniform", 0.05),
-        (Sampler("ddim", end=0.05), "stochastic", {"eta": 0.1}, "uniform", 0.05),
+        (SamplerSpec("ddim"), "stochastic", {"eta": 0.1}, "uniform", None),
+        (SamplerSpec("ddim", settings={"eta": 1.0}), "stochastic", {"eta": 1.0}, "uniform", None),
+        (SamplerSpec("gddim"), "independent", {"noise": 1.0}, "uniform", None),
+        (SamplerSpec("exponential", settings={"noise": 0.3}), "sdedit", {"noise": 0.3}, "uniform", None),
+        (SamplerSpec("ddpm", grid="karras"), "stochastic", {}, "karras", None),
+        (SamplerSpec("unipc"), "deterministic", {}, "uniform", 1e-3),
+        (SamplerSpec("ddim", end=0.05), "deterministic", {}, "uniform", 0.05),
+        (SamplerSpec("ddim", end=0.05), "stochastic", {"eta": 0.1}, "uniform", 0.05),
     ],
-    ids=lambda x: x.label if isinstance(x, Sampler) else None,
+    ids=lambda x: x.label if isinstance(x, SamplerSpec) else None,
 )
 def test_what_a_sampler_leaves_open_is_chosen_and_nothing_else(given, method, settings, grid_name, stop):
     found = sampler_for(gaussian(VP(), ONE), given, method)
@@ -326,7 +326,7 @@ def test_what_a_sampler_leaves_open_is_chosen_and_nothing_else(given, method, se
 
 def test_a_models_own_grid_is_kept():
     model = Model("own", VP(), gaussian_denoiser(VP(), ONE), SHAPE, grid={"name": "karras"})
-    found = sampler_for(model, Sampler("ddim", 5), "stochastic")
+    found = sampler_for(model, SamplerSpec("ddim", 5), "stochastic")
     assert found.grid is None
     torch.testing.assert_close(found.plan(model).times, grid.karras(VP(), 5))
 
@@ -346,14 +346,14 @@ def test_plans_that_do_not_fit_are_refused_in_a_sentence(source, target, method,
     ends = []
     for process, steps, solver in (source, target):
         model = gaussian(KINDS[process], ONE)
-        ends.append(end(model, Sampler(solver, steps, grid="uniform").plan(model)))
+        ends.append(end(model, SamplerSpec(solver, steps, grid="uniform").plan(model)))
     with pytest.raises(PushforwardError, match=message) as caught:
         translate(images(), *ends, method=method)
     assert "\n" not in str(caught.value)
 
 
 def test_images_of_another_shape_are_refused():
-    for method in METHODS:
+    for method in TRANSLATIONS:
         ends = [made(gaussian(VP(), d), method) for d in (ONE, TWO)]
         with pytest.raises(PushforwardError, match=r"has images of shape \(1, 3, 2\); got \(1, 4, 4\)"):
             translate(torch.zeros(2, 1, 4, 4), *ends, method=method)

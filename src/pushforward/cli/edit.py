@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pushforward.cli._shared.batch import Item, list_items, made_of, open_folder, read_object, todo, work_through
 from pushforward.cli._shared.checks import check_outputs, check_split, in_vain
-from pushforward.cli._shared.models import avoiding, image_size, open_model, pick_device
+from pushforward.cli._shared.models import image_size, open_model, pick_device, with_negative_prompt
 from pushforward.cli._shared.options import (
     CountOption,
     DeviceOption,
@@ -39,7 +39,7 @@ from pushforward.data.pictures import save_image, sheet
 from pushforward.data.schema import read
 from pushforward.errors import PushforwardError
 from pushforward.evaluation.pairs import SMALLEST, psnr, ssim
-from pushforward.maps.spec import Sampler
+from pushforward.maps.spec import SamplerSpec
 from pushforward.model import Model
 from pushforward.model.contents import contents, model_digest
 from pushforward.translation.edit import Candidate, Search, edits, likelihood, plans
@@ -135,9 +135,9 @@ def edit(
     check_split(images)
     in_vain({"source_guidance": "sdedit does not encode the image" if way == "sdedit" else None})
     where = pick_device(device)
-    network = avoiding(open_model(model, where, dtype, size), negative)
+    network = with_negative_prompt(open_model(model, where, dtype, size), negative)
     search = Search(_numbers(guidance, "guidance"), _numbers(skip, "skip"), trials, source_guidance, way)
-    sampler = Sampler(plan.solver, plan.steps, plan.settings, plan.grid, plan.end)
+    sampler = SamplerSpec(plan.solver, plan.steps, plan.settings, plan.grid, plan.end)
     network.given([target], max(search.guidances))  # what is wrong is said before all work
     plans(network, sampler, search)
     score, judges = _scorers(network, source, target, select, clip, judge, where)

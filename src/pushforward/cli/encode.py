@@ -15,7 +15,6 @@ import typer
 
 from pushforward.cli._shared.checks import check_outputs, check_split, in_vain, spare
 from pushforward.cli._shared.models import (
-    avoiding,
     choose_labels,
     decoded,
     image_size,
@@ -23,6 +22,7 @@ from pushforward.cli._shared.models import (
     open_model,
     pick_device,
     stochastic,
+    with_negative_prompt,
 )
 from pushforward.cli._shared.options import (
     CountOption,
@@ -110,7 +110,7 @@ def encode(
     check_split(images)
     in_vain({"negative": "guidance is 1" if guidance == 1 and prompt else None})
     where = pick_device(device)
-    network = avoiding(open_model(model, where, dtype, size), negative)
+    network = with_negative_prompt(open_model(model, where, dtype, size), negative)
     plan = stochastic(plan)
     made = make_plan(
         network, plan if plan.end is not None else replace(plan, end=network.process.t_min), start, quiet=quiet

@@ -36,7 +36,7 @@ from pushforward.evaluation.samplers import (
     too_few,
 )
 from pushforward.execute.distributed import join
-from pushforward.maps.spec import Sampler, parse
+from pushforward.maps.spec import SamplerSpec, parse
 from pushforward.model import Model, load
 from pushforward.vision.features import feature_net, published_statistics
 
@@ -178,7 +178,7 @@ def _loaded(names: list[str]) -> list[Model]:
     return [replace(m, name=name) if own.count(m.name) > 1 else m for m, name in zip(models, names, strict=True)]
 
 
-def _samplers(solvers: str, steps: str | None, nfe: str | None) -> list[tuple[Sampler, int, bool]]:
+def _samplers(solvers: str, steps: str | None, nfe: str | None) -> list[tuple[SamplerSpec, int, bool]]:
     """Every solver with every number of steps, or of network calls."""
     if steps is not None and nfe is not None:
         msg = "Give --steps or --nfe, not both."
@@ -191,7 +191,7 @@ def _samplers(solvers: str, steps: str | None, nfe: str | None) -> list[tuple[Sa
     return result
 
 
-def _fitting(sampler: Sampler, number: int, calls: bool, model: Model) -> Sampler:
+def _fitting(sampler: SamplerSpec, number: int, calls: bool, model: Model) -> SamplerSpec:
     """The sampler with its steps."""
     if sampler.solver != "rk45":  # which chooses its steps
         sampler = sampler.calling(model, number) if calls else replace(sampler, steps=number)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pushforward.cli._shared.batch import made_of, open_folder
 from pushforward.cli._shared.checks import check_outputs, in_vain, spare
-from pushforward.cli._shared.models import avoiding, choose_labels, image_size, open_model, pick_device
+from pushforward.cli._shared.models import choose_labels, image_size, open_model, pick_device, with_negative_prompt
 from pushforward.cli._shared.options import (
     DeviceOption,
     DtypeOption,
@@ -44,11 +44,10 @@ from pushforward.guidance.checkpoints import load_chains, load_descents, save_ch
 from pushforward.guidance.diagnostics import diagnose, plot
 from pushforward.guidance.energies.energy import Energy
 from pushforward.guidance.energies.parse import ENERGIES, Setting, energy
-from pushforward.guidance.optimisers import METHODS as OPTIMISERS
+from pushforward.guidance.optimisers import OPTIMISERS
 from pushforward.guidance.posterior import Descents, Guided, Prior, best
 from pushforward.guidance.posterior import guide as run
-from pushforward.guidance.steering import METHODS as STEERINGS
-from pushforward.guidance.steering import Steering, steered
+from pushforward.guidance.steering import STEERINGS, Steering, steered
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.generator import Generator, is_generator, load_generator
 from pushforward.maps.labels import Labels
@@ -235,7 +234,7 @@ def _open(
         generator = load_generator(source, _shape(latent), device=device)
         assert generator.image_shape is not None
         return generator, generator.image_shape
-    model = avoiding(open_model(source, device, dtype, size), negative)
+    model = with_negative_prompt(open_model(source, device, dtype, size), negative)
     made = parse(plan).plan(model)
     if not isinstance(made, Plan):
         msg = f"Energies need a plan, and {plan!r} chooses its steps as it goes; name another, e.g. dpm++:steps=10."

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pushforward.cli._shared.batch import FORMAT, Item, kept_key, list_items, made_of, open_folder, todo, work_through
 from pushforward.cli._shared.checks import check_outputs, check_split, in_vain, spare
-from pushforward.cli._shared.models import avoiding, choose_labels, image_size, open_model, pick_device
+from pushforward.cli._shared.models import choose_labels, image_size, open_model, pick_device, with_negative_prompt
 from pushforward.cli._shared.options import (
     CountOption,
     DeviceOption,
@@ -45,7 +45,7 @@ from pushforward.guidance.inpaint import inpaint as paint
 from pushforward.guidance.steering import inpainted
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.labels import take_labels
-from pushforward.maps.spec import Sampler
+from pushforward.maps.spec import SamplerSpec
 from pushforward.model.contents import model_digest
 from pushforward.plan import Plan
 
@@ -94,11 +94,11 @@ def inpaint(
     check_split(images)
     in_vain({"negative": "guidance is 1" if guidance == 1 and prompt else None})
     where = pick_device(device)
-    network = avoiding(open_model(model, where, dtype, size), negative)
+    network = with_negative_prompt(open_model(model, where, dtype, size), negative)
     shape = image_size(network)
     known = ~read_mask(mask, lambda path: read_like(path, shape, fit, background="black"))
     again = {"repeats": repeats} if repeats > 1 else {}
-    sampler = Sampler(plan.solver, plan.steps, {**plan.settings, **again}, plan.grid, plan.end)
+    sampler = SamplerSpec(plan.solver, plan.steps, {**plan.settings, **again}, plan.grid, plan.end)
     made = sampler.plan(network)
     diffusion = Diffusion(network, made, device=where)
     inpainted(network, torch.zeros(network.shape), known)  # what is wrong is said before all work

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from pushforward.cli._shared.checks import check_outputs, check_split, in_vain, spare
 from pushforward.cli._shared.models import (
-    avoiding,
     choose_labels,
     decoded,
     image_size,
     make_plan,
     open_model,
     pick_device,
+    with_negative_prompt,
 )
 from pushforward.cli._shared.options import (
     CountOption,
@@ -135,7 +135,7 @@ def invert(
         "negative": "guidance is 1" if guidance == 1 and prompt else None,
     })  # fmt: skip
     where = pick_device(device)
-    chosen = avoiding(open_model(model, where, dtype, size), negative)
+    chosen = with_negative_prompt(open_model(model, where, dtype, size), negative)
     made = _invertible(chosen, plan, method, quiet=quiet)
     way = replace(INVERSE, tolerance=tolerance)
     channels, height, width = image_size(chosen)

@@ -15,7 +15,7 @@ import typer
 from torch import Tensor
 
 from pushforward.cli._shared.checks import check_outputs
-from pushforward.cli._shared.models import avoiding, choose_labels, make_plan, open_model, pick_device
+from pushforward.cli._shared.models import choose_labels, make_plan, open_model, pick_device, with_negative_prompt
 from pushforward.cli._shared.options import (
     DeviceOption,
     DtypeOption,
@@ -33,7 +33,7 @@ from pushforward.cli._shared.options import (
 from pushforward.cli._shared.report import progress, write_json
 from pushforward.data.pictures import check_suffix, picture_suffixes, save_animation, save_image, sheet
 from pushforward.errors import PushforwardError
-from pushforward.execute import METHODS, Adaptive, Parallel, Progress, Round
+from pushforward.execute import PARALLEL_METHODS, Adaptive, Parallel, Progress, Round
 from pushforward.execute.distributed import join
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.labels import in_turn
@@ -103,7 +103,7 @@ def sample(
     main = join(device)  # under torchrun, every rank works and the first one writes
     quiet = quiet or not main
     where = pick_device(device)
-    chosen = avoiding(open_model(model, where, dtype, size), negative)
+    chosen = with_negative_prompt(open_model(model, where, dtype, size), negative)
     made = make_plan(chosen, plan, quiet=quiet)
     given = {"--tolerance": tolerance, "--window": window, "--max-rows": max_rows, "--check": check or None}
     _check_at_once(made, parallel, [name for name, value in given.items() if value is not None])
@@ -224,10 +224,10 @@ def _method(
             return None, None
     if name == "auto":
         return diffusion.fastest(batch, Parallel(tolerance=tolerance, window=window, max_rows=max_rows))
-    if name not in METHODS:
-        msg = f"Unknown way {name!r} to take all steps at once; known are auto, {', '.join(METHODS)}."
+    if name not in PARALLEL_METHODS:
+        msg = f"Unknown way {name!r} to take all steps at once; known are auto, {', '.join(PARALLEL_METHODS)}."
         raise PushforwardError(msg)
-    return replace(METHODS[name], tolerance=tolerance, window=window, max_rows=max_rows), None
+    return replace(PARALLEL_METHODS[name], tolerance=tolerance, window=window, max_rows=max_rows), None
 
 
 def _summary(out: Path, count: int, measured: dict[str, Any], tolerance: float | None) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pushforward.cli._shared.batch import FORMAT, Item, kept_key, list_items, made_of, open_folder, todo, work_through
 from pushforward.cli._shared.checks import check_outputs, check_split, in_vain, tell_in_vain
-from pushforward.cli._shared.models import avoiding, choose_labels, image_size, open_model, pick_device
+from pushforward.cli._shared.models import choose_labels, image_size, open_model, pick_device, with_negative_prompt
 from pushforward.cli._shared.options import (
     CountOption,
     DeviceOption,
@@ -39,7 +39,7 @@ from pushforward.errors import PushforwardError
 from pushforward.execute import INVERSE
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.labels import Labels
-from pushforward.maps.spec import Sampler
+from pushforward.maps.spec import SamplerSpec
 from pushforward.model import Model
 from pushforward.model.contents import model_digest
 from pushforward.plan import Plan
@@ -104,9 +104,9 @@ def translate(
     unguided = source_guidance == target_guidance == 1 and source_prompt and target_prompt
     in_vain({"negative": "guidance is 1" if unguided else None})
     where = pick_device(device)
-    one = avoiding(open_model(source, where, dtype, size), negative)
-    other = one if target is None else avoiding(open_model(target, where, dtype, size), negative)
-    sampler = Sampler(plan.solver, plan.steps, plan.settings, plan.grid, plan.end, start)
+    one = with_negative_prompt(open_model(source, where, dtype, size), negative)
+    other = one if target is None else with_negative_prompt(open_model(target, where, dtype, size), negative)
+    sampler = SamplerSpec(plan.solver, plan.steps, plan.settings, plan.grid, plan.end, start)
     ends = [
         End(Diffusion(model, sampler_for(model, sampler, way).plan(model), device=where), guidance=guidance)
         for model, guidance in ((one, source_guidance), (other, target_guidance))
@@ -177,9 +177,9 @@ def translate(
     write_json(report, json)
 
 
-def _refiner(model: Model, sampler: Sampler, share: float, where: str) -> Diffusion:
+def _refiner(model: Model, sampler: SamplerSpec, share: float, where: str) -> Diffusion:
     """The target model with the last steps of an ancestral sampler."""
-    last = Sampler("ddim", sampler.steps, {"eta": 1.0}, sampler.grid, start=share)
+    last = SamplerSpec("ddim", sampler.steps, {"eta": 1.0}, sampler.grid, start=share)
     plan = sampler_for(model, last, "sdedit").plan(model)
     assert isinstance(plan, Plan)
     return Diffusion(model, plan, device=where)

@@ -47,7 +47,7 @@ from pushforward.evaluation.plots import distance_name
 from pushforward.execute import Adaptive, Parallel
 from pushforward.execute.distributed import join, same, size
 from pushforward.maps.diffusion import Diffusion
-from pushforward.maps.spec import Sampler
+from pushforward.maps.spec import SamplerSpec
 from pushforward.model import Model, Network
 from pushforward.model.contents import model_digest
 from pushforward.plan import Plan
@@ -154,7 +154,7 @@ class Row:
 
 def evaluate(
     model: Model,
-    samplers: Sequence[Sampler],
+    samplers: Sequence[SamplerSpec],
     data: ImageData,
     nets: Sequence[FeatureNet],
     folder: Path,
@@ -192,7 +192,7 @@ def evaluate(
 
 def prepare(
     model: Model,
-    samplers: Sequence[Sampler],
+    samplers: Sequence[SamplerSpec],
     data: ImageData,
     nets: Sequence[FeatureNet],
     folder: Path,
@@ -285,7 +285,7 @@ class Run:
     """
 
     model: Model
-    sampler: Sampler | None
+    sampler: SamplerSpec | None
     settings: Evaluation
     folder: Path
     labels: Tensor | None
@@ -298,7 +298,7 @@ class Run:
     @cached_property
     def plan(self) -> Plan | Adaptive:
         """The plan."""
-        return (self.sampler or Sampler("auto", self.settings.converged)).plan(self.model)
+        return (self.sampler or SamplerSpec("auto", self.settings.converged)).plan(self.model)
 
     @property
     def method(self) -> Parallel | None:

@@ -5,11 +5,11 @@ from pushforward.execute.adjoint import Exact, Gradient, Implicit, Phantom, Skel
 from pushforward.execute.anderson import Mixing
 from pushforward.execute.encode import Encoded, encode
 from pushforward.execute.inverse import INVERSE, invert
-from pushforward.execute.parallel import METHODS, Parallel, Round, Solution, parallel
+from pushforward.execute.parallel import PARALLEL_METHODS, Parallel, Round, Solution, parallel
 from pushforward.execute.sequential import Noise, Progress, check_start, run, steps
 
 __all__ = [
-    "INVERSE", "METHODS", "Adaptive", "Encoded", "Exact", "Gradient", "Implicit", "Mixing", "Noise", "Parallel",
-    "Phantom", "Progress", "Round", "Skeleton", "Solution", "adaptive", "check_start", "differentiable", "encode",
-    "invert", "parallel", "run", "steps",
+    "INVERSE", "PARALLEL_METHODS", "Adaptive", "Encoded", "Exact", "Gradient", "Implicit", "Mixing", "Noise",
+    "Parallel", "Phantom", "Progress", "Round", "Skeleton", "Solution", "adaptive", "check_start", "differentiable",
+    "encode", "invert", "parallel", "run", "steps",
 ]  # fmt: skip

@@ -46,7 +46,7 @@ from torch.autograd.function import once_differentiable
 
 from pushforward.denoiser import Ask, Denoiser
 from pushforward.errors import PushforwardError
-from pushforward.execute.anderson import Mixing, mixed
+from pushforward.execute.anderson import Mixing, anderson_step
 from pushforward.execute.parallel import (
     GROWTH,
     MIXING,
@@ -398,10 +398,12 @@ def _implicit(
             estimate = torch.where(frontier >= count, estimate.clamp_max(SETTLED * mode.tolerance), estimate)
         if mode.mixing is not None:
             free = (every <= nodes[(count - 1 - frontier).clamp_min(0)]) & (frontier < count)
-            units = weight.square()  # `mixed` divides by the deviation where a cotangent is to be multiplied by it
+            units = weight.square()  # it divides by the deviation, and a cotangent is to be multiplied by it
             moves = (
                 units
-                * mixed(system, cotangents / units, moves / units, sizes, history, mode.mixing, free, backwards=True)[0]
+                * anderson_step(
+                    system, cotangents / units, moves / units, sizes, history, mode.mixing, free, backwards=True
+                )[0]
             )
             moves = system.by_image(moves).masked_fill(~keep[:, None], 0).view_as(moves)
         cotangents = cotangents + moves

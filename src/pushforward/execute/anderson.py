@@ -49,7 +49,7 @@ class Mixing:
             raise PushforwardError(msg)
 
 
-def mixed(
+def anderson_step(
     system: System,
     states: Tensor,
     moves: Tensor,

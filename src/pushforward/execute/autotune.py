@@ -36,8 +36,8 @@ from pushforward.data import schema
 from pushforward.data.files import cache_folder
 from pushforward.denoiser import Ask, Denoiser, Priced
 from pushforward.errors import PushforwardError
-from pushforward.execute.distributed import Across, same, size
-from pushforward.execute.parallel import METHODS, Parallel
+from pushforward.execute.distributed import Sharded, same, size
+from pushforward.execute.parallel import PARALLEL_METHODS, Parallel
 from pushforward.linear import Process
 from pushforward.plan import Plan
 
@@ -87,7 +87,7 @@ class Latency:
         return calls * self._one(full) + (self._one(rest) if rest else 0.0)
 
     def shared(self, ranks: int) -> Latency:
-        """The same where every call's rows are shared over `ranks` machines like this one (see `Across`)."""
+        """The same where every call's rows are shared over `ranks` machines like this one (see `Sharded`)."""
         return replace(self, batches=tuple(rows * ranks for rows in self.batches))
 
     def _one(self, rows: float) -> float:
@@ -115,7 +115,7 @@ def measure(denoiser: Denoiser, process: Process, like: Tensor, batches: Sequenc
     `SLOW`, or when the next would exceed the budget, or fails: a call too large for the memory.
 
     Args:
-        denoiser: the network. `Across` several ranks, each measures its own and all take the first one's.
+        denoiser: the network. `Sharded` several ranks, each measures its own and all take the first one's.
         process: the diffusion.
         like: a state `(batch, k * channels, *field)`, for shape, dtype, device; rows are copies of its first.
         batches: sizes to try, increasing.
@@ -123,7 +123,7 @@ def measure(denoiser: Denoiser, process: Process, like: Tensor, batches: Sequenc
     Raises:
         PushforwardError: the sizes are not increasing.
     """
-    if isinstance(denoiser, Across):
+    if isinstance(denoiser, Sharded):
         inner = measure(denoiser.denoiser, process, like, batches)
         return same(inner, denoiser.group).shared(size(denoiser.group))
     middle = torch.tensor([(process.t_min + process.t_max) / 2], dtype=torch.float64)
@@ -166,7 +166,7 @@ def measured(
         folder: of the cache; by default `$XDG_CACHE_HOME/pushforward` or `~/.cache/pushforward`. Delete it to measure
             anew. What is damaged in it is measured anew, and where it cannot be written nothing is kept.
     """
-    if isinstance(denoiser, Across):
+    if isinstance(denoiser, Sharded):
         inner = measured(denoiser.denoiser, process, like, batches, folder)
         return same(inner, denoiser.group).shared(size(denoiser.group))
     key = _key(denoiser, process, like, batches)
@@ -210,7 +210,7 @@ def choose(
     latency: Latency,
     batch: int,
     *,
-    method: Parallel = METHODS["preconditioned"],
+    method: Parallel = PARALLEL_METHODS["preconditioned"],
     rounds: Callable[[int, float], float] = rounds_expected,
 ) -> Choice:
     """Predict how long each way of running `plan` takes, and choose the fastest.

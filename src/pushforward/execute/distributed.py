@@ -1,6 +1,6 @@
 """A batch of time steps shared over several processes: every rank asks its own part of the network's rows.
 
-An executor runs the same on every rank, on the same states, so every rank knows all rows of a call. `Across` has each
+An executor runs the same on every rank, on the same states, so every rank knows all rows of a call. `Sharded` has each
 ask an equal share of them and gathers the answers, so that every rank goes on with the same bits. It is a denoiser like
 any other, and no executor knows of it:
 
@@ -37,7 +37,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class Across:
+class Sharded:
     """A denoiser that shares the rows of each call over the ranks of a process group.
 
     With no process group, or a single rank, it is the denoiser itself. Answers carry no gradients.
@@ -73,7 +73,7 @@ class Across:
 
         def share(k: int | Tensor, u: Tensor, of: Tensor | None = None) -> Tensor:
             if u.requires_grad and torch.is_grad_enabled():
-                msg = "Answers gathered from several ranks carry no gradients; use the denoiser without `Across`."
+                msg = "Answers gathered from several ranks carry no gradients; use the denoiser without `Sharded`."
                 raise PushforwardError(msg)
             rows = -(-len(u) // ranks)
             mine = slice(rank * rows, min((rank + 1) * rows, len(u)))
@@ -155,7 +155,7 @@ def size(group: dist.ProcessGroup | None = None) -> int:
     ranks = dist.get_world_size(group)
     if ranks < 1:
         msg = (
-            f"Rank {dist.get_rank()} is not in the process group given to `Across`; call it on the group's ranks only."
+            f"Rank {dist.get_rank()} is not in the process group given to `Sharded`; call it on the group's ranks only."
         )
         raise PushforwardError(msg)
     return ranks

@@ -29,7 +29,7 @@ from pushforward.denoiser import Denoiser
 from pushforward.errors import Diverged, PushforwardError
 from pushforward.execute.anderson import Mixing
 from pushforward.execute.backward import one_step_rows
-from pushforward.execute.parallel import METHODS, Parallel, Round, Subset, iterate, mean, parallel, system_of
+from pushforward.execute.parallel import Parallel, Round, Subset, iterate, mean, parallel, system_of
 from pushforward.execute.sequential import check_start, run
 from pushforward.linear import Gaussian, Operator, root
 from pushforward.plan import Plan
@@ -155,7 +155,7 @@ class _Best:
             return
         denoiser = Subset(self._denoiser, some)
         if self._plan.implicit:
-            solution = parallel(self._plan, denoiser, found, method=replace(METHODS["preconditioned"], tolerance=1e-5))
+            solution = parallel(self._plan, denoiser, found, method=Parallel(tolerance=1e-5))
             last, calls, nfe = solution.last, solution.rounds, solution.nfe
         else:
             last, calls = _run(self._plan, denoiser, found), self._plan.nfe

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from pushforward.denoiser import Ask, Denoiser
 from pushforward.errors import PushforwardError
-from pushforward.execute.anderson import Mixing, mixed
+from pushforward.execute.anderson import Mixing, anderson_step
 from pushforward.execute.remainder import LINEAR, Remainder, amplification, roundoff, tail
 from pushforward.execute.sequential import Noise, check_start, run
 from pushforward.execute.system import System
@@ -92,7 +92,7 @@ class Parallel:
                 raise PushforwardError(msg)
 
 
-METHODS: dict[str, Parallel] = {
+PARALLEL_METHODS: dict[str, Parallel] = {
     "preconditioned": Parallel(),
     "plain": Parallel(mixing=None),
     "picard": Parallel(response="noise", mixing=None, start="copies"),
@@ -159,7 +159,7 @@ def parallel(
     start: Tensor,
     *,
     noise: Noise | None = None,
-    method: Parallel = METHODS["preconditioned"],
+    method: Parallel = PARALLEL_METHODS["preconditioned"],
     callback: Callable[[Round], None] | None = None,
 ) -> Solution:
     """What `run` does, with all steps at once.
@@ -316,7 +316,7 @@ def iterate(
             wanted &= place[:, None] < frontier + window - (frontier > exact).long()
             wanted |= (place[:, None] == exact) & active
         expected = None if remainder is None else answers.clone()
-        evaluate(system, ask, states, answers, nodes, wanted, method.max_rows)
+        ask_network(system, ask, states, answers, nodes, wanted, method.max_rows)
         nfe += wanted.sum(0)
         seen |= wanted[-1]
         rounds += 1
@@ -351,7 +351,9 @@ def iterate(
                 free = (every < every[-1] if backwards else every > 0).expand(-1, batch)
             else:
                 free = (every > nodes[frontier.clamp_max(count - 1)]) & (frontier < count)
-            moves, unexplained = mixed(system, states, moves, sizes, history, method.mixing, free, backwards=backwards)
+            moves, unexplained = anderson_step(
+                system, states, moves, sizes, history, method.mixing, free, backwards=backwards
+            )
         keep = active & ~lost
         moves, unexplained = (system.by_image(x).mul(keep[:, None]).view_as(x) for x in (moves, unexplained))
         states = states + moves
@@ -403,7 +405,7 @@ def _last(system: System, states: Tensor) -> Tensor:
     return system.unpack(states[:, -1:])[0]
 
 
-def evaluate(
+def ask_network(
     system: System, ask: Ask, states: Tensor, answers: Tensor, nodes: Tensor, wanted: Tensor, max_rows: int | None
 ) -> None:
     """Ask the network about the wanted states and put its answers into the stack.

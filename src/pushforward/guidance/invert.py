@@ -30,7 +30,7 @@ from pushforward.errors import PushforwardError
 from pushforward.execute import Adaptive, Exact, Gradient, Parallel
 from pushforward.execute.backward import naive_inversion
 from pushforward.guidance.decoding import Decoding
-from pushforward.guidance.optimisers import METHODS
+from pushforward.guidance.optimisers import OPTIMISERS
 from pushforward.maps.code import Code
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.labels import Labels
@@ -131,7 +131,7 @@ def optimise(
     images = images.to(decoding.device)
     start = _beginning(decoding, images, begin, seed, first)
     x, code_of = _packed(start, noises)
-    method = METHODS[optimiser]
+    method = OPTIMISERS[optimiser]
     state = method.begin(x)
     best, least = x.clone(), torch.full((len(x),), math.inf, dtype=torch.float64, device=x.device)
     active = torch.ones(len(x), dtype=torch.bool, device=x.device)
@@ -278,8 +278,8 @@ def _check(
 
 
 def _check_numbers(optimiser: str, steps: int, learning_rate: float, tolerance: float) -> None:
-    if optimiser not in METHODS:
-        msg = f"The optimiser is one of {', '.join(METHODS)}; got {optimiser!r}."
+    if optimiser not in OPTIMISERS:
+        msg = f"The optimiser is one of {', '.join(OPTIMISERS)}; got {optimiser!r}."
         raise PushforwardError(msg)
     if steps < 1:
         msg = f"Optimisation needs at least 1 step; got {steps}."

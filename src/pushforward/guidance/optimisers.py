@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-__all__ = ["ADAM", "LBFGS", "METHODS", "Method", "State"]
+__all__ = ["ADAM", "LBFGS", "OPTIMISERS", "Optimiser", "State"]
 
 _HISTORY = 10  # pairs that L-BFGS keeps
 _LONGEST = 1.0  # root mean square of its longest step; a code's own is 1
@@ -30,7 +30,7 @@ _TRIES = 8  # points along one direction, before it begins anew and, without suc
 State = Mapping[str, Tensor]
 
 
-class Method(NamedTuple):
+class Optimiser(NamedTuple):
     """A way down.
 
     Args:
@@ -121,11 +121,11 @@ def _size(x: Tensor) -> Tensor:
     return x.square().mean(1).sqrt()
 
 
-ADAM = Method(_adam_begin, _adam_advance)
+ADAM = Optimiser(_adam_begin, _adam_advance)
 """Adam (Kingma & Ba, arXiv 1412.6980), each number for itself; the learning rate is about the size of its steps."""
 
-LBFGS = Method(_lbfgs_begin, _lbfgs_advance)
+LBFGS = Optimiser(_lbfgs_begin, _lbfgs_advance)
 """L-BFGS on all images at once, each in a line search of its own: a step is one point tried; the learning rate is the
 root mean square of the first move."""
 
-METHODS: Mapping[str, Method] = {"adam": ADAM, "l-bfgs": LBFGS}
+OPTIMISERS: Mapping[str, Optimiser] = {"adam": ADAM, "l-bfgs": LBFGS}

@@ -30,7 +30,7 @@ from pushforward.guidance.chains import Chains, Dynamics, Point, Record, Schedul
 from pushforward.guidance.decoding import Decoding
 from pushforward.guidance.energies.codes import chi, gaussian
 from pushforward.guidance.energies.energy import Energy, Function, of
-from pushforward.guidance.optimisers import METHODS, State
+from pushforward.guidance.optimisers import OPTIMISERS, State
 from pushforward.maps.code import Code
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.labels import Labels
@@ -214,9 +214,9 @@ def best(
     Raises:
         PushforwardError: as `guide`; or no such optimiser, or numbers out of range.
     """
-    if str(optimiser) not in METHODS or steps < 1 or not 0 < learning_rate < inf:
+    if str(optimiser) not in OPTIMISERS or steps < 1 or not 0 < learning_rate < inf:
         msg = (
-            f"A descent needs an optimiser ({', '.join(METHODS)}), 1 step or more and a positive learning rate; got "
+            f"A descent needs an optimiser ({', '.join(OPTIMISERS)}), 1 step or more and a positive learning rate; got "
             f"{optimiser!r}, {steps} and {learning_rate}."
         )
         raise PushforwardError(msg)
@@ -227,7 +227,7 @@ def best(
     target = _target(pushforward, whole, count, seed, first, begin, labels, guidance, gradient, parallel, batch)
     if resume is not None:
         _go_on("descents", resume, target)
-    method, before = METHODS[optimiser], 0 if resume is None else resume.nfe
+    method, before = OPTIMISERS[optimiser], 0 if resume is None else resume.nfe
     now, state = resume, method.begin(target.code.variables())
     if resume is not None:
         wanted, found = ({k: (v.shape, v.dtype) for k, v in one.items()} for one in (state, resume.state))

@@ -50,7 +50,7 @@ from pushforward.linear import Operator, Process
 from pushforward.maps.code import Code, derive_seed
 from pushforward.model import Model
 
-__all__ = ["METHODS", "Altered", "Steering", "classified", "inpainted", "steered"]
+__all__ = ["STEERINGS", "Altered", "Steering", "classified", "inpainted", "steered"]
 
 _KEPT = 64  # times whose noise is not drawn anew at once
 
@@ -124,7 +124,7 @@ class Steering:
 # prediction are these changes of D. LGD's deviation is as published; its noise is the same for all images. MPGD is as
 # published, without its projection by an autoencoder. The papers' floor is 0, and their strengths are tuned by task.
 # Repeats (FreeDoM, UGD, TFG: N_recur) are the plan's: see `plan.repeated`.
-METHODS: dict[str, Steering] = {
+STEERINGS: dict[str, Steering] = {
     "dps": Steering(through=1.0, normalise="residual"),
     "lgd": Steering(through=1.0, spread=1.0, samples=4),
     "mpgd": Steering(direct=1.0),
@@ -176,7 +176,7 @@ class Altered:
         return altered
 
 
-def steered(model: Model, energy: Energy | Function, steering: Steering = METHODS["dps"]) -> Model:
+def steered(model: Model, energy: Energy | Function, steering: Steering = STEERINGS["dps"]) -> Model:
     """The model whose answers follow an energy of images, as the module's docstring says.
 
     All executors run it, also under `torch.no_grad`; where gradients are wanted they pass, second derivatives of
@@ -188,7 +188,7 @@ def steered(model: Model, energy: Energy | Function, steering: Steering = METHOD
     Args:
         model: of images, or of latents with a decoder that PyTorch differentiates.
         energy: of images; its code has the noisy state as its `start`.
-        steering: how; see `METHODS`.
+        steering: how; see `STEERINGS`.
 
     Raises:
         PushforwardError: while sampling: the energy is not finite or has no gradient, or the network has none and

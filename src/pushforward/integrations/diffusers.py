@@ -40,7 +40,7 @@ from pushforward.denoiser import Ask
 from pushforward.errors import PushforwardError
 from pushforward.execute.sequential import steps
 from pushforward.linear import VE, Discrete, Flow, Gaussian, Process, ScaledProcess
-from pushforward.maps.spec import Sampler
+from pushforward.maps.spec import SamplerSpec
 from pushforward.maps.storage import plan_of
 from pushforward.model import Model, Network
 from pushforward.model.diffusers.schedules import _READERS as READERS
@@ -48,7 +48,7 @@ from pushforward.model.diffusers.schedules import import_diffusers, read_schedul
 from pushforward.model.model import far_outside
 from pushforward.model.network import inverse_deviation
 from pushforward.plan import Node, Plan, exponential
-from pushforward.plan.grid import bent, check_grid, invert
+from pushforward.plan.grid import bent, check_grid, solve_for_time
 
 _SOURCE = Path("the scheduler's configuration")
 _STEPS = 10  # before `set_timesteps` says how many
@@ -219,7 +219,7 @@ class _Scheduler:
         own = self.config["grid"] is None and solver not in ("auto", "rk45")
         grid = self._given(count, timesteps, sigmas, mu) if own else None
         if grid is None:
-            sampler = Sampler(solver, count, self.config["settings"], self.config["grid"])
+            sampler = SamplerSpec(solver, count, self.config["settings"], self.config["grid"])
             self._plan = _checked(sampler.plan(self._model), solver)
         else:
             self._plan = self._plan_on(grid.times)
@@ -549,7 +549,7 @@ class _Scheduler:
         if not bool(((wanted >= low - slack) & (wanted <= high + slack)).all()):
             msg = f"The timesteps of this model lie in [{low:g}, {high:g}]; got {_listed(wanted)}."
             raise PushforwardError(msg)
-        return invert(self._clock, wanted, ends[1], ends[0])
+        return solve_for_time(self._clock, wanted, ends[1], ends[0])
 
     def _scales_like(self, sample: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Signal and noise scale at timesteps `(batch,)` or `(1,)`, to multiply images with."""
@@ -627,7 +627,7 @@ def _times_at(process: Process, sigmas: Tensor) -> Tensor:
     if not bool(inside.all()):
         msg = f"The sigmas of this model lie in [{least:.4g}, {most:.4g}], or end at 0; got {_listed(sigmas)}."
         raise PushforwardError(msg)
-    return torch.where(sigmas > 0, invert(ratio, sigmas, high, low), 0.0)
+    return torch.where(sigmas > 0, solve_for_time(ratio, sigmas, high, low), 0.0)
 
 
 def _listed(values: Tensor) -> str:

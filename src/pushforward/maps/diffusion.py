@@ -19,7 +19,7 @@ from pushforward.errors import PushforwardError
 from pushforward.execute import INVERSE, Adaptive, Noise, Parallel, Round, Solution, encode, invert, parallel, run
 from pushforward.execute.adjoint import Gradient, Implicit, Phantom, differentiable
 from pushforward.execute.autotune import choose, measured
-from pushforward.execute.distributed import Across
+from pushforward.execute.distributed import Sharded
 from pushforward.linear import root
 from pushforward.maps.code import Code, GaussianStream, numbered
 from pushforward.maps.labels import IN_TURN, Labels, in_turn, listed, take_labels
@@ -175,7 +175,7 @@ class Diffusion:
         if isinstance(self.plan, Adaptive):
             return None, "adaptive steps follow one another; running sequentially"
         like = torch.zeros(self.model.state_shape(batch), dtype=self.dtype, device=self._device)
-        latency = measured(Across(self._given(None, 1.0).denoiser), self.model.process, like)
+        latency = measured(Sharded(self._given(None, 1.0).denoiser), self.model.process, like)
         choice = choose(self.plan, latency, batch, method=method)
         return choice.method, choice.reason
 
@@ -283,7 +283,7 @@ class Diffusion:
         clean = self._state(images)
         stream = GaussianStream(seed, numbered(first, len(images)), clean.shape[1:])
         z = self._noised(clean, stream)
-        found = encode(self.plan, Across(model.denoiser), clean, start=self.start(z), draw=stream.draw,
+        found = encode(self.plan, Sharded(model.denoiser), clean, start=self.start(z), draw=stream.draw,
                        independent=independent, sequential=sequential, rows=rows, callback=callback)  # fmt: skip
         time, end, residual = self.plan.times[-1:], None, None
         if float(time) > 0:
@@ -344,7 +344,7 @@ class Diffusion:
         def error(gap: Tensor) -> Tensor:
             return process.image(back(gap)).flatten(1).abs().amax(1)
 
-        found = invert(self.plan, Across(model.denoiser), state, clean=clean if noisy else None, error=error,
+        found = invert(self.plan, Sharded(model.denoiser), state, clean=clean if noisy else None, error=error,
                        method=_referenced(parallel, model, LOCAL[0]), callback=callback)  # fmt: skip
         first_state, residual, nfe = found.first, found.residual, found.nfe
         rounds, decoding = found.rounds, found.decoding
@@ -353,7 +353,7 @@ class Diffusion:
             if not len(bad):
                 break
             some = self.model.some(bad.cpu()).given(take_labels(labels, bad.cpu()), guidance)
-            again = invert(self.plan, Across(some.denoiser), state[bad], clean=clean[bad] if noisy else None,
+            again = invert(self.plan, Sharded(some.denoiser), state[bad], clean=clean[bad] if noisy else None,
                            error=error, method=_referenced(parallel, some, scale), callback=callback)  # fmt: skip
             better = again.residual < residual[bad]
             first_state[bad[better]], residual[bad[better]] = again.first[better], again.residual[better]
@@ -452,7 +452,7 @@ class Diffusion:
             msg = "Adaptive steps follow one another and cannot be taken at once; name a solver, e.g. ddim."
             raise PushforwardError(msg)
         method = _referenced(method, model)
-        return parallel(self.plan, Across(model.denoiser), start, noise=noise, method=method, callback=callback)
+        return parallel(self.plan, Sharded(model.denoiser), start, noise=noise, method=method, callback=callback)
 
     def _clean(self, state: Tensor, rest: _Rest | None) -> Tensor:
         """The clean state in a last state of which it is known what is left on it."""

@@ -9,21 +9,21 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
-from pushforward.execute import METHODS, Adaptive, Parallel
+from pushforward.execute import PARALLEL_METHODS, Adaptive, Parallel
 from pushforward.linear import Gaussian
 from pushforward.maps.storage import plan_of
 from pushforward.model import Model
 from pushforward.plan import SOLVERS, Plan, auto
 from pushforward.plan.grid import default
 
-__all__ = ["Sampler", "parse", "plan_at", "with_noise", "words"]
+__all__ = ["SamplerSpec", "parse", "plan_at", "with_noise", "words"]
 
 _WITHIN = 1e-3
 _PROBE = 4  # steps of a short plan, and one more, by which the calls that a step takes are counted
 
 
 @dataclass(frozen=True)
-class Sampler:
+class SamplerSpec:
     """What a plan is made from, for any model.
 
     Args:
@@ -34,7 +34,7 @@ class Sampler:
         grid: name of a grid; by default the model's own, or `power`.
         end: time of the last state; by default the grid's own.
         start: share of the steps, counted from the last one, that are taken: below 1 the plan begins at a time between.
-        parallel: all steps at once, by this of `METHODS`.
+        parallel: all steps at once, by this of `PARALLEL_METHODS`.
         within: relative error allowed in an image by `parallel`.
     """
 
@@ -53,8 +53,8 @@ class Sampler:
                 f"The start is a share of the {self.steps} steps, one step or more, and at most 1; got {self.start:g}."
             )
             raise PushforwardError(msg)
-        if self.parallel is not None and self.parallel not in METHODS:
-            msg = f"Unknown way {self.parallel!r} to take all steps at once; known are {', '.join(METHODS)}."
+        if self.parallel is not None and self.parallel not in PARALLEL_METHODS:
+            msg = f"Unknown way {self.parallel!r} to take all steps at once; known are {', '.join(PARALLEL_METHODS)}."
             raise PushforwardError(msg)
         if self.solver == "rk45" and self.parallel is not None:
             msg = "The adaptive steps of rk45 follow one another and cannot be taken at once; name another solver."
@@ -106,9 +106,9 @@ class Sampler:
     def method(self, plan: Plan | Adaptive) -> Parallel | None:
         """How a plan's steps are taken at once, if they are; an implicit plan's have no other way."""
         name = self.parallel or ("preconditioned" if isinstance(plan, Plan) and plan.implicit else None)
-        return None if name is None else replace(METHODS[name], tolerance=self.within)
+        return None if name is None else replace(PARALLEL_METHODS[name], tolerance=self.within)
 
-    def calling(self, model: Model, nfe: int) -> Sampler:
+    def calling(self, model: Model, nfe: int) -> SamplerSpec:
         """The same with the most steps that make no more than `nfe` network calls.
 
         Raises:
@@ -146,7 +146,7 @@ def plan_at(model: Model, solver: str, times: Tensor | Sequence[float], settings
     return plan_of(model.process, solver, times, own)
 
 
-def parse(text: str) -> Sampler:
+def parse(text: str) -> SamplerSpec:
     """A sampler from `solver:name=value:name=value`, e.g. `gddim:order=2:steps=50` or `ddim:parallel=preconditioned`.
 
     Raises:
@@ -160,7 +160,7 @@ def parse(text: str) -> Sampler:
         raise PushforwardError(msg)
     for name in own.keys() & {"end", "start", "within"}:
         own[name] = _positive(own[name], zero=name == "end")
-    return Sampler(solver, settings=settings, **own)  # type: ignore[arg-type]
+    return SamplerSpec(solver, settings=settings, **own)  # type: ignore[arg-type]
 
 
 def words(text: str, what: str, example: str) -> tuple[str, dict[str, object]]:

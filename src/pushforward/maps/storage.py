@@ -44,13 +44,13 @@ __all__ = [
     "SUFFIX",
     "check_codes",
     "check_path",
+    "conditions_of",
     "full_name",
     "header",
     "load_codes",
     "other_weights",
     "plan_of",
     "save_codes",
-    "told",
 ]
 
 FORMAT, SUFFIX = "pushforward-code-1", ".safetensors"
@@ -116,7 +116,7 @@ def full_name(source: str) -> str:
     return str(folder.resolve()) if folder.is_dir() else source
 
 
-def told(model: Model, info: Mapping[str, Any]) -> tuple[Model, Labels]:
+def conditions_of(model: Model, info: Mapping[str, Any]) -> tuple[Model, Labels]:
     """The model and the labels or prompts that a header's codes are decoded with."""
     labels = info["labels"]
     if labels is not None and not isinstance(labels[0], str):

@@ -51,6 +51,8 @@ class Config:
     network: BackboneConfig
     classes: tuple[str, ...]
     info: dict[str, Any] = field(default_factory=dict)
+
+
 FAR = 100.0  # deviations of the data
 
 

@@ -170,7 +170,7 @@ def levels(
         ends = (asked_timesteps(process, steps, spacing, offset)[[0, -1]] + 1) * process.t_min
     first, last = level(ends).tolist()
     wanted = spaced(first if high is None else high, last if low is None else low, steps, spread, rho)
-    times = invert(level, wanted, *bounds)
+    times = solve_for_time(level, wanted, *bounds)
     if stay:
         return times
     return torch.cat([times[times > end * (1 + 1e-9)], torch.tensor([end], dtype=torch.float64)])
@@ -330,10 +330,10 @@ def _in_variable(
     first = _checked_start(process, start, end)
     within = torch.tensor([end, first], dtype=torch.float64)
     if not math.isfinite(variable(within)[1]):  # no signal at all there: space the grid from just below
-        lost = invert(lambda t: 1.0 - variable(t).isfinite().double(), torch.tensor(0.5), within[1], within[0])
+        lost = solve_for_time(lambda t: 1.0 - variable(t).isfinite().double(), torch.tensor(0.5), within[1], within[0])
         within[1] = end + 0.999 * (lost - end)
     low, high = variable(within)
-    grid = invert(variable, low + _unit(steps) * (high - low), within[1], within[0])
+    grid = solve_for_time(variable, low + _unit(steps) * (high - low), within[1], within[0])
     grid[0], grid[-1] = first, end
     return _asked_within(process, grid, lambda n: _in_variable(process, n, variable, start, process.t_min))
 
@@ -363,7 +363,7 @@ def _checked_start(process: Process, start: float | None, end: float) -> float:
     return first
 
 
-def invert(variable: Callable[[Tensor], Tensor], values: Tensor, high: Tensor, low: Tensor) -> Tensor:
+def solve_for_time(variable: Callable[[Tensor], Tensor], values: Tensor, high: Tensor, low: Tensor) -> Tensor:
     """Times in `[low, high]` at which an increasing function of time has `values`, by bisection to float64 rounding."""
     below, above = low.expand_as(values).clone(), high.expand_as(values).clone()
     for _ in range(60):

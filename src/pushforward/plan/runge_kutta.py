@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pushforward.errors import PushforwardError
 from pushforward.linear import Operator, Process, root
-from pushforward.plan.grid import invert
+from pushforward.plan.grid import solve_for_time
 from pushforward.plan.plan import Builder, Plan, Terms, total
 
 
@@ -81,7 +81,7 @@ def runge_kutta(
     ends = variable(times)
     regular = ends[:-1].isfinite() & ends[1:].isfinite() & (times[1:] > 0)
     h = torch.where(regular, ends.diff(), 0.0)
-    at = invert(variable, (ends[:-1, None] + h[:, None] * rule_nodes).nan_to_num(), times[0], times[-1])
+    at = solve_for_time(variable, (ends[:-1, None] + h[:, None] * rule_nodes).nan_to_num(), times[0], times[-1])
     at = torch.where(rule_nodes == 0, times[:-1, None], torch.where(rule_nodes == 1, times[1:, None], at))
     at = torch.where(regular[:, None], at, times[:-1, None])  # (steps, stages)
     frames, first, last = frame(at), frame(times[:-1]).inverse(), frame(times[1:])

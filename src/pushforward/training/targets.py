@@ -7,7 +7,7 @@ the network sees and what it should answer are both *linear in x and xi*, with c
     u      = Psi x + L xi,
     target = on_prediction^-1 (x - on_state u).
 
-`Lesson` is the table of these coefficients at many times. One code therefore trains VP, VE, flow matching, blurring and
+`TargetTable` holds these coefficients at many times. One code therefore trains VP, VE, flow matching, blurring and
 Langevin diffusions, with any prediction. The times are equally spaced in the whitening angle of the data's reference
 Gaussian, so that no noise level is neglected.
 
@@ -29,16 +29,16 @@ from pushforward.errors import PushforwardError
 from pushforward.linear import Gaussian, Operator, Process, apply_coefficients, whitening_angle
 from pushforward.model.network import inverse_deviation
 from pushforward.model.prediction import Prediction, denoising, is_image
-from pushforward.plan.grid import invert
+from pushforward.plan.grid import solve_for_time
 
-__all__ = ["Draws", "Lesson"]
+__all__ = ["BatchDraws", "TargetTable"]
 
 MOST_NOISE, MOST_LEFT = 0.1, 0.1  # deviation of the noise at t_min, and variance of the data at t_max in units of it
 TIMES = 1024  # so many that a network cannot tell them from a continuum
 
 
 @dataclass(frozen=True, eq=False)
-class Lesson:
+class TargetTable:
     """Questions and right answers: coefficients of states and targets on (image, noise) at a table of times.
 
     Args:
@@ -58,7 +58,7 @@ class Lesson:
     image_only: bool
 
     @classmethod
-    def make(cls, process: Process, prediction: Prediction, reference: Gaussian, count: int = TIMES) -> Lesson:
+    def make(cls, process: Process, prediction: Prediction, reference: Gaussian, count: int = TIMES) -> TargetTable:
         """The table at `count` times equally spaced in the reference's whitening angle."""
         _check_ends(process, reference)
         times = spread_times(process, reference, count)
@@ -66,11 +66,11 @@ class Lesson:
         noise = process.covariance(times).cholesky()
         on_state, on_prediction = denoising(process, prediction, times, reference)
         if is_image(prediction):
-            invert = Operator.scalar(1 / on_prediction.entry(0, 0), process.blocks, on_prediction.basis)
+            inverse = Operator.scalar(1 / on_prediction.entry(0, 0), process.blocks, on_prediction.basis)
         else:
-            invert = on_prediction.inverse()
+            inverse = on_prediction.inverse()
         one = Operator.scalar(torch.ones_like(times), process.blocks)
-        target = invert @ (one - on_state @ psi), -(invert @ on_state @ noise)
+        target = inverse @ (one - on_state @ psi), -(inverse @ on_state @ noise)
         scale = inverse_deviation(reference.covariance(process, times))
         lesson = cls(process, times, (psi, noise), target, scale, is_image(prediction))
         for operator in (*lesson.state, *lesson.target, scale):
@@ -90,7 +90,7 @@ class Lesson:
         seen = apply_coefficients(self.input_scale.coefficients[k], basis.inverse(state), 0)
         return seen, basis.inverse(target)
 
-    def to(self, device: torch.device) -> Lesson:
+    def to(self, device: torch.device) -> TargetTable:
         """The same on a device, in single precision."""
 
         def move(o: Operator) -> Operator:
@@ -129,7 +129,7 @@ def spread_times(process: Process, reference: Gaussian, count: int) -> Tensor:
     low, high = (torch.tensor(t, dtype=torch.float64) for t in (process.t_min, process.t_max))
     first, last = whitening_angle(process, torch.stack([low, high]), reference)
     middles = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    return invert(lambda t: whitening_angle(process, t, reference), first + (last - first) * middles, high, low)
+    return solve_for_time(lambda t: whitening_angle(process, t, reference), first + (last - first) * middles, high, low)
 
 
 def _combine(pair: tuple[Operator, Operator], k: Tensor, x: Tensor, noise: Tensor, frequencies: int) -> Tensor:
@@ -138,7 +138,7 @@ def _combine(pair: tuple[Operator, Operator], k: Tensor, x: Tensor, noise: Tenso
 
 
 @dataclass(frozen=True)
-class Draws:
+class BatchDraws:
     """What is random in a step, as a function of the seed, the step and the process.
 
     Args:
@@ -164,5 +164,5 @@ class Draws:
 
 
 @lru_cache(maxsize=2)
-def _order(draws: Draws, epoch: int) -> Tensor:
+def _order(draws: BatchDraws, epoch: int) -> Tensor:
     return torch.randperm(draws.count, generator=draws.generator(0, epoch))

@@ -1,8 +1,8 @@
 """Training a model of any linear diffusion.
 
-The loss is the mean square of `network(u, t) - target` over images, noise and times, with state and target as `Lesson`
-makes them for the process and the prediction. The default prediction, the residual of the reference Gaussian, has unit
-variance at every time.
+The loss is the mean square of `network(u, t) - target` over images, noise and times, with state and target as
+`TargetTable` makes them for the process and the prediction. The default prediction, the residual of the reference
+Gaussian, has unit variance at every time.
 
 Nothing is drawn from a global generator: the images, times, noise and hidden labels of a step are functions of (seed,
 step, process). So a run that is killed and resumed gives the weights of a run that was not.
@@ -51,7 +51,7 @@ from pushforward.model.tokens import tokens
 from pushforward.plan import SOLVERS
 from pushforward.plan.grid import angle
 from pushforward.training.stopping import Clock, Interrupted, Stop, stopping
-from pushforward.training.targets import TIMES, Draws, Lesson
+from pushforward.training.targets import TIMES, BatchDraws, TargetTable
 
 __all__ = ["Card", "Interrupted", "Report", "TrainConfig", "train"]
 
@@ -252,10 +252,10 @@ class _Run:
         check_memory(20 * floats, f"A batch of {config.batch:,} images")
         self.statistics, self.means = _statistics(data)
         self.architecture = self._architecture(channels, (size[0], size[1]), scale)
-        lesson = Lesson.make(self.process, config.prediction, self.reference)
+        lesson = TargetTable.make(self.process, config.prediction, self.reference)
         self.accelerator = _accelerator(config)
         self.device = self.accelerator.device
-        self.draws = Draws(config.seed, len(data), config.batch)
+        self.draws = BatchDraws(config.seed, len(data), config.batch)
         self.lesson = lesson.to(self.device)
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)

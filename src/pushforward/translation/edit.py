@@ -23,7 +23,7 @@ from pushforward.errors import PushforwardError
 from pushforward.execute import Adaptive
 from pushforward.maps.code import GaussianStream
 from pushforward.maps.diffusion import Diffusion
-from pushforward.maps.spec import Sampler
+from pushforward.maps.spec import SamplerSpec
 from pushforward.model import Model
 from pushforward.plan import Plan
 from pushforward.training.targets import spread_times
@@ -91,7 +91,7 @@ def edits(
     image: Tensor,
     source: str,
     target: str,
-    sampler: Sampler,
+    sampler: SamplerSpec,
     search: Search,
     *,
     seed: int = 0,
@@ -137,7 +137,7 @@ def edits(
                     callback(size)
 
 
-def plans(model: Model, sampler: Sampler, search: Search) -> dict[float, Plan | Adaptive]:
+def plans(model: Model, sampler: SamplerSpec, search: Search) -> dict[float, Plan | Adaptive]:
     """The plan of each skip.
 
     Raises:

@@ -9,7 +9,7 @@ images are needed, nor training. The models may be one network under two conditi
     deterministic   the one code of a deterministic plan, by exact inversion: DDIB
     sdedit          the baseline: noise, then denoise by the target model; the source model is not used
 
-What decides how much is kept is the plan's first time (`Sampler.start`): less noise, more of the source.
+What decides how much is kept is the plan's first time (`SamplerSpec.start`): less noise, more of the source.
 
 References:
     CycleDiffusion: Wu & De la Torre, arXiv 2210.05559, algorithm 1; DDIB: Su et al., arXiv 2203.08382, algorithm 1;
@@ -31,13 +31,23 @@ from pushforward.execute import Adaptive
 from pushforward.maps.code import Code
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.labels import Labels
-from pushforward.maps.spec import Sampler, with_noise
+from pushforward.maps.spec import SamplerSpec, with_noise
 from pushforward.model import Model
 
-__all__ = ["METHODS", "End", "Method", "Translation", "code_of", "method_named", "refined", "sampler_for", "translate"]
+__all__ = [
+    "TRANSLATIONS",
+    "End",
+    "Method",
+    "Translation",
+    "code_of",
+    "method_named",
+    "refined",
+    "sampler_for",
+    "translate",
+]
 
 Method = Literal["stochastic", "independent", "deterministic", "sdedit"]
-METHODS: tuple[Method, ...] = ("stochastic", "independent", "deterministic", "sdedit")
+TRANSLATIONS: tuple[Method, ...] = ("stochastic", "independent", "deterministic", "sdedit")
 
 
 @dataclass(frozen=True)
@@ -84,19 +94,19 @@ class Coded(NamedTuple):
 
 
 def method_named(name: str, purpose: str = "translate") -> Method:
-    """One of `METHODS` by its name.
+    """One of `TRANSLATIONS` by its name.
 
     Raises:
         PushforwardError: there is none of that name.
     """
-    for method in METHODS:
+    for method in TRANSLATIONS:
         if name == method:
             return method
-    msg = f"Unknown way {name!r} to {purpose}; known are {', '.join(METHODS)}."
+    msg = f"Unknown way {name!r} to {purpose}; known are {', '.join(TRANSLATIONS)}."
     raise PushforwardError(msg)
 
 
-def sampler_for(model: Model, sampler: Sampler, method: Method) -> Sampler:
+def sampler_for(model: Model, sampler: SamplerSpec, method: Method) -> SamplerSpec:
     """The sampler as a method needs it: with noise, or without and ending at `t_min`, where it has an inverse.
 
     Args:
@@ -193,7 +203,7 @@ def refined(
 
     Args:
         images: in [-1, 1], `(count, channels, height, width)`.
-        target: with a plan that begins at low noise (`Sampler.start`).
+        target: with a plan that begins at low noise (`SamplerSpec.start`).
         seed: of the noise.
         first: number of the first image, or the number of each.
         callback: told after every network call.

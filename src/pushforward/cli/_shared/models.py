@@ -26,16 +26,23 @@ if TYPE_CHECKING:
     from pushforward.plan import Plan
 
 __all__ = [
-    "avoiding", "choose_labels", "decoded", "image_size", "make_plan", "open_codes", "open_model", "pick_device",
+    "choose_labels",
+    "decoded",
+    "image_size",
+    "make_plan",
+    "open_codes",
+    "open_model",
+    "pick_device",
     "stochastic",
+    "with_negative_prompt",
 ]  # fmt: skip
 
 
 def make_plan(model: Model, options: PlanOptions, start: float = 1.0, *, quiet: bool = False) -> Plan | Adaptive:
     """The plan that a command's options describe, of the last `start` of its steps."""
-    from pushforward.maps.spec import Sampler
+    from pushforward.maps.spec import SamplerSpec
 
-    sampler = Sampler(options.solver, options.steps, options.settings, options.grid, options.end, start)
+    sampler = SamplerSpec(options.solver, options.steps, options.settings, options.grid, options.end, start)
     with waiting("making the plan", quiet=quiet):
         return sampler.plan(model)
 
@@ -118,7 +125,7 @@ def open_codes(path: Path, source: str | None, device: str) -> tuple[Code, dict[
     """
     from pushforward.maps.diffusion import Diffusion
     from pushforward.maps.spec import plan_at
-    from pushforward.maps.storage import check_codes, load_codes, other_weights, told
+    from pushforward.maps.storage import check_codes, conditions_of, load_codes, other_weights
 
     code, info = load_codes(path)
     try:
@@ -134,7 +141,7 @@ def open_codes(path: Path, source: str | None, device: str) -> tuple[Code, dict[
     if note is not None:
         typer.echo(f"pushforward: {note}", err=True)
     info["notes"] = [] if note is None else [note]
-    model, labels = told(model, info)
+    model, labels = conditions_of(model, info)
     return code, info, Diffusion(model, plan, device=device), plan, labels
 
 
@@ -168,7 +175,7 @@ def choose_labels(model: Model | Generator, names: Sequence[str], count: int, pr
     return torch.tensor(numbers)[torch.arange(count) % len(numbers)]
 
 
-def avoiding(model: Model, negative: str) -> Model:
+def with_negative_prompt(model: Model, negative: str) -> Model:
     """The model with a negative prompt.
 
     Raises:
