@@ -44,6 +44,5 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     """Import names when they are used, so that `import pushforward` is quick."""
     if name not in _HOMES:
-        msg = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(msg)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

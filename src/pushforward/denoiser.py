@@ -107,13 +107,12 @@ def check_output(what: str, output: object, shape: tuple[int, ...], *, learned_v
     """
     wanted = f"return one real tensor of shape {tuple(shape)}"
     if not isinstance(output, Tensor):
-        msg = f"{what} returned a {type(output).__name__}; {wanted}, for instance by a function that picks it out."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"{what} returned a {type(output).__name__}; {wanted}, for instance by a function that picks it out."
+        )
     double = (shape[0], 2 * shape[1], *shape[2:])
     if tuple(output.shape) not in ((tuple(shape), double) if learned_variance else (tuple(shape),)):
-        msg = f"{what} returned shape {tuple(output.shape)} for {shape[0]} states; {wanted}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"{what} returned shape {tuple(output.shape)} for {shape[0]} states; {wanted}.")
     if not output.is_floating_point():
-        msg = f"{what} returned {str(output.dtype).removeprefix('torch.')} numbers; {wanted}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"{what} returned {str(output.dtype).removeprefix('torch.')} numbers; {wanted}.")
     return output

@@ -77,11 +77,10 @@ class _Command(TyperCommand):
         except BaseException as left:
             last = traceback.extract_tb(left.__traceback__)[-1]
             what = f"{type(left).__name__}{f': {left}' if str(left) else ''}"
-            msg = (
+            raise PushforwardError(
                 f"{last.filename}, line {last.lineno}, asks Python to exit ({what}): a function that a command calls "
                 "must return or raise an error."
-            )
-            raise PushforwardError(msg) from left
+            ) from left
 
 
 class _Commands(TyperGroup):

@@ -189,8 +189,7 @@ def _numbers(text: str, name: str) -> tuple[float, ...]:
     except ValueError:
         numbers = ()
     if not numbers or not all(math.isfinite(number) for number in numbers):
-        msg = f"--{name} is one number or several, as 1,2,3; got {text!r}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"--{name} is one number or several, as 1,2,3; got {text!r}.")
     return numbers
 
 
@@ -199,19 +198,18 @@ def _scorers(
 ) -> tuple[_Score | None, dict[str, _Score]]:
     """What selects, and what is reported: functions of the image and its edits, `(count,)`, the higher the better."""
     if select not in _SELECT:
-        msg = f"--select is one of {', '.join(_SELECT)}; got {select!r}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"--select is one of {', '.join(_SELECT)}; got {select!r}.")
     if select.endswith("clip") != (clip is not None):
         what = (
             "needs --clip, a folder or hub name of a CLIP model of `transformers`"
             if clip is None
             else ("does not use --clip; leave it out, or take --select directional-clip or clip")
         )
-        msg = f"--select {select} {what}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"--select {select} {what}.")
     if judge is not None and clip is not None and (judge == clip or Path(judge).resolve() == Path(clip).resolve()):
-        msg = "--judge must not be the network that selects: the best of many by a score has a high score by luck."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            "--judge must not be the network that selects: the best of many by a score has a high score by luck."
+        )
 
     def directional(network: Clip) -> _Score:
         return lambda image, edited: network.directional(image.expand_as(edited), edited, source, target)

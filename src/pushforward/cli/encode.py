@@ -116,8 +116,9 @@ def encode(
         network, plan if plan.end is not None else replace(plan, end=network.process.t_min), start, quiet=quiet
     )
     if not isinstance(made, Plan):
-        msg = f"The solver {plan.solver!r} is deterministic: name a stochastic one, or use `pushforward invert`."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"The solver {plan.solver!r} is deterministic: name a stochastic one, or use `pushforward invert`."
+        )
     channels, height, width = image_size(network)
     given = read_inputs(images, (height, width), channels, split=split, count=count, skip=True, fit=fit)
     spare(len(given.values), label=label, prompt=prompt)

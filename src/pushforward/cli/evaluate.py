@@ -112,11 +112,11 @@ def evaluate(
     images = load_images(data, size=size, channels=channels, split=split, fit=fit)
     nets = [feature_net(name) for name in features.split(",")]
     if len({net.name for net in nets}) < len(nets):
-        msg = f"Two feature networks have the same name ({', '.join(net.name for net in nets)}); take one of them."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"Two feature networks have the same name ({', '.join(net.name for net in nets)}); take one of them."
+        )
     if statistics is not None and len(nets) != 1:
-        msg = f"Published statistics are of one feature network; {len(nets)} are named."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"Published statistics are of one feature network; {len(nets)} are named.")
     published = None if statistics is None else {nets[0].name: Reference(*published_statistics(statistics))}
     every = [
         prepare(model, [_fitting(sampler, n, calls, model) for sampler, n, calls in wanted], images, nets, out,
@@ -171,8 +171,7 @@ def evaluate(
 def _loaded(names: list[str]) -> list[Model]:
     """The models; those of the same name go by what the user calls them."""
     if len(set(names)) < len(names):
-        msg = "A model is named twice."
-        raise PushforwardError(msg)
+        raise PushforwardError("A model is named twice.")
     models = [load(name) for name in names]
     own = [model.name for model in models]
     return [replace(m, name=name) if own.count(m.name) > 1 else m for m, name in zip(models, names, strict=True)]
@@ -181,8 +180,7 @@ def _loaded(names: list[str]) -> list[Model]:
 def _samplers(solvers: str, steps: str | None, nfe: str | None) -> list[tuple[SamplerSpec, int, bool]]:
     """Every solver with every number of steps, or of network calls."""
     if steps is not None and nfe is not None:
-        msg = "Give --steps or --nfe, not both."
-        raise PushforwardError(msg)
+        raise PushforwardError("Give --steps or --nfe, not both.")
     numbers = _numbers(nfe or steps or "20")
     result = []
     for text in solvers.split(","):
@@ -204,6 +202,7 @@ def _numbers(text: str) -> list[int]:
     except ValueError:
         numbers = [0]
     if min(numbers) < 1:
-        msg = f"Steps are positive whole numbers with commas between, for instance 10,20,50; got {text!r}."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"Steps are positive whole numbers with commas between, for instance 10,20,50; got {text!r}."
+        )
     return numbers

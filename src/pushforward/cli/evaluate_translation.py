@@ -77,8 +77,7 @@ def evaluate_translation(
     check_split([place for place in (source, truth, target_set, *outputs) if place is not None])
     where = pick_device(device)
     if len(set(outputs)) < len(outputs):
-        msg = "An output is named twice."
-        raise PushforwardError(msg)
+        raise PushforwardError("An output is named twice.")
     prompts = _prompts(clip, source_prompt, target_prompt)
     net = None if features is None else feature_net(features)
     words = None if clip is None or prompts is None else Words(load_clip(clip, device=where), *prompts)
@@ -168,8 +167,9 @@ def _by(way: Callable[[str], str | None], names: Sequence[str]) -> dict[str, int
         if key is None:
             continue
         if key in found:
-            msg = f"Two images of one set are called {key!r} ({names[found[key]]} and {name}); rename one of them."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"Two images of one set are called {key!r} ({names[found[key]]} and {name}); rename one of them."
+            )
         found[key] = k
     return found
 
@@ -180,15 +180,15 @@ def _together(named: dict[str, str], read: dict[str, Images]) -> tuple[list[str]
     found = {key: matches(names[""], own) for key, own in names.items()}
     for key, pairs in found.items():
         if not pairs:
-            msg = (
+            raise PushforwardError(
                 f"No image of {named[key]} has the name of one of {named['']} ({names[key][0]} and {names[''][0]}, for "
                 "instance); name images as their sources."
             )
-            raise PushforwardError(msg)
     used = [k for k in range(len(names[""])) if all(k in pairs for pairs in found.values())]
     if not used:
-        msg = f"There is no image of {named['']} that {', '.join(list(named.values())[1:])} all have one of."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"There is no image of {named['']} that {', '.join(list(named.values())[1:])} all have one of."
+        )
     return [names[""][k] for k in used], {key: [pairs[k] for k in used] for key, pairs in found.items()}
 
 
@@ -206,6 +206,5 @@ def _prompts(clip: str | None, source: str | None, target: str | None) -> tuple[
     if clip is None and source is None and target is None:
         return None
     if clip is None or source is None or target is None:
-        msg = "CLIP needs all of --clip, --source-prompt and --target-prompt."
-        raise PushforwardError(msg)
+        raise PushforwardError("CLIP needs all of --clip, --source-prompt and --target-prompt.")
     return source, target

@@ -162,8 +162,7 @@ def guide(
     steps, plan, gradient = steps or _STEPS, plan or _PLAN, gradient or "exact"
     schedule = Schedule(steps, warm_up, anneal, draws) if isinstance(how, Dynamics) else None
     if gradient not in _GRADIENTS:
-        msg = f"The gradient is one of {', '.join(_GRADIENTS)}; got {gradient!r}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"The gradient is one of {', '.join(_GRADIENTS)}; got {gradient!r}.")
     where = pick_device(device)
     pushforward, shape = _open(model, plan, where, dtype, size, latent, negative)
     labels = _labels(pushforward, label, prompt, guidance, chains)
@@ -229,16 +228,16 @@ def _open(
     """What makes images of codes, and the shape of these images."""
     if is_generator(source):
         if negative:
-            msg = f"{source} reads no prompts; leave --negative out."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"{source} reads no prompts; leave --negative out.")
         generator = load_generator(source, _shape(latent), device=device)
         assert generator.image_shape is not None
         return generator, generator.image_shape
     model = with_negative_prompt(open_model(source, device, dtype, size), negative)
     made = parse(plan).plan(model)
     if not isinstance(made, Plan):
-        msg = f"Energies need a plan, and {plan!r} chooses its steps as it goes; name another, e.g. dpm++:steps=10."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"Energies need a plan, and {plan!r} chooses its steps as it goes; name another, e.g. dpm++:steps=10."
+        )
     return Diffusion(model, made, device=device), image_size(model)
 
 
@@ -249,8 +248,7 @@ def _labels(
         return choose_labels(pushforward.model, label or [], count, prompt or [])
     assert isinstance(pushforward, Generator)
     if prompt or guidance != 1:
-        msg = "A GAN takes no prompts and no guidance by labels; leave them out."
-        raise PushforwardError(msg)
+        raise PushforwardError("A GAN takes no prompts and no guidance by labels; leave them out.")
     return choose_labels(pushforward, label or [], count)
 
 
@@ -260,8 +258,7 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
         return None
     sides = text.split("x")
     if not all(side.isdecimal() and int(side) for side in sides):
-        msg = f"The shape of a code is written as 100 or 100x1x1; got {text!r}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"The shape of a code is written as 100 or 100x1x1; got {text!r}.")
     return tuple(map(int, sides))
 
 
@@ -279,14 +276,15 @@ def _method(text: str) -> Dynamics | Steering | dict[str, Any]:
                 raise TypeError(", ".join(unknown))
             prior = settings.pop("prior", "chi")
             if prior not in (*get_args(Prior), "none"):
-                msg = f"The prior of a descent is {', '.join(get_args(Prior))} or none; got {prior!r}."
-                raise PushforwardError(msg)
+                raise PushforwardError(
+                    f"The prior of a descent is {', '.join(get_args(Prior))} or none; got {prior!r}."
+                )
             return {"optimiser": name, "prior": None if prior == "none" else prior, **_fitting(settings, {})}
     except TypeError as error:
-        msg = f"The sampler {name!r} does not take these settings ({text}): {str(error).splitlines()[0]}."
-        raise PushforwardError(msg) from error
-    msg = f"Unknown sampler {name!r}; known are {', '.join([*SAMPLERS, *OPTIMISERS, *STEERINGS])}."
-    raise PushforwardError(msg)
+        raise PushforwardError(
+            f"The sampler {name!r} does not take these settings ({text}): {str(error).splitlines()[0]}."
+        ) from error
+    raise PushforwardError(f"Unknown sampler {name!r}; known are {', '.join([*SAMPLERS, *OPTIMISERS, *STEERINGS])}.")
 
 
 def _fitting(settings: Mapping[str, object], kinds: Mapping[str, type]) -> dict[str, Any]:
@@ -298,8 +296,7 @@ def _fitting(settings: Mapping[str, object], kinds: Mapping[str, type]) -> dict[
     for name, value in settings.items():
         kind = kinds.get(name, float)
         if type(value) is not kind and not (kind is float and type(value) is int):
-            msg = f"{name} is {value!r}, no {kind.__name__}"
-            raise TypeError(msg)
+            raise TypeError(f"{name} is {value!r}, no {kind.__name__}")
     return dict(settings)
 
 

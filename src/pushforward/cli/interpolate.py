@@ -96,6 +96,7 @@ def _numbers(text: str | None, count: int, least: int) -> list[int]:
     except ValueError:
         numbers = []
     if len(numbers) < least or not all(0 <= i < count for i in numbers):
-        msg = f"--between names {least} or more of the {count} images from 0 to {count - 1}, as 0,1; got {text!r}."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"--between names {least} or more of the {count} images from 0 to {count - 1}, as 0,1; got {text!r}."
+        )
     return numbers

@@ -124,8 +124,9 @@ def invert(
     check_outputs({"--out": out, "--picture": picture, "--json": json}, inputs=images)
     check_split(images)
     if method not in _METHODS or begin not in ("forward", "random"):
-        msg = f"--method is {', '.join(_METHODS)}, and --begin forward or random; got {method!r} and {begin!r}."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"--method is {', '.join(_METHODS)}, and --begin forward or random; got {method!r} and {begin!r}."
+        )
     only = None if method == "optimise" else "it is of --method optimise"
     in_vain({
         "begin": only, "iterations": only,
@@ -194,12 +195,11 @@ def invert(
     write_json(report, json)
     if missed and method == "exact":
         worst = max(missed, key=lambda image: image["error"])
-        msg = (
+        raise PushforwardError(
             f"{len(missed)} of {len(again)} codes miss the tolerance of {tolerance:g}, that of {worst['name']} with an "
             f"error of {worst['error']:.1e}; all were written to {out}. Take more --steps, less --guidance or "
             "--dtype float64."
         )
-        raise PushforwardError(msg)
 
 
 def _optimised(
@@ -230,22 +230,21 @@ def _naive(diffusion: Diffusion, images: Tensor, labels: Labels, guidance: float
 def _invertible(model: Model, options: PlanOptions, method: str, *, quiet: bool) -> Plan:
     """The plan that the options describe, to `t_min` where they do not say where to."""
     if options.solver in ("auto", "rk45"):
-        msg = f"The solver {options.solver!r} goes on to clean data, from where no way leads back; take --solver ddim."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"The solver {options.solver!r} goes on to clean data, from where no way leads back; take --solver ddim."
+        )
     ended = options if options.end is not None else replace(options, end=model.process.t_min)
     plan = make_plan(model, ended, quiet=quiet)
     if not isinstance(plan, Plan) or (plan.noises and method != "optimise"):
-        msg = (
+        raise PushforwardError(
             f"The solver {options.solver!r} with these settings is stochastic, so many codes give one image; "
             "invert with a deterministic one, draw one of those codes with `pushforward encode`, or seek one with "
             "--method optimise --begin random."
         )
-        raise PushforwardError(msg)
     if not plan.nodes[-1].time > 0 and method == "exact":
-        msg = (
+        raise PushforwardError(
             f"A last step to clean data has no inverse; leave --end out, which ends at t_min = {model.process.t_min:g}."
         )
-        raise PushforwardError(msg)
     return plan
 
 

@@ -43,8 +43,7 @@ def plot_plan(
     chosen = load(model)
     made = make_plan(chosen, plan)
     if not isinstance(made, Plan):
-        msg = f"The solver {plan.solver!r} has no plan to draw: it chooses its steps as it goes."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"The solver {plan.solver!r} has no plan to draw: it chooses its steps as it goes.")
     with atomic_path(out) as path:
         draw(made, path)
     if json != "-":

@@ -117,8 +117,7 @@ def sample(
         diffusion, parallel, _TOLERANCE if tolerance is None else tolerance, window, max_rows, batch=min(batch, count)
     )
     if method is not None and animate is not None:
-        msg = "An animation shows step after step; leave --parallel out for it."
-        raise PushforwardError(msg)
+        raise PushforwardError("An animation shows step after step; leave --parallel out for it.")
     frames: list[Tensor] = []
     over = 0
 
@@ -192,11 +191,10 @@ def sample(
     write_json(report, json)
     if over and method is not None:
         worst = measured["relative_error"]["worst"]
-        msg = (
+        raise PushforwardError(
             f"{over} of {count} images are further from step by step than the tolerance of {method.tolerance:g} (worst "
             f"{worst:.1e}); {out} is written as it is. Give a smaller --tolerance, or --dtype float32."
         )
-        raise PushforwardError(msg)
 
 
 def _check_at_once(plan: Plan | Adaptive, parallel: str | None, given: list[str]) -> None:
@@ -208,8 +206,7 @@ def _check_at_once(plan: Plan | Adaptive, parallel: str | None, given: list[str]
         vain = given if parallel is None else []
         why = "they are for steps taken at once (add --parallel)"
     if vain:
-        msg = f"{', '.join(vain)} cannot be used here: {why}. Leave out what has no effect."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"{', '.join(vain)} cannot be used here: {why}. Leave out what has no effect.")
 
 
 def _method(
@@ -225,8 +222,9 @@ def _method(
     if name == "auto":
         return diffusion.fastest(batch, Parallel(tolerance=tolerance, window=window, max_rows=max_rows))
     if name not in PARALLEL_METHODS:
-        msg = f"Unknown way {name!r} to take all steps at once; known are auto, {', '.join(PARALLEL_METHODS)}."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"Unknown way {name!r} to take all steps at once; known are auto, {', '.join(PARALLEL_METHODS)}."
+        )
     return replace(PARALLEL_METHODS[name], tolerance=tolerance, window=window, max_rows=max_rows), None
 
 

@@ -147,6 +147,5 @@ def _settings(pairs: list[str]) -> dict[str, Any]:
         except ValueError:
             equals = ""
         if not equals:
-            msg = f"A process setting is NAME=NUMBER, for instance beta_max=12; got {pair!r}."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"A process setting is NAME=NUMBER, for instance beta_max=12; got {pair!r}.")
     return settings

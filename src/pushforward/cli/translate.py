@@ -118,8 +118,9 @@ def translate(
     for end, (model, label, prompt) in zip(ends, told, strict=True):
         model.given(choose_labels(model, label, 1, prompt), end.guidance)  # what is wrong is said before all work
     if target is None and told[0][1:] == told[1][1:]:
-        msg = "Source and target are the same; name another --target model, or a --target-label or --target-prompt."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            "Source and target are the same; name another --target model, or a --target-label or --target-prompt."
+        )
     last = None if refine is None else _refiner(other, sampler, refine, where)
     items = list_items(images, image_size(one), out=out, split=split, count=count, fit=fit)
     settings = {

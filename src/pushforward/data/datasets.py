@@ -110,19 +110,16 @@ def load_images(
     """
     shape = _Shape(_checked_size(size), channels, fit)
     if channels not in (None, 1, 3):
-        msg = f"Images have 1 channel (grey) or 3 (colour); got channels={channels}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"Images have 1 channel (grey) or 3 (colour); got channels={channels}.")
     path = Path(source)
     if path.is_dir():
         return _from_folder(path, shape, _split(split), on_skip or _ignore)
     if path.is_file():
         if path.suffix.lower() != ".npz":
-            msg = f"{path} is neither a folder of images nor an .npz file."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"{path} is neither a folder of images nor an .npz file.")
         return _from_npz(path, shape, _split(split))
     if path.suffix or path.is_absolute() or str(source).startswith((".", "~")):
-        msg = f"There is no folder or .npz file {path}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"There is no folder or .npz file {path}.")
     return _from_datasets(str(source), shape, split, on_skip or _ignore)
 
 
@@ -145,8 +142,7 @@ def _checked_size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
     pair = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
     check_memory(3 * pair[0] * pair[1], f"An image of {pair[0]}x{pair[1]}")
     if min(pair) < 1 or max(pair) > _LARGEST:
-        msg = f"The size of images must be positive, and at most {_LARGEST}; got {size}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"The size of images must be positive, and at most {_LARGEST}; got {size}.")
     return pair
 
 
@@ -155,8 +151,7 @@ def _split(name: str) -> str:
     for split, names in SPLITS.items():
         if name in names:
             return split
-    msg = f"A folder or an .npz file has the splits {', '.join(SPLITS)}; got {name!r}."
-    raise PushforwardError(msg)
+    raise PushforwardError(f"A folder or an .npz file has the splits {', '.join(SPLITS)}; got {name!r}.")
 
 
 def _read_all(
@@ -180,8 +175,9 @@ def _together(images: list[Tensor], source: str) -> Tensor:
     sizes = {tuple(image.shape[1:]) for image in images}
     if len(sizes) > 1:
         a, b = sorted(sizes)[0], sorted(sizes)[-1]
-        msg = f"The images of {source} have different sizes, from {a[0]}x{a[1]} to {b[0]}x{b[1]}; give the size wanted."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"The images of {source} have different sizes, from {a[0]}x{a[1]} to {b[0]}x{b[1]}; give the size wanted."
+        )
     return torch.stack(images)
 
 
@@ -198,8 +194,7 @@ def _from_folder(folder: Path, shape: _Shape, split: str, on_skip: Callable[[str
     done: Notes = Counter()
     images, skipped = _read_all(((str(file), file) for file in files), shape, done, on_skip)
     if not images:
-        msg = f"None of the {len(files)} images in {folder} can be read; {files[0]}: {skipped[0][1]}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"None of the {len(files)} images in {folder} can be read; {files[0]}: {skipped[0][1]}.")
     good = [file for file in files if str(file) in images]
     notes += [table.note for table in tables]
     used = {table.path for table in tables}
@@ -234,20 +229,17 @@ def _from_npz(path: Path, shape: _Shape, split: str) -> ImageData:
             images, labels, captions = (_array(names, kind, split) for kind in range(3))
             if images is None:
                 known = " or ".join([_ARRAYS[split][0][0], *_ARRAYS[""][0], *_ARRAYS[split][0][1:]])
-                msg = f"{path} has no array {known}; it has {few(names) or 'none'}."
-                raise PushforwardError(msg)
+                raise PushforwardError(f"{path} has no array {known}; it has {few(names) or 'none'}.")
             arrays = {key: file[key] for key in (images, labels, captions, *{"classes"}.intersection(names)) if key}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        msg = f"{path} cannot be read as an .npz file: {error}."
-        raise PushforwardError(msg) from error
+        raise PushforwardError(f"{path} cannot be read as an .npz file: {error}.") from error
     done: Notes = Counter()
     tensor = brought(_checked_array(arrays[images], path), shape.size, shape.channels, shape.fit, done)
     said = None
     if captions is not None:
         said = tuple(_decoded(value) for value in arrays[captions].ravel())
         if len(said) != len(tensor):
-            msg = f"{path} has {len(said)} captions of {len(tensor)} images; give one for each."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"{path} has {len(said)} captions of {len(tensor)} images; give one for each.")
     numbers, classes = None, tuple[str, ...]()
     if labels is not None:
         numbers, classes = _checked_labels(arrays[labels], len(tensor), path)
@@ -278,11 +270,10 @@ def _checked_array(x: np.ndarray, path: Path) -> Tensor:
     """`(count, channels, height, width)` from what the file has."""
     x = x[..., None] if x.ndim == 3 else x
     if x.dtype != np.uint8 or x.ndim != 4 or x.shape[-1] not in (1, 3) or 0 in x.shape:
-        msg = (
+        raise PushforwardError(
             f"The images of {path} must be uint8 of shape (count, height, width, 1 or 3); "
             f"they are {x.dtype} of shape {x.shape}."
         )
-        raise PushforwardError(msg)
     return torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
 
 
@@ -295,11 +286,10 @@ def _checked_labels(y: np.ndarray, count: int, path: Path) -> tuple[Tensor, tupl
     y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
     whole = y.dtype.kind in "iu" or (y.dtype.kind == "f" and bool(np.isfinite(y).all() and (y == np.floor(y)).all()))
     if y.shape != (count,) or not (y.dtype.kind in "SU" or (whole and y.min() >= 0)):
-        msg = (
+        raise PushforwardError(
             f"The labels of {path} must be {count} whole numbers from 0, or names; they are {given.dtype} of shape "
             f"{given.shape}."
         )
-        raise PushforwardError(msg)
     values = [_decoded(value) for value in y] if y.dtype.kind in "SU" else [int(value) for value in y]
     return _numbered(values, str(path))
 
@@ -314,11 +304,10 @@ def _numbered(values: Sequence[int | str], source: str) -> tuple[Tensor, tuple[s
     if len(numbers) == len(values):
         count, occurring = max(numbers) + 1, len(set(numbers))
         if count > max(_CLASSES, 2 * occurring):
-            msg = (
+            raise PushforwardError(
                 f"The labels of {source} go up to {count - 1}, which makes {count:,} classes, and only {occurring:,} "
                 "occur: number them from 0 without large gaps."
             )
-            raise PushforwardError(msg)
         return torch.tensor(numbers), tuple(str(k) for k in range(count))
     classes = tuple(sorted({str(value) for value in values}))
     place = {name: k for k, name in enumerate(classes)}
@@ -349,23 +338,21 @@ def _from_datasets(name: str, shape: _Shape, split: str, on_skip: Callable[[str,
     try:
         import datasets
     except ImportError as error:
-        msg = f"There is no folder or .npz file {name!r}; a data set by name needs `pip install 'pushforward[train]'`."
-        raise PushforwardError(msg) from error
+        raise PushforwardError(
+            f"There is no folder or .npz file {name!r}; a data set by name needs `pip install 'pushforward[train]'`."
+        ) from error
     try:
         data = datasets.load_dataset(name, split=split)
     except Exception as error:  # the library raises its own, the hub's and the network's errors
         reason = str(error).partition("\n")[0]
-        msg = f"{name!r} is no folder, no .npz file and no data set to load: {reason}"
-        raise PushforwardError(msg) from error
+        raise PushforwardError(f"{name!r} is no folder, no .npz file and no data set to load: {reason}") from error
     column = next((key for key, kind in data.features.items() if isinstance(kind, datasets.Image)), None)
     if column is None:
-        msg = f"The data set {name!r} has no column of images; it has {', '.join(data.features)}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"The data set {name!r} has no column of images; it has {', '.join(data.features)}.")
     done: Notes = Counter()
     images, skipped = _read_all(((str(k), data[k][column]) for k in range(len(data))), shape, done, on_skip)
     if not images:
-        msg = f"No image of the data set {name!r} can be read."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"No image of the data set {name!r} can be read.")
     tensor, kept = _together(list(images.values()), name), [int(k) for k in images]
     rest = [key for key in data.features if key != column]
     said = caption_column([key for key in rest if caption_of(data[kept[0]][key]) is not None])

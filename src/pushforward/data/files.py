@@ -201,8 +201,7 @@ def _digest_of_one(value: Any, seen: dict[int, bytes]) -> bytes:
         return _digest_of_tensor(value)
     if hasattr(value, "__array_interface__") and value.dtype != object:
         return _hash("array", value.dtype.str, str(value.shape), value.tobytes())
-    msg = f"A digest is of plain values; got {type(value).__name__}."
-    raise TypeError(msg)
+    raise TypeError(f"A digest is of plain values; got {type(value).__name__}.")
 
 
 def _digest_of_tensor(tensor: Tensor) -> bytes:

@@ -69,8 +69,9 @@ def walk(folder: Path) -> tuple[list[Path], list[Path], int]:
                 (images if image else others).append(file)
     if not images:
         but = f" ({many(hidden, 'hidden image')} not read)" if hidden else ""
-        msg = f"There is no image in {folder}{but}; its files must end in {', '.join(sorted(SUFFIXES))}."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"There is no image in {folder}{but}; its files must end in {', '.join(sorted(SUFFIXES))}."
+        )
     return sorted(images), sorted(others), hidden
 
 
@@ -92,10 +93,9 @@ def of_split(folder: Path, files: list[Path], split: str) -> tuple[list[Path], l
     else:
         return files, []
     if split not in splits:
-        msg = (
+        raise PushforwardError(
             f"{base} has no images of the split {split}, only of {', '.join(sorted(splits))}; name one of its folders."
         )
-        raise PushforwardError(msg)
     mine = [file for file in files if (parts := _below(file, base)) and of.get(parts[0].lower()) == split]
     stray = [file for file in files if not (parts := _below(file, base)) or parts[0].lower() not in of]
     notes = [f"the split {split} of {', '.join(sorted(splits))}: {many(len(mine), 'image')}"]
@@ -174,8 +174,7 @@ def _decoded(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        msg = f"{path} is no UTF-8 text ({error}); write it anew."
-        raise PushforwardError(msg) from None
+        raise PushforwardError(f"{path} is no UTF-8 text ({error}); write it anew.") from None
 
 
 # -- metadata ---------------------------------------------------------------------------------------------------------
@@ -258,20 +257,19 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         try:
             from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]
         except ImportError as error:
-            msg = f"{path} is read by the package pyarrow: pip install pyarrow, or write {_METADATA[0]} in its place."
-            raise PushforwardError(msg) from error
+            raise PushforwardError(
+                f"{path} is read by the package pyarrow: pip install pyarrow, or write {_METADATA[0]} in its place."
+            ) from error
         try:
             return list(parquet.read_table(path).to_pylist())
         except (ArrowException, OSError, ValueError) as error:
-            msg = f"{path} cannot be read as Parquet ({explained(error)}); write it anew."
-            raise PushforwardError(msg) from None
+            raise PushforwardError(f"{path} cannot be read as Parquet ({explained(error)}); write it anew.") from None
     text = _decoded(path)
     if path.suffix == ".csv":
         try:
             return [{key: value for key, value in row.items() if key} for row in csv.DictReader(io.StringIO(text))]
         except csv.Error as error:
-            msg = f"{path} cannot be read as CSV ({error}); write it anew."
-            raise PushforwardError(msg) from None
+            raise PushforwardError(f"{path} cannot be read as CSV ({error}); write it anew.") from None
     rows = []
     for number, line in enumerate(text.split("\n"), 1):  # a caption may hold other ends of lines
         try:
@@ -279,8 +277,9 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             row = None
         if not isinstance(row, dict):
-            msg = f"Line {number} of {path} is no JSON object; write one with file_name and text for each image."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"Line {number} of {path} is no JSON object; write one with file_name and text for each image."
+            )
         rows.append(row)
     return rows
 
@@ -322,8 +321,7 @@ def said(files: Sequence[Path], tables: Sequence[Table], what: Literal["captions
         one = os.path.relpath(missing[0], those[0].path.parent)
         word = "text" if what == "captions" else "label"
         few = f"{len(missing)} of {len(files)} images, {one} for one"
-        msg = f"{those[0].path} has no {word} for {few}; add it, or remove the file."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"{those[0].path} has no {word} for {few}; add it, or remove the file.")
     return {file: every[place[file]] for file in files}
 
 

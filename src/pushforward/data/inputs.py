@@ -95,8 +95,7 @@ def read_inputs(
     if not images and skipped:
         raise PushforwardError(skipped[0][1])
     if not images:
-        msg = "There is no image to work on: name at least one file, folder or .npz file."
-        raise PushforwardError(msg)
+        raise PushforwardError("There is no image to work on: name at least one file, folder or .npz file.")
     return Images(torch.stack(images).float() / 127.5 - 1, tuple(names), sentences(done), tuple(skipped))
 
 
@@ -112,12 +111,10 @@ def image_files(source: Path) -> list[Path]:
     if source.is_file():
         if source.suffix.lower() not in SUFFIXES:
             known = ", ".join(sorted(SUFFIXES))
-            msg = f"{source} is no image: its name ends in {source.suffix!r}, not in one of {known}."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"{source} is no image: its name ends in {source.suffix!r}, not in one of {known}.")
         return [source]
     if not source.is_dir():
-        msg = f"There is no file or folder {source}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"There is no file or folder {source}.")
     return datasets.image_files(source)
 
 
@@ -144,5 +141,6 @@ def read_file(
     try:
         return read_image(file, size=size, channels=channels, fit=fit, background=background, done=done)
     except UNREADABLE as error:
-        msg = f"{file} cannot be read as an image ({explained(error)}); mend it or leave it out."
-        raise PushforwardError(msg) from None
+        raise PushforwardError(
+            f"{file} cannot be read as an image ({explained(error)}); mend it or leave it out."
+        ) from None

@@ -60,8 +60,9 @@ def _locked(path: Path, out: str | os.PathLike[str]) -> Iterator[None]:
                 lock.release()
                 lock.acquire()
         except Timeout:
-            msg = f"Another process is at work on {out}; wait until it has ended, or name another place for results."
-            raise PushforwardError(msg) from None
+            raise PushforwardError(
+                f"Another process is at work on {out}; wait until it has ended, or name another place for results."
+            ) from None
     try:
         yield
     finally:

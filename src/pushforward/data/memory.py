@@ -32,8 +32,9 @@ def check_memory(needed: float, what: str, device: torch.device | str = "cpu") -
     """
     free = free_memory(device)
     if needed > free:
-        msg = f"{what} would take {needed / _GIB:,.1f} GiB of memory; {free / _GIB:,.1f} GiB are free. Ask for less."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"{what} would take {needed / _GIB:,.1f} GiB of memory; {free / _GIB:,.1f} GiB are free. Ask for less."
+        )
 
 
 def check_images(count: int, shape: Sequence[int], what: str = "images") -> None:

@@ -31,8 +31,9 @@ def sheet(images: Tensor, *, columns: int | None = None, smallest: int = 64) -> 
         smallest: images less high than this are enlarged by a whole factor.
     """
     if images.ndim != 4 or images.shape[1] not in (1, 3):
-        msg = f"Pictures are made of images (count, 1 or 3 channels, height, width); got shape {tuple(images.shape)}."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"Pictures are made of images (count, 1 or 3 channels, height, width); got shape {tuple(images.shape)}."
+        )
     array = to_bytes(images.detach()).cpu().numpy()
     count, channels, height, width = array.shape
     columns = min(columns or round(count**0.5) or 1, count)
@@ -80,8 +81,7 @@ def read_mask(path: Path, read: Callable[[Path], Tensor]) -> Tensor:
     white = image.mean(0) > 0
     if clear or not bool(white.any()):
         what = "is transparent in places" if clear else "has no white pixel"
-        msg = f"The mask {path} {what}; draw it in black and white."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"The mask {path} {what}; draw it in black and white.")
     return white
 
 
@@ -133,5 +133,4 @@ def check_suffix(path: str | os.PathLike[str], known: set[str]) -> None:
     suffix = Path(path).suffix
     if suffix.lower() not in known:
         shown = ", ".join(sorted(known if len(known) < 9 else {".png", ".jpg", ".webp", ".gif", ".tiff"}))
-        msg = f"Cannot write {path}: no picture format has the suffix {suffix!r}; use one of {shown}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"Cannot write {path}: no picture format has the suffix {suffix!r}; use one of {shown}.")

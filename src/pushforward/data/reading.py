@@ -177,10 +177,9 @@ def _grey(image: Image.Image, tags: Mapping[int, Any], bits: int, tell: _Tell) -
     if image.mode == "F":
         low, high = values.min(), values.max()
         if not (low >= 0 and high <= 1):
-            msg = (
+            raise ValueError(
                 f"its floating-point samples go from {low:.3g} to {high:.3g}; only in 0 to 1 is it known what is white"
             )
-            raise ValueError(msg)
         white = 1.0
         tell(Note("of floating-point samples, with 1 as white"))
     else:
@@ -255,8 +254,7 @@ def _transform(data: bytes, mode: str) -> tuple[str, ImageCms.ImageCmsTransform 
     if (mode, space) == ("L", "RGB"):
         mode = "RGB"  # grey images often have the profile of an RGB space
     if space != _SPACES[mode]:
-        msg = f"it is for {space} colours"
-        raise ValueError(msg)
+        raise ValueError(f"it is for {space} colours")
     transform = _built(profile, mode)
     name = " ".join(ImageCms.getProfileDescription(profile).split()) or "without a name"
     if mode in ("L", "RGB"):
@@ -286,8 +284,7 @@ def shaped(
         PushforwardError: no such fit.
     """
     if fit not in FITS:
-        msg = f"An image is fitted to a size by {', '.join(FITS)}; got {fit!r}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"An image is fitted to a size by {', '.join(FITS)}; got {fit!r}.")
     mode = image.mode if channels is None else "L" if channels == 1 else "RGB"
     if mode != image.mode:
         tell(Note("made grey" if mode == "L" else "made colour from grey"))

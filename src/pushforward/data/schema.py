@@ -42,15 +42,12 @@ def read(path: Path, kind: type[T], remedy: str) -> T:
     try:
         if not path.is_file():
             what = "is no file" if path.exists() else "is missing"
-            msg = f"{path} {what}; {remedy}."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"{path} {what}; {remedy}.")
         if path.stat().st_size > _LARGEST:
-            msg = f"{path} is too large to be read, {path.stat().st_size:,} bytes; {remedy}."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"{path} is too large to be read, {path.stat().st_size:,} bytes; {remedy}.")
         data = path.read_bytes()
     except OSError as error:
-        msg = f"{path} cannot be read ({error.strerror}); {remedy}."
-        raise PushforwardError(msg) from None
+        raise PushforwardError(f"{path} cannot be read ({error.strerror}); {remedy}.") from None
     return parse(data, kind, str(path), remedy)
 
 
@@ -69,11 +66,9 @@ def parse(text: str | bytes, kind: type[T], where: str, remedy: str) -> T:
     try:
         value = json.loads(text)
     except RecursionError:
-        msg = f"{where} is no JSON of ours (it is nested too deeply); {remedy}."
-        raise PushforwardError(msg) from None
+        raise PushforwardError(f"{where} is no JSON of ours (it is nested too deeply); {remedy}.") from None
     except ValueError as error:  # of the syntax, of the encoding, of numbers
-        msg = f"{where} is not valid JSON ({error}); {remedy}."
-        raise PushforwardError(msg) from None
+        raise PushforwardError(f"{where} is not valid JSON ({error}); {remedy}.") from None
     return check(value, kind, where, remedy)
 
 
@@ -88,8 +83,7 @@ def check(value: object, kind: type[T], where: str, remedy: str) -> T:
         plain = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
         found: Any = _adapter(kind).validate_json(plain)  # type: ignore[arg-type]
     except RecursionError:
-        msg = f"{where} is no JSON of ours (it is nested too deeply); {remedy}."
-        raise PushforwardError(msg) from None
+        raise PushforwardError(f"{where} is no JSON of ours (it is nested too deeply); {remedy}.") from None
     except ValidationError as error:
         raise PushforwardError(_sentence(error.errors(include_url=False)[0], where, remedy)) from None
     if not is_dataclass(kind):
@@ -117,16 +111,16 @@ def check_tensors(
     known = dict(sizes)
     for name, text in shapes.items():
         if name not in tensors:
-            msg = f"{where} lacks {name!r}; {remedy}."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"{where} lacks {name!r}; {remedy}.")
         found, axes = tuple(tensors[name].shape), text.split()
         if axes[-1] == "...":
             axes = [*axes[:-1], *map(str, range(len(axes) - 1, len(found)))]
             known.update({str(k): length for k, length in enumerate(found)})
         fits = len(found) == len(axes) and not tensors[name].is_complex() and tensors[name].dtype.itemsize > 1
         if not fits or any(known.setdefault(axis, n) != n for axis, n in zip(axes, found, strict=True)):
-            msg = f"{where} has another {name!r} than its other parts, {tensors[name].dtype} of {found}; {remedy}."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"{where} has another {name!r} than its other parts, {tensors[name].dtype} of {found}; {remedy}."
+            )
 
 
 @cache

@@ -86,8 +86,9 @@ class Sample:
     def __init__(self, features: Tensor, reference: Reference) -> None:
         self.features, self.reference = _checked(features, "generated"), reference
         if self.features.shape[1] != len(reference.mean):
-            msg = f"Features of {self.features.shape[1]} numbers cannot be compared with {len(reference.mean)}."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"Features of {self.features.shape[1]} numbers cannot be compared with {len(reference.mean)}."
+            )
 
     def __len__(self) -> int:
         return len(self.features)
@@ -207,10 +208,10 @@ def _evenly(x: Tensor, count: int) -> Tensor:
 def _checked(features: Tensor, which: str) -> Tensor:
     if features.ndim != 2 or len(features) < FEWEST:
         count = len(features) if features.ndim else 0
-        msg = f"A distance needs at least {FEWEST} {which} images; there are {count}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"A distance needs at least {FEWEST} {which} images; there are {count}.")
     features = features.double()
     if not bool(features.isfinite().all()):
-        msg = f"Features of the {which} images are not finite; the model or the feature network is broken."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"Features of the {which} images are not finite; the model or the feature network is broken."
+        )
     return features

@@ -54,8 +54,9 @@ def ssim(images: Tensor, truth: Tensor) -> Tensor:
     _check(images, truth)
     height, width = images.shape[2:]
     if min(height, width) < SMALLEST:
-        msg = f"SSIM needs images of at least {SMALLEST}x{SMALLEST}; got {height}x{width}: leave it out."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"SSIM needs images of at least {SMALLEST}x{SMALLEST}; got {height}x{width}: leave it out."
+        )
     measure = _torchmetrics().structural_similarity_index_measure
     one, two = ((x.float() + 1) / 2 for x in (images, truth))
     found: Tensor = measure(one, two, data_range=1.0, reduction="none")
@@ -102,8 +103,7 @@ def lpips(
     height, width = images.shape[2:]
     if min(height, width) < _SMALLEST_LPIPS:
         side = _SMALLEST_LPIPS
-        msg = f"LPIPS needs images of at least {side}x{side}; got {height}x{width}: leave it out."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"LPIPS needs images of at least {side}x{side}; got {height}x{width}: leave it out.")
     distance = _lpips_network(network) if isinstance(network, str) else network
     if isinstance(distance, torch.nn.Module):
         distance = distance.to(images.device)
@@ -133,14 +133,13 @@ def ranks(features: Tensor, targets: Tensor, truth: Tensor, metric: Metric = "eu
     """
     if features.ndim != 2 or targets.ndim != 2 or features.shape[1] != targets.shape[1]:
         shapes = f"{tuple(features.shape)} and {tuple(targets.shape)}"
-        msg = f"Ranks need features (count, d) of images and (m, d) of candidates; got {shapes}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"Ranks need features (count, d) of images and (m, d) of candidates; got {shapes}.")
     if not bool(features.isfinite().all() and targets.isfinite().all()):
-        msg = "Features to rank by are not finite; the images or the feature network are broken."
-        raise PushforwardError(msg)
+        raise PushforwardError("Features to rank by are not finite; the images or the feature network are broken.")
     if truth.shape != features.shape[:1] or not bool(((truth >= 0) & (truth < len(targets))).all()):
-        msg = f"Ranks need for each of {len(features)} images the number of its partner, below {len(targets)}."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"Ranks need for each of {len(features)} images the number of its partner, below {len(targets)}."
+        )
     points, candidates = features.double(), targets.double()
     if metric == "cosine":
         points, candidates = normalize(points, dim=1), normalize(candidates, dim=1)
@@ -163,26 +162,24 @@ def _torchmetrics() -> Any:
     try:
         import torchmetrics.functional.image as functional
     except ImportError as error:
-        msg = "PSNR and SSIM need `pip install 'pushforward[evaluate]'`."
-        raise PushforwardError(msg) from error
+        raise PushforwardError("PSNR and SSIM need `pip install 'pushforward[evaluate]'`.") from error
     return functional
 
 
 @cache
 def _lpips_network(name: str) -> Callable[[Tensor, Tensor], Tensor]:
     if name not in ("alex", "vgg", "squeeze"):
-        msg = f"LPIPS has the networks alex, vgg and squeeze; got {name!r}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"LPIPS has the networks alex, vgg and squeeze; got {name!r}.")
     try:
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
         net: Callable[[Tensor, Tensor], Tensor] = LearnedPerceptualImagePatchSimilarity(name).net  # type: ignore[arg-type]
     except ImportError as error:  # torchmetrics itself, or torchvision, which it needs here
-        msg = "LPIPS needs `pip install 'pushforward[evaluate]' torchvision`."
-        raise PushforwardError(msg) from error
+        raise PushforwardError("LPIPS needs `pip install 'pushforward[evaluate]' torchvision`.") from error
     except OSError as error:  # of the download, too
-        msg = f"The weights of LPIPS's network {name} cannot be had: {error}; leave LPIPS out, or go online once."
-        raise PushforwardError(msg) from error
+        raise PushforwardError(
+            f"The weights of LPIPS's network {name} cannot be had: {error}; leave LPIPS out, or go online once."
+        ) from error
     return net
 
 
@@ -193,5 +190,6 @@ def _colour(images: Tensor) -> Tensor:
 def _check(images: Tensor, truth: Tensor) -> None:
     if images.ndim != 4 or images.shape[1] not in (1, 3) or images.shape != truth.shape or 0 in images.shape:
         shapes = f"{tuple(images.shape)} and {tuple(truth.shape)}"
-        msg = f"Measures compare two batches of images (count, 1 or 3, height, width) of one shape; got {shapes}."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"Measures compare two batches of images (count, 1 or 3, height, width) of one shape; got {shapes}."
+        )

@@ -90,17 +90,13 @@ class Evaluation:
     def __post_init__(self) -> None:
         for name in ("count", "batch", "converged"):
             if getattr(self, name) < 1:
-                msg = f"The option {name} must be at least 1; got {getattr(self, name)}."
-                raise PushforwardError(msg)
+                raise PushforwardError(f"The option {name} must be at least 1; got {getattr(self, name)}.")
         if self.seed < 0:
-            msg = f"The seed must not be negative; got {self.seed}."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"The seed must not be negative; got {self.seed}.")
         if self.resamples < 2:
-            msg = f"Standard errors need at least 2 resamples; got {self.resamples}."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"Standard errors need at least 2 resamples; got {self.resamples}.")
         if self.precision not in PRECISIONS:
-            msg = f"The precision is {', '.join(PRECISIONS)}; got {self.precision!r}."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"The precision is {', '.join(PRECISIONS)}; got {self.precision!r}.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,8 +208,9 @@ def prepare(
         width = features(net, data.images[:1], device=device).shape[1]
         known = (published or {}).get(net.name)
         if known is not None and len(known.mean) != width:
-            msg = f"The published statistics are of {len(known.mean)} numbers, {net.name} has {width} features."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"The published statistics are of {len(known.mean)} numbers, {net.name} has {width} features."
+            )
     labels, _ = labels_for(model, data, settings)
     fast = _fast(model.to(device), settings)
     fast.given(labels, settings.guidance)
@@ -235,19 +232,17 @@ def check(model: Model, data: ImageData, settings: Evaluation) -> None:
         with torch.no_grad():
             own = tuple(model.images(torch.zeros(model.state_shape(1))).shape[1:])
     if shape != own:
-        msg = (
+        raise PushforwardError(
             f"Model {model.name!r} makes images of {_size(own)}, the data are {_size(shape)}; read the data in the "
             "size and channels that the model was trained on."
         )
-        raise PushforwardError(msg)
     check_images(settings.count, shape)
     check_memory(8 * settings.count * settings.resamples, f"{settings.resamples:,} resamples of all images")
     if min(settings.count, len(data)) < FEWEST:
-        msg = (
+        raise PushforwardError(
             f"Distances need at least {FEWEST} images of each kind; {settings.count} are to be generated and "
             f"the data have {len(data)}."
         )
-        raise PushforwardError(msg)
 
 
 def labels_for(model: Model, data: ImageData, settings: Evaluation) -> tuple[Tensor | None, str]:
@@ -386,8 +381,7 @@ def _made(run: Run, converged: Run, diffusion: Diffusion, method: Parallel | Non
             ((images, solution),) = diffusion.solved(len(shard), method, **asked)
             nfe = float(solution.nfe.double().mean())
     except PushforwardError as error:
-        msg = f"{run.name}, model {run.model.name!r}: {error}"
-        raise PushforwardError(msg) from error
+        raise PushforwardError(f"{run.name}, model {run.model.name!r}: {error}") from error
     tensors = {"images": to_bytes(images), "nfe": torch.tensor([nfe, len(calls)], dtype=torch.float64)}
     if run.sampler is None:
         tensors["values"] = images
@@ -402,8 +396,7 @@ def _fast(model: Model, settings: Evaluation) -> Model:
     network = model.denoiser
     if not isinstance(network, Network):
         if settings.precision != "no" or settings.compile:
-            msg = f"Model {model.name!r} has no network to run in another precision or to compile."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"Model {model.name!r} has no network to run in another precision or to compile.")
         return model
     rows = settings.batch * (1 if settings.guidance == 1 else 2)  # guidance asks twice
     module = torch.compile(network.module, dynamic=False) if settings.compile else network.module
@@ -436,16 +429,16 @@ def _read(path: Path, count: int) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError) as error:
-        msg = f"The generated images {path} cannot be read ({error}); remove the file to have them made again."
-        raise PushforwardError(msg) from None
+        raise PushforwardError(
+            f"The generated images {path} cannot be read ({error}); remove the file to have them made again."
+        ) from None
     images, nfe = tensors.get("images"), tensors.get("nfe")
     fits = images is not None and images.dtype == torch.uint8 and images.ndim == 4 and len(images) == count
     fits = fits and nfe is not None and nfe.shape == (2,)
     others = [value for name, value in tensors.items() if name != "images"]
     fits = fits and all(value.is_floating_point() and bool(value.isfinite().all()) for value in others)
     if not fits or len(tensors.get("errors", range(count))) != count:
-        msg = f"The generated images {path} are damaged; remove the file to have them made again."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"The generated images {path} are damaged; remove the file to have them made again.")
     return tensors
 
 

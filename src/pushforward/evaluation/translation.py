@@ -263,22 +263,23 @@ def _reference(count: int, targets: Tensor | None, chosen: Space) -> tuple[Refer
 def _check(rows: Mapping[str, Tensor], source: Tensor, truth: Tensor | None, targets: Tensor | None) -> None:
     taken = [name for name in rows if name in (COPY, TRUTH)]
     if taken:
-        msg = f"The rows {COPY} and {TRUTH} are always made; call the method {taken[0]!r} by another name."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"The rows {COPY} and {TRUTH} are always made; call the method {taken[0]!r} by another name."
+        )
     if source.ndim != 4 or source.shape[1] not in (1, 3) or 0 in source.shape:
-        msg = f"Sources are images (count, 1 or 3, height, width); got shape {tuple(source.shape)}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"Sources are images (count, 1 or 3, height, width); got shape {tuple(source.shape)}.")
     every = {"source": source, **({} if truth is None else {TRUTH: truth}), **rows}
     for name, images in every.items():
         if images.shape != source.shape:
-            msg = f"The images of {name} are {tuple(images.shape)}, those of the source {tuple(source.shape)}."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"The images of {name} are {tuple(images.shape)}, those of the source {tuple(source.shape)}."
+            )
         if not bool(images.isfinite().all()):
-            msg = f"The images of {name} are not all finite; leave it out, or make them again."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"The images of {name} are not all finite; leave it out, or make them again.")
     if targets is not None and (targets.ndim != 4 or targets.shape[1:] != source.shape[1:] or not len(targets)):
-        msg = f"Targets are images of the shape {tuple(source.shape[1:])} of the source; got {tuple(targets.shape)}."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"Targets are images of the shape {tuple(source.shape[1:])} of the source; got {tuple(targets.shape)}."
+        )
 
 
 # -- showing -----------------------------------------------------------------------------------------------------------
@@ -292,8 +293,7 @@ def table(rows: Sequence[Row]) -> str:
     """
     spaces = list(dict.fromkeys(row.space for row in rows))
     if len(spaces) > 1:
-        msg = f"Rows in features {' and '.join(spaces)} do not fit in one table."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"Rows in features {' and '.join(spaces)} do not fit in one table.")
     name = spaces[0] if spaces else ""
     titles = {
         "psnr": "PSNR", "ssim": "SSIM", "l2": "L2", "lpips": "LPIPS", "identity": "identity",

@@ -65,14 +65,12 @@ def adaptive(
     begin = process.t_max if start_time is None else start_time
     stop = process.t_min if end is None else end
     if not (0 < begin <= process.t_max and 0 < stop <= process.t_max):
-        msg = (
+        raise PushforwardError(
             f"The flow of process {process.name!r} is followed between times above 0 and up to {process.t_max:g}; "
             f"got {begin:g} to {stop:g}. For clean images, stop at t_min = {process.t_min:g} and denoise."
         )
-        raise PushforwardError(msg)
     if rtol <= 0 or atol < 0:
-        msg = f"The tolerances must be positive; got rtol={rtol:g} and atol={atol:g}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"The tolerances must be positive; got rtol={rtol:g} and atol={atol:g}.")
     with torch.no_grad():
         flow = _Flow(process, denoiser, start, callback)
         u, on = start.detach().to("cpu", torch.float64, copy=True).flatten(1), 1.0 if stop > begin else -1.0
@@ -85,8 +83,9 @@ def adaptive(
             t, y, k = time[some], u[some], [slope[some]]
             least = 10 * (torch.nextafter(t, torch.full_like(t, on * torch.inf)) - t).abs()
             if bool((again[some] & (length[some] < least)).any()):
-                msg = f"RK45 gave up on the flow after {flow.calls} network calls: its steps vanish; loosen rtol."
-                raise PushforwardError(msg)
+                raise PushforwardError(
+                    f"RK45 gave up on the flow after {flow.calls} network calls: its steps vanish; loosen rtol."
+                )
             ahead = t + on * torch.maximum(length[some], least)
             ahead = torch.where(on * (ahead - stop) > 0, stop, ahead)
             h = (ahead - t)[:, None]
@@ -121,11 +120,10 @@ class _Flow:
         self.calls += 1
         bad = (~answer.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
         if bad:  # no step would be short enough
-            msg = (
+            raise PushforwardError(
                 f"The network's answer at t = {float(times[bad[0]]):.4g} is not finite (call {self.calls}); check the "
                 "network and the start."
             )
-            raise PushforwardError(msg)
         if self._callback is not None:
             self._state[where], self._answer[where] = state, answer
             now = float(times.mean())

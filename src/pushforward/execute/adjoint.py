@@ -179,13 +179,15 @@ def differentiable(
             requires gradients but is not stacked; or parameters of which one is computed from another.
     """
     if plan.implicit and isinstance(gradient, Exact):
-        msg = f"The plan of {plan.solver!r} is implicit, so its gradient has no order to go in: take `Implicit()`."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"The plan of {plan.solver!r} is implicit, so its gradient has no order to go in: take `Implicit()`."
+        )
     if isinstance(noise, Tensor):
         expected = (len(plan.noises), *start.shape)
         if tuple(noise.shape) != expected:
-            msg = f"The noises of this plan of {plan.solver!r} have shape {expected}; got {tuple(noise.shape)}."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"The noises of this plan of {plan.solver!r} have shape {expected}; got {tuple(noise.shape)}."
+            )
         noise = noise.to(start)
     chain = _Chain(plan, denoiser, gradient, method, callback, backward, _precision(start))
     wanted = tuple({id(p): p for p in parameters if p.requires_grad}.values())
@@ -290,11 +292,10 @@ class _Chain:
     ) -> _Gradients:
         """Node after node for the images whose rounds diverged."""
         if self.plan.implicit:
-            msg = (
+            raise PushforwardError(
                 f"The gradient of the implicit plan of {self.plan.solver!r} did not converge; use more steps, a lower "
                 "order, or an explicit solver."
             )
-            raise PushforwardError(msg)
         some = lost.nonzero()[:, 0]
         swept = _sweep(self.plan, Subset(self.denoiser, some), products.states[:, some], gradient[some], parameters)
         found = products.parameters(cotangents, parameters, ~lost)
@@ -467,11 +468,10 @@ def _system(plan: Plan, kind: Response, reference: Gaussian | None, like: Tensor
     """The linear system of the gradient, whose response must be finite."""
     system = system_of(plan, kind, reference, like)
     if not system.finite:
-        msg = (
+        raise PushforwardError(
             f"The gradient with the {kind} response is not finite for process {plan.process.name!r} at its first time; "
             "start the grid below t_max, or take another gradient."
         )
-        raise PushforwardError(msg)
     return system
 
 
@@ -552,8 +552,9 @@ def _ungraded(noise: Noise | None) -> Noise | None:
         with torch.enable_grad():
             value = noise(n)
         if value.requires_grad:
-            msg = "Noise gets gradients only if it is given as one tensor, (n, batch, k * channels, *field)."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                "Noise gets gradients only if it is given as one tensor, (n, batch, k * channels, *field)."
+            )
         return value
 
     return drawn
@@ -581,11 +582,10 @@ def _check_independent(parameters: Sequence[Tensor]) -> None:
                 if node is None:
                     continue
                 if (node, output) in targets:
-                    msg = (
+                    raise PushforwardError(
                         f"Parameter {i} is computed from parameter {targets[node, output]}, so that gradients would "
                         "count twice; give only one of them."
                     )
-                    raise PushforwardError(msg)
                 if node not in seen:
                     seen.add(node)
                     waiting.append(node)
@@ -594,12 +594,10 @@ def _check_independent(parameters: Sequence[Tensor]) -> None:
 def _check_positive(what: str, **values: float) -> None:
     for name, value in values.items():
         if not 0 < value < math.inf:
-            msg = f"{what} needs a positive {name}; got {value}."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"{what} needs a positive {name}; got {value}.")
 
 
 def _check_counts(what: str, **values: int | None) -> None:
     for name, value in values.items():
         if value is not None and value < 1:
-            msg = f"{name} of {what} must be at least 1; got {value}."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"{name} of {what} must be at least 1; got {value}.")

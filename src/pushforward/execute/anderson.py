@@ -45,8 +45,9 @@ class Mixing:
 
     def __post_init__(self) -> None:
         if self.history < 1 or not self.ridge > 0:
-            msg = f"Mixing needs a history of at least 1 and a positive ridge; got {self.history} and {self.ridge}."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"Mixing needs a history of at least 1 and a positive ridge; got {self.history} and {self.ridge}."
+            )
 
 
 def anderson_step(

@@ -72,8 +72,9 @@ class Latency:
         rising = all(a < b for a, b in zip((0, *rows), rows, strict=False))
         timed = all(0 < s < math.inf for s in seconds)
         if not rows or len(rows) != len(seconds) or not rising or not timed:
-            msg = f"Latencies need increasing batch sizes and as many positive seconds; got {rows} and {seconds}."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"Latencies need increasing batch sizes and as many positive seconds; got {rows} and {seconds}."
+            )
 
     @property
     def largest(self) -> int:
@@ -227,8 +228,7 @@ def choose(
         PushforwardError: the batch is empty.
     """
     if batch < 1:
-        msg = f"Choosing how to run a plan needs a batch of at least 1 image; got {batch}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"Choosing how to run a plan needs a batch of at least 1 image; got {batch}.")
     nfe, expected = plan.nfe, rounds(plan.nfe, method.tolerance)
     most = min(method.max_rows or latency.largest, latency.largest)
     ways: dict[str, Parallel | None] = {}

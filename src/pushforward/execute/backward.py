@@ -153,11 +153,10 @@ def _rows(plan: Plan, steps: int, invertible: list[bool] | None = None) -> list[
         if not set(node.terms) <= set(registers) or not solvable:
             wanted = "two states before it and the last answer" if steps == 2 else "state before it and its answer"
             known = "o-belm or bdia" if steps == 2 else "ddim"
-            msg = (
+            raise PushforwardError(
                 f"The plan of {plan.solver!r} cannot be solved backwards row by row: its state at t = {node.time:.4g} "
                 f"is not made of the {wanted} alone, with a coefficient that has an inverse; use {known}."
             )
-            raise PushforwardError(msg)
         rows.append((a, b, c))
     return rows
 
@@ -169,11 +168,10 @@ def _prepared(
     for state in (one, other):
         check_start(plan, state)
     if one.shape != other.shape or one.dtype != other.dtype:
-        msg = (
+        raise PushforwardError(
             f"The two states of a pair must have one shape and dtype; got {tuple(one.shape)}, {one.dtype} and "
             f"{tuple(other.shape)}, {other.dtype}."
         )
-        raise PushforwardError(msg)
     basis, dtype = plan.basis, dtype or one.dtype
     times = _times(plan)
     times = torch.where(
@@ -193,8 +191,7 @@ def _times(plan: Plan) -> Tensor:
 
 def _pixels(plan: Plan, one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     if not bool(one.isfinite().all() & other.isfinite().all()):
-        msg = (
+        raise PushforwardError(
             f"Running {plan.solver!r} row by row diverged: the result is not finite. Use float64 states or more steps."
         )
-        raise PushforwardError(msg)
     return plan.basis.inverse(one), plan.basis.inverse(other)

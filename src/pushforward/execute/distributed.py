@@ -65,16 +65,16 @@ class Sharded:
         seen: list[object] = [None] * ranks
         dist.all_gather_object(seen, digest(times, like), self.group)
         if len(set(seen)) > 1:
-            msg = (
+            raise PushforwardError(
                 f"The {ranks} ranks ask about different states or times; give every rank the same plan, and a start "
                 "and noises drawn from the same seed."
             )
-            raise PushforwardError(msg)
 
         def share(k: int | Tensor, u: Tensor, of: Tensor | None = None) -> Tensor:
             if u.requires_grad and torch.is_grad_enabled():
-                msg = "Answers gathered from several ranks carry no gradients; use the denoiser without `Sharded`."
-                raise PushforwardError(msg)
+                raise PushforwardError(
+                    "Answers gathered from several ranks carry no gradients; use the denoiser without `Sharded`."
+                )
             rows = -(-len(u) // ranks)
             mine = slice(rank * rows, min((rank + 1) * rows, len(u)))
             own = u.new_zeros(rows, *u.shape[1:])
@@ -103,11 +103,13 @@ class Sharded:
             raise failure
         asked, failed = torch.stack(every).T.tolist()
         if any(failed):
-            msg = f"The network failed on rank {failed.index(1)} of {len(failed)}; its own message says why."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"The network failed on rank {failed.index(1)} of {len(failed)}; its own message says why."
+            )
         if len(set(asked)) > 1:
-            msg = f"The ranks ran apart: they ask about {asked} rows; share only over hardware that is the same."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"The ranks ran apart: they ask about {asked} rows; share only over hardware that is the same."
+            )
 
 
 def join(device: str = "auto") -> bool:
@@ -133,8 +135,9 @@ def join(device: str = "auto") -> bool:
         if cuda:
             local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
             if local >= gpus:
-                msg = f"Local rank {local} has no GPU of its own, there being {gpus}; use --nproc-per-node {gpus}."
-                raise PushforwardError(msg)
+                raise PushforwardError(
+                    f"Local rank {local} has no GPU of its own, there being {gpus}; use --nproc-per-node {gpus}."
+                )
             torch.cuda.set_device(local)
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
         atexit.register(_leave)
@@ -149,15 +152,13 @@ def size(group: dist.ProcessGroup | None = None) -> int:
     """
     if not (dist.is_available() and dist.is_initialized()):
         if group is not None or (_launched() and int(os.environ["WORLD_SIZE"]) > 1):
-            msg = "There is no process group to share network calls over; call `across.join()` first."
-            raise PushforwardError(msg)
+            raise PushforwardError("There is no process group to share network calls over; call `across.join()` first.")
         return 1
     ranks = dist.get_world_size(group)
     if ranks < 1:
-        msg = (
+        raise PushforwardError(
             f"Rank {dist.get_rank()} is not in the process group given to `Sharded`; call it on the group's ranks only."
         )
-        raise PushforwardError(msg)
     return ranks
 
 

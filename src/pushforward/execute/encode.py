@@ -86,14 +86,12 @@ def encode(
     """
     check_start(plan, clean)
     if not set(plan.noises) & set(plan.steps):
-        msg = (
+        raise PushforwardError(
             f"The plan of {plan.solver!r} is deterministic and has no noises to find: raise its eta or noise, or "
             "invert it."
         )
-        raise PushforwardError(msg)
     if plan.implicit:
-        msg = f"The plan of {plan.solver!r} is implicit; only explicit plans can be encoded."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"The plan of {plan.solver!r} is implicit; only explicit plans can be encoded.")
     encoding = _Encoding(plan, denoiser, clean, rows, callback)
     wanted, values = encoding.path(start, draw, independent=independent)
     return encoding.solve(wanted, values, sequential=sequential)
@@ -214,9 +212,8 @@ class _Encoding:
             own = next(c for r, c in self.program[k] if r == ("noise", k))
             reached = combine([(Register("noise", k), own)], {Register("noise", k): noise}, self.frequencies)
             if float((reached - gap).abs().max()) > _REACHED * (1 + float(gap.abs().max())):
-                msg = (
+                raise PushforwardError(
                     f"The noise of {self.plan.solver!r} does not reach all directions of a state, so its plan cannot "
                     "be led through any states; end the grid at t_min, draw the states as a path, or take ddpm."
                 )
-                raise PushforwardError(msg)
         return self.basis.inverse(noise)

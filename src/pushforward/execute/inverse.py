@@ -94,14 +94,14 @@ def invert(
     """
     check_start(plan, end)
     if plan.noises:
-        msg = f"The plan of {plan.solver!r} is stochastic: it has no inverse. Use a deterministic one (eta or noise 0)."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"The plan of {plan.solver!r} is stochastic: it has no inverse. Use a deterministic one (eta or noise 0)."
+        )
     if not plan.nodes[-1].time > 0:
-        msg = (
+        raise PushforwardError(
             f"The plan of {plan.solver!r} ends at time 0, and its last step has no inverse; end the grid at "
             f"t_min = {plan.process.t_min:g}."
         )
-        raise PushforwardError(msg)
     system = system_of(plan, method.response, method.reference, end)
     constant = system.constant(None, len(end), end)
     last = system.pack(end[None])

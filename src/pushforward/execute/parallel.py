@@ -83,13 +83,11 @@ class Parallel:
 
     def __post_init__(self) -> None:
         if not self.tolerance > 0:
-            msg = f"The tolerance of parallel sampling must be positive; got {self.tolerance}."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"The tolerance of parallel sampling must be positive; got {self.tolerance}.")
         for name in ("window", "max_rows", "max_rounds"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                msg = f"{name} must be at least 1; got {value}."
-                raise PushforwardError(msg)
+                raise PushforwardError(f"{name} must be at least 1; got {value}.")
 
 
 PARALLEL_METHODS: dict[str, Parallel] = {
@@ -178,8 +176,7 @@ def parallel(
     """
     check_start(plan, start)
     if plan.noises and noise is None:
-        msg = f"The plan of {plan.solver!r} is stochastic: give `noise`."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"The plan of {plan.solver!r} is stochastic: give `noise`.")
     drawn = {k: noise(k) for k in plan.noises} if noise is not None else {}
     system = system_of(plan, method.response, method.reference, start)
     constant = system.constant(drawn.__getitem__, len(start), start)
@@ -194,11 +191,10 @@ def parallel(
     solution = iterate(system, denoiser, start, states, answers, constant, method, callback=callback)
     bad = solution.diverged.nonzero()[:, 0]
     if plan.implicit and len(bad):
-        msg = (
+        raise PushforwardError(
             f"The implicit plan of {plan.solver!r} did not converge in {solution.rounds} rounds, and cannot be run "
             "step by step instead: use more steps, a lower order, or an explicit solver."
         )
-        raise PushforwardError(msg)
     if len(bad):
         states = solution.states.clone()
         some = Subset(denoiser, bad)

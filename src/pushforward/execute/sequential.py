@@ -91,12 +91,12 @@ def steps(plan: Plan, start: Tensor, *, noise: Noise | None = None) -> Generator
         PushforwardError: as in `run`.
     """
     if plan.implicit:
-        msg = f"The plan of {plan.solver!r} is implicit, each state depending on later ones: run it with parallel=... ."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"The plan of {plan.solver!r} is implicit, each state depending on later ones: run it with parallel=... ."
+        )
     check_start(plan, start)
     if plan.noises and noise is None:
-        msg = f"The plan of {plan.solver!r} is stochastic: give `noise`."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"The plan of {plan.solver!r} is stochastic: give `noise`.")
     basis = plan.basis
     program = compiled(plan, start)
     values: dict[Register, Tensor] = {}
@@ -120,8 +120,9 @@ def steps(plan: Plan, start: Tensor, *, noise: Noise | None = None) -> Generator
             values.pop(register, None)
     result = basis.inverse(state)
     if not bool(result.isfinite().all()):
-        msg = f"Sampling with {plan.solver!r} diverged: the result is not finite. Use more steps, or check the network."
-        raise Diverged(msg)
+        raise Diverged(
+            f"Sampling with {plan.solver!r} diverged: the result is not finite. Use more steps, or check the network."
+        )
     yield result
 
 
@@ -129,11 +130,10 @@ def check_start(plan: Plan, start: Tensor) -> None:
     """Raise unless `start` can be a state of the plan's process."""
     blocks, field = plan.process.blocks, plan.basis.shape
     if start.ndim < 2 or start.shape[1] % blocks or (field and tuple(start.shape[2:]) != field):
-        msg = (
+        raise PushforwardError(
             f"A state of process {plan.process.name!r} has shape (batch, {blocks} x channels, "
             f"{', '.join(map(str, field)) or '*field'}); got {tuple(start.shape)}."
         )
-        raise PushforwardError(msg)
 
 
 def combine(terms: list[tuple[Register, float | Tensor]], values: dict[Register, Tensor], frequencies: int) -> Tensor:
@@ -150,8 +150,7 @@ def combine(terms: list[tuple[Register, float | Tensor]], values: dict[Register,
         else:
             total = total + apply_coefficients(coefficient, value, frequencies)
     if total is None:
-        msg = "A node of the plan has no terms."
-        raise PushforwardError(msg)
+        raise PushforwardError("A node of the plan has no terms.")
     return total
 
 
@@ -172,8 +171,9 @@ def compiled(plan: Plan, like: Tensor) -> tuple[list[list[tuple[Register, float 
     else:
         values = []
     if not fits:
-        msg = f"The plan of {plan.solver!r} has coefficients beyond {like.dtype}; start its grid where there is signal."
-        raise Diverged(msg)
+        raise Diverged(
+            f"The plan of {plan.solver!r} has coefficients beyond {like.dtype}; start its grid where there is signal."
+        )
     coefficients = iter(values)
     program = [[(register, next(coefficients)) for register in node.terms] for node in plan.nodes]
     final: dict[Register, int] = {}

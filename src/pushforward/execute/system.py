@@ -327,8 +327,9 @@ class System:
             try:
                 inverse = torch.linalg.inv(matrix)
             except RuntimeError:
-                msg = f"The plan of {self.plan.solver!r} cannot be solved for all states at once with this response."
-                raise PushforwardError(msg) from None
+                raise PushforwardError(
+                    f"The plan of {self.plan.solver!r} cannot be solved for all states at once with this response."
+                ) from None
         parts = (flat[0], flat[1], flat[2][:, :, :within], inverse)
         return _Rows(first, last, low, *(part.to(like) for part in parts))
 

@@ -93,12 +93,12 @@ class Point(NamedTuple):
         for name, value in self.energies.items():
             if not bool(value.isfinite().all()):
                 bad = first + int((~value.isfinite()).nonzero()[0, 0])
-                msg = f"Energy {name!r} is {float(value[bad])} for chain {bad} {when}; it must be finite for any image."
-                raise PushforwardError(msg)
+                raise PushforwardError(
+                    f"Energy {name!r} is {float(value[bad])} for chain {bad} {when}; it must be finite for any image."
+                )
         if not bool(self.slope.isfinite().all()):
             names = ", ".join(self.energies)
-            msg = f"The gradient of {names} is not finite {when}; look for roots or logarithms of 0."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"The gradient of {names} is not finite {when}; look for roots or logarithms of 0.")
 
 
 Target = Callable[[Tensor], Point]  # of variables `(chains, numbers)`
@@ -127,11 +127,10 @@ class Dynamics:
 
     def __post_init__(self) -> None:
         if not 0 < self.step < math.inf or not self.leaps >= 1 or not 0 < self.acceptance < 1:
-            msg = (
+            raise PushforwardError(
                 f"Chains need a positive step, 1 leap or more, and an acceptance between 0 and 1; got {self.step:g}, "
                 f"{self.leaps} and {self.acceptance:g}."
             )
-            raise PushforwardError(msg)
 
 
 def langevin(step_size: float = 0.05, *, preconditioned: bool = False) -> Dynamics:
@@ -162,8 +161,7 @@ def _leap(step_size: float) -> float:
         PushforwardError: the step size is no positive number.
     """
     if not 0 < step_size < math.inf:
-        msg = f"The step size of Langevin dynamics must be a positive number; got {step_size}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"The step size of Langevin dynamics must be a positive number; got {step_size}.")
     return math.sqrt(step_size)
 
 
@@ -201,14 +199,14 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not 0 <= self.warmed < self.steps or not 0 <= self.anneal <= self.warmed:
-            msg = (
+            raise PushforwardError(
                 f"Chains need 1 step or more, a warm-up of fewer, and no more annealing than warm-up; got {self.steps} "
                 f"steps, a warm-up of {self.warmed} and an annealing of {self.anneal}."
             )
-            raise PushforwardError(msg)
         if not 1 <= self.draws <= self.steps - self.warmed:
-            msg = f"{self.steps - self.warmed} steps after the warm-up give as many draws at most; got {self.draws}."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"{self.steps - self.warmed} steps after the warm-up give as many draws at most; got {self.draws}."
+            )
         check_memory(1000 * self.draws, f"The {self.draws:,} draws of a chain")
 
     @property
@@ -362,8 +360,9 @@ def _moved(target: Target, chains: Chains, sampler: Dynamics, schedule: Schedule
             tuning = _tuned(tuning, probability, step + 1, sampler)
     elif bool(lost.any()):
         chain = first + int(lost.nonzero()[0, 0])
-        msg = f"Chain {chain} diverged in step {step + 1}: its energy is not finite. Take a smaller step size, or mala."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"Chain {chain} diverged in step {step + 1}: its energy is not finite. Take a smaller step size, or mala."
+        )
     else:
         taken, probability = torch.ones_like(lost), torch.ones_like(probability)
     x, now = torch.where(taken[:, None], y, x), now.replaced(taken, then)

@@ -125,8 +125,9 @@ def _reading(path: Path, kind: str, device: torch.device | str) -> Iterator[tupl
                       draws=len(head.draws), three=3)  # fmt: skip
         yield head, tensors
     except (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
-        msg = f"{path} is missing, damaged or no file of {kind.split('-')[1]} ({error}); remove it to begin anew."
-        raise PushforwardError(msg) from None
+        raise PushforwardError(
+            f"{path} is missing, damaged or no file of {kind.split('-')[1]} ({error}); remove it to begin anew."
+        ) from None
 
 
 def _common(head: _Head, t: Mapping[str, Tensor]) -> tuple[Point, tuple[Record, ...]]:

@@ -84,8 +84,7 @@ class Decoding:
         """
         labels = listed(labels)
         if labels is not None and len(labels) not in (1, count):
-            msg = f"{count} images need as many labels; got {len(labels)}."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"{count} images need as many labels; got {len(labels)}.")
         device = torch.device("cpu")
         if isinstance(pushforward, Diffusion):
             model = pushforward.model
@@ -95,8 +94,7 @@ class Decoding:
                 # The same one every time, so that its linear system is made once.
                 gradient = replace(gradient, reference=model.gaussian.tempered())
         elif guidance != 1 or parallel is not None:
-            msg = "Guidance by labels and parallel steps are for diffusion models; leave them out."
-            raise PushforwardError(msg)
+            raise PushforwardError("Guidance by labels and parallel steps are for diffusion models; leave them out.")
         else:
             device = pushforward.draw(1).start.device
         nfe = torch.zeros(count, dtype=torch.long, device=device)

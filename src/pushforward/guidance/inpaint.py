@@ -58,8 +58,7 @@ def inpaint(
         PushforwardError: a model of latents, shapes that do not fit, or fewer than one draw.
     """
     if draws < 1 or batch < 1:
-        msg = f"Inpainting needs 1 draw or more, and as many at a time; got {draws} and {batch}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"Inpainting needs 1 draw or more, and as many at a time; got {draws} and {batch}.")
     check_images(len(images) * draws, images.shape[1:])
     inpainted(diffusion.model, images, known)  # what is wrong is said before all work
     where, count = known.bool().expand_as(images), len(images)

@@ -189,8 +189,7 @@ def _losses(images: Tensor, wanted: Tensor) -> Tensor:
     """Sums of squares `(n,)`, float64."""
     if images.shape != wanted.shape:
         got, made = tuple(wanted.shape[1:]), tuple(images.shape[1:])
-        msg = f"The model makes images of shape {made}; got images of shape {got}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"The model makes images of shape {made}; got images of shape {got}.")
     return (images.double() - wanted).square().flatten(1).sum(1)
 
 
@@ -236,33 +235,35 @@ def _check(
 ) -> None:
     """Raise unless all fits together."""
     if not len(images) or images.ndim < 2 or not images.is_floating_point() or not bool(images.isfinite().all()):
-        msg = f"The images must be one or more, of finite numbers in [-1, 1]; got {images.dtype} {tuple(images.shape)}."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"The images must be one or more, of finite numbers in [-1, 1]; got {images.dtype} {tuple(images.shape)}."
+        )
     if isinstance(begin, str) and begin not in ("random", "forward"):
-        msg = f"Optimisation begins at random, forward or a code; got {begin!r}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"Optimisation begins at random, forward or a code; got {begin!r}.")
     if isinstance(begin, Code) and len(begin) != len(images):
-        msg = f"{len(images)} images need as many codes to begin at; got {len(begin)}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"{len(images)} images need as many codes to begin at; got {len(begin)}.")
     if not isinstance(pushforward, Diffusion):
         if noises or begin == "forward":
-            msg = "Only a diffusion has noises to seek, or a forward pass to begin at; leave them out."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                "Only a diffusion has noises to seek, or a forward pass to begin at; leave them out."
+            )
         return
     plan, model = pushforward.plan, pushforward.model
     if isinstance(plan, Adaptive):
-        msg = "Adaptive steps have no gradient; name a solver, e.g. ddim."
-        raise PushforwardError(msg)
+        raise PushforwardError("Adaptive steps have no gradient; name a solver, e.g. ddim.")
     if model.decoder is None and tuple(images.shape[1:]) != model.shape:
-        msg = f"Model {model.name!r} has images of shape {model.shape}; got {tuple(images.shape[1:])}."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"Model {model.name!r} has images of shape {model.shape}; got {tuple(images.shape[1:])}."
+        )
     if noises and not plan.noises:
-        msg = f"The plan of {plan.solver!r} takes no noises that could be sought; leave `noises` out, or raise eta."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"The plan of {plan.solver!r} takes no noises that could be sought; leave `noises` out, or raise eta."
+        )
     if begin == "forward" and (plan.noises or model.decoder is not None):
         what = f"plan of {plan.solver!r} takes noises" if plan.noises else f"model {model.name!r} diffuses no images"
-        msg = f"A forward pass needs a deterministic plan and a model of images, but the {what}; begin at random."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"A forward pass needs a deterministic plan and a model of images, but the {what}; begin at random."
+        )
     if isinstance(begin, Code):
         shape = model.state_shape(len(images))
         count = len(plan.noises)
@@ -273,20 +274,17 @@ def _check(
         ):
             found = None if part is None else tuple(part.shape)
             if found != wanted:
-                msg = f"The {name} of the code to begin at must have shape {wanted} for these images; got {found}."
-                raise PushforwardError(msg)
+                raise PushforwardError(
+                    f"The {name} of the code to begin at must have shape {wanted} for these images; got {found}."
+                )
 
 
 def _check_numbers(optimiser: str, steps: int, learning_rate: float, tolerance: float) -> None:
     if optimiser not in OPTIMISERS:
-        msg = f"The optimiser is one of {', '.join(OPTIMISERS)}; got {optimiser!r}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"The optimiser is one of {', '.join(OPTIMISERS)}; got {optimiser!r}.")
     if steps < 1:
-        msg = f"Optimisation needs at least 1 step; got {steps}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"Optimisation needs at least 1 step; got {steps}.")
     if not 0 < learning_rate < math.inf:
-        msg = f"The learning rate must be positive; got {learning_rate}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"The learning rate must be positive; got {learning_rate}.")
     if not 0 <= tolerance < math.inf:
-        msg = f"The tolerance of the loss must be 0 or more; got {tolerance}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"The tolerance of the loss must be 0 or more; got {tolerance}.")

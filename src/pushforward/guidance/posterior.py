@@ -143,8 +143,9 @@ def guide(
     if resume is not None:
         _go_on("chains", resume, target)
     if begin is not None and schedule.anneal:
-        msg = "Annealed chains begin at draws of the prior, by which they are weighted; leave `begin` out."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            "Annealed chains begin at draws of the prior, by which they are weighted; leave `begin` out."
+        )
     before = 0 if resume is None or resume.nfe is None else resume.nfe
     state = None
     for step in walk(target, resume or target.code.variables(), sampler, schedule, seed=seed, first=first):
@@ -154,8 +155,9 @@ def guide(
     assert state is not None  # a walk has a beginning
     draws = state.draws
     if not draws:
-        msg = f"Chains of {state.step} steps kept no draw: resume them with the schedule that they began with."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"Chains of {state.step} steps kept no draw: resume them with the schedule that they began with."
+        )
     code = Code.cat([target.code.with_variables(draw.variables) for draw in draws])
     energies = {name: torch.cat([draw.energies[name] for draw in draws]).cpu() for name in draws[0].energies}
     weights = torch.cat([draw.log_weights for draw in draws]).softmax(0).cpu()
@@ -215,14 +217,12 @@ def best(
         PushforwardError: as `guide`; or no such optimiser, or numbers out of range.
     """
     if str(optimiser) not in OPTIMISERS or steps < 1 or not 0 < learning_rate < inf:
-        msg = (
+        raise PushforwardError(
             f"A descent needs an optimiser ({', '.join(OPTIMISERS)}), 1 step or more and a positive learning rate; got "
             f"{optimiser!r}, {steps} and {learning_rate}."
         )
-        raise PushforwardError(msg)
     if prior not in (None, *_PRIORS):
-        msg = f"The prior of a descent is {', '.join(_PRIORS)} or None; got {prior!r}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"The prior of a descent is {', '.join(_PRIORS)} or None; got {prior!r}.")
     whole = of(energy) if prior is None else of(energy) + _PRIORS[prior]()
     target = _target(pushforward, whole, count, seed, first, begin, labels, guidance, gradient, parallel, batch)
     if resume is not None:
@@ -232,8 +232,7 @@ def best(
     if resume is not None:
         wanted, found = ({k: (v.shape, v.dtype) for k, v in one.items()} for one in (state, resume.state))
         if wanted != found:
-            msg = f"The descents to go on with are not of {optimiser}: begin anew."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"The descents to go on with are not of {optimiser}: begin anew.")
         state = resume.state
     while now is None or (now.step < steps and not bool(state["stuck"].all())):
         x, alive = state["point"], (~state["stuck"]).nonzero()[:, 0]
@@ -308,10 +307,9 @@ class _Target:
             (slope,) = torch.autograd.grad(whole, variables, allow_unused=True)
         if slope is None:
             names = ", ".join(parts)
-            msg = (
+            raise PushforwardError(
                 f"Energy {names} has no gradient in the code: compute it from the images or the code, without detach()."
             )
-            raise PushforwardError(msg)
         return Point(images.detach(), {name: value.detach().double() for name, value in parts.items()}, slope)
 
 
@@ -336,24 +334,20 @@ def _target(
 ) -> _Target:
     """The posterior of `count` codes, of which its `code` are the ones to begin at."""
     if count < 1 or batch < 1:
-        msg = f"Guidance needs 1 chain or more, and as many at a time; got {count} and {batch}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"Guidance needs 1 chain or more, and as many at a time; got {count} and {batch}.")
     if isinstance(pushforward, Diffusion) and isinstance(pushforward.plan, Adaptive):
-        msg = "Adaptive steps have no gradient; name a solver, e.g. ddim."
-        raise PushforwardError(msg)
+        raise PushforwardError("Adaptive steps have no gradient; name a solver, e.g. ddim.")
     if not of(energy).terms:
-        msg = "An energy without terms guides nothing; give one term or more."
-        raise PushforwardError(msg)
+        raise PushforwardError("An energy without terms guides nothing; give one term or more.")
     decoding = Decoding.make(pushforward, count, labels, guidance, gradient, parallel)
     code = pushforward.draw(count, seed=seed, first=first)
     if begin is not None:
         given, wanted = ([x if x is None else tuple(x.shape) for x in (c.start, c.noises)] for c in (begin, code))
         if given != wanted:
-            msg = (
+            raise PushforwardError(
                 f"{count} chains of this plan begin at codes with a start of shape {wanted[0]} and noises of shape "
                 f"{wanted[1]}; got {given[0]} and {given[1]}."
             )
-            raise PushforwardError(msg)
         code = begin.to(code.start)
     return _Target(decoding, of(energy), code, batch)
 
@@ -362,13 +356,13 @@ def _go_on(what: str, before: Chains | Descents, target: _Target) -> None:
     """Tell a target what an earlier run has seen; raise unless chains or descents can go on with it."""
     wanted, terms = target.code.variables(), [term.name for term in target.energy.terms]
     if before.variables.shape != wanted.shape or list(before.point.energies) != terms:
-        msg = (
+        raise PushforwardError(
             f"The {what} to go on with have {len(before.variables)} x {before.variables.shape[1]} variables and the "
             f"energies {', '.join(before.point.energies)}; these are {len(wanted)} x {wanted.shape[1]}, and "
             f"{', '.join(terms)}."
         )
-        raise PushforwardError(msg)
     if before.variables.device != wanted.device:
-        msg = f"The {what} to go on with are on {before.variables.device}, the model is on {wanted.device}."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"The {what} to go on with are on {before.variables.device}, the model is on {wanted.device}."
+        )
     target.seen.append(before.point)

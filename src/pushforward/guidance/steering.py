@@ -98,23 +98,20 @@ class Steering:
     def __post_init__(self) -> None:
         for name in ("inner", "samples", "seed"):
             if not isinstance(getattr(self, name), int):
-                msg = f"The {name} of a steering must be a whole number; got {getattr(self, name)!r}."
-                raise PushforwardError(msg)
+                raise PushforwardError(f"The {name} of a steering must be a whole number; got {getattr(self, name)!r}.")
         for name in ("through", "direct", "spread", "floor"):
             if not isinstance(value := getattr(self, name), int | float) or not math.isfinite(value):
-                msg = f"The {name} of a steering must be a number; got {value!r}."
-                raise PushforwardError(msg)
+                raise PushforwardError(f"The {name} of a steering must be a number; got {value!r}.")
         for name, words in (("schedule", get_args(_Schedule)), ("normalise", (*get_args(_Normalise), None))):
             if getattr(self, name) not in words:
-                msg = f"The {name} of a steering is one of {', '.join(map(str, words))}; got {getattr(self, name)!r}."
-                raise PushforwardError(msg)
+                raise PushforwardError(
+                    f"The {name} of a steering is one of {', '.join(map(str, words))}; got {getattr(self, name)!r}."
+                )
         for name, least in (("inner", 1), ("spread", 0), ("samples", 1), ("floor", 0)):
             if not getattr(self, name) >= least:
-                msg = f"The {name} of a steering must be at least {least}; got {getattr(self, name)}."
-                raise PushforwardError(msg)
+                raise PushforwardError(f"The {name} of a steering must be at least {least}; got {getattr(self, name)}.")
         if self.samples > 1 and not self.spread:
-            msg = f"{self.samples} samples of noise need a spread above 0, or they are all the same."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"{self.samples} samples of noise need a spread above 0, or they are all the same.")
 
 
 # Published methods in this form. Weight the energy to set the strength. They differ from the papers' so: DPS, LGD,
@@ -216,8 +213,7 @@ def classified(model: Model, energy: Callable[[Tensor, Tensor], Tensor], *, floo
         Dhariwal & Nichol, arXiv 2105.05233, algorithm 2.
     """
     if not floor >= 0:
-        msg = f"The floor of the signal-to-noise ratio must be at least 0; got {floor}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"The floor of the signal-to-noise ratio must be at least 0; got {floor}.")
     return replace(model, denoiser=Altered(model.denoiser, partial(_classifying, energy, floor)))
 
 
@@ -241,19 +237,19 @@ def inpainted(model: Model, image: Tensor, mask: Tensor) -> Model:
         holds the pixels of the noisy state instead.
     """
     if model.decoder is not None:
-        msg = f"Model {model.name!r} diffuses latents, which have no pixels to hold; steer it by an energy instead."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"Model {model.name!r} diffuses latents, which have no pixels to hold; steer it by an energy instead."
+        )
     images = image.unsqueeze(0) if image.ndim == len(model.shape) else image
     try:
         known = mask.bool().expand_as(images)
     except RuntimeError:
         known = None
     if known is None or tuple(images.shape[1:]) != model.shape:
-        msg = (
+        raise PushforwardError(
             f"Model {model.name!r} inpaints images of shape {model.shape} with a mask that broadcasts to them; got "
             f"shapes {tuple(image.shape)} and {tuple(mask.shape)}."
         )
-        raise PushforwardError(msg)
     return replace(model, denoiser=Altered(model.denoiser, partial(_inpainting, images, known)))
 
 
@@ -274,15 +270,17 @@ def _steering(
             together = torch.stack(list(parts.values()))
             if not bool(together.isfinite().all()):
                 bad = next(name for name, part in parts.items() if not bool(part.isfinite().all()))
-                msg = f"Energy {bad!r} is not finite in a steered step; it must be for all that a network answers."
-                raise PushforwardError(msg)
+                raise PushforwardError(
+                    f"Energy {bad!r} is not finite in a steered step; it must be for all that a network answers."
+                )
             values.append(together.sum(0))
         value = math.log(len(values)) - torch.logsumexp(-torch.stack(values), 0) if len(values) > 1 else values[0]
         (gradient,) = torch.autograd.grad(value.sum(), x, create_graph=create, allow_unused=True)
         if gradient is None:
             names = ", ".join(repr(term.name) for term in energy.terms)
-            msg = f"Steering needs energies of images; {names} say nothing of them. Guide codes instead."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"Steering needs energies of images; {names} say nothing of them. Guide codes instead."
+            )
         if steering.normalise == "residual":
             gradient = gradient / _column(_positive(value.abs()).sqrt(), x).to(x)
         return gradient
@@ -306,10 +304,9 @@ def _steering(
             with torch.enable_grad():
                 denoised = ask(state)
             if not denoised.requires_grad:
-                msg = (
+                raise PushforwardError(
                     "Guidance through the network needs one that PyTorch differentiates; set through=0, as mpgd has it."
                 )
-                raise PushforwardError(msg)
         with torch.enable_grad():
             x = denoised if kept and denoised.requires_grad else denoised.detach().requires_grad_()
             gradient, moved = slope(k, x, code, kept), torch.zeros_like(x)
@@ -339,11 +336,10 @@ def _classifying(
         with torch.enable_grad():
             value = energy(state, clock[k].expand(len(u)))
             if tuple(value.shape) != (len(u),) or not value.requires_grad:
-                msg = (
+                raise PushforwardError(
                     f"An energy of noisy states must give one number a state, shape ({len(u)},), with a gradient; it "
                     f"gave shape {tuple(value.shape)}{'' if value.requires_grad else ' without one'}."
                 )
-                raise PushforwardError(msg)
             slope = torch.autograd.grad(value.sum(), state, create_graph=kept)[0]
         return ask(u) - process.lift(process.image(gain(k, slope)))
 
@@ -360,11 +356,10 @@ def _inpainting(
         image = process.image(denoised)
         rows = slice(None) if of is None or len(held) == 1 else of
         if len(held[rows]) not in (1, len(u)):
-            msg = (
+            raise PushforwardError(
                 f"{len(held)} images with known pixels met a batch of {len(u)}; give one for all, or one for each "
                 "image of a batch, as `guidance.inpaint` does."
             )
-            raise PushforwardError(msg)
         return torch.cat([torch.where(where[rows], held[rows], image), denoised[:, image.shape[1] :]], 1)
 
     return change
@@ -375,8 +370,9 @@ def _gain(process: Process, times: Tensor, floor: float) -> Operator:
     psi, covariance = process.transition(times, torch.zeros_like(times)), process.covariance(times)
     gain = psi.T @ (psi @ psi.T + floor * covariance).inverse() @ covariance
     if not gain.is_finite():
-        msg = f"There is no signal to guide by at a time of process {process.name!r}; set a floor above 0."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"There is no signal to guide by at a time of process {process.name!r}; set a floor above 0."
+        )
     return gain
 
 

@@ -154,11 +154,9 @@ class _Scheduler:
         known["settings"] = {**before.get("settings", {}), **settings}
         for name, value in known["settings"].items():
             if not isinstance(value, int | float | str | None):
-                msg = f"Settings of a scheduler are numbers and words; got {name}={value!r}."
-                raise PushforwardError(msg)
+                raise PushforwardError(f"Settings of a scheduler are numbers and words; got {name}={value!r}.")
         if variance is not None and not variance > 0:
-            msg = f"The data's variance must be positive; got {variance!r}."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"The data's variance must be positive; got {variance!r}.")
         self.register_to_config(**known)
         self._output = torch.empty(0)
         self._generator: torch.Generator | list[torch.Generator] | None = None
@@ -200,15 +198,17 @@ class _Scheduler:
         name, solver = self.config["trained"], self.config["solver"]
         schedule = read_schedule({**self.config, "_class_name": name}, _SOURCE)
         if (schedule.scale, schedule.shift) != (1.0, 0.0):
-            msg = f"A pipeline with {name} scales images in a way of its own; load its folder with pushforward.load."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"A pipeline with {name} scales images in a way of its own; load its folder with pushforward.load."
+            )
         given = timesteps if timesteps is not None else sigmas
         count = num_inference_steps
         if count is None and given is not None:
             count = len(given) - (timesteps is None and not isinstance(schedule.process, Flow))  # sigmas with an end
         if not count or count < 1:
-            msg = "A plan needs a number of steps, or where they begin: give num_inference_steps, timesteps or sigmas."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                "A plan needs a number of steps, or where they begin: give num_inference_steps, timesteps or sigmas."
+            )
         network = Network(_Output(self, schedule.gain), **schedule.network)
         variance = self.config["variance"]
         reference = Gaussian(variance) if variance else schedule.reference or Gaussian(1.0)
@@ -310,8 +310,9 @@ class _Scheduler:
             PushforwardError: another `eta`, or another timestep's turn.
         """
         if eta and eta != self.config["settings"].get("eta"):
-            msg = f"The plan is made before the loop: give eta={eta:g} to PushforwardScheduler, not to the pipeline."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"The plan is made before the loop: give eta={eta:g} to PushforwardScheduler, not to the pipeline."
+            )
         state = sample.to(torch.promote_types(sample.dtype, torch.float32))
         run, index = self._run, self._step_index
         if run is None or index is None:
@@ -360,8 +361,7 @@ class _Scheduler:
         """`alpha^2` at the timesteps 0 … N - 1, float32; `AttributeError` where the model has no table."""
         process = self._model.process
         if not isinstance(process, Discrete):
-            msg = f"A {self.config['trained']} has no table alphas_cumprod: its times are continuous."
-            raise AttributeError(msg)
+            raise AttributeError(f"A {self.config['trained']} has no table alphas_cumprod: its times are continuous.")
         return torch.tensor(process.alphas_cumprod, dtype=torch.float64).float()
 
     @property
@@ -402,8 +402,7 @@ class _Scheduler:
         try:
             return _checked(plan_of(process, solver, times, settings), solver)
         except (TypeError, KeyError) as error:  # a word where a number should be, or the reverse
-            msg = f"Solver {solver!r} does not take the settings {settings}: {error}."
-            raise PushforwardError(msg) from error
+            raise PushforwardError(f"Solver {solver!r} does not take the settings {settings}: {error}.") from error
 
     def _given(self, count: int, timesteps: Any, sigmas: Any, mu: float | None) -> _Given | None:
         """The grid that the pipeline gives, or says how to make; `None` if it is the configuration's."""
@@ -426,8 +425,9 @@ class _Scheduler:
             return None
         if count != len(times) or (told is not None and len(told) != count):
             there = f"{len(times)} steps" if told is None else f"{len(told)} timesteps, at {len(times)} times"
-            msg = f"The grid of {count} steps that is asked for, and what is given, must agree; got {there}."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"The grid of {count} steps that is asked for, and what is given, must agree; got {there}."
+            )
         within = times[: -1 if times[-1] <= final + 1e-12 else None]  # a last step that begins at the end moves nothing
         grid = check_grid(process, torch.cat([within, torch.tensor([final], dtype=torch.float64)]))
         return _Given(grid, None if sigmas is None else told)
@@ -443,13 +443,13 @@ class _Scheduler:
         """A flow model's times, moved as the configuration says."""
         config = self.config
         if not bool(((times >= 0) & (times <= 1)).all()):
-            msg = f"The sigmas of a flow model are times in [0, 1]; got {times.tolist()}."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"The sigmas of a flow model are times in [0, 1]; got {times.tolist()}.")
         shift = self._model.grid.get("shift", 1.0)
         if config.get("use_dynamic_shifting"):
             if mu is None:
-                msg = "This model's grid is shifted by the size of the image: give mu, or the scheduler a grid."
-                raise PushforwardError(msg)
+                raise PushforwardError(
+                    "This model's grid is shifted by the size of the image: give mu, or the scheduler a grid."
+                )
             shift = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
         spread = self._model.grid.get("spread") if self._model.grid["name"] == "shifted" else None
         return bent(times, shift=shift, terminal=config.get("shift_terminal"), spread=spread)
@@ -467,20 +467,18 @@ class _Scheduler:
             near = torch.isclose(self._clock(self._times), torch.as_tensor(timestep).to("cpu", torch.float64))
             index = next((k for k in near.nonzero()[:, 0].tolist() if k in begins), None)
             if index is None:
-                msg = f"No step of this plan begins at timestep {float(timestep):g}; see `timesteps`."
-                raise PushforwardError(msg)
+                raise PushforwardError(f"No step of this plan begins at timestep {float(timestep):g}; see `timesteps`.")
         plan = self._plan
         if index and index in begins:
             plan = self._rest(begins.index(index))
         times = _asked(plan)
         if index not in begins or not (len(times) == len(rest := self._times[index:]) and torch.allclose(times, rest)):
             calls = max(after - before for before, after in pairwise((*begins, len(self._times))))
-            msg = (
+            raise PushforwardError(
                 f"Call {index} is inside a step of {self.config['solver']!r}, whose earlier answers are not known: "
                 f"begin at a multiple of {calls} (a step's number times `order`), or split the chain with a solver of "
                 "one call a step."
             )
-            raise PushforwardError(msg)
         walk = steps(plan, start, noise=lambda _: self._noise(start))
         next(walk)
         network, unbounded = self._network, None
@@ -499,11 +497,10 @@ class _Scheduler:
     def _check_turn(self, index: int, timestep: float) -> None:
         expected = float(self._clock(self._times[index]))
         if not math.isclose(timestep, expected, rel_tol=1e-5, abs_tol=1e-6):
-            msg = (
+            raise PushforwardError(
                 f"It is the turn of timestep {expected:g}; got {timestep:g}. The steps of a plan follow one another; "
                 "to begin anew, call set_timesteps."
             )
-            raise PushforwardError(msg)
 
     def _noise(self, like: Tensor) -> Tensor:
         from diffusers.utils.torch_utils import randn_tensor
@@ -529,8 +526,7 @@ class _Scheduler:
         if len(told) < len(times):
             told = torch.cat([told, end if end.isfinite() else told[-1:]])
         if not bool((told.diff() < 0)[:-1].all()) or told[-1] > told[-2]:
-            msg = f"Timesteps must decrease; got {told.tolist()}."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"Timesteps must decrease; got {told.tolist()}.")
         return times.flip(0).numpy(), told.flip(0).numpy()
 
     def _clock_tensor(self, t: Tensor) -> Tensor:
@@ -547,8 +543,7 @@ class _Scheduler:
         low, high = self._clock(ends).tolist()
         slack = 1e-5 * (high - low)
         if not bool(((wanted >= low - slack) & (wanted <= high + slack)).all()):
-            msg = f"The timesteps of this model lie in [{low:g}, {high:g}]; got {_listed(wanted)}."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"The timesteps of this model lie in [{low:g}, {high:g}]; got {_listed(wanted)}.")
         return solve_for_time(self._clock, wanted, ends[1], ends[0])
 
     def _scales_like(self, sample: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
@@ -591,8 +586,9 @@ def _class_with(names: set[str]) -> str:
         cls = getattr(import_diffusers(), name, None)
         if cls is not None and set(signature(cls.__init__).parameters) - {"self", "kwargs"} == names:
             return name
-    msg = "The configuration does not say which scheduler it is of; give the scheduler itself, pipe.scheduler."
-    raise PushforwardError(msg)
+    raise PushforwardError(
+        "The configuration does not say which scheduler it is of; give the scheduler itself, pipe.scheduler."
+    )
 
 
 def _asked(plan: Plan) -> Tensor:
@@ -625,8 +621,9 @@ def _times_at(process: Process, sigmas: Tensor) -> Tensor:
     inside = (sigmas >= least * (1 - _ROUNDED)) & (sigmas <= most * (1 + _ROUNDED))
     inside[-1] |= sigmas[-1] == 0
     if not bool(inside.all()):
-        msg = f"The sigmas of this model lie in [{least:.4g}, {most:.4g}], or end at 0; got {_listed(sigmas)}."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"The sigmas of this model lie in [{least:.4g}, {most:.4g}], or end at 0; got {_listed(sigmas)}."
+        )
     return torch.where(sigmas > 0, solve_for_time(ratio, sigmas, high, low), 0.0)
 
 
@@ -645,8 +642,7 @@ def _checked(plan: Any, solver: str) -> Plan:
         why = "moves before it asks the network"
     else:
         return plan
-    msg = f"A pipeline cannot run {solver!r}, which {why}; name another solver."
-    raise PushforwardError(msg)
+    raise PushforwardError(f"A pipeline cannot run {solver!r}, which {why}; name another solver.")
 
 
 # The class exists once `diffusers` is there, so that importing this module does not import that.
@@ -667,5 +663,4 @@ else:
             return _made()
         if name == "SchedulerMixin":  # loading a pipeline, diffusers looks here for the base of a class from here
             return import_diffusers().SchedulerMixin
-        msg = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(msg)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

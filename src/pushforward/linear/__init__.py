@@ -40,21 +40,20 @@ def process_from_config(config: dict[str, Any]) -> Process:
     """
     settings = dict(config)
     if "name" not in settings:
-        msg = (
+        raise PushforwardError(
             f"This describes no process: it has no 'name', one of {', '.join(PROCESSES)}. A scheduler's configuration "
             "of diffusers is read by pushforward.load, with its folder, or by pushforward.PushforwardScheduler."
         )
-        raise PushforwardError(msg)
     name = settings.pop("name")
     if not isinstance(name, str) or name not in PROCESSES:
-        msg = (
+        raise PushforwardError(
             f"Unknown process {name!r}; known are {', '.join(PROCESSES)}. One of your own must be put into "
             "pushforward.linear.PROCESSES first."
         )
-        raise PushforwardError(msg)
     kind = PROCESSES[name]
     known = [one.name for one in fields(kind) if one.init]  # type: ignore[arg-type]
     if unknown := settings.keys() - known:
-        msg = f"Process {name!r} does not take {', '.join(sorted(unknown))}; its parameters are {', '.join(known)}."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"Process {name!r} does not take {', '.join(sorted(unknown))}; its parameters are {', '.join(known)}."
+        )
     return check(settings, kind, f"Process {name!r}", f"its parameters are {', '.join(known)}")

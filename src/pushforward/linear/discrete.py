@@ -46,8 +46,9 @@ class Discrete(ScaledProcess):
             table = np.empty(0)
         object.__setattr__(self, "alphas_cumprod", tuple(table.tolist()))
         if table.ndim != 1 or len(table) < 2 or not (np.diff(table) < 0).all() or table[0] >= 1 or table[-1] < 0:
-            msg = "A discrete process needs at least two decreasing values of alphas_cumprod in [0, 1)."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                "A discrete process needs at least two decreasing values of alphas_cumprod in [0, 1)."
+            )
 
     @classmethod
     def from_betas(cls, betas: Tensor) -> Discrete:

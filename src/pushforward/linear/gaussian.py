@@ -50,8 +50,7 @@ class Gaussian:
     def __post_init__(self) -> None:
         variance = torch.as_tensor(self.variance, dtype=torch.float64)
         if not bool((variance >= 0).all() & variance.isfinite().all()):
-            msg = "The variance of a reference Gaussian must be finite and not negative."
-            raise PushforwardError(msg)
+            raise PushforwardError("The variance of a reference Gaussian must be finite and not negative.")
 
     @property
     def basis(self) -> Basis:
@@ -105,8 +104,9 @@ def fit(images: Tensor) -> Gaussian:
         PushforwardError: fewer than two images.
     """
     if images.ndim < 3 or len(images) < 2:
-        msg = f"A Gaussian is fitted to two images or more, (count, channels, *field); got shape {tuple(images.shape)}."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"A Gaussian is fitted to two images or more, (count, channels, *field); got shape {tuple(images.shape)}."
+        )
     values = images.detach().to("cpu", torch.float64)
     mean = values.mean(0)
     basis = Basis(tuple(values.shape[2:]))

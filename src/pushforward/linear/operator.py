@@ -72,11 +72,10 @@ class Operator:
         if basis == self.basis:
             return self
         if self.basis != IDENTITY:
-            msg = (
+            raise PushforwardError(
                 f"An operator over frequencies {self.basis.shape} met one over {basis.shape or 'pixels'}; "
                 "make both for the same image size."
             )
-            raise PushforwardError(msg)
         where = len(self.batch_shape)
         return Operator(self.coefficients[(slice(None),) * where + (None,) * len(basis.shape)], basis)
 
@@ -172,8 +171,7 @@ def apply_coefficients(coefficients: Tensor, v: Tensor, frequencies: int) -> Ten
 
 def _same_basis(a: Operator, b: Operator) -> tuple[Operator, Operator]:
     if a.blocks != b.blocks:
-        msg = f"An operator on {a.blocks} field(s) met one on {b.blocks}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"An operator on {a.blocks} field(s) met one on {b.blocks}.")
     if a.basis is b.basis:
         return a, b
     basis = a.basis if a.basis != IDENTITY else b.basis

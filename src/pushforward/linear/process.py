@@ -366,8 +366,7 @@ def check_process(process: Process) -> None:
         fault = str(error)
     if fault is not None:
         given = ", ".join(f"{k}={v!r}" for k, v in process.config().items() if k not in ("name", "field"))
-        msg = f"A process {process.name!r} with {given} is no diffusion from data to noise: {fault}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"A process {process.name!r} with {given} is no diffusion from data to noise: {fault}.")
 
 
 def _fault(process: Process) -> str | None:
@@ -415,6 +414,5 @@ def _cosine_scales(t: Tensor, offset: float) -> tuple[Tensor, Tensor]:
 def _checked_field(field: tuple[int, ...]) -> tuple[int, ...]:
     field = tuple(int(n) for n in field)
     if not field or min(field) < 1:
-        msg = f"A blurring process needs the image size, as field=(height, width); got {field}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"A blurring process needs the image size, as field=(height, width); got {field}.")
     return field

@@ -113,8 +113,7 @@ def numbered(first: int | Sequence[int], count: int) -> Sequence[int]:
     """The number of each image."""
     numbers = range(first, first + count) if isinstance(first, int) else first
     if len(numbers) != count:
-        msg = f"{count} images need as many numbers; got {len(numbers)}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"{count} images need as many numbers; got {len(numbers)}.")
     return numbers
 
 

@@ -83,11 +83,10 @@ class Diffusion:
 
     def __post_init__(self) -> None:
         if self.plan.process != self.model.process:
-            msg = (
+            raise PushforwardError(
                 f"The plan is for process {self.plan.process.name!r}, model {self.model.name!r} for another: "
                 f"{self.model.process.name!r}, or the same with other parameters."
             )
-            raise PushforwardError(msg)
 
     def draw(self, count: int, *, seed: int = 0, first: int = 0) -> Code:
         """The codes of the images of `sample`, `count` of them, where the network is.
@@ -96,8 +95,7 @@ class Diffusion:
             PushforwardError: a count below 1.
         """
         if count < 1:
-            msg = f"Draw at least 1 code; got {count}."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"Draw at least 1 code; got {count}.")
         stream = GaussianStream(seed, range(first, first + count), self.model.state_shape(1)[1:])
         noises = 0 if isinstance(self.plan, Adaptive) else len(self.plan.noises)
         return stream.code(noises, torch.empty(0, dtype=self.dtype, device=self._device))
@@ -184,8 +182,7 @@ class Diffusion:
     ) -> Iterator[tuple[Model, Tensor, Noise]]:
         """Model, terminal states and noises of each batch, with all arguments checked before the first."""
         if count < 1 or batch < 1:
-            msg = f"Sampling needs a count and a batch of at least 1; got {count} and {batch}."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"Sampling needs a count and a batch of at least 1; got {count} and {batch}.")
         check_images(count, self.model.image_shape or self.model.shape)
         if isinstance(labels, str) and labels == IN_TURN:
             labels = in_turn(self.model, count, first)
@@ -228,8 +225,9 @@ class Diffusion:
         count = 0 if isinstance(self.plan, Adaptive) else len(self.plan.noises)
         given = 0 if code.noises is None else len(code.noises)
         if given != count:
-            msg = f"The plan takes {count} noises, the code has {given}; decode it with the plan that it was made by."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"The plan takes {count} noises, the code has {given}; decode it with the plan that it was made by."
+            )
         model = self._given(labels, guidance, len(code))
         rest = _Rest(code.end, code.residual)
         noises = iter(() if code.noises is None else code.noises)
@@ -277,8 +275,9 @@ class Diffusion:
             PushforwardError: a deterministic plan, adaptive steps, or images of another shape.
         """
         if isinstance(self.plan, Adaptive):
-            msg = "Adaptive steps are deterministic and take no noises; name a stochastic solver, e.g. ddpm."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                "Adaptive steps are deterministic and take no noises; name a stochastic solver, e.g. ddpm."
+            )
         model, process = self._given(labels, guidance, len(images)), self.model.process
         clean = self._state(images)
         stream = GaussianStream(seed, numbered(first, len(images)), clean.shape[1:])
@@ -328,8 +327,7 @@ class Diffusion:
                 that are not finite.
         """
         if isinstance(self.plan, Adaptive):
-            msg = "Adaptive steps have no inverse; name a solver, e.g. ddim."
-            raise PushforwardError(msg)
+            raise PushforwardError("Adaptive steps have no inverse; name a solver, e.g. ddim.")
         model, process = self._given(labels, guidance, len(images)), self.model.process
         clean = self._state(images)
         end = GaussianStream(seed, numbered(first, len(images)), clean.shape[1:]).draw() if noisy else None
@@ -384,12 +382,14 @@ class Diffusion:
     def _state(self, images: Tensor) -> Tensor:
         """The clean state of images in [-1, 1]: themselves or their latents, without velocity."""
         if not images.is_floating_point():
-            msg = f"Images are floating-point numbers in [-1, 1]; got {images.dtype}: divide bytes by 127.5, less 1."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"Images are floating-point numbers in [-1, 1]; got {images.dtype}: divide bytes by 127.5, less 1."
+            )
         bad = (~images.isfinite().flatten(1).all(1)).nonzero()[:, 0].tolist()
         if bad:
-            msg = f"Images must be of finite numbers; {len(bad)} of {len(images)} are not, the first at place {bad[0]}."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"Images must be of finite numbers; {len(bad)} of {len(images)} are not, the first at place {bad[0]}."
+            )
         return self.model.process.lift(self.model.latents(images.to(device=self._device, dtype=self.dtype)))
 
     def _noised(self, clean: Tensor, stream: GaussianStream) -> Tensor:
@@ -425,8 +425,7 @@ class Diffusion:
         labels = listed(labels)
         given = self.model.conditions if labels is None else len(labels)
         if count is not None and given not in (0, 1, count):
-            msg = f"{count} images need as many labels or prompts; got {given}."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"{count} images need as many labels or prompts; got {given}.")
         return self.model.to(self._device).given(labels, guidance)
 
     def _run(
@@ -449,8 +448,9 @@ class Diffusion:
     ) -> Solution:
         """The same states with all steps at once."""
         if isinstance(self.plan, Adaptive):
-            msg = "Adaptive steps follow one another and cannot be taken at once; name a solver, e.g. ddim."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                "Adaptive steps follow one another and cannot be taken at once; name a solver, e.g. ddim."
+            )
         method = _referenced(method, model)
         return parallel(self.plan, Sharded(model.denoiser), start, noise=noise, method=method, callback=callback)
 

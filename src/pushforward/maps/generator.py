@@ -89,11 +89,13 @@ class Generator:
 
     def __post_init__(self) -> None:
         if isinstance(self.prior, str) and self.prior not in PRIORS:
-            msg = f"Unknown prior {self.prior!r} of generator {self.name!r}; known are {', '.join(PRIORS)}."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"Unknown prior {self.prior!r} of generator {self.name!r}; known are {', '.join(PRIORS)}."
+            )
         if not self.range[0] < self.range[1]:
-            msg = f"The range of generator {self.name!r} is black, then white, such as (0, 1); got {self.range}."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"The range of generator {self.name!r} is black, then white, such as (0, 1); got {self.range}."
+            )
         if self.image_shape is None:
             object.__setattr__(self, "image_shape", self._trial())
 
@@ -115,8 +117,7 @@ class Generator:
             PushforwardError: a count below 1.
         """
         if count < 1:
-            msg = f"Codes are drawn for at least 1 image; got {count}."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"Codes are drawn for at least 1 image; got {count}.")
         stream = GaussianStream(seed, range(first, first + count), self.latent_shape)
         return stream.code(self.noises, self._like(torch.empty(0)))
 
@@ -134,8 +135,9 @@ class Generator:
         """
         images = self._images(code, self._classes(labels, len(code)))
         if tuple(images.shape[1:]) != self.image_shape:
-            msg = f"Generator {self.name!r} gave images of shape {tuple(images.shape[1:])}, not {self.image_shape}."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"Generator {self.name!r} gave images of shape {tuple(images.shape[1:])}, not {self.image_shape}."
+            )
         return images
 
     @torch.no_grad()
@@ -153,8 +155,7 @@ class Generator:
             PushforwardError: a count or batch below 1, or labels that do not fit.
         """
         if count < 1 or batch < 1:
-            msg = f"Sampling needs a count and a batch of at least 1; got {count} and {batch}."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"Sampling needs a count and a batch of at least 1; got {count} and {batch}.")
         check_images(count, self.image_shape or ())
         told = self._classes(labels, count)
         pieces = []
@@ -177,50 +178,50 @@ class Generator:
         pictures = isinstance(images, Tensor) and images.is_floating_point()
         if not pictures or images.ndim != 4 or len(images) != len(code):
             what = f"shape {tuple(images.shape)} of {images.dtype}" if isinstance(images, Tensor) else None
-            msg = (
+            raise PushforwardError(
                 f"Generator {self.name!r} must make {len(code)} images ({len(code)}, channels, height, width) of "
                 f"{len(code)} codes, of floating point; it gave {what or f'a {type(images).__name__}'}."
             )
-            raise PushforwardError(msg)
         low, high = self.range
         return images if (low, high) == (-1, 1) else (images - low) * (2 / (high - low)) - 1
 
     def _check(self, code: Code) -> None:
         shape = tuple(code.start.shape[1:])
         if shape != self.latent_shape:
-            msg = f"Generator {self.name!r} takes codes of shape {self.latent_shape} an image; got {shape}."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"Generator {self.name!r} takes codes of shape {self.latent_shape} an image; got {shape}."
+            )
         given = () if code.noises is None else tuple(code.noises.shape)
         wanted = (self.noises, *code.start.shape) if self.noises else ()
         if given != wanted or code.end is not None or code.residual is not None:
             has = f"noises of shape {wanted}" if wanted else "no noises"
             got = f"noises of shape {given}" if given != wanted else "a noise or a residual on the last state"
-            msg = f"The codes of generator {self.name!r} have a start and {has}; this one has {got}."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"The codes of generator {self.name!r} have a start and {has}; this one has {got}.")
 
     def _classes(self, labels: Labels, count: int) -> Tensor | None:
         if labels is None and not self.classes:
             return None
         if labels is None:
-            msg = f"Generator {self.name!r} draws images by class: give labels, from 0 to {len(self.classes) - 1}."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"Generator {self.name!r} draws images by class: give labels, from 0 to {len(self.classes) - 1}."
+            )
         if not self.classes:
-            msg = f"Generator {self.name!r} has no classes; leave the labels out."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"Generator {self.name!r} has no classes; leave the labels out.")
         several = listed(labels)
         if isinstance(several, Sequence):
             several = torch.tensor([class_number(self, one) for one in several])
         assert several is not None
         labels = several.expand(count) if len(several) == 1 else several
         if labels.is_floating_point():
-            msg = f"Generator {self.name!r} reads no prompts: give its labels as a tensor of integers."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"Generator {self.name!r} reads no prompts: give its labels as a tensor of integers."
+            )
         if tuple(labels.shape) != (count,):
-            msg = f"{count} images need as many labels; got shape {tuple(labels.shape)}."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"{count} images need as many labels; got shape {tuple(labels.shape)}.")
         if not bool(((labels >= 0) & (labels < len(self.classes))).all()):
-            msg = f"Labels of generator {self.name!r} go from 0 to {len(self.classes) - 1}; got {labels.tolist()}."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"Labels of generator {self.name!r} go from 0 to {len(self.classes) - 1}; got {labels.tolist()}."
+            )
         return labels.long()
 
     def _like(self, start: Tensor) -> Tensor:
@@ -237,21 +238,18 @@ class Generator:
             both = self._images(code, labels)
             alone = self._images(code[1:], None if labels is None else labels[1:])
         except (*FAULTS, AssertionError) as error:
-            msg = (
+            raise PushforwardError(
                 f"Generator {self.name!r} fails on latents of shape {(2, *self.latent_shape)}: {reason(error)}; see "
                 "that latent_shape and classes are what it takes, and that it is in evaluation mode."
-            )
-            raise PushforwardError(msg) from error
+            ) from error
         if not bool(both.isfinite().all()):
-            msg = f"Generator {self.name!r} gives values that are not finite."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"Generator {self.name!r} gives values that are not finite.")
         gap, scale = (alone - both[1:]).abs().max().item(), both.abs().max().item()
         if both.shape[1:] != alone.shape[1:] or gap > max(SAME, 3 * torch.finfo(both.dtype).eps ** 0.5) * scale:
-            msg = (
+            raise PushforwardError(
                 f"Generator {self.name!r} does not make the same image of the same code at every call: put it into "
                 "evaluation mode, and keep its inner noises constant (StyleGAN: noise_mode='const')."
             )
-            raise PushforwardError(msg)
         return tuple(both.shape[1:])
 
 
@@ -380,12 +378,12 @@ def load_generator(
     if place.is_dir():
         return _consistency_folder(place, steps, device)
     if not place.is_file():
-        msg = f"No generator at {path}: neither a file nor a folder."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"No generator at {path}: neither a file nor a folder.")
     if is_torchscript(place):
         if latent_shape is None:
-            msg = f"{path} is TorchScript, which does not say what it takes: give latent_shape, e.g. (100,)."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"{path} is TorchScript, which does not say what it takes: give latent_shape, e.g. (100,)."
+            )
         return gan(load_torchscript(place, device), latent_shape, prior, name=place.stem)
     network = networks.dcgan(networks.read_checkpoint(place), str(path)).to(device)
     return gan(network, network.size if latent_shape is None else latent_shape, prior, name=place.stem)
@@ -407,17 +405,16 @@ def _consistency_folder(place: Path, steps: int, device: torch.device | str) -> 
     folder = folders.find(place)
     config = read_json(folder.scheduler)
     if config.get("_class_name") != CONSISTENCY:
-        msg = f"{place} holds a diffusion model, with a {config.get('_class_name')}: open it with pushforward.load."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"{place} holds a diffusion model, with a {config.get('_class_name')}: open it with pushforward.load."
+        )
     count, low, high = (config.get(key, value) for key, value in DEFAULTS.items())
     if not 1 <= steps <= count:
-        msg = f"The consistency model in {place} takes 1 to {count} steps; got {steps}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"The consistency model in {place} takes 1 to {count} steps; got {steps}.")
     unet = folders.load_network(folder.place(folder.network), ("UNet2DModel",), None).to(device)
     sample, channels, classes = (unet.config[key] for key in ("sample_size", "in_channels", "num_class_embeds"))
     if sample is None:
-        msg = f"The network in {place} does not say its sample_size; add it to its configuration."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"The network in {place} does not say its sample_size; add it to its configuration.")
     power = 1 / config.get("rho", 7.0)
     ramp = [k * (count // steps) / max(count - 1, 1) for k in range(steps)]
     sigmas = [max(low, (high**power + r * (low**power - high**power)) ** (1 / power)) for r in ramp]

@@ -88,5 +88,6 @@ def _code(parts: dict[str, Tensor]) -> Code:
 def _check_alike(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     shapes = [", ".join(f"{name} {tuple(x.shape)}" for name, x in parts.items()) for parts in (one, other)]
     if shapes[0] != shapes[1]:
-        msg = f"Only codes of as many images, made by plans of one shape, can be compared: {shapes[0]}; {shapes[1]}."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"Only codes of as many images, made by plans of one shape, can be compared: {shapes[0]}; {shapes[1]}."
+        )

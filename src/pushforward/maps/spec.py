@@ -49,16 +49,17 @@ class SamplerSpec:
 
     def __post_init__(self) -> None:
         if not 0 < self.start <= 1 or round(self.start * self.steps) < 1:
-            msg = (
+            raise PushforwardError(
                 f"The start is a share of the {self.steps} steps, one step or more, and at most 1; got {self.start:g}."
             )
-            raise PushforwardError(msg)
         if self.parallel is not None and self.parallel not in PARALLEL_METHODS:
-            msg = f"Unknown way {self.parallel!r} to take all steps at once; known are {', '.join(PARALLEL_METHODS)}."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"Unknown way {self.parallel!r} to take all steps at once; known are {', '.join(PARALLEL_METHODS)}."
+            )
         if self.solver == "rk45" and self.parallel is not None:
-            msg = "The adaptive steps of rk45 follow one another and cannot be taken at once; name another solver."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                "The adaptive steps of rk45 follow one another and cannot be taken at once; name another solver."
+            )
 
     @property
     def label(self) -> str:
@@ -79,14 +80,14 @@ class SamplerSpec:
         """
         process, settings = model.process, dict(self.settings)
         if self.solver not in (*SOLVERS, "rk45"):
-            msg = f"Unknown solver {self.solver!r}; known are {', '.join((*SOLVERS, 'rk45'))}."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"Unknown solver {self.solver!r}; known are {', '.join((*SOLVERS, 'rk45'))}.")
         at = {} if self.end is None else {"end": self.end}
         if self.solver in ("auto", "rk45"):
             tolerance = settings.pop("tolerance", 1e-5) if self.solver == "rk45" else 1e-5
             if self.grid is not None or settings or at or self.start != 1:
-                msg = f"The solver {self.solver!r} chooses its own settings; name another to set them."
-                raise PushforwardError(msg)
+                raise PushforwardError(
+                    f"The solver {self.solver!r} chooses its own settings; name another to set them."
+                )
             if self.solver == "auto":
                 return auto(process, self.steps, model.reference)
             return Adaptive(process, _positive(tolerance))
@@ -100,8 +101,9 @@ class SamplerSpec:
         try:
             return plan_at(model, self.solver, times, settings)
         except (TypeError, KeyError) as error:  # a word where a number should be, or the reverse
-            msg = f"Solver {self.solver!r} does not take these settings ({self.label}): {error}."
-            raise PushforwardError(msg) from error
+            raise PushforwardError(
+                f"Solver {self.solver!r} does not take these settings ({self.label}): {error}."
+            ) from error
 
     def method(self, plan: Plan | Adaptive) -> Parallel | None:
         """How a plan's steps are taken at once, if they are; an implicit plan's have no other way."""
@@ -124,8 +126,7 @@ class SamplerSpec:
         first, each = calls(_PROBE), calls(_PROBE + 1) - calls(_PROBE)  # as many more with every step
         steps = _PROBE + (nfe - first) // max(1, each)
         if steps < 1 or calls(steps) > nfe:
-            msg = f"{nfe} network calls are too few for {self.label}."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"{nfe} network calls are too few for {self.label}.")
         return replace(self, steps=steps)
 
 
@@ -141,8 +142,7 @@ def plan_at(model: Model, solver: str, times: Tensor | Sequence[float], settings
     if (name := own.get("reference")) in ("data", "spectrum"):
         own["reference"] = model.reference if name == "data" else Gaussian(model.gaussian.variance)
     elif isinstance(name, str):
-        msg = f"A reference is data, spectrum or the variance of a Gaussian; got {name!r}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"A reference is data, spectrum or the variance of a Gaussian; got {name!r}.")
     return plan_of(model.process, solver, times, own)
 
 
@@ -156,8 +156,7 @@ def parse(text: str) -> SamplerSpec:
     names = ("steps", "grid", "end", "start", "parallel", "within")
     own = {name: settings.pop(name) for name in names if name in settings}
     if not isinstance(own.get("steps", 1), int) or int(str(own.get("steps", 1))) < 1:
-        msg = f"A sampler takes 1 step or more; got {own['steps']!r}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"A sampler takes 1 step or more; got {own['steps']!r}.")
     for name in own.keys() & {"end", "start", "within"}:
         own[name] = _positive(own[name], zero=name == "end")
     return SamplerSpec(solver, settings=settings, **own)  # type: ignore[arg-type]
@@ -179,8 +178,9 @@ def words(text: str, what: str, example: str) -> tuple[str, dict[str, object]]:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not (name and equals and value):
-            msg = f"A {what} is written {what}:name=value:name=value, for instance {example}; got {text!r}."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"A {what} is written {what}:name=value:name=value, for instance {example}; got {text!r}."
+            )
         settings[name.strip().replace("-", "_")] = _value(value.strip())
     return named, settings
 
@@ -203,6 +203,5 @@ def _value(text: str) -> object:
 def _positive(value: object, *, zero: bool = False) -> float:
     number = float(value) if isinstance(value, int | float) else math.nan
     if not (number > 0 or (zero and number == 0)):
-        msg = f"Tolerances must be positive numbers, and times not below 0; got {value!r}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"Tolerances must be positive numbers, and times not below 0; got {value!r}.")
     return number

@@ -171,24 +171,24 @@ def load_codes(path: Path) -> tuple[Code, dict[str, Any]]:
         PushforwardError: no such file, another kind of file, another format, or a damaged one.
     """
     if not path.is_file():
-        msg = f"There is no file of codes {path}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"There is no file of codes {path}.")
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
     except (SafetensorError, ValueError) as error:
-        msg = f"{path} is damaged or no file of codes ({error}); make it again with `pushforward encode`."
-        raise PushforwardError(msg) from None
+        raise PushforwardError(
+            f"{path} is damaged or no file of codes ({error}); make it again with `pushforward encode`."
+        ) from None
     try:
         head = json.loads(metadata[_KEY])
     except (KeyError, ValueError):
-        msg = f"{path} is a safetensors file, but not one of codes; make one with `pushforward encode` or `invert`."
-        raise PushforwardError(msg) from None
+        raise PushforwardError(
+            f"{path} is a safetensors file, but not one of codes; make one with `pushforward encode` or `invert`."
+        ) from None
     if not isinstance(head, dict) or head.get("format") != FORMAT:
         found = head.get("format") if isinstance(head, dict) else head
-        msg = f"{path} has format {found!r}; this version of Pushforward reads {FORMAT!r}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"{path} has format {found!r}; this version of Pushforward reads {FORMAT!r}.")
     _check(head, tensors, str(path))
     return Code(**tensors), head
 
@@ -200,8 +200,7 @@ def check_path(path: Path) -> None:
         PushforwardError: another suffix.
     """
     if path.suffix.lower() != SUFFIX:
-        msg = f"Codes are written to a file that ends in {SUFFIX}; got {path}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"Codes are written to a file that ends in {SUFFIX}; got {path}.")
 
 
 def check_codes(code: Code, info: Mapping[str, Any], model: Model) -> None:
@@ -214,12 +213,14 @@ def check_codes(code: Code, info: Mapping[str, Any], model: Model) -> None:
     if info["process"] != process:
         first, second = info["process"].get("name"), process["name"]
         which = f"{first!r}, not {second!r}" if first != second else f"{first!r} with other parameters"
-        msg = f"The codes were made for process {which}; decode them with model {info['model']!r}, or invert again."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"The codes were made for process {which}; decode them with model {info['model']!r}, or invert again."
+        )
     wanted, found = model.state_shape(1)[1:], tuple(code.start.shape[1:])
     if found != wanted:
-        msg = f"The codes have shape {found} an image; model {model.name!r} needs {wanted}: take the model they are of."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"The codes have shape {found} an image; model {model.name!r} needs {wanted}: take the model they are of."
+        )
 
 
 def other_weights(info: Mapping[str, Any], model: Model) -> str | None:
@@ -249,8 +250,9 @@ def _check(head: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -
     fits = fits and ("noises" not in tensors or tuple(tensors["noises"].shape[1:]) == shape)
     if not fits or (head["labels"] is not None and len(head["labels"]) != shape[0]):
         shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items()) or "nothing"
-        msg = f"{where} holds no finite code of one shape with a label each ({shapes}); make the codes again."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"{where} holds no finite code of one shape with a label each ({shapes}); make the codes again."
+        )
 
 
 def _plain(value: Mapping[str, Any]) -> dict[str, Any]:

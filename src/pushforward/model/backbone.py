@@ -86,16 +86,14 @@ def preset(name: str, *, field: tuple[int, int], **settings: Any) -> BackboneCon
         PushforwardError: unknown name, or a size the network cannot halve often enough.
     """
     if name not in PRESETS:
-        msg = f"Unknown network {name!r}; known are {', '.join(PRESETS)}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"Unknown network {name!r}; known are {', '.join(PRESETS)}.")
     config = BackboneConfig(**{**PRESETS[name], **settings})
     if any(side % config.multiple for side in field):
         fitting = max(config.multiple, round(field[0] / config.multiple) * config.multiple)
-        msg = (
+        raise PushforwardError(
             f"Network {name!r} needs height and width to be multiples of {config.multiple}; the images are "
             f"{field[0]}x{field[1]}. Train at --size {fitting}."
         )
-        raise PushforwardError(msg)
     return config
 
 
@@ -156,8 +154,9 @@ def _unet(config: BackboneConfig) -> nn.Module:
     try:
         from diffusers import UNet2DModel
     except ImportError as error:
-        msg = "This model's network is made of diffusers' blocks: pip install 'pushforward[diffusers]'."
-        raise PushforwardError(msg) from error
+        raise PushforwardError(
+            "This model's network is made of diffusers' blocks: pip install 'pushforward[diffusers]'."
+        ) from error
     levels, pixels = len(config.widths), config.patch**2
     inner = "Attn" if config.attention else ""
     unet: nn.Module = UNet2DModel(  # type: ignore[assignment]

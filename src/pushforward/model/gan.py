@@ -69,8 +69,9 @@ def dcgan(checkpoint: Mapping[str, Any], source: str = "The checkpoint") -> Dcga
             faults.append(str(error))
     if not found:
         why = faults[0] if faults else "it has no tensors"
-        msg = f"{source} is no DCGAN generator: {why}; build the network yourself and pass it to pushforward.gan."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"{source} is no DCGAN generator: {why}; build the network yourself and pass it to pushforward.gan."
+        )
     return next((module for name, module in found if "ema" in name.lower()), found[0][1])
 
 
@@ -115,11 +116,13 @@ def _dcgan(state: Mapping[str, Tensor]) -> Dcgan:
         elif weight is not None and weight.ndim == 4 and set(tensors) <= {"weight", "bias"}:
             given, made, kernel = weight.shape[:3]
             if _shapes(tensors) - {(made,)} != {(given, made, kernel, kernel)} or channels not in (0, given):
-                msg = f"layer {name!r} with weights {tuple(weight.shape)} does not follow on {channels} channels"
-                raise PushforwardError(msg)
+                raise PushforwardError(
+                    f"layer {name!r} with weights {tuple(weight.shape)} does not follow on {channels} channels"
+                )
             if channels and kernel > 1 and kernel % 2:
-                msg = f"layer {name!r} has a kernel of {kernel}, from which its stride and padding cannot be told"
-                raise PushforwardError(msg)
+                raise PushforwardError(
+                    f"layer {name!r} has a kernel of {kernel}, from which its stride and padding cannot be told"
+                )
             stride, padding = (2, (kernel - 2) // 2) if channels and kernel > 1 else (1, 0)
             main += [nn.ReLU()] if channels else []
             bias = "bias" in tensors
@@ -127,14 +130,13 @@ def _dcgan(state: Mapping[str, Tensor]) -> Dcgan:
             size, channels, depth = size or given, made, depth + 1
         else:
             shapes = ", ".join(f"{field} {tuple(value.shape)}" for field, value in tensors.items())
-            msg = f"layer {name!r} ({shapes}) is neither a transposed convolution nor a batch norm that fits"
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"layer {name!r} ({shapes}) is neither a transposed convolution nor a batch norm that fits"
+            )
     if depth < 2:
-        msg = f"it has {depth} convolutions, not two or more"
-        raise PushforwardError(msg)
+        raise PushforwardError(f"it has {depth} convolutions, not two or more")
     if channels not in (1, 3):
-        msg = f"its last layer makes {channels} channels, not 1 or 3"
-        raise PushforwardError(msg)
+        raise PushforwardError(f"its last layer makes {channels} channels, not 1 or 3")
     return Dcgan(nn.Sequential(*main, nn.Tanh()), size).eval().requires_grad_(False)
 
 
@@ -162,18 +164,16 @@ class StyleGan(nn.Module):
     def __init__(self, module: nn.Module, truncation: float = 1.0, label: int | None = None) -> None:
         super().__init__()
         if not all(isinstance(getattr(module, key, None), int) for key in ("z_dim", "c_dim")):
-            msg = (
+            raise PushforwardError(
                 f"A {type(module).__name__} is no StyleGAN generator: it has no z_dim and c_dim; give the module that "
                 "NVIDIA's pickle holds under 'G_ema', or use pushforward.gan."
             )
-            raise PushforwardError(msg)
         sizes: Any = module
         self.module, self.truncation, self.label = module, truncation, label
         self.size, self.classes = int(sizes.z_dim), int(sizes.c_dim)
         if label is not None and not 0 <= label < self.classes:
             known = f"from 0 to {self.classes - 1}" if self.classes else "none, for it is unconditional"
-            msg = f"Labels of this StyleGAN generator are {known}; got {label}."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"Labels of this StyleGAN generator are {known}; got {label}.")
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         c = z.new_zeros(len(z), self.classes)
@@ -237,8 +237,9 @@ class Consistency(nn.Module):
         super().__init__()
         falls = all(high > low for high, low in pairwise(sigmas))
         if not sigmas or not falls or not 0 < sigma_min <= sigmas[-1]:
-            msg = f"Noise levels of a consistency model fall and end at {sigma_min:g} or above; got {list(sigmas)}."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"Noise levels of a consistency model fall and end at {sigma_min:g} or above; got {list(sigmas)}."
+            )
         self.function, self.sigmas, self.sigma_min, self.gain = function, tuple(sigmas), sigma_min, gain
 
     def forward(self, z: Tensor, *told: Tensor) -> Tensor:
@@ -266,12 +267,10 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except FAULTS as error:
-        msg = (
+        raise PushforwardError(
             f"{path} cannot be read as a state that torch.save wrote ({reason(error)}); a pickled module needs its own "
             "code: load it with that, and pass it to pushforward.gan, or to pushforward.maps.generator.stylegan."
-        )
-        raise PushforwardError(msg) from None
+        ) from None
     if not isinstance(found, Mapping):
-        msg = f"{path} holds a {type(found).__name__}; expected a state, names with their tensors."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"{path} holds a {type(found).__name__}; expected a state, names with their tensors.")
     return found

@@ -40,13 +40,11 @@ def load(
         if config.is_file() and read_json(config).get("format") == FORMAT:
             return _placed(load_model(folder, folder.name), device, dtype, size)
     elif folder.exists():
-        msg = f"{source} is a file; a model is a folder."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"{source} is a file; a model is a folder.")
     elif str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
-        msg = (
+        raise PushforwardError(
             f"No model {str(source)!r}: neither a folder nor one of the package's ({', '.join(zoo.names()) or 'none'})."
         )
-        raise PushforwardError(msg)
     from pushforward.model.diffusers.load import diffusers_model
 
     return diffusers_model(source, device=device, dtype=dtype, revision=revision, size=size)
@@ -57,8 +55,9 @@ def _placed(
 ) -> Model:
     own = None if model.image_shape is None else tuple(model.image_shape[1:])
     if size is not None and own != ((size, size) if isinstance(size, int) else tuple(size)):
-        msg = f"Model {model.name!r} makes images of {'x'.join(map(str, own or ()))} only: leave the size out."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"Model {model.name!r} makes images of {'x'.join(map(str, own or ()))} only: leave the size out."
+        )
     if dtype is not None and model.module is not None:
         model.module.to(dtype)
     return model.to(device)

@@ -170,23 +170,23 @@ class Model:
         if isinstance(condition, Sequence) and self.classes:
             condition = torch.tensor([class_number(self, one) for one in condition])
         if not isinstance(condition, Tensor | None):
-            msg = f"Model {self.name!r} has no classes and reads no prompts; leave the label out."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"Model {self.name!r} has no classes and reads no prompts; leave the label out.")
         unconditional = getattr(self.denoiser, "unconditional", None)
         if guidance != 1 and (condition is None or unconditional is None):
             why = "no label was given" if unconditional is not None else "it has no prediction without labels"
-            msg = f"Guidance {guidance:g} has no effect on model {self.name!r}: {why}. Leave guidance at 1."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"Guidance {guidance:g} has no effect on model {self.name!r}: {why}. Leave guidance at 1."
+            )
         if condition is None:
             return self
         if not condition.is_floating_point():
             condition = condition.long()
         if not isinstance(self.denoiser, Network) or (not self.classes and condition.dtype == torch.long):
-            msg = f"Model {self.name!r} has no classes; leave the label out."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"Model {self.name!r} has no classes; leave the label out.")
         if condition.dtype == torch.long and not bool(((condition >= 0) & (condition < len(self.classes))).all()):
-            msg = f"Labels of model {self.name!r} go from 0 to {len(self.classes) - 1}; got {condition.tolist()}."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"Labels of model {self.name!r} go from 0 to {len(self.classes) - 1}; got {condition.tolist()}."
+            )
         return replace(self, denoiser=self.denoiser.given(condition, guidance))
 
     def _prompted(self, condition: Tensor | Sequence[str] | Sequence[int] | None, guidance: float) -> Model:
@@ -196,11 +196,11 @@ class Model:
         assert text is not None
         prompts = [one for one in condition if isinstance(one, str)] if condition is not None else []
         if condition is not None and len(prompts) != len(condition):
-            msg = f"Model {self.name!r} is told in words what to draw: give prompts, not labels."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"Model {self.name!r} is told in words what to draw: give prompts, not labels.")
         if condition is None and guidance != 1:
-            msg = f"Guidance {guidance:g} has no effect on model {self.name!r} without a prompt. Leave guidance at 1."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"Guidance {guidance:g} has no effect on model {self.name!r} without a prompt. Leave guidance at 1."
+            )
         bare = network.module.network if isinstance(network.module, Prompted) else network.module
         module, rows = prompted(bare, text, prompts, self.negative)
         told = replace(network, module=module, unconditional=torch.zeros(1, dtype=torch.long))
@@ -230,13 +230,15 @@ class Model:
             PushforwardError: images of another shape, or a model of latents without an encoder.
         """
         if self.image_shape is not None and tuple(images.shape[1:]) != self.image_shape:
-            msg = f"Model {self.name!r} has images of shape {self.image_shape}; got {tuple(images.shape[1:])}."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"Model {self.name!r} has images of shape {self.image_shape}; got {tuple(images.shape[1:])}."
+            )
         if self.decoder is None:
             return images
         if self.encoder is None:
-            msg = f"Model {self.name!r} decodes latents, but has no encoder that makes latents of images."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"Model {self.name!r} decodes latents, but has no encoder that makes latents of images."
+            )
         return self.encoder(images)
 
 
@@ -261,8 +263,7 @@ def class_number(model: Labelled, label: str | int) -> int:
     number = int(label) if isinstance(label, int) or label.isdecimal() else -1
     if 0 <= number < len(model.classes):
         return number
-    msg = f"Model {model.name!r} has no class {label!r}; it has {', '.join(model.classes)}."
-    raise PushforwardError(msg)
+    raise PushforwardError(f"Model {model.name!r} has no class {label!r}; it has {', '.join(model.classes)}.")
 
 
 def far_outside(images: Tensor, data: Gaussian, name: str) -> str | None:
@@ -356,8 +357,7 @@ def save_model(model: Model, folder: Path, card: str = "", dtype: torch.dtype = 
     """
     module, network = model.module, model.denoiser
     if not isinstance(module, Backbone) or not isinstance(network, Network):
-        msg = f"Model {model.name!r} is not made of a network of ours, so it cannot be saved as one."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"Model {model.name!r} is not made of a network of ours, so it cannot be saved as one.")
     config = {
         "format": FORMAT,
         "name": model.name,
@@ -390,8 +390,7 @@ def load_model(folder: Path, name: str | None = None) -> Model:
     path = folder / CONFIG
     found = read_json(path)
     if found.get("format") != FORMAT:
-        msg = f"{path} has format {found.get('format')!r}; expected {FORMAT!r}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"{path} has format {found.get('format')!r}; expected {FORMAT!r}.")
     config = check(found, Config, str(path), _REMEDY)
     process = process_from_config(config.process)
     _check_network(config, process, path)
@@ -423,8 +422,9 @@ def _backbone(config: BackboneConfig, path: Path) -> Backbone:
     except PushforwardError:
         raise
     except Exception as error:  # of numbers that do not go together, whatever layer finds it out
-        msg = f"The entry 'network' of {path} describes no network ({str(error).splitlines()[0]}); {_REMEDY}."
-        raise PushforwardError(msg) from error
+        raise PushforwardError(
+            f"The entry 'network' of {path} describes no network ({str(error).splitlines()[0]}); {_REMEDY}."
+        ) from error
 
 
 def _check_network(config: Config, process: Process, path: Path) -> None:
@@ -439,8 +439,7 @@ def _check_network(config: Config, process: Process, path: Path) -> None:
     }
     for entry, fitting in fits.items():
         if not fitting:
-            msg = f"The entry {entry!r} of {path} does not fit the others; {_REMEDY}."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"The entry {entry!r} of {path} does not fit the others; {_REMEDY}.")
 
 
 def _load_statistics(path: Path, shape: tuple[int, ...], classes: int) -> tuple[Gaussian | None, Tensor | None]:
@@ -451,17 +450,17 @@ def _load_statistics(path: Path, shape: tuple[int, ...], classes: int) -> tuple[
     if classes and "means" in values:
         expected["means"] = (classes, *shape)
     if {key: tuple(value.shape) for key, value in values.items()} != expected:
-        msg = f"{path} does not hold the mean and spectrum of images of shape {shape}; fetch the model again."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"{path} does not hold the mean and spectrum of images of shape {shape}; fetch the model again."
+        )
     for key, value in values.items():  # a NaN fails both
         least = 0.0 if key == "variance" else -_FAR
         size = value.mean() if key == "variance" else value.max()
         if not (bool(value.min() >= least) and bool(size <= _FAR)):
-            msg = (
+            raise PushforwardError(
                 f"{path} holds a {key} that no images have (from {float(value.min()):.3g} to {float(value.max()):.3g}, "
                 "where images are in [-1, 1]); fetch the model again, or delete this file to do without."
             )
-            raise PushforwardError(msg)
     return Gaussian(values["variance"].double(), values["mean"].double()), values.get("means")
 
 
@@ -481,11 +480,9 @@ def _check_weights(module: nn.Module, weights: Mapping[str, Tensor], path: Path)
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             what = "has an unknown" if name not in expected else "has another shape of" if name in found else "lacks"
-            msg = f"{path} does not fit the network of {CONFIG}: it {what} {name!r}; {_REMEDY}."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"{path} does not fit the network of {CONFIG}: it {what} {name!r}; {_REMEDY}.")
         if not (weights[name].is_floating_point() and bool(weights[name].isfinite().all())):
-            msg = f"{path} has values in {name!r} that are no finite numbers; {_REMEDY}."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"{path} has values in {name!r} that are no finite numbers; {_REMEDY}.")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -495,10 +492,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         PushforwardError: the file is missing or damaged.
     """
     if not path.is_file():
-        msg = f"{path} is missing; a model folder needs it."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"{path} is missing; a model folder needs it.")
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        msg = f"{path} is damaged or no safetensors file ({error}); fetch the model again."
-        raise PushforwardError(msg) from None
+        raise PushforwardError(f"{path} is damaged or no safetensors file ({error}); fetch the model again.") from None

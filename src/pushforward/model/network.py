@@ -97,11 +97,10 @@ class Network:
             (process.snr(times) < LOST).reshape(len(times), -1).all(1).any()
         )
         if unheard or not (on_state.is_finite() and on_prediction.is_finite()):
-            msg = (
+            raise PushforwardError(
                 f"The prediction {self.prediction!r} says nothing of the image where {process.name!r} has no signal; "
                 "start the grid below t_max, or use a network that predicts v, velocity or the sample."
             )
-            raise PushforwardError(msg)
         self._notice_timeless(process, like)
         combine = _combination(on_state, on_prediction, like)
         scale = None
@@ -212,8 +211,9 @@ def _rows(condition: Tensor, rows: int, of: Tensor | None) -> Tensor:
     if of is not None:
         return condition[of]
     if len(condition) != rows:
-        msg = f"The model was given conditions for {len(condition)} images, but there are {rows}: give one for each."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"The model was given conditions for {len(condition)} images, but there are {rows}: give one for each."
+        )
     return condition.clone()
 
 

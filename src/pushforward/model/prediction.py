@@ -52,12 +52,10 @@ def denoising(
             return back, back @ process.covariance(t)
         case "residual":
             if not reference:
-                msg = "The residual prediction needs a reference Gaussian of positive variance."
-                raise PushforwardError(msg)
+                raise PushforwardError("The residual prediction needs a reference Gaussian of positive variance.")
             return reference.response(process, t), posterior_scale(process, t, reference)
     if not isinstance(process, ScaledProcess):
-        msg = f"The {prediction!r} prediction is for scalar processes; {process.name!r} is none."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"The {prediction!r} prediction is for scalar processes; {process.name!r} is none.")
     alpha, sigma, d_alpha, d_sigma = process.rates(t)
     match prediction:
         case "v":
@@ -67,8 +65,7 @@ def denoising(
             on_state, on_prediction = -d_sigma, sigma
             norm = sigma * d_alpha - d_sigma * alpha
         case _:
-            msg = f"Unknown prediction {prediction!r}; known are {', '.join(PREDICTIONS)}."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"Unknown prediction {prediction!r}; known are {', '.join(PREDICTIONS)}.")
     scaled = (Operator.scalar(c / norm, basis=process.basis) for c in (on_state, on_prediction))
     return next(scaled), next(scaled)
 

@@ -32,15 +32,13 @@ def load_torchscript(path: Path, device: torch.device | str = "cpu") -> Any:
         PushforwardError: there is no such file, or it is damaged or of another kind.
     """
     if not path.is_file():
-        msg = f"There is no file {path}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"There is no file {path}.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # the format is out of favour, its files are not
         try:
             module = torch.jit.load(path, map_location=device)
         except FAULTS as error:
-            msg = f"{path} is not a TorchScript file, or it is damaged."
-            raise PushforwardError(msg) from error
+            raise PushforwardError(f"{path} is not a TorchScript file, or it is damaged.") from error
     for parameter in module.parameters():  # a compiled module has no `requires_grad_`
         parameter.requires_grad_(False)
     return module.eval()

@@ -22,6 +22,5 @@ def load_zoo(name: str) -> Model:
         PushforwardError: no such model.
     """
     if name not in names():
-        msg = f"No model {name!r} in the package; there are {', '.join(names()) or 'none'}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"No model {name!r} in the package; there are {', '.join(names()) or 'none'}.")
     return load_model(FOLDER / name, name)

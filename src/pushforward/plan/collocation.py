@@ -53,14 +53,14 @@ def collocation(
         PushforwardError: an order below 1, or fewer than two times at which the network can be asked.
     """
     if order < 1:
-        msg = f"The degree of collocation is at least 1 (two answers a step); got order={order}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"The degree of collocation is at least 1 (two answers a step); got order={order}.")
     builder = Builder(process, "collocation", grid, reference)
     times = builder.grid
     asked = int((times >= process.t_min * (1 - 1e-9)).sum()) - 1
     if asked < 1:
-        msg = f"Collocation needs two times at or above t_min = {process.t_min:g} of process {process.name!r}."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"Collocation needs two times at or above t_min = {process.t_min:g} of process {process.name!r}."
+        )
     rule = Rule(process, builder, reference, variable)
     nodes = [builder.handle(k, float(t)) for k, t in enumerate(times)]
     deviations: dict[int, Terms] = {k: rule.deviation(k, nodes[k]) for k in range(asked + 1)}

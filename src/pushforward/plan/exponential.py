@@ -51,22 +51,19 @@ def variable_at(process: Process, name: Variable, t: Tensor, reference: Gaussian
             return process.log_snr(t)
         case "angle":
             return whitening_angle(process, t, reference if reference else Gaussian(0.25))
-    msg = f"Unknown variable {name!r}; use time, log-snr or angle."
-    raise PushforwardError(msg)
+    raise PushforwardError(f"Unknown variable {name!r}; use time, log-snr or angle.")
 
 
 def check_noise(noise: float) -> None:
     """Raise unless a noise level is not negative."""
     if not noise >= 0:
-        msg = f"The noise level must not be negative; got {noise}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"The noise level must not be negative; got {noise}.")
 
 
 def check_order(order: int) -> None:
     """Raise unless `order` is 0 … 3."""
     if order not in range(4):
-        msg = f"Orders go from 0 (one answer a step) to 3 (four answers); got {order}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"Orders go from 0 (one answer a step) to 3 (four answers); got {order}.")
 
 
 def exponential(
@@ -99,11 +96,11 @@ def exponential(
     check_order(order)
     check_noise(noise)
     if corrector and noise:
-        msg = "A corrector needs noise = 0: the corrected step would draw its noise twice."
-        raise PushforwardError(msg)
+        raise PushforwardError("A corrector needs noise = 0: the corrected step would draw its noise twice.")
     if denoise and float(grid[-1]) != 0:
-        msg = f"Only a grid that ends at time 0 can end with the denoised state; this one ends at {float(grid[-1]):g}."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"Only a grid that ends at time 0 can end with the denoised state; this one ends at {float(grid[-1]):g}."
+        )
     builder = Builder(process, name, grid, reference)
     rule = Rule(process, builder, reference, variable, noise)
     times, x = builder.grid, rule.x

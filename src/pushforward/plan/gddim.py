@@ -79,8 +79,7 @@ def gddim(
     check_order(order)
     if noise:
         if corrector or order or factor != "root":
-            msg = "Stochastic gDDIM (noise > 0) has order 0, no corrector and no other factor."
-            raise PushforwardError(msg)
+            raise PushforwardError("Stochastic gDDIM (noise > 0) has order 0, no corrector and no other factor.")
         return exponential(process, grid, order=0, noise=noise, reference=reference, name="gddim")
     builder = Builder(process, "gddim", grid)
     times = builder.grid
@@ -169,8 +168,7 @@ def _posterior_family(
     process: Process, grid: Tensor, eta: float, name: str, arrivals: Tensor | None, *, large: bool
 ) -> Plan:
     if not 0 <= eta <= 1:
-        msg = f"eta must lie in [0, 1]; got {eta}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"eta must lie in [0, 1]; got {eta}.")
     builder = Builder(process, name, grid)
     origin = builder.grid[:-1]
     arrivals = builder.grid[1:] if arrivals is None else torch.as_tensor(arrivals, dtype=torch.float64)

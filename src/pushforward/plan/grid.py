@@ -194,8 +194,9 @@ def spaced(first: float, last: float, count: int, rule: str, rho: float = 7.0) -
 
             return last + torch.from_numpy(beta.ppf(1 - ramp.numpy(), 0.6, 0.6)) * (first - last)
         case _:
-            msg = f"Unknown rule {rule!r} to place noise levels by; known are karras, exponential and beta."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"Unknown rule {rule!r} to place noise levels by; known are karras, exponential and beta."
+            )
 
 
 def timesteps(
@@ -237,13 +238,11 @@ def asked_timesteps(
 ) -> Tensor:
     """The timesteps themselves, decreasing, `(steps,)`; see `timesteps`."""
     if not isinstance(process, Discrete):
-        msg = f"Timestep grids need a process given by a table; {process.name!r} has continuous time."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"Timestep grids need a process given by a table; {process.name!r} has continuous time.")
     every = process.timesteps
     count = every if top is None else top
     if not 1 <= steps <= count:
-        msg = f"This process has {count} timesteps; got steps={steps}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"This process has {count} timesteps; got steps={steps}.")
     match spacing:
         case "leading":
             chosen = torch.arange(steps - 1, -1, -1, dtype=torch.float64) * (count // steps)
@@ -255,8 +254,7 @@ def asked_timesteps(
             placed = count - torch.arange(steps, dtype=torch.float64) * (every / steps)
             return placed[placed > 1e-9].round() - 1
         case _:
-            msg = f"Unknown timestep spacing {spacing!r}; use leading, linspace or trailing."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"Unknown timestep spacing {spacing!r}; use leading, linspace or trailing.")
 
 
 GRIDS: dict[str, Callable[..., Tensor]] = {
@@ -278,13 +276,11 @@ def default(process: Process, steps: int, *, name: str = "uniform", **settings: 
         PushforwardError: no grid of that name, or it does not take these settings.
     """
     if name not in GRIDS:
-        msg = f"Unknown grid {name!r}; known are {', '.join(GRIDS)}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"Unknown grid {name!r}; known are {', '.join(GRIDS)}.")
     try:
         return GRIDS[name](process, steps, **settings)
     except TypeError as error:
-        msg = f"Grid {name!r} does not take these settings: {error}."
-        raise PushforwardError(msg) from error
+        raise PushforwardError(f"Grid {name!r} does not take these settings: {error}.") from error
 
 
 def check_grid(process: Process, grid: Tensor) -> Tensor:
@@ -295,25 +291,21 @@ def check_grid(process: Process, grid: Tensor) -> Tensor:
     """
     grid = torch.as_tensor(grid, dtype=torch.float64).cpu()
     if grid.ndim != 1 or len(grid) < 2:
-        msg = f"A grid needs at least two times in one dimension; got shape {tuple(grid.shape)}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"A grid needs at least two times in one dimension; got shape {tuple(grid.shape)}.")
     if not bool((grid.diff() < 0).all()):
-        msg = "A grid must strictly decrease, from noise to data."
-        raise PushforwardError(msg)
+        raise PushforwardError("A grid must strictly decrease, from noise to data.")
     if float(grid[0]) > process.t_max * (1 + 1e-12) or float(grid[-1]) < 0:
-        msg = (
+        raise PushforwardError(
             f"Grid times must lie in [0, {process.t_max:g}] for process {process.name!r}; "
             f"got {float(grid[-1]):g} to {float(grid[0]):g}."
         )
-        raise PushforwardError(msg)
     return grid
 
 
 def _unit(steps: int) -> Tensor:
     """`1, 1 - 1/N … 0`."""
     if steps < 1:
-        msg = f"A grid needs at least one step; got steps={steps}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"A grid needs at least one step; got steps={steps}.")
     check_memory(steps * STEP, f"A plan of {steps:,} steps")
     return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
 
@@ -355,11 +347,10 @@ def _asked_within(process: Process, grid: Tensor, remade: Callable[[int], Tensor
 def _checked_start(process: Process, start: float | None, end: float) -> float:
     first = process.t_max if start is None else start
     if not 0 <= end < first <= process.t_max * (1 + 1e-12):
-        msg = (
+        raise PushforwardError(
             f"A grid goes from start down to end, both in [0, {process.t_max:g}] for process {process.name!r}; "
             f"got {first:g} to {end:g}."
         )
-        raise PushforwardError(msg)
     return first
 
 

@@ -40,8 +40,7 @@ def dpm_solver_pp(
         lower_final: first order in the last step when there are fewer than 15, or when it goes to zero noise.
     """
     if order not in (1, 2, 3):
-        msg = f"DPM-Solver++ has orders 1, 2 and 3; got {order}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"DPM-Solver++ has orders 1, 2 and 3; got {order}.")
     if order == 3:
         return exponential(process, grid, order=2, noise=noise, name="dpm++")
     builder = Builder(process, "dpm++", grid)
@@ -76,8 +75,7 @@ def unipc(process: Process, grid: Tensor, *, order: int = 2, lower_final: bool =
         lower_final: lower the order over the last steps, as published.
     """
     if order not in (1, 2, 3):
-        msg = f"UniPC has orders 1, 2 and 3 here; got {order}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"UniPC has orders 1, 2 and 3 here; got {order}.")
     builder = Builder(process, "unipc", grid)
     times = builder.grid
     x = process.log_snr(times)

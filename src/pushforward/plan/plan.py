@@ -123,18 +123,19 @@ class Plan:
         for index, node in enumerate(self.nodes):
             for register, operator in node.terms.items():
                 if not operator.is_finite():
-                    msg = (
+                    raise PushforwardError(
                         f"The {register.kind} coefficient of {self.solver!r} at t = {node.time:.4g} is not finite for "
                         f"process {self.process.name!r}; start the grid below t_max = {self.process.t_max:g}, or end "
                         f"it at t_min = {self.process.t_min:.3g}."
                     )
-                    raise PushforwardError(msg)
                 if register.kind == "noise" and register.node > index:
-                    msg = f"Node {index} of {self.solver!r} refers to the noise of the later node {register.node}."
-                    raise PushforwardError(msg)
+                    raise PushforwardError(
+                        f"Node {index} of {self.solver!r} refers to the noise of the later node {register.node}."
+                    )
                 if register.node >= len(self.nodes):
-                    msg = f"Node {index} of {self.solver!r} refers to node {register.node}, which was never built."
-                    raise PushforwardError(msg)
+                    raise PushforwardError(
+                        f"Node {index} of {self.solver!r} refers to node {register.node}, which was never built."
+                    )
 
     @property
     def basis(self) -> Basis:

@@ -86,11 +86,10 @@ def reverse_transition(process: Process, end: Tensor, times: Tensor, noise: floa
         shrink = process.transition(times, end) @ ratio
         return Operator(ratio.coefficients * shrink.coefficients.pow(noise**2), ratio.basis)
     if not reference and bool((end == 0).any()):
-        msg = (
+        raise PushforwardError(
             f"The reverse diffusion of {process.name!r} with noise {noise} has no limit at t = 0; "
             "end the grid at t_min."
         )
-        raise PushforwardError(msg)
     return last @ _magnus(process, end, times, noise, reference) @ back
 
 

@@ -44,16 +44,16 @@ def repeated(make: Callable[[Process, Tensor], Plan], process: Process, grid: Te
         PushforwardError: fewer than one repeat, or an implicit solver.
     """
     if repeats < 1:
-        msg = f"A step is taken once or more often; got repeats = {repeats}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"A step is taken once or more often; got repeats = {repeats}.")
     times = check_grid(process, grid)
     check_memory(STEP * repeats * len(times), f"A plan of {len(times) - 1:,} steps, each taken {repeats:,} times,")
     plans: list[Plan] = []
     for i in range(len(times) - 1):
         plans.append(make(process, times[i : i + 2]))
         if plans[i].implicit:
-            msg = f"The plan of {plans[i].solver!r} is implicit; only the steps of explicit solvers can be repeated."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"The plan of {plans[i].solver!r} is implicit; only the steps of explicit solvers can be repeated."
+            )
     builder = Builder(process, plans[0].solver, times, Gaussian(mean=plans[0].mean))
     up, covariance = process.transition(times[:-1], times[1:]), process.covariance(times)
     spread = (covariance[:-1] - up @ covariance[1:] @ up.T).cholesky()

@@ -48,16 +48,16 @@ def named(process: Process, solver: str, grid: Tensor, settings: Mapping[str, ob
         PushforwardError: no such solver, or it takes no such setting.
     """
     if solver not in SOLVERS:
-        msg = f"Unknown solver {solver!r}; known are {', '.join(SOLVERS)}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"Unknown solver {solver!r}; known are {', '.join(SOLVERS)}.")
     own = dict(settings)
     repeats = own.pop("repeats", None)
     check_settings(f"Solver {solver!r}", SOLVERS[solver], own)
     if repeats is None:
         return SOLVERS[solver](process, grid, **own)
     if not isinstance(repeats, int):
-        msg = f"The steps of a solver are repeated a whole number of times; got repeats = {repeats!r}."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"The steps of a solver are repeated a whole number of times; got repeats = {repeats!r}."
+        )
     return repeated(partial(SOLVERS[solver], **own), process, grid, repeats)
 
 
@@ -71,5 +71,4 @@ def check_settings(what: str, function: Callable[..., object], settings: Mapping
     known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("tableau", "arrivals", "name")]
     for name in settings:
         if name not in known:
-            msg = f"{what} has no setting {name!r}; it has {', '.join(known) or 'none'}."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"{what} has no setting {name!r}; it has {', '.join(known) or 'none'}.")

@@ -67,8 +67,9 @@ def bdia(process: Process, grid: Tensor, *, gamma: float = 0.5) -> Plan:
         PushforwardError: gamma is not in (0, 1].
     """
     if not 0 < gamma <= 1:
-        msg = f"BDIA needs gamma in (0, 1]; got {gamma}. (At 0 it is DDIM, and cannot be run backwards.)"
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"BDIA needs gamma in (0, 1]; got {gamma}. (At 0 it is DDIM, and cannot be run backwards.)"
+        )
 
     def constant(process: Process, times: Tensor) -> Operator:
         return Operator.scalar(torch.full_like(times[2:], gamma), process.blocks)

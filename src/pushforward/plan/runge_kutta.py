@@ -62,8 +62,7 @@ def runge_kutta(
             and `noise` for the rest, whose signal fades at many rates.
     """
     if tableau not in TABLEAUX:
-        msg = f"Unknown Runge–Kutta method {tableau!r}; known are {', '.join(TABLEAUX)}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"Unknown Runge–Kutta method {tableau!r}; known are {', '.join(TABLEAUX)}.")
     rule = TABLEAUX[tableau]
     if coordinates is None:
         coordinates = "signal" if process.blocks == 1 and not process.basis.shape else "noise"

@@ -50,8 +50,7 @@ def sscs(process: Process, grid: Tensor, *, order: int = 1) -> Plan:
         PushforwardError: the process has no such equilibrium, or there is no such order.
     """
     if order not in (1, 2):
-        msg = f"SSCS has order 1 (one network call a step) or 2 (two calls); got {order}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"SSCS has order 1 (one network call a step) or 2 (two calls); got {order}.")
     stationary = equilibrium(process)
     builder = Builder(process, "sscs", grid)
     clean = float(builder.grid[-1]) == 0
@@ -93,11 +92,10 @@ def equilibrium(process: Process) -> Operator:
     found = solved.view_as(g)
     constant = torch.allclose(found, found[:1].expand_as(found), rtol=1e-6, atol=1e-9)
     if failed.any() or not constant or torch.linalg.cholesky_ex(found).info.any():
-        msg = (
+        raise PushforwardError(
             f"SSCS splits off an equilibrium that is the same at all times, which vp and langevin have and "
             f"{process.name!r} has not; use ddpm, or gddim with noise 1."
         )
-        raise PushforwardError(msg)
     return Operator(found[0], diffusion.basis)
 
 

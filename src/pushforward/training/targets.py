@@ -75,8 +75,9 @@ class TargetTable:
         lesson = cls(process, times, (psi, noise), target, scale, is_image(prediction))
         for operator in (*lesson.state, *lesson.target, scale):
             if not operator.is_finite():
-                msg = f"Prediction {prediction!r} of {process.name!r} is infinite at some times; use 'residual'."
-                raise PushforwardError(msg)
+                raise PushforwardError(
+                    f"Prediction {prediction!r} of {process.name!r} is infinite at some times; use 'residual'."
+                )
         return lesson
 
     def draw(self, images: Tensor, k: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,19 +110,17 @@ def _check_ends(process: Process, reference: Gaussian) -> None:
     first, last = process.log_snr(torch.tensor([process.t_min, process.t_max], dtype=torch.float64)).exp().tolist()
     noise, left = 1 / first, last**2 * float(torch.as_tensor(reference.variance).max())
     if left > MOST_LEFT:
-        msg = (
+        raise PushforwardError(
             f"Images could not be drawn from noise: with these parameters of {process.name!r}, they still have "
             f"{left:.2g} times its variance at t_max = {process.t_max:g}, where {MOST_LEFT:g} is the most. Let more "
             "noise in, or raise t_max."
         )
-        raise PushforwardError(msg)
     if noise > MOST_NOISE:
-        msg = (
+        raise PushforwardError(
             f"Images could not be drawn clean: with these parameters of {process.name!r}, values in [-1, 1] have noise "
             f"of {noise:.2g} even at t_min = {process.t_min:g}, where {MOST_NOISE:g} is the most. Lower t_min, or let "
             "noise in more slowly."
         )
-        raise PushforwardError(msg)
 
 
 def spread_times(process: Process, reference: Gaussian, count: int) -> Tensor:

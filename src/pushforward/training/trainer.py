@@ -130,25 +130,20 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if self.steps is None and self.minutes is None:
-            msg = "Say when to stop: give steps or minutes."
-            raise PushforwardError(msg)
+            raise PushforwardError("Say when to stop: give steps or minutes.")
         for name in ("steps", "minutes", "batch", "learning_rate", "save_every", "log_every", "scale"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                msg = f"The option {name} must be positive; got {value}."
-                raise PushforwardError(msg)
+                raise PushforwardError(f"The option {name} must be positive; got {value}.")
         for name in ("sample_every", "warmup", "weight_decay", "seed"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 2**63:
-                msg = f"The option {name} must be 0 or more; got {value}."
-                raise PushforwardError(msg)
+                raise PushforwardError(f"The option {name} must be 0 or more; got {value}.")
         for name in ("ema", "label_dropout"):
             if not 0 <= getattr(self, name) < 1:
-                msg = f"The option {name} must be at least 0 and below 1; got {getattr(self, name)}."
-                raise PushforwardError(msg)
+                raise PushforwardError(f"The option {name} must be at least 0 and below 1; got {getattr(self, name)}.")
         if self.precision not in ("auto", "no", "bf16", "fp16"):
-            msg = f"The precision is auto, no, bf16 or fp16; got {self.precision!r}."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"The precision is auto, no, bf16 or fp16; got {self.precision!r}.")
 
 
 @dataclass(frozen=True)
@@ -240,8 +235,7 @@ class _Run:
 
     def __init__(self, config: TrainConfig, data: ImageData, folder: Path, stop: Stop) -> None:
         if len(data) == 0:
-            msg = "There are no images to train on."
-            raise PushforwardError(msg)
+            raise PushforwardError("There are no images to train on.")
         _check_labels(data)
         self.config, self.data, self.folder, self.stop = config, data, folder, stop
         channels, *size = data.images.shape[1:]
@@ -273,11 +267,10 @@ class _Run:
         assert isinstance(self.model.denoiser, Network)
         self.clock = (self.model.denoiser.time_scale * self.lesson.times).to(self.device, torch.float32)
         if config.compile and self.device.type == "cpu":
-            msg = (
+            raise PushforwardError(
                 "On a CPU, torch.compile has given wrong gradients of these networks (PyTorch 2.13: off by 0.4 of "
                 "their size): leave --compile out, or train on a GPU."
             )
-            raise PushforwardError(msg)
         network: nn.Module = torch.compile(self.network) if config.compile else self.network  # type: ignore[assignment]
         self.wrapped, self.optimizer = self.accelerator.prepare(network, optimizer)
         self.step, self.seconds, self.losses = 0, 0.0, list[float]()
@@ -393,11 +386,10 @@ class _Run:
         self.unread.clear()
         for value in values:
             if not math.isfinite(value):
-                msg = (
+                raise PushforwardError(
                     f"The loss is not finite at step {len(self.losses)}; the last checkpoint is kept. "
                     "Use a lower learning rate."
                 )
-                raise PushforwardError(msg)
             self.losses.append(value)
 
     @torch.no_grad()
@@ -458,11 +450,10 @@ class _Run:
         except (OSError, SafetensorError) as error:
             why = (error.strerror if isinstance(error, OSError) else None) or str(error)
             kept = f"the checkpoint of step {self.saved} is kept" if self.saved else "there is no checkpoint yet"
-            msg = (
+            raise PushforwardError(
                 f"The {what} of step {self.step} cannot be written to {self.folder} ({why}); {kept}. Mend that, and "
                 "the same command goes on."
-            )
-            raise PushforwardError(msg) from error
+            ) from error
         if clock is not None:
             now = time.monotonic()
             clock.done(now, now - began)
@@ -517,8 +508,7 @@ class _Run:
         path = self._training / "checkpoint.pt"
         for file in (path, path.with_name("log.jsonl")):
             if file.exists() and not file.is_file():
-                msg = f"{file} is no file; remove it."
-                raise PushforwardError(msg)
+                raise PushforwardError(f"{file} is no file; remove it.")
         if path.exists():
             try:
                 self._load(torch.load(path, map_location="cpu", weights_only=True), path)
@@ -526,8 +516,7 @@ class _Run:
                 raise
             except Exception as error:  # of pickle, zip, or what the parts find missing or of another kind
                 what = f"lacks the entry {error}" if isinstance(error, KeyError) else "is no readable checkpoint"
-                msg = f"{path} {what}; remove it to start anew."
-                raise PushforwardError(msg) from error
+                raise PushforwardError(f"{path} {what}; remove it to start anew.") from error
         if self.accelerator.is_main_process:
             self._tidy()
         return self.step
@@ -553,11 +542,10 @@ class _Run:
         if not changed and shapes[0] != shapes[1]:
             changed.append("classes or captions")
         if changed:
-            msg = (
+            raise PushforwardError(
                 f"{self.folder} holds a training with other settings ({', '.join(changed)} differ); "
                 "give the same ones to go on with it, or another folder."
             )
-            raise PushforwardError(msg)
 
     def _tidy(self) -> None:
         """Drop what came after the checkpoint, as it will come again, and what a kill left half written."""
@@ -665,11 +653,10 @@ def _check_labels(data: ImageData) -> None:
     fitting = labels.shape == (len(data),) and not labels.is_floating_point()
     if not fitting or int(labels.min()) < 0 or int(labels.max()) >= classes:
         got = f"from {labels.min().item()} to {labels.max().item()}" if labels.numel() else "none"
-        msg = (
+        raise PushforwardError(
             f"{len(data)} images of {classes} classes need as many labels, whole numbers from 0 to {classes - 1}; got "
             f"{tuple(labels.shape)} of them, {got}."
         )
-        raise PushforwardError(msg)
 
 
 class _Enough(Exception):
@@ -702,8 +689,7 @@ def _accelerator(config: TrainConfig) -> Any:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
     except ImportError as error:
-        msg = "Training needs accelerate: pip install 'pushforward[train]'."
-        raise PushforwardError(msg) from error
+        raise PushforwardError("Training needs accelerate: pip install 'pushforward[train]'.") from error
     precision = config.precision
     if precision == "auto":
         fast = torch.cuda.is_available() or bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
@@ -714,8 +700,9 @@ def _accelerator(config: TrainConfig) -> Any:
         AcceleratorState._reset_state()
         accelerator = Accelerator(mixed_precision=precision)
     if config.batch % accelerator.num_processes:
-        msg = f"The batch of {config.batch} images does not split evenly over {accelerator.num_processes} processes."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"The batch of {config.batch} images does not split evenly over {accelerator.num_processes} processes."
+        )
     return accelerator
 
 

@@ -52,11 +52,11 @@ class Search:
 
     def __post_init__(self) -> None:
         if self.trials < 1 or not self.guidances or not self.skips or not all(0 <= s < 1 for s in self.skips):
-            msg = "A search needs a trial, a guidance, and skips from 0 up to below 1."
-            raise PushforwardError(msg)
+            raise PushforwardError("A search needs a trial, a guidance, and skips from 0 up to below 1.")
         if self.method == "deterministic" and self.trials > 1:
-            msg = "Deterministic codes are the same in every trial; take 1 trial, or the stochastic method."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                "Deterministic codes are the same in every trial; take 1 trial, or the stochastic method."
+            )
 
     @property
     def count(self) -> int:
@@ -115,11 +115,10 @@ def edits(
         PushforwardError: a model that reads no prompts and has no classes, or an image of another shape.
     """
     if model.text is None and not model.classes:
-        msg = (
+        raise PushforwardError(
             f"Model {model.name!r} reads no prompts and has no classes, so it cannot edit by them; see `pushforward "
             "translate`."
         )
-        raise PushforwardError(msg)
     check_images(search.count, image.shape, "candidates")
     for skip, plan in plans(model, sampler, search).items():
         diffusion = Diffusion(model, plan)
@@ -146,8 +145,9 @@ def plans(model: Model, sampler: SamplerSpec, search: Search) -> dict[float, Pla
     made: dict[float, Plan | Adaptive] = {}
     for skip in search.skips:
         if round((1 - skip) * sampler.steps) < 1:
-            msg = f"A skip of {skip:g} leaves none of the {sampler.steps} steps; skip less, or take more steps."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"A skip of {skip:g} leaves none of the {sampler.steps} steps; skip less, or take more steps."
+            )
         made[skip] = sampler_for(model, replace(sampler, start=1 - skip), search.method).plan(model)
     return made
 

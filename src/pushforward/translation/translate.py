@@ -102,8 +102,7 @@ def method_named(name: str, purpose: str = "translate") -> Method:
     for method in TRANSLATIONS:
         if name == method:
             return method
-    msg = f"Unknown way {name!r} to {purpose}; known are {', '.join(TRANSLATIONS)}."
-    raise PushforwardError(msg)
+    raise PushforwardError(f"Unknown way {name!r} to {purpose}; known are {', '.join(TRANSLATIONS)}.")
 
 
 def sampler_for(model: Model, sampler: SamplerSpec, method: Method) -> SamplerSpec:
@@ -218,14 +217,12 @@ def _check(one: Diffusion, other: Diffusion, method: Method) -> None:
         return
     shapes = [d.model.state_shape(1)[1:] for d in (one, other)]
     if shapes[0] != shapes[1]:
-        msg = (
+        raise PushforwardError(
             f"Codes of model {one.model.name!r} have shape {shapes[0]}, those of {other.model.name!r} {shapes[1]}: "
             "translate between models of one shape."
         )
-        raise PushforwardError(msg)
     noises = [0 if isinstance(d.plan, Adaptive) else len(d.plan.noises) for d in (one, other)]
     if noises[0] != noises[1]:
-        msg = (
+        raise PushforwardError(
             f"The source's plan takes {noises[0]} noises and the target's {noises[1]}; give both one solver and steps."
         )
-        raise PushforwardError(msg)

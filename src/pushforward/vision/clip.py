@@ -61,8 +61,7 @@ class Clip:
             PushforwardError: not images.
         """
         if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
-            msg = f"CLIP sees images (count, 1 or 3, height, width); got shape {tuple(images.shape)}."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"CLIP sees images (count, 1 or 3, height, width); got shape {tuple(images.shape)}.")
         x = (images.to(self._like).expand(-1, 3, -1, -1) + 1) / 2
         height, width = x.shape[2:]
         if min(height, width) != self.shortest:
@@ -126,8 +125,9 @@ class Clip:
         """
         count = len(source_images)
         if len(target_images) != count:
-            msg = f"A direction needs as many images after as before; got {len(target_images)} and {count}."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"A direction needs as many images after as before; got {len(target_images)} and {count}."
+            )
         words = self.fitting(target_prompts, count) - self.fitting(source_prompts, count)
         return alignment(self.images(target_images) - self.images(source_images), words)
 
@@ -139,8 +139,7 @@ class Clip:
         """
         several = [prompts] if isinstance(prompts, str) else list(prompts)
         if len(several) not in (1, count):
-            msg = f"{count} images need 1 prompt or {count}; got {len(several)}."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"{count} images need 1 prompt or {count}; got {len(several)}.")
         return self.texts(several).expand(count, -1)
 
     @property
@@ -157,8 +156,9 @@ def alignment(images: Tensor, words: Tensor) -> Tensor:
         PushforwardError: a prompt that does not change.
     """
     if not bool(words.norm(dim=1).gt(1e-5).all()):  # a hundred roundings of unit vectors
-        msg = "A direction needs source and target prompts that differ; at least one pair says the same to CLIP."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            "A direction needs source and target prompts that differ; at least one pair says the same to CLIP."
+        )
     return cosine_similarity(images, words)
 
 
@@ -178,33 +178,36 @@ def load_clip(name: str | os.PathLike[str], *, device: str | torch.device = "cpu
         from transformers import AutoConfig, AutoTokenizer, CLIPModel
         from transformers.image_processing_base import ImageProcessingMixin
     except ImportError as error:
-        msg = "CLIP needs `pip install 'pushforward[diffusers]'`."
-        raise PushforwardError(msg) from error
+        raise PushforwardError("CLIP needs `pip install 'pushforward[diffusers]'`.") from error
     from pushforward.model.diffusers.folders import FAULTS
 
     place = os.fspath(name)
     try:
         kind = AutoConfig.from_pretrained(place).model_type
         if kind != "clip":
-            msg = f"{place} is a model of kind {kind!r}, not clip; name one such as openai/clip-vit-base-patch32."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"{place} is a model of kind {kind!r}, not clip; name one such as openai/clip-vit-base-patch32."
+            )
         model = CLIPModel.from_pretrained(place).float().eval().requires_grad_(False)
         tokenizer = AutoTokenizer.from_pretrained(place)
         config, _ = ImageProcessingMixin.get_image_processor_dict(place)
     except FAULTS as error:
         reason = " ".join(str(error).split()).partition(". ")[0]
-        msg = f"{place} cannot be read as a CLIP model with its tokenizer and preprocessor_config.json: {reason}"
-        raise PushforwardError(msg) from error
+        raise PushforwardError(
+            f"{place} cannot be read as a CLIP model with its tokenizer and preprocessor_config.json: {reason}"
+        ) from error
     try:
         mean, deviation = (tuple(float(v) for v in config[key]) for key in ("image_mean", "image_std"))
         shortest = _shortest(config["size"])
     except (KeyError, TypeError) as error:
-        msg = f"The preprocessor_config.json of {place} lacks size, image_mean or image_std."
-        raise PushforwardError(msg) from error
+        raise PushforwardError(
+            f"The preprocessor_config.json of {place} lacks size, image_mean or image_std."
+        ) from error
     clip = Clip(model.to(device), tokenizer, shortest, mean, deviation)
     if shortest < clip.side:
-        msg = f"{place} scales images to {shortest}, and its model sees {clip.side}: mend its preprocessor_config.json."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"{place} scales images to {shortest}, and its model sees {clip.side}: mend its preprocessor_config.json."
+        )
     return clip
 
 

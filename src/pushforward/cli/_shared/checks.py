@@ -102,8 +102,7 @@ def check_outputs(
             continue
         place = os.path.realpath(path)
         if place in taken:
-            msg = f"{option} {path} is {taken[place]}, too; name another."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"{option} {path} is {taken[place]}, too; name another.")
         taken[place] = f"that of {option}"
     for path in files.values():
         if path is not None and str(path) != "-":

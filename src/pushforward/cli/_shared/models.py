@@ -62,8 +62,9 @@ def image_size(model: Model) -> tuple[int, int, int]:
     """
     shape = model.image_shape
     if shape is None or len(shape) != 3 or shape[0] not in (1, 3):
-        msg = f"Model {model.name!r} makes no images of known size ({shape or model.shape}): it cannot take images."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"Model {model.name!r} makes no images of known size ({shape or model.shape}): it cannot take images."
+        )
     return shape[0], shape[1], shape[2]
 
 
@@ -80,8 +81,9 @@ def pick_device(name: str) -> str:
     try:
         torch.ones(1, device=name).add(1).item()  # some have names, and no numbers
     except (RuntimeError, AssertionError, NotImplementedError, ValueError, ImportError) as error:
-        msg = f"Device {name!r} cannot be used here ({(str(error).splitlines() or ['unknown'])[0]}); try --device cpu."
-        raise PushforwardError(msg) from None
+        raise PushforwardError(
+            f"Device {name!r} cannot be used here ({(str(error).splitlines() or ['unknown'])[0]}); try --device cpu."
+        ) from None
     return name
 
 
@@ -97,16 +99,14 @@ def open_model(source: str, device: str, dtype: str = "float32", size: str | Non
 
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in kinds:
-        msg = f"The dtype is one of {', '.join(kinds)}; got {dtype!r}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"The dtype is one of {', '.join(kinds)}; got {dtype!r}.")
     return load(source, device=device, dtype=kinds[dtype], size=None if size is None else _pixels(size))
 
 
 def _pixels(text: str) -> int | tuple[int, int]:
     sides = [int(part) if part.isdecimal() else 0 for part in text.lower().split("x")]
     if len(sides) > 2 or min(sides) < 1:
-        msg = f"--size is a side in pixels, or HEIGHTxWIDTH as 512x768; got {text!r}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"--size is a side in pixels, or HEIGHTxWIDTH as 512x768; got {text!r}.")
     return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
@@ -133,8 +133,9 @@ def open_codes(path: Path, source: str | None, device: str) -> tuple[Code, dict[
     except PushforwardError as error:
         if source is not None:
             raise
-        msg = f"The codes are of model {info['model']!r}, which cannot be loaded; name it with --model. ({error})"
-        raise PushforwardError(msg) from None
+        raise PushforwardError(
+            f"The codes are of model {info['model']!r}, which cannot be loaded; name it with --model. ({error})"
+        ) from None
     check_codes(code, info, model)
     plan = plan_at(model, info["solver"], info["times"], info["settings"])
     note = other_weights(info, model)
@@ -158,19 +159,16 @@ def choose_labels(model: Model | Generator, names: Sequence[str], count: int, pr
     check_images(count, model.image_shape or ())
     reads = getattr(model, "text", None) is not None
     if prompts and not reads:
-        msg = f"Model {model.name!r} reads no prompts; leave --prompt out."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"Model {model.name!r} reads no prompts; leave --prompt out.")
     if prompts:
         if names:
-            msg = "Give labels or prompts, not both."
-            raise PushforwardError(msg)
+            raise PushforwardError("Give labels or prompts, not both.")
         return [prompts[i % len(prompts)] for i in range(count)]
     if not names:
         return None
     if not model.classes:
         instead = "give a --prompt instead" if reads else "leave --label out"
-        msg = f"Model {model.name!r} has no classes; {instead}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"Model {model.name!r} has no classes; {instead}.")
     numbers = [class_number(model, name) for name in names]
     return torch.tensor(numbers)[torch.arange(count) % len(numbers)]
 
@@ -182,8 +180,7 @@ def with_negative_prompt(model: Model, negative: str) -> Model:
         PushforwardError: it reads no prompts.
     """
     if negative and model.text is None:
-        msg = f"Model {model.name!r} reads no prompts; leave --negative out."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"Model {model.name!r} reads no prompts; leave --negative out.")
     return replace(model, negative=negative)
 
 
@@ -199,8 +196,7 @@ def decoded(
 
     plan, count = diffusion.plan, len(code.start)
     if not isinstance(plan, Plan):
-        msg = "Codes are decoded by a plan; adaptive steps have none."
-        raise PushforwardError(msg)
+        raise PushforwardError("Codes are decoded by a plan; adaptive steps have none.")
     method, total = (Parallel(tolerance=1e-5), None) if plan.implicit else (None, plan.nfe * -(-count // batch))
     images = []
     with torch.no_grad(), progress("decoding", total=total, unit="call", quiet=quiet) as bar:

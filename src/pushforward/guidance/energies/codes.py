@@ -46,8 +46,7 @@ def chi() -> Energy:
         z = code.variables()
         rest = z.shape[1] - 1
         if rest < 1:
-            msg = "Energy 'chi' needs codes of at least 2 numbers; these have 1: take 'gaussian'."
-            raise PushforwardError(msg)
+            raise PushforwardError("Energy 'chi' needs codes of at least 2 numbers; these have 1: take 'gaussian'.")
         more = (z.square().sum(1) - rest) / rest
         return rest * (more - more.log1p()) / 2
 
@@ -81,8 +80,9 @@ def concentration(chunk: int = 4, shuffles: int = 100, *, seed: int = 0) -> Ener
         code; the bounds are in Wainwright, High-Dimensional Statistics, 2019.
     """
     if chunk < 1 or not 1 <= shuffles <= _MOST:
-        msg = f"Energy 'concentration' needs a chunk of at least 1 and 1 to {_MOST} shuffles; got {chunk}, {shuffles}."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"Energy 'concentration' needs a chunk of at least 1 and 1 to {_MOST} shuffles; got {chunk}, {shuffles}."
+        )
 
     @cache
     def orders(numbers: int) -> list[Tensor]:
@@ -93,8 +93,9 @@ def concentration(chunk: int = 4, shuffles: int = 100, *, seed: int = 0) -> Ener
         z = code.variables()
         numbers = z.shape[1]
         if numbers < chunk**2:
-            msg = f"Energy 'concentration' with chunk {chunk} needs codes of {chunk**2} numbers; these have {numbers}."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"Energy 'concentration' with chunk {chunk} needs codes of {chunk**2} numbers; these have {numbers}."
+            )
         improbable = _improbable([z, *(z.index_select(1, order.to(z.device)) for order in orders(numbers))], chunk)
         return improbable[0] + improbable[1:].mean(0)
 

@@ -70,17 +70,18 @@ class Energy:
             value: object = term.function(images, code)
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             if not isinstance(value, Tensor) or shape != (len(images),):
-                msg = f"Energy {term.name!r} must give one number an image, shape ({len(images)},); it gave {shape}."
-                raise PushforwardError(msg)
+                raise PushforwardError(
+                    f"Energy {term.name!r} must give one number an image, shape ({len(images)},); it gave {shape}."
+                )
             if wanted and not value.requires_grad:
-                msg = (
+                raise PushforwardError(
                     f"Energy {term.name!r} has no gradient: compute it from the images or the code with PyTorch's "
                     "differentiable functions, without detach(), no_grad() or numpy."
                 )
-                raise PushforwardError(msg)
             if value.is_meta or value.is_complex():
-                msg = f"Energy {term.name!r} must give real numbers; it gave {value.dtype} on {value.device}."
-                raise PushforwardError(msg)
+                raise PushforwardError(
+                    f"Energy {term.name!r} must give real numbers; it gave {value.dtype} on {value.device}."
+                )
             # where the images are, and not in 16 bits, in which sums and weights are too coarse
             found[term.name] = term.weight * value.to(images.device, torch.promote_types(value.dtype, torch.float32))
         return found

@@ -111,19 +111,16 @@ class Classifier:
         """
         if isinstance(label, str) and (found := self._named(label.strip().lower())):
             if len(found) > 1:
-                msg = f"The classifier has {len(found)} classes {label!r}, {found}; give a number."
-                raise PushforwardError(msg)
+                raise PushforwardError(f"The classifier has {len(found)} classes {label!r}, {found}; give a number.")
             return found[0]
         if isinstance(label, str) and not label.isdecimal():
             known = ", ".join(self.labels[:20]) + " …" * (len(self.labels) > 20)
             why = f"it knows: {known}" if self.labels else "its classes have no names: give a number"
-            msg = f"The classifier has no class {label!r}; {why}."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"The classifier has no class {label!r}; {why}.")
         number = int(label)
         if number < 0 or (self.labels and number >= len(self.labels)):
             most = f" to {len(self.labels) - 1}" if self.labels else " on"
-            msg = f"The classifier's classes go from 0{most}; got {number}."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"The classifier's classes go from 0{most}; got {number}.")
         return number
 
     def _named(self, name: str) -> list[int]:
@@ -188,8 +185,9 @@ def score(network: Network, *, low: bool = False, views: Views | None = None) ->
     def value(images: Tensor) -> Tensor:
         found = network(images)
         if tuple(found.shape) not in ((len(images),), (len(images), 1)):
-            msg = f"A score is one number an image, ({len(images)},) of these; the network gave {tuple(found.shape)}."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"A score is one number an image, ({len(images)},) of these; the network gave {tuple(found.shape)}."
+            )
         return found.flatten() if low else -found.flatten()
 
     return _averaged(value, views, "score")
@@ -267,21 +265,20 @@ def _transformers(place: str, device: str | torch.device) -> Classifier:
         from transformers import AutoModelForImageClassification
         from transformers.image_processing_base import ImageProcessingMixin
     except ImportError as error:
-        msg = "Classifiers from folders need `pip install 'pushforward[diffusers]'`."
-        raise PushforwardError(msg) from error
+        raise PushforwardError("Classifiers from folders need `pip install 'pushforward[diffusers]'`.") from error
     try:
         model, report = AutoModelForImageClassification.from_pretrained(place, output_loading_info=True)
         config, _ = ImageProcessingMixin.get_image_processor_dict(place)
     except FAULTS as error:
         reason = " ".join(str(error).split()).partition(". ")[0]
-        msg = f"{place} cannot be read as an image classifier with its preprocessor_config.json: {reason}"
-        raise PushforwardError(msg) from error
+        raise PushforwardError(
+            f"{place} cannot be read as an image classifier with its preprocessor_config.json: {reason}"
+        ) from error
     if report["missing_keys"]:
-        msg = (
+        raise PushforwardError(
             f"The weights in {place} lack {len(report['missing_keys'])} of the classifier's tensors, "
             f"{min(report['missing_keys'])} for one; name a model that was trained to classify."
         )
-        raise PushforwardError(msg)
     see = _processor(config, place)
     model = model.float().eval().requires_grad_(False).to(device)
     like = next(model.parameters())
@@ -302,8 +299,9 @@ def _processor(config: Mapping[str, Any], place: str) -> Network:
         if config.get("do_normalize", True):
             mean, deviation = config["image_mean"], config["image_std"]
     except (KeyError, TypeError, ValueError) as error:
-        msg = f"The preprocessor_config.json of {place} lacks size, crop_size, image_mean or image_std."
-        raise PushforwardError(msg) from error
+        raise PushforwardError(
+            f"The preprocessor_config.json of {place} lacks size, crop_size, image_mean or image_std."
+        ) from error
 
     def see(images: Tensor) -> Tensor:
         x = (images + 1) / 2
@@ -379,8 +377,9 @@ def _embedded(network: Network, image: Tensor, name: str) -> Tensor:
 def _embeddings(network: Network, images: Tensor) -> Tensor:
     found = network(images)
     if found.ndim != 2 or len(found) != len(images):
-        msg = f"The network must embed {len(images)} images as ({len(images)}, d); it gave {tuple(found.shape)}."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"The network must embed {len(images)} images as ({len(images)}, d); it gave {tuple(found.shape)}."
+        )
     return found
 
 
@@ -407,9 +406,8 @@ def _logits(known: Classifier, images: Tensor, number: int) -> Tensor:
     found = known.logits(images)
     found = found[:, None] if found.ndim == 1 else found
     if found.ndim != 2 or len(found) != len(images) or number >= found.shape[1]:
-        msg = (
+        raise PushforwardError(
             f"A classifier must answer logits ({len(images)}, classes) of {len(images)} images, with a class {number}; "
             f"it gave {tuple(found.shape)}."
         )
-        raise PushforwardError(msg)
     return found

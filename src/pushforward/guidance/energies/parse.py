@@ -63,8 +63,7 @@ class _Words:
     def word(self, name: str, default: str | None = None) -> str:
         value = self.left.pop(name, default)
         if value is None:
-            msg = f"Energy {self.text!r} needs {name}=…; see `pushforward guide --help`."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"Energy {self.text!r} needs {name}=…; see `pushforward guide --help`.")
         return value
 
     def number(self, name: str, default: float) -> float:
@@ -75,21 +74,20 @@ class _Words:
                 raise ValueError
             return number
         except ValueError:
-            msg = f"The {name} of energy {self.text!r} must be a number; got {value!r}."
-            raise PushforwardError(msg) from None
+            raise PushforwardError(f"The {name} of energy {self.text!r} must be a number; got {value!r}.") from None
 
     def whole(self, name: str, default: int) -> int:
         value = self.number(name, default)
         if value != value // 1 or not value >= 0:
-            msg = f"The {name} of energy {self.text!r} must be a whole number, not below 0; got {value:g}."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"The {name} of energy {self.text!r} must be a whole number, not below 0; got {value:g}."
+            )
         return int(value)
 
     def yes(self, name: str, default: bool) -> bool:
         value = self.word(name, str(default)).lower()
         if value not in ("true", "false"):
-            msg = f"The setting {name} of energy {self.text!r} is true or false; got {value!r}."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"The setting {name} of energy {self.text!r} is true or false; got {value!r}.")
         return value == "true"
 
     def used(self, kind: str, place: str, load: Callable[[str], _T]) -> _T:
@@ -158,8 +156,7 @@ def _low_pass(words: _Words) -> Energy:
 def _masked(words: _Words) -> Energy:
     image, mask = words.image(), words.mask()
     if mask is None:
-        msg = f"Energy {words.text!r} needs mask=FILE, white where the image is known."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"Energy {words.text!r} needs mask=FILE, white where the image is known.")
     return known.masked(image, mask, deviation=words.number("deviation", 0.1))
 
 
@@ -170,8 +167,7 @@ def _colour(words: _Words) -> Energy:
     except ValueError:
         rgb = []
     if len(text) != 6 or not rgb:
-        msg = f"A colour is written as #rrggbb, for instance #ff8000; got {words.about!r}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"A colour is written as #rrggbb, for instance #ff8000; got {words.about!r}.")
     if words.setting.shape[0] == 1:
         rgb = [sum(rgb) / 3]
     return known.colour(rgb, words.mask(), deviation=words.number("deviation", 0.1))
@@ -189,21 +185,18 @@ def _python(words: _Words) -> Energy:
     path, name = Path(words.about).expanduser(), words.word("name", "energy")
     spec = importlib.util.spec_from_file_location(f"_energy_{path.stem}", path)
     if not path.is_file() or spec is None or spec.loader is None:
-        msg = f"There is no Python file {path} for energy {words.text!r}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"There is no Python file {path} for energy {words.text!r}.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where dataclasses look themselves up
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        msg = f"{path} cannot be run ({type(error).__name__}: {error})."
-        raise PushforwardError(msg) from error
+        raise PushforwardError(f"{path} cannot be run ({type(error).__name__}: {error}).") from error
     function = getattr(module, name, None)
     if not callable(function):
-        msg = (
+        raise PushforwardError(
             f"{path} has no function {name!r}; it takes images (count, channels, height, width) in [-1, 1] and a code."
         )
-        raise PushforwardError(msg)
     return of(words.used("python", f"{path}:{name}", lambda _: function), name)
 
 
@@ -238,20 +231,19 @@ def energy(text: str, setting: Setting) -> Energy:
     kind, *rest = text.strip().split(":")
     kind = _SPELLINGS.get(kind, kind)
     if kind not in ENERGIES:
-        msg = f"Unknown energy {kind!r}; known are {', '.join(ENERGIES)}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"Unknown energy {kind!r}; known are {', '.join(ENERGIES)}.")
     about, settings = _parts(kind, rest)
     wanted = ENERGIES[kind][0]
     if bool(about) != bool(wanted):
         form = f"{kind}:{wanted}" if wanted else kind
-        msg = f"An energy {kind!r} is written {form}:key=value…; got {text!r}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"An energy {kind!r} is written {form}:key=value…; got {text!r}.")
     words = _Words(text, about, settings, setting)
     weight = words.number("weight", 1.0)
     made = ENERGIES[kind][2](words)
     if words.left:
-        msg = f"Energy {kind!r} has no setting {', '.join(words.left)}; it takes {ENERGIES[kind][1]}, weight=1."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"Energy {kind!r} has no setting {', '.join(words.left)}; it takes {ENERGIES[kind][1]}, weight=1."
+        )
     name = f"{kind}:{about}" if about and kind in ("clip", "colour") else kind
     if "label" in settings:
         name += f":{settings['label']}"
@@ -273,10 +265,9 @@ def _guarded(function: Function, name: str) -> Function:
         except Exception as error:
             lines = str(error).strip().splitlines() or [""]
             said = " ".join(lines if len(lines) < 4 else lines[-1:])  # TorchScript has the cause in its last line
-            msg = (
+            raise PushforwardError(
                 f"Energy {name!r} fails on images of shape {tuple(images.shape[1:])} ({type(error).__name__}: {said})."
-            )
-            raise PushforwardError(msg) from error
+            ) from error
 
     return energy
 
@@ -291,8 +282,7 @@ def _parts(kind: str, rest: list[str]) -> tuple[str, dict[str, str]]:
         key, equals, value = part.partition("=")
         key = key.strip().replace("_", "-")
         if equals and key in settings:
-            msg = f"Energy {kind!r} has its {key} twice."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"Energy {kind!r} has its {key} twice.")
         if equals and (key in own or (about and re.fullmatch(r"[a-z-]+", key))):
             settings[key], last = value.strip(), key
         elif last is not None:

@@ -62,11 +62,10 @@ def low_pass(image: Tensor, cells: int | tuple[int, int] | None = None, *, devia
 
     def pooled(x: Tensor) -> Tensor:
         if min(grid) < 1 or grid[0] > x.shape[2] or grid[1] > x.shape[3]:
-            msg = (
+            raise PushforwardError(
                 f"Energy 'low_pass' takes means over {grid[0]}x{grid[1]} cells, which do not fit into images of "
                 f"{x.shape[2]}x{x.shape[3]}; take fewer cells."
             )
-            raise PushforwardError(msg)
         return adaptive_avg_pool2d(x, grid)
 
     coarse = pooled(reference)
@@ -88,8 +87,7 @@ def masked(image: Tensor, mask: Tensor, *, deviation: float = 0.1) -> Energy:
     reference, known = one_image(image, "masked"), _mask(mask, "masked")
     if known.shape[1:] != reference.shape[2:]:
         shapes = f"{_size(known)} and {_size(reference)}"
-        msg = f"The mask of energy 'masked' must be as large as its image; they are {shapes}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"The mask of energy 'masked' must be as large as its image; they are {shapes}.")
     return of(_gaussian(lambda x: (x - fitting(reference, x, "masked")) * known.to(x), deviation), "masked")
 
 
@@ -108,16 +106,16 @@ def colour(rgb: Sequence[float] | float, mask: Tensor | None = None, *, deviatio
     """
     wanted = torch.tensor([rgb] if isinstance(rgb, int | float) else list(rgb), dtype=torch.float64)
     if len(wanted) not in (1, 3) or not bool((wanted.abs() <= 1).all()):
-        msg = f"A colour is 1 or 3 numbers in [-1, 1]; got {rgb}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"A colour is 1 or 3 numbers in [-1, 1]; got {rgb}.")
     where = None if mask is None else _mask(mask, "colour")
 
     def difference(x: Tensor) -> Tensor:
         if where is None:
             mean = x.mean((2, 3))
         elif where.shape[1:] != x.shape[2:]:
-            msg = f"The mask of energy 'colour' is {_size(where)} and the images are {_size(x)}; they must be the same."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"The mask of energy 'colour' is {_size(where)} and the images are {_size(x)}; they must be the same."
+            )
         else:
             mean = (x * where.to(x)).sum((2, 3)) / where.sum().to(x)
         return _less(mean, wanted.expand(1, mean.shape[1] if len(wanted) == 1 else -1), "colour")
@@ -160,11 +158,13 @@ def one_image(image: Tensor, name: str) -> Tensor:
     """
     one = image.detach()[None] if image.ndim == 3 else image.detach()
     if one.ndim != 4 or len(one) != 1 or one.shape[1] not in (1, 3) or 0 in one.shape:
-        msg = f"Energy {name!r} takes one image (1 or 3 channels, height, width); got shape {tuple(image.shape)}."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"Energy {name!r} takes one image (1 or 3 channels, height, width); got shape {tuple(image.shape)}."
+        )
     if not one.is_floating_point() or not bool((one.abs() <= BEYOND).all()):
-        msg = f"Energy {name!r} takes an image of numbers in [-1, 1]; of values up to 255, take x / 127.5 - 1."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"Energy {name!r} takes an image of numbers in [-1, 1]; of values up to 255, take x / 127.5 - 1."
+        )
     return one.clone()
 
 
@@ -176,16 +176,16 @@ def fitting(reference: Tensor, images: Tensor, name: str) -> Tensor:
     """
     if images.ndim != 4 or images.shape[1:] != reference.shape[1:]:
         shapes = f"{tuple(reference.shape[1:])}, the images {tuple(images.shape[1:])}"
-        msg = f"The reference of energy {name!r} has (channels, height, width) {shapes}; bring it to their shape."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"The reference of energy {name!r} has (channels, height, width) {shapes}; bring it to their shape."
+        )
     return reference.to(images)
 
 
 def _gaussian(difference: Callable[[Tensor], Tensor], deviation: float) -> Callable[[Tensor, Code], Tensor]:
     """Half the squared norm of what an image differs by, in deviations."""
     if not deviation > 0:
-        msg = f"A deviation must be positive; got {deviation}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"A deviation must be positive; got {deviation}.")
 
     def energy(images: Tensor, code: Code) -> Tensor:  # noqa: ARG001 - of an image alone
         return difference(images).flatten(1).double().square().sum(1) / (2 * deviation**2)
@@ -196,8 +196,9 @@ def _gaussian(difference: Callable[[Tensor], Tensor], deviation: float) -> Calla
 def _less(found: Tensor, wanted: Tensor, name: str) -> Tensor:
     """Difference of values `(count, channels, ...)` and `(1, channels, ...)`."""
     if found.shape[1] != wanted.shape[1]:
-        msg = f"The reference of energy {name!r} has {wanted.shape[1]} channels and the images have {found.shape[1]}."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"The reference of energy {name!r} has {wanted.shape[1]} channels and the images have {found.shape[1]}."
+        )
     return found - wanted.to(found)
 
 
@@ -205,11 +206,13 @@ def _mask(mask: Tensor, name: str) -> Tensor:
     """A mask as `(1, height, width)`."""
     one = mask.detach()[None] if mask.ndim == 2 else mask.detach()
     if one.ndim != 3 or len(one) != 1:
-        msg = f"The mask of energy {name!r} must be (height, width) or (1, height, width); got {tuple(mask.shape)}."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"The mask of energy {name!r} must be (height, width) or (1, height, width); got {tuple(mask.shape)}."
+        )
     if not bool(((one == 0) | (one == 1)).all()) or not bool(one.any()):
-        msg = f"The mask of energy {name!r} must be 1 somewhere and 0 elsewhere; it has other values, or no 1."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"The mask of energy {name!r} must be 1 somewhere and 0 elsewhere; it has other values, or no 1."
+        )
     return one.clone()
 
 

@@ -40,14 +40,14 @@ def views(count: int = 50, *, seed: int = 0) -> Views:
         PushforwardError: a count below 1; when called, not images.
     """
     if count < 1:
-        msg = f"There must be at least 1 view; got {count}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"There must be at least 1 view; got {count}.")
     draws = torch.rand(8, count, 1, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
     def seen(images: Tensor) -> Tensor:
         if images.ndim != 4 or 0 in images.shape:
-            msg = f"Views are of images (count, channels, height, width); got shape {tuple(images.shape)}."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"Views are of images (count, channels, height, width); got shape {tuple(images.shape)}."
+            )
         brightness, saturation, contrast, down, right, size, top, left = draws.to(images)
         x = (images[:, None] + 1) / 2 + (brightness - 0.5)  # (n, count, channels, height, width) from here on
         x = _from(x, x.mean(2, keepdim=True), 2 * saturation)
@@ -74,8 +74,9 @@ def average(value: Callable[[Tensor], Tensor], images: Tensor, views: Views | No
         return value(images)
     several = views(images)
     if not len(several) or len(several) % len(images):
-        msg = f"Views must be as many for each image; of {len(images)} images there are {len(several)}."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"Views must be as many for each image; of {len(images)} images there are {len(several)}."
+        )
     return value(several).reshape(len(images), -1).mean(1)
 
 

@@ -76,8 +76,7 @@ class Folder:
         for place in (self.root / part, self.root):
             if (place / file).is_file():
                 return place
-        msg = f"{self.root} has no {part}/{file}; fetch the model again."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"{self.root} has no {part}/{file}; fetch the model again.")
 
 
 def find(root: Path) -> Folder:
@@ -90,13 +89,13 @@ def find(root: Path) -> Folder:
         index = read_json(root / INDEX)
         network = next((name for name in NETWORKS if Folder(root, index).has(name)), None)
         if network is None:
-            msg = f"The pipeline in {root}, a {index.get('_class_name')}, has no {' or '.join(NETWORKS)} to denoise by."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"The pipeline in {root}, a {index.get('_class_name')}, has no {' or '.join(NETWORKS)} to denoise by."
+            )
         return Folder(root, index, network)
     if (root / CONFIG).is_file():
         return Folder(root, {})
-    msg = f"{root} holds no model: neither {INDEX} (a pipeline) nor {CONFIG} (a network)."
-    raise PushforwardError(msg)
+    raise PushforwardError(f"{root} holds no model: neither {INDEX} (a pipeline) nor {CONFIG} (a network).")
 
 
 def download(source: str, revision: str | None) -> Path:
@@ -116,8 +115,9 @@ def download(source: str, revision: str | None) -> Path:
             return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
         except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
             at = f" at revision {revision!r}" if revision else ""
-            msg = f"No folder {source!r}, and the hub gives no model of that name{at}: {reason(error)}."
-            raise PushforwardError(msg) from error
+            raise PushforwardError(
+                f"No folder {source!r}, and the hub gives no model of that name{at}: {reason(error)}."
+            ) from error
 
     stems = {"": OF_DIFFUSERS[0], **{f"{name}/": OF_DIFFUSERS[0] for name in (*NETWORKS, *DECODERS)}}
     stems |= {f"{name}/": OF_TRANSFORMERS[0] for name in ENCODERS}
@@ -155,12 +155,12 @@ def load_network(folder: Path, classes: Sequence[str], dtype: torch.dtype | None
     """
     name = class_of(folder)
     if name not in classes:
-        msg = f"{folder / CONFIG} describes a {name}; only {' or '.join(classes)} can be read here."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"{folder / CONFIG} describes a {name}; only {' or '.join(classes)} can be read here.")
     cls = getattr(import_diffusers(), name, None)
     if cls is None:
-        msg = f"{folder / CONFIG} describes a {name}, which this version of diffusers lacks; install a newer one."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"{folder / CONFIG} describes a {name}, which this version of diffusers lacks; install a newer one."
+        )
     return _pretrained(cls, folder, OF_DIFFUSERS, dtype)
 
 
@@ -199,13 +199,13 @@ def load_tokenizer(folder: Folder, part: str) -> Any:
     _check(folder, part)
     place, name = folder.root / part, folder.index[part][1]
     if not place.is_dir():
-        msg = f"{folder.root} has no {part}; fetch the model again."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"{folder.root} has no {part}; fetch the model again.")
     try:
         return getattr(transformers, name).from_pretrained(place, local_files_only=True)
     except FAULTS as error:
-        msg = f"The {name} in {place} cannot be read: {reason(error)}; fetch the model again."
-        raise PushforwardError(msg) from error
+        raise PushforwardError(
+            f"The {name} in {place} cannot be read: {reason(error)}; fetch the model again."
+        ) from error
 
 
 def import_transformers() -> Any:
@@ -224,12 +224,14 @@ def import_transformers() -> Any:
 def _check(folder: Folder, part: str, classes: Sequence[str] = ()) -> None:
     kind = folder.index.get("_class_name", "network alone")
     if not folder.has(part):
-        msg = f"The model in {folder.root}, a {kind}, has no {part}, without which its prompts cannot be read."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"The model in {folder.root}, a {kind}, has no {part}, without which its prompts cannot be read."
+        )
     name = folder.index[part][1]
     if classes and name not in classes:
-        msg = f"The {part} of {folder.root} is a {name}; for a {kind}, only {' or '.join(classes)} can be read."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"The {part} of {folder.root} is a {name}; for a {kind}, only {' or '.join(classes)} can be read."
+        )
 
 
 def _weights(folder: Path, stems: tuple[str, str]) -> tuple[bool, str | None]:
@@ -244,10 +246,10 @@ def _weights(folder: Path, stems: tuple[str, str]) -> tuple[bool, str | None]:
             return found[variant], variant
     if found:
         names = ", ".join(sorted(map(str, found)))
-        msg = f"{folder} has weights of the variants {names} and no plain ones; leave one variant there."
-        raise PushforwardError(msg)
-    msg = f"{folder} lacks its weights, {stems[0]}.safetensors; fetch the model again."
-    raise PushforwardError(msg)
+        raise PushforwardError(
+            f"{folder} has weights of the variants {names} and no plain ones; leave one variant there."
+        )
+    raise PushforwardError(f"{folder} lacks its weights, {stems[0]}.safetensors; fetch the model again.")
 
 
 def _variants(folder: Path, stems: tuple[str, str]) -> dict[str | None, bool]:
@@ -272,13 +274,13 @@ def _pretrained(cls: Any, folder: Path, stems: tuple[str, str], dtype: torch.dty
             output_loading_info=True,
         )
     except FAULTS as error:
-        msg = f"The {cls.__name__} in {folder} cannot be read: {reason(error)}; fetch the model again."
-        raise PushforwardError(msg) from error
+        raise PushforwardError(
+            f"The {cls.__name__} in {folder} cannot be read: {reason(error)}; fetch the model again."
+        ) from error
     missing = sorted(report["missing_keys"])
     if missing:
-        msg = (
+        raise PushforwardError(
             f"The weights in {folder} lack {len(missing)} of the network's tensors, {missing[0]} for one; "
             "fetch the model again."
         )
-        raise PushforwardError(msg)
     return network.eval().requires_grad_(False)

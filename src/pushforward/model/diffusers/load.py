@@ -228,19 +228,21 @@ _UNREAD: dict[
 
 def _check_kind(settings: Settings, kind: str, folder: Folder, place: Path) -> None:
     if kind not in _KINDS:
-        msg = f"{place / CONFIG} describes a {kind}; only {', '.join(_KINDS)} can be read here."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"{place / CONFIG} describes a {kind}; only {', '.join(_KINDS)} can be read here.")
     if not folder.index and kind != "UNet2DModel":
-        msg = f"{folder.root} is a {kind} alone; give the folder of its whole pipeline, with model_index.json."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"{folder.root} is a {kind} alone; give the folder of its whole pipeline, with model_index.json."
+        )
     _check_parts(folder, kind)
     for key, known in _UNREAD.get(kind, {}).items():
         if settings.get(key) not in known:
-            msg = f"{place / CONFIG} has {key} {settings.get(key)!r}; such a {kind} cannot be read here."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"{place / CONFIG} has {key} {settings.get(key)!r}; such a {kind} cannot be read here."
+            )
     if folder.index.get("requires_aesthetics_score"):
-        msg = f"{folder.root} is a refiner, told of scores besides prompts; give the model whose images it refines."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"{folder.root} is a refiner, told of scores besides prompts; give the model whose images it refines."
+        )
 
 
 def _check_parts(folder: Folder, kind: str) -> None:
@@ -251,8 +253,9 @@ def _check_parts(folder: Folder, kind: str) -> None:
     others = [name for name in folder.index if folder.has(name) and name not in run]
     if others:
         parts = ", ".join(f"{name} ({folder.index[name][1]})" for name in others)
-        msg = f"{folder.root} draws with parts that are not run here, {parts}; its images would be others without them."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"{folder.root} draws with parts that are not run here, {parts}; its images would be others without them."
+        )
 
 
 def _check_pipeline(folder: Folder, kind: str) -> None:
@@ -260,19 +263,19 @@ def _check_pipeline(folder: Folder, kind: str) -> None:
     reader, pipeline = _KINDS[kind], folder.index.get("_class_name")
     if folder.index and pipeline not in reader.pipelines:
         known = ", ".join(reader.pipelines)
-        msg = f"{folder.root} is a {pipeline}; of a {kind}, only the pipelines {known} are drawn here as they draw."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"{folder.root} is a {pipeline}; of a {kind}, only the pipelines {known} are drawn here as they draw."
+        )
 
 
 def _channels(settings: Settings, source: str | Path, packed: bool, varied: bool) -> int:
     """Of what is denoised; a variance may follow it in the answer."""
     channels, given = settings["in_channels"], settings.get("out_channels") or settings["in_channels"]
     if given not in ((channels, 2 * channels) if varied else (channels,)):
-        msg = (
+        raise PushforwardError(
             f"The network of {source} takes {channels} channels and gives {given}; only networks that need no other "
             "image besides the noisy one can be read."
         )
-        raise PushforwardError(msg)
     return channels // 4 if packed else channels
 
 
@@ -284,18 +287,19 @@ def _field(
     if size is not None:
         pixels = (size, size) if isinstance(size, int) else size
         if any(n < 1 or n % (factor * patch) for n in pixels):
-            msg = f"Images of this model have sides that are multiples of {factor * patch} pixels; got {size}."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"Images of this model have sides that are multiples of {factor * patch} pixels; got {size}."
+            )
         height, width = (n // factor for n in pixels)
     elif sample is None:
-        msg = f"{place / CONFIG} does not say its sample_size; add it, the height and width of what it denoises."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"{place / CONFIG} does not say its sample_size; add it, the height and width of what it denoises."
+        )
     else:
         height, width = (sample, sample) if isinstance(sample, int) else sample
     most = settings.get("pos_embed_max_size")
     if most and max(height, width) > most * patch:
-        msg = f"Images of this model have no side above {most * patch * factor} pixels; got {size}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"Images of this model have no side above {most * patch * factor} pixels; got {size}.")
     return height, width
 
 

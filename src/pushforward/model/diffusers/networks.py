@@ -25,8 +25,7 @@ class Unet(nn.Module):
     def forward(self, u: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         unet: Any = self.unet
         if condition is None and unet.class_embedding is not None:
-            msg = "This model draws images by class: give a label."
-            raise PushforwardError(msg)
+            raise PushforwardError("This model draws images by class: give a label.")
         if unet.config["time_embedding_type"] == "learned":
             t = t.round().long()  # an index
         answer: Tensor = unet(u.to(unet.dtype), t, class_labels=condition).sample
@@ -132,8 +131,9 @@ class Flux(nn.Module):
 def _told(network: Any, states: Tensor | None, vector: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """What a text encoder said, in the network's dtype."""
     if states is None:
-        msg = "This network is told in words what to draw: use the model that model.given(prompts) gives."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            "This network is told in words what to draw: use the model that model.given(prompts) gives."
+        )
     return states.to(network.dtype), None if vector is None else vector.to(network.dtype)
 
 

@@ -103,23 +103,25 @@ def read_schedule(config: Settings, path: Path, tokens: int | None = None) -> Sc
     """
     name = config.get("trained") or config.get("_class_name")
     if name == "CMStochasticIterativeScheduler":
-        msg = f"{path} is of a consistency model, not a diffusion: open it with pushforward.load_generator."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"{path} is of a consistency model, not a diffusion: open it with pushforward.load_generator."
+        )
     if name not in _READERS:
-        msg = f"{path} describes a {name}, which cannot be read here; known are {', '.join(_READERS)}."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"{path} describes a {name}, which cannot be read here; known are {', '.join(_READERS)}."
+        )
     cls = getattr(import_diffusers(), str(name), None)
     if cls is None:
-        msg = f"{path} describes a {name}, which this version of diffusers lacks; install a newer one."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"{path} describes a {name}, which this version of diffusers lacks; install a newer one."
+        )
     parameters = signature(cls.__init__).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not Parameter.empty}
     try:
         own = {key: config.get(key, default) for key, default in defaults.items()}
         return _READERS[str(name)]({**own, "_class_name": name, "tokens": tokens})
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-        msg = f"{path} has a setting that cannot be read: {reason(error)}."
-        raise PushforwardError(msg) from error
+        raise PushforwardError(f"{path} has a setting that cannot be read: {reason(error)}.") from error
 
 
 def alphas_cumprod(settings: Settings) -> Tensor:
@@ -158,8 +160,7 @@ def _betas(settings: Settings) -> Tensor:
             return first + (last - first) * torch.linspace(-6, 6, count, dtype=torch.float64).sigmoid()
     if name not in _SIGNALS:
         known = ", ".join(["linear", "scaled_linear", "sigmoid", *_SIGNALS])
-        msg = f"Unknown beta_schedule {name!r}; known are {known}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"Unknown beta_schedule {name!r}; known are {known}.")
     signal = torch.tensor([_SIGNALS[name](n / count) for n in range(count + 1)], dtype=torch.float64)
     return (1 - signal[1:] / signal[:-1]).clamp_max(0.999)
 
@@ -185,8 +186,9 @@ def _table(settings: Settings, *, multistep: bool = False) -> Schedule:
     table = alphas_cumprod(settings)
     process = Discrete(tuple(table.tolist()))
     if len(table) != settings["num_train_timesteps"]:
-        msg = f"There are {len(table)} trained_betas, but num_train_timesteps is {settings['num_train_timesteps']}."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"There are {len(table)} trained_betas, but num_train_timesteps is {settings['num_train_timesteps']}."
+        )
     if settings.get("timestep_type") == "continuous" and prediction == "v":
         return _euler_edm(settings, process)
     _one_of(settings, "timestep_type", "discrete", "continuous")
@@ -220,8 +222,9 @@ def _table_grid(settings: Settings, process: Discrete, multistep: bool) -> Setti
     least, most = _levels(process)
     for key, level in zip(("sigma_min", "sigma_max"), given.values(), strict=True):
         if level is not None and not least * (1 - 1e-4) <= level <= most * (1 + 1e-4):
-            msg = f"The noise level {key} = {level:g} lies outside those of the table, {least:g} to {most:g}."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                f"The noise level {key} = {level:g} lies outside those of the table, {least:g} to {most:g}."
+            )
     if given["high"] is None and settings.get("rescale_betas_zero_snr"):
         given["high"] = math.sqrt(2**24 - 1)  # where diffusers lets these tables end
     ends = {key: level for key, level in given.items() if level is not None}
@@ -246,8 +249,7 @@ def _spread(settings: Settings) -> str | None:
     """The rule by which noise levels are placed, where there is one."""
     chosen = [rule for key, rule in _SPREADS.items() if settings.get(key)]
     if len(chosen) > 1:
-        msg = f"Only one of {', '.join(_SPREADS)} can place the noise levels; got {len(chosen)}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"Only one of {', '.join(_SPREADS)} can place the noise levels; got {len(chosen)}.")
     return chosen[0] if chosen else None
 
 
@@ -269,8 +271,9 @@ def _levels(process: Discrete) -> tuple[float, float]:
 
 def _one_of(settings: Settings, key: str, *known: str) -> None:
     if key in settings and settings[key] not in known:
-        msg = f"The setting {key} = {settings[key]!r} is not honoured here; known are {', '.join(known)}."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"The setting {key} = {settings[key]!r} is not honoured here; known are {', '.join(known)}."
+        )
 
 
 def _euler_edm(settings: Settings, process: Discrete) -> Schedule:
@@ -279,11 +282,10 @@ def _euler_edm(settings: Settings, process: Discrete) -> Schedule:
     given = {"sigma_min": settings["sigma_min"] or low, "sigma_max": settings["sigma_max"] or high}
     spread = _spread(settings)
     if spread is None or (settings["timestep_spacing"] != "linspace" and given != {k: settings[k] for k in given}):
-        msg = (
+        raise PushforwardError(
             "With timestep_type 'continuous', noise levels are placed by use_karras_sigmas, use_exponential_sigmas or "
             "use_beta_sigmas, between sigma_min and sigma_max; got none of the first, or no sigma_min and sigma_max."
         )
-        raise PushforwardError(msg)
     return _edm({"rho": 7.0, **settings, **given, "sigma_schedule": spread, "sigma_data": 1.0, "least": low})
 
 
@@ -300,8 +302,9 @@ def _edm(settings: Settings) -> Schedule:
     """EDM (Karras et al., arXiv 2206.00364, table 1): it predicts the residual for the reference N(0, sigma_data^2)."""
     prediction = settings["prediction_type"]
     if prediction not in ("epsilon", "v_prediction"):
-        msg = f"Unknown prediction_type {prediction!r} of an EDM scheduler; known are epsilon and v_prediction."
-        raise PushforwardError(msg)
+        raise PushforwardError(
+            f"Unknown prediction_type {prediction!r} of an EDM scheduler; known are epsilon and v_prediction."
+        )
     process = VE(t_min=settings["sigma_min"], t_max=settings["sigma_max"])
     reference = Gaussian(settings["sigma_data"] ** 2)
     network = {
@@ -324,8 +327,7 @@ def _flow(settings: Settings) -> Schedule:
         ("stochastic_sampling", "every step renews all noise"),
     ):
         if settings.get(key):
-            msg = f"Flow models with {key} cannot be read: their {why}."
-            raise PushforwardError(msg)
+            raise PushforwardError(f"Flow models with {key} cannot be read: their {why}.")
     count, spread = settings["num_train_timesteps"], _spread(settings)
     process = Flow(t_min=1 / count)
     network = {"prediction": _prediction(settings), "time_scale": float(count), **_bounds(settings)}
@@ -345,8 +347,9 @@ def _flow(settings: Settings) -> Schedule:
     low, high = _levels(Discrete(tuple(alphas_cumprod(settings).tolist())))
     if spread is not None:  # at the noise levels of the table
         if settings["_class_name"] != "UniPCMultistepScheduler" or spread != "karras":
-            msg = "Noise levels of a table (use_karras_sigmas and the like) are not those of use_flow_sigmas: set one."
-            raise PushforwardError(msg)
+            raise PushforwardError(
+                "Noise levels of a table (use_karras_sigmas and the like) are not those of use_flow_sigmas: set one."
+            )
         low, high = settings["sigma_min"] or low, settings["sigma_max"] or high
         grid = {"name": "levels", "spread": spread, "low": low, "high": high}
     if not _to_zero(settings):
@@ -367,8 +370,7 @@ def _dynamic_shift(settings: Settings) -> float:
 def _prediction(settings: Settings) -> str:
     name = settings.get("prediction_type", "flow_prediction")
     if name not in _PREDICTIONS:
-        msg = f"Unknown prediction_type {name!r}; known are {', '.join(_PREDICTIONS)}."
-        raise PushforwardError(msg)
+        raise PushforwardError(f"Unknown prediction_type {name!r}; known are {', '.join(_PREDICTIONS)}.")
     return _PREDICTIONS[name]
 
 
