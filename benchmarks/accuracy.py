@@ -114,7 +114,7 @@ class Ours:
 
 def solvers(case: Case) -> Iterator[Ours]:
     """Every solver of ours with sensible settings."""
-    scale = math.sqrt(float(torch.as_tensor(case.white.variance)))
+    scale = math.sqrt(float(case.white.variance))
     grids: dict[str, Callable[[Process, int], Tensor]] = {
         "uniform": grid.uniform,
         "quadratic": grid.power,
@@ -382,8 +382,8 @@ def _start(process: Process, reference: Gaussian, shape: tuple[int, ...], dtype:
     z = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     time = torch.tensor([process.t_max], dtype=torch.float64)
     state = root(process, time, reference)[0](z)
-    if isinstance(reference.mean, Tensor):
-        state = state + process.transition(time, torch.zeros_like(time))[0](process.lift(reference.mean[None].double()))
+    if (mean := reference.mean_state(process, state)) is not None:
+        state = state + process.signal(time)[0](mean)
     return state.to(dtype)
 
 

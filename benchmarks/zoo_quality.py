@@ -89,7 +89,7 @@ def held_out_loss(model: Model, images: Tensor, labels: Tensor | list[str] | Non
     """Mean square of prediction less target, at random times of the lesson."""
     assert isinstance(model.denoiser, Network)
     network = model.denoiser
-    reference = Gaussian(float(torch.as_tensor(model.reference.variance)))
+    reference = Gaussian(float(model.reference.variance))
     lesson = TargetTable.make(model.process, network.prediction, reference).to(torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     losses = []

@@ -77,7 +77,7 @@ def draw(plan: Plan, path: Path) -> None:
     figure = Figure(figsize=(3.8 * count, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, count)
-    times = torch.tensor([node.time for node in plan.nodes], dtype=torch.float64)
+    times = plan.node_times
     inside = (times > 0) & (times < plan.process.t_max)
     chain = torch.zeros_like(inside)
     chain[list(plan.steps)] = True

@@ -519,7 +519,7 @@ def _product(
 
 
 def _prepared(plan: Plan, denoiser: Denoiser, like: Tensor) -> Ask:
-    times = torch.tensor([node.time for node in plan.nodes if node.asks], dtype=torch.float64)
+    times = plan.asked_times
     with torch.enable_grad():
         return denoiser.at(plan.process, times, like)
 

@@ -113,7 +113,7 @@ def naive_inversion(
     Raises:
         PushforwardError: a plan with other rows, a state of the wrong shape, or a result that is not finite.
     """
-    process, times = plan.process, _times(plan)
+    process, times = plan.process, plan.node_times
     late = [asked == "target" or float(t) < process.t_min * (1 - 1e-9) for t in times]
     rows = _rows(plan, 1, invertible=[not x for x in late[1:]])
     zero = torch.zeros_like(times)
@@ -173,7 +173,7 @@ def _prepared(
             f"{tuple(other.shape)}, {other.dtype}."
         )
     basis, dtype = plan.basis, dtype or one.dtype
-    times = _times(plan)
+    times = plan.node_times
     times = torch.where(
         times > 0, times, plan.process.t_min
     )  # a network is never asked at 0, nor can be prepared for it
@@ -183,10 +183,6 @@ def _prepared(
         return basis.forward(ask(n, basis.inverse(v).to(dtype)).to(v))
 
     return basis.forward(one), basis.forward(other), answer
-
-
-def _times(plan: Plan) -> Tensor:
-    return torch.tensor([node.time for node in plan.nodes], dtype=torch.float64)
 
 
 def _pixels(plan: Plan, one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:

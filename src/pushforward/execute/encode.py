@@ -108,14 +108,12 @@ class _Encoding:
         self.frequencies = len(self.basis.shape)
         self.asked = [k for k, node in enumerate(plan.nodes) if node.asks]
         self.place = {k: i for i, k in enumerate(self.asked)}
-        times = torch.tensor([plan.nodes[k].time for k in self.asked], dtype=torch.float64)
-        self.ask = denoiser.at(plan.process, times, clean)
+        self.ask = denoiser.at(plan.process, plan.asked_times, clean)
         self.program, _ = compiled(plan, clean)
         self.noises: dict[int, Tensor] = {}
         self.fixed: dict[Register, Tensor] = {}
-        if isinstance(plan.mean, Tensor) or plan.mean:
-            image = plan.process.image(torch.zeros_like(clean[:1])) + torch.as_tensor(plan.mean).to(clean)
-            self.fixed[Register("mean", 0)] = self.basis.forward(plan.process.lift(image)).expand_as(clean)
+        if (mean := plan.mean_state(clean[:1])) is not None:
+            self.fixed[Register("mean", 0)] = self.basis.forward(mean).expand_as(clean)
 
     def solve(self, wanted: dict[int, Tensor], values: dict[Register, Tensor], *, sequential: bool) -> Encoded:
         """The noises that lead through the wanted states."""
@@ -153,8 +151,8 @@ class _Encoding:
     ) -> tuple[dict[int, Tensor], dict[Register, Tensor]]:
         """States of the oracle's plan, or drawn one by one; and what the network's plan has of noise and mean."""
         plan, values, chain = self.plan, dict(self.fixed), set(self.plan.steps)
-        times = torch.tensor([node.time for node in plan.nodes], dtype=torch.float64)
-        signal = plan.process.transition(times, torch.zeros_like(times))
+        times = plan.node_times
+        signal = plan.process.signal(times)
         spread = plan.process.covariance(times).cholesky()
         values |= {Register("answer", k): self.clean for k in self.asked}
 

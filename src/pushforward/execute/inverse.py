@@ -29,7 +29,7 @@ from pushforward.denoiser import Denoiser
 from pushforward.errors import Diverged, PushforwardError
 from pushforward.execute.anderson import Mixing
 from pushforward.execute.backward import one_step_rows
-from pushforward.execute.parallel import Parallel, Round, Subset, iterate, mean, parallel, system_of
+from pushforward.execute.parallel import Parallel, Round, Subset, iterate, parallel, system_of
 from pushforward.execute.sequential import check_start, run
 from pushforward.linear import Gaussian, Operator, root
 from pushforward.plan import Plan
@@ -106,7 +106,7 @@ def invert(
     constant = system.constant(None, len(end), end)
     last = system.pack(end[None])
     if clean is None:
-        states, answers = system.linear_start(torch.zeros_like(last), constant, mean(method.reference))
+        states, answers = system.linear_start(torch.zeros_like(last), constant, method.reference)
         moves = system.from_end((last - states[:, -1:])[:, 0])
         states, answers = states + moves, answers + system.respond(moves)
     else:
@@ -190,7 +190,7 @@ def _row_by_row(
 
     The moves `(a + b L)^-1 (u_next - a u - b D(u))`, with the reference's response L, are mixed as Anderson's.
     """
-    times = torch.tensor([node.time for node in plan.nodes[:-1]], dtype=torch.float64)
+    times = plan.node_times[:-1]
     response = (method.reference or Gaussian(0.25)).response(plan.process, times)
     ask = denoiser.at(plan.process, times, end)
     target, answer, calls = end, end if clean is None else clean, 0
@@ -239,7 +239,7 @@ def _mixed(history: list[tuple[Tensor, Tensor]]) -> Tensor:
 
 def _path_of_a_point(plan: Plan, clean: Tensor, end: Tensor) -> Tensor:
     """`Psi_k x + R_k z` at every node, with the z that leads to `end`: `(nodes, batch, k * channels, *field)`."""
-    times = torch.tensor([node.time for node in plan.nodes], dtype=torch.float64)
-    psi, factor = plan.process.transition(times, torch.zeros_like(times)), root(plan.process, times)
+    times = plan.node_times
+    psi, factor = plan.process.signal(times), root(plan.process, times)
     z = factor[-1].inverse()(end - psi[-1](clean))
     return torch.stack([psi[k](clean) + factor[k](z) for k in range(len(times))])

@@ -180,7 +180,7 @@ def parallel(
     drawn = {k: noise(k) for k in plan.noises} if noise is not None else {}
     system = system_of(plan, method.response, method.reference, start)
     constant = system.constant(drawn.__getitem__, len(start), start)
-    states, answers = system.linear_start(system.pack(start[None]), constant, mean(method.reference))
+    states, answers = system.linear_start(system.pack(start[None]), constant, method.reference)
     if method.reference is not None and not _sensible(system, states):
         return parallel(plan, denoiser, start, noise=drawn.__getitem__, method=replace(method, reference=None),
                         callback=callback)  # fmt: skip
@@ -217,7 +217,7 @@ def system_of(plan: Plan, kind: Response, reference: Gaussian | None, like: Tens
     The latest two are kept: chains and optimisers of codes ask for the same one, forwards and backwards, at every step,
     and on a GPU building it takes longer than solving it.
     """
-    variance = None if reference is None else torch.as_tensor(reference.variance, dtype=torch.float64)
+    variance = None if reference is None else reference.variance
     numbers = None if variance is None else (variance.shape, variance.numpy(force=True).tobytes())
     return _kept(_Asked(plan, kind, numbers, like.shape[1:], like.dtype, like.device, reference))
 
@@ -244,19 +244,14 @@ def _kept(asked: _Asked) -> System:
 
 def _response(plan: Plan, kind: Response, reference: Gaussian | None) -> Operator | None:
     """How the answers of `plan` are expected to move, at the nodes that ask."""
-    times = torch.tensor([node.time for node in plan.nodes if node.asks], dtype=torch.float64)
+    times = plan.asked_times
     match kind:
         case "gaussian":
             return (Gaussian(0.25) if reference is None else reference).response(plan.process, times)
         case "noise":
-            return plan.process.transition(times, torch.zeros_like(times)).inverse()
+            return plan.process.signal(times).inverse()
         case _:
             return None
-
-
-def mean(reference: Gaussian | None) -> float | Tensor:
-    """Mean of the reference, for all images or for each."""
-    return 0.0 if reference is None else reference.mean
 
 
 def iterate(
@@ -286,7 +281,7 @@ def iterate(
         callback: told after every round.
     """
     batch, count = len(like), len(system.asked)
-    times = torch.tensor([system.plan.nodes[k].time for k in system.asked], dtype=torch.float64)
+    times = system.plan.asked_times
     ask = denoiser.at(system.plan.process, times, like)
     nodes = torch.tensor(system.asked, device=like.device)
     place = torch.arange(count, device=like.device)

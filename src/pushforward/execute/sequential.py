@@ -64,11 +64,11 @@ def run(
         PushforwardError: no noise for a stochastic plan, a start of the wrong shape, an implicit plan, or a state that
             is not finite.
     """
-    asked = [node.time for node in plan.nodes if node.asks]
+    asked = plan.asked_times
     walk = steps(plan, start, noise=noise)
     state = next(walk)
-    ask = denoiser.at(plan.process, torch.tensor(asked, dtype=torch.float64), start)
-    for i, time in enumerate(asked):
+    ask = denoiser.at(plan.process, asked, start)
+    for i, time in enumerate(asked.tolist()):
         answer = ask(i, state)
         if callback is not None:
             callback(Progress(i + 1, len(asked), time, state, answer, len(state)))
@@ -100,9 +100,8 @@ def steps(plan: Plan, start: Tensor, *, noise: Noise | None = None) -> Generator
     basis = plan.basis
     program = compiled(plan, start)
     values: dict[Register, Tensor] = {}
-    if isinstance(plan.mean, Tensor) or plan.mean:
-        image = plan.process.image(torch.zeros_like(start[:1])) + torch.as_tensor(plan.mean).to(start)
-        values[Register("mean", 0)] = basis.forward(plan.process.lift(image)).expand_as(start)
+    if (mean := plan.mean_state(start[:1])) is not None:
+        values[Register("mean", 0)] = basis.forward(mean).expand_as(start)
     state = basis.forward(start)
     for k, (node, terms, last_used) in enumerate(zip(plan.nodes, *program, strict=True)):
         if k > 0:

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from pushforward.data.memory import check_memory
 from pushforward.errors import PushforwardError
-from pushforward.linear import IDENTITY, Operator
+from pushforward.linear import IDENTITY, POINT, Gaussian, Operator
 from pushforward.plan import Plan, Register
 
 _NUMBERS = 2**25  # coefficients of a matrix held at a time
@@ -131,9 +131,9 @@ class System:
             drawn = self.pack(torch.stack([noise(k).to(like) for k in plan.noises]))
             nodes = list(plan.noises)
             total[:, nodes] = self._noise[:, nodes] @ drawn
-        if isinstance(plan.mean, Tensor) or plan.mean:
-            image = plan.process.image(like.new_zeros(batch, *self._shape[1:])) + torch.as_tensor(plan.mean).to(like)
-            total += self._mean @ self.pack(plan.process.lift(image)[None])
+        mean = plan.mean_state(like.new_zeros(batch, *self._shape[1:]))
+        if mean is not None:
+            total += self._mean @ self.pack(mean[None])
         return total
 
     def residual(self, states: Tensor, answers: Tensor, constant: Tensor, first: int = 1) -> Tensor:
@@ -211,21 +211,21 @@ class System:
         """`L delta`: how the answers are expected to move."""
         return torch.zeros_like(moves) if self.response is None else self.response @ moves
 
-    def linear_start(self, start: Tensor, constant: Tensor, mean: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
+    def linear_start(self, start: Tensor, constant: Tensor, reference: Gaussian | None = None) -> tuple[Tensor, Tensor]:
         """States and answers of the reference itself: where all would be if the network were its posterior mean.
 
         Args:
             start: first state, `(frequencies, 1, k, columns)`.
             constant: as in `residual`.
-            mean: of the reference, as in `Gaussian`, or one for each image.
+            reference: by default of mean zero; its mean may be one for each image.
         """
         states, answers = torch.zeros_like(constant), torch.zeros_like(constant)
-        if isinstance(mean, Tensor) or mean:
-            process, batch = self.plan.process, constant.shape[3] // self._rest
-            image = process.image(constant.new_zeros(batch, *self._shape[1:])) + torch.as_tensor(mean).to(constant)
-            clean = process.lift(image)
-            times = torch.tensor([node.time for node in self.plan.nodes], dtype=torch.float64)
-            psi = process.transition(times, torch.zeros_like(times))
+        process, batch = self.plan.process, constant.shape[3] // self._rest
+        clean = (POINT if reference is None else reference).mean_state(
+            process, constant.new_zeros(batch, *self._shape[1:])
+        )
+        if clean is not None:
+            psi = process.signal(self.plan.node_times)
             answers = self.pack(clean.expand(self.size, *clean.shape))
             states = self.pack(torch.stack([psi[k](clean) for k in range(self.size)]))
         moves = torch.zeros_like(states)
@@ -367,8 +367,8 @@ def _packed(operator: Operator) -> Tensor:
 
 def _deviations(plan: Plan) -> Operator:
     """`diag` of each node's marginal deviation for data of unit variance, averaged over nothing: one a field."""
-    times = torch.tensor([node.time for node in plan.nodes], dtype=torch.float64)
-    psi = plan.process.transition(times, torch.zeros_like(times)).lift(plan.basis)
+    times = plan.node_times
+    psi = plan.process.signal(times).lift(plan.basis)
     total = (plan.process.covariance(times).lift(plan.basis) + psi @ psi.T).coefficients
     diagonal = total.diagonal(dim1=-2, dim2=-1).sqrt()
     return Operator(torch.diag_embed(diagonal), plan.basis)

@@ -181,7 +181,7 @@ def naive(diffusion: Diffusion, images: Tensor, labels: Labels = None, guidance:
     assert isinstance(plan, Plan)
     end, like = plan.times[-1:], diffusion.start(torch.zeros(diffusion.model.state_shape(1)))
     model = diffusion.model.to(like.device).given(labels, guidance)
-    state = plan.process.transition(end, torch.zeros_like(end))[0](plan.process.lift(images.to(like)))
+    state = plan.process.signal(end)[0](plan.process.lift(images.to(like)))
     return Code(diffusion.code(naive_inversion(plan, model.denoiser, state)))
 
 

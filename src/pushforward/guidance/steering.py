@@ -367,7 +367,7 @@ def _inpainting(
 
 def _gain(process: Process, times: Tensor, floor: float) -> Operator:
     """`Psi^-1 Sigma` at `times (n,)`, as `Psi^T (Psi Psi^T + floor Sigma)^-1 Sigma`."""
-    psi, covariance = process.transition(times, torch.zeros_like(times)), process.covariance(times)
+    psi, covariance = process.signal(times), process.covariance(times)
     gain = psi.T @ (psi @ psi.T + floor * covariance).inverse() @ covariance
     if not gain.is_finite():
         raise PushforwardError(

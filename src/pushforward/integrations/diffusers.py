@@ -227,14 +227,14 @@ class _Scheduler:
         if self._idle:
             self._plan = _idling(self._plan)
         self.num_inference_steps = count
-        self._times = _asked(self._plan)
+        self._times = self._plan.asked_times
         if grid is not None and grid.timesteps is not None:
             self._told = self._pairs(grid.times, grid.timesteps)
         self.timesteps = self._clock_tensor(self._times).to(device)
         self._given_grid = grid is not None and given is not None
         self.init_noise_sigma = 1.0
         if isinstance(schedule.process, VE):
-            self.init_noise_sigma = float((self._times[0] ** 2 + torch.as_tensor(reference.variance)).sqrt())
+            self.init_noise_sigma = float((self._times[0] ** 2 + reference.variance).sqrt())
         self._begin_index: int | None = None
         self._step_index: int | None = None
         self._run: _Run | None = None
@@ -398,7 +398,7 @@ class _Scheduler:
             rule: Mapping[str, Any] = self._plan.settings
             return exponential(process, times, reference=reference, name="auto", **rule)
         if settings.get("reference") in ("data", "spectrum"):
-            settings["reference"] = float(torch.as_tensor(reference.variance))
+            settings["reference"] = float(reference.variance)
         try:
             return _checked(plan_of(process, solver, times, settings), solver)
         except (TypeError, KeyError) as error:  # a word where a number should be, or the reverse
@@ -471,7 +471,7 @@ class _Scheduler:
         plan = self._plan
         if index and index in begins:
             plan = self._rest(begins.index(index))
-        times = _asked(plan)
+        times = plan.asked_times
         if index not in begins or not (len(times) == len(rest := self._times[index:]) and torch.allclose(times, rest)):
             calls = max(after - before for before, after in pairwise((*begins, len(self._times))))
             raise PushforwardError(
@@ -589,10 +589,6 @@ def _class_with(names: set[str]) -> str:
     raise PushforwardError(
         "The configuration does not say which scheduler it is of; give the scheduler itself, pipe.scheduler."
     )
-
-
-def _asked(plan: Plan) -> Tensor:
-    return torch.tensor([node.time for node in plan.nodes if node.asks], dtype=torch.float64)
 
 
 def _begins(plan: Plan) -> tuple[int, ...]:

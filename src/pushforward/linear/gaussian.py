@@ -35,63 +35,74 @@ from pushforward.linear.process import Process
 _PANELS, _NODES = 16, 12  # Gauss-Legendre panels for the angle; they give 1e-10 on every process here
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class Gaussian:
     """The Gaussian that data are referenced to.
 
     Args:
-        variance: one number for white covariance (0: point data), or one a DCT frequency, `(height, width)`.
+        variance: one number for white covariance (0: point data), or one per DCT frequency, `(height, width)`; kept in
+            float64.
         mean: of the images, a number or a tensor that broadcasts to `(channels, *field)`.
+
+    Raises:
+        PushforwardError: a variance that is negative or not finite.
     """
 
-    variance: float | Tensor = 0.0
-    mean: float | Tensor = 0.0
+    variance: Tensor
+    mean: Tensor
 
-    def __post_init__(self) -> None:
-        variance = torch.as_tensor(self.variance, dtype=torch.float64)
+    def __init__(self, variance: float | Tensor = 0.0, mean: float | Tensor = 0.0) -> None:
+        variance = torch.as_tensor(variance, dtype=torch.float64)
+        object.__setattr__(self, "variance", variance)
+        object.__setattr__(self, "mean", mean if isinstance(mean, Tensor) else torch.tensor(mean, dtype=torch.float64))
         if not bool((variance >= 0).all() & variance.isfinite().all()):
             raise PushforwardError("The variance of a reference Gaussian must be finite and not negative.")
 
     @property
     def basis(self) -> Basis:
         """Where its covariance is diagonal."""
-        return Basis(tuple(torch.as_tensor(self.variance).shape))
+        return Basis(tuple(self.variance.shape))
 
     def data_covariance(self, blocks: int) -> Operator:
         """C, as an operator on clean states (a velocity gets none here: the process brings its own)."""
-        variance = torch.as_tensor(self.variance, dtype=torch.float64)
         if blocks == 1:
-            return Operator.scalar(variance, basis=self.basis)
-        zero = torch.zeros_like(variance)
-        return Operator.block([[variance, zero], [zero, zero]], self.basis)
+            return Operator.scalar(self.variance, basis=self.basis)
+        zero = torch.zeros_like(self.variance)
+        return Operator.block([[self.variance, zero], [zero, zero]], self.basis)
+
+    def mean_state(self, process: Process, like: Tensor) -> Tensor | None:
+        """The mean as a clean state, shaped like states `(batch, k * channels, *field)`; `None` where it is zero."""
+        if not bool(self.mean.any()):
+            return None
+        return process.lift(self.mean.to(like) + torch.zeros_like(process.image(like)))
 
     def covariance(self, process: Process, t: Tensor) -> Operator:
         """Marginal covariance `Sigma_t` of the data under `process`."""
         if not self:
             return process.covariance(t)
-        psi = process.transition(t, torch.zeros_like(t))
+        psi = process.signal(t)
         return process.covariance(t) + psi @ self.data_covariance(process.blocks) @ psi.T
 
     def response(self, process: Process, t: Tensor) -> Operator:
         """`L_t` of the posterior mean `E[u_0 | u_t] = m + L_t (u_t - Psi m)`: `L = C Psi^T Sigma_t^-1`."""
-        psi = process.transition(t, torch.zeros_like(t))
+        psi = process.signal(t)
         return self.data_covariance(process.blocks) @ psi.T @ self.covariance(process, t).inverse()
 
     def snr(self, process: Process, t: Tensor) -> Tensor:
         """Signal-to-noise ratio of *these* data, `C` times the process's, `(*t.shape, *frequencies)`."""
-        variance, snr = torch.as_tensor(self.variance, dtype=torch.float64), process.snr(t)
-        if variance.ndim and snr.ndim == t.ndim:
-            snr = snr[(...,) + (None,) * variance.ndim]
-        return variance * snr
+        snr = process.snr(t)
+        if self.variance.ndim and snr.ndim == t.ndim:
+            snr = snr[(...,) + (None,) * self.variance.ndim]
+        return self.variance * snr
 
     def tempered(self, exponent: float = 0.5, scale: float = 1.0) -> Gaussian:
         """The spectrum drawn towards white: `scale * variance^exponent * average^(1 - exponent)`."""
-        variance = torch.as_tensor(self.variance, dtype=torch.float64)
-        return Gaussian(scale * variance.pow(exponent) * variance.mean().pow(1 - exponent), self.mean)
+        variance = self.variance.pow(exponent) * self.variance.mean().pow(1 - exponent)
+        return Gaussian(scale * variance, self.mean)
 
     def __bool__(self) -> bool:
         """Whether the Gaussian is more than a point (C = 0)."""
-        return bool((torch.as_tensor(self.variance) > 0).any())
+        return bool((self.variance > 0).any())
 
 
 POINT = Gaussian()

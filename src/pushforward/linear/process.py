@@ -67,13 +67,17 @@ class Process(ABC):
 
     # -- the same for every process -----------------------------------------------------------------------------
 
+    def signal(self, t: Tensor) -> Operator:
+        """`Psi(t, 0)`: what is left of the clean state at `t`."""
+        return self.transition(t, torch.zeros_like(t))
+
     def flow(self, t: Tensor) -> tuple[Operator, Operator]:
         """Probability-flow ODE `du/dt = on_state u + on_answer D`, with `D` the denoised state `E[u_0 | u_t]`.
 
         `du/dt = F u - 1/2 G G^T score` and `score = -Sigma^-1 (u - Psi(t, 0) D)` (Tweedie).
         """
         pull = 0.5 * (self.diffusion(t) @ self.covariance(t).inverse())
-        return self.drift(t) + pull, -(pull @ self.transition(t, torch.zeros_like(t)))
+        return self.drift(t) + pull, -(pull @ self.signal(t))
 
     def posterior_covariance(self, t: Tensor, s: Tensor) -> Operator:
         """`Cov[u_t | u_s, x_0]` for `t < s`."""
@@ -84,7 +88,7 @@ class Process(ABC):
 
     def snr(self, t: Tensor) -> Tensor:
         """Signal-to-noise ratio `Psi_x^T Sigma^-1 Psi_x` of the clean image in `u_t`, `(*t.shape, *basis.shape)`."""
-        psi = self.transition(t, torch.zeros_like(t))
+        psi = self.signal(t)
         covariance = self.covariance(t)
         value = (psi.T @ covariance.inverse() @ psi).entry(0, 0)
         return torch.where(covariance.entry(0, 0) > 0, value, torch.inf)
@@ -99,7 +103,7 @@ class Process(ABC):
 
     def log_snr_rate(self, t: Tensor) -> Tensor:
         """`d log_snr / dt`, from `d snr / dt = -Psi_x^T Sigma^-1 G G^T Sigma^-1 Psi_x`."""
-        pulled = self.covariance(t).inverse() @ self.transition(t, torch.zeros_like(t))
+        pulled = self.covariance(t).inverse() @ self.signal(t)
         rate = -(pulled.T @ self.diffusion(t) @ pulled).entry(0, 0) / self.snr(t)
         return 0.5 * rate[(...,) + (0,) * len(self.basis.shape)]
 
@@ -320,7 +324,7 @@ class Langevin(Process):
         third = torch.special.gammainc(torch.full_like(x, 3.0), x)
         cross = x.square() * (-x).exp() / (2 * math.sqrt(m))
         noise = Operator.block([[third, cross], [cross, (2 * x * (-x).exp() + third) / m]], self.basis)
-        psi = self.transition(t, torch.zeros_like(t)).coefficients[..., :, 1:]  # what the initial velocity becomes
+        psi = self.signal(t).coefficients[..., :, 1:]  # what the initial velocity becomes
         return Operator(noise.coefficients + self.gamma / m * psi @ psi.mT, self.basis)
 
 
@@ -376,7 +380,7 @@ def _fault(process: Process) -> str | None:
     t = torch.cat([low + (high - low) * even, low * (high / low) ** even, high - (high - low) * 0.5 ** (20 * even)])
     t = t.clamp(low, high).unique()  # sorted
     before = t[:-1]  # the signal may end at t_max
-    psi, noise, snr = process.transition(before, torch.zeros_like(before)), process.covariance(t), process.snr(t)
+    psi, noise, snr = process.signal(before), process.covariance(t), process.snr(t)
     if not all(bool(value.isfinite().all()) for value in (psi.coefficients, noise.coefficients, snr)):
         return "some coefficients are not finite, as with a negative variance or a number too large"
     size = noise.entry(0, 0) if noise.blocks == 1 else torch.linalg.det(noise.coefficients)

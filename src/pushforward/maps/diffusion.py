@@ -286,7 +286,7 @@ class Diffusion:
                        independent=independent, sequential=sequential, rows=rows, callback=callback)  # fmt: skip
         time, end, residual = self.plan.times[-1:], None, None
         if float(time) > 0:
-            gap = found.last - process.transition(time, torch.zeros_like(time))[0](clean)
+            gap = found.last - process.signal(time)[0](clean)
             end = process.covariance(time).cholesky()[0].inverse()(gap)
         else:
             residual = clean - found.last
@@ -335,9 +335,9 @@ class Diffusion:
         state = clean
         if end is not None:
             end = end.to(state)
-            signal = process.transition(time, torch.zeros_like(time))[0](clean)
+            signal = process.signal(time)[0](clean)
             state = signal + process.covariance(time).cholesky()[0](end)
-        back = process.transition(time, torch.zeros_like(time))[0].inverse()
+        back = process.signal(time)[0].inverse()
 
         def error(gap: Tensor) -> Tensor:
             return process.image(back(gap)).flatten(1).abs().amax(1)
@@ -395,7 +395,7 @@ class Diffusion:
     def _noised(self, clean: Tensor, stream: GaussianStream) -> Tensor:
         """The code of a state drawn from `q(u_0 | x)` at the plan's first time."""
         process, time = self.model.process, self.plan.times[:1]
-        signal, spread = process.transition(time, torch.zeros_like(time))[0], process.covariance(time).cholesky()[0]
+        signal, spread = process.signal(time)[0], process.covariance(time).cholesky()[0]
         return self.code(signal(clean) + spread(stream.draw().to(clean)))
 
     @property
@@ -416,10 +416,8 @@ class Diffusion:
     def _mean(self, like: Tensor) -> Tensor | float:
         """Mean of the terminal state for data of the reference."""
         reference, process, time = self.model.reference, self.model.process, self.plan.times[:1]
-        if not isinstance(reference.mean, Tensor) and not reference.mean:
-            return 0.0
-        image = torch.as_tensor(reference.mean).to(like) + torch.zeros_like(process.image(like))
-        return process.transition(time, torch.zeros_like(time))[0](process.lift(image))
+        mean = reference.mean_state(process, like)
+        return 0.0 if mean is None else process.signal(time)[0](mean)
 
     def _given(self, labels: Labels | int, guidance: float, count: int | None = None) -> Model:
         labels = listed(labels)
@@ -459,7 +457,7 @@ class Diffusion:
         if rest is not None and rest.end is not None:
             process, time = self.model.process, self.plan.times[-1:]
             signal = state - process.covariance(time).cholesky()[0](rest.end.to(state))
-            state = process.transition(time, torch.zeros_like(time))[0].inverse()(signal)
+            state = process.signal(time)[0].inverse()(signal)
         return state if rest is None or rest.residual is None else state + rest.residual.to(state)
 
 

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from pushforward.data.files import digest
+from pushforward.linear import Gaussian
 from pushforward.model.model import Model
 
 __all__ = ["contents", "model_digest"]
@@ -111,6 +112,9 @@ def _made_of(value: Any, seen: dict[int, tuple[object, Any]]) -> Any:
         return of(value.__wrapped__)
     if callable(getattr(value, "get_vocab", None)):
         return [_name(kind), _of_tokenizer(value)]
+    if isinstance(value, Gaussian):  # a number is one, be it kept as a tensor
+        parts = {"variance": value.variance, "mean": value.mean}
+        return [of(kind), {name: x if x.ndim else x.item() for name, x in parts.items()}]
     if is_dataclass(value):
         return [of(kind), of({one.name: getattr(value, one.name) for one in fields(value)})]
     if _own(kind.__module__) or kind.__module__.startswith("pushforward."):

@@ -278,7 +278,7 @@ def far_outside(images: Tensor, data: Gaussian, name: str) -> str | None:
         data: N(m, C).
         name: of the model.
     """
-    scale = torch.as_tensor(data.variance).mean().sqrt() + torch.as_tensor(data.mean).abs().max()
+    scale = data.variance.mean().sqrt() + data.mean.abs().max()
     largest, limit = float(images.detach().abs().max()), FAR * float(scale)
     if not largest > limit:
         return None
@@ -364,7 +364,7 @@ def save_model(model: Model, folder: Path, card: str = "", dtype: torch.dtype = 
         "process": model.process.config(),
         "shape": list(model.shape),
         "prediction": network.prediction,
-        "variance": float(torch.as_tensor(model.reference.variance)),
+        "variance": float(model.reference.variance),
         "network": module.config.to_dict(),
         "classes": list(model.classes),
         "info": dict(model.info),

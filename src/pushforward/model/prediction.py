@@ -80,7 +80,7 @@ def is_image(prediction: Prediction) -> bool:
 
 def posterior_scale(process: Process, t: Tensor, reference: Gaussian) -> Operator:
     """Standard deviation of the clean image given the state, for the reference's data: `sqrt(C / (1 + snr_C))`."""
-    variance = torch.as_tensor(reference.variance, dtype=torch.float64)
+    variance = reference.variance
     scale = (variance / (1 + reference.snr(process, t))).sqrt()
     basis = process.basis if process.basis.shape else reference.basis
     if process.blocks == 1:

@@ -12,7 +12,6 @@ References:
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from pushforward.linear import Process
@@ -33,7 +32,7 @@ def euler_maruyama(process: Process, grid: Tensor, *, noise: float = 1.0) -> Pla
     times, h = builder.grid, builder.grid.diff()
     drift, diffusion = process.drift(times), process.diffusion(times)
     pull = 0.5 * (1 + noise**2) * (diffusion @ process.covariance(times).inverse())
-    psi, factor = process.transition(times, torch.zeros_like(times)), diffusion.cholesky()
+    psi, factor = process.signal(times), diffusion.cholesky()
     current = builder.start()
     for k in range(len(times) - 1):
         slope = drift[k] @ current.state + pull[k] @ (current.state - psi[k] @ current.answer)

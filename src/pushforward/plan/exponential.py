@@ -142,7 +142,7 @@ class Rule:
         times = builder.grid
         self.x = variable_at(process, variable, times, reference)
         self._mean, self._noise = builder.mean, noise
-        self._psi = process.transition(times, torch.zeros_like(times))
+        self._psi = process.signal(times)
         self._covariance = reference.covariance(process, times)
         self._response, self._kappa = reference.response(process, times), kappa(process, times, reference)
         self._back = reverse_transition(process, times[1:], times[:-1], noise, reference)

@@ -84,7 +84,7 @@ def gddim(
     builder = Builder(process, "gddim", grid)
     times = builder.grid
     x = variable_at(process, variable, times, reference)
-    psi = process.transition(times, torch.zeros_like(times))
+    psi = process.signal(times)
     ahead = process.transition(times[1:], times[:-1])
     score = process.covariance(times).inverse()
     make = root if factor == "root" else _cholesky

@@ -46,7 +46,7 @@ def dpm_solver_pp(
     builder = Builder(process, "dpm++", grid)
     times = builder.grid
     log_snr = process.log_snr(times)
-    psi = process.transition(times, torch.zeros_like(times))
+    psi = process.signal(times)
     sigma = process.covariance(times)
     backs = reverse_transition(process, times[1:], times[:-1], noise, POINT)
     last = len(times) - 2
@@ -79,7 +79,7 @@ def unipc(process: Process, grid: Tensor, *, order: int = 2, lower_final: bool =
     builder = Builder(process, "unipc", grid)
     times = builder.grid
     x = process.log_snr(times)
-    psi = process.transition(times, torch.zeros_like(times))
+    psi = process.signal(times)
     factor = root(process, times)
     last = len(times) - 2
     current = builder.start()

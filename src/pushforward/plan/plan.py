@@ -37,7 +37,7 @@ from torch import Tensor
 
 from pushforward.data.memory import check_memory
 from pushforward.errors import PushforwardError
-from pushforward.linear import IDENTITY, Basis, Gaussian, Operator, Process
+from pushforward.linear import IDENTITY, POINT, Basis, Gaussian, Operator, Process
 from pushforward.plan.grid import STEP, check_grid
 
 
@@ -116,7 +116,7 @@ class Plan:
     solver: str
     nodes: tuple[Node, ...]
     steps: tuple[int, ...]
-    mean: float | Tensor = 0.0
+    mean: Tensor = POINT.mean
     settings: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -163,6 +163,20 @@ class Plan:
         return torch.tensor([self.nodes[k].time for k in self.steps], dtype=torch.float64)
 
     @property
+    def node_times(self) -> Tensor:
+        """Times of all nodes, `(nodes,)`."""
+        return torch.tensor([node.time for node in self.nodes], dtype=torch.float64)
+
+    @property
+    def asked_times(self) -> Tensor:
+        """Times at which the network is asked, `(nfe,)`, in the order of the nodes."""
+        return torch.tensor([node.time for node in self.nodes if node.asks], dtype=torch.float64)
+
+    def mean_state(self, like: Tensor) -> Tensor | None:
+        """The reference's mean as a clean state, shaped like states `(batch, k * channels, *field)`; `None`: zero."""
+        return Gaussian(mean=self.mean).mean_state(self.process, like)
+
+    @property
     def noises(self) -> tuple[int, ...]:
         """The nodes that take noise, in order."""
         return tuple(k for k, node in enumerate(self.nodes) if Register("noise", k) in node.terms)
@@ -203,7 +217,7 @@ class Builder:
         self.grid = check_grid(process, grid)
         size = 32 * process.blocks**2 * math.prod(process.basis.shape)  # four coefficients, at least
         check_memory((STEP + size) * len(grid), f"A plan of {len(grid):,} times for process {process.name!r}")
-        self._mean = reference.mean if reference is not None else 0.0
+        self._mean = (POINT if reference is None else reference).mean
         self._nodes: list[tuple[float, Terms]] = []
         self._steps: list[int] = []
         self._asks: set[int] = set()
@@ -230,9 +244,7 @@ class Builder:
     @property
     def mean(self) -> Terms:
         """The reference's mean, as a clean state."""
-        if not isinstance(self._mean, Tensor) and self._mean == 0:
-            return NOTHING
-        return self._unit("mean", 0)
+        return self._unit("mean", 0) if bool(self._mean.any()) else NOTHING
 
     def build(self, **settings: object) -> Plan:
         """The finished plan; `settings` are kept for reports."""

@@ -83,7 +83,7 @@ def _two_step(
     """The module's row, with `gains` giving Gamma for k = 1 … steps - 1."""
     builder = Builder(process, name, grid)
     times = builder.grid
-    psi, factor = process.transition(times, torch.zeros_like(times)), root(process, times)
+    psi, factor = process.signal(times), root(process, times)
     inverse, gain = factor[:-1].inverse(), gains(process, times)
     before, current = None, builder.start()
     for k, t in enumerate(times[1:]):

@@ -73,7 +73,7 @@ def runge_kutta(
         return -log_snr if coordinates == "noise" else torch.exp(-log_snr)
 
     def frame(t: Tensor) -> Operator:
-        return root(process, t) if coordinates == "noise" else process.transition(t, torch.zeros_like(t))
+        return root(process, t) if coordinates == "noise" else process.signal(t)
 
     current = builder.start()
     times, rule_nodes = builder.grid, torch.tensor(rule.nodes, dtype=torch.float64)
@@ -88,7 +88,7 @@ def runge_kutta(
     inverse = frames.inverse() * (-1 / (process.log_snr_rate(at) * (1 if coordinates == "noise" else variable(at))))
     on_state = inverse @ (on_state - process.drift(at))
     on_answer = inverse @ on_answer
-    psi, factor = process.transition(times, torch.zeros_like(times)), root(process, times)
+    psi, factor = process.signal(times), root(process, times)
     for k in range(len(times) - 1):
         if not regular[k]:
             ratio = factor[k + 1] @ factor[k].inverse()

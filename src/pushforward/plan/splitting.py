@@ -61,7 +61,7 @@ def sscs(process: Process, grid: Tensor, *, order: int = 1) -> Plan:
     strength = process.diffusion(middles) * -times.diff()
     precision = process.covariance(middles).inverse()
     on_state = strength @ (stationary.inverse() - precision)
-    on_answer = strength @ precision @ process.transition(middles, torch.zeros_like(middles))
+    on_answer = strength @ precision @ process.signal(middles)
 
     def push(k: int, at: Handle) -> Terms:
         return on_state[k] @ at.state + on_answer[k] @ at.answer

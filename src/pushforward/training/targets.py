@@ -62,7 +62,7 @@ class TargetTable:
         """The table at `count` times equally spaced in the reference's whitening angle."""
         _check_ends(process, reference)
         times = spread_times(process, reference, count)
-        psi = process.transition(times, torch.zeros_like(times))
+        psi = process.signal(times)
         noise = process.covariance(times).cholesky()
         on_state, on_prediction = denoising(process, prediction, times, reference)
         if is_image(prediction):
@@ -108,7 +108,7 @@ def _check_ends(process: Process, reference: Gaussian) -> None:
         PushforwardError: they are not.
     """
     first, last = process.log_snr(torch.tensor([process.t_min, process.t_max], dtype=torch.float64)).exp().tolist()
-    noise, left = 1 / first, last**2 * float(torch.as_tensor(reference.variance).max())
+    noise, left = 1 / first, last**2 * float(reference.variance.max())
     if left > MOST_LEFT:
         raise PushforwardError(
             f"Images could not be drawn from noise: with these parameters of {process.name!r}, they still have "

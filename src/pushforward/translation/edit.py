@@ -173,7 +173,7 @@ def likelihood(
     """
     process = model.process
     levels = spread_times(process, model.gaussian, times)
-    signal, spread = process.transition(levels, torch.zeros_like(levels)), process.covariance(levels).cholesky()
+    signal, spread = process.signal(levels), process.covariance(levels).cholesky()
     place = next(model.module.parameters()).device if model.module is not None else "cpu"
     clean = process.lift(model.latents(images.to(place)))
     noise = GaussianStream(seed, range(times), clean.shape[1:]).draw().to(clean)
