@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import pkgutil
 import re
 import shlex
 from collections.abc import Iterator
@@ -90,3 +91,24 @@ def test_names_and_keywords_in_python_exist(page):
             if all(parameter.kind != inspect.Parameter.VAR_KEYWORD for parameter in parameters):
                 known = {parameter.name for parameter in parameters}
                 assert {keyword.arg for keyword in node.keywords} <= known, ast.unparse(node)
+
+
+SOURCE = Path(pushforward.__file__).parent
+ROOMS = sorted(path.name for path in SOURCE.iterdir() if (path / "__init__.py").is_file())
+NAMED = re.compile(rf"`((?:{'|'.join(ROOMS)})\.[a-z_]+(?:\.\w+)*)`")
+
+
+def test_what_docstrings_and_pages_name_is_there() -> None:
+    """A dotted name in backticks that begins with a room of the package can be imported."""
+    values = {"plan": pushforward.Plan, "model": pushforward.Model}  # what variables of these names are
+    lost = []
+    for file in [*SOURCE.rglob("*.py"), *PAGES]:
+        for name in NAMED.findall(file.read_text(encoding="utf-8")):
+            room, attribute, *_ = name.split(".")
+            if hasattr(values.get(room), attribute) or attribute in ("json", "safetensors"):
+                continue
+            try:
+                pkgutil.resolve_name(f"pushforward.{name}")
+            except (ImportError, AttributeError):
+                lost.append(f"{file.name}: {name}")
+    assert lost == []

@@ -224,7 +224,7 @@ def _row_by_row(
 
 
 def _mixed(history: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Anderson's next iterate of each image from its past ones and their moves (see `execute.mixing`)."""
+    """Anderson's next iterate of each image from its past ones and their moves (see `execute.anderson`)."""
     states, moves = (torch.stack(part, 1).flatten(2).double() for part in zip(*history, strict=True))
     total, result = states[:, -1] + moves[:, -1], history[-1][0]
     if len(history) > 1:

@@ -120,7 +120,7 @@ class Steering:
 # rule), so that what is added does not depend on the number of steps. UGD is as published: its changes of the noise
 # prediction are these changes of D. LGD's deviation is as published; its noise is the same for all images. MPGD is as
 # published, without its projection by an autoencoder. The papers' floor is 0, and their strengths are tuned by task.
-# Repeats (FreeDoM, UGD, TFG: N_recur) are the plan's: see `plan.repeated`.
+# Repeats (FreeDoM, UGD, TFG: N_recur) are the plan's: see `plan.recurrence`.
 STEERINGS: dict[str, Steering] = {
     "dps": Steering(through=1.0, normalise="residual"),
     "lgd": Steering(through=1.0, spread=1.0, samples=4),
@@ -222,7 +222,7 @@ def inpainted(model: Model, image: Tensor, mask: Tensor) -> Model:
 
     A plan that ends at time 0 with the answer itself (ddim, ddpm and all of first order) ends with these pixels. The
     others are drawn from the network's idea of what is around them, which sees the known ones only as noisy as the
-    state is: take each step several times to have them agree (see `plan.repeated`).
+    state is: take each step several times to have them agree (see `plan.recurrence`).
 
     Args:
         model: of images, not of latents.

@@ -7,7 +7,7 @@
 A pipeline calls `step` once for each call of its network. So `timesteps` has an entry for every state that the plan
 asks about, several a step for Runge-Kutta methods, and `step` takes the answer there and goes on to the next of them.
 What the network predicts, for which noise levels, and where the steps are comes from the configuration of the
-scheduler that the pipeline came with (see `model.schedulers`).
+scheduler that the pipeline came with (see `model.diffusers.schedules`).
 
 Pipelines that begin in the middle (image to image, inpainting) count steps, so they begin where a step does. Where a
 chain is split by its times (a base model and a refiner), the split may lie inside a step, whose earlier answers the

@@ -14,7 +14,7 @@ __all__ = ["Pushforward"]
 
 @runtime_checkable
 class Pushforward(Protocol):
-    """A map from Gaussian codes to images in [-1, 1]: a `Diffusion`, or a GAN (`generator.Generator`)."""
+    """A map from Gaussian codes to images in [-1, 1]: a `Diffusion`, or a GAN (`maps.generator.Generator`)."""
 
     def draw(self, count: int, *, seed: int = 0, first: int = 0) -> Code:
         """Codes of `count` images, standard normal; image i's depends on the seed and `first + i` alone."""

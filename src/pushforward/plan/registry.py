@@ -42,7 +42,7 @@ SOLVERS: dict[str, Callable[..., Plan]] = {
 def named(process: Process, solver: str, grid: Tensor, settings: Mapping[str, object]) -> Plan:
     """`SOLVERS[solver](process, grid, **settings)`, with unknown names and settings refused in a sentence.
 
-    The setting `repeats` is every solver's: each step is taken so often (see `plan.repeated`).
+    The setting `repeats` is every solver's: each step is taken so often (see `plan.recurrence`).
 
     Raises:
         PushforwardError: no such solver, or it takes no such setting.

@@ -5,7 +5,7 @@ Both correct DDIM's step by what DDIM's step *back*, from the same state and ans
     u_{k+1} = S_{k,k+1} + Gamma_k (u_{k-1} - S_{k,k-1}),      S_{k,j} = Psi_j D_k + R_j R_k^-1 (u_k - Psi_k D_k).
 
 The network is asked about u_k alone, so with an invertible Gamma the row is solved for u_{k-1} as well as for u_{k+1}
-(`execute.reversible`). For a data point both of DDIM's steps are exact and the correction is zero, whatever Gamma.
+(`execute.backward`). For a data point both of DDIM's steps are exact and the correction is zero, whatever Gamma.
 
 Both steps err by the same derivative of the noise prediction, in proportion to the squares of their lengths to leading
 order; so any `Gamma_k = (h_k / h_{k-1})^2 (I + O(h))` cancels it, and the method is of second order. O-BELM takes
@@ -56,7 +56,7 @@ def o_belm(process: Process, grid: Tensor) -> Plan:
 def bdia(process: Process, grid: Tensor, *, gamma: float = 0.5) -> Plan:
     """BDIA-DDIM: of first order, of second for gamma = 1 and steps that change slowly; the first step is DDIM.
 
-    Run backwards, rounding in the states grows by `1 / gamma` a step (`execute.reversible` says what to do).
+    Run backwards, rounding in the states grows by `1 / gamma` a step (`execute.backward` says what to do).
 
     Args:
         process: the diffusion.
