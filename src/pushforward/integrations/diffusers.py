@@ -24,6 +24,7 @@ whose state is `x + (sigma / alpha) noise`; pipelines treat both alike.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
 from functools import cache
@@ -50,6 +51,7 @@ from pushforward.model.network import inverse_deviation
 from pushforward.plan import Node, Plan, exponential
 from pushforward.plan.grid import bent, check_grid, solve_for_time
 
+SAVED_AS = "pushforward.scheduler"  # the module by which saved pipelines know the class
 _SOURCE = Path("the scheduler's configuration")
 _STEPS = 10  # before `set_timesteps` says how many
 _DEFAULTS = "_use_default_values"  # names of the settings that a configuration has by default
@@ -652,7 +654,9 @@ else:
     def _made() -> type:
         diffusers = import_diffusers()
         bases = (_Scheduler, diffusers.SchedulerMixin, diffusers.ConfigMixin)
-        return type("PushforwardScheduler", bases, {"__module__": __name__, "__doc__": _Scheduler.__doc__})
+        return type("PushforwardScheduler", bases, {"__module__": SAVED_AS, "__doc__": _Scheduler.__doc__})
+
+    sys.modules.setdefault(SAVED_AS, sys.modules[__name__])
 
     def __getattr__(name: str) -> Any:
         if name == "PushforwardScheduler":
