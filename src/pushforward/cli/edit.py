@@ -28,7 +28,6 @@ from pushforward.cli._shared.options import (
     FitOption,
     JsonOption,
     NegativeOption,
-    PlanOptions,
     QuietOption,
     SizeOption,
     SplitOption,
@@ -72,7 +71,7 @@ class _Ranking:
 @plan_options(solver="ddim", steps=100)
 def edit(
     images: Annotated[list[Path], typer.Argument(help="Files, folders, or .npz files of images.")],
-    plan: PlanOptions,
+    plan: SamplerSpec,
     model: Annotated[
         str,
         typer.Option(help="A model that reads, or has classes: embedded, a folder, or a hub name of `diffusers`."),
@@ -137,7 +136,7 @@ def edit(
     where = pick_device(device)
     network = with_negative_prompt(open_model(model, where, dtype, size), negative)
     search = Search(_numbers(guidance, "guidance"), _numbers(skip, "skip"), trials, source_guidance, way)
-    sampler = SamplerSpec(plan.solver, plan.steps, plan.settings, plan.grid, plan.end)
+    sampler = plan
     network.given([target], max(search.guidances))  # what is wrong is said before all work
     plans(network, sampler, search)
     score, judges = _scorers(network, source, target, select, clip, judge, where)

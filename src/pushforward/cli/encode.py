@@ -21,7 +21,6 @@ from pushforward.cli._shared.models import (
     make_plan,
     open_model,
     pick_device,
-    stochastic,
     with_negative_prompt,
 )
 from pushforward.cli._shared.options import (
@@ -34,7 +33,6 @@ from pushforward.cli._shared.options import (
     LabelOption,
     ModelArgument,
     NegativeOption,
-    PlanOptions,
     PromptOption,
     QuietOption,
     SizeOption,
@@ -49,6 +47,7 @@ from pushforward.maps.code import Code
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.labels import take_labels
 from pushforward.maps.normality import statistics
+from pushforward.maps.spec import SamplerSpec, noisy
 from pushforward.maps.storage import check_path, header, load_codes, save_codes
 from pushforward.plan import Plan
 
@@ -62,7 +61,7 @@ _EXACT = 1e-4  # what rounding may come to, in the values of an image
 def encode(
     model: ModelArgument,
     images: Annotated[list[Path], typer.Argument(help="Files, folders, or .npz files of images.")],
-    plan: PlanOptions,
+    plan: SamplerSpec,
     label: LabelOption = None,
     prompt: PromptOption = None,
     negative: NegativeOption = "",
@@ -111,7 +110,7 @@ def encode(
     in_vain({"negative": "guidance is 1" if guidance == 1 and prompt else None})
     where = pick_device(device)
     network = with_negative_prompt(open_model(model, where, dtype, size), negative)
-    plan = stochastic(plan)
+    plan = noisy(plan)
     made = make_plan(
         network, plan if plan.end is not None else replace(plan, end=network.process.t_min), start, quiet=quiet
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +29,6 @@ from pushforward.cli._shared.options import (
     LabelOption,
     ModelArgument,
     NegativeOption,
-    PlanOptions,
     PromptOption,
     QuietOption,
     SizeOption,
@@ -58,7 +57,7 @@ _SHOWN = 16  # images of the sheet, at most
 def inpaint(
     model: ModelArgument,
     images: Annotated[list[Path], typer.Argument(help="Files, folders, or .npz files of images.")],
-    plan: PlanOptions,
+    plan: SamplerSpec,
     mask: Annotated[Path, typer.Option(help="A picture, white where the images are painted anew.")],
     repeats: Annotated[
         int, typer.Option(help="Times that each step is taken: with more, the parts agree better.", min=1)
@@ -98,7 +97,7 @@ def inpaint(
     shape = image_size(network)
     known = ~read_mask(mask, lambda path: read_like(path, shape, fit, background="black"))
     again = {"repeats": repeats} if repeats > 1 else {}
-    sampler = SamplerSpec(plan.solver, plan.steps, {**plan.settings, **again}, plan.grid, plan.end)
+    sampler = replace(plan, settings={**plan.settings, **again})
     made = sampler.plan(network)
     diffusion = Diffusion(network, made, device=where)
     inpainted(network, torch.zeros(network.shape), known)  # what is wrong is said before all work

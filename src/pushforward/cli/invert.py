@@ -36,7 +36,6 @@ from pushforward.cli._shared.options import (
     LabelOption,
     ModelArgument,
     NegativeOption,
-    PlanOptions,
     PromptOption,
     QuietOption,
     SizeOption,
@@ -54,6 +53,7 @@ from pushforward.maps.diffusion import Diffusion, Inversion
 from pushforward.maps.labels import Labels
 from pushforward.maps.labels import take_labels as told
 from pushforward.maps.normality import statistics
+from pushforward.maps.spec import SamplerSpec
 from pushforward.maps.storage import check_path, header, load_codes, save_codes
 from pushforward.model import Model
 from pushforward.plan import Plan
@@ -68,7 +68,7 @@ _METHODS = ("exact", "optimise", "naive")
 def invert(
     model: ModelArgument,
     images: Annotated[list[Path], typer.Argument(help="Files, folders, or .npz files of images.")],
-    plan: PlanOptions,
+    plan: SamplerSpec,
     label: LabelOption = None,
     prompt: PromptOption = None,
     negative: NegativeOption = "",
@@ -227,7 +227,7 @@ def _naive(diffusion: Diffusion, images: Tensor, labels: Labels, guidance: float
     return Inversion(code, steps, steps, nfe, error.flatten(1).abs().amax(1))
 
 
-def _invertible(model: Model, options: PlanOptions, method: str, *, quiet: bool) -> Plan:
+def _invertible(model: Model, options: SamplerSpec, method: str, *, quiet: bool) -> Plan:
     """The plan that the options describe, to `t_min` where they do not say where to."""
     if options.solver in ("auto", "rk45"):
         raise PushforwardError(

@@ -13,11 +13,12 @@ import typer
 
 from pushforward.cli._shared.checks import check_outputs
 from pushforward.cli._shared.models import make_plan
-from pushforward.cli._shared.options import JsonOption, ModelArgument, PlanOptions, plan_options
+from pushforward.cli._shared.options import JsonOption, ModelArgument, plan_options
 from pushforward.cli._shared.report import write_json
 from pushforward.data.files import atomic_path
 from pushforward.data.pictures import check_suffix
 from pushforward.errors import PushforwardError
+from pushforward.maps.spec import SamplerSpec
 from pushforward.model import load
 from pushforward.plan import Plan, Register
 
@@ -27,7 +28,7 @@ __all__ = ["plot_plan"]
 @plan_options()
 def plot_plan(
     model: ModelArgument,
-    plan: PlanOptions,
+    plan: SamplerSpec,
     out: Annotated[Path, typer.Option(help="Picture (.png, .pdf, .svg).")] = Path("plan.png"),
     json: JsonOption = None,
 ) -> None:

@@ -24,7 +24,6 @@ from pushforward.cli._shared.options import (
     LabelOption,
     ModelArgument,
     NegativeOption,
-    PlanOptions,
     PromptOption,
     QuietOption,
     SizeOption,
@@ -37,6 +36,7 @@ from pushforward.execute import PARALLEL_METHODS, Adaptive, Parallel, Progress, 
 from pushforward.execute.distributed import join
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.labels import in_turn
+from pushforward.maps.spec import SamplerSpec
 from pushforward.model import Model
 from pushforward.plan import Plan
 
@@ -49,7 +49,7 @@ _TOLERANCE = 1e-3
 @plan_options()
 def sample(
     model: ModelArgument,
-    plan: PlanOptions,
+    plan: SamplerSpec,
     count: Annotated[int, typer.Option(help="How many images.", min=1)] = 64,
     seed: Annotated[int, typer.Option(help="Of the codes; image i depends on the seed and i alone.")] = 0,
     label: LabelOption = None,

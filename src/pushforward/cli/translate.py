@@ -17,7 +17,7 @@ import typer
 from torch import Tensor
 
 from pushforward.cli._shared.batch import FORMAT, Item, kept_key, list_items, made_of, open_folder, todo, work_through
-from pushforward.cli._shared.checks import check_outputs, check_split, in_vain, tell_in_vain
+from pushforward.cli._shared.checks import check_outputs, check_split, given, in_vain, tell_in_vain
 from pushforward.cli._shared.models import choose_labels, image_size, open_model, pick_device, with_negative_prompt
 from pushforward.cli._shared.options import (
     CountOption,
@@ -26,7 +26,6 @@ from pushforward.cli._shared.options import (
     FitOption,
     JsonOption,
     NegativeOption,
-    PlanOptions,
     QuietOption,
     SizeOption,
     SplitOption,
@@ -54,7 +53,7 @@ _SHOWN = 64
 @plan_options(solver="ddim", steps=100)
 def translate(
     images: Annotated[list[Path], typer.Argument(help="Files, folders, or .npz files of images.")],
-    plan: PlanOptions,
+    plan: SamplerSpec,
     source: Annotated[str, typer.Option(help="Model of the images' own data: a name or a folder.")],
     target: Annotated[str | None, typer.Option(help="Model of the data wanted; by default the source's.")] = None,
     source_label: Annotated[str | None, typer.Option(help="Class of the images, under the source model.")] = None,
@@ -106,7 +105,7 @@ def translate(
     where = pick_device(device)
     one = with_negative_prompt(open_model(source, where, dtype, size), negative)
     other = one if target is None else with_negative_prompt(open_model(target, where, dtype, size), negative)
-    sampler = SamplerSpec(plan.solver, plan.steps, plan.settings, plan.grid, plan.end, start)
+    sampler = plan if plan.start != 1 and not given("start") else replace(plan, start=start)
     ends = [
         End(Diffusion(model, sampler_for(model, sampler, way).plan(model), device=where), guidance=guidance)
         for model, guidance in ((one, source_guidance), (other, target_guidance))

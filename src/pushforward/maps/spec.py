@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from torch import Tensor
 
@@ -16,8 +17,9 @@ from pushforward.model import Model
 from pushforward.plan import SOLVERS, Plan, auto
 from pushforward.plan.grid import default
 
-__all__ = ["SamplerSpec", "parse", "plan_at", "with_noise", "words"]
+__all__ = ["SamplerSpec", "noisy", "parse", "plan_at", "words"]
 
+NONE: Mapping[str, object] = MappingProxyType({})
 _WITHIN = 1e-3
 _PROBE = 4  # steps of a short plan, and one more, by which the calls that a step takes are counted
 
@@ -146,13 +148,24 @@ def plan_at(model: Model, solver: str, times: Tensor | Sequence[float], settings
     return plan_of(model.process, solver, times, own)
 
 
-def parse(text: str) -> SamplerSpec:
-    """A sampler from `solver:name=value:name=value`, e.g. `gddim:order=2:steps=50` or `ddim:parallel=preconditioned`.
+def parse(text: str, beside: Mapping[str, object] = NONE, otherwise: Mapping[str, object] = NONE) -> SamplerSpec:
+    """Read a sampler from `solver:name=value:name=value`, e.g. `gddim:order=2:steps=50` or `ddim:end=0.01`.
+
+    Args:
+        text: the sampler.
+        beside: settings that are said beside the text, as by options of a command.
+        otherwise: values of settings that neither says.
 
     Raises:
-        PushforwardError: not of that form.
+        PushforwardError: not of that form, or a setting is said twice and differently.
     """
     solver, settings = words(text, "solver", "gddim:order=2")
+    for name, value in beside.items():
+        if settings.setdefault(name, value) != value:
+            raise PushforwardError(
+                f"The solver {text!r} says {name}={settings[name]}, and {name} is also given as {value}: give it once."
+            )
+    settings = {**otherwise, **settings}
     names = ("steps", "grid", "end", "start", "parallel", "within")
     own = {name: settings.pop(name) for name in names if name in settings}
     if not isinstance(own.get("steps", 1), int) or int(str(own.get("steps", 1))) < 1:
@@ -185,10 +198,10 @@ def words(text: str, what: str, example: str) -> tuple[str, dict[str, object]]:
     return named, settings
 
 
-def with_noise(solver: str, settings: Mapping[str, object]) -> dict[str, object]:
-    """Settings with some noise where they leave it to the solver: eta 0.1 of DDIM, lambda 1 of the others."""
+def noisy(sampler: SamplerSpec) -> SamplerSpec:
+    """The sampler with some noise where it leaves that to the solver: eta 0.1 for DDIM, lambda 1 for the others."""
     noise: dict[str, dict[str, object]] = {"ddim": {"eta": 0.1}, "gddim": {"noise": 1.0}, "exponential": {"noise": 1.0}}
-    return {**noise.get(solver, {}), **settings}
+    return replace(sampler, settings={**noise.get(sampler.solver, {}), **sampler.settings})
 
 
 def _value(text: str) -> object:

@@ -31,7 +31,7 @@ from pushforward.execute import Adaptive
 from pushforward.maps.code import Code
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.labels import Labels
-from pushforward.maps.spec import SamplerSpec, with_noise
+from pushforward.maps.spec import SamplerSpec, noisy
 from pushforward.model import Model
 
 __all__ = [
@@ -124,7 +124,7 @@ def sampler_for(model: Model, sampler: SamplerSpec, method: Method) -> SamplerSp
         return sampler if sampler.end is not None else replace(sampler, end=model.process.t_min)
     if model.process.blocks > 1 and sampler.solver in ("gddim", "exponential") and sampler.end is None:
         sampler = replace(sampler, end=model.process.t_min)  # into time 0 their noise reaches velocities alone
-    return replace(sampler, settings=with_noise(sampler.solver, sampler.settings))
+    return noisy(sampler)
 
 
 @torch.no_grad()

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from pushforward.cli._shared.options import PlanOptions
 from pushforward.cli._shared.report import progress, waiting
 from pushforward.data.memory import check_images
 from pushforward.errors import PushforwardError
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from pushforward.maps.diffusion import Diffusion
     from pushforward.maps.generator import Generator
     from pushforward.maps.labels import Labels
+    from pushforward.maps.spec import SamplerSpec
     from pushforward.model import Model
     from pushforward.plan import Plan
 
@@ -33,25 +33,16 @@ __all__ = [
     "open_codes",
     "open_model",
     "pick_device",
-    "stochastic",
     "with_negative_prompt",
 ]  # fmt: skip
 
 
-def make_plan(model: Model, options: PlanOptions, start: float = 1.0, *, quiet: bool = False) -> Plan | Adaptive:
+def make_plan(model: Model, sampler: SamplerSpec, start: float = 1.0, *, quiet: bool = False) -> Plan | Adaptive:
     """The plan that a command's options describe, of the last `start` of its steps."""
-    from pushforward.maps.spec import SamplerSpec
-
-    sampler = SamplerSpec(options.solver, options.steps, options.settings, options.grid, options.end, start)
+    if start != 1:
+        sampler = replace(sampler, start=start)
     with waiting("making the plan", quiet=quiet):
         return sampler.plan(model)
-
-
-def stochastic(options: PlanOptions) -> PlanOptions:
-    """The options with some noise where they leave it to the solver: eta 0.1 of DDIM, lambda 1 of the others."""
-    from pushforward.maps.spec import with_noise
-
-    return replace(options, **with_noise(options.solver, options.settings))  # type: ignore[arg-type]
 
 
 def image_size(model: Model) -> tuple[int, int, int]:

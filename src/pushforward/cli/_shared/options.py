@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import wraps
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from pushforward.cli._shared.checks import given
 from pushforward.data.reading import Fit
+from pushforward.maps.spec import SamplerSpec, parse
+from pushforward.plan import SOLVERS
 
 __all__ = [
     "CountOption", "DeviceOption", "DtypeOption", "FitOption", "GuidanceOption", "JsonOption", "LabelOption",
-    "ModelArgument", "NegativeOption", "PlanOptions", "PromptOption", "QuietOption", "SizeOption", "SplitOption",
+    "ModelArgument", "NegativeOption", "PromptOption", "QuietOption", "SizeOption", "SplitOption",
     "plan_options",
 ]  # fmt: skip
 
@@ -58,15 +61,16 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progre
 
 
 @dataclass(frozen=True)
-class PlanOptions:
-    """The options that describe a plan; those left at `None` take the solver's own values.
+class _PlanFlags:
+    """The options that describe a sampler; those left at `None` take the solver's own values."""
 
-    A command takes them as one argument `plan`, under the decorator `plan_options`.
-    """
-
-    solver: Annotated[str, typer.Option(help="auto, ddim, gddim, exponential, dpm++, unipc, heun, rk4, rk45 …")] = (
-        "auto"
-    )
+    solver: Annotated[
+        str,
+        typer.Option(
+            help=f"Solver, alone or with settings: gddim:order=2:steps=20. One of {', '.join(SOLVERS)}, rk45. "
+            "The options below are shorthand for such settings."
+        ),
+    ] = "auto"
     steps: Annotated[int, typer.Option(help="Steps of the solver.", min=1)] = 20
     order: Annotated[int | None, typer.Option(help="Order of a multistep solver.")] = None
     eta: Annotated[float | None, typer.Option(help="DDIM's eta: 0 deterministic, 1 DDPM.")] = None
@@ -81,23 +85,17 @@ class PlanOptions:
     grid: Annotated[str | None, typer.Option(help="uniform, power, log-snr, karras, angle, timesteps.")] = None
     end: Annotated[float | None, typer.Option(help="Time of the last state; 0 is clean.")] = None
 
-    @property
-    def settings(self) -> dict[str, object]:
-        """The solver's settings that were given, numbers and words; `reference` is a variance."""
-        names = ("order", "eta", "noise", "corrector", "variable", "reference")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
-
 
 def plan_options(**defaults: object) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of `PlanOptions` in the place of its one argument `plan`.
+    """Give a command the options that describe a sampler in the place of its one argument `plan`, a `SamplerSpec`.
 
         @plan_options(solver="ddim", steps=50)
-        def invert(model: ModelArgument, plan: PlanOptions, ...) -> None:
+        def invert(model: ModelArgument, plan: SamplerSpec, ...) -> None:
 
     Args:
-        defaults: this command's, where they differ from those of `PlanOptions`.
+        defaults: this command's, where they differ from those of `_PlanFlags`.
     """
-    hints = get_type_hints(PlanOptions, include_extras=True)
+    hints = get_type_hints(_PlanFlags, include_extras=True)
     options = [
         inspect.Parameter(
             option.name,
@@ -105,14 +103,14 @@ def plan_options(**defaults: object) -> Callable[[Callable[..., None]], Callable
             default=defaults.get(option.name, option.default),
             annotation=hints[option.name],
         )
-        for option in fields(PlanOptions)
+        for option in fields(_PlanFlags)
     ]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @wraps(command)
         def called(**arguments: Any) -> None:
-            plan = PlanOptions(**{option.name: arguments.pop(option.name) for option in options})
-            command(plan=plan, **arguments)
+            flags = {option.name: arguments.pop(option.name) for option in options}
+            command(plan=_sampler(flags.pop("solver"), flags), **arguments)
 
         signature = inspect.signature(command, eval_str=True)
         parameters: list[inspect.Parameter] = []
@@ -123,3 +121,9 @@ def plan_options(**defaults: object) -> Callable[[Callable[..., None]], Callable
         return called
 
     return decorate
+
+
+def _sampler(solver: str, flags: Mapping[str, Any]) -> SamplerSpec:
+    """The sampler that `--solver` and the flags beside it describe."""
+    said = {name: value for name, value in flags.items() if value is not None}
+    return parse(solver, {name: said.pop(name) for name in [*said] if given(name)}, said)

@@ -1,8 +1,9 @@
 """Models in the format of `diffusers`: a folder or a name on the hub.
 
-A network does not say what it predicts, or for which diffusion: its scheduler does (`model.diffusers.schedules`). A model of
-latents brings an autoencoder, one that is told in words what to draw its text encoders (`model.diffusers.text`). No pipeline of
-`diffusers` is run: what each tells its network is written in `model.diffusers.networks`.
+A network does not say what it predicts, or for which diffusion: its scheduler does (`model.diffusers.schedules`). A
+model of latents brings an autoencoder, one that is told in words what to draw its text encoders
+(`model.diffusers.text`). No pipeline of `diffusers` is run: what each tells its network is written in
+`model.diffusers.networks`.
 """
 
 from __future__ import annotations
