@@ -46,7 +46,7 @@ PICTURES := $(patsubst $(ZOO)/%/config.json,demo/%.png,$(wildcard $(ZOO)/*/confi
 demo: $(INSTALLED) $(PICTURES)
 	$(BIN)/pushforward sample emoji --prompt noto --count 8 --out demo/noto.png --each demo/noto
 	$(BIN)/pushforward translate demo/noto --source emoji --source-prompt noto --target-prompt twemoji --steps 50 --out demo/twemoji
-	$(BIN)/pushforward guide fashion-vp --energy classifier:fashion:label=sneaker:weight=5 --plan dpm++:steps=4 --chains 4 --steps 60 --out demo/sneakers
+	$(BIN)/pushforward guide fashion-vp --energy classifier:fashion:label=sneaker:weight=5 --solver dpm++:steps=4 --chains 4 --moves 60 --out demo/sneakers
 	$(BIN)/pushforward models
 
 $(PICTURES): demo/%.png: FORCE $(INSTALLED)

@@ -36,9 +36,9 @@ SIDE = 8
 
 def few(model, options=()):
     """Options by which a run takes no time, where they have a meaning."""
-    plan = [] if str(model).endswith((".pt", ".pth", ".png")) else ["--plan", "ddim:steps=2"]
+    plan = [] if str(model).endswith((".pt", ".pth", ".png")) else ["--solver", "ddim:steps=2"]
     steered = any(str(option).split(":")[0] in STEERINGS for option in options)
-    return [*plan, *([] if steered else ["--steps", 2]), "--chains", 2]
+    return [*plan, *([] if steered else ["--moves", 2]), "--chains", 2]
 
 
 ENERGIES = """
@@ -167,7 +167,7 @@ def said(monkeypatch, capsys, *arguments):
 def test_the_folder_and_the_report(files, guiding, tmp_path, monkeypatch):
     monkeypatch.setattr("pushforward.cli.guide.plot", plot)
     near = f"near:{files}/grey.png:deviation=2:weight=0.5"
-    asked = ["--energy", near, "--sampler", "mala", "--steps", 4, "--draws", 2, "--chains", 3, "--label", "b"]
+    asked = ["--energy", near, "--sampler", "mala", "--moves", 4, "--draws", 2, "--chains", 3, "--label", "b"]
     report = guiding("grey", *asked)
     out = tmp_path / "out"
     assert {path.name for path in out.iterdir()} == {
@@ -232,7 +232,7 @@ def test_samples_do_not_depend_on_the_batch(guiding, tmp_path, sampler):
 
 
 def test_chains_of_an_annealed_energy_have_weights(guiding):
-    report = guiding("grey", "--steps", 4, "--anneal", 2, "--chains", 3)
+    report = guiding("grey", "--moves", 4, "--anneal", 2, "--chains", 3)
     weights = [row["weight"] for row in report["samples"]]
     assert sum(weights) == pytest.approx(1)
     assert 1 < report["effective_chains"] < 3
@@ -248,7 +248,7 @@ def test_a_run_that_is_told_to_end_keeps_what_it_has(files, tmp_path):
         "import time\n\ndef energy(images, code):\n    time.sleep(0.2)\n    return images.mean((1, 2, 3))\n"
     )
     out = tmp_path / "out"
-    options = ["--energy", f"python:{slow}", "--plan", "ddim:steps=2", "--chains", "1", "--steps", "500", "-q"]
+    options = ["--energy", f"python:{slow}", "--solver", "ddim:steps=2", "--chains", "1", "--moves", "500", "-q"]
     command = [sys.executable, "-m", "pushforward", "guide", str(files / "grey"), *options, "--out", str(out)]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as running:
         while running.poll() is None and not (out / "steps").is_dir():
@@ -270,7 +270,7 @@ def test_a_run_that_is_told_to_end_keeps_what_it_has(files, tmp_path):
 )
 def test_an_interrupted_run_goes_on_to_the_same_result(files, tmp_path, guiding, calls, options):
     """Bit for bit: the energy fails in the last move, is mended, and the same command is given again."""
-    options = ["--steps", 6, *options]
+    options = ["--moves", 6, *options]
     shutil.copytree(files, tmp_path / "mine")
     energy = tmp_path / "mine" / "energies.py"
     mended = energy.read_text()
@@ -344,7 +344,7 @@ def test_a_finished_folder_is_left_as_it_is_and_serves_no_other_settings(files, 
     again = guiding("grey", "--batch", 1)
     assert {**again, "seconds": None} == {**first, "seconds": None}
     assert {file: file.read_bytes() for file in (tmp_path / "out").rglob("*.png")} == shown
-    for option, value in {"--seed": 1, "--steps": 3, "--sampler": "mala", "--energy": "chi", "--label": "a"}.items():
+    for option, value in {"--seed": 1, "--moves": 3, "--sampler": "mala", "--energy": "chi", "--label": "a"}.items():
         energy = f"python:{files}/energies.py:name=dark"
         arguments = [
             "guide",
@@ -368,7 +368,7 @@ def test_a_finished_folder_is_left_as_it_is_and_serves_no_other_settings(files, 
 
 @pytest.mark.parametrize("sampler", ["adam:learning-rate=0.1", "l-bfgs", "adam:prior=none"])
 def test_descents_find_lower_energies_than_they_begin_with(guiding, tmp_path, sampler):
-    report = guiding("grey", "--sampler", sampler, "--steps", 3)
+    report = guiding("grey", "--sampler", sampler, "--moves", 3)
     prior = [] if "none" in sampler else ["chi"]
     assert list(report["energies"])[1:] == prior
     assert report["energy"] < report["traces"]["energy"][0]
@@ -403,7 +403,7 @@ def test_an_energy_that_takes_gradients_itself_steers(guiding):
 )  # fmt: skip
 def test_codes_are_decoded_again_to_the_samples(guiding, tmp_path, plan):
     """By `pushforward decode`, which knows the file alone; to one 8-bit value where steps were taken at once."""
-    report = guiding("grey", "--plan", plan, "--steps", 1, "--label", "b", "--label", "a")
+    report = guiding("grey", "--solver", plan, "--moves", 1, "--label", "b", "--label", "a")
     names = [f"{row['chain']:03d}-000" for row in report["samples"]]
     found = samples(tmp_path / "out")
     again = decoded(tmp_path / "out", tmp_path)
@@ -422,7 +422,7 @@ def test_other_gradients_lead_to_other_costs_and_similar_codes(guiding, tmp_path
 
 
 def test_prompts_guidance_and_a_negative_prompt_travel_with_the_codes(guiding, tmp_path):
-    options = ["--prompt", "a cat", "--prompt", "a dog", "--draws", 2, "--steps", 4]
+    options = ["--prompt", "a cat", "--prompt", "a dog", "--draws", 2, "--moves", 4]
     report = guiding("colour", *options, "--guidance", 3, "--negative", "a tree")
     plain = guiding("colour", *options, out=tmp_path / "plain")
     assert (report["prompts"], report["guidance"], report["negative"]) == (["a cat", "a dog"], 3, "a tree")
@@ -463,7 +463,7 @@ def test_colours_pictures_and_masks_are_brought_to_the_model(files, guiding):
 @pytest.mark.parametrize(("gan", "side", "options"), [("dcgan.pth", 8, []), ("gan.pt", SIDE, ["--latent", 5])])
 def test_a_gan_is_guided(files, guiding, tmp_path, gan, side, options):
     energy = f"python:{files}/energies.py:name=dark:weight=20"
-    options = [*options, "--energy", energy, "--steps", 15, "--chains", 4]
+    options = [*options, "--energy", energy, "--moves", 15, "--chains", 4]
     report = guiding(gan, *options, "--sampler", "hmc", energy=None)
     assert report["nfe"] == 1 + 15 * 5
     assert report["energy"] < 0.9 * report["traces"]["energy"][0]
@@ -581,17 +581,17 @@ def test_other_samplers_name_it_too(files, tmp_path, monkeypatch, capsys, sample
         ("grey", ["--sampler", "mpgd", "--energy", "chi"], "Energy 'chi' has no gradient"),
         ("grey", ["--sampler", "mpgd", "--draws", 2], "are of chains"),
         ("grey", ["--sampler", "adam", "--anneal", 1], "are of chains"),
-        ("grey", ["--sampler", "tfg", "--steps", 5], "in the place of --steps"),
+        ("grey", ["--sampler", "tfg", "--moves", 5], "instead of --moves"),
         ("grey", ["--sampler", "tfg", "--gradient", "exact"], "leave --gradient out"),
         ("grey", ["--latent", 5], "leave --latent out"),
-        ("dcgan.pth", ["--plan", "ddim"], "A GAN has no plan"),
+        ("dcgan.pth", ["--solver", "ddim"], "A GAN has no plan"),
         ("dcgan.pth", ["--dtype", "float16"], "A GAN has no plan"),
         ("grey", ["--draws", 2], "as many draws at most"),
         ("grey", ["--warm-up", 2], "a warm-up of fewer"),
-        ("grey", ["--plan", "rk45"], "chooses its steps as it goes; name another"),
-        ("grey", ["--plan", "magic"], "Unknown solver 'magic'"),
-        ("grey", ["--plan", "ddim:order=2"], "has no setting 'order'"),
-        ("grey", ["--plan", "collocation:steps=2"], "Implicit()"),
+        ("grey", ["--solver", "rk45"], "chooses its steps as it goes; name another"),
+        ("grey", ["--solver", "magic"], "Unknown solver 'magic'"),
+        ("grey", ["--solver", "ddim:order=2"], "has no setting 'order'"),
+        ("grey", ["--solver", "collocation:steps=2"], "Implicit()"),
         ("grey", ["--gradient", "guess"], "The gradient is one of exact, implicit, phantom"),
         ("grey", ["--label", "z"], "has no class 'z'; it has a, b"),
         ("grey", ["--prompt", "a cat"], "reads no prompts"),

@@ -9,13 +9,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pushforward.cli import app
-from pushforward.cli._shared.models import make_plan
-from pushforward.cli._shared.options import PlanOptions
+from pushforward.cli.plot_plan import describe
 from pushforward.data.datasets import read_image
 from pushforward.data.inputs import read_inputs
 from pushforward.errors import PushforwardError
 from pushforward.linear import VP, Blurring, Langevin
 from pushforward.maps.code import Code
+from pushforward.maps.spec import parse
 from pushforward.maps.storage import load_codes, save_codes
 from pushforward.model import load_model, save_model
 from test_pushforward import SIZE, tiny
@@ -367,27 +367,38 @@ def test_the_options_of_plans_are_the_same_in_all_commands(command):
     for option in ("solver", "steps", "order", "eta", "noise", "corrector", "variable", "reference", "grid", "end"):
         assert f"--{option} " in text
     defaults = ("ddim", "50") if command == "invert" else ("auto", "20")
-    assert f"rk45 … [default: {defaults[0]}]" in text
+    assert f"shorthand for such settings. [default: {defaults[0]}]" in text
     assert f"[default: {defaults[1]}; x>=1]" in text
 
 
 @pytest.mark.parametrize(
-    ("options", "solver", "settings"),
+    ("text", "flags"),
     [
-        (PlanOptions(), "auto", {}),
-        (PlanOptions("ddim", 5, eta=0.5), "ddim", {"eta": 0.5}),
-        (PlanOptions("gddim", 5, order=1, corrector="reuse"), "gddim", {"order": 1, "corrector": "reuse"}),
-        (PlanOptions("exponential", 5, reference=0.3, grid="angle", end=0.01), "exponential", {"reference": 0.3}),
+        ("ddim:steps=5:eta=0.5", ["--solver", "ddim", "--steps", 5, "--eta", 0.5]),
+        ("gddim:order=1:steps=5:corrector=reuse", ["--solver", "gddim:order=1", "--steps", 5, "--corrector", "reuse"]),
+        ("exponential:reference=0.3:steps=5:grid=angle:end=0.01",
+         ["--solver", "exponential:end=0.01", "--reference", 0.3, "--grid", "angle", "--steps", 5]),
     ],
-    ids=lambda x: x.solver if isinstance(x, PlanOptions) else "",
-)
-def test_options_make_a_plan(models, options, solver, settings):
-    plan = make_plan(load_model(models["vp"]), options)
-    assert plan.solver == solver
-    assert options.settings == settings
-    assert {k: v for k, v in settings.items() if k != "reference"}.items() <= plan.settings.items()
-    assert len(plan.times) == options.steps + 1
-    assert float(plan.times[-1]) == (options.end or 0.0)
+)  # fmt: skip
+def test_options_are_shorthand_for_a_specification(models, tmp_path, text, flags):
+    """The same plan, from the text alone and from options beside it."""
+    reports = []
+    for options in (["--solver", text], flags):
+        result = invoke("plot-plan", models["vp"], *options, "--out", tmp_path / "plan.png", "--json", "-")
+        assert result.exit_code == 0, result.output
+        reports.append(json.loads(result.stdout))
+    plan = parse(text).plan(load_model(models["vp"]))
+    assert reports[0] == reports[1] == json.loads(json.dumps(describe(plan)))
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (["--solver", "ddim:steps=5", "--steps", 6], "says steps=5, and steps is also given as 6"),
+    (["--solver", "ddim:eta=1", "--eta", 0.5], "says eta=1, and eta is also given as 0.5"),
+    (["--solver", "ddim:steps=0"], "1 step or more"),
+    (["--solver", "ddim:steps"], "is written solver:name=value"),
+])  # fmt: skip
+def test_a_setting_is_said_once(models, tmp_path, options, message):
+    refused(invoke("plot-plan", models["vp"], *options, "--out", tmp_path / "plan.png"), message)
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ from pushforward.evaluation.samplers import (
     too_few,
 )
 from pushforward.execute.distributed import join
-from pushforward.maps.spec import SamplerSpec, parse
+from pushforward.maps.spec import SamplerSpec, parse, words
 from pushforward.model import Model, load
 from pushforward.vision.features import feature_net, published_statistics
 
@@ -58,11 +58,19 @@ def evaluate(
     ] = None,
     fit: FitOption = "crop",
     solvers: Annotated[
-        str, typer.Option(help="Samplers, SOLVER:NAME=VALUE:NAME=VALUE with commas between; also rk45:tolerance=1e-3.")
-    ] = "auto",
-    steps: Annotated[str | None, typer.Option(help="Steps of each sampler, with commas between.")] = None,
+        list[str],
+        typer.Option(
+            "--solver",
+            "--solvers",
+            help="Samplers as solver:name=value:name=value, with commas between or repeated; for instance "
+            "gddim:order=2, heun:steps=10, rk45:tolerance=1e-3.",
+        ),
+    ] = ["auto"],  # noqa: B006 - typer copies it
+    steps: Annotated[
+        str | None, typer.Option(help="Steps of each sampler that does not say its own; several with commas between.")
+    ] = None,
     nfe: Annotated[
-        str | None, typer.Option(help="In the place of --steps: as many steps as make no more network calls than this.")
+        str | None, typer.Option(help="Instead of --steps: as many steps as make no more network calls than this.")
     ] = None,
     count: Annotated[int, typer.Option(help="Images of each sampler.")] = _DEFAULT.count,
     features: Annotated[
@@ -177,14 +185,17 @@ def _loaded(names: list[str]) -> list[Model]:
     return [replace(m, name=name) if own.count(m.name) > 1 else m for m, name in zip(models, names, strict=True)]
 
 
-def _samplers(solvers: str, steps: str | None, nfe: str | None) -> list[tuple[SamplerSpec, int, bool]]:
-    """Every solver with every number of steps, or of network calls."""
+def _samplers(solvers: list[str], steps: str | None, nfe: str | None) -> list[tuple[SamplerSpec, int, bool]]:
+    """Every solver with every number of steps, or of network calls; one that says its steps with those alone."""
     if steps is not None and nfe is not None:
         raise PushforwardError("Give --steps or --nfe, not both.")
     numbers = _numbers(nfe or steps or "20")
     result = []
-    for text in solvers.split(","):
+    for text in ",".join(solvers).split(","):
         sampler = parse(text)
+        if "steps" in words(text, "solver", "ddim:steps=10")[1]:
+            result.append((sampler, sampler.steps, False))
+            continue
         result += [(sampler, n, nfe is not None) for n in (numbers if sampler.solver != "rk45" else numbers[:1])]
     return result
 

@@ -61,7 +61,7 @@ from pushforward.plan import Plan
 __all__ = ["guide"]
 
 _GRADIENTS: Mapping[str, Callable[[], Gradient]] = {"exact": Exact, "implicit": Implicit, "phantom": Phantom}
-_STEPS, _PLAN = 200, "dpm++:steps=10"
+_MOVES, _PLAN = 200, "dpm++:steps=10"
 _FRAMES = 8  # moments that the sheet of chains shows
 _SAVE_EVERY = 20.0  # seconds
 _SATURATED = 0.98  # of images: values beyond are black or white
@@ -91,9 +91,10 @@ def guide(
             f"of the plan instead: {', '.join(STEERINGS)}, e.g. mpgd:direct=2."
         ),
     ] = "langevin",
-    steps: Annotated[
-        int | None, typer.Option(help="Moves of a chain, or steps of a descent; 200 by default.", min=1)
+    moves: Annotated[
+        int | None, typer.Option(help="Moves of each chain, or of a descent; 200 by default.", min=1)
     ] = None,
+    steps: Annotated[int | None, typer.Option(help="The old name of --moves.", min=1, hidden=True)] = None,
     chains: Annotated[int, typer.Option(help="Chains, each of its own; or images.", min=1)] = 16,
     warm_up: Annotated[int | None, typer.Option(help="Moves before the first draw; half by default.", min=0)] = None,
     anneal: Annotated[int, typer.Option(help="Moves over which the energy grows to its weight.", min=0)] = 0,
@@ -101,8 +102,10 @@ def guide(
     plan: Annotated[
         str | None,
         typer.Option(
-            help="How a diffusion decodes codes, for gradient and picture alike: solver:name=value; by default "
-            f"{_PLAN}."
+            "--solver",
+            "--plan",
+            help="Sampler that decodes a diffusion's codes, for gradients and pictures alike, as "
+            f"solver:name=value:name=value; by default {_PLAN}.",
         ),
     ] = None,
     gradient: Annotated[
@@ -131,24 +134,27 @@ def guide(
     over time, their traces, and the codes.
 
     \b
-    pushforward guide fashion-vp --energy classifier:fashion:label=sneaker:weight=5 --sampler hmc --steps 40
-    pushforward guide MODEL --energy clip:"a smiling face":weight=500 --sampler langevin --steps 200 --chains 16
+    pushforward guide fashion-vp --energy classifier:fashion:label=sneaker:weight=5 --sampler hmc --moves 40
+    pushforward guide MODEL --energy clip:"a smiling face":weight=500 --sampler langevin --moves 200 --chains 16
     pushforward guide emoji --energy colour:#2060c0 --sampler mala:step-size=0.1 --draws 4
-    pushforward guide fashion-vp --energy masked:shirt.png:mask=known.png:deviation=1 --sampler tfg --plan ddim:steps=20
+    pushforward guide fashion-vp --energy masked:shirt.png:mask=known.png --sampler tfg --solver ddim:steps=20
     pushforward guide dcgan.pth --energy face:me.png:network=dlib.safetensors:weight=2500 --sampler mala
-    pushforward guide MODEL --energy python:mine.py:name=energy --sampler adam:prior=chi --steps 100
+    pushforward guide MODEL --energy python:mine.py:name=energy --sampler adam:prior=chi --moves 100
     """
+    if steps is not None:
+        typer.echo("pushforward: --steps of guide is called --moves now.", err=True)
+        moves = moves or steps
     how, generator = _method(sampler), is_generator(model)
     vain = {
         "A warm-up, annealing and draws are of chains: langevin, mala or hmc; leave them out.":
             not isinstance(how, Dynamics) and (warm_up, anneal, draws) != (None, 0, 1),
         "Only a diffusion has steps to steer; a GAN's codes are sampled by langevin, mala or hmc.":
             isinstance(how, Steering) and generator,
-        f"Steering takes the steps of its plan: --plan ddim:steps={steps}, in the place of --steps.":
-            isinstance(how, Steering) and steps is not None,
+        f"Steering takes the steps of its solver: give --solver ddim:steps={moves} instead of --moves.":
+            isinstance(how, Steering) and moves is not None,
         "Steering takes no gradient through the plan; leave --gradient out.":
             isinstance(how, Steering) and gradient is not None,
-        "A GAN has no plan, and its own gradient, precision and size; leave out --plan, --gradient, --dtype, --size.":
+        "A GAN has no plan, and its own gradient, precision and size; leave out --solver, --gradient, --dtype, --size.":
             generator and (plan, gradient, dtype, size) != (None, None, "float32", None),
         "The codes of a diffusion have the shape that its plan gives them; leave --latent out.":
             not generator and latent is not None,
@@ -159,8 +165,8 @@ def guide(
     check_outputs({"--json": json}, {"--out": out})
     in_vain({"negative": "guidance is 1" if guidance == 1 and prompt else None})
     spare(chains, label=label, prompt=prompt)
-    steps, plan, gradient = steps or _STEPS, plan or _PLAN, gradient or "exact"
-    schedule = Schedule(steps, warm_up, anneal, draws) if isinstance(how, Dynamics) else None
+    moves, plan, gradient = moves or _MOVES, plan or _PLAN, gradient or "exact"
+    schedule = Schedule(moves, warm_up, anneal, draws) if isinstance(how, Dynamics) else None
     if gradient not in _GRADIENTS:
         raise PushforwardError(f"The gradient is one of {', '.join(_GRADIENTS)}; got {gradient!r}.")
     where = pick_device(device)
@@ -174,7 +180,7 @@ def guide(
         "labels": label, "prompts": prompt, "negative": negative, "guidance": guidance, "fit": fit,
     }  # fmt: skip
     if not isinstance(how, Steering):
-        settings["steps"] = steps
+        settings["steps"] = moves  # as folders of earlier versions call them
     if schedule is not None:
         settings |= {"warm_up": schedule.warmed, "anneal": anneal, "draws": draws}
     if not generator:
@@ -201,7 +207,7 @@ def guide(
             found, plain = _steer(pushforward, whole, how, chains, asked, quiet=quiet)
             seconds = time.perf_counter() - started
         case _:
-            found, seconds = _descend(pushforward, whole, how, steps, chains, asked, out, where, made, quiet=quiet)
+            found, seconds = _descend(pushforward, whole, how, moves, chains, asked, out, where, made, quiet=quiet)
     _write(found, schedule, out)
     if not isinstance(how, Steering):
         _write_codes(
