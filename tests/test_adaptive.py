@@ -4,11 +4,11 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from helpers import FIELD, mixture_denoiser, normal
 from pushforward.denoiser import Function
 from pushforward.errors import PushforwardError
 from pushforward.execute import adaptive
 from pushforward.linear import VE, VP, Blurring, Flow, Gaussian, Langevin, Process, root
+from support.helpers import FIELD, mixture_denoiser, normal
 
 DATA = Gaussian(0.3, 0.2)
 PROCESSES = [VP(), VE(t_max=20.0), Flow(), Blurring((6, 5)), Langevin()]

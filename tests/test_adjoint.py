@@ -6,7 +6,6 @@ from itertools import pairwise
 import pytest
 import torch
 
-from helpers import FIELD, PROCESSES, RESTLESS, gaussian_denoiser, mixture_denoiser, normal, point_denoiser
 from pushforward.denoiser import Function
 from pushforward.errors import PushforwardError
 from pushforward.execute import Parallel, run, system
@@ -15,6 +14,7 @@ from pushforward.linear import VP, Blurring, BlurringLangevin, Flow, Gaussian, L
 from pushforward.model import Network
 from pushforward.plan import SOLVERS, Register, ddim, exponential, gddim, grid
 from pushforward.plan.collocation import collocation
+from support.helpers import FIELD, PROCESSES, RESTLESS, gaussian_denoiser, mixture_denoiser, normal, point_denoiser
 
 SETTINGS = [
     *((name, {}) for name in SOLVERS if name != "collocation"),

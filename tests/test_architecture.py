@@ -143,3 +143,13 @@ finally:
     print({"torch", "numpy", "scipy", "matplotlib"} & set(sys.modules))
 """
     assert python(code).splitlines()[-1] == "set()"
+
+
+TESTS = Path(__file__).parent
+
+
+@pytest.mark.parametrize("module", sorted(TESTS.rglob("*.py")), ids=lambda path: str(path.relative_to(TESTS)))
+def test_no_test_module_is_imported(module: Path) -> None:
+    """What several test modules use is in `support`. Also looks into programs that tests hold as text."""
+    lines = module.read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if line.lstrip().startswith(("from test_", "import test_"))] == []

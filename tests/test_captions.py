@@ -11,10 +11,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 import pushforward as pf
-from pushforward.cli import app
 from pushforward.data.datasets import ImageData, load_images
 from pushforward.errors import PushforwardError
 from pushforward.linear import VP
@@ -22,16 +20,12 @@ from pushforward.model import trained as trained_model
 from pushforward.model.backbone import Backbone, preset
 from pushforward.model.tokens import LENGTH, tokens
 from pushforward.training.trainer import TrainConfig, hide_parts, train
-from test_cli_invert import refused
-from test_train import SIDE, TINY, save_png
+from support.cli import invoke, refused
+from support.pictures import save_png
+from support.training import SIDE, TINY
 
 ROWS = 4096
 CAPTIONS = ("red cat, big", "blue dog, small", "red dog", "blue cat, big, wet")
-runner = CliRunner()
-
-
-def invoke(*arguments):
-    return runner.invoke(app, [str(a) for a in arguments], catch_exceptions=True)
 
 
 def captioned(count=8, labels=None):

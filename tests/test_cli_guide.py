@@ -25,10 +25,8 @@ from pushforward.guidance.steering import STEERINGS
 from pushforward.linear import VP
 from pushforward.maps.storage import load_codes
 from pushforward.model import save_model
-from test_cli_invert import saved
-from test_cli_translate import pixels
-from test_edit import reading
-from test_generator import tutorial
+from support.models import reading, saved, tutorial
+from support.pictures import pixels
 
 runner = CliRunner()
 SIDE = 8

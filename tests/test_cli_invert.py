@@ -6,41 +6,24 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner
 
-from pushforward.cli import app
 from pushforward.cli.plot_plan import describe
 from pushforward.data.datasets import read_image
 from pushforward.data.inputs import read_inputs
-from pushforward.errors import PushforwardError
 from pushforward.linear import VP, Blurring, Langevin
 from pushforward.maps.code import Code
 from pushforward.maps.spec import parse
 from pushforward.maps.storage import load_codes, save_codes
-from pushforward.model import load_model, save_model
-from test_pushforward import SIZE, tiny
+from pushforward.model import load_model
+from support.cli import invoke, refused
+from support.models import SIZE, saved
 
-runner = CliRunner()
 TOLERANCE = 1e-4  # asked of the inversion in these tests; the error found may be a few times the estimated one
 FEW = ["--steps", 6, "--end", 0.05]  # quick, and well behaved on the tiny models
 CASES = [
     ("vp", []), ("vp", ["--solver", "gddim", "--order", 2]), ("vp", ["--solver", "heun", "--steps", 8]),
     ("langevin", []), ("langevin", ["--solver", "gddim", "--grid", "log-snr"]), ("blurring", []),
 ]  # fmt: skip
-
-
-def invoke(*arguments):
-    return runner.invoke(app, [str(a) for a in arguments], catch_exceptions=True)
-
-
-def saved(process, path):
-    """A tiny model whose network says something: fresh ones predict nothing, and invert in one round."""
-    model = tiny(process)
-    with torch.no_grad():
-        for p in model.module.parameters():
-            p.add_(0.01 * torch.randn_like(p))
-    save_model(model, path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -299,13 +282,6 @@ def test_bad_options_are_refused_in_a_sentence(models, pictures, tmp_path, monke
     images = "nothing.npz" if "--split" in options else pictures
     refused(invoke("invert", models["vp"], images, "--steps", 2, "-q", *options), message)
     assert not list(tmp_path.iterdir())
-
-
-def refused(result, message):
-    assert result.exit_code != 0
-    assert isinstance(result.exception, PushforwardError), result.exception
-    assert message in str(result.exception)
-    assert "\n" not in str(result.exception)
 
 
 def test_codes_are_decoded_by_their_own_model_or_one_like_it(models, pictures, tmp_path):

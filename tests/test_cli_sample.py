@@ -7,19 +7,12 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from typer.testing import CliRunner
 
-from pushforward.cli import app
 from pushforward.linear import VP, Langevin
 from pushforward.maps.diffusion import Diffusion
 from pushforward.model import save_model, zoo
-from test_pushforward import SIZE, tiny
-
-runner = CliRunner()
-
-
-def invoke(*arguments):
-    return runner.invoke(app, [str(a) for a in arguments], catch_exceptions=True)
+from support.cli import invoke
+from support.models import SIZE, tiny
 
 
 @pytest.fixture(scope="module", params=[VP(), Langevin()], ids=lambda p: p.name)

@@ -6,25 +6,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner
 
-from pushforward.cli import app
 from pushforward.data.reading import FITS, read_image
 from pushforward.linear import VP
 from pushforward.maps.storage import load_codes
-from test_cli_invert import saved
-from test_pushforward import SIZE
+from support.cli import invoke
+from support.models import SIZE, saved
 
-runner = CliRunner()
 SAID = {
     "crop": "cropped around the centre and resized from 40x20 to 8x8",
     "pad": "resized and padded with white from 40x20 to 8x8",
     "stretch": "stretched from 40x20 to 8x8",
 }
-
-
-def invoke(*arguments):
-    return runner.invoke(app, [str(a) for a in arguments], catch_exceptions=True)
 
 
 def report(*arguments):

@@ -14,27 +14,21 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
 from pushforward import cli
-from pushforward.cli import app
 from pushforward.data.datasets import read_image
 from pushforward.data.locks import alone
 from pushforward.errors import PushforwardError
 from pushforward.linear import VP
 from pushforward.maps.storage import load_codes, save_codes
 from pushforward.model import save_model
-from test_cli_invert import refused, saved
-from test_edit import reading
+from support.cli import invoke, refused
+from support.models import reading, saved
+from support.pictures import pixels
 
-runner = CliRunner()
 SIDE = 12
 TEXTS = ["--source-prompt", "a cat", "--target-prompt", "a dog"]
 LIMIT = 1e-4  # what a code may lose of an image by rounding
-
-
-def invoke(*arguments):
-    return runner.invoke(app, [str(a) for a in arguments], catch_exceptions=True)
 
 
 def main(monkeypatch, *arguments):
@@ -90,11 +84,6 @@ def translating(models, tmp_path):
         return json.loads(report.read_text())
 
     return run
-
-
-def pixels(path):
-    with Image.open(path) as image:
-        return np.asarray(image).astype(int)
 
 
 def results(folder):

@@ -7,7 +7,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import pushforward as pf
-from helpers import PROCESSES, normal
 from pushforward.denoiser import Function
 from pushforward.linear import VP, Gaussian, Langevin, process_from_config
 from pushforward.maps.code import Code
@@ -15,6 +14,7 @@ from pushforward.maps.normality import statistics
 from pushforward.maps.storage import check_codes, header, load_codes, plan_of, save_codes
 from pushforward.model import Model
 from pushforward.plan import SOLVERS, grid
+from support.helpers import PROCESSES, normal
 
 SHAPE = (1, 3, 2)
 

@@ -6,7 +6,13 @@ from functools import partial
 import pytest
 import torch
 
-from helpers import (
+from pushforward.denoiser import Function
+from pushforward.errors import PushforwardError
+from pushforward.execute import Parallel, parallel, run
+from pushforward.execute.system import System
+from pushforward.linear import POINT, VP, Flow, Gaussian, Langevin, Operator, root
+from pushforward.plan import Builder, collocation, exponential, grid
+from support.helpers import (
     FIELD,
     PROCESSES,
     SMOOTH,
@@ -17,12 +23,6 @@ from helpers import (
     point_denoiser,
     times,
 )  # fmt: skip
-from pushforward.denoiser import Function
-from pushforward.errors import PushforwardError
-from pushforward.execute import Parallel, parallel, run
-from pushforward.execute.system import System
-from pushforward.linear import POINT, VP, Flow, Gaussian, Langevin, Operator, root
-from pushforward.plan import Builder, collocation, exponential, grid
 
 EVERY = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 POINTLIKE = Parallel(tolerance=1e-11, response="data", mixing=None)

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 import pushforward as pf
-from helpers import normal
 from pushforward.data.files import digest
 from pushforward.denoiser import Function
 from pushforward.linear import VP, Gaussian
 from pushforward.model import Model, Network, save_model
 from pushforward.model.contents import contents, model_digest
-from test_edit import reading
+from support.helpers import normal
+from support.models import reading
 
 
 class Layer(nn.Module):

@@ -1,4 +1,4 @@
-"""What a GPU would refuse, seen without one: `devices.py`, where the device is `fake_device.py`'s."""
+"""What a GPU would refuse, seen without one: `support/devices.py`, where the device is `support/fake_device.py`'s."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ def test_everything_works_elsewhere():
     registration = pytest.importorskip("torch.utils.backend_registration")
     if not hasattr(registration, "_setup_privateuseone_for_python_backend"):
         pytest.skip("this PyTorch knows no devices written in Python")
-    checks = Path(__file__).with_name("devices.py")
+    checks = Path(__file__).parent / "support" / "devices.py"
     words = [
         sys.executable,
         "-m",
@@ -25,6 +25,6 @@ def test_everything_works_elsewhere():
         "--unchecked",
         str(checks),
     ]
-    found = subprocess.run(words, capture_output=True, text=True, check=False, cwd=checks.parent.parent)
+    found = subprocess.run(words, capture_output=True, text=True, check=False, cwd=Path(__file__).parent.parent)
     assert found.returncode == 0, found.stdout[-4000:]
     assert " passed" in found.stdout

@@ -9,24 +9,13 @@ from pushforward.linear import VP, Langevin
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.spec import SamplerSpec
 from pushforward.model import Model, Network
-from pushforward.model.backbone import Backbone, BackboneConfig
-from pushforward.model.model import trained
 from pushforward.plan import ddim, grid
 from pushforward.translation.edit import Search, edits, likelihood
 from pushforward.translation.translate import TRANSLATIONS
-from test_pushforward import tiny
+from support.models import reading, tiny
 
 SIDE = 8
 FEW = SamplerSpec("ddim", 4)
-
-
-def reading(process=None, side=SIDE):
-    """A tiny model that reads, of random weights: its answers depend on the words."""
-    process = process or VP()
-    torch.manual_seed(0)
-    channels = 3 * process.blocks
-    config = BackboneConfig(in_channels=channels, out_channels=3, words=64, widths=(16, 16), groups=4)
-    return trained(Backbone(config).eval().requires_grad_(False), process, (3, side, side), name="reading")
 
 
 @pytest.fixture(scope="module", params=[VP(), Langevin()], ids=lambda p: p.name)

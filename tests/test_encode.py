@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers import FIELD, PROCESSES, RESTLESS, gaussian_denoiser, mixture_denoiser, times
 from pushforward import Code, Diffusion, Gaussian, Model, PushforwardError
 from pushforward.denoiser import Function
 from pushforward.execute import Adaptive, encode, run
 from pushforward.linear import VP, Process
 from pushforward.plan import SOLVERS, Plan
 from pushforward.plan.grid import angle
+from support.helpers import FIELD, PROCESSES, RESTLESS, gaussian_denoiser, mixture_denoiser, times
 
 CHANNELS = 2
 SAMPLERS: dict[str, tuple[str, dict[str, object]]] = {

@@ -13,7 +13,6 @@ from PIL import Image
 from torch import nn
 from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits, cross_entropy, max_pool2d, pad
 
-from helpers import normal
 from pushforward.errors import PushforwardError
 from pushforward.guidance.energies import (
     Classifier,
@@ -40,7 +39,8 @@ from pushforward.guidance.energies import (
 from pushforward.guidance.energies.energy import of
 from pushforward.maps.code import Code
 from pushforward.vision.clip import load_clip
-from test_measures import folder, without  # noqa: F401 - a fixture
+from support.helpers import normal
+from support.packages import without
 
 SIDE = 8
 COUNT = 3
@@ -73,8 +73,8 @@ def smooth(outputs=4, seed=3):
 
 
 @pytest.fixture(scope="module")
-def clip(folder):  # noqa: F811
-    found = load_clip(folder)
+def clip(clip_folder):
+    found = load_clip(clip_folder)
     return replace(found, model=found.model.double())
 
 

@@ -14,7 +14,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from helpers import gaussian_denoiser
 from pushforward.cli import app
 from pushforward.data.datasets import ImageData
 from pushforward.denoiser import Function
@@ -24,7 +23,8 @@ from pushforward.linear import VP, Blurring, Gaussian, Langevin, Process
 from pushforward.maps.spec import SamplerSpec, parse
 from pushforward.model import Model, save_model
 from pushforward.vision.features import FeatureNet
-from test_pushforward import SIZE, tiny
+from support.helpers import gaussian_denoiser
+from support.models import SIZE, tiny
 
 runner = CliRunner()
 COUNT = 120

@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from helpers import normal
 from pushforward.cli import app
 from pushforward.cli.evaluate_translation import matches
 from pushforward.data.pictures import to_bytes
@@ -18,7 +17,7 @@ from pushforward.evaluation.distances import Reference, Sample
 from pushforward.evaluation.pairs import pixels, psnr, ssim
 from pushforward.evaluation.translation import PIXELS, Space, Words, compare, space, table
 from pushforward.vision.features import FeatureNet
-from test_measures import clip, folder  # noqa: F401 - fixtures
+from support.helpers import normal
 
 SHAPE = (3, 12, 12)
 pytest.importorskip("torchmetrics")
@@ -141,7 +140,7 @@ def test_a_plain_function_will_do_for_features():
     assert by_function[0].measures == by_space[0].measures == compare({}, source, truth, None, PIXELS)[0].measures
 
 
-def test_clip_tells_of_each_image(clip):  # noqa: F811
+def test_clip_tells_of_each_image(clip):
     """The batch changes nothing but float32's rounding, 1e-5; the copy has no direction."""
     source, output = some_images(5, 1), some_images(5, 2)
     before, after = ["a cat"], ["a dog", "a mat", "a red dog", "a big dog", "a blue mat"]
@@ -272,9 +271,9 @@ def test_outputs_of_another_size_are_brought_to_the_sources_and_it_is_said(tmp_p
     assert "made colour from grey" in result.stderr
 
 
-def test_clip_by_the_command(tmp_path, folder):  # noqa: F811
+def test_clip_by_the_command(tmp_path, clip_folder):
     here, out = written(tmp_path / "source", some_images(3, 1)), written(tmp_path / "out", some_images(3, 2))
-    words = ("--clip", folder, "--source-prompt", "a cat", "--target-prompt", "a dog")
+    words = ("--clip", clip_folder, "--source-prompt", "a cat", "--target-prompt", "a dog")
     result = invoke(out, "--source", here, *words, "--json", "-")
     assert result.exit_code == 0, result.output
     rows = {row["name"]: row["measures"] for row in json.loads(result.stdout)["rows"]}

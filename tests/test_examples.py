@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 
 import pushforward as pf
-from helpers import DETERMINISTIC, FIELD, PROCESSES, mixture_denoiser, normal
 from pushforward.denoiser import Function
 from pushforward.errors import PushforwardError
 from pushforward.execute import run
@@ -25,6 +24,7 @@ from pushforward.maps.code import GaussianStream
 from pushforward.maps.storage import load_codes
 from pushforward.model import Model
 from pushforward.plan import SOLVERS, ddim, named
+from support.helpers import DETERMINISTIC, FIELD, PROCESSES, mixture_denoiser, normal
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SOLVER_PROCESSES = [name for name in PROCESSES if name != "discrete"]

@@ -19,6 +19,7 @@ from pushforward.errors import PushforwardError
 from pushforward.maps.code import Code
 from pushforward.maps.generator import consistency, gan, load_generator, stylegan
 from pushforward.maps.protocol import Pushforward
+from support.models import tutorial
 
 ROUNDING = 1e-5
 
@@ -36,20 +37,6 @@ class Toy(nn.Module):
         if self.table is not None:
             z = z + self.table(labels)
         return self.last(self.norm(self.first(z)).tanh()).tanh().view(-1, 1, 4, 5)
-
-
-def tutorial(z: int, channels: tuple[int, ...], kernel: int, *, bias: bool = False, grown: int = 4) -> nn.Sequential:
-    """A DCGAN as PyTorch's tutorial writes it, with weights and statistics that are not those of its beginning."""
-    layers: list[nn.Module] = []
-    for k, (given, made) in enumerate(zip((z, *channels), channels, strict=False)):
-        size, stride, padding = (kernel, 1, 0) if k == 0 else (grown, min(grown, 2), max(grown // 2 - 1, 0))
-        layers.append(nn.ConvTranspose2d(given, made, size, stride, padding, bias=bias))
-        layers += [nn.BatchNorm2d(made), nn.ReLU()] if k < len(channels) - 1 else [nn.Tanh()]
-    net = nn.Sequential(*layers)
-    for value in net.state_dict().values():
-        if value.is_floating_point():
-            value.copy_(torch.rand_like(value) + 0.1 if value.ndim == 1 else torch.randn_like(value) / 4)
-    return net.eval()
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

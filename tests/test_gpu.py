@@ -19,7 +19,7 @@ from pushforward.guidance import energies
 from pushforward.guidance.inpaint import inpaint
 from pushforward.guidance.steering import STEERINGS
 from pushforward.maps.spec import SamplerSpec, parse
-from test_generator import tutorial
+from support.models import tutorial
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from helpers import PROCESSES
 from pushforward.errors import PushforwardError
 from pushforward.linear import VE, VP, Discrete, Flow, Gaussian, whitening_angle
 from pushforward.plan import grid
+from support.helpers import PROCESSES
 
 EVERY = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 TABLE = Discrete.from_betas(torch.linspace(1e-4, 0.02, 1000))

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from helpers import PROCESSES, gaussian_denoiser, mixture_denoiser, normal
 from pushforward import SOLVERS, Diffusion, Model, PushforwardError, grid
 from pushforward.cli import app
 from pushforward.guidance.inpaint import inpaint
@@ -18,9 +17,9 @@ from pushforward.linear import VP, Gaussian
 from pushforward.maps.spec import SamplerSpec
 from pushforward.model import save_model
 from pushforward.plan import repeated
-from test_cli_invert import saved
-from test_cli_translate import pixels
-from test_edit import reading
+from support.helpers import PROCESSES, gaussian_denoiser, mixture_denoiser, normal
+from support.models import reading, saved
+from support.pictures import pixels
 
 SHAPE, SIDE = (1, 3, 2), 8
 runner = CliRunner()

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 import pushforward as pf
-from helpers import FIELD, PROCESSES, mixture_denoiser, normal
 from pushforward.denoiser import Function
 from pushforward.errors import PushforwardError
 from pushforward.execute import Mixing, Parallel, invert, run
 from pushforward.linear import VP, Blurring, Gaussian, Langevin, Process, root
 from pushforward.plan import SOLVERS, ddim, exponential, gddim, grid
+from support.helpers import FIELD, PROCESSES, mixture_denoiser, normal
 
 EVERY = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 STOCHASTIC = ("ddpm", "euler-maruyama", "collocation", "sscs")

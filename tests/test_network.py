@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from helpers import FIELD, PROCESSES, gaussian_denoiser, normal, times
 from pushforward.denoiser import Function
 from pushforward.errors import PushforwardError
 from pushforward.linear import VP, Flow, Gaussian, Langevin, ScaledProcess, root
 from pushforward.model import PREDICTIONS, Network
+from support.helpers import FIELD, PROCESSES, gaussian_denoiser, normal, times
 
 EVERY = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 DATA = Gaussian(0.25)

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 import pushforward as pf
-from helpers import PROCESSES, times
 from pushforward.cli import main
 from pushforward.errors import FarOutside
 from pushforward.linear import VP, Blurring, Cosine, Discrete, Gaussian, Process
@@ -27,6 +26,7 @@ from pushforward.model import Model, Network
 from pushforward.model.diffusers.schedules import alphas_cumprod
 from pushforward.model.model import far_outside
 from pushforward.plan import SOLVERS, grid
+from support.helpers import PROCESSES, times
 
 DEVIATION, STEPS = 0.5, 40
 SHAPE = (1, 4, 4)

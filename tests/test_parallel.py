@@ -7,13 +7,13 @@ import pytest
 import torch
 
 import pushforward as pf
-from helpers import FIELD, PROCESSES, RESTLESS, gaussian_denoiser, mixture_denoiser, normal, times
 from pushforward.denoiser import Function
 from pushforward.errors import PushforwardError
 from pushforward.execute import PARALLEL_METHODS, Mixing, Parallel, parallel, run
 from pushforward.linear import VP, Blurring, Gaussian, Langevin, Process, fit, root
 from pushforward.model import Network
 from pushforward.plan import SOLVERS, auto, ddim, exponential, gddim, grid
+from support.helpers import FIELD, PROCESSES, RESTLESS, gaussian_denoiser, mixture_denoiser, normal, times
 
 EVERY = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 EXPLICIT = [name for name in SOLVERS if name != "collocation"]

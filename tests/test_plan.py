@@ -5,18 +5,6 @@ import math
 import pytest
 import torch
 
-from helpers import (
-    DETERMINISTIC,
-    FIELD,
-    PROCESSES,
-    SMOOTH,
-    exact_flow,
-    gaussian_denoiser,
-    mixture_denoiser,
-    normal,
-    point_denoiser,
-    times,
-)  # fmt: skip
 from pushforward.errors import PushforwardError
 from pushforward.execute import run
 from pushforward.linear import POINT, VP, Flow, Gaussian, Langevin, Process, root
@@ -35,6 +23,18 @@ from pushforward.plan import (
     runge_kutta,
     unipc,
 )
+from support.helpers import (
+    DETERMINISTIC,
+    FIELD,
+    PROCESSES,
+    SMOOTH,
+    exact_flow,
+    gaussian_denoiser,
+    mixture_denoiser,
+    normal,
+    point_denoiser,
+    times,
+)  # fmt: skip
 
 EVERY = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 SCALAR = ("vp", "cosine", "ve", "flow", "discrete")

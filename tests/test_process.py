@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from helpers import FIELD, PROCESSES, times
 from pushforward.errors import PushforwardError
 from pushforward.linear import (
     POINT,
@@ -23,6 +22,7 @@ from pushforward.linear import (
     whitening_angle,
 )
 from pushforward.plan.grid import solve_for_time
+from support.helpers import FIELD, PROCESSES, times
 
 EVERY = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 SPECTRUM = Gaussian(torch.linspace(0.5, 0.1, 6, dtype=torch.float64).view(FIELD))

@@ -5,7 +5,15 @@ import math
 import pytest
 import torch
 
-from helpers import (
+from pushforward.denoiser import Function
+from pushforward.errors import PushforwardError
+from pushforward.execute import run
+from pushforward.execute.backward import backward, end_pair, forward, naive_inversion
+from pushforward.linear import VP, Blurring, Flow, Gaussian, Process, root
+from pushforward.model import Network
+from pushforward.plan import Plan, ddim, ddpm, exponential, gddim, grid, runge_kutta, unipc
+from pushforward.plan.reversible import bdia, o_belm
+from support.helpers import (
     FIELD,
     PROCESSES,
     SMOOTH,
@@ -16,14 +24,6 @@ from helpers import (
     point_denoiser,
     times,
 )  # fmt: skip
-from pushforward.denoiser import Function
-from pushforward.errors import PushforwardError
-from pushforward.execute import run
-from pushforward.execute.backward import backward, end_pair, forward, naive_inversion
-from pushforward.linear import VP, Blurring, Flow, Gaussian, Process, root
-from pushforward.model import Network
-from pushforward.plan import Plan, ddim, ddpm, exponential, gddim, grid, runge_kutta, unipc
-from pushforward.plan.reversible import bdia, o_belm
 
 REVERSIBLE = {"o-belm": o_belm, "bdia": bdia, "bdia-1": lambda p, t: bdia(p, t, gamma=1.0)}
 EVERY = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)

@@ -6,13 +6,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from helpers import FIELD, PROCESSES, RESTLESS, gaussian_denoiser, normal, point_denoiser
 from pushforward.cli import app
 from pushforward.errors import PushforwardError
 from pushforward.execute import run
 from pushforward.linear import VP, BlurringLangevin, Gaussian, Langevin, Operator, Process
 from pushforward.plan import Plan, euler_maruyama, grid, sscs
 from pushforward.plan.splitting import equilibrium
+from support.helpers import FIELD, PROCESSES, RESTLESS, gaussian_denoiser, normal, point_denoiser
 
 RESTING = {name: process for name, process in PROCESSES.items() if name not in RESTLESS}
 CONTINUOUS = pytest.mark.parametrize(

@@ -28,12 +28,10 @@ from pushforward.training import stopping
 from pushforward.training.stopping import Clock
 from pushforward.training.targets import TIMES, BatchDraws, TargetTable
 from pushforward.training.trainer import Interrupted, TrainConfig, train
+from support.pictures import save_png
+from support.training import SIDE, TINY, some_data
 
-SIDE = 8
 PROCESSES = ["vp", "cosine", "ve", "flow", "blurring", "langevin", "blurring-langevin"]
-TINY = {
-    "network": "tiny", "batch": 8, "precision": "no", "warmup": 2, "ema": 0.9, "learning_rate": 3e-3, "sample_every": 0
-}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -47,20 +45,6 @@ def one_thread() -> Iterator[None]:
 
 def a_process(name: str) -> Process:
     return process_from_config({"name": name, **({"field": (SIDE, SIDE)} if "blurring" in name else {})})
-
-
-def some_data(count: int = 24, channels: int = 1, classes: int = 2) -> ImageData:
-    """Images of one grey level each, darker in the first class."""
-    labels = torch.arange(count) % classes
-    grey = 60 + 120 * labels + torch.arange(count)
-    images = grey.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, channels, SIDE, SIDE).contiguous()
-    return ImageData(images, labels, tuple("abcdef"[:classes]))
-
-
-def save_png(path: Path, array: np.ndarray | None = None) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((SIDE, SIDE, 3), 128, np.uint8) if array is None else array).save(path)
-    return path
 
 
 # -- data
@@ -244,7 +228,8 @@ def test_training_learns_the_classes(tmp_path: Path) -> None:
 KILLED = """
 import sys, time
 from pathlib import Path
-from test_train import TINY, TrainConfig, some_data, train
+from pushforward.training.trainer import TrainConfig, train
+from support.training import TINY, some_data
 train(
     TrainConfig(steps=16, save_every=4, log_every=1, **TINY), some_data(), Path(sys.argv[1]),
     callback=lambda *_: time.sleep(0.05),

@@ -5,7 +5,15 @@ import math
 import pytest
 import torch
 
-from helpers import (
+from pushforward.errors import PushforwardError
+from pushforward.linear import VP, Blurring, Gaussian, Langevin
+from pushforward.maps.code import Code
+from pushforward.maps.diffusion import Diffusion
+from pushforward.maps.spec import SamplerSpec
+from pushforward.model import Model
+from pushforward.plan import exponential, grid
+from pushforward.translation.translate import TRANSLATIONS, End, code_of, refined, sampler_for, translate
+from support.helpers import (
     DETERMINISTIC,
     FIELD,
     PROCESSES,
@@ -15,14 +23,6 @@ from helpers import (
     normal,
     point_denoiser,
 )
-from pushforward.errors import PushforwardError
-from pushforward.linear import VP, Blurring, Gaussian, Langevin
-from pushforward.maps.code import Code
-from pushforward.maps.diffusion import Diffusion
-from pushforward.maps.spec import SamplerSpec
-from pushforward.model import Model
-from pushforward.plan import exponential, grid
-from pushforward.translation.translate import TRANSLATIONS, End, code_of, refined, sampler_for, translate
 
 KINDS = {p.name: p for p in (VP(), Blurring(FIELD, blur_max=2.0), Langevin())}
 EVERY = pytest.mark.parametrize("process", KINDS.values(), ids=KINDS)

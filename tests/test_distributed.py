@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from helpers import FIELD, PROCESSES, normal
 from pushforward.errors import PushforwardError
 from pushforward.execute import Parallel, parallel, run
 from pushforward.execute import distributed as across
@@ -21,6 +20,7 @@ from pushforward.execute.distributed import Sharded
 from pushforward.linear import VP, Process
 from pushforward.model import Network
 from pushforward.plan import SOLVERS, Plan, grid
+from support.helpers import FIELD, PROCESSES, normal
 
 LABELS = torch.tensor([0.5, -0.5, 1.5])
 ROWS = (1, 2, 3, 8, 9)

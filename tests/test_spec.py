@@ -11,7 +11,7 @@ from pushforward.linear import VP, Blurring, Gaussian, Langevin
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.spec import SamplerSpec, parse
 from pushforward.plan import SOLVERS
-from test_pushforward import SIZE, tiny
+from support.models import SIZE, tiny
 
 
 @pytest.mark.parametrize(

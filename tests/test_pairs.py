@@ -1,6 +1,5 @@
 """Measures of image pairs, ranks of partners, and CLIP, against what they must be."""
 
-import builtins
 import json
 from dataclasses import replace
 
@@ -9,11 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers import normal
 from pushforward.errors import PushforwardError
 from pushforward.evaluation import pairs as measures
 from pushforward.evaluation.pairs import greatest, l2, lpips, pixels, psnr, ranks, recall, ssim
 from pushforward.vision.clip import alignment, load_clip
+from support.helpers import normal
+from support.packages import without
 
 SIDE = 12
 WORDS = ["a red cat", "a blue dog", "a photo of a big red cat on a mat"]
@@ -21,18 +21,6 @@ WORDS = ["a red cat", "a blue dog", "a photo of a big red cat on a mat"]
 
 def some_images(count=3, channels=3, height=SIDE, width=SIDE, seed=0):
     return normal(count, channels, height, width, seed=seed).float().clamp(-1, 1)
-
-
-def without(monkeypatch, *names):
-    """As on a machine that lacks these packages."""
-    real = builtins.__import__
-
-    def importing(name, *arguments, **options):
-        if name.split(".")[0] in names:
-            raise ImportError(name)
-        return real(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", importing)
 
 
 # -- pairs of images --------------------------------------------------------------------------------------------------
@@ -198,49 +186,17 @@ def test_pixels_are_means_over_a_grid():
 # -- CLIP -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A tiny random CLIP with a vocabulary of letters, 16 x 16 images, as `transformers` writes it."""
-    transformers = pytest.importorskip("transformers")
-    path = tmp_path_factory.mktemp("clip")
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    pieces = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
-    (path / "vocab.json").write_text(json.dumps({piece: k for k, piece in enumerate(pieces)}))
-    (path / "merges.txt").write_text("#version: 0.2\n")
-    shared = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = {**shared, "vocab_size": len(pieces), "max_position_embeddings": 20,
-            "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}  # fmt: skip
-    vision = {**shared, "image_size": 16, "patch_size": 4}
-    with torch.random.fork_rng():
-        torch.manual_seed(5)
-        config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
-        model = transformers.CLIPModel(config)
-        for parameter in model.parameters():  # the usual weights are so small that all prompts are nearly the same
-            torch.nn.init.normal_(parameter, std=0.3)
-    model.save_pretrained(path)
-    preprocessor = {
-        "image_processor_type": "CLIPImageProcessor", "do_resize": True, "size": {"shortest_edge": 16}, "resample": 3,
-        "do_center_crop": True, "crop_size": {"height": 16, "width": 16}, "do_rescale": True, "do_normalize": True,
-        "image_mean": [0.48, 0.45, 0.4], "image_std": [0.27, 0.26, 0.25],
-    }  # fmt: skip
-    (path / "preprocessor_config.json").write_text(json.dumps(preprocessor))
-    return path
-
-
-@pytest.fixture(scope="module")
-def clip(folder):
-    return load_clip(folder)
-
-
-def theirs(folder, images):
+def theirs(clip_folder, images):
     """What `transformers` makes of uint8 images and the words: unit vectors of both."""
     import transformers
 
     kind = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
-    processor = kind.from_pretrained(folder)
+    processor = kind.from_pretrained(clip_folder)
     pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
-    tokens = transformers.AutoTokenizer.from_pretrained(folder)(WORDS, padding=True, truncation=True, max_length=20)
-    model = transformers.CLIPModel.from_pretrained(folder).eval()
+    tokens = transformers.AutoTokenizer.from_pretrained(clip_folder)(
+        WORDS, padding=True, truncation=True, max_length=20
+    )
+    model = transformers.CLIPModel.from_pretrained(clip_folder).eval()
     seen = torch.as_tensor(np.stack(processor(images=pictures)["pixel_values"]))
     ids, mask = torch.tensor(tokens["input_ids"]), torch.tensor(tokens["attention_mask"])
     with torch.no_grad():
@@ -248,11 +204,11 @@ def theirs(folder, images):
     return seen, found.image_embeds, found.text_embeds
 
 
-def test_clip_is_the_model_of_transformers(folder, clip):
+def test_clip_is_the_model_of_transformers(clip_folder, clip):
     """1e-5: float32 through two layers, values near 1."""
     images = torch.randint(256, (3, 3, 16, 16), dtype=torch.uint8)
     values = images.float() / 127.5 - 1
-    seen, of_images, of_words = theirs(folder, images)
+    seen, of_images, of_words = theirs(clip_folder, images)
     torch.testing.assert_close(clip.pixels(values), seen.float(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(clip.images(values), of_images, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(clip.texts(WORDS), of_words, rtol=1e-5, atol=1e-5)
@@ -262,12 +218,12 @@ def test_clip_is_the_model_of_transformers(folder, clip):
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 40), (50, 36), (37, 64), (9, 12)])
-def test_images_of_other_sizes_are_scaled_as_the_processor_scales_them(folder, clip, height, width):
+def test_images_of_other_sizes_are_scaled_as_the_processor_scales_them(clip_folder, clip, height, width):
     """Within one step of 8 bits (to which the processor rounds) over the deviation 0.25, where nothing overshoots."""
     y, x = torch.meshgrid(torch.linspace(0, 3, height), torch.linspace(0, 4, width), indexing="ij")
     smooth = torch.stack([(x + y).sin(), (x * y / 3).cos(), (x - y).sin()]) * 0.8
     images = ((smooth[None] + 1) * 127.5).round().byte()
-    seen, _, _ = theirs(folder, images)
+    seen, _, _ = theirs(clip_folder, images)
     found = clip.pixels(images.float() / 127.5 - 1)
     assert found.shape == (1, 3, 16, 16)
     assert (found - seen).abs().max() < 1.01 / 255 / 0.25
@@ -302,12 +258,14 @@ def test_directional_similarity_is_its_equation(clip):
     np.testing.assert_allclose(clip.directional(a, b, "a dog", "a cat"), -truth, rtol=1e-5, atol=1e-5)
 
 
-def test_gradients_reach_the_images(folder):
+def test_gradients_reach_the_images(clip_folder):
     """Against central differences in float64, step 1e-5: 1e-6 of the largest slope."""
     import transformers
 
-    clip = load_clip(folder)
-    clip = replace(clip, model=transformers.CLIPModel.from_pretrained(folder).double().eval().requires_grad_(False))
+    clip = load_clip(clip_folder)
+    clip = replace(
+        clip, model=transformers.CLIPModel.from_pretrained(clip_folder).double().eval().requires_grad_(False)
+    )
     before = 0.5 * normal(2, 3, 18, 21, seed=1)
     image = (0.5 * normal(2, 3, 18, 21, seed=2)).requires_grad_()
 
@@ -344,8 +302,8 @@ def test_long_prompts_are_cut(clip):
 
 
 @pytest.mark.parametrize("fault", ["nothing", "kind", "no preprocessor", "no mean", "size"])
-def test_folders_that_are_no_clip_are_refused(folder, tmp_path, fault):
-    for file in folder.iterdir():
+def test_folders_that_are_no_clip_are_refused(clip_folder, tmp_path, fault):
+    for file in clip_folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     config, preprocessor = tmp_path / "config.json", tmp_path / "preprocessor_config.json"
     values = json.loads(preprocessor.read_text())

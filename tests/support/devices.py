@@ -1,4 +1,4 @@
-"""Everything on a device of its own, the fake device: run by `test_devices.py`, in a process of its own.
+"""Everything on a device of its own, the fake device: run by `tests/test_devices.py`, in a process of its own.
 
 A network of random weights, states of some numbers; what is made there is what the CPU makes.
 """
@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import pushforward as pf
-from fake_device import NAME, Elsewhere
 from pushforward.guidance import energies
 from pushforward.guidance.inpaint import inpaint
 from pushforward.guidance.steering import STEERINGS
@@ -17,6 +16,7 @@ from pushforward.linear import VP, Blurring, Gaussian, Langevin
 from pushforward.maps.spec import SamplerSpec, parse
 from pushforward.model import Network
 from pushforward.plan import SOLVERS, grid
+from support.fake_device import NAME, Elsewhere
 
 SIDE = 4
 PROCESSES = {"vp": VP(), "blurring": Blurring((SIDE, SIDE), blur_max=2.0), "langevin": Langevin()}

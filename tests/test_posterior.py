@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers import PROCESSES, gaussian_denoiser
 from pushforward import Diffusion, Exact, Implicit, Model, Phantom, PushforwardError, load
 from pushforward.guidance.chains import Chains, Dynamics, Schedule, hmc, langevin, mala
 from pushforward.guidance.checkpoints import load_chains, load_descents, save_checkpoint
@@ -20,6 +19,7 @@ from pushforward.guidance.posterior import Descents, Guided, best, guide
 from pushforward.linear import VP, Gaussian, Process
 from pushforward.maps.code import Code, GaussianStream
 from pushforward.maps.spec import SamplerSpec
+from support.helpers import PROCESSES, gaussian_denoiser
 
 NUMBERS, PIXELS = 6, 4
 WEIGHT = torch.ones((), requires_grad=True)

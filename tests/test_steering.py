@@ -6,7 +6,6 @@ from functools import partial
 
 import pytest
 import torch
-from tests.helpers import FIELD, PROCESSES, gaussian_denoiser, mixture_denoiser, normal, times
 from torch import Tensor, nn
 
 from pushforward.denoiser import Function
@@ -21,6 +20,7 @@ from pushforward.maps.spec import parse
 from pushforward.model import Model, Network
 from pushforward.plan import SOLVERS, Plan, grid
 from pushforward.plan.recurrence import repeated
+from support.helpers import FIELD, PROCESSES, gaussian_denoiser, mixture_denoiser, normal, times
 
 NAMES = ("vp", "flow", "blurring", "langevin", "blurring-langevin")
 EXACT = Steering(through=1, floor=0)

@@ -12,19 +12,9 @@ import pushforward as pf
 from pushforward.cli import app
 from pushforward.data.pictures import to_bytes
 from pushforward.linear import VP, Blurring, Langevin
-from pushforward.model import load_model, save_model, trained
-from pushforward.model.backbone import Backbone, preset
+from pushforward.model import load_model, save_model
 from pushforward.plan import auto, ddim, grid
-
-SIZE = 8
-
-
-def tiny(process, *, classes=("a", "b"), prediction="residual"):
-    torch.manual_seed(0)
-    channels = 1 if prediction == "residual" else process.blocks
-    config = preset("tiny", field=(SIZE, SIZE), in_channels=process.blocks, out_channels=channels, classes=len(classes))
-    module = Backbone(config).eval().requires_grad_(False)
-    return trained(module, process, (1, SIZE, SIZE), name="tiny", classes=classes, prediction=prediction)
+from support.models import SIZE, tiny
 
 
 @pytest.fixture(params=[VP(), Blurring((SIZE, SIZE)), Langevin()], ids=lambda p: p.name)

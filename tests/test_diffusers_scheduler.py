@@ -19,7 +19,6 @@ from PIL import Image
 from torch import Tensor
 
 import pushforward as pf
-from helpers import FIELD
 from pushforward.execute import run
 from pushforward.integrations.diffusers import PushforwardScheduler
 from pushforward.linear import Gaussian
@@ -28,7 +27,8 @@ from pushforward.maps.storage import plan_of
 from pushforward.model import Model, Network
 from pushforward.model.diffusers.schedules import read_schedule
 from pushforward.plan import SOLVERS, ddim
-from test_pipelines import flux, stable_diffusion_3, stable_diffusion_xl
+from support.helpers import FIELD
+from support.pipelines import flux, stable_diffusion_3, stable_diffusion_xl
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")  # of diffusers
 

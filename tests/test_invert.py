@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import pushforward as pf
-from helpers import FIELD, mixture_denoiser, normal
 from pushforward.data.pictures import save_image, sheet
 from pushforward.denoiser import Function
 from pushforward.execute import INVERSE, Adaptive, Exact, Implicit, Parallel, Phantom, Skeleton
@@ -19,7 +18,9 @@ from pushforward.maps.storage import load_codes, plan_of
 from pushforward.model.backbone import Backbone, preset
 from pushforward.model.model import trained
 from pushforward.plan import ddim, exponential, gddim, grid
-from test_cli_invert import SIZE, invoke, saved
+from support.cli import invoke
+from support.helpers import FIELD, mixture_denoiser, normal
+from support.models import SIZE, saved
 
 SOME = pytest.mark.parametrize("process", [VP(), Blurring(FIELD, blur_max=2.0), Langevin()], ids=lambda p: p.name)
 QUASI = {"optimiser": "l-bfgs", "learning_rate": 0.1}

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers import FIELD, PROCESSES, normal
 from pushforward.denoiser import Function
 from pushforward.errors import PushforwardError
 from pushforward.execute import Parallel
@@ -19,6 +18,7 @@ from pushforward.execute.distributed import Sharded
 from pushforward.linear import VP
 from pushforward.model import Network
 from pushforward.plan import SOLVERS, Plan, grid
+from support.helpers import FIELD, PROCESSES, normal
 
 SIZES = tuple(2**i for i in range(10))
 GPU = Latency(SIZES, tuple(0.02 + 1e-5 * b for b in SIZES))

@@ -1,0 +1,1 @@
+"""What tests share. Test modules import nothing from one another."""
