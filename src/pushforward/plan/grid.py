@@ -362,3 +362,11 @@ def solve_for_time(variable: Callable[[Tensor], Tensor], values: Tensor, high: T
         later = variable(middle) < values
         below, above = torch.where(later, middle, below), torch.where(later, above, middle)
     return 0.5 * (below + above)
+
+
+def spread_times(process: Process, reference: Gaussian, count: int) -> Tensor:
+    """The middles of `count` equal pieces of the whitening angle between `t_min` and `t_max`, ascending."""
+    low, high = (torch.tensor(t, dtype=torch.float64) for t in (process.t_min, process.t_max))
+    first, last = whitening_angle(process, torch.stack([low, high]), reference)
+    middles = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    return solve_for_time(lambda t: whitening_angle(process, t, reference), first + (last - first) * middles, high, low)

@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
-from pushforward.linear import Gaussian, Operator, Process, apply_coefficients, whitening_angle
+from pushforward.linear import Gaussian, Operator, Process, apply_coefficients
 from pushforward.model.network import inverse_deviation
 from pushforward.model.prediction import Prediction, denoising, is_image
-from pushforward.plan.grid import solve_for_time
+from pushforward.plan.grid import spread_times
 
 __all__ = ["BatchDraws", "TargetTable"]
 
@@ -121,14 +121,6 @@ def _check_ends(process: Process, reference: Gaussian) -> None:
             f"of {noise:.2g} even at t_min = {process.t_min:g}, where {MOST_NOISE:g} is the most. Lower t_min, or let "
             "noise in more slowly."
         )
-
-
-def spread_times(process: Process, reference: Gaussian, count: int) -> Tensor:
-    """The middles of `count` equal pieces of the whitening angle between `t_min` and `t_max`, ascending."""
-    low, high = (torch.tensor(t, dtype=torch.float64) for t in (process.t_min, process.t_max))
-    first, last = whitening_angle(process, torch.stack([low, high]), reference)
-    middles = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    return solve_for_time(lambda t: whitening_angle(process, t, reference), first + (last - first) * middles, high, low)
 
 
 def _combine(pair: tuple[Operator, Operator], k: Tensor, x: Tensor, noise: Tensor, frequencies: int) -> Tensor:

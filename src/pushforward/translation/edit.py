@@ -26,7 +26,7 @@ from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.spec import SamplerSpec
 from pushforward.model import Model
 from pushforward.plan import Plan
-from pushforward.training.targets import spread_times
+from pushforward.plan.grid import spread_times
 from pushforward.translation.translate import End, Method, code_of, sampler_for
 
 __all__ = ["Candidate", "Search", "edits", "likelihood", "plans"]
