@@ -112,3 +112,8 @@ def test_what_docstrings_and_pages_name_is_there() -> None:
             except (ImportError, AttributeError):
                 lost.append(f"{file.name}: {name}")
     assert lost == []
+
+
+def test_commands_of_earlier_versions_are_understood() -> None:
+    """What the pages and help texts of 0.1 told a user to type."""
+    check((Path(__file__).parent / "fixtures" / "v0.1" / "commands.txt").read_text(encoding="utf-8"))
