@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import typer
 from PIL import Image
 
 from pushforward import cli
@@ -257,7 +258,7 @@ def test_code_of_the_user_cannot_end_a_command_well(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text(code, encoding="utf-8")
-    words = ["--energy", "python:mine.py", "--plan", "ddim:steps=1", "--steps", "1", "--chains", "1", "--quiet"]
+    words = ["--energy", "python:mine.py", "--solver", "ddim:steps=1", "--moves", "1", "--chains", "1", "--quiet"]
     assert run(monkeypatch, "guide", "fashion-vp", *words) == 1
     (message,) = capsys.readouterr().err.splitlines()
     assert ("mine.py" in message and "asks Python to exit" in message) or "must give real numbers" in message
@@ -296,3 +297,14 @@ def test_a_full_standard_output_is_said() -> None:
 def test_names_that_are_no_text_are_reported(tmp_path: Path) -> None:
     reports.write_json({"out": os.fsdecode(b"\xff.png")}, str(tmp_path / "report.json"))
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8")) == {"out": "\udcff.png"}
+
+
+@pytest.mark.parametrize("command", cli.command_names())
+def test_every_option_says_what_it_does_in_a_sentence(command: str) -> None:
+    for option in typer.main.get_command(cli.app).get_command(None, command).params:
+        text = getattr(option, "help", None)
+        if option.name != "help":
+            assert text, option.name
+            assert not text.startswith("Of "), option.name
+            assert text[0].isupper(), option.name
+            assert text.endswith("."), option.name

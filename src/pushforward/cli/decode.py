@@ -22,15 +22,18 @@ __all__ = ["decode"]
 
 
 def decode(
-    codes: Annotated[Path, typer.Argument(help="A file that `pushforward encode` or `invert` wrote.")],
+    codes: Annotated[Path, typer.Argument(help="File that `pushforward encode` or `invert` wrote.")],
     model: Annotated[
-        str | None, typer.Option(help="Another model of the same process and shape; its own if not said.")
+        str | None,
+        typer.Option(help="Decode with another model of the same process and shape; by default the codes' own."),
     ] = None,
     label: LabelOption = None,
     prompt: PromptOption = None,
-    batch: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 64,
-    out: Annotated[Path, typer.Option(help="Picture of all images (.png, .jpg, .webp).")] = Path("decoded.png"),
-    each: Annotated[Path | None, typer.Option(help="Folder for every image as a PNG of its own.")] = None,
+    batch: Annotated[int, typer.Option(help="Process this many images at a time.", min=1)] = 64,
+    out: Annotated[Path, typer.Option(help="Write one picture of all images here (.png, .jpg, .webp).")] = Path(
+        "decoded.png"
+    ),
+    each: Annotated[Path | None, typer.Option(help="Write every image as a PNG into this folder, too.")] = None,
     device: DeviceOption = "auto",
     json: JsonOption = None,
     quiet: QuietOption = False,

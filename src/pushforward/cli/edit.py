@@ -70,48 +70,56 @@ class _Ranking:
 
 @plan_options(solver="ddim", steps=100)
 def edit(
-    images: Annotated[list[Path], typer.Argument(help="Files, folders, or .npz files of images.")],
+    images: Annotated[list[Path], typer.Argument(help="Images: files, folders or .npz files.")],
     plan: SamplerSpec,
     model: Annotated[
         str,
-        typer.Option(help="A model that reads, or has classes: embedded, a folder, or a hub name of `diffusers`."),
+        typer.Option(
+            help="Model that takes text or has classes: an embedded one, a folder, or a hub name of `diffusers`."
+        ),
     ],
     source: Annotated[
-        str, typer.Option("--source", "--source-label", help="What the images show: a prompt, or a class.")
+        str, typer.Option("--source", "--source-label", help="Say what the images show, as a prompt or a class.")
     ],
     target: Annotated[
-        str, typer.Option("--target", "--target-label", help="What they shall show: a prompt, or a class.")
+        str, typer.Option("--target", "--target-label", help="Say what they are to show, as a prompt or a class.")
     ],
     negative: NegativeOption = "",
     guidance: Annotated[
-        str, typer.Option(help="Weights of guidance to the target text, as 1,2,3: all are tried.")
+        str, typer.Option(help="Try these weights of guidance towards the target, such as 1,2,3.")
     ] = "3",
-    source_guidance: Annotated[float, typer.Option(help="Of the encoding; 1 in the paper.")] = 1.0,
+    source_guidance: Annotated[
+        float, typer.Option(help="Set the weight of guidance while encoding; 1 in the paper.")
+    ] = 1.0,
     skip: Annotated[
-        str, typer.Option(help="Shares of the steps skipped, as .15,.3: less skipped changes more.")
+        str, typer.Option(help="Try skipping these shares of the steps, such as .15,.3; skipping less changes more.")
     ] = "0.2",
-    trials: Annotated[int, typer.Option(help="Draws of a code for each of these.", min=1)] = 15,
+    trials: Annotated[int, typer.Option(help="Draw this many codes for each combination.", min=1)] = 15,
     select: Annotated[
         str,
         typer.Option(
-            help="What the best is chosen by: likelihood (of the texts, under the model itself), directional-clip or "
-            "clip (with --clip), none (the first)."
+            help="Choose the best by likelihood (of the texts, under the model itself), directional-clip or clip (with "
+            "--clip), or none (take the first)."
         ),
     ] = "likelihood",
-    clip: Annotated[str | None, typer.Option(help="CLIP that selects: a folder or hub name of `transformers`.")] = None,
-    judge: Annotated[
-        str | None, typer.Option(help="Another CLIP, whose scores are reported: the selecting one's are too good.")
+    clip: Annotated[
+        str | None, typer.Option(help="Select with this CLIP: a folder or hub name of `transformers`.")
     ] = None,
-    method: Annotated[str, typer.Option(help="stochastic, independent (edit-friendly), deterministic or sdedit.")] = (
-        "stochastic"
-    ),
-    seed: Annotated[int, typer.Option(help="Of the codes.")] = 0,
-    batch: Annotated[int, typer.Option(help="Candidates at a time, and states in a network call.", min=1)] = 16,
+    judge: Annotated[
+        str | None, typer.Option(help="Report the scores of this other CLIP; those of the selecting one are too good.")
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="Find codes by: stochastic, independent (edit-friendly), deterministic or sdedit.")
+    ] = ("stochastic"),
+    seed: Annotated[int, typer.Option(help="Seed the codes.")] = 0,
+    batch: Annotated[
+        int, typer.Option(help="Process this many candidates at a time, and states per network call.", min=1)
+    ] = 16,
     count: CountOption = None,
     split: SplitOption = "test",
     fit: FitOption = "crop",
     size: SizeOption = None,
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("edited"),
+    out: Annotated[Path, typer.Option(help="Write the results into this folder.")] = Path("edited"),
     dtype: DtypeOption = "float32",
     device: DeviceOption = "auto",
     json: JsonOption = None,

@@ -60,30 +60,33 @@ _EXACT = 1e-4  # what rounding may come to, in the values of an image
 @plan_options(solver="ddim", steps=100)
 def encode(
     model: ModelArgument,
-    images: Annotated[list[Path], typer.Argument(help="Files, folders, or .npz files of images.")],
+    images: Annotated[list[Path], typer.Argument(help="Images: files, folders or .npz files.")],
     plan: SamplerSpec,
     label: LabelOption = None,
     prompt: PromptOption = None,
     negative: NegativeOption = "",
     guidance: GuidanceOption = 1.0,
-    start: Annotated[float, typer.Option(help="Share of the steps to encode, counted from the image.")] = 1.0,
+    start: Annotated[float, typer.Option(help="Encode this share of the steps, counted from the image.")] = 1.0,
     independent: Annotated[
-        bool, typer.Option("--independent", help="Draw the states one by one (edit-friendly), not as a path.")
+        bool, typer.Option("--independent", help="Draw the states independently (edit-friendly), not as a path.")
     ] = False,
     sequential: Annotated[
-        bool, typer.Option("--sequential", help="Ask step after step: slower, and no rounding adds up.")
+        bool, typer.Option("--sequential", help="Call the network step by step: slower, and rounding does not add up.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the path of states.")] = 0,
-    batch: Annotated[int, typer.Option(help="Images at a time, and states in a network call.", min=1)] = 64,
+    seed: Annotated[int, typer.Option(help="Seed the path of states.")] = 0,
+    batch: Annotated[
+        int, typer.Option(help="Process this many images at a time, and states per network call.", min=1)
+    ] = 64,
     count: CountOption = None,
     split: SplitOption = "test",
     fit: FitOption = "crop",
     size: SizeOption = None,
-    out: Annotated[Path, typer.Option(help="The codes (.safetensors), for `pushforward decode`.")] = Path(
+    out: Annotated[Path, typer.Option(help="Write the codes here (.safetensors), for `pushforward decode`.")] = Path(
         "codes.safetensors"
     ),
     picture: Annotated[
-        Path | None, typer.Option(help=f"Picture of the first {_SHOWN} images, each row over its reconstructions.")
+        Path | None,
+        typer.Option(help=f"Write a picture of the first {_SHOWN} images, each row above its reconstructions."),
     ] = None,
     dtype: DtypeOption = "float32",
     device: DeviceOption = "auto",

@@ -47,14 +47,22 @@ _SHOWN = 12  # images of each sampler, side by side
 
 
 def evaluate(
-    models: Annotated[list[str], typer.Argument(help="Embedded models, folders, or hub names of `diffusers`.")],
-    data: Annotated[str, typer.Option(help="Real images: folder, .npz file, or name of a data set of `datasets`.")],
-    split: Annotated[str, typer.Option(help="Of the data: train, validation or test.")] = "train",
+    models: Annotated[
+        list[str], typer.Argument(help="Models: names of embedded ones, folders, or hub names of `diffusers`.")
+    ],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Compare with these real images: a folder, an .npz file, or the name of a data set of `datasets`."
+        ),
+    ],
+    split: Annotated[str, typer.Option(help="Read this split of the data: train, validation or test.")] = "train",
     size: Annotated[
-        int | None, typer.Option(help="Side of the images, as in training; by default as they are.")
+        int | None, typer.Option(help="Resize the data to this side, as in training; by default they stay as they are.")
     ] = None,
     channels: Annotated[
-        int | None, typer.Option(help="1 grey, 3 colour, as in training; by default as they are.")
+        int | None,
+        typer.Option(help="Read the data as grey (1) or colour (3), as in training; by default as they are."),
     ] = None,
     fit: FitOption = "crop",
     solvers: Annotated[
@@ -67,30 +75,41 @@ def evaluate(
         ),
     ] = ["auto"],  # noqa: B006 - typer copies it
     steps: Annotated[
-        str | None, typer.Option(help="Steps of each sampler that does not say its own; several with commas between.")
+        str | None,
+        typer.Option(help="Take this many steps, where a sampler does not say its own; several with commas between."),
     ] = None,
     nfe: Annotated[
-        str | None, typer.Option(help="Instead of --steps: as many steps as make no more network calls than this.")
+        str | None, typer.Option(help="Take as many steps as make no more network calls than this, instead of --steps.")
     ] = None,
-    count: Annotated[int, typer.Option(help="Images of each sampler.")] = _DEFAULT.count,
+    count: Annotated[int, typer.Option(help="Draw this many images with each sampler.")] = _DEFAULT.count,
     features: Annotated[
-        str, typer.Option(help="Feature networks: effnet, fashion, inception, TorchScript files; commas between.")
+        str,
+        typer.Option(
+            help="Measure by these networks: effnet, fashion, inception or TorchScript files; several with commas."
+        ),
     ] = "effnet",
     statistics: Annotated[
-        Path | None, typer.Option(help="Published statistics (.npz with mu and sigma) for the one feature network.")
+        Path | None,
+        typer.Option(help="Compare with published statistics (.npz with mu and sigma) of the one feature network."),
     ] = None,
     converged: Annotated[
-        int, typer.Option(help="Network calls of the run that others are compared with.")
+        int, typer.Option(help="Compare with a converged run of this many network calls.")
     ] = _DEFAULT.converged,
-    guidance: Annotated[float, typer.Option(help="Weight of classifier-free guidance; 1 is none.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the codes; image i depends on the seed and i alone.")] = 0,
-    batch: Annotated[int, typer.Option(help="Images at a time, and in a file.")] = _DEFAULT.batch,
-    resamples: Annotated[int, typer.Option(help="Of the bootstrap behind the standard errors.")] = _DEFAULT.resamples,
-    precision: Annotated[str, typer.Option(help="Of the network: no, bf16 or fp16.")] = _DEFAULT.precision,
-    compiled: Annotated[bool, typer.Option("--compile", help="Run the network through torch.compile.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder for the images, table.txt, results.json and distances.png.")] = Path(
-        "evaluation"
-    ),
+    guidance: Annotated[float, typer.Option(help="Set the weight of classifier-free guidance; 1 is none.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed the codes; image i depends on the seed and i alone.")] = 0,
+    batch: Annotated[
+        int, typer.Option(help="Process this many images at a time, and keep them in one file.")
+    ] = _DEFAULT.batch,
+    resamples: Annotated[
+        int, typer.Option(help="Draw this many bootstrap samples for the standard errors.")
+    ] = _DEFAULT.resamples,
+    precision: Annotated[
+        str, typer.Option(help="Run the network in mixed precision: no, bf16 or fp16.")
+    ] = _DEFAULT.precision,
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile the network with torch.compile.")] = False,
+    out: Annotated[
+        Path, typer.Option(help="Write images, table.txt, results.json and distances.png into this folder.")
+    ] = Path("evaluation"),
     device: DeviceOption = "auto",
     json: JsonOption = None,
     quiet: QuietOption = False,

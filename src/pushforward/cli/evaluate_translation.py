@@ -31,33 +31,48 @@ __all__ = ["evaluate_translation", "matches"]
 
 def evaluate_translation(
     outputs: Annotated[
-        list[str], typer.Argument(help="Folders of images named as their sources, or .npz files in their order.")
+        list[str],
+        typer.Argument(help="Results: folders of images named as their sources, or .npz files in the same order."),
     ],
-    source: Annotated[str, typer.Option(help="What they were made of: folder or .npz file.")],
-    truth: Annotated[str | None, typer.Option(help="What they should be, by the same names: folder or .npz file.")] = (
-        None
-    ),
+    source: Annotated[str, typer.Option(help="Compare with the images they were made from: a folder or .npz file.")],
+    truth: Annotated[
+        str | None, typer.Option(help="Compare with what they should be, under the same names: a folder or .npz file.")
+    ] = (None),
     target_set: Annotated[
-        str | None, typer.Option(help="Images of the kind they should be: folder, .npz file, data set of `datasets`.")
+        str | None,
+        typer.Option(
+            help="Compare with images of the target kind: a folder, an .npz file, or a data set of `datasets`."
+        ),
     ] = None,
     features: Annotated[
         str | None,
-        typer.Option(help="For ranks and distances: effnet, fashion, inception, a TorchScript file; or 8 x 8 pixels."),
+        typer.Option(
+            help="Rank and measure by effnet, fashion, inception or a TorchScript file; by default 8 x 8 pixels."
+        ),
     ] = None,
     clip: Annotated[
-        str | None, typer.Option(help="Folder or hub name of a CLIP model, as openai/clip-vit-base-patch32.")
+        str | None,
+        typer.Option(help="Score with this CLIP: a folder or hub name such as openai/clip-vit-base-patch32."),
     ] = None,
-    source_prompt: Annotated[str | None, typer.Option(help="For CLIP: what the sources are.")] = None,
-    target_prompt: Annotated[str | None, typer.Option(help="For CLIP: what they should become.")] = None,
+    source_prompt: Annotated[str | None, typer.Option(help="Tell CLIP what the sources are.")] = None,
+    target_prompt: Annotated[str | None, typer.Option(help="Tell CLIP what they should become.")] = None,
     lpips: Annotated[str | None, typer.Option(help="Add LPIPS by this network: alex, vgg or squeeze.")] = None,
-    size: Annotated[int | None, typer.Option(help="Side to compare at; by default as the sources are.", min=1)] = None,
-    channels: Annotated[int | None, typer.Option(help="1 grey, 3 colour; by default as the sources are.")] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Compare at this side in pixels; by default that of the sources.", min=1)
+    ] = None,
+    channels: Annotated[
+        int | None, typer.Option(help="Compare in grey (1) or colour (3); by default as the sources are.")
+    ] = None,
     fit: FitOption = "crop",
-    split: Annotated[str, typer.Option(help="Of .npz files and data sets: train, validation or test.")] = "test",
-    resamples: Annotated[int, typer.Option(help="Of the bootstrap behind some standard errors.", min=2)] = 50,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.", min=0)] = 0,
-    batch: Annotated[int, typer.Option(help="Images of one call of a network.", min=1)] = 64,
-    out: Annotated[Path | None, typer.Option(help="Write the table to this file too.")] = None,
+    split: Annotated[
+        str, typer.Option(help="Read this split of .npz files and data sets: train, validation or test.")
+    ] = "test",
+    resamples: Annotated[
+        int, typer.Option(help="Draw this many bootstrap samples for some standard errors.", min=2)
+    ] = 50,
+    seed: Annotated[int, typer.Option(help="Seed the bootstrap.", min=0)] = 0,
+    batch: Annotated[int, typer.Option(help="Show a network this many images per call.", min=1)] = 64,
+    out: Annotated[Path | None, typer.Option(help="Write the table to this file, too.")] = None,
     device: DeviceOption = "auto",
     json: JsonOption = None,
     quiet: QuietOption = False,

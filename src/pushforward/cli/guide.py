@@ -77,50 +77,61 @@ def guide(
     model: Annotated[
         str,
         typer.Argument(
-            help="An embedded model, a folder or hub name of `diffusers`; or a GAN: a DCGAN's checkpoint, TorchScript."
+            help="Model: an embedded one, a folder or hub name of `diffusers`; or a GAN, as a DCGAN checkpoint or "
+            "TorchScript file."
         ),
     ],
     energies: Annotated[
         list[str],
-        typer.Option("--energy", help=f"What images shall be; repeat for a sum. weight= of any. {_ENERGIES}."),
+        typer.Option(
+            "--energy",
+            help=f"Energy that images are to have little of; repeat for a sum. Each takes weight=. {_ENERGIES}.",
+        ),
     ],
     sampler: Annotated[
         str,
         typer.Option(
-            help="Of codes: langevin, mala, hmc, e.g. hmc:leaps=5. Of single best codes: adam, l-bfgs. At each step "
-            f"of the plan instead: {', '.join(STEERINGS)}, e.g. mpgd:direct=2."
+            help="Draw codes by langevin, mala or hmc (such as hmc:leaps=5), seek single best codes by adam or l-bfgs, "
+            f"or steer each step of the solver by {', '.join(STEERINGS)} (such as mpgd:direct=2)."
         ),
     ] = "langevin",
     moves: Annotated[
-        int | None, typer.Option(help="Moves of each chain, or of a descent; 200 by default.", min=1)
+        int | None, typer.Option(help="Move each chain or descent this many times; 200 by default.", min=1)
     ] = None,
     steps: Annotated[int | None, typer.Option(help="The old name of --moves.", min=1, hidden=True)] = None,
-    chains: Annotated[int, typer.Option(help="Chains, each of its own; or images.", min=1)] = 16,
-    warm_up: Annotated[int | None, typer.Option(help="Moves before the first draw; half by default.", min=0)] = None,
-    anneal: Annotated[int, typer.Option(help="Moves over which the energy grows to its weight.", min=0)] = 0,
-    draws: Annotated[int, typer.Option(help="Samples kept of a chain, evenly spaced.", min=1)] = 1,
+    chains: Annotated[int, typer.Option(help="Run this many chains, or draw this many images.", min=1)] = 16,
+    warm_up: Annotated[
+        int | None, typer.Option(help="Discard this many moves before the first draw; half of them by default.", min=0)
+    ] = None,
+    anneal: Annotated[
+        int, typer.Option(help="Let the energy grow to its full weight over this many moves.", min=0)
+    ] = 0,
+    draws: Annotated[int, typer.Option(help="Keep this many samples of each chain, evenly spaced.", min=1)] = 1,
     plan: Annotated[
         str | None,
         typer.Option(
             "--solver",
             "--plan",
-            help="Sampler that decodes a diffusion's codes, for gradients and pictures alike, as "
-            f"solver:name=value:name=value; by default {_PLAN}.",
+            help=f"Decode a diffusion's codes with this sampler, for gradients and pictures alike; by default {_PLAN}.",
         ),
     ] = None,
     gradient: Annotated[
-        str | None, typer.Option(help="Through a diffusion: exact (by default), implicit or phantom.")
+        str | None,
+        typer.Option(help="Take gradients through a diffusion so: exact (the default), implicit or phantom."),
     ] = None,
     latent: Annotated[
-        str | None, typer.Option(help="Shape of a code, e.g. 100 or 100x1x1, for a GAN of TorchScript.")
+        str | None,
+        typer.Option(help="Set the shape of a code, such as 100 or 100x1x1, for a GAN in a TorchScript file."),
     ] = None,
     label: LabelOption = None,
     prompt: PromptOption = None,
     negative: NegativeOption = "",
     guidance: GuidanceOption = 1.0,
-    seed: Annotated[int, typer.Option(help="Chain i depends on the seed and i alone.")] = 0,
-    batch: Annotated[int, typer.Option(help="Chains at a time.", min=1)] = 64,
-    out: Annotated[Path, typer.Option(help="Folder of the results; the same command goes on in it.")] = Path("guided"),
+    seed: Annotated[int, typer.Option(help="Seed the chains; chain i depends on the seed and i alone.")] = 0,
+    batch: Annotated[int, typer.Option(help="Process this many chains at a time.", min=1)] = 64,
+    out: Annotated[
+        Path, typer.Option(help="Write the results into this folder; the same command continues there.")
+    ] = Path("guided"),
     fit: FitOption = "crop",
     size: SizeOption = None,
     dtype: DtypeOption = "float32",

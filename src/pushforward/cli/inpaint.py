@@ -56,24 +56,26 @@ _SHOWN = 16  # images of the sheet, at most
 @plan_options(solver="ddpm", steps=25)
 def inpaint(
     model: ModelArgument,
-    images: Annotated[list[Path], typer.Argument(help="Files, folders, or .npz files of images.")],
+    images: Annotated[list[Path], typer.Argument(help="Images: files, folders or .npz files.")],
     plan: SamplerSpec,
-    mask: Annotated[Path, typer.Option(help="A picture, white where the images are painted anew.")],
+    mask: Annotated[Path, typer.Option(help="Mask: a picture that is white where images are painted anew.")],
     repeats: Annotated[
-        int, typer.Option(help="Times that each step is taken: with more, the parts agree better.", min=1)
+        int, typer.Option(help="Take each step this many times; with more, the parts agree better.", min=1)
     ] = 4,
-    draws: Annotated[int, typer.Option(help="Of each image.", min=1)] = 1,
+    draws: Annotated[int, typer.Option(help="Draw this many versions of each image.", min=1)] = 1,
     label: LabelOption = None,
     prompt: PromptOption = None,
     negative: NegativeOption = "",
     guidance: GuidanceOption = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the codes; an image's depends on the seed and what it shows.")] = 0,
-    batch: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 32,
+    seed: Annotated[
+        int, typer.Option(help="Seed the codes; an image's code depends on the seed and what the image shows.")
+    ] = 0,
+    batch: Annotated[int, typer.Option(help="Process this many images at a time.", min=1)] = 32,
     count: CountOption = None,
     split: SplitOption = "test",
     fit: FitOption = "crop",
     size: SizeOption = None,
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("inpainted"),
+    out: Annotated[Path, typer.Option(help="Write the results into this folder.")] = Path("inpainted"),
     dtype: DtypeOption = "float32",
     device: DeviceOption = "auto",
     json: JsonOption = None,

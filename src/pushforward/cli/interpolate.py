@@ -30,17 +30,21 @@ __all__ = ["interpolate"]
 
 
 def interpolate(
-    codes: Annotated[Path, typer.Argument(help="A file that `pushforward encode` or `invert` wrote.")],
+    codes: Annotated[Path, typer.Argument(help="File that `pushforward encode` or `invert` wrote.")],
     between_: Annotated[
         str | None,
-        typer.Option("--between", help="Numbers of images, e.g. 0,3,5: from each to the next; by default all of them."),
+        typer.Option(
+            "--between", help="Walk from each of these images to the next, such as 0,3,5; by default all of them."
+        ),
     ] = None,
-    frames: Annotated[int, typer.Option(help="Images from one to the next, both included.", min=2)] = 8,
-    middle: Annotated[bool, typer.Option("--average", help="Only the middle of all of them.")] = False,
-    model: Annotated[str | None, typer.Option(help="Another model of the same process and shape.")] = None,
-    batch: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 64,
-    out: Annotated[Path, typer.Option(help="Picture, a row from each image to the next.")] = Path("between.png"),
-    save: Annotated[Path | None, typer.Option(help="Write the new codes, too (.safetensors).")] = None,
+    frames: Annotated[int, typer.Option(help="Draw this many images from one to the next, both included.", min=2)] = 8,
+    middle: Annotated[bool, typer.Option("--average", help="Draw only the middle of all of them.")] = False,
+    model: Annotated[str | None, typer.Option(help="Decode with another model of the same process and shape.")] = None,
+    batch: Annotated[int, typer.Option(help="Process this many images at a time.", min=1)] = 64,
+    out: Annotated[Path, typer.Option(help="Write the picture here, one row from each image to the next.")] = Path(
+        "between.png"
+    ),
+    save: Annotated[Path | None, typer.Option(help="Write the new codes here, too (.safetensors).")] = None,
     device: DeviceOption = "auto",
     json: JsonOption = None,
     quiet: QuietOption = False,

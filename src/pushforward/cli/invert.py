@@ -67,32 +67,40 @@ _METHODS = ("exact", "optimise", "naive")
 @plan_options(solver="ddim", steps=50)
 def invert(
     model: ModelArgument,
-    images: Annotated[list[Path], typer.Argument(help="Files, folders, or .npz files of images.")],
+    images: Annotated[list[Path], typer.Argument(help="Images: files, folders or .npz files.")],
     plan: SamplerSpec,
     label: LabelOption = None,
     prompt: PromptOption = None,
     negative: NegativeOption = "",
     guidance: GuidanceOption = 1.0,
     method: Annotated[
-        str, typer.Option(help="exact: by fixed point; optimise: least squares; naive: one pass.")
+        str, typer.Option(help="Find codes by: exact (a fixed point), optimise (least squares) or naive (one pass).")
     ] = "exact",
-    begin: Annotated[str, typer.Option(help="Of optimise: at naive codes (forward), or at random ones.")] = "forward",
-    iterations: Annotated[int, typer.Option(help="Of optimise, at most (L-BFGS).", min=1)] = 60,
+    begin: Annotated[
+        str, typer.Option(help="Begin optimise at naive codes (forward) or at random ones (random).")
+    ] = "forward",
+    iterations: Annotated[int, typer.Option(help="Take at most this many steps of L-BFGS with optimise.", min=1)] = 60,
     clean: Annotated[
-        bool, typer.Option("--clean", help="Add no noise of level t_min: codes are of the image itself, less Gaussian.")
+        bool,
+        typer.Option(
+            "--clean", help="Add no noise of level t_min: the codes are those of the image itself, but less Gaussian."
+        ),
     ] = False,
-    tolerance: Annotated[float, typer.Option(help="Error allowed in any value of the image, of a range of 2.")] = 1e-4,
-    seed: Annotated[int, typer.Option(help="Of the noise of level t_min.")] = 0,
-    batch: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 64,
+    tolerance: Annotated[
+        float, typer.Option(help="Allow this error in any value of the image, on a range of 2.")
+    ] = 1e-4,
+    seed: Annotated[int, typer.Option(help="Seed the noise of level t_min.")] = 0,
+    batch: Annotated[int, typer.Option(help="Process this many images at a time.", min=1)] = 64,
     count: CountOption = None,
     split: SplitOption = "test",
     fit: FitOption = "crop",
     size: SizeOption = None,
-    out: Annotated[Path, typer.Option(help="The codes (.safetensors), for `pushforward decode`.")] = Path(
+    out: Annotated[Path, typer.Option(help="Write the codes here (.safetensors), for `pushforward decode`.")] = Path(
         "codes.safetensors"
     ),
     picture: Annotated[
-        Path | None, typer.Option(help=f"Picture of the first {_SHOWN} images, each row over its reconstructions.")
+        Path | None,
+        typer.Option(help=f"Write a picture of the first {_SHOWN} images, each row above its reconstructions."),
     ] = None,
     dtype: DtypeOption = "float32",
     device: DeviceOption = "auto",

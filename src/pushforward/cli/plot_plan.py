@@ -29,7 +29,7 @@ __all__ = ["plot_plan"]
 def plot_plan(
     model: ModelArgument,
     plan: SamplerSpec,
-    out: Annotated[Path, typer.Option(help="Picture (.png, .pdf, .svg).")] = Path("plan.png"),
+    out: Annotated[Path, typer.Option(help="Write the picture here (.png, .pdf, .svg).")] = Path("plan.png"),
     json: JsonOption = None,
 ) -> None:
     r"""Draw a plan: where it steps, and with which coefficients.

@@ -50,36 +50,45 @@ _TOLERANCE = 1e-3
 def sample(
     model: ModelArgument,
     plan: SamplerSpec,
-    count: Annotated[int, typer.Option(help="How many images.", min=1)] = 64,
-    seed: Annotated[int, typer.Option(help="Of the codes; image i depends on the seed and i alone.")] = 0,
+    count: Annotated[int, typer.Option(help="Draw this many images.", min=1)] = 64,
+    seed: Annotated[int, typer.Option(help="Seed the codes; image i depends on the seed and i alone.")] = 0,
     label: LabelOption = None,
     prompt: PromptOption = None,
     negative: NegativeOption = "",
     guidance: GuidanceOption = 1.0,
     size: SizeOption = None,
-    batch: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 64,
+    batch: Annotated[int, typer.Option(help="Process this many images at a time.", min=1)] = 64,
     parallel: Annotated[
         str | None,
         typer.Option(
             metavar="[METHOD]",
-            help="Take all steps at once: preconditioned (the best, and what --parallel alone means), plain, picard, "
-            "anderson, joint, triangular; or auto: only if that is faster here.",
+            help="Run all steps at once: preconditioned (the best, and the default of --parallel), plain, picard, "
+            "anderson, joint or triangular; auto runs them so only if that is faster here.",
         ),
     ] = None,
     tolerance: Annotated[
-        float | None, typer.Option(help="Relative error allowed in an image by --parallel; 0.001 by default.")
+        float | None, typer.Option(help="Allow this relative error in an image with --parallel; 0.001 by default.")
     ] = None,
-    window: Annotated[int | None, typer.Option(help="Most steps taken at once by --parallel.", min=1)] = None,
+    window: Annotated[
+        int | None, typer.Option(help="Run at most this many steps at once with --parallel.", min=1)
+    ] = None,
     max_rows: Annotated[
-        int | None, typer.Option(help="Most states in one network call of --parallel (memory).", min=1)
+        int | None,
+        typer.Option(help="Show the network at most this many states per call with --parallel (saves memory).", min=1),
     ] = None,
     check: Annotated[
         bool,
-        typer.Option("--check", help="Run step by step as well, and report the difference; fail above --tolerance."),
+        typer.Option(
+            "--check", help="Run step by step as well and report the difference; fail if it is above --tolerance."
+        ),
     ] = False,
-    out: Annotated[Path, typer.Option(help="Picture of all images (.png, .jpg, .webp).")] = Path("samples.png"),
-    each: Annotated[Path | None, typer.Option(help="Folder for every image as a PNG of its own.")] = None,
-    animate: Annotated[Path | None, typer.Option(help="The way from noise to images, as a .gif or .webp.")] = None,
+    out: Annotated[Path, typer.Option(help="Write one picture of all images here (.png, .jpg, .webp).")] = Path(
+        "samples.png"
+    ),
+    each: Annotated[Path | None, typer.Option(help="Write every image as a PNG into this folder, too.")] = None,
+    animate: Annotated[
+        Path | None, typer.Option(help="Write the way from noise to images as an animation (.gif, .webp).")
+    ] = None,
     dtype: DtypeOption = "float32",
     device: DeviceOption = "auto",
     json: JsonOption = None,

@@ -34,36 +34,52 @@ _TRAINABLE = [name for name in PROCESSES if name != "discrete"]
 
 
 def train(
-    out: Annotated[Path, typer.Argument(help="Folder for the model.")],
-    data: Annotated[str, typer.Option(help="Folder of images, .npz file, or name of a data set of `datasets`.")],
-    process: Annotated[str, typer.Option(help=f"Forward process: {', '.join(_TRAINABLE)}.")] = "vp",
+    out: Annotated[Path, typer.Argument(help="Write the model into this folder.")],
+    data: Annotated[
+        str,
+        typer.Option(help="Train on these images: a folder, an .npz file, or the name of a data set of `datasets`."),
+    ],
+    process: Annotated[str, typer.Option(help=f"Train for this forward process: {', '.join(_TRAINABLE)}.")] = "vp",
     setting: Annotated[
-        list[str] | None, typer.Option(help="A parameter of the process as NAME=NUMBER; may be repeated.")
+        list[str] | None, typer.Option(help="Set a parameter of the process as NAME=NUMBER; may be repeated.")
     ] = None,
-    network: Annotated[str, typer.Option(help=f"Network: {', '.join(PRESETS)}.")] = _DEFAULT.network,
-    prediction: Annotated[str, typer.Option(help=f"What it predicts: {', '.join(PREDICTIONS)}.")] = "residual",
-    size: Annotated[int | None, typer.Option(help="Side of the images; by default as the data have it.")] = None,
-    channels: Annotated[int | None, typer.Option(help="1 grey, 3 colour; by default as the data have it.")] = None,
+    network: Annotated[
+        str, typer.Option(help=f"Train a network of this size: {', '.join(PRESETS)}.")
+    ] = _DEFAULT.network,
+    prediction: Annotated[str, typer.Option(help=f"Have it predict: {', '.join(PREDICTIONS)}.")] = "residual",
+    size: Annotated[
+        int | None, typer.Option(help="Resize the images to this side in pixels; by default they stay as they are.")
+    ] = None,
+    channels: Annotated[
+        int | None, typer.Option(help="Read the images as grey (1) or colour (3); by default as they are.")
+    ] = None,
     fit: FitOption = "crop",
-    steps: Annotated[int | None, typer.Option(help="Stop after so many steps.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Stop after so many minutes.")] = None,
-    batch: Annotated[int, typer.Option(help="Images a step.")] = _DEFAULT.batch,
-    learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = _DEFAULT.learning_rate,
-    warmup: Annotated[int, typer.Option(help="Steps in which the learning rate rises.")] = _DEFAULT.warmup,
-    ema: Annotated[float, typer.Option(help="Decay of the average of the weights.")] = _DEFAULT.ema,
-    label_dropout: Annotated[float, typer.Option(help="Labels hidden, for guidance.")] = _DEFAULT.label_dropout,
-    precision: Annotated[str, typer.Option(help="auto, no, bf16 or fp16.")] = _DEFAULT.precision,
-    compiled: Annotated[bool, typer.Option("--compile", help="By torch.compile; on a GPU.")] = False,
+    steps: Annotated[int | None, typer.Option(help="Stop after this many steps.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Stop after this many minutes.")] = None,
+    batch: Annotated[int, typer.Option(help="Train on this many images per step.")] = _DEFAULT.batch,
+    learning_rate: Annotated[float, typer.Option(help="Set the highest learning rate.")] = _DEFAULT.learning_rate,
+    warmup: Annotated[int, typer.Option(help="Raise the learning rate over this many steps.")] = _DEFAULT.warmup,
+    ema: Annotated[float, typer.Option(help="Average the weights with this decay per step.")] = _DEFAULT.ema,
+    label_dropout: Annotated[
+        float, typer.Option(help="Hide labels with this probability, so that guidance works.")
+    ] = _DEFAULT.label_dropout,
+    precision: Annotated[
+        str, typer.Option(help="Train in mixed precision: auto, no, bf16 or fp16.")
+    ] = _DEFAULT.precision,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the network with torch.compile; for a GPU.")
+    ] = False,
     save_every: Annotated[
-        int | None, typer.Option(help="Steps between checkpoints; by default every few minutes.", min=1)
+        int | None, typer.Option(help="Save a checkpoint every so many steps; by default every few minutes.", min=1)
     ] = None,
     sample_every: Annotated[
-        int | None, typer.Option(help="Steps between pictures, 0 for none; by default every few minutes.", min=0)
+        int | None,
+        typer.Option(help="Draw a picture every so many steps, 0 for none; by default every few minutes.", min=0),
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="Store the weights in 16 bits.")] = False,
-    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
-    data_name: Annotated[str | None, typer.Option(help="What the model card calls the data.")] = None,
-    licence: Annotated[str, typer.Option(help="Licence of the data, for the model card.")] = "not stated",
+    seed: Annotated[int, typer.Option(help="Seed everything that is drawn.")] = 0,
+    data_name: Annotated[str | None, typer.Option(help="Call the data so in the model card.")] = None,
+    licence: Annotated[str, typer.Option(help="State the licence of the data in the model card.")] = "not stated",
     json: JsonOption = None,
     quiet: QuietOption = False,
 ) -> None:

@@ -52,32 +52,42 @@ _SHOWN = 64
 
 @plan_options(solver="ddim", steps=100)
 def translate(
-    images: Annotated[list[Path], typer.Argument(help="Files, folders, or .npz files of images.")],
+    images: Annotated[list[Path], typer.Argument(help="Images: files, folders or .npz files.")],
     plan: SamplerSpec,
-    source: Annotated[str, typer.Option(help="Model of the images' own data: a name or a folder.")],
-    target: Annotated[str | None, typer.Option(help="Model of the data wanted; by default the source's.")] = None,
-    source_label: Annotated[str | None, typer.Option(help="Class of the images, under the source model.")] = None,
-    target_label: Annotated[str | None, typer.Option(help="Class wanted, under the target model.")] = None,
-    source_prompt: Annotated[str | None, typer.Option(help="What the images show, for a model that reads.")] = None,
-    target_prompt: Annotated[str | None, typer.Option(help="What they shall show.")] = None,
+    source: Annotated[str, typer.Option(help="Model of the images' own kind: a name or a folder.")],
+    target: Annotated[str | None, typer.Option(help="Model of the kind wanted; by default the source's.")] = None,
+    source_label: Annotated[str | None, typer.Option(help="Class of the images, in the source model.")] = None,
+    target_label: Annotated[str | None, typer.Option(help="Class wanted, in the target model.")] = None,
+    source_prompt: Annotated[
+        str | None, typer.Option(help="Say what the images show, to a model that takes text.")
+    ] = None,
+    target_prompt: Annotated[str | None, typer.Option(help="Say what they are to show.")] = None,
     negative: NegativeOption = "",
-    source_guidance: Annotated[float, typer.Option(help="Classifier-free guidance of the encoding.")] = 1.0,
-    target_guidance: Annotated[float, typer.Option(help="Classifier-free guidance of the decoding.")] = 1.0,
-    start: Annotated[float, typer.Option(help="Share of the steps taken, from the image: more changes more.")] = 0.85,
+    source_guidance: Annotated[float, typer.Option(help="Set the weight of guidance while encoding.")] = 1.0,
+    target_guidance: Annotated[float, typer.Option(help="Set the weight of guidance while decoding.")] = 1.0,
+    start: Annotated[
+        float, typer.Option(help="Take this share of the steps, counted from the image; more changes more.")
+    ] = 0.85,
     method: Annotated[
         str,
-        typer.Option(help="stochastic (CycleDiffusion), independent (edit-friendly), deterministic (DDIB) or sdedit."),
+        typer.Option(
+            help="Find codes by stochastic (CycleDiffusion), independent (edit-friendly), deterministic (DDIB), sdedit."
+        ),
     ] = "stochastic",
     refine: Annotated[
-        float | None, typer.Option(help="Then a stage of SDEdit with this share of the steps (eta 1): more realism.")
+        float | None, typer.Option(help="Refine by SDEdit over this share of the steps (eta 1), for more realism.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the codes; an image's depends on the seed and what it shows.")] = 0,
-    batch: Annotated[int, typer.Option(help="Images at a time, and states in a network call.", min=1)] = 32,
+    seed: Annotated[
+        int, typer.Option(help="Seed the codes; an image's code depends on the seed and what the image shows.")
+    ] = 0,
+    batch: Annotated[
+        int, typer.Option(help="Process this many images at a time, and states per network call.", min=1)
+    ] = 32,
     count: CountOption = None,
     split: SplitOption = "test",
     fit: FitOption = "crop",
     size: SizeOption = None,
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("translated"),
+    out: Annotated[Path, typer.Option(help="Write the results into this folder.")] = Path("translated"),
     dtype: DtypeOption = "float32",
     device: DeviceOption = "auto",
     json: JsonOption = None,

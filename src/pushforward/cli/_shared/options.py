@@ -22,42 +22,48 @@ __all__ = [
 ]  # fmt: skip
 
 ModelArgument = Annotated[
-    str, typer.Argument(help="Name of an embedded model, a folder, or a hub name of `diffusers`.")
+    str, typer.Argument(help="Model: name of an embedded one, a folder, or a hub name of `diffusers`.")
 ]
 LabelOption = Annotated[
-    list[str] | None, typer.Option(help="A class, by name or number; repeat for several, which images take in turn.")
+    list[str] | None,
+    typer.Option(help="Draw this class, by name or number. Repeat for several; images take them in turn."),
 ]
 PromptOption = Annotated[
     list[str] | None,
-    typer.Option(help="What to draw, for a model that reads; repeat for several, which images take in turn."),
+    typer.Option(
+        help="Draw what this text says, with a model that takes text. Repeat for several; images take them in turn."
+    ),
 ]
-NegativeOption = Annotated[str, typer.Option(help="What not to draw: guidance leads away from this prompt.")]
-GuidanceOption = Annotated[float, typer.Option(help="Weight of classifier-free guidance; 1 is none.")]
-CountOption = Annotated[int | None, typer.Option(help="Take this many images; all by default.", min=1)]
-SplitOption = Annotated[str, typer.Option(help="Of an .npz file: train, validation or test.")]
+NegativeOption = Annotated[str, typer.Option(help="Prompt that guidance leads away from.")]
+GuidanceOption = Annotated[float, typer.Option(help="Set the weight of classifier-free guidance; 1 is none.")]
+CountOption = Annotated[int | None, typer.Option(help="Read only the first images, this many; all by default.", min=1)]
+SplitOption = Annotated[str, typer.Option(help="Read this split of an .npz file: train, validation or test.")]
 FitOption = Annotated[
     Fit,
     typer.Option(
-        help="How images of other proportions are brought to size: crop cuts around the centre, pad fills the rest "
-        "with white, stretch changes the proportions."
+        help="Fit images of other proportions: crop cuts around the centre, pad fills the rest with white, stretch "
+        "changes the proportions."
     ),
 ]
 SizeOption = Annotated[
     str | None,
     typer.Option(
         metavar="PIXELS",
-        help="Of the images of a `diffusers` model: side, or HEIGHTxWIDTH as 512x768; by default its own.",
+        help="Set the size of the images of a `diffusers` model: a side, or HEIGHTxWIDTH such as 512x768; by default "
+        "its own.",
     ),
 ]
 DtypeOption = Annotated[
-    str, typer.Option(help="Of the network's weights: float32, bfloat16 or float16; states stay float32.")
+    str, typer.Option(help="Load the network's weights as float32, bfloat16 or float16; states stay float32.")
 ]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps …; auto takes a GPU if there is one.")]
+DeviceOption = Annotated[str, typer.Option(help="Run on cpu, cuda, cuda:1, mps …; auto takes a GPU if there is one.")]
 JsonOption = Annotated[
     str | None,
-    typer.Option("--json", metavar="PATH", help="Write a report as JSON to PATH; to stdout for '-' or nothing."),
+    typer.Option(
+        "--json", metavar="PATH", help="Write a report as JSON to PATH, or to stdout if PATH is - or left out."
+    ),
 ]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress bars.")]
 
 
 @dataclass(frozen=True)
@@ -71,19 +77,24 @@ class _PlanFlags:
             "The options below are shorthand for such settings."
         ),
     ] = "auto"
-    steps: Annotated[int, typer.Option(help="Steps of the solver.", min=1)] = 20
-    order: Annotated[int | None, typer.Option(help="Order of a multistep solver.")] = None
-    eta: Annotated[float | None, typer.Option(help="DDIM's eta: 0 deterministic, 1 DDPM.")] = None
-    noise: Annotated[float | None, typer.Option(help="Noise level lambda of a stochastic solver; 1 is ancestral.")] = (
-        None
-    )
-    corrector: Annotated[str | None, typer.Option(help="reuse (free) or evaluate (one more evaluation a step).")] = None
-    variable: Annotated[str | None, typer.Option(help="Interpolate in time, log-snr or angle (multistep solvers).")] = (
-        None
-    )
-    reference: Annotated[float | None, typer.Option(help="Variance of the reference Gaussian of the solver.")] = None
-    grid: Annotated[str | None, typer.Option(help="uniform, power, log-snr, karras, angle, timesteps.")] = None
-    end: Annotated[float | None, typer.Option(help="Time of the last state; 0 is clean.")] = None
+    steps: Annotated[int, typer.Option(help="Take this many steps.", min=1)] = 20
+    order: Annotated[int | None, typer.Option(help="Set the order of a multistep solver.")] = None
+    eta: Annotated[float | None, typer.Option(help="Set DDIM's eta, from 0 (deterministic) to 1 (DDPM).")] = None
+    noise: Annotated[
+        float | None, typer.Option(help="Set the noise level lambda of a stochastic solver; 1 is ancestral sampling.")
+    ] = None
+    corrector: Annotated[
+        str | None, typer.Option(help="Add a corrector: reuse (free) or evaluate (one more network call per step).")
+    ] = None
+    variable: Annotated[
+        str | None, typer.Option(help="Interpolate answers in time, log-snr or angle (multistep solvers).")
+    ] = None
+    reference: Annotated[float | None, typer.Option(help="Set the variance of the solver's reference Gaussian.")] = None
+    grid: Annotated[
+        str | None,
+        typer.Option(help="Space the steps by this grid: uniform, power, log-snr, karras, angle or timesteps."),
+    ] = None
+    end: Annotated[float | None, typer.Option(help="End at this time; 0 is a clean image.")] = None
 
 
 def plan_options(**defaults: object) -> Callable[[Callable[..., None]], Callable[..., None]]:
