@@ -1,11 +1,12 @@
 """The error a user can mend."""
 
 
-class PushforwardError(Exception):
+class PushforwardError(ValueError):
     """Something the user can mend: a name, a file, an option or a shape that does not fit.
 
     The message is one sentence that says what was wrong, where, and what to do. The command line prints that
-    sentence alone. A fault of the library itself raises anything else.
+    sentence alone. Wrong arguments are a `ValueError` everywhere in Python, so this is one. A fault of the library
+    itself raises anything else.
     """
 
 

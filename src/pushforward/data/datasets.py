@@ -162,6 +162,8 @@ def _read_all(
     for name, file in files:
         try:
             images[name] = read_image(file, size=shape.size, channels=shape.channels, fit=shape.fit, done=done)
+        except PushforwardError:
+            raise
         except UNREADABLE as error:
             skipped.append((name, explained(error)))
             on_skip(*skipped[-1])
@@ -231,6 +233,8 @@ def _from_npz(path: Path, shape: _Shape, split: str) -> ImageData:
                 known = " or ".join([_ARRAYS[split][0][0], *_ARRAYS[""][0], *_ARRAYS[split][0][1:]])
                 raise PushforwardError(f"{path} has no array {known}; it has {few(names) or 'none'}.")
             arrays = {key: file[key] for key in (images, labels, captions, *{"classes"}.intersection(names)) if key}
+    except PushforwardError:
+        raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise PushforwardError(f"{path} cannot be read as an .npz file: {error}.") from error
     done: Notes = Counter()

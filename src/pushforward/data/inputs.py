@@ -140,6 +140,8 @@ def read_file(
 
     try:
         return read_image(file, size=size, channels=channels, fit=fit, background=background, done=done)
+    except PushforwardError:
+        raise
     except UNREADABLE as error:
         raise PushforwardError(
             f"{file} cannot be read as an image ({explained(error)}); mend it or leave it out."

@@ -124,6 +124,8 @@ def _reading(path: Path, kind: str, device: torch.device | str) -> Iterator[tupl
         check_tensors(tensors, shapes, str(path), "remove it to begin anew", terms=len(head.terms),
                       draws=len(head.draws), three=3)  # fmt: skip
         yield head, tensors
+    except PushforwardError:
+        raise
     except (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
         raise PushforwardError(
             f"{path} is missing, damaged or no file of {kind.split('-')[1]} ({error}); remove it to begin anew."

@@ -366,6 +366,8 @@ def check_process(process: Process) -> None:
             fault = _fault(process)
         else:
             fault = "t_min must be above 0 and t_max above t_min"
+    except PushforwardError:
+        raise
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         fault = str(error)
     if fault is not None:

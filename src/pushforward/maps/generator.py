@@ -237,6 +237,8 @@ class Generator:
         try:
             both = self._images(code, labels)
             alone = self._images(code[1:], None if labels is None else labels[1:])
+        except PushforwardError:
+            raise
         except (*FAULTS, AssertionError) as error:
             raise PushforwardError(
                 f"Generator {self.name!r} fails on latents of shape {(2, *self.latent_shape)}: {reason(error)}; see "

@@ -191,6 +191,8 @@ def load_clip(name: str | os.PathLike[str], *, device: str | torch.device = "cpu
         model = CLIPModel.from_pretrained(place).float().eval().requires_grad_(False)
         tokenizer = AutoTokenizer.from_pretrained(place)
         config, _ = ImageProcessingMixin.get_image_processor_dict(place)
+    except PushforwardError:
+        raise
     except FAULTS as error:
         reason = " ".join(str(error).split()).partition(". ")[0]
         raise PushforwardError(

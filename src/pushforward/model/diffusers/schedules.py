@@ -120,6 +120,8 @@ def read_schedule(config: Settings, path: Path, tokens: int | None = None) -> Sc
     try:
         own = {key: config.get(key, default) for key, default in defaults.items()}
         return _READERS[str(name)]({**own, "_class_name": name, "tokens": tokens})
+    except PushforwardError:
+        raise
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise PushforwardError(f"{path} has a setting that cannot be read: {reason(error)}.") from error
 
