@@ -22,7 +22,7 @@ from _common import table
 
 from pushforward.data.files import atomic_path
 from pushforward.evaluation.plots import distance_curves
-from pushforward.evaluation.samplers import Row, with_error
+from pushforward.evaluation.report import Row, cell
 
 ROOT = Path(__file__).parent.parent
 KEPT = ROOT / "benchmarks" / "results" / "tables"
@@ -182,14 +182,14 @@ def summary(reports: dict[str, Any]) -> str:
         measures = rows[0]["measures"][NET]
         cells = [
             name,
-            figure(measures, "extrapolated"),
+            cell(measures, "extrapolated"),
             f"{measures['precision']:.2f}",
             f"{measures['recall']:.2f}",
         ]
         for calls in CALLS[:3]:
             of = [r for r in rows[1:] if round(r["nfe"]) in (calls, calls - 1)]
             best = min(of, key=lambda r: r["measures"][NET]["ratio"])
-            cells.append(f"{figure(best['measures'][NET], 'ratio')} ({best['sampler']})")
+            cells.append(f"{cell(best['measures'][NET], 'ratio')} ({best['sampler']})")
         lines.append(cells)
     return "## In short\n\n" + table(head, lines)
 
@@ -229,11 +229,11 @@ def ratios(rows: list[dict[str, Any]], published: dict[str, tuple[float | None, 
         known = published.get(sampler)
         for k, calls in enumerate(CALLS[:4]):
             of = [r for r in rows if r["sampler"] == sampler and round(r["nfe"]) in (calls, calls - 1)]
-            cell = figure(of[0]["measures"][NET], "ratio") if of else "-"
+            ratio = cell(of[0]["measures"][NET], "ratio") if of else "-"
             if known is not None:
                 there = known[k]
-                cell += f" ({there / known[-1]:.2f})" if there is not None else " (> 35)"
-            cells.append(cell)
+                ratio += f" ({there / known[-1]:.2f})" if there is not None else " (> 35)"
+            cells.append(ratio)
         lines.append(cells)
     head = ["sampler", *(str(n) for n in CALLS[:4])]
     return "Ratio to the converged distance by network calls:\n\n" + table(head, lines)
@@ -248,16 +248,11 @@ def listing(rows: list[dict[str, Any]]) -> str:
         error = "-" if row["error"] is None else f"{row['error']['median']:.2g}"
         cells = [
             f"`{row['sampler']}`", f"{row['nfe']:.4g}", str(row["rounds"]), str(row["count"]),
-            figure(m, "extrapolated"), figure(m, "ratio"), figure(m, "kernel", 1000),
+            cell(m, "extrapolated"), cell(m, "ratio"), cell(m, "kernel", 1000),
             f"{m['precision']:.2f}", f"{m['recall']:.2f}", error,
         ]  # fmt: skip
         lines.append(cells)
     return table(head, lines)
-
-
-def figure(measures: dict[str, float], name: str, scale: float = 1.0) -> str:
-    """A figure and its standard error; a table with too few images has not all of them."""
-    return with_error(scale * measures[name], scale * measures[f"{name}_error"]) if name in measures else "-"
 
 
 def main() -> None:

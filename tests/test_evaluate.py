@@ -18,7 +18,9 @@ from pushforward.cli import app
 from pushforward.data.datasets import ImageData
 from pushforward.denoiser import Function
 from pushforward.errors import PushforwardError
-from pushforward.evaluation.samplers import Evaluation, check, evaluate, labels_for, table
+from pushforward.evaluation.report import table
+from pushforward.evaluation.runs import Evaluation
+from pushforward.evaluation.samplers import check, evaluate, labels_for
 from pushforward.linear import VP, Blurring, Gaussian, Langevin, Process
 from pushforward.maps.spec import SamplerSpec, parse
 from pushforward.model import Model, save_model

@@ -24,17 +24,9 @@ from pushforward.data.pictures import save_image, sheet
 from pushforward.errors import PushforwardError
 from pushforward.evaluation.distances import Reference
 from pushforward.evaluation.plots import distance_curves
-from pushforward.evaluation.samplers import (
-    Evaluation,
-    Row,
-    compare,
-    first_images,
-    generate,
-    labels_for,
-    prepare,
-    table,
-    too_few,
-)
+from pushforward.evaluation.report import Row, table, too_few
+from pushforward.evaluation.runs import Evaluation, first_images, generate
+from pushforward.evaluation.samplers import compare, labels_for, prepare
 from pushforward.execute.distributed import join
 from pushforward.maps.spec import SamplerSpec, parse, words
 from pushforward.model import Model, load

@@ -1,35 +1,13 @@
-"""Plots: the loss of a training, and distances by network evaluations."""
+"""Plots of a comparison of samplers: errors and distances by network evaluations."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
+from pushforward.evaluation.report import Row, distance_name
 
-if TYPE_CHECKING:
-    from pushforward.evaluation.samplers import Row
-
-__all__ = ["distance_curves", "distance_name", "loss_curve"]
-
-
-def loss_curve(losses: Sequence[float], path: Path) -> None:
-    """The loss of every step, and its running mean, as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    steps = np.arange(1, len(losses) + 1)
-    axes.plot(steps, losses, color="0.8", linewidth=0.5, label="step")
-    window = max(1, len(losses) // 50)
-    mean = np.convolve(losses, np.ones(window) / window, mode="valid")
-    axes.plot(steps[window - 1 :], mean, label=f"mean of {window}")
-    axes.set(xlabel="step", ylabel="loss", yscale="log")
-    axes.legend()
-    figure.savefig(path, format="png", dpi=120)
+__all__ = ["distance_curves"]
 
 
 def distance_curves(rows: Sequence[Row], path: Path) -> None:
@@ -78,11 +56,6 @@ def distance_curves(rows: Sequence[Row], path: Path) -> None:
             )
             axes.legend(fontsize="small")
     figure.savefig(path, format="png", dpi=120)
-
-
-def distance_name(net: str) -> str:
-    """What the Fréchet distance of a feature network is called: FID is Inception's alone."""
-    return "FID" if net == "Inception" else f"FD-{net}"
 
 
 def _error(measures: Mapping[str, float | None]) -> float:

@@ -23,8 +23,7 @@ from pushforward.data.pictures import to_bytes
 from pushforward.errors import PushforwardError
 from pushforward.evaluation.distances import FEWEST, MOST, Reference, Sample, resamples, standard_error
 from pushforward.evaluation.pairs import SMALLEST, Metric, greatest, l2, lpips, pixels, psnr, ranks, recall, ssim
-from pushforward.evaluation.plots import distance_name
-from pushforward.evaluation.samplers import with_error
+from pushforward.evaluation.report import aligned, cell, distance_name
 from pushforward.vision.clip import Clip, alignment
 from pushforward.vision.features import FeatureNet, features
 
@@ -303,14 +302,8 @@ def table(rows: Sequence[Row]) -> str:
     }  # fmt: skip
     shown = [key for key in titles if any(key in row.measures for row in rows)]
     lines = [["method", "images", *(titles[key] for key in shown)]]
-    lines += [[row.name, str(row.count), *(_cell(row.measures, key) for key in shown)] for row in rows]
-    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
-    text = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([*text, *dict.fromkeys(note for row in rows for note in row.notes)])
-
-
-def _cell(measures: Mapping[str, float], key: str) -> str:
-    if key not in measures:
-        return "-"
-    scale, error = 1000.0 if key == "kernel" else 1.0, measures.get(f"{key}_error")
-    return with_error(scale * measures[key], None if error is None else scale * error)
+    lines += [
+        [row.name, str(row.count), *(cell(row.measures, key, 1000.0 if key == "kernel" else 1.0) for key in shown)]
+        for row in rows
+    ]
+    return "\n".join([aligned(lines), *dict.fromkeys(note for row in rows for note in row.notes)])

@@ -39,7 +39,6 @@ from pushforward.data.memory import check_memory
 from pushforward.data.pictures import save_image, sheet
 from pushforward.data.schema import check, parse
 from pushforward.errors import Diverged, PushforwardError
-from pushforward.evaluation.plots import loss_curve
 from pushforward.execute import Progress
 from pushforward.execute import run as run_plan
 from pushforward.linear import PROCESSES, Gaussian, Process, fit, process_from_config
@@ -50,6 +49,7 @@ from pushforward.model.prediction import Prediction, is_image
 from pushforward.model.tokens import tokens
 from pushforward.plan import SOLVERS
 from pushforward.plan.grid import angle
+from pushforward.training.plots import loss_curve
 from pushforward.training.stopping import Clock, Interrupted, Stop, stopping
 from pushforward.training.targets import TIMES, BatchDraws, TargetTable
 

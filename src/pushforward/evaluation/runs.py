@@ -1,0 +1,297 @@
+"""The images that samplers make, in files of one batch each.
+
+Every file (shard) is written whole: a run that was killed goes on where it stopped, and several processes (`torchrun`,
+`accelerate launch`) share the shards. Image i depends on the seed and i alone, so the images do not depend on either.
+Remove the folder of a sampler whose code you have changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pushforward.data.files import atomic_path, digest
+from pushforward.data.pictures import to_bytes
+from pushforward.errors import PushforwardError
+from pushforward.evaluation.distances import FEWEST
+from pushforward.execute import Adaptive, Parallel
+from pushforward.execute.distributed import same, size
+from pushforward.maps.diffusion import Diffusion
+from pushforward.maps.spec import SamplerSpec
+from pushforward.model import Model, Network
+from pushforward.model.contents import model_digest
+from pushforward.plan import Plan
+
+__all__ = ["Done", "Evaluation", "Generated", "Run", "first_images", "generate", "make_runs"]
+
+PRECISIONS: dict[str, torch.dtype | None] = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+Done = Callable[[str, int], None]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How to evaluate.
+
+    Args:
+        count: images of each sampler.
+        seed: of codes, labels, subsets and resamples.
+        guidance: weight of classifier-free guidance; 1 is plain.
+        batch: images at a time, and in a shard.
+        converged: network calls of the converged run.
+        resamples: of the bootstrap behind the standard errors.
+        precision: of the network: `no` (as its weights are), `bf16` or `fp16`.
+        compile: run the network through `torch.compile`.
+    """
+
+    count: int = 1000
+    seed: int = 0
+    guidance: float = 1.0
+    batch: int = 100
+    converged: int = 200
+    resamples: int = 50
+    precision: str = "no"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("count", "batch", "converged"):
+            if getattr(self, name) < 1:
+                raise PushforwardError(f"The option {name} must be at least 1; got {getattr(self, name)}.")
+        if self.seed < 0:
+            raise PushforwardError(f"The seed must not be negative; got {self.seed}.")
+        if self.resamples < 2:
+            raise PushforwardError(f"Standard errors need at least 2 resamples; got {self.resamples}.")
+        if self.precision not in PRECISIONS:
+            raise PushforwardError(f"The precision is {', '.join(PRECISIONS)}; got {self.precision!r}.")
+
+
+@dataclass(frozen=True, eq=False)
+class Generated:
+    """What a sampler made.
+
+    Args:
+        images: uint8, `(count, channels, height, width)`.
+        nfe: network evaluations of each image, on average.
+        rounds: batched network calls on the critical path of a batch, at most.
+        errors: relative distance of each image to the converged one, `(count,)`, or `None` for a stochastic sampler.
+    """
+
+    images: Tensor
+    nfe: float
+    rounds: int
+    errors: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One sampler's images, in shards.
+
+    Args:
+        model: to sample from.
+        sampler: or `None` for the converged run.
+        settings: how.
+        folder: of the model's runs.
+        labels: of the images, or `None`.
+    """
+
+    model: Model
+    sampler: SamplerSpec | None
+    settings: Evaluation
+    folder: Path
+    labels: Tensor | None
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        return "converged" if self.sampler is None else self.sampler.label
+
+    @cached_property
+    def plan(self) -> Plan | Adaptive:
+        """The plan."""
+        return (self.sampler or SamplerSpec("auto", self.settings.converged)).plan(self.model)
+
+    @property
+    def method(self) -> Parallel | None:
+        """How all steps are taken at once, if they are."""
+        return None if self.sampler is None else self.sampler.method(self.plan)
+
+    @property
+    def shards(self) -> list[range]:
+        """The images of each shard."""
+        count, batch = self.settings.count, self.settings.batch
+        return [range(first, min(first + batch, count)) for first in range(0, count, batch)]
+
+    @cached_property
+    def place(self) -> Path:
+        """The folder of its shards, named after the sampler, its times and the library's version."""
+        own = dict(self.plan.settings) if isinstance(self.plan, Plan) else {}
+        settings = {key: str(value) for key, value in own.items()}
+        told = [self.name, self.plan.times.tolist(), settings, version("pushforward")]
+        return self.folder / f"{_safe(self.name)}-{digest(told)[:8]}"
+
+    def path(self, shard: range) -> Path:
+        """The file of a shard."""
+        return self.place / f"{shard.start:06d}-{shard.stop:06d}.safetensors"
+
+    def read(self) -> Generated:
+        """All images.
+
+        Raises:
+            PushforwardError: a shard is damaged.
+        """
+        parts = [_read(self.path(shard), len(shard)) for shard in self.shards]
+        counts = torch.tensor([len(shard) for shard in self.shards], dtype=torch.float64)
+        figures = torch.stack([part["nfe"] for part in parts])
+        errors = torch.cat([part["errors"] for part in parts]) if "errors" in parts[0] else None
+        nfe = float((figures[:, 0] * counts).sum() / counts.sum())
+        return Generated(torch.cat([part["images"] for part in parts]), nfe, int(figures[:, 1].max()), errors)
+
+
+def make_runs(
+    model: Model,
+    samplers: Sequence[SamplerSpec],
+    folder: Path,
+    settings: Evaluation,
+    labels: Tensor | None,
+    *,
+    device: str = "cpu",
+) -> list[Run]:
+    """The converged run and one of each sampler.
+
+    Raises:
+        PushforwardError: no such plan, or guidance or a precision that the model does not take.
+    """
+    fast = _fast(model.to(device), settings)
+    fast.given(labels, settings.guidance)
+    home = folder / f"{_safe(model.name)}-{_digest(model, labels, settings)[:12]}"
+    runs = [Run(fast, chosen, settings, home, labels) for chosen in (None, *samplers)]
+    for run in runs:
+        run.path(run.shards[0])  # makes its plan
+    return runs
+
+
+def generate(runs: Sequence[Run], *, device: str = "cpu", callback: Done | None = None) -> None:
+    """Write the shards of runs that are not there yet.
+
+    Several processes share a run's missing shards, or, where all steps are taken at once, the rows of every network
+    call; all have ended a run before the next begins.
+
+    Args:
+        runs: of one model, the converged one first.
+        device: of the network.
+        callback: told a run's name and the images done, shard by shard.
+
+    Raises:
+        PushforwardError: a sampler failed; its name is said.
+    """
+    for run in runs:
+        diffusion, method, ranks = Diffusion(run.model, run.plan, device=device), run.method, size()
+        missing = same([shard for shard in run.shards if not run.path(shard).exists()])
+        rank = 0 if ranks == 1 or method is not None else torch.distributed.get_rank()
+        if callback is not None:
+            callback(run.name, sum(len(shard) for shard in run.shards if shard not in missing))
+        for k, shard in enumerate(missing):
+            if method is not None or k % ranks == rank:
+                tensors = _made(run, runs[0], diffusion, method, shard)
+                with atomic_path(run.path(shard)) as temporary:
+                    temporary.write_bytes(safetensors.torch.save(tensors))
+            if callback is not None:
+                callback(run.name, len(shard))
+        same(None)
+
+
+def first_images(run: Run, count: int) -> Tensor:
+    """The first images of a run in [-1, 1], `(count, channels, height, width)`, or as many as there are."""
+    pieces: list[Tensor] = []
+    for shard in run.shards:
+        if sum(map(len, pieces)) < count:
+            pieces.append(_read(run.path(shard), len(shard))["images"])
+    return torch.cat(pieces)[:count].float() / 127.5 - 1
+
+
+def _made(run: Run, converged: Run, diffusion: Diffusion, method: Parallel | None, shard: range) -> dict[str, Tensor]:
+    """A shard: images, what they cost, and how far they are from the converged ones."""
+    calls: list[int] = []
+    asked: dict[str, Any] = {
+        "seed": run.settings.seed,
+        "first": shard.start,
+        "labels": None if run.labels is None else run.labels[shard.start : shard.stop],
+        "guidance": run.settings.guidance,
+        "batch": len(shard),
+        "callback": lambda step: calls.append(step.nfe),
+    }
+    try:
+        if method is None:
+            images = diffusion.sample(len(shard), **asked)
+            nfe = sum(calls) / len(shard)
+        else:
+            ((images, solution),) = diffusion.solved(len(shard), method, **asked)
+            nfe = float(solution.nfe.double().mean())
+    except PushforwardError as error:
+        raise PushforwardError(f"{run.name}, model {run.model.name!r}: {error}") from error
+    tensors = {"images": to_bytes(images), "nfe": torch.tensor([nfe, len(calls)], dtype=torch.float64)}
+    if run.sampler is None:
+        tensors["values"] = images
+    elif isinstance(run.plan, Adaptive) or not run.plan.noises:
+        exact = _read(converged.path(shard), len(shard))["values"]
+        tensors["errors"] = (images - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
+    return tensors
+
+
+def _fast(model: Model, settings: Evaluation) -> Model:
+    """The model with no more than a batch in one call of its network, in another precision, or compiled."""
+    network = model.denoiser
+    if not isinstance(network, Network):
+        if settings.precision != "no" or settings.compile:
+            raise PushforwardError(f"Model {model.name!r} has no network to run in another precision or to compile.")
+        return model
+    rows = settings.batch * (1 if settings.guidance == 1 else 2)  # guidance asks twice
+    module = torch.compile(network.module, dynamic=False) if settings.compile else network.module
+    precision = PRECISIONS[settings.precision] or network.autocast
+    return replace(
+        model,
+        denoiser=replace(network, module=module, autocast=precision, max_batch=min(rows, network.max_batch or rows)),
+    )
+
+
+def _digest(model: Model, labels: Tensor | None, settings: Evaluation) -> str:
+    """What generated images depend on, besides the sampler and their number."""
+    asked = ("seed", "guidance", "converged", "precision", "compile", "batch")
+    told = {name: getattr(settings, name) for name in asked}
+    return digest(model_digest(model), model.negative, None if labels is None else labels[:FEWEST], told)
+
+
+def _safe(name: str) -> str:
+    """Of a name, what a file's may have."""
+    return "".join(c if c.isalnum() or c in "-+=.," else "_" for c in name).lstrip(".") or "_"
+
+
+def _read(path: Path, count: int) -> dict[str, Tensor]:
+    """A shard.
+
+    Raises:
+        PushforwardError: it is not there, or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError) as error:
+        raise PushforwardError(
+            f"The generated images {path} cannot be read ({error}); remove the file to have them made again."
+        ) from None
+    images, nfe = tensors.get("images"), tensors.get("nfe")
+    fits = images is not None and images.dtype == torch.uint8 and images.ndim == 4 and len(images) == count
+    fits = fits and nfe is not None and nfe.shape == (2,)
+    others = [value for name, value in tensors.items() if name != "images"]
+    fits = fits and all(value.is_floating_point() and bool(value.isfinite().all()) for value in others)
+    if not fits or len(tensors.get("errors", range(count))) != count:
+        raise PushforwardError(f"The generated images {path} are damaged; remove the file to have them made again.")
+    return tensors
