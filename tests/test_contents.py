@@ -15,6 +15,10 @@ from pushforward.denoiser import Function
 from pushforward.linear import VP, Gaussian
 from pushforward.model import Model, Network, save_model
 from pushforward.model.contents import contents, model_digest
+from pushforward.vision.classifiers import load_classifier
+from pushforward.vision.clip import Clip
+from pushforward.vision.faces import FaceNet
+from pushforward.vision.features import FashionNet
 from support.helpers import normal
 from support.models import reading
 
@@ -104,6 +108,17 @@ def test_compiled_networks_are_told_apart(tmp_path):
             assert again[0] == again[1]
             found.append(again[0])
     assert len(set(found)) == 4
+
+
+def test_networks_that_look_at_images_are_known_by_the_names_of_version_0_1():
+    """So that what was guided or chosen by them goes on; the rest of their digests depends on PyTorch's settings."""
+    found = contents(load_classifier("fashion"))
+    assert found[0] == "pushforward.tasks.energies.networks.Classifier"
+    assert found[1]["logits"][0] == "pushforward.tasks.energies.networks.load_classifier.<locals>.<lambda>"
+    assert contents([Clip, FaceNet, FashionNet]) == [
+        "pushforward.tasks.clip.Clip", "pushforward.tasks.energies.faces.FaceNet",
+        "pushforward.tasks.features.FashionNet",
+    ]  # fmt: skip
 
 
 @pytest.fixture

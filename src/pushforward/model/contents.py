@@ -42,6 +42,10 @@ _KNOWN_AS = {
     "pushforward.model.diffusers.networks": "pushforward.model.pipelines",
     "pushforward.model.diffusers.schedules": "pushforward.model.schedulers",
     "pushforward.model.diffusers.text": "pushforward.model.text",
+    "pushforward.vision.classifiers": "pushforward.tasks.energies.networks",
+    "pushforward.vision.clip": "pushforward.tasks.clip",
+    "pushforward.vision.faces": "pushforward.tasks.energies.faces",
+    "pushforward.vision.features": "pushforward.tasks.features",
 }
 _INSTALLED = {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib")}
 

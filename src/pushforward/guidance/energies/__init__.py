@@ -24,19 +24,10 @@
 
 from pushforward.guidance.energies.codes import chi, concentration, gaussian
 from pushforward.guidance.energies.energy import Energy, Function, Term, of
-from pushforward.guidance.energies.networks import (
-    Classifier,
-    attribute,
-    classifier,
-    clip_image,
-    clip_text,
-    identity,
-    load_classifier,
-    prepared,
-    score,
-)
+from pushforward.guidance.energies.networks import attribute, classifier, clip_image, clip_text, identity, score
 from pushforward.guidance.energies.references import colour, low_pass, masked, near, perceptual
 from pushforward.guidance.energies.views import Views, views
+from pushforward.vision.classifiers import Classifier, load_classifier, prepared
 from pushforward.vision.faces import FaceNet, load_faces
 
 __all__ = [

@@ -1,52 +1,30 @@
 """Energies by networks that look at images: CLIP, classifiers, attributes, scores, identities.
 
-A network here is any differentiable function of images in [-1, 1], `(count, channels, height, width)`; `prepared` turns
-one that wants them of another size and scale into one. With `views` (see `views`), the energy is the mean over all
-views of an image.
+A network here is any differentiable function of images in [-1, 1], `(count, channels, height, width)`, such as
+`vision.classifiers.prepared` makes of others. With `views` (see `views`), the energy is the mean over all views of an
+image.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, interpolate, log_softmax, pad, softplus
+from torch.nn.functional import cosine_similarity, log_softmax, softplus
 
 from pushforward.errors import PushforwardError
 from pushforward.guidance.energies.energy import Energy, of
 from pushforward.guidance.energies.references import one_image
 from pushforward.guidance.energies.views import Views, average
 from pushforward.maps.code import Code
-from pushforward.model.diffusers.folders import FAULTS
-from pushforward.model.torchscript import SUFFIXES, load_torchscript
+from pushforward.vision.classifiers import Classifier, ImageNetwork
 from pushforward.vision.clip import Clip
-from pushforward.vision.features import load_fashion
 
-__all__ = [
-    "Classifier",
-    "attribute",
-    "classifier",
-    "clip_image",
-    "clip_text",
-    "identity",
-    "load_classifier",
-    "prepared",
-    "score",
-]
+__all__ = ["attribute", "classifier", "clip_image", "clip_text", "identity", "score"]
 
-Network = Callable[[Tensor], Tensor]
 Metric = Literal["cosine", "euclidean"]
-
-FASHION_LABELS = (
-    "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
-)  # fmt: skip
-BILINEAR = 2  # as Pillow counts its filters; the sharper ones, 1 and 3, are taken as bicubic
-WHOLE = 384  # ConvNeXt's processor scales to smaller sides with a margin, which it cuts off
 
 
 # -- CLIP -------------------------------------------------------------------------------------------------------------
@@ -88,48 +66,7 @@ def clip_image(clip: Clip, image: Tensor, *, views: Views | None = None) -> Ener
 # -- classes ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class Classifier:
-    """A network that classifies, and the names of what it knows.
-
-    Args:
-        logits: images in [-1, 1] to logits `(count, classes)`.
-        labels: names of the classes; empty where they are known by their numbers only.
-    """
-
-    logits: Network
-    labels: tuple[str, ...] = ()
-
-    def number(self, label: int | str) -> int:
-        """The number of a class.
-
-        Args:
-            label: its number, in digits, too; or its name in any case, or one of several that its name lists.
-
-        Raises:
-            PushforwardError: no such class, or more than one.
-        """
-        if isinstance(label, str) and (found := self._named(label.strip().lower())):
-            if len(found) > 1:
-                raise PushforwardError(f"The classifier has {len(found)} classes {label!r}, {found}; give a number.")
-            return found[0]
-        if isinstance(label, str) and not label.isdecimal():
-            known = ", ".join(self.labels[:20]) + " …" * (len(self.labels) > 20)
-            why = f"it knows: {known}" if self.labels else "its classes have no names: give a number"
-            raise PushforwardError(f"The classifier has no class {label!r}; {why}.")
-        number = int(label)
-        if number < 0 or (self.labels and number >= len(self.labels)):
-            most = f" to {len(self.labels) - 1}" if self.labels else " on"
-            raise PushforwardError(f"The classifier's classes go from 0{most}; got {number}.")
-        return number
-
-    def _named(self, name: str) -> list[int]:
-        names = [label.lower() for label in self.labels]
-        exact = [k for k, known in enumerate(names) if known == name]
-        return exact or [k for k, known in enumerate(names) if name in (part.strip() for part in known.split(","))]
-
-
-def classifier(network: Classifier | Network, label: int | str, *, views: Views | None = None) -> Energy:
+def classifier(network: Classifier | ImageNetwork, label: int | str, *, views: Views | None = None) -> Energy:
     """Minus the log probability of a class, `-log softmax(logits(x))[label]`: the likelihood of the label.
 
     Args:
@@ -146,7 +83,7 @@ def classifier(network: Classifier | Network, label: int | str, *, views: Views 
 
 
 def attribute(
-    network: Classifier | Network, label: int | str = 0, *, wanted: bool = True, views: Views | None = None
+    network: Classifier | ImageNetwork, label: int | str = 0, *, wanted: bool = True, views: Views | None = None
 ) -> Energy:
     """Minus the log probability that an image has an attribute, or has it not: `softplus(-+ logit)`.
 
@@ -170,7 +107,7 @@ def attribute(
 # -- other networks ---------------------------------------------------------------------------------------------------
 
 
-def score(network: Network, *, low: bool = False, views: Views | None = None) -> Energy:
+def score(network: ImageNetwork, *, low: bool = False, views: Views | None = None) -> Energy:
     """Minus a network's score of an image, such as an aesthetic one or a preference: high is good.
 
     Args:
@@ -193,7 +130,7 @@ def score(network: Network, *, low: bool = False, views: Views | None = None) ->
     return _averaged(value, views, "score")
 
 
-def identity(network: Network, image: Tensor, *, metric: Metric = "cosine", views: Views | None = None) -> Energy:
+def identity(network: ImageNetwork, image: Tensor, *, metric: Metric = "cosine", views: Views | None = None) -> Energy:
     """How far an image is from another for a network that knows identities.
 
     Args:
@@ -209,172 +146,23 @@ def identity(network: Network, image: Tensor, *, metric: Metric = "cosine", view
     return of(_towards(_embedded(network, image, "identity"), network, metric, views), "identity")
 
 
-def prepared(
-    network: Network,
-    *,
-    size: int | tuple[int, int] | None = None,
-    mean: float | Sequence[float] = 0.0,
-    deviation: float | Sequence[float] = 1.0,
-) -> Network:
-    """A network that takes images in [-1, 1], made of one that takes them in [0, 1] or normalised from there.
-
-    Args:
-        network: takes `((x + 1) / 2 - mean) / deviation`.
-        size: height and width that images are scaled to (bilinear, antialiased), one number for both; by default any.
-        mean: one number, or one a channel: with three, grey images become colour images.
-        deviation: likewise.
-    """
-    shape = (size, size) if isinstance(size, int) else size
-
-    def answer(images: Tensor) -> Tensor:
-        x = (images + 1) / 2
-        return network(_normalised(x if shape is None else _scaled(x, shape), mean, deviation))
-
-    return answer
-
-
-# -- classifiers from files -------------------------------------------------------------------------------------------
-
-
-def load_classifier(name: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Classifier:
-    """A classifier, frozen, from a folder of `transformers` or its hub name, a TorchScript file, or by name.
-
-    Args:
-        name: `fashion`, the classifier of Fashion-MNIST that comes with the package, for grey images of 28 x 28; a file
-            `.pt`, `.pth`, `.ts` or `.torchscript` of images in [-1, 1] to logits `(count, classes)`, without names; or
-            a folder or hub name of a `transformers` image classifier, whose images are scaled and normalised, in
-            PyTorch, as its `preprocessor_config.json` says.
-        device: where to compute.
-
-    Raises:
-        PushforwardError: no such classifier, one of another kind, or `transformers` is missing.
-    """
-    place = os.fspath(name)
-    if place == "fashion":
-        net = load_fashion().to(device)
-        return Classifier(lambda images: net.head(net((images.to(net.head.weight) + 1) * 127.5)), FASHION_LABELS)
-    if Path(place).is_file() or Path(place).suffix in SUFFIXES:
-        script = load_torchscript(Path(place), device)
-        like = next(script.parameters(), torch.zeros(0, device=device))
-        return Classifier(lambda images: script(images.to(like)))
-    return _transformers(place, device)
-
-
-def _transformers(place: str, device: str | torch.device) -> Classifier:
-    try:
-        from transformers import AutoModelForImageClassification
-        from transformers.image_processing_base import ImageProcessingMixin
-    except ImportError as error:
-        raise PushforwardError("Classifiers from folders need `pip install 'pushforward[diffusers]'`.") from error
-    try:
-        model, report = AutoModelForImageClassification.from_pretrained(place, output_loading_info=True)
-        config, _ = ImageProcessingMixin.get_image_processor_dict(place)
-    except FAULTS as error:
-        reason = " ".join(str(error).split()).partition(". ")[0]
-        raise PushforwardError(
-            f"{place} cannot be read as an image classifier with its preprocessor_config.json: {reason}"
-        ) from error
-    if report["missing_keys"]:
-        raise PushforwardError(
-            f"The weights in {place} lack {len(report['missing_keys'])} of the classifier's tensors, "
-            f"{min(report['missing_keys'])} for one; name a model that was trained to classify."
-        )
-    see = _processor(config, place)
-    model = model.float().eval().requires_grad_(False).to(device)
-    like = next(model.parameters())
-    names = model.config.id2label
-    labels = tuple(str(names[key]) for key in sorted(names, key=int))
-    return Classifier(lambda images: model(pixel_values=see(images.to(like))).logits, labels)
-
-
-def _processor(config: Mapping[str, Any], place: str) -> Network:
-    """What an image processor of `transformers` does to images, of images in [-1, 1]."""
-    try:
-        scale = 255 * float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 255.0
-        shift = 1.0 if config.get("rescale_offset", False) else 0.0
-        mode = "bilinear" if config.get("resample", BILINEAR) == BILINEAR else "bicubic"
-        resize = _resizing(config["size"], config.get("crop_pct")) if config.get("do_resize", True) else None
-        crop = _pair(config["crop_size"]) if config.get("do_center_crop", False) else None
-        mean, deviation = 0.0, 1.0
-        if config.get("do_normalize", True):
-            mean, deviation = config["image_mean"], config["image_std"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise PushforwardError(
-            f"The preprocessor_config.json of {place} lacks size, crop_size, image_mean or image_std."
-        ) from error
-
-    def see(images: Tensor) -> Tensor:
-        x = (images + 1) / 2
-        if resize is not None:
-            shape, cut = resize(*x.shape[2:])
-            x = _cropped(_scaled(x, shape, mode), cut)
-        return _normalised(_cropped(x, crop) * scale - shift, mean, deviation).expand(-1, 3, -1, -1)
-
-    return see
-
-
-_Shape = tuple[int, int]
-
-
-def _resizing(size: Any, margin: float | None) -> Callable[[int, int], tuple[_Shape, _Shape | None]]:
-    """Of an image's height and width, what it is scaled to and what is then kept around the centre."""
-    if isinstance(size, int) and margin is not None:
-        size = {"shortest_edge": size}  # as ConvNeXt's processor reads it
-    if isinstance(size, int) or "shortest_edge" not in size:
-        shape = _pair(size)
-        return lambda height, width: (shape, None)  # noqa: ARG005 - whatever they are
-    shortest = int(size["shortest_edge"])
-
-    def resized(height: int, width: int) -> tuple[_Shape, _Shape | None]:
-        if margin is not None and shortest >= WHOLE:
-            return (shortest, shortest), None
-        short = shortest if margin is None else int(shortest / margin)
-        long = int(max(height, width) * short / min(height, width))
-        kept = None if margin is None else (shortest, shortest)
-        return ((long, short) if height > width else (short, long)), kept
-
-    return resized
-
-
-def _pair(size: Any) -> _Shape:
-    return (size, size) if isinstance(size, int) else (int(size["height"]), int(size["width"]))
-
-
-def _scaled(x: Tensor, shape: _Shape, mode: str = "bilinear") -> Tensor:
-    return x if tuple(x.shape[2:]) == shape else interpolate(x, shape, mode=mode, antialias=True)
-
-
-def _cropped(x: Tensor, shape: _Shape | None) -> Tensor:
-    """The middle of an image, with 0 around it where it is smaller."""
-    if shape is None:
-        return x
-    height, width = (wanted - length for wanted, length in zip(shape, x.shape[2:], strict=True))
-    top, left = height - height // 2, width - width // 2
-    return pad(x, (left, width - left, top, height - top))
-
-
 # -- what they share --------------------------------------------------------------------------------------------------
 
 
-def _normalised(x: Tensor, mean: float | Sequence[float], deviation: float | Sequence[float]) -> Tensor:
-    shift, scale = (x.new_tensor(v).reshape(-1, 1, 1) for v in (mean, deviation))
-    return (x - shift) / scale
-
-
-def _averaged(value: Network, views: Views | None, name: str) -> Energy:
+def _averaged(value: ImageNetwork, views: Views | None, name: str) -> Energy:
     def energy(images: Tensor, code: Code) -> Tensor:  # noqa: ARG001 - of an image alone
         return average(value, images, views)
 
     return of(energy, name)
 
 
-def _embedded(network: Network, image: Tensor, name: str) -> Tensor:
+def _embedded(network: ImageNetwork, image: Tensor, name: str) -> Tensor:
     """The embedding of one image, `(1, d)`."""
     with torch.no_grad():
         return _embeddings(network, one_image(image, name))
 
 
-def _embeddings(network: Network, images: Tensor) -> Tensor:
+def _embeddings(network: ImageNetwork, images: Tensor) -> Tensor:
     found = network(images)
     if found.ndim != 2 or len(found) != len(images):
         raise PushforwardError(
@@ -384,7 +172,7 @@ def _embeddings(network: Network, images: Tensor) -> Tensor:
 
 
 def _towards(
-    target: Tensor, network: Network, metric: Metric, views: Views | None
+    target: Tensor, network: ImageNetwork, metric: Metric, views: Views | None
 ) -> Callable[[Tensor, Code], Tensor]:  # fmt: skip
     """Distance of embeddings from one, `(1, d)`."""
 
@@ -398,7 +186,7 @@ def _towards(
     return lambda images, code: average(value, images, views)  # noqa: ARG005 - of an image alone
 
 
-def _classifier(network: Classifier | Network) -> Classifier:
+def _classifier(network: Classifier | ImageNetwork) -> Classifier:
     return network if isinstance(network, Classifier) else Classifier(network)
 
 
