@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 
 from pushforward.errors import PushforwardError
-from pushforward.evaluation import pairs as measures
-from pushforward.evaluation.pairs import greatest, l2, lpips, pixels, psnr, ranks, recall, ssim
+from pushforward.evaluation.pairs import greatest, l2, pixels, psnr, ranks, recall, ssim
+from pushforward.vision import lpips as perception
 from pushforward.vision.clip import alignment, load_clip
+from pushforward.vision.lpips import lpips
 from support.helpers import normal
 from support.packages import without
 
@@ -102,15 +103,15 @@ def test_lpips_hands_colour_pairs_to_its_network_in_batches():
 
 def test_missing_packages_are_named(monkeypatch):
     a = some_images(2, 3, 32, 32)
-    measures._lpips_network.cache_clear()
+    perception._network.cache_clear()
     with pytest.raises(PushforwardError, match="networks alex, vgg and squeeze; got 'resnet'"):
         lpips(a, a, "resnet")
     without(monkeypatch, "torchmetrics", "transformers")
     with pytest.raises(PushforwardError, match=r"LPIPS needs `pip install 'pushforward\[evaluate\]' torchvision`"):
         lpips(a, a)
-    for measure in (psnr, ssim):
-        with pytest.raises(PushforwardError, match=r"need `pip install 'pushforward\[evaluate\]'`"):
-            measure(a, a)
+    with pytest.raises(PushforwardError, match=r"SSIM needs `pip install 'pushforward\[evaluate\]'`"):
+        ssim(a, a)
+    assert psnr(a, a).isinf().all()
     with pytest.raises(PushforwardError, match=r"CLIP needs `pip install 'pushforward\[diffusers\]'`"):
         load_clip("somewhere")
 
@@ -120,7 +121,7 @@ def test_lpips_without_torchvision_names_it(monkeypatch):
     without(monkeypatch, "torchvision")
     monkeypatch.setattr("torchmetrics.functional.image.lpips._TORCHVISION_AVAILABLE", False)
     monkeypatch.setattr("torchmetrics.image.lpip._TORCHVISION_AVAILABLE", False)
-    measures._lpips_network.cache_clear()
+    perception._network.cache_clear()
     with pytest.raises(PushforwardError, match="torchvision"):
         lpips(some_images(2, 3, 32, 32), some_images(2, 3, 32, 32))
 

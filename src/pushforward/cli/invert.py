@@ -46,6 +46,7 @@ from pushforward.cli._shared.report import progress, write_json
 from pushforward.data.inputs import read_inputs
 from pushforward.data.pictures import check_suffix, compared, picture_suffixes, save_image
 from pushforward.errors import PushforwardError
+from pushforward.evaluation.pairs import decibels
 from pushforward.execute import INVERSE, Exact, Implicit, Parallel, Round
 from pushforward.guidance.invert import Record, naive, optimise
 from pushforward.maps.code import Code
@@ -272,7 +273,7 @@ def _measured(
     An autoencoder has an error of its own, so what is held to the tolerance is then the error of the latents.
     """
     error = (again - images).flatten(1)
-    mean_square = error.square().mean(1)
+    mean_square = error.square().mean(1).double()
     residual = torch.cat([one.residual.cpu() for one in found])
     nfe = torch.cat([one.nfe.cpu() for one in found])
     sizes = [len(one.nfe) for one in found]
@@ -283,7 +284,7 @@ def _measured(
     columns = {
         "name": names,
         "max_abs_error": largest.tolist(),
-        "psnr": _psnr(mean_square).tolist(),
+        "psnr": decibels(mean_square).tolist(),
         "error": held.tolist(),
         "met": (held <= tolerance).tolist(),
         "rounds": rounds,
@@ -294,7 +295,7 @@ def _measured(
     }
     return {
         "max_abs_error": float(largest.max()),
-        "psnr": float(_psnr(mean_square.mean())),
+        "psnr": float(decibels(mean_square.mean())),
         "rounds": max(rounds),
         "decoding": max(one.decoding for one in found),
         "nfe": float(nfe.double().mean()),
@@ -304,11 +305,6 @@ def _measured(
         "code": normality,
         "images": [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)],
     }
-
-
-def _psnr(mean_square: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB, of images in [-1, 1]; infinite without error."""
-    return 10 * torch.log10(4 / mean_square.double())
 
 
 def _summary(report: dict[str, Any]) -> str:

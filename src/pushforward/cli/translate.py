@@ -35,6 +35,7 @@ from pushforward.cli._shared.report import write_json
 from pushforward.data.inputs import read_file
 from pushforward.data.pictures import compared, save_image, sheet
 from pushforward.errors import PushforwardError
+from pushforward.evaluation.pairs import decibels
 from pushforward.execute import INVERSE
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.labels import Labels
@@ -216,7 +217,7 @@ def _sheet(items: Sequence[Item], out: Path) -> list[dict[str, Any]]:
             shown.append((source, result.expand_as(source) if result.shape[0] < source.shape[0] else result))
         if result.shape == source.shape:
             square = (result.double() - source.double()).square().mean()
-            psnr = float(10 * torch.log10(255**2 / square))
+            psnr = float(decibels(square, 255))
             rows.append({"name": item.name, "source": item.source, "psnr_to_source": psnr})
     if shown:
         pairs = [torch.stack(side).float() / 127.5 - 1 for side in zip(*shown, strict=True)]

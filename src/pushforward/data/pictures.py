@@ -17,7 +17,7 @@ from pushforward.data.files import atomic_path
 from pushforward.errors import PushforwardError
 
 __all__ = [
-    "check_suffix", "compared", "picture_suffixes", "read_mask",
+    "check_pairs", "check_suffix", "compared", "picture_suffixes", "read_mask",
     "save_animation", "save_image", "sheet", "to_bytes",
 ]  # fmt: skip
 
@@ -63,6 +63,19 @@ def compared(rows: Sequence[Tensor], *, columns: int = 16) -> Image.Image:
 def to_bytes(images: Tensor) -> Tensor:
     """Values in [-1, 1] as uint8, rounded; values outside are clipped."""
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte()
+
+
+def check_pairs(images: Tensor, others: Tensor) -> None:
+    """Raise unless images and others are two batches of images of one shape.
+
+    Raises:
+        PushforwardError: they are not.
+    """
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or images.shape != others.shape or 0 in images.shape:
+        raise PushforwardError(
+            "Measures compare two batches of images (count, 1 or 3, height, width) of one shape; got "
+            f"{tuple(images.shape)} and {tuple(others.shape)}."
+        )
 
 
 def read_mask(path: Path, read: Callable[[Path], Tensor]) -> Tensor:

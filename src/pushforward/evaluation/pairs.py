@@ -6,42 +6,46 @@ Images are `(count, channels, height, width)` in [-1, 1], 1 or 3 channels, and f
 - `ssim`, at most 1 (Wang et al., Image Quality Assessment, 2004), of values brought to [0, 1]: it depends on where
   zero is, and this is where published figures have it;
 - `l2`, the root of the mean squared difference, and `greatest`, the greatest absolute difference;
-- `lpips`, 0 for equal images (Zhang et al., arXiv 1801.03924);
 - `ranks`, the place of each image's true partner among all candidates, and `recall`, the share of the first `k` places.
 
-`torchmetrics` computes the first two and LPIPS. All but LPIPS need no weights.
+`torchmetrics` computes SSIM. None of them needs weights; `vision.lpips` is the learned distance, which does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, normalize
 
+from pushforward.data.pictures import check_pairs
 from pushforward.errors import PushforwardError
 
-__all__ = ["SMALLEST", "greatest", "l2", "lpips", "pixels", "psnr", "ranks", "recall", "ssim"]
+__all__ = ["SMALLEST", "decibels", "greatest", "l2", "pixels", "psnr", "ranks", "recall", "ssim"]
 
 SMALLEST = 11  # side of the window that SSIM looks through
-_SMALLEST_LPIPS = 32
 _PIXELS = 8
 Metric = Literal["euclidean", "cosine"]
 
 
 def psnr(images: Tensor, truth: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio, dB: `10 log10(4 / mean squared difference)`; infinite for equal images.
+    """Peak signal-to-noise ratio in dB, see `decibels`.
 
     Raises:
-        PushforwardError: images that do not fit together, or `torchmetrics` is missing.
+        PushforwardError: images that do not fit together.
     """
-    _check(images, truth)
-    ratio = _torchmetrics().peak_signal_noise_ratio
-    found: Tensor = ratio(images.float(), truth.float(), data_range=2.0, reduction="none", dim=(1, 2, 3))
-    return found
+    return decibels(_squares(images, truth))
+
+
+def decibels(square: Tensor, peak: float = 2.0) -> Tensor:
+    """Peak signal-to-noise ratio of mean squared differences, `10 log10(peak^2 / square)`; infinite at 0.
+
+    Args:
+        square: mean squared differences, of any shape.
+        peak: the whole range of the values: 2 from -1 to 1, 255 of bytes.
+    """
+    return 10 * torch.log10(peak**2 / square)
 
 
 def ssim(images: Tensor, truth: Tensor) -> Tensor:
@@ -51,15 +55,19 @@ def ssim(images: Tensor, truth: Tensor) -> Tensor:
         PushforwardError: images that do not fit together or are lower or narrower than `SMALLEST`, or `torchmetrics`
             is missing.
     """
-    _check(images, truth)
+    check_pairs(images, truth)
     height, width = images.shape[2:]
     if min(height, width) < SMALLEST:
         raise PushforwardError(
             f"SSIM needs images of at least {SMALLEST}x{SMALLEST}; got {height}x{width}: leave it out."
         )
-    measure = _torchmetrics().structural_similarity_index_measure
+    try:
+        from torchmetrics.functional.image import structural_similarity_index_measure as measure
+    except ImportError as error:
+        raise PushforwardError("SSIM needs `pip install 'pushforward[evaluate]'`.") from error
     one, two = ((x.float() + 1) / 2 for x in (images, truth))
-    found: Tensor = measure(one, two, data_range=1.0, reduction="none")
+    found = measure(one, two, data_range=1.0, reduction="none")
+    assert isinstance(found, Tensor)  # of the two, the map was not asked for
     return found.reshape(-1)
 
 
@@ -69,8 +77,7 @@ def l2(images: Tensor, truth: Tensor) -> Tensor:
     Raises:
         PushforwardError: images that do not fit together.
     """
-    _check(images, truth)
-    return (images.float() - truth.float()).square().flatten(1).mean(1).sqrt()
+    return _squares(images, truth).sqrt()
 
 
 def greatest(images: Tensor, truth: Tensor) -> Tensor:
@@ -79,36 +86,8 @@ def greatest(images: Tensor, truth: Tensor) -> Tensor:
     Raises:
         PushforwardError: images that do not fit together.
     """
-    _check(images, truth)
+    check_pairs(images, truth)
     return (images.float() - truth.float()).abs().flatten(1).amax(1)
-
-
-def lpips(
-    images: Tensor, truth: Tensor, network: str | Callable[[Tensor, Tensor], Tensor] = "alex", *, batch: int = 64
-) -> Tensor:
-    """Learned perceptual distance.
-
-    Args:
-        images: at least 32 x 32.
-        truth: of the same shape.
-        network: `alex` (the usual one), `vgg` or `squeeze`, whose weights `torchvision` downloads once; or any function
-            of two batches of colour images in [-1, 1] that gives one number a pair.
-        batch: pairs of one call.
-
-    Raises:
-        PushforwardError: images that do not fit together or are too small, no such network, a package is missing, or
-            the weights cannot be had.
-    """
-    _check(images, truth)
-    height, width = images.shape[2:]
-    if min(height, width) < _SMALLEST_LPIPS:
-        side = _SMALLEST_LPIPS
-        raise PushforwardError(f"LPIPS needs images of at least {side}x{side}; got {height}x{width}: leave it out.")
-    distance = _lpips_network(network) if isinstance(network, str) else network
-    if isinstance(distance, torch.nn.Module):
-        distance = distance.to(images.device)
-    pairs = zip(_colour(images).split(batch), _colour(truth).split(batch), strict=True)
-    return torch.cat([distance(one, two).reshape(-1) for one, two in pairs])
 
 
 def pixels(images: Tensor) -> Tensor:
@@ -158,38 +137,7 @@ def recall(places: Tensor, k: int) -> float:
     return float((places <= k).double().mean())
 
 
-def _torchmetrics() -> Any:
-    try:
-        import torchmetrics.functional.image as functional
-    except ImportError as error:
-        raise PushforwardError("PSNR and SSIM need `pip install 'pushforward[evaluate]'`.") from error
-    return functional
-
-
-@cache
-def _lpips_network(name: str) -> Callable[[Tensor, Tensor], Tensor]:
-    if name not in ("alex", "vgg", "squeeze"):
-        raise PushforwardError(f"LPIPS has the networks alex, vgg and squeeze; got {name!r}.")
-    try:
-        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-
-        net: Callable[[Tensor, Tensor], Tensor] = LearnedPerceptualImagePatchSimilarity(name).net  # type: ignore[arg-type]
-    except ImportError as error:  # torchmetrics itself, or torchvision, which it needs here
-        raise PushforwardError("LPIPS needs `pip install 'pushforward[evaluate]' torchvision`.") from error
-    except OSError as error:  # of the download, too
-        raise PushforwardError(
-            f"The weights of LPIPS's network {name} cannot be had: {error}; leave LPIPS out, or go online once."
-        ) from error
-    return net
-
-
-def _colour(images: Tensor) -> Tensor:
-    return images.float().expand(-1, 3, -1, -1)
-
-
-def _check(images: Tensor, truth: Tensor) -> None:
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or images.shape != truth.shape or 0 in images.shape:
-        shapes = f"{tuple(images.shape)} and {tuple(truth.shape)}"
-        raise PushforwardError(
-            f"Measures compare two batches of images (count, 1 or 3, height, width) of one shape; got {shapes}."
-        )
+def _squares(images: Tensor, truth: Tensor) -> Tensor:
+    """Mean squared difference over the values of each image, `(count,)`."""
+    check_pairs(images, truth)
+    return (images.float() - truth.float()).square().flatten(1).mean(1)

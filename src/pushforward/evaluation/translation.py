@@ -22,10 +22,11 @@ from pushforward.data.files import digest
 from pushforward.data.pictures import to_bytes
 from pushforward.errors import PushforwardError
 from pushforward.evaluation.distances import FEWEST, MOST, Reference, Sample, resamples, standard_error
-from pushforward.evaluation.pairs import SMALLEST, Metric, greatest, l2, lpips, pixels, psnr, ranks, recall, ssim
+from pushforward.evaluation.pairs import SMALLEST, Metric, greatest, l2, pixels, psnr, ranks, recall, ssim
 from pushforward.evaluation.report import aligned, cell, distance_name
 from pushforward.vision.clip import Clip, alignment
 from pushforward.vision.features import FeatureNet, features
+from pushforward.vision.lpips import PairNetwork, lpips
 
 __all__ = ["COPY", "TRUTH", "Row", "Space", "Words", "compare", "space", "table"]
 
@@ -111,7 +112,7 @@ def compare(
     features: Space | Spaces = PIXELS,
     *,
     words: Words | None = None,
-    perceptual: str | Callable[[Tensor, Tensor], Tensor] | None = None,
+    perceptual: str | PairNetwork | None = None,
     times: int = 50,
     seed: int = 0,
     batch: int = 64,
@@ -127,7 +128,7 @@ def compare(
             is looked for among these and the truths, each image once.
         features: where ranks and distances are taken; by default pixels on an 8 x 8 grid.
         words: for CLIP's figures.
-        perceptual: network of LPIPS (see `measures.lpips`), or `None` to leave it out.
+        perceptual: network of LPIPS (see `vision.lpips`), or `None` to leave it out.
         times: resamples of the bootstrap.
         seed: of it.
         batch: images of one call of CLIP and LPIPS.
@@ -178,7 +179,7 @@ def _nearness(
     images: Tensor,
     other: Tensor,
     prefix: str,
-    perceptual: str | Callable[[Tensor, Tensor], Tensor] | None,
+    perceptual: str | PairNetwork | None,
     batch: int,
 ) -> dict[str, Tensor]:
     """How near each image is to its source or truth."""

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from pushforward.errors import PushforwardError
-from pushforward.evaluation.pairs import lpips
 from pushforward.guidance.energies.energy import Energy, of
 from pushforward.maps.code import Code
+from pushforward.vision.lpips import PairNetwork, lpips
 
 __all__ = ["colour", "low_pass", "masked", "near", "perceptual"]
 
@@ -123,7 +123,7 @@ def colour(rgb: Sequence[float] | float, mask: Tensor | None = None, *, deviatio
     return of(_gaussian(difference, deviation), "colour")
 
 
-def perceptual(image: Tensor, network: str | Callable[[Tensor, Tensor], Tensor] = "alex") -> Energy:
+def perceptual(image: Tensor, network: str | PairNetwork = "alex") -> Energy:
     """The learned perceptual distance (LPIPS) to an image, as `vision.lpips` has it; weight it by `*`.
 
     Args:
