@@ -17,9 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import platform
-import secrets
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +31,7 @@ import torch
 from torch import Tensor
 
 from pushforward.data import schema
-from pushforward.data.files import cache_folder
+from pushforward.data.files import atomic_path, cache_folder
 from pushforward.denoiser import Ask, Denoiser, Priced
 from pushforward.errors import PushforwardError
 from pushforward.execute.distributed import Sharded, same, size
@@ -266,14 +264,8 @@ def write(latency: Latency, path: Path, about: Mapping[str, object] | None = Non
         about: what was measured, for readers.
     """
     stored = {"about": about or {}, "batches": latency.batches, "seconds": latency.seconds_a_call}
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}")
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with suppress(OSError), atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
 
 
 def _reason(best: str, seconds: Mapping[str, float], latency: Latency, nfe: int, batch: int) -> str:
