@@ -50,6 +50,10 @@ class Discrete(ScaledProcess):
                 "A discrete process needs at least two decreasing values of alphas_cumprod in [0, 1)."
             )
 
+    def __repr__(self) -> str:
+        first, last = self.alphas_cumprod[0], self.alphas_cumprod[-1]
+        return f"Discrete({self.timesteps} timesteps, alphas_cumprod={first:.4g} … {last:.4g})"
+
     @classmethod
     def from_betas(cls, betas: Tensor) -> Discrete:
         """From the noise variances `beta_n` of the single steps, `(timesteps,)`."""

@@ -58,6 +58,14 @@ class Gaussian:
         if not bool((variance >= 0).all() & variance.isfinite().all()):
             raise PushforwardError("The variance of a reference Gaussian must be finite and not negative.")
 
+    def __repr__(self) -> str:
+        """Show numbers as they are; of a variance for each frequency or a mean for each pixel, the average."""
+        said = []
+        for name, value in (("variance", self.variance), ("mean", self.mean)):
+            shape = f" over {'x'.join(map(str, value.shape))}" if value.ndim else ""
+            said.append(f"{name}={float(value.double().mean()):.4g}{shape}")
+        return f"Gaussian({', '.join(said)})"
+
     @property
     def basis(self) -> Basis:
         """Where its covariance is diagonal."""

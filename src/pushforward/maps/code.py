@@ -37,6 +37,13 @@ class Code:
     def __len__(self) -> int:
         return len(self.start)
 
+    def __repr__(self) -> str:
+        """Show how many codes there are, of what shape, and what they have besides the start."""
+        noises = [] if self.noises is None else [f"{len(self.noises)} noises"]
+        left = [name for name in ("end", "residual") if getattr(self, name) is not None]
+        start = f"start {'x'.join(map(str, self.start.shape[1:]))}"
+        return f"Code({len(self)} of {', '.join([start, *noises, *left])})"
+
     def __getitem__(self, some: slice | Tensor | list[int]) -> Code:
         """The codes of some of the images."""
         noises = None if self.noises is None else self.noises[:, some]

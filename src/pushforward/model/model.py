@@ -101,6 +101,18 @@ class Model:
         if self.image_shape is None and self.decoder is None:
             object.__setattr__(self, "image_shape", self.shape)
 
+    def __repr__(self) -> str:
+        """Show name, process, sizes, and for how many images it was given conditions; weights fill pages."""
+        said = {"process": self.process.name, "images": "x".join(map(str, self.image_shape or ("unknown",)))}
+        if self.decoder is not None:
+            said["latents"] = "x".join(map(str, self.shape))
+        if self.classes:
+            said["classes"] = str(len(self.classes))
+        said["parameters"] = f"{self.parameters:,}"
+        if self.conditions:
+            said["conditions"] = str(self.conditions)
+        return f"Model({', '.join([self.name, *(f'{key}={value}' for key, value in said.items())])})"
+
     @property
     def gaussian(self) -> Gaussian:
         """What is known of its data as a Gaussian; with labels given, the mean is that of each image's class."""

@@ -71,6 +71,16 @@ class Network:
     autocast: torch.dtype | None = None
     max_batch: int | None = None
 
+    def __repr__(self) -> str:
+        """Show the module by its name and size, what it predicts, and for how many images it was given conditions."""
+        name = getattr(self.module, "__name__", type(self.module).__name__)
+        said: dict[str, str] = {"prediction": self.prediction}
+        if isinstance(self.module, nn.Module):
+            said["parameters"] = f"{sum(p.numel() for p in self.module.parameters()):,}"
+        if self.condition is not None:
+            said |= {"conditions": str(len(self.condition)), "guidance": f"{self.guidance:g}"}
+        return f"Network({', '.join([name, *(f'{key}={value}' for key, value in said.items())])})"
+
     def given(self, condition: Tensor | None, guidance: float = 1.0) -> Network:
         """This network under a condition."""
         return replace(self, condition=condition, guidance=guidance)

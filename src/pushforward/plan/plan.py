@@ -119,6 +119,11 @@ class Plan:
     mean: Tensor = POINT.mean
     settings: Mapping[str, object] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        """Show the solver, its settings and its length; the nodes fill pages."""
+        said = {"process": self.process.name, "steps": len(self.steps) - 1, "nfe": self.nfe, **self.settings}
+        return f"Plan({', '.join([self.solver, *(f'{name}={value}' for name, value in said.items())])})"
+
     def __post_init__(self) -> None:
         for index, node in enumerate(self.nodes):
             for register, operator in node.terms.items():
