@@ -212,15 +212,14 @@ def inversion(options: argparse.Namespace, done: dict[str, Any], keep: Keep, ste
     """Curves of loss against evaluations for each way and beginning, and the fixed point beside them."""
     model = load(options.model)
     images, labels = images_of(options.data, options.images)
-    given = labels if model.classes else None
-    diffusion = Diffusion(model, plan_of(model, steps))
+    diffusion = Diffusion(model, plan_of(model, steps)).given(labels if model.classes else None)
     for noisy in (True, False):
         key = f"fixed point, {'noise of t_min' if noisy else 'clean'}"
         if key in done:
             continue
-        found = diffusion.invert(images, given, noisy=noisy)
+        found = diffusion.invert(images, noisy=noisy)
         with torch.no_grad():
-            error = diffusion.decode(found.code, given) - images
+            error = found.decode() - images
         losses = error.double().square().flatten(1).sum(1)
         keep(key, {
             "loss": float(losses.median()), "worst": float(losses.max()), "nfe": float(found.nfe.double().mean()),
@@ -232,7 +231,7 @@ def inversion(options: argparse.Namespace, done: dict[str, Any], keep: Keep, ste
             if key in done or (begin == "random" and isinstance(gradient, Implicit)):  # Exact's curve, but dearer
                 continue
             found = optimise(
-                diffusion, images, given, gradient=gradient, optimiser=optimiser, begin=begin,
+                diffusion.run_by(gradient=gradient), images, optimiser=optimiser, begin=begin,
                 steps=options.iterations, learning_rate=rate, tolerance=0.0,
             )  # fmt: skip
             best = torch.stack([record.loss for record in found.history]).cummin(0).values

@@ -51,14 +51,13 @@ from pushforward.data.pictures import compared, save_image, to_bytes
 from pushforward.evaluation.distances import Reference, Sample, neighbourhoods
 from pushforward.guidance import energies
 from pushforward.guidance.chains import Dynamics, Schedule, hmc, langevin, mala
-from pushforward.guidance.decoding import Decoding
+from pushforward.guidance.decoding import Counted
 from pushforward.guidance.diagnostics import diagnose
 from pushforward.guidance.posterior import best, guide
 from pushforward.guidance.steering import STEERINGS, steered
 from pushforward.maps.code import Code
 from pushforward.maps.generator import Generator, load_generator
 from pushforward.maps.spec import SamplerSpec, parse
-from pushforward.plan import Plan
 from pushforward.vision.features import classify, feature_net, features
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # of networks, but of --closed and --cost
@@ -141,7 +140,6 @@ def closed(chains: int) -> None:
         Gaussian(0.25),
     )
     plan = SamplerSpec("dpm++", 12).plan(model)
-    assert isinstance(plan, Plan)
     diffusion = Diffusion(model, plan, dtype=torch.float64)
     prior = diffusion.sample(10 * chains, batch=10 * chains).double().flatten(1)
     rows.append(figures("no guidance", prior, mean, whole, other, plan.nfe, None))
@@ -157,7 +155,6 @@ def closed(chains: int) -> None:
     for name, steering in STEERINGS.items():
         for eta in (0.0, 1.0):
             made = SamplerSpec("ddim", 100, {"eta": eta}).plan(model)
-            assert isinstance(made, Plan)
             nfe = made.nfe * (2 if steering.through else 1)
             tried = []
             for weight in WEIGHTS:
@@ -295,10 +292,8 @@ def fashion(path: Path, count: int, names: list[str], labels: list[str]) -> None
             print(rows[-1], flush=True)
 
         plain, long = SamplerSpec("dpm++", 20).plan(model), SamplerSpec("ddim", 50, {"eta": 1.0}).plan(model)
-        assert isinstance(plain, Plan)
-        assert isinstance(long, Plan)
         for way, told in (("told the label (bound)", torch.full((count,), judge.label)), ("no guidance (floor)", None)):
-            record(way, Diffusion(model, plain).sample(count, labels=told, batch=count), plain.nfe)
+            record(way, Diffusion(model, plain).given(told).sample(count, batch=count), plain.nfe)
         for way, how, steps, moves in (
             ("Langevin on codes, as published, 4 steps", langevin(), 4, 200),
             ("MALA on codes, 8 steps", mala(), 8, 400),
@@ -309,7 +304,7 @@ def fashion(path: Path, count: int, names: list[str], labels: list[str]) -> None
             record(way, found.images, float(found.nfe.double().mean()))
         for way, steering in STEERINGS.items():
             there = Diffusion(steered(differentiated, energy, steering), long)
-            images = there.sample(count, seed=1, labels=None, batch=count)
+            images = there.given(None).sample(count, seed=1, batch=count)
             record(f"{way}, 50 steps", images, long.nfe * (2 if steering.through else 1))
         save_image(compared(sheets), RESULTS / f"guidance-{name}-{label}.png")
     cells = table(list(rows[0]), [list(row.values()) for row in rows])
@@ -338,7 +333,7 @@ def rare(path: Path, gan: Path, model: str, labels: list[str], count: int) -> No
     }
     rows: list[dict[str, Any]] = []
     for name, pushforward in maps.items():
-        free = pushforward.sample(FREE, labels=None, batch=count)
+        free = pushforward.given(None).sample(FREE, batch=count)
         seen, sheets = classify(to_bytes(free)), []
         for label in labels:
             judge = Judge.of(data, label)
@@ -445,14 +440,14 @@ def cost() -> None:
                 nonlocal forward
                 forward += 1
 
-            decoding = Decoding.make(diffusion, 2)
+            counted = Counted.of(diffusion.run_by(parallel=parallel, gradient=gradient), 2)
             start = code.start.clone().requires_grad_()
-            images = decoding.of(torch.arange(2)).decode(
-                replace(code, start=start), gradient=gradient, parallel=parallel, callback=told
-            )
-            before = decoding.nfe.clone()
+            there = counted.some(torch.arange(2))
+            assert isinstance(there, Diffusion)
+            images = there.decode(replace(code, start=start), callback=told)
+            before = counted.nfe.clone()
             (slope,) = torch.autograd.grad(images.square().sum(), start)
-            backward = int((decoding.nfe - before).max())
+            backward = int((counted.nfe - before).max())
             exact = slope if exact is None else exact
             rows.append({
                 "steps": steps, "way": way, "rounds forward": forward, "evaluations forward": int(before.max()),

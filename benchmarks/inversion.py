@@ -85,16 +85,16 @@ def plan_of(model: Model, name: str, end: float, steps: int | None = None) -> Pl
 
 def exact(model: Model, name: str, images: Images, steps: int | None, *, noisy: bool) -> dict[str, Any]:
     """Ours."""
-    diffusion = Diffusion(model, plan_of(model, name, model.process.t_min, steps))
+    diffusion = Diffusion(model, plan_of(model, name, model.process.t_min, steps)).given(images.labels)
     residuals: list[float] = []
 
     def tell(step: Round) -> None:
         if step.done == len(residuals) + 1:  # images that are tried again begin at round 1
             residuals.append(step.residual)
 
-    found = diffusion.invert(images.pixels, images.labels, noisy=noisy, callback=tell)
+    found = diffusion.invert(images.pixels, noisy=noisy, callback=tell)
     try:
-        back = diffusion.decode(found.code, images.labels)
+        back = found.decode()
     except PushforwardError:  # the inversion failed so badly that the code cannot be decoded
         back = torch.full_like(images.pixels, float("inf"))
     return {
@@ -111,12 +111,12 @@ def naive(
 ) -> dict[str, Any]:
     """The plain inversion of DDIM, from clean data."""
     plan = plan_of(model, name, 0.0, steps)
-    diffusion = Diffusion(model, plan)
-    denoiser = model.given(images.labels).denoiser
+    diffusion = Diffusion(model, plan).given(images.labels)
+    denoiser = diffusion.model.denoiser
     first = naive_inversion(plan, denoiser, model.process.lift(images.pixels), asked=asked)
     code = Code(diffusion.code(first))
     calls = len(plan.nodes) - 1
-    back = diffusion.decode(code, images.labels)
+    back = diffusion.decode(code)
     return {"rounds": calls, "nfe": float(calls), **_quality(images, back, code.start)}
 
 

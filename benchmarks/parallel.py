@@ -134,9 +134,7 @@ class Problem:
     @property
     def plan(self) -> Plan:
         """The plan."""
-        plan = self.diffusion.plan
-        assert isinstance(plan, Plan)
-        return plan
+        return self.diffusion.plan
 
     def draw(self) -> tuple[Tensor, Noise]:
         """Terminal states, and noises as executors ask for them."""

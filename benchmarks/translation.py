@@ -35,11 +35,10 @@ from pushforward.data.pictures import compared, save_image, to_bytes
 from pushforward.evaluation.pairs import ssim
 from pushforward.evaluation.translation import Row, compare, space
 from pushforward.evaluation.translation import table as comparison
-from pushforward.maps.labels import Labels, take_labels
+from pushforward.maps.labels import Labels
 from pushforward.maps.spec import SamplerSpec, parse
 from pushforward.model.zoo import names
-from pushforward.plan import Plan
-from pushforward.translation.translate import End, Method, sampler_for, translate
+from pushforward.translation.translate import Method, sampler_for, translate
 from pushforward.vision.features import classify, feature_net
 
 BATCH = 64
@@ -111,17 +110,19 @@ def translations(
         if way.method == "deterministic":  # a fixed point to 1e-4 is out of reach of 16 bits
             source, target = ((exact(model), labels) for model, labels in (source, target))
         sampler = SamplerSpec("ddim", way.steps(steps), settings, start=way.start)
-        one, other = (Diffusion(m, sampler_for(m, sampler, way.method).plan(m)) for m, _ in (source, target))
+        one, other = (
+            Diffusion(model, sampler_for(model, sampler, way.method).plan(model)).given(labels)
+            for model, labels in (source, target)
+        )
         if way == rows[0]:  # the network is compiled, unmeasured
-            ends = (End(d, take_labels(labels, slice(BATCH))) for d, (_, labels) in ((one, source), (other, target)))
+            ends = (end.some(slice(BATCH)) for end in (one, other))
             translate(images[:BATCH], *ends, method=way.method, rows=BATCH)
         began, pieces, rounds, nfe = time.perf_counter(), [], 0, 0.0
         for first in range(0, len(images), BATCH):
             some = slice(first, first + BATCH)
             found = translate(
-                images[some], End(one, take_labels(source[1], some)), End(other, take_labels(target[1], some)),
-                method=way.method, first=first, rows=BATCH,
-            )  # fmt: skip
+                images[some], one.some(some), other.some(some), method=way.method, first=first, rows=BATCH
+            )
             pieces.append(found.images)
             rounds, nfe = max(rounds, found.rounds), nfe + found.nfe * len(found.images) / len(images)
         seconds = time.perf_counter() - began
@@ -222,7 +223,6 @@ def reconstruction(files: dict[str, Path | None], steps: int, count: int) -> Non
         for text in PLANS:
             try:
                 plan = replace(parse(text), steps=steps, end=model.process.t_min).plan(model)
-                assert isinstance(plan, Plan)
                 chain = Diffusion(model, plan)
                 row: dict[str, Any] = {"model": name, "plan": text}
                 for label, sequential in (("one round", False), ("step by step", True)):

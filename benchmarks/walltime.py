@@ -47,7 +47,6 @@ def made(name: str, steps: int, eta: float = 0.0) -> tuple[Diffusion, Plan, Para
     """DDIM with a model, and our way to take its steps at once."""
     model = load(name, device="cuda")
     plan = SamplerSpec("ddim", steps, {"eta": eta}).plan(model)
-    assert isinstance(plan, Plan)
     method = parse("ddim:parallel=preconditioned").method(plan)
     assert isinstance(method, Parallel)
     return Diffusion(model, plan), plan, method
@@ -56,11 +55,11 @@ def made(name: str, steps: int, eta: float = 0.0) -> tuple[Diffusion, Plan, Para
 def image(name: str, steps: int, count: int, eta: float, repeats: int) -> dict[str, Any]:
     """Sampling."""
     sampler, _, method = made(name, steps, eta)
-    told = torch.arange(count) % len(sampler.model.classes) if sampler.model.classes else None
-    rounds = [0]
-    one, exact = median(lambda: sampler.sample(count, labels=told), repeats)
-    sampler.sample(count, labels=told, parallel=method, callback=lambda step: rounds.append(step.done))
-    other, found = median(lambda: sampler.sample(count, labels=told, parallel=method), repeats)
+    sampler = sampler.given(torch.arange(count) % len(sampler.model.classes) if sampler.model.classes else None)
+    together, rounds = sampler.run_by(parallel=method), [0]
+    one, exact = median(lambda: sampler.sample(count), repeats)
+    together.sample(count, callback=lambda step: rounds.append(step.done))
+    other, found = median(lambda: together.sample(count), repeats)
     return {
         "model": name, "steps": steps, "eta": eta, "images": count, "step by step (s)": one, "at once (s)": other,
         "ratio": other / one, "rounds": max(rounds), "error": float(relative_errors(found, exact).max()),
@@ -73,9 +72,9 @@ def gradient(steps: int, count: int, repeats: int) -> Iterator[dict[str, Any]]:
     code, network = sampler.draw(count), sampler.model.given(None).denoiser
     ways: dict[str, Callable[[Tensor], Tensor]] = {
         "autograd, step by step": lambda z: run(plan, network, sampler.start(z)),
-        "exact, step by step": lambda z: sampler.decode(replace(code, start=z), gradient=Exact()),
-        "implicit, at once": lambda z: sampler.decode(
-            replace(code, start=z), gradient=Implicit(tolerance=1e-2), parallel=method
+        "exact, step by step": lambda z: sampler.run_by(gradient=Exact()).decode(replace(code, start=z)),
+        "implicit, at once": lambda z: sampler.run_by(parallel=method, gradient=Implicit(tolerance=1e-2)).decode(
+            replace(code, start=z)
         ),
     }
 

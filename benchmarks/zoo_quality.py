@@ -132,9 +132,7 @@ def main() -> None:
             if model.text is not None:
                 some, told = conditions(model, path, options.count, data["y_test"])
                 wanted = data["y_test"][some]
-            drawn = Diffusion(model, auto(model.process, 20, model.reference)).sample(
-                len(wanted), labels=told or wanted
-            )
+            drawn = Diffusion(model, auto(model.process, 20, model.reference)).given(told or wanted).sample(len(wanted))
             recognised = float((judge(drawn) == wanted).float().mean())
             held, told = conditions(model, path, 2000, data["y_test"])
             loss = held_out_loss(model, data["x_test"][held], told)

@@ -37,16 +37,13 @@ def steer(
 ) -> tuple[Tensor, Guided]:
     """Images of the model alone, and of the same chains once they are guided."""
     model = pf.load(name)
-    made = parse(plan).plan(model)
-    assert isinstance(made, pf.Plan)
-    sampler = pf.Diffusion(model, made)
-    labels = None if prompt is None else [prompt] * chains
+    sampler = pf.Diffusion(model, parse(plan).plan(model)).given(prompt)
 
     def energy(images: Tensor, code: pf.Code) -> Tensor:  # noqa: ARG001 - this one asks nothing of the code
         return ((measured(images) - bright) / deviation).square() / 2
 
-    found = pf.guide(sampler, energy, pf.mala(0.1), pf.Schedule(steps), chains=chains, labels=labels)
-    return sampler.sample(chains, labels=labels), found
+    found = pf.guide(sampler, energy, pf.mala(0.1), pf.Schedule(steps), chains=chains)
+    return sampler.sample(chains), found
 
 
 # %% All of it

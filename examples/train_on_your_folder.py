@@ -59,7 +59,7 @@ def main(
     trained = pf.load(model)
     plan = pf.SOLVERS["gddim"](trained.process, pf.grid.power(trained.process, 20), order=2)
     labels = torch.arange(32) % len(trained.classes) if trained.classes else None
-    images = pf.Diffusion(trained, plan).sample(32, labels=labels)
+    images = pf.Diffusion(trained, plan).given(labels).sample(32)
     save_image(sheet(images, columns=8), Path(out))
 
     print(f"{report.parameters:,} parameters, {report.images_per_second:.0f} images a second, loss {report.loss:.3f}")

@@ -89,7 +89,7 @@ def solver_errors(process: ScaledProcess, steps: int) -> dict[str, float]:
         if plan.noises:
             errors[name] = abs(float(sampler.sample(64).std()) - deviation)
         else:
-            images = sampler.decode(pf.Code(z), parallel=together)
+            images = sampler.run_by(parallel=together).decode(pf.Code(z))
             errors[name] = float((images - (mean + deviation * z)).abs().max())
     return errors
 

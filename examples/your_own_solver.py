@@ -18,8 +18,8 @@ import pushforward as pf
 from pushforward.data.pictures import save_image, sheet
 from pushforward.execute import run
 from pushforward.linear import Process, root
-from pushforward.maps.storage import header, load_codes, plan_of, save_codes
-from pushforward.plan import Builder
+from pushforward.maps.storage import header, load_codes, save_codes
+from pushforward.plan import Builder, plan_of
 
 
 # %% The solver
@@ -98,7 +98,7 @@ def use(model: pf.Model, name: str, steps: int, count: int, codes: Path) -> Foun
     """Sample, sample with all steps at once, and put images through their codes."""
     sampler = pf.Diffusion(model, pf.SOLVERS["ab2"](model.process, pf.grid.power(model.process, steps)))
     images = sampler.sample(count)
-    together, solution = next(sampler.solved(count, pf.Parallel(tolerance=1e-3)))
+    together, solution = next(sampler.run_by(parallel=pf.Parallel(tolerance=1e-3)).solved(count))
 
     # A plan has an inverse if it ends a little above time 0; with very few steps it may not be found, and `residual`
     # says so. Codes are kept with the solver's name and settings.

@@ -49,15 +49,15 @@ def test_a_model_under_prompts_keeps_them():
     model = reader()
     plan = pf.SOLVERS["ddim"](model.process, pf.grid.power(model.process, 2))
     prompts = ["red apple", "crying face", "red apple"]
-    expected = pf.Diffusion(model, plan).sample(3, labels=prompts, guidance=2.0)
+    expected = pf.Diffusion(model, plan).given(prompts, 2.0).sample(3)
     under = pf.Diffusion(model.given(prompts, 2.0), plan)
     torch.testing.assert_close(under.sample(3, batch=2), expected, rtol=1e-4, atol=1e-4)  # rounding of other batches
     nothing = pf.Schedule(steps=1)
     found = pf.guide(under, lambda images, _: 0 * images.flatten(1).sum(1), pf.langevin(1e-8), nothing, chains=3)
     torch.testing.assert_close(found.images[-3:].cpu(), expected, rtol=1e-2, atol=1e-2)  # moved by a ten-thousandth
     again = pf.Diffusion(model.given(["green pear"] * 3).given(prompts), plan)
-    torch.testing.assert_close(again.sample(3, guidance=2.0), expected)
-    alike = pf.Diffusion(model, plan).sample(2, labels=["red apple"] * 2)
+    torch.testing.assert_close(again.given(guidance=2.0).sample(3), expected)
+    alike = pf.Diffusion(model, plan).given(["red apple"] * 2).sample(2)
     torch.testing.assert_close(pf.Diffusion(model.given(["red apple"]), plan).sample(2), alike)
 
 
@@ -321,16 +321,16 @@ def test_prompts_of_a_batch_are_those_of_each_image(trained):
     sampler = pf.Diffusion(model, pf.SOLVERS["ddim"](model.process, pf.grid.uniform(model.process, 4)))
     prompts = ["red cat", "dog", "red cat", "", "blue"]
     for guidance in (1.0, 3.0):
-        whole = sampler.sample(5, labels=prompts, guidance=guidance)
+        whole = sampler.given(prompts, guidance).sample(5)
         for batch in (1, 2):
-            part = sampler.sample(5, labels=prompts, guidance=guidance, batch=batch)
+            part = sampler.given(prompts, guidance).sample(5, batch=batch)
             torch.testing.assert_close(part, whole, rtol=0, atol=1e-4)
         for i in (1, 3):
-            alone = sampler.sample(1, first=i, labels=prompts[i : i + 1], guidance=guidance)
+            alone = sampler.given(prompts[i : i + 1], guidance).sample(1, first=i)
             torch.testing.assert_close(alone, whole[i : i + 1], rtol=0, atol=1e-4)
-        at_once = sampler.sample(5, labels=prompts, guidance=guidance, parallel=pf.Parallel(tolerance=1e-5))
+        at_once = sampler.given(prompts, guidance).run_by(parallel=pf.Parallel(tolerance=1e-5)).sample(5)
         torch.testing.assert_close(at_once, whole, rtol=0, atol=1e-3)
-    assert torch.equal(sampler.sample(2, labels=["", ""]), sampler.sample(2, labels=None))
+    assert torch.equal(sampler.given(["", ""]).sample(2), sampler.given(None).sample(2))
 
 
 @pytest.mark.parametrize(

@@ -861,11 +861,11 @@ def test_a_wrong_number_of_labels_is_refused():
     code = sampler.encode(given).code
     for labels in (["a cat"] * 2, ["a cat"] * 4):
         for call in (
-            lambda labels=labels: sampler.encode(given, labels),
-            lambda labels=labels: sampler.decode(code, labels),
+            lambda labels=labels: sampler.given(labels).encode(given),
+            lambda labels=labels: sampler.given(labels).decode(code),
         ):
             with pytest.raises(PushforwardError, match=f"3 images need as many labels or prompts; got {len(labels)}"):
                 call()
-    every = sampler.encode(given, ["cat"] * 3).code
-    torch.testing.assert_close(sampler.encode(given, "cat").code.start, every.start)
-    torch.testing.assert_close(sampler.decode(code, "cat"), sampler.decode(code, ["cat"] * 3))
+    every = sampler.given(["cat"] * 3).encode(given).code
+    torch.testing.assert_close(sampler.given("cat").encode(given).code.start, every.start)
+    torch.testing.assert_close(sampler.given("cat").decode(code), sampler.given(["cat"] * 3).decode(code))

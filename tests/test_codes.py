@@ -11,9 +11,9 @@ from pushforward.denoiser import Function
 from pushforward.linear import VP, Gaussian, Langevin, process_from_config
 from pushforward.maps.code import Code
 from pushforward.maps.normality import statistics
-from pushforward.maps.storage import check_codes, header, load_codes, plan_of, save_codes
+from pushforward.maps.storage import check_codes, header, load_codes, save_codes
 from pushforward.model import Model
-from pushforward.plan import SOLVERS, grid
+from pushforward.plan import SOLVERS, grid, plan_of
 from support.helpers import PROCESSES, normal
 
 SHAPE = (1, 3, 2)

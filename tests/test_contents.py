@@ -81,7 +81,7 @@ def test_neither_name_nor_place_nor_use_counts(tmp_path):
     save_model(reading(side=8), tmp_path / "two")
     one, two = pf.load(tmp_path / "one"), pf.load(tmp_path / "two")
     before = model_digest(one)
-    pf.Diffusion(one, pf.SOLVERS["ddim"](one.process, pf.grid.uniform(one.process, 2))).sample(1, labels=["a cat"])
+    pf.Diffusion(one, pf.SOLVERS["ddim"](one.process, pf.grid.uniform(one.process, 2))).given(["a cat"]).sample(1)
     assert model_digest(one) == before == model_digest(two)
     assert model_digest(pf.load(tmp_path / "two", dtype=torch.bfloat16)) != before
 

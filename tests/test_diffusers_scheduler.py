@@ -23,10 +23,9 @@ from pushforward.execute import run
 from pushforward.integrations.diffusers import PushforwardScheduler
 from pushforward.linear import Gaussian
 from pushforward.maps.spec import SamplerSpec
-from pushforward.maps.storage import plan_of
 from pushforward.model import Model, Network
 from pushforward.model.diffusers.schedules import read_schedule
-from pushforward.plan import SOLVERS, ddim
+from pushforward.plan import SOLVERS, ddim, plan_of
 from support.helpers import FIELD
 from support.pipelines import flux, stable_diffusion_3, stable_diffusion_xl
 
@@ -780,7 +779,7 @@ def test_defaults_stay_defaults() -> None:
     [
         (lambda c: PushforwardScheduler(c, "collocation"), "solves for all steps together"),
         (lambda c: PushforwardScheduler(c, "sscs"), "moves before it asks"),
-        (lambda c: PushforwardScheduler(c, "rk45"), "chooses its steps on the way"),
+        (lambda c: PushforwardScheduler(c, "rk45"), "chooses its steps as it goes"),
         (lambda c: PushforwardScheduler(c, "dddim"), "Unknown solver 'dddim'"),
         (lambda c: PushforwardScheduler(c, "gddim", oder=2), "no setting 'oder'; it has order"),
         (lambda c: PushforwardScheduler(c, "gddim", order=[2]), "numbers and words"),

@@ -27,11 +27,11 @@ def test_an_image_depends_on_seed_and_index_alone(model, eta):
     """Whatever the batch; float32 rounding of convolutions over other batch sizes."""
     sampler = pf.Diffusion(model, ddim(model.process, grid.uniform(model.process, 4), eta=eta))
     labels = torch.tensor([0, 1, 0, 1, 1])
-    whole = sampler.sample(5, seed=3, labels=labels)
-    pieces = sampler.sample(5, seed=3, labels=labels, batch=2)
+    whole = sampler.given(labels).sample(5, seed=3)
+    pieces = sampler.given(labels).sample(5, seed=3, batch=2)
     assert whole.shape == (5, 1, SIZE, SIZE)
     torch.testing.assert_close(whole, pieces, rtol=1e-3, atol=1e-3)
-    assert not torch.allclose(whole, sampler.sample(5, seed=4, labels=labels), atol=1e-2)
+    assert not torch.allclose(whole, sampler.given(labels).sample(5, seed=4), atol=1e-2)
     assert not torch.allclose(whole[0], whole[2], atol=1e-2)
 
 
@@ -40,8 +40,8 @@ def test_labels_matter_and_guidance_too(model):
         for p in model.module.parameters():
             p.add_(0.05 * torch.randn_like(p))
     sampler = pf.Diffusion(model, auto(model.process, 3, model.reference))
-    zero, one = (sampler.sample(1, labels=torch.tensor([k])) for k in (0, 1))
-    guided = sampler.sample(1, labels=torch.tensor([1]), guidance=3.0)
+    zero, one = (sampler.given(torch.tensor([k])).sample(1) for k in (0, 1))
+    guided = sampler.given(torch.tensor([1]), 3.0).sample(1)
     assert not torch.allclose(zero, one, atol=1e-4)
     assert not torch.allclose(guided, one, atol=1e-4)
 
@@ -52,15 +52,15 @@ def test_labels_have_names_and_one_is_every_images(model):
             p.add_(0.05 * torch.randn_like(p))
     plan = ddim(model.process, grid.power(model.process, 3))
     sampler = pf.Diffusion(model, plan)
-    numbers = sampler.sample(3, labels=torch.tensor([1, 0, 1]))
+    numbers = sampler.given(torch.tensor([1, 0, 1])).sample(3)
     for labels in (["b", "a", "b"], [1, 0, 1], ["1", 0, "b"]):
-        torch.testing.assert_close(sampler.sample(3, labels=labels, batch=2), numbers, rtol=1e-4, atol=1e-4)
-    every = sampler.sample(3, labels=torch.tensor([1, 1, 1]))
+        torch.testing.assert_close(sampler.given(labels).sample(3, batch=2), numbers, rtol=1e-4, atol=1e-4)
+    every = sampler.given(torch.tensor([1, 1, 1])).sample(3)
     for labels in ("b", 1, ["b"], torch.tensor([1])):
-        torch.testing.assert_close(sampler.sample(3, labels=labels, batch=2), every, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(sampler.decode(sampler.draw(3), labels), every)
+        torch.testing.assert_close(sampler.given(labels).sample(3, batch=2), every, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(sampler.given(labels).decode(sampler.draw(3)), every)
     with pytest.raises(pf.PushforwardError, match="has no class 'c'; it has a, b"):
-        sampler.sample(3, labels="c")
+        sampler.given("c").sample(3)
 
 
 def test_classes_are_drawn_in_turn_unless_labels_are_given(model, tmp_path):
@@ -71,11 +71,11 @@ def test_classes_are_drawn_in_turn_unless_labels_are_given(model, tmp_path):
     save_model(model, tmp_path / "m")
     sampler = pf.Diffusion(pf.load(tmp_path / "m"), ddim(model.process, grid.power(model.process, 3)))
     drawn = sampler.sample(5, seed=4)
-    torch.testing.assert_close(drawn, sampler.sample(5, seed=4, labels=[0, 1, 0, 1, 0]))
+    torch.testing.assert_close(drawn, sampler.given([0, 1, 0, 1, 0]).sample(5, seed=4))
     rest = sampler.sample(2, seed=4, first=3)
     torch.testing.assert_close(rest, drawn[3:], rtol=1e-4, atol=1e-4)
     code = sampler.draw(5, seed=4)
-    torch.testing.assert_close(sampler.sample(5, seed=4, labels=None), sampler.decode(code))
+    torch.testing.assert_close(sampler.given(None).sample(5, seed=4), sampler.decode(code))
     arguments = ["sample", tmp_path / "m", "--solver", "ddim", "--steps", 3, "--count", 5, "--seed", 4]
     arguments += ["--each", tmp_path / "each", "--out", tmp_path / "s.png"]
     result = CliRunner().invoke(app, [str(a) for a in arguments])
@@ -93,16 +93,16 @@ def test_a_model_under_labels_keeps_them(model):
             p.add_(0.05 * torch.randn_like(p))
     plan, labels = ddim(model.process, grid.power(model.process, 3)), torch.tensor([0, 1, 1])
     asked = {"seed": 3, "batch": 2}
-    expected = pf.Diffusion(model, plan).sample(3, labels=labels, guidance=2.0, **asked)
+    expected = pf.Diffusion(model, plan).given(labels, 2.0).sample(3, **asked)
     first = model.given(labels.flip(0))
     for given in (model.given(labels, 2.0), first.given(labels).given(None, 2.0), first.given(labels, 2.0)):
         under = pf.Diffusion(given, plan)
         torch.testing.assert_close(under.sample(3, **asked), expected)  # in batches of 2 and 1: each image its own
         torch.testing.assert_close(under.decode(under.draw(3, seed=3)), expected)
-        assert not torch.allclose(under.sample(3, labels=labels.flip(0), **asked), expected)
+        assert not torch.allclose(under.given(labels.flip(0)).sample(3, **asked), expected)
         with pytest.raises(pf.PushforwardError, match="4 images need as many labels or prompts; got 3"):
             under.sample(4)
-    same = pf.Diffusion(model, plan).sample(3, labels=torch.tensor([1, 1, 1]), **asked)
+    same = pf.Diffusion(model, plan).given(torch.tensor([1, 1, 1])).sample(3, **asked)
     one = pf.Diffusion(model.given(torch.tensor([1])), plan)  # is every image's
     torch.testing.assert_close(one.sample(3, **asked), same)
 
@@ -186,19 +186,44 @@ def test_a_plan_for_another_process_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("count", "condition", "message"),
     [
-        ({"count": 0}, "at least 1"),
-        ({"count": 3, "labels": torch.tensor([0, 1])}, "as many labels"),
-        ({"count": 1, "labels": torch.tensor([2])}, "go from 0 to 1"),
-        ({"count": 1, "labels": torch.tensor([2], dtype=torch.int32)}, "go from 0 to 1"),
-        ({"count": 1, "labels": None, "guidance": 2.0}, "no label was given"),
+        (0, {}, "at least 1"),
+        (3, {"labels": torch.tensor([0, 1])}, "as many labels"),
+        (1, {"labels": torch.tensor([2])}, "go from 0 to 1"),
+        (1, {"labels": torch.tensor([2], dtype=torch.int32)}, "go from 0 to 1"),
+        (1, {"labels": None, "guidance": 2.0}, "no label was given"),
     ],
 )
-def test_bad_requests_are_refused(arguments, message):
+def test_bad_requests_are_refused(count, condition, message):
     model = tiny(VP())
     with pytest.raises(pf.PushforwardError, match=message):
-        pf.Diffusion(model, auto(VP(), 2, model.reference)).sample(**arguments)
+        pf.Diffusion(model, auto(VP(), 2, model.reference)).given(**condition).sample(count)
+
+
+def test_a_bound_map_is_bound_until_it_is_given_something_else(model):
+    """Labels and guidance stay as they are where they are not said; `some` picks the labels of these images."""
+    with torch.no_grad():
+        for p in model.module.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    plain = pf.Diffusion(model, ddim(model.process, grid.power(model.process, 3)))
+    code, labels = plain.draw(3), torch.tensor([0, 1, 1])
+    both = plain.given(labels, 2.0)
+    images = both.decode(code)
+    for same in (plain.given(labels).given(guidance=2.0), plain.given(guidance=2.0).given(labels), both.given()):
+        assert torch.equal(same.decode(code), images)
+    assert torch.equal(both.given(guidance=1.0).decode(code), plain.given(labels).decode(code))
+    for none in (both.given(None, 1.0), plain.given(None)):
+        assert torch.equal(none.decode(code), plain.decode(code))
+        assert torch.equal(none.sample(3), none.decode(code))
+    some = torch.tensor([2, 0])
+    torch.testing.assert_close(both.some(some).decode(code[some]), images[some], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(both.some(slice(1, 3)).decode(code[1:]), images[1:], rtol=1e-4, atol=1e-4)
+    assert torch.equal(plain.given("b").some(some).decode(code[some]), plain.given([1, 1]).decode(code[some]))
+    turns = plain.given(guidance=2.0)
+    torch.testing.assert_close(turns.sample(3, first=1), plain.given([1, 0, 1], 2.0).sample(3, first=1))
+    with pytest.raises(pf.PushforwardError, match="no label was given"):
+        turns.decode(code)
 
 
 def test_any_callable_is_a_model():

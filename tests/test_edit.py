@@ -232,8 +232,8 @@ def test_words_matter_and_others_do_not(model):
     """Case and punctuation are none; the texts' rows of a table do not depend on one another."""
     plan = ddim(model.process, grid.uniform(model.process, 3))
     sampler = Diffusion(model, plan)
-    one, other = (sampler.sample(1, labels=[text]) for text in ("a cat", "a dog"))
+    one, other = (sampler.given([text]).sample(1) for text in ("a cat", "a dog"))
     assert float((one - other).abs().max()) > 1e-2
-    assert torch.equal(one, sampler.sample(1, labels=["A  Cat!"]))
-    both = sampler.sample(2, labels=["a cat", "a dog"])
+    assert torch.equal(one, sampler.given(["A  Cat!"]).sample(1))
+    both = sampler.given(["a cat", "a dog"]).sample(2)
     torch.testing.assert_close(both[:1], one, rtol=0, atol=1e-5)

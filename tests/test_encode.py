@@ -6,9 +6,9 @@ from torch import Tensor
 
 from pushforward import Code, Diffusion, Gaussian, Model, PushforwardError
 from pushforward.denoiser import Function
-from pushforward.execute import Adaptive, encode, run
+from pushforward.execute import encode, run
 from pushforward.linear import VP, Process
-from pushforward.plan import SOLVERS, Plan
+from pushforward.plan import SOLVERS
 from pushforward.plan.grid import angle
 from support.helpers import FIELD, PROCESSES, RESTLESS, gaussian_denoiser, mixture_denoiser, times
 
@@ -58,7 +58,6 @@ def test_codes_decode_to_the_images(process: str, sampler: str, sequential: bool
     found = chain.encode(x, seed=2, sequential=sequential)
     error = (chain.decode(found.code) - x).abs().max()
     assert error < (1e-5 if sequential else 1e-3)
-    assert isinstance(chain.plan, Plan)
     stages = 2 if sampler == "sscs 2" else 1
     assert found.rounds == (chain.plan.nfe if sequential else stages)
     assert found.nfe == chain.plan.nfe
@@ -174,19 +173,15 @@ def test_perturbed_codes_know_nothing_of_the_network():
     """SDEdit: the first state is q(u_0 | x), the noises are fresh."""
     chain, x = diffusion(VP(), "ddpm"), images(2)
     code = chain.perturb(x, seed=3)
-    assert isinstance(chain.plan, Plan)
     assert code.noises is not None
     assert len(code.noises) == len(chain.plan.noises)
     assert torch.equal(code.start, chain.encode(x, seed=3).code.start)
 
 
-def test_deterministic_and_adaptive_plans_are_refused():
+def test_deterministic_plans_are_refused():
     chain = diffusion(VP(), "ddim 0.1", eta=0.0)
     with pytest.raises(PushforwardError, match="is deterministic and has no noises to find"):
         chain.encode(images(1))
-    adaptive = Diffusion(chain.model, Adaptive(VP(), 1e-3))
-    with pytest.raises(PushforwardError, match="name a stochastic solver"):
-        adaptive.encode(images(1))
 
 
 def test_images_of_another_shape_are_refused():

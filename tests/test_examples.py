@@ -23,7 +23,7 @@ from pushforward.linear import VP, Gaussian
 from pushforward.maps.code import GaussianStream
 from pushforward.maps.storage import load_codes
 from pushforward.model import Model
-from pushforward.plan import SOLVERS, ddim, named
+from pushforward.plan import SOLVERS, ddim, plan_of
 from support.helpers import DETERMINISTIC, FIELD, PROCESSES, mixture_denoiser, normal
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -244,7 +244,7 @@ def test_the_solver_is_used_on_an_embedded_model(example, capsys):
     assert size("ab2.png") == (56, 3 * 56)
     assert "Order of ab2 on vp: 1.9" in capsys.readouterr().out
     with pytest.raises(PushforwardError, match="it has share"):
-        named(VP(), "ab2", pf.grid.uniform(VP(), 5), {"order": 2})
+        plan_of(VP(), "ab2", pf.grid.uniform(VP(), 5), {"order": 2})
 
 
 def test_the_order_is_of_the_step_not_of_the_name(example):

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from helpers import FIELD, PROCESSES
 
 import pushforward as pf
-from helpers import FIELD, PROCESSES
 from pushforward.linear import Discrete, Gaussian
 from pushforward.maps.code import Code
 from pushforward.model import Network

@@ -106,9 +106,9 @@ def test_labels_reach_the_network_and_a_range_is_brought_to_ours():
     net = Toy(classes=3)
     toy = gan(net, 6, classes=["a", "b", "c"])
     code, labels = toy.draw(3), torch.tensor([2, 0, 1])
-    torch.testing.assert_close(toy.decode(code, labels), net(code.start, labels))
-    torch.testing.assert_close(toy.sample(3, labels=labels, batch=2), net(code.start, labels), rtol=0, atol=ROUNDING)
-    assert (toy.decode(code, labels) - toy.decode(code, labels.flip(0)))[0].abs().max() > 0.01
+    torch.testing.assert_close(toy.given(labels).decode(code), net(code.start, labels))
+    torch.testing.assert_close(toy.given(labels).sample(3, batch=2), net(code.start, labels), rtol=0, atol=ROUNDING)
+    assert (toy.given(labels).decode(code) - toy.given(labels.flip(0)).decode(code))[0].abs().max() > 0.01
     half = gan(lambda z: net(z, labels[: len(z)]) / 2 + 0.5, 6, range=(0, 1), image_shape=(1, 4, 5))
     torch.testing.assert_close(half.decode(code), net(code.start, labels), rtol=0, atol=1e-6)
 
@@ -229,7 +229,7 @@ def test_stylegan_has_constant_noise_truncation_and_labels():
     one_hot = torch.eye(3)[[2, 1]]
     told = stylegan(net)
     assert told.classes == ("0", "1", "2")
-    torch.testing.assert_close(told.decode(Code(z), torch.tensor([2, 1])), net(z, one_hot, 1.0, "const"))
+    torch.testing.assert_close(told.given(torch.tensor([2, 1])).decode(Code(z)), net(z, one_hot, 1.0, "const"))
     fixed = stylegan(net, label=1)
     torch.testing.assert_close(fixed.decode(Code(z)), net(z, one_hot[[1, 1]], 1.0, "const"))
 
@@ -262,7 +262,7 @@ def test_consistency_folders_draw_what_their_pipeline_draws(pipeline, tmp_path, 
     )
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(3, class_labels=labels, num_inference_steps=steps, latents=code.start, output_type="pt")
-    images = ours.decode(code, labels)
+    images = ours.given(labels).decode(code)
     assert code.noises is None or len(code.noises) == steps - 1
     torch.testing.assert_close(images / 2 + 0.5, theirs.images, rtol=0, atol=ROUNDING)
     assert images.abs().min() < 0.9  # not all at the bounds
@@ -297,11 +297,11 @@ def test_faults_are_said_in_a_sentence(tmp_path):
         r"takes codes of shape \(6,\) an image; got \(7,\)": lambda: toy.decode(Code(normal(2, 7))),
         "noises of shape": lambda: toy.decode(Code(z, z[None])),
         "residual": lambda: toy.decode(Code(z, residual=z)),
-        "has no classes": lambda: toy.decode(Code(z), torch.zeros(2, dtype=torch.long)),
+        "has no classes": lambda: toy.given(torch.zeros(2, dtype=torch.long)).decode(Code(z)),
         "by class: give labels": lambda: told.decode(Code(z)),
-        "from 0 to 1; got": lambda: told.decode(Code(z), torch.tensor([0, 2])),
-        "as many labels": lambda: told.sample(3, labels=torch.tensor([0, 1])),
-        "no class 'c'": lambda: told.decode(Code(z), ["a", "c"]),
+        "from 0 to 1; got": lambda: told.given(torch.tensor([0, 2])).decode(Code(z)),
+        "as many labels": lambda: told.given(torch.tensor([0, 1])).sample(3),
+        "no class 'c'": lambda: told.given(["a", "c"]).decode(Code(z)),
         "at least 1": lambda: toy.sample(0),
         "Unknown prior 'cube'": lambda: gan(Toy(), 6, "cube"),
         "black, then white": lambda: gan(Toy(), 6, range=(1, 0)),

@@ -47,7 +47,7 @@ def gap(x: Tensor, y: Tensor) -> float:
 @pytest.mark.parametrize("name", [*MODELS, "emoji"])
 def test_the_same_seed_gives_the_same_images_as_on_the_cpu(name, sampler):
     labels = ["noto", "apple, twemoji"] if name == "emoji" else torch.tensor([3, 7])
-    here, there = (diffusion(name, device, sampler).sample(2, seed=4, labels=labels) for device in ("cpu", "cuda"))
+    here, there = (diffusion(name, device, sampler).given(labels).sample(2, seed=4) for device in ("cpu", "cuda"))
     assert gap(there, here) < 1e-3
 
 
@@ -56,7 +56,8 @@ def test_the_same_seed_gives_the_same_images_as_on_the_cpu(name, sampler):
 def test_all_steps_at_once_give_what_one_after_another_gives(name, eta):
     sampler = diffusion(name, "cuda", "ddim", 20, eta=eta)
     method = parse("ddim:parallel=preconditioned").method(sampler.plan)
-    assert gap(sampler.sample(2, parallel=method), sampler.sample(2)) < 1e-2  # the rounds' tolerance, with a margin
+    together = sampler.run_by(parallel=method)
+    assert gap(together.sample(2), sampler.sample(2)) < 1e-2  # the rounds' tolerance, with a margin
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -77,7 +78,7 @@ def test_gradients_are_those_of_the_cpu(name, way):
         sampler = diffusion(name, device, "ddim", 8)
         code = sampler.draw(2, seed=1)
         start = code.start.clone().requires_grad_()
-        made = sampler.decode(pf.Code(start, code.noises, code.end), gradient=way)
+        made = sampler.run_by(gradient=way).decode(pf.Code(start, code.noises, code.end))
         return torch.autograd.grad(made.square().sum(), start)[0]
 
     assert gap(slope("cuda"), slope("cpu")) < 5e-3  # the implicit one's tolerance, with a margin
@@ -145,7 +146,7 @@ def run(*words):
 @pytest.fixture(scope="module")
 def shoes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shoes")
-    for i, image in enumerate(diffusion("fashion-vp", "cpu").sample(3, labels=torch.tensor([7, 7, 9]))):
+    for i, image in enumerate(diffusion("fashion-vp", "cpu").given(torch.tensor([7, 7, 9])).sample(3)):
         save_image(sheet(image[None], smallest=1), folder / f"{i}.png")
     return folder
 

@@ -80,18 +80,18 @@ def test_codes_of_images_decode_to_them(name):
     model = pf.load(name)
     labels = torch.tensor([3, 8] if name == "fashion-vp" else [3])
     drawing = SOLVERS["ddim"](model.process, grid.power(model.process, 15))
-    images = pf.Diffusion(model, drawing).sample(len(labels), labels=labels)
+    images = pf.Diffusion(model, drawing).given(labels).sample(len(labels))
     order = 1 if name == "fashion-vp" else 0  # for the others, extrapolation needs 50 steps to converge
     steps = 100 if name == "fashion-langevin" else 30  # with 50, one image in four has no inverse that is found
     plan = gddim(model.process, grid.power(model.process, steps, end=model.process.t_min), order=order)
     diffusion = pf.Diffusion(model, plan)
-    found = diffusion.invert(images, labels, seed=1)
-    again = diffusion.decode(found.code, labels)
+    found = diffusion.given(labels).invert(images, seed=1)
+    again = diffusion.given(labels).decode(found.code)
     assert float((again - images).abs().max()) < 2e-3
     assert found.code.start.shape == model.state_shape(len(labels))
     if name == "fashion-vp":
-        assert diffusion.invert(images, labels, noisy=False).code.end is None
-    at_once = diffusion.decode(found.code, labels, parallel=Parallel(tolerance=1e-4))
+        assert diffusion.given(labels).invert(images, noisy=False).code.end is None
+    at_once = diffusion.given(labels).run_by(parallel=Parallel(tolerance=1e-4)).decode(found.code)
     torch.testing.assert_close(at_once, again, rtol=0, atol=3e-3)
 
 
@@ -114,12 +114,10 @@ def test_the_noise_of_an_image_depends_on_seed_and_number_alone():
             lambda d, x: d.decode(pf.Code(torch.zeros(1, 1, 28, 28), noises=torch.zeros(3, 1, 1, 28, 28))),
             "takes 0 noises",
         ),
-        (lambda d, x: pf.Diffusion(d.model, pf.execute.Adaptive(d.model.process)).invert(x), "Adaptive"),
+        (lambda d, x: d.given(["bag", "coat"]).invert(x), "1 images need as many labels or prompts; got 2"),
     ],
 )
 def test_what_does_not_fit_is_refused(change, message):
-    import pushforward.execute  # noqa: F401 - for the name above
-
     model = pf.load("fashion-vp")
     diffusion = pf.Diffusion(model, ddim(model.process, grid.power(model.process, 4, end=model.process.t_min)))
     with pytest.raises(PushforwardError, match=message):

@@ -10,14 +10,15 @@ import torch
 import pushforward as pf
 from pushforward.data.pictures import save_image, sheet
 from pushforward.denoiser import Function
-from pushforward.execute import INVERSE, Adaptive, Exact, Implicit, Parallel, Phantom, Skeleton
+from pushforward.execute import INVERSE, Exact, Implicit, Parallel, Phantom, Skeleton
 from pushforward.guidance.invert import optimise
 from pushforward.guidance.optimisers import LBFGS
 from pushforward.linear import VP, Blurring, Gaussian, Langevin
-from pushforward.maps.storage import load_codes, plan_of
+from pushforward.maps.adaptive import AdaptiveDiffusion
+from pushforward.maps.storage import load_codes
 from pushforward.model.backbone import Backbone, preset
 from pushforward.model.model import trained
-from pushforward.plan import ddim, exponential, gddim, grid
+from pushforward.plan import ddim, exponential, gddim, grid, plan_of
 from support.cli import invoke
 from support.helpers import FIELD, mixture_denoiser, normal
 from support.models import SIZE, saved
@@ -54,7 +55,7 @@ def test_decodable_images_are_decoded_again(process, gradient):
     """Loss from 1 or so to 1e-8 by L-BFGS, at which the codes are as good as exact."""
     sampler = diffusion(process)
     images = decodable(sampler)
-    found = optimise(sampler, images, gradient=gradient, steps=60, tolerance=1e-8, **QUASI)
+    found = optimise(sampler.run_by(gradient=gradient), images, steps=60, tolerance=1e-8, **QUASI)
     assert (found.history[0].loss > 0.1).all()
     assert (found.loss <= 1e-8).all()
     torch.testing.assert_close(redecoded(sampler, found, images), found.loss, rtol=1e-6, atol=1e-12)
@@ -67,7 +68,7 @@ def test_adam_descends_too(gradient):
     """To a thirtieth of the loss that it began with, in 40 steps of a few; rough gradients will do."""
     sampler = diffusion(VP(), steps=4)
     images = decodable(sampler)
-    found = optimise(sampler, images, gradient=gradient, steps=40, learning_rate=0.2)
+    found = optimise(sampler.run_by(gradient=gradient), images, steps=40, learning_rate=0.2)
     assert (found.loss < found.history[0].loss / 30).all()
 
 
@@ -76,7 +77,7 @@ def test_any_solver_and_all_steps_at_once():
     sampler = diffusion(VP(), solver=exponential, order=2)
     images = decodable(sampler)
     ways = (None, Parallel(tolerance=1e-9, reference=Gaussian(0.3)))
-    found = [optimise(sampler, images, parallel=way, steps=8, tolerance=0.0, **QUASI) for way in ways]
+    found = [optimise(sampler.run_by(parallel=way), images, steps=8, tolerance=0.0, **QUASI) for way in ways]
     torch.testing.assert_close(found[0].code.start, found[1].code.start, rtol=0, atol=1e-4)
     assert (found[1].loss < 0.1 * found[1].history[0].loss).all()
 
@@ -193,13 +194,16 @@ def test_labels_and_guidance_go_with_their_images():
     model = trained(module.requires_grad_(False), VP(), (1, 8, 8), classes=("a", "b"))
     sampler = pf.Diffusion(model, ddim(VP(), grid.power(VP(), 3)))
     labels = torch.tensor([0, 1, 1])
-    images = sampler.sample(3, seed=1, labels=labels, guidance=2.0)
+    images = sampler.given(labels, 2.0).sample(3, seed=1)
     images[1:] *= 0.9
-    found = optimise(sampler, images, labels, 2.0, seed=1, steps=3)
-    again = sampler.decode(found.code, labels, 2.0)
+    found = optimise(sampler.given(labels, 2.0), images, seed=1, steps=3)
+    again = sampler.given(labels, 2.0).decode(found.code)
     torch.testing.assert_close((again - images).square().flatten(1).sum(1).double(), found.loss, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(found.decode(), again)
     assert found.nfe[0] < found.nfe[1] == found.nfe[2]
     assert (found.loss[1:] < found.history[0].loss[1:]).all()
+    with pytest.raises(pf.PushforwardError, match="2 images need as many labels or prompts; got 3"):
+        optimise(sampler.given(labels), images[:2])
 
 
 # -- effort --------------------------------------------------------------------------------------------------------
@@ -215,7 +219,7 @@ def test_evaluations_are_counted():
     assert tuple(told) == exact.history
     seconds = [record.seconds for record in told]
     assert seconds == sorted(seconds)
-    skeleton = optimise(sampler, images, steps=3, tolerance=0.0, gradient=Skeleton())
+    skeleton = optimise(sampler.run_by(gradient=Skeleton()), images, steps=3, tolerance=0.0)
     assert skeleton.nfe.tolist() == [20, 20]
 
 
@@ -330,7 +334,6 @@ def test_bad_options_are_refused_in_a_sentence(tmp_path, options, message):
         ({"images": normal(2, 1, 3, 3)}, "images of shape"),
         ({"images": normal(2, 1, *FIELD) / 0}, "finite numbers"),
         ({"images": torch.zeros(2, 1, *FIELD, dtype=torch.uint8)}, "finite numbers"),
-        ({"labels": torch.tensor([0, 0, 0])}, "as many labels"),
         ({"labels": torch.tensor([0, 1])}, "no classes"),
         ({"guidance": 2.0}, "no effect"),
         ({"steps": 0}, "at least 1 step"),
@@ -346,8 +349,9 @@ def test_bad_options_are_refused_in_a_sentence(tmp_path, options, message):
 )
 def test_what_cannot_be_meant_is_refused_in_a_sentence(options, message):
     options = {"images": normal(2, 1, *FIELD), **options}
+    condition = {name: options.pop(name) for name in ("labels", "guidance") if name in options}
     with pytest.raises(pf.PushforwardError, match=message) as caught:
-        optimise(diffusion(VP()), **options)
+        optimise(diffusion(VP()).given(**condition), **options)
     assert "\n" not in str(caught.value)
 
 
@@ -362,7 +366,7 @@ def test_a_forward_beginning_of_another_plan_is_refused(settings, message):
 
 def test_adaptive_steps_are_refused():
     sampler = diffusion(VP())
-    adaptive = pf.Diffusion(sampler.model, Adaptive(VP()))
+    adaptive = AdaptiveDiffusion(sampler.model)
     with pytest.raises(pf.PushforwardError, match="name a solver"):
         optimise(adaptive, normal(2, 1, *FIELD))
 

@@ -21,11 +21,10 @@ from pushforward.errors import FarOutside
 from pushforward.linear import VP, Blurring, Cosine, Discrete, Gaussian, Process
 from pushforward.linear.process import ScaledProcess
 from pushforward.maps.spec import SamplerSpec
-from pushforward.maps.storage import plan_of
 from pushforward.model import Model, Network
 from pushforward.model.diffusers.schedules import alphas_cumprod
 from pushforward.model.model import far_outside
-from pushforward.plan import SOLVERS, grid
+from pushforward.plan import SOLVERS, grid, plan_of
 from support.helpers import PROCESSES, times
 
 DEVIATION, STEPS = 0.5, 40
@@ -76,7 +75,7 @@ def exact(process: Process, prediction: str = "v") -> Model:
 
 def drawn(model: Model, plan: object, parallel: bool) -> Tensor:
     method = pf.Parallel(tolerance=1e-4) if parallel else None
-    return pf.Diffusion(model, plan).sample(64, parallel=method)
+    return pf.Diffusion(model, plan).run_by(parallel=method).sample(64)
 
 
 RUNS = [("table", solver) for solver in NAMES]
@@ -197,7 +196,7 @@ def test_few_steps_are_not_far() -> None:
     for solver in ("auto", "ddim", "dpm++", "heun", "euler-maruyama", "ddpm"):
         for steps in (1, 2):
             plan = SamplerSpec(solver, steps).plan(model)
-            assert pf.Diffusion(model, plan).sample(2, labels=torch.arange(2)).isfinite().all()
+            assert pf.Diffusion(model, plan).given(torch.arange(2)).sample(2).isfinite().all()
 
 
 def test_the_command_line_says_it_and_exits_with_1(

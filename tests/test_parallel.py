@@ -325,8 +325,8 @@ def test_embedded_models_at_once(name, eta):
     plan = ddim(model.process, grid.power(model.process, 20, end=model.process.t_min), eta=eta)
     sampler = pf.Diffusion(model, plan)
     labels = torch.tensor([1, 7])
-    expected = sampler.sample(2, labels=labels)
-    ((images, solution),) = sampler.solved(2, Parallel(tolerance=3e-3), labels=labels)
+    expected = sampler.given(labels).sample(2)
+    ((images, solution),) = sampler.given(labels).run_by(parallel=Parallel(tolerance=3e-3)).solved(2)
     assert bool((relative(images, expected) <= solution.residual).all())
     assert float(solution.residual.max()) <= 3e-3
     assert solution.rounds < 20

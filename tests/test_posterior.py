@@ -17,6 +17,7 @@ from pushforward.guidance.diagnostics import diagnose
 from pushforward.guidance.energies import Energy, of
 from pushforward.guidance.posterior import Descents, Guided, best, guide
 from pushforward.linear import VP, Gaussian, Process
+from pushforward.maps.adaptive import AdaptiveDiffusion
 from pushforward.maps.code import Code, GaussianStream
 from pushforward.maps.spec import SamplerSpec
 from support.helpers import PROCESSES, gaussian_denoiser
@@ -36,11 +37,14 @@ class Linear:
     def draw(self, count: int, *, seed: int = 0, first: int = 0) -> Code:
         return Code(GaussianStream(seed, range(first, first + count), (NUMBERS,)).draw().double())
 
-    def decode(self, code: Code, labels: Tensor | None = None) -> Tensor:
+    def decode(self, code: Code) -> Tensor:
         return (code.start @ self.matrix).view(-1, 1, 2, 2)
 
-    def sample(self, count: int, *, seed: int = 0, first: int = 0, labels: Tensor | None = None) -> Tensor:
+    def sample(self, count: int, *, seed: int = 0, first: int = 0) -> Tensor:
         return self.decode(self.draw(count, seed=seed, first=first))
+
+    def some(self, which: slice | Tensor) -> "Linear":
+        return self
 
     def energy(self, images: Tensor, code: Code) -> Tensor:
         return 2 * (images.flatten(1) - self.wanted).square().sum(1)
@@ -130,9 +134,13 @@ def gaussian_diffusion(process: Process, solver: str, dtype: torch.dtype = torch
     return Diffusion(model, plan, dtype=dtype)
 
 
-def rk45() -> Diffusion:
-    plain = gaussian_diffusion(VP(), "ddim")
-    return Diffusion(plain.model, SamplerSpec("rk45").plan(plain.model))
+def rk45() -> AdaptiveDiffusion:
+    return AdaptiveDiffusion(gaussian_diffusion(VP(), "ddim").model)
+
+
+def fashion(labels: list[str]) -> Diffusion:
+    model = load("fashion-vp")
+    return Diffusion(model, SamplerSpec("ddim", 2).plan(model)).given(labels)
 
 
 def brightness(images: Tensor, code: Code) -> Tensor:
@@ -174,7 +182,7 @@ def test_other_gradients_walk_the_same_way(gradient):
     """Exact to 1e-6 or by construction, they lead chains of 5 steps to the same codes within its accumulated error."""
     diffusion = gaussian_diffusion(VP(), "ddim")
     exact, other = (
-        guide(diffusion, brightness, langevin(), Schedule(5), chains=2, gradient=g) for g in (Exact(), gradient)
+        guide(diffusion.run_by(gradient=g), brightness, langevin(), Schedule(5), chains=2) for g in (Exact(), gradient)
     )
     assert torch.allclose(exact.code.variables(), other.code.variables(), atol=1e-4)
     assert not torch.allclose(exact.code.variables(), diffusion.draw(2).variables(), atol=0.1)
@@ -324,9 +332,11 @@ def test_a_diagnosis_tells_arrived_chains_from_stuck_ones():
         (lambda toy: guide(toy, toy.energy, schedule=Schedule(5, 5)), "a warm-up of fewer"),
         (lambda toy: guide(toy, toy.energy, schedule=Schedule(5, 2, draws=4)), "as many draws at most"),
         (lambda toy: guide(toy, toy.energy, begin=Code(torch.zeros(2, 9)), chains=2), r"a start of shape \(2, 6\)"),
-        (lambda toy: guide(toy, toy.energy, guidance=2.0), "for diffusion models"),
         (lambda toy: guide(toy, Energy(()), chains=2), "without terms"),
-        (lambda toy: guide(toy, toy.energy, chains=2, labels=["a", "b", "c"]), "2 images need as many labels; got 3"),
+        (
+            lambda toy: guide(fashion(["bag"] * 3), brightness, chains=2),
+            "2 images need as many labels or prompts; got 3",
+        ),
         (lambda toy: guide(rk45(), brightness, chains=2), "Adaptive steps have no gradient"),
         (
             lambda toy: guide(toy, lambda images, code: WEIGHT * images.detach().mean((1, 2, 3))),
@@ -415,7 +425,7 @@ def test_prompts_are_encoded_once_a_batch():
     diffusion = Diffusion(replace(model, text=counted), SamplerSpec("ddim", 2).plan(model))
     for labels in (None, ["noto"], ("noto",)):
         calls.clear()
-        guide(diffusion, brightness, schedule=Schedule(3), chains=1, labels=labels)
+        guide(diffusion.given(labels), brightness, schedule=Schedule(3), chains=1)
         assert len(calls) == 1
 
 
@@ -440,5 +450,5 @@ def test_chains_go_on_only_with_what_they_began_with():
 def test_a_model_that_reads_is_guided(prompts):
     model = load("emoji")
     plan = SamplerSpec("ddim", 1).plan(model)
-    found = guide(Diffusion(model, plan), brightness, schedule=Schedule(1, 0), chains=2, labels=prompts)
+    found = guide(Diffusion(model, plan).given(prompts), brightness, schedule=Schedule(1, 0), chains=2)
     assert found.images.shape == (2, 3, 32, 32)

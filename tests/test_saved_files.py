@@ -125,7 +125,7 @@ def decoded(file):
     if labels is not None and not isinstance(labels[0], str):
         labels = torch.tensor(labels)
     assert head["process"] == json.loads(json.dumps(model.process.config()))
-    return pf.Diffusion(model, plan).decode(pf.Code(**load_file(file)), labels, head["guidance"])
+    return pf.Diffusion(model, plan).given(labels, head["guidance"]).decode(pf.Code(**load_file(file)))
 
 
 @pytest.mark.parametrize("name", CODES)
@@ -157,7 +157,7 @@ def drawn(folder):
     """Four images of a model in a folder, of both classes."""
     model = pf.load(folder)
     plan = pf.SOLVERS["ddim"](model.process, pf.grid.power(model.process, 5), eta=0.5)
-    return pf.Diffusion(model, plan).sample(4, seed=3, labels=["0", "1", "1", "0"], guidance=1.5)
+    return pf.Diffusion(model, plan).given(["0", "1", "1", "0"], 1.5).sample(4, seed=3)
 
 
 def test_a_trained_model_draws_the_same_images(files):

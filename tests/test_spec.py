@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from pushforward.errors import PushforwardError
-from pushforward.execute import Adaptive
 from pushforward.linear import VP, Blurring, Gaussian, Langevin
+from pushforward.maps.adaptive import AdaptiveDiffusion
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.spec import SamplerSpec, parse
 from pushforward.plan import SOLVERS
@@ -46,9 +46,33 @@ def test_words_reach_the_plan():
     plan = parse("gddim:order=1:grid=uniform:end=0.05").plan(model)
     assert torch.equal(plan.times[[0, -1]], torch.tensor([1.0, 0.05], dtype=torch.float64))
     assert plan.settings["order"] == 1
-    adaptive = parse("rk45:tolerance=0.01").plan(model)
-    assert isinstance(adaptive, Adaptive)
+    adaptive = parse("rk45:tolerance=0.01").diffusion(model)
+    assert isinstance(adaptive, AdaptiveDiffusion)
     assert adaptive.tolerance == 0.01
+    together = parse("ddim:parallel=picard:within=0.01").diffusion(model, dtype=torch.float64)
+    assert isinstance(together, Diffusion)
+    assert together.parallel is not None
+    assert (together.parallel.tolerance, together.dtype) == (0.01, torch.float64)
+    with pytest.raises(PushforwardError, match="chooses its steps as it goes; name another"):
+        parse("rk45").plan(model)
+
+
+def test_adaptive_steps_follow_the_flow_under_labels():
+    """To the images that many steps of the default solver lead to, from the same codes; each under its own label."""
+    model = tiny(VP())
+    with torch.no_grad():
+        for p in model.module.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    adaptive, plain = (parse(text).diffusion(model).given(["a", "b", "b"], 2.0) for text in ("rk45", "auto:steps=100"))
+    images, code = adaptive.sample(3, seed=1, batch=2), adaptive.draw(3, seed=1)
+    torch.testing.assert_close(images, plain.sample(3, seed=1), rtol=0, atol=2e-2)
+    torch.testing.assert_close(adaptive.decode(code), images, rtol=0, atol=1e-3)
+    torch.testing.assert_close(adaptive.some(slice(1, 3)).decode(code[1:]), images[1:], rtol=0, atol=1e-3)
+    assert not torch.allclose(adaptive.given("a").decode(code)[1:], images[1:], atol=1e-3)
+    with pytest.raises(PushforwardError, match="Adaptive steps have no gradient"):
+        adaptive.decode(replace(code, start=code.start.requires_grad_()))
+    with pytest.raises(PushforwardError, match="takes 0 noises"):
+        adaptive.decode(replace(code, noises=code.start[None]))
 
 
 @pytest.mark.parametrize("reference", ["data", "spectrum", "0.3"])
@@ -80,7 +104,7 @@ def test_references_by_name(reference):
 )
 def test_bad_words_get_a_sentence(text, said):
     with pytest.raises(PushforwardError, match=said):
-        parse(text).plan(tiny(VP()))
+        parse(text).diffusion(tiny(VP()))
 
 
 def test_a_step_that_does_not_fit():

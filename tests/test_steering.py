@@ -18,7 +18,7 @@ from pushforward.maps.code import Code
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.spec import parse
 from pushforward.model import Model, Network
-from pushforward.plan import SOLVERS, Plan, grid
+from pushforward.plan import SOLVERS, grid
 from pushforward.plan.recurrence import repeated
 from support.helpers import FIELD, PROCESSES, gaussian_denoiser, mixture_denoiser, normal, times
 
@@ -235,7 +235,7 @@ def test_a_steered_plan_runs_all_at_once_as_step_by_step(name: str, solver: str)
     sampler = Diffusion(model, plan, dtype=torch.float64)
     images = sampler.sample(2)
     assert not torch.allclose(images, Diffusion(mixture(process), plan, dtype=torch.float64).sample(2), atol=1e-2)
-    torch.testing.assert_close(sampler.sample(2, parallel=Parallel(tolerance=1e-5)), images, rtol=0, atol=1e-4)
+    torch.testing.assert_close(sampler.run_by(parallel=Parallel(tolerance=1e-5)).sample(2), images, rtol=0, atol=1e-4)
 
 
 def pair(share: float = 0.9) -> Model:
@@ -315,12 +315,11 @@ def test_a_repeated_plan_encodes_and_runs_all_at_once() -> None:
     images = sampler.sample(2)
     code = sampler.encode(images.double()).code
     torch.testing.assert_close(sampler.decode(code), images.double(), rtol=0, atol=1e-6)
-    torch.testing.assert_close(sampler.sample(2, parallel=Parallel(tolerance=1e-5)), images, rtol=0, atol=1e-4)
+    torch.testing.assert_close(sampler.run_by(parallel=Parallel(tolerance=1e-5)).sample(2), images, rtol=0, atol=1e-4)
 
 
 def test_a_sampler_in_words_repeats_its_steps() -> None:
     plan = replace(parse("ddim:repeats=3"), steps=4).plan(mixture(VP()))
-    assert isinstance(plan, Plan)
     assert (plan.nfe, len(plan.noises), plan.settings["repeats"]) == (12, 8, 3)
     with pytest.raises(PushforwardError, match="whole number"):
         replace(parse("ddim:repeats=2.5"), steps=4).plan(mixture(VP()))

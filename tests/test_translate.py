@@ -12,7 +12,7 @@ from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.spec import SamplerSpec
 from pushforward.model import Model
 from pushforward.plan import exponential, grid
-from pushforward.translation.translate import TRANSLATIONS, End, code_of, refined, sampler_for, translate
+from pushforward.translation.translate import TRANSLATIONS, code_of, refined, sampler_for, translate
 from support.helpers import (
     DETERMINISTIC,
     FIELD,
@@ -40,7 +40,7 @@ def mixture(process, seed=0, variance=0.01):
 
 
 def end(model, plan):
-    return End(Diffusion(model, plan, dtype=torch.float64))
+    return Diffusion(model, plan, dtype=torch.float64)
 
 
 def made(model, method, *, steps=6, start=1.0, solver="ddim", **settings):
@@ -110,8 +110,8 @@ def test_from_a_model_to_itself_a_deterministic_plan_leads_back(process, solver)
     there = made(gaussian(process, ONE), "deterministic", solver=solver, steps=3)
     found = translate(images(), there, there, method="deterministic")
     torch.testing.assert_close(found.images, images().float(), rtol=0, atol=10 * INVERSION)
-    assert found.nfe > there.diffusion.plan.nfe
-    assert found.rounds > there.diffusion.plan.nfe
+    assert found.nfe > there.plan.nfe
+    assert found.rounds > there.plan.nfe
 
 
 # -- codes of a stochastic plan
@@ -135,14 +135,14 @@ def test_a_plan_ends_where_its_last_noise_still_reaches_all_of_a_state(solver):
     """Into time 0 the noise of a Langevin process's integrator reaches velocities alone, and there is no code."""
     model = mixture(PROCESSES["langevin"])
     there = made(model, "stochastic", solver=solver)
-    assert there.diffusion.plan.times[-1] == model.process.t_min
+    assert there.plan.times[-1] == model.process.t_min
     torch.testing.assert_close(translate(images(), there, there).images, images().float(), rtol=0, atol=1e-4)
 
 
 def test_the_residual_of_a_last_step_without_noise_is_the_sources_and_not_kept():
     """A plan that ends at 0 leaves out of the code what the source's last answer lacks of the image."""
     there = made(mixture(VP()), "stochastic")
-    whole = there.diffusion.encode(images()).code
+    whole = there.encode(images()).code
     assert whole.residual is not None
     found = translate(images(), there, there)
     assert found.code.residual is None
@@ -201,7 +201,7 @@ def test_sdedit_keeps_what_the_exact_flow_keeps(process, start):
     psi = process.transition(first, 0 * first)[0]
     expected = exact_flow(process, Gaussian(TWO.variance), float(first), float(last), psi(apart))
     torch.testing.assert_close(pair[0].images - pair[1].images, process.image(expected).float(), rtol=0, atol=1e-5)
-    assert (pair[0].rounds, pair[0].nfe) == (target.diffusion.plan.nfe,) * 2
+    assert (pair[0].rounds, pair[0].nfe) == (target.plan.nfe,) * 2
 
 
 def test_sdedit_at_little_noise_is_near_the_image_and_at_all_noise_knows_nothing_of_it():
@@ -284,7 +284,7 @@ def test_the_code_alone_is_the_first_half():
     assert isinstance(found.code, Code)
     assert torch.equal(found.code.start, whole.code.start)
     assert torch.equal(found.code.noises, whole.code.noises)
-    again = ends[1].diffusion.decode(found.code).float()
+    again = ends[1].decode(found.code).float()
     assert torch.equal(again, whole.images)
     assert (found.rounds, found.nfe) == (1, 6)
 

@@ -80,13 +80,13 @@ def test_tensors_of_two_devices_are_refused():
 @pytest.mark.parametrize("sampler", ["auto", "ddpm", "heun"])
 def test_samples(models, sampler):
     labels = torch.tensor([0, 1])
-    there_as_here(models, lambda model: diffusion(model, sampler).sample(2, labels=labels, guidance=2.0))
+    there_as_here(models, lambda model: diffusion(model, sampler).given(labels, 2.0).sample(2))
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_all_steps_at_once(models, eta):
     method = parse("ddim:parallel=preconditioned").method(diffusion(models[0]).plan)
-    there_as_here(models, lambda model: diffusion(model, eta=eta).sample(2, parallel=method))
+    there_as_here(models, lambda model: diffusion(model, eta=eta).run_by(parallel=method).sample(2))
 
 
 def test_codes(models):
@@ -106,7 +106,7 @@ def test_gradients(models, way):
         sampler = diffusion(model)
         start = sampler.draw(2).start.requires_grad_()
         method = None if way == "exact" else parse("ddim:parallel=preconditioned").method(sampler.plan)
-        images = sampler.decode(pf.Code(start), gradient=WAYS[way], parallel=method)
+        images = sampler.run_by(parallel=method, gradient=WAYS[way]).decode(pf.Code(start))
         return torch.autograd.grad(images.square().sum(), start)[0]
 
     there_as_here(models, slope)

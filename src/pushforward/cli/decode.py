@@ -49,11 +49,14 @@ def decode(
     """
     check_suffix(out, picture_suffixes())
     check_outputs({"--out": out, "--json": json}, {"--each": each}, inputs=[codes])
-    code, info, diffusion, plan, labels = open_codes(codes, model, pick_device(device))
+    code, info, diffusion = open_codes(codes, model, pick_device(device))
+    labels = info["labels"]
     if label or prompt:
-        labels = choose_labels(diffusion.model, label or [], len(code), prompt or [])
+        told = choose_labels(diffusion.model, label or [], len(code), prompt or [])
+        diffusion, labels = diffusion.given(told), told.tolist() if isinstance(told, Tensor) else told
+    plan = diffusion.plan
     began = time.perf_counter()
-    images = decoded(diffusion, code, labels, info["guidance"], batch, quiet=quiet)
+    images = decoded(diffusion, code, batch, quiet=quiet)
     seconds = time.perf_counter() - began
     save_image(sheet(images), out)
     if each is not None:
@@ -65,8 +68,7 @@ def decode(
     report = {
         "codes": codes, "model": model or info["model"], "process": plan.process.name, "solver": info["solver"],
         "settings": info["settings"], "times": info["times"], "steps": len(plan.steps) - 1, "count": len(images),
-        "labels": labels.tolist() if isinstance(labels, Tensor) else labels,
-        "guidance": info["guidance"], "nfe": plan.nfe, "seconds": seconds,
+        "labels": labels, "guidance": info["guidance"], "nfe": plan.nfe, "seconds": seconds,
         "notes": info["notes"], "out": out,
     }  # fmt: skip
     write_json(report, json)

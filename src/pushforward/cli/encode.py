@@ -42,14 +42,11 @@ from pushforward.cli._shared.options import (
 from pushforward.cli._shared.report import progress, write_json
 from pushforward.data.inputs import read_inputs
 from pushforward.data.pictures import check_suffix, compared, picture_suffixes, save_image
-from pushforward.errors import PushforwardError
 from pushforward.maps.code import Code
 from pushforward.maps.diffusion import Diffusion
-from pushforward.maps.labels import take_labels
 from pushforward.maps.normality import statistics
 from pushforward.maps.spec import SamplerSpec, noisy
 from pushforward.maps.storage import check_path, header, load_codes, save_codes
-from pushforward.plan import Plan
 
 __all__ = ["encode"]
 
@@ -117,22 +114,18 @@ def encode(
     made = make_plan(
         network, plan if plan.end is not None else replace(plan, end=network.process.t_min), start, quiet=quiet
     )
-    if not isinstance(made, Plan):
-        raise PushforwardError(
-            f"The solver {plan.solver!r} is deterministic: name a stochastic one, or use `pushforward invert`."
-        )
     channels, height, width = image_size(network)
     given = read_inputs(images, (height, width), channels, split=split, count=count, skip=True, fit=fit)
     spare(len(given.values), label=label, prompt=prompt)
     labels = choose_labels(network, label or [], len(given.values), prompt or [])
-    diffusion = Diffusion(network, made, device=where)
+    diffusion = Diffusion(network, made, device=where).given(labels, guidance)
     found, seconds = [], time.perf_counter()
     with progress("encoding", total=made.nfe * len(given.values), unit="state", quiet=quiet) as bar:
         for first in range(0, len(given.values), batch):
             some = slice(first, first + batch)
             found.append(
-                diffusion.encode(given.values[some], take_labels(labels, some), guidance, seed=seed, first=first,
-                                 independent=independent, sequential=sequential, rows=batch, callback=bar.update)
+                diffusion.some(some).encode(given.values[some], seed=seed, first=first, independent=independent,
+                                            sequential=sequential, rows=batch, callback=bar.update)
             )  # fmt: skip
     seconds = time.perf_counter() - seconds
     info = header(model, network, plan.solver, plan.settings, made.times, labels=labels, guidance=guidance)
@@ -142,7 +135,7 @@ def encode(
         {**info, "images": given.names, "seed": seed, "dtype": dtype, "size": size},
     )
     code, _ = load_codes(out)  # what is on disk is what is checked
-    again = decoded(diffusion, code, labels, guidance, batch, quiet=quiet)
+    again = decoded(diffusion, code, batch, quiet=quiet)
     errors = (again - given.values).flatten(1).abs().amax(1)
     if picture is not None:
         save_image(compared([given.values[:_SHOWN], again[:_SHOWN]]), picture)

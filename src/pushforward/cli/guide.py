@@ -56,7 +56,6 @@ from pushforward.maps.protocol import Pushforward
 from pushforward.maps.spec import parse, words
 from pushforward.maps.storage import header, save_codes
 from pushforward.model.contents import contents, model_digest
-from pushforward.plan import Plan
 
 __all__ = ["guide"]
 
@@ -182,7 +181,7 @@ def guide(
         raise PushforwardError(f"The gradient is one of {', '.join(_GRADIENTS)}; got {gradient!r}.")
     where = pick_device(device)
     pushforward, shape = _open(model, plan, where, dtype, size, latent, negative)
-    labels = _labels(pushforward, label, prompt, guidance, chains)
+    pushforward, labels = _given(pushforward, label, prompt, guidance, chains)
     setting = Setting(lambda path: read_like(path, shape, fit), shape, where)
     first, *others = (energy(text, setting) for text in energies)
     whole = sum(others, first)
@@ -202,11 +201,9 @@ def guide(
     open_folder(out, settings)
     own = model_digest(pushforward.model) if isinstance(pushforward, Diffusion) else digest(contents(pushforward))
     made = made_of(settings, own, contents(setting.used))
-    asked: dict[str, Any] = {"seed": seed, "labels": labels, "batch": batch}
+    asked: dict[str, Any] = {"seed": seed, "batch": batch}
     if isinstance(pushforward, Diffusion):
-        asked |= {"guidance": guidance, "parallel": parse(plan).method(pushforward.plan)}
-        if not isinstance(how, Steering):
-            asked["gradient"] = _GRADIENTS[gradient]()
+        pushforward = pushforward.run_by(gradient=_GRADIENTS[gradient]())
     plain = math.nan
     match how:
         case Dynamics():
@@ -241,7 +238,7 @@ def guide(
 
 def _open(
     source: str, plan: str, device: str, dtype: str, size: str | None, latent: str | None, negative: str
-) -> tuple[Pushforward, tuple[int, ...]]:
+) -> tuple[Diffusion | Generator, tuple[int, ...]]:
     """What makes images of codes, and the shape of these images."""
     if is_generator(source):
         if negative:
@@ -250,23 +247,22 @@ def _open(
         assert generator.image_shape is not None
         return generator, generator.image_shape
     model = with_negative_prompt(open_model(source, device, dtype, size), negative)
-    made = parse(plan).plan(model)
-    if not isinstance(made, Plan):
-        raise PushforwardError(
-            f"Energies need a plan, and {plan!r} chooses its steps as it goes; name another, e.g. dpm++:steps=10."
-        )
-    return Diffusion(model, made, device=device), image_size(model)
+    sampler = parse(plan)
+    made = sampler.plan(model)
+    return Diffusion(model, made, device=device, parallel=sampler.method(made)), image_size(model)
 
 
-def _labels(
-    pushforward: Pushforward, label: list[str] | None, prompt: list[str] | None, guidance: float, count: int
-) -> Labels:
+def _given(
+    pushforward: Diffusion | Generator, label: list[str] | None, prompt: list[str] | None, guidance: float, count: int
+) -> tuple[Diffusion | Generator, Labels]:
+    """The map under the labels or prompts that are asked for, and these."""
     if isinstance(pushforward, Diffusion):
-        return choose_labels(pushforward.model, label or [], count, prompt or [])
-    assert isinstance(pushforward, Generator)
+        labels = choose_labels(pushforward.model, label or [], count, prompt or [])
+        return pushforward.given(labels, guidance), labels
     if prompt or guidance != 1:
         raise PushforwardError("A GAN takes no prompts and no guidance by labels; leave them out.")
-    return choose_labels(pushforward, label or [], count)
+    labels = choose_labels(pushforward, label or [], count)
+    return pushforward.given(labels), labels
 
 
 def _shape(text: str | None) -> tuple[int, ...] | None:
@@ -431,18 +427,16 @@ def _steer(
     diffusion: Diffusion, whole: Energy, how: Steering, chains: int, asked: dict[str, Any], *, quiet: bool
 ) -> tuple[Guided, float]:
     """Images of a plan whose every step is steered, with their energies, and the mean energy of the plan's own."""
-    plan, method = diffusion.plan, asked.pop("parallel")
-    assert isinstance(plan, Plan)
     there = replace(diffusion, model=steered(diffusion.model, whole, how))
     with progress("steering", unit="call", quiet=quiet) as bar:
 
         def tell(_: Any) -> None:
             bar.update()
 
-        if method is None:
-            images, nfe = there.sample(chains, callback=tell, **asked), torch.full((chains,), plan.nfe)
+        if there.parallel is None:
+            images, nfe = there.sample(chains, callback=tell, **asked), torch.full((chains,), there.plan.nfe)
         else:
-            solved = list(there.solved(chains, method, callback=tell, **asked))
+            solved = list(there.solved(chains, callback=tell, **asked))
             images = torch.cat([some for some, _ in solved])
             nfe = torch.cat([solution.nfe.cpu() for _, solution in solved])
     code = diffusion.draw(chains, seed=asked["seed"])
@@ -455,7 +449,7 @@ def _steer(
             parts.append({name: value.detach().double().cpu() for name, value in found.items()})
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    plain = torch.stack([*measured(diffusion.sample(chains, parallel=method, **asked)).values()]).sum(0).mean()
+    plain = torch.stack([*measured(diffusion.sample(chains, **asked)).values()]).sum(0).mean()
     nfe = nfe * (2 if how.through else 1)  # each answer has a derivative
     weights, energies = torch.full((chains,), 1 / chains), measured(images)
     return Guided(code, images, energies, weights, torch.arange(chains), nfe, ()), float(plain)
@@ -485,7 +479,7 @@ def _write_codes(
     """`codes.safetensors`: of a diffusion, for `pushforward decode`; of anything else, the bare tensors."""
     path = out / "codes.safetensors"
     if isinstance(pushforward, Diffusion):
-        sampler, times = parse(plan), pushforward.plan.times
+        sampler, times = parse(plan), pushforward.times
         told = _repeated(labels, len(found.images) // len(found.nfe))
         info = header(
             source, pushforward.model, sampler.solver, sampler.settings, times, labels=told, guidance=guidance

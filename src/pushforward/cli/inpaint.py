@@ -43,10 +43,8 @@ from pushforward.errors import PushforwardError
 from pushforward.guidance.inpaint import inpaint as paint
 from pushforward.guidance.steering import inpainted
 from pushforward.maps.diffusion import Diffusion
-from pushforward.maps.labels import take_labels
 from pushforward.maps.spec import SamplerSpec
 from pushforward.model.contents import model_digest
-from pushforward.plan import Plan
 
 __all__ = ["inpaint"]
 
@@ -101,7 +99,6 @@ def inpaint(
     again = {"repeats": repeats} if repeats > 1 else {}
     sampler = replace(plan, settings={**plan.settings, **again})
     made = sampler.plan(network)
-    diffusion = Diffusion(network, made, device=where)
     inpainted(network, torch.zeros(network.shape), known)  # what is wrong is said before all work
     network.given(choose_labels(network, label or [], 1, prompt or []), guidance)
     items = list_items(images, shape, out=out, split=split, count=count, fit=fit)
@@ -114,15 +111,15 @@ def inpaint(
     spare(len(items), label=label, prompt=prompt)
     open_folder(out, settings, items)
     labels = choose_labels(network, label or [], len(items), prompt or [])
+    diffusion = Diffusion(network, made, device=where).given(labels, guidance)
     same = made_of(settings, model_digest(network))
 
     def made_with(item: Item) -> str:
         return same if labels is None else made_of(settings, same, labels[item.position])
 
     def work(some: list[Item], values: Tensor, numbers: list[int], keys: list[str]) -> None:
-        told = take_labels(labels, torch.tensor([item.position for item in some]))
-        found = paint(diffusion, values, known, draws=draws, labels=told, guidance=guidance, seed=seed, first=numbers,
-                      batch=batch)  # fmt: skip
+        there = diffusion.some(torch.tensor([item.position for item in some]))
+        found = paint(there, values, known, draws=draws, seed=seed, first=numbers, batch=batch)
         for item, drawn, key in zip(some, found, keys, strict=True):
             for path, image in reversed([*zip(_paths(out, item, draws), drawn, strict=True)]):  # the first one last
                 save_image(sheet(image[None], smallest=0), path, {FORMAT: key})
@@ -133,14 +130,16 @@ def inpaint(
     rows = _sheet(items, known, draws, out)
     report = {
         **settings, "count": len(rows), "done_before": outcome.before, "seconds": time.perf_counter() - started,
-        "nfe": made.nfe if isinstance(made, Plan) else None, "painted": float((~known).double().mean()),
+        "nfe": made.nfe, "painted": float((~known).double().mean()),
         "notes": outcome.lines, "skipped": outcome.skipped, "out": out, "images": rows,
     }  # fmt: skip
     if not quiet and json != "-":
         for line in outcome.lines:
             typer.echo(line)
-        each = f", {made.nfe} network evaluations a draw" if isinstance(made, Plan) else ""
-        typer.echo(f"{out}: {len(rows)} images, {draws} of each{each}, {report['seconds']:.1f} s")
+        typer.echo(
+            f"{out}: {len(rows)} images, {draws} of each, {made.nfe} network evaluations a draw, "
+            f"{report['seconds']:.1f} s"
+        )
     write_json(report, json)
 
 

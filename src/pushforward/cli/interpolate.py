@@ -22,7 +22,6 @@ from pushforward.errors import PushforwardError
 from pushforward.maps.code import Code
 from pushforward.maps.interpolation import average, similarity
 from pushforward.maps.interpolation import interpolate as between
-from pushforward.maps.labels import take_labels
 from pushforward.maps.storage import check_path, full_name, save_codes
 from pushforward.model.contents import model_digest
 
@@ -63,7 +62,7 @@ def interpolate(
         check_path(save)
     check_outputs({"--out": out, "--save": save, "--json": json}, inputs=[codes])
     in_vain({"frames": "--average makes one image" if middle else None})
-    code, info, diffusion, plan, labels = open_codes(codes, model, pick_device(device))
+    code, info, diffusion = open_codes(codes, model, pick_device(device))
     numbers = _numbers(between_, len(code), least=1 if middle else 2)
     pairs = [] if middle else list(pairwise(numbers))
     if middle:
@@ -73,8 +72,7 @@ def interpolate(
         weights = torch.linspace(0, 1, frames, dtype=torch.float64)
         new = Code.cat([between(code[[a] * frames], code[[b] * frames], weights) for a, b in pairs])
         own = [a if weight < 0.5 else b for a, b in pairs for weight in weights.tolist()]
-    kept = take_labels(labels, torch.tensor(own))
-    images = decoded(diffusion, new, kept, info["guidance"], batch, quiet=quiet)
+    images = decoded(diffusion.some(torch.tensor(own)), new, batch, quiet=quiet)
     save_image(sheet(images, columns=1 if middle else frames), out)
     if save is not None:
         told_labels = None if info["labels"] is None else [info["labels"][i] for i in own]
@@ -89,7 +87,7 @@ def interpolate(
     if not quiet and json != "-":
         for a, b, alike in ends:
             typer.echo(f"codes of images {a} and {b}: cosine similarity {float(alike['code']):.3f}")
-        typer.echo(f"{out}: {len(images)} images, {plan.nfe} network evaluations each")
+        typer.echo(f"{out}: {len(images)} images, {diffusion.plan.nfe} network evaluations each")
     write_json(report, json)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,12 +46,12 @@ from pushforward.data.inputs import read_inputs
 from pushforward.data.pictures import check_suffix, compared, picture_suffixes, save_image
 from pushforward.errors import PushforwardError
 from pushforward.evaluation.pairs import decibels
-from pushforward.execute import INVERSE, Exact, Implicit, Parallel, Round
-from pushforward.guidance.invert import Record, naive, optimise
+from pushforward.execute import Round
+from pushforward.guidance.invert import Beginning, Method
+from pushforward.guidance.invert import invert as find
 from pushforward.maps.code import Code
-from pushforward.maps.diffusion import Diffusion, Inversion
-from pushforward.maps.labels import Labels
-from pushforward.maps.labels import take_labels as told
+from pushforward.maps.diffusion import Diffusion
+from pushforward.maps.inversion import Inversion, Record
 from pushforward.maps.normality import statistics
 from pushforward.maps.spec import SamplerSpec
 from pushforward.maps.storage import check_path, header, load_codes, save_codes
@@ -62,7 +61,8 @@ from pushforward.plan import Plan
 __all__ = ["invert"]
 
 _SHOWN = 64
-_METHODS = ("exact", "optimise", "naive")
+_METHODS: dict[str, Method] = {"exact": "exact", "optimise": "optimised", "naive": "naive"}
+_BEGINNINGS: dict[str, Beginning] = {"forward": "forward", "random": "random"}
 
 
 @plan_options(solver="ddim", steps=50)
@@ -132,7 +132,7 @@ def invert(
         check_suffix(picture, picture_suffixes())
     check_outputs({"--out": out, "--picture": picture, "--json": json}, inputs=images)
     check_split(images)
-    if method not in _METHODS or begin not in ("forward", "random"):
+    if method not in _METHODS or begin not in _BEGINNINGS:
         raise PushforwardError(
             f"--method is {', '.join(_METHODS)}, and --begin forward or random; got {method!r} and {begin!r}."
         )
@@ -147,12 +147,12 @@ def invert(
     where = pick_device(device)
     chosen = with_negative_prompt(open_model(model, where, dtype, size), negative)
     made = _invertible(chosen, plan, method, quiet=quiet)
-    way = replace(INVERSE, tolerance=tolerance)
     channels, height, width = image_size(chosen)
     given = read_inputs(images, (height, width), channels, split=split, count=count, fit=fit)
     spare(len(given.values), label=label, prompt=prompt)
     labels = choose_labels(chosen, label or [], len(given.values), prompt or [])
-    diffusion = Diffusion(chosen, made, device=where)
+    diffusion = Diffusion(chosen, made, device=where).given(labels, guidance)
+    way, start = _METHODS[method], _BEGINNINGS[begin]
     found, seconds = [], []
     with progress("inverting", quiet=quiet) as bar:
 
@@ -164,16 +164,10 @@ def invert(
                 bar.set_postfix_str(f"squared error {float(step.loss.max()):.1e}")
 
         for first in range(0, len(given.values), batch):
-            values = given.values[first : first + batch]
-            own = told(labels, slice(first, first + batch))
+            some = slice(first, first + batch)
             began = time.perf_counter()
-            if method == "optimise":
-                one = _optimised(diffusion, values, own, guidance, begin, seed, first, iterations, tolerance, tell)
-            elif method == "naive":
-                one = _naive(diffusion, values, own, guidance)
-            else:
-                one = diffusion.invert(values, own, guidance, seed=seed, first=first, noisy=not clean, parallel=way,
-                                       callback=tell)  # fmt: skip
+            one = find(diffusion.some(some), given.values[some], way, seed=seed, first=first, noisy=not clean,
+                       tolerance=tolerance, begin=start, iterations=iterations, callback=tell)  # fmt: skip
             found.append(one)
             seconds.append(time.perf_counter() - began)
     info = header(model, chosen, plan.solver, plan.settings, made.times, labels=labels, guidance=guidance)
@@ -183,7 +177,7 @@ def invert(
         {**info, "images": given.names, "seed": seed, "dtype": dtype, "size": size},
     )
     code, _ = load_codes(out)  # what is on disk is what is checked
-    again = decoded(diffusion, code, labels, guidance, batch, quiet=quiet)
+    again = decoded(diffusion, code, batch, quiet=quiet)
     if picture is not None:
         save_image(compared([given.values[:_SHOWN], again[:_SHOWN]]), picture)
     report = {
@@ -211,31 +205,6 @@ def invert(
         )
 
 
-def _optimised(
-    diffusion: Diffusion, images: Tensor, labels: Labels, guidance: float, begin: str, seed: int, first: int,
-    iterations: int, tolerance: float, callback: Callable[[Record], None],
-) -> Inversion:  # fmt: skip
-    """Codes by L-BFGS; a squared error of no more than `tolerance^2` keeps every value within the tolerance."""
-    ahead = isinstance(diffusion.plan, Plan) and diffusion.plan.implicit
-    found = optimise(
-        diffusion, images, labels, guidance, gradient=Implicit() if ahead else Exact(),
-        parallel=Parallel(tolerance=1e-5) if ahead else None, optimiser="l-bfgs", steps=iterations, learning_rate=0.1,
-        begin="forward" if begin == "forward" else "random", seed=seed, first=first, tolerance=tolerance**2,
-        callback=callback,
-    )  # fmt: skip
-    return Inversion(found.code, len(found.history), 0, found.nfe, found.loss.sqrt())
-
-
-def _naive(diffusion: Diffusion, images: Tensor, labels: Labels, guidance: float) -> Inversion:
-    """Codes by one pass, with the error of decoding them."""
-    code = naive(diffusion, images, labels, guidance)
-    with torch.no_grad():
-        error = diffusion.decode(code, labels, guidance).cpu() - images
-    steps = len(diffusion.plan.steps) - 1 if isinstance(diffusion.plan, Plan) else 0
-    nfe = torch.full((len(images),), 2 * steps)
-    return Inversion(code, steps, steps, nfe, error.flatten(1).abs().amax(1))
-
-
 def _invertible(model: Model, options: SamplerSpec, method: str, *, quiet: bool) -> Plan:
     """The plan that the options describe, to `t_min` where they do not say where to."""
     if options.solver in ("auto", "rk45"):
@@ -244,7 +213,7 @@ def _invertible(model: Model, options: SamplerSpec, method: str, *, quiet: bool)
         )
     ended = options if options.end is not None else replace(options, end=model.process.t_min)
     plan = make_plan(model, ended, quiet=quiet)
-    if not isinstance(plan, Plan) or (plan.noises and method != "optimise"):
+    if plan.noises and method != "optimise":
         raise PushforwardError(
             f"The solver {options.solver!r} with these settings is stochastic, so many codes give one image; "
             "invert with a deterministic one, draw one of those codes with `pushforward encode`, or seek one with "

@@ -17,7 +17,6 @@ from pushforward.cli._shared.options import JsonOption, ModelArgument, plan_opti
 from pushforward.cli._shared.report import write_json
 from pushforward.data.files import atomic_path
 from pushforward.data.pictures import check_suffix
-from pushforward.errors import PushforwardError
 from pushforward.maps.spec import SamplerSpec
 from pushforward.model import load
 from pushforward.plan import Plan, Register
@@ -43,8 +42,6 @@ def plot_plan(
     check_outputs({"--out": out, "--json": json})
     chosen = load(model)
     made = make_plan(chosen, plan)
-    if not isinstance(made, Plan):
-        raise PushforwardError(f"The solver {plan.solver!r} has no plan to draw: it chooses its steps as it goes.")
     with atomic_path(out) as path:
         draw(made, path)
     if json != "-":

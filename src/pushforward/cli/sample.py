@@ -15,7 +15,7 @@ import typer
 from torch import Tensor
 
 from pushforward.cli._shared.checks import check_outputs
-from pushforward.cli._shared.models import choose_labels, make_plan, open_model, pick_device, with_negative_prompt
+from pushforward.cli._shared.models import choose_labels, open_model, pick_device, with_negative_prompt
 from pushforward.cli._shared.options import (
     DeviceOption,
     DtypeOption,
@@ -29,11 +29,12 @@ from pushforward.cli._shared.options import (
     SizeOption,
     plan_options,
 )
-from pushforward.cli._shared.report import progress, write_json
+from pushforward.cli._shared.report import progress, waiting, write_json
 from pushforward.data.pictures import check_suffix, picture_suffixes, save_animation, save_image, sheet
 from pushforward.errors import PushforwardError
-from pushforward.execute import PARALLEL_METHODS, Adaptive, Parallel, Progress, Round
+from pushforward.execute import PARALLEL_METHODS, Parallel, Progress, Round
 from pushforward.execute.distributed import join
+from pushforward.maps.adaptive import AdaptiveDiffusion
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.labels import in_turn
 from pushforward.maps.spec import SamplerSpec
@@ -113,15 +114,17 @@ def sample(
     quiet = quiet or not main
     where = pick_device(device)
     chosen = with_negative_prompt(open_model(model, where, dtype, size), negative)
-    made = make_plan(chosen, plan, quiet=quiet)
+    with waiting("making the plan", quiet=quiet):
+        diffusion = plan.diffusion(chosen, device=where)
+    made = diffusion.plan if isinstance(diffusion, Diffusion) else None
     given = {"--tolerance": tolerance, "--window": window, "--max-rows": max_rows, "--check": check or None}
     _check_at_once(made, parallel, [name for name, value in given.items() if value is not None])
-    diffusion = Diffusion(chosen, made, device=where)
     labels = choose_labels(chosen, label or [], count, prompt or [])
     if labels is None and (labels := in_turn(chosen, count)) is not None and not quiet and json != "-":
         what, option = ("classes", "--label") if chosen.classes else ("captions that it knows", "--prompt")
         typer.echo(f"The {what} of {chosen.name} are drawn in turn; {option} says which.")
-    asked: dict[str, Any] = {"seed": seed, "labels": labels, "guidance": guidance, "batch": batch}
+    diffusion = diffusion.given(labels, guidance)
+    asked: dict[str, Any] = {"seed": seed, "batch": batch}
     method, reason = _method(
         diffusion, parallel, _TOLERANCE if tolerance is None else tolerance, window, max_rows, batch=min(batch, count)
     )
@@ -132,7 +135,7 @@ def sample(
 
     def one_by_one() -> tuple[Tensor, dict[str, Any]]:
         calls = batches = evaluations = 0
-        total = -(-count // batch) * made.nfe if isinstance(made, Plan) else None
+        total = None if made is None else -(-count // batch) * made.nfe
         with progress("sampling", total=total, unit="call", quiet=quiet) as bar:
 
             def tell(step: Progress) -> None:
@@ -144,17 +147,17 @@ def sample(
                     frames.append(chosen.process.image(step.state).float().cpu())
 
             images = diffusion.sample(count, **asked, callback=tell)
-        rounds = made.nfe if isinstance(made, Plan) else calls / batches  # adaptive steps differ by image
+        rounds = calls / batches if made is None else made.nfe  # adaptive steps differ by image
         return images, {"rounds": rounds, "nfe": evaluations / count}
 
-    def at_once(method: Parallel) -> tuple[Tensor, dict[str, Any]]:
+    def at_once(diffusion: Diffusion) -> tuple[Tensor, dict[str, Any]]:
         with progress("sampling", quiet=quiet) as bar:
 
             def tell(step: Round) -> None:
                 bar.update()
                 bar.set_postfix_str(f"{step.active} images to do, error {step.residual:.1e}")
 
-            found = list(diffusion.solved(count, method, **asked, callback=tell))
+            found = list(diffusion.solved(count, **asked, callback=tell))
         solutions = [solution for _, solution in found]
         report = {
             "rounds": max(solution.rounds for solution in solutions),
@@ -165,7 +168,10 @@ def sample(
         return torch.cat([images for images, _ in found]), report
 
     started = time.perf_counter()
-    images, measured = one_by_one() if method is None else at_once(method)
+    if method is not None and isinstance(diffusion, Diffusion):
+        images, measured = at_once(diffusion.run_by(parallel=method))
+    else:
+        images, measured = one_by_one()
     seconds = time.perf_counter() - started
     measured["seconds"] = seconds
     if check and method is not None:
@@ -190,8 +196,8 @@ def sample(
         typer.echo(_summary(out, count, measured, None if method is None else method.tolerance))
     report = {
         "model": model, "process": chosen.process.name, "solver": plan.solver,
-        "settings": dict(made.settings) if isinstance(made, Plan) else {"tolerance": made.tolerance},
-        "steps": len(made.steps) - 1 if isinstance(made, Plan) else None, "times": made.times.tolist(),
+        "settings": dict(diffusion.settings),
+        "steps": None if made is None else len(made.steps) - 1, "times": diffusion.times.tolist(),
         "count": count, "seed": seed, "guidance": guidance,
         "labels": labels.tolist() if isinstance(labels, Tensor) else labels,
         "parallel": None if method is None else parallel, "reason": reason,
@@ -206,9 +212,9 @@ def sample(
         )
 
 
-def _check_at_once(plan: Plan | Adaptive, parallel: str | None, given: list[str]) -> None:
+def _check_at_once(plan: Plan | None, parallel: str | None, given: list[str]) -> None:
     """Raise if options of `--parallel` are given in vain."""
-    if isinstance(plan, Plan) and plan.implicit:
+    if plan is not None and plan.implicit:
         vain = [name for name in given if name in ("--window", "--check")]
         why = f"the steps of {plan.solver!r} depend on later ones, so they are all taken at once, and never one by one"
     else:
@@ -219,15 +225,24 @@ def _check_at_once(plan: Plan | Adaptive, parallel: str | None, given: list[str]
 
 
 def _method(
-    diffusion: Diffusion, name: str | None, tolerance: float, window: int | None, max_rows: int | None, batch: int
+    diffusion: Diffusion | AdaptiveDiffusion,
+    name: str | None,
+    tolerance: float,
+    window: int | None,
+    max_rows: int | None,
+    batch: int,
 ) -> tuple[Parallel | None, str | None]:
     """How to take all steps at once, if at all, and why."""
-    plan = diffusion.plan
+    if isinstance(diffusion, AdaptiveDiffusion):
+        if name not in (None, "auto"):
+            raise PushforwardError(
+                "Adaptive steps follow one another and cannot be taken at once; name a solver, e.g. ddim."
+            )
+        return None, None if name is None else "adaptive steps follow one another; running sequentially"
+    if name is None and diffusion.plan.implicit:
+        name = "preconditioned"  # there is no other way
     if name is None:
-        if isinstance(plan, Plan) and plan.implicit:
-            name = "preconditioned"  # there is no other way
-        else:
-            return None, None
+        return None, None
     if name == "auto":
         return diffusion.fastest(batch, Parallel(tolerance=tolerance, window=window, max_rows=max_rows))
     if name not in PARALLEL_METHODS:

@@ -38,12 +38,9 @@ from pushforward.errors import PushforwardError
 from pushforward.evaluation.pairs import decibels
 from pushforward.execute import INVERSE
 from pushforward.maps.diffusion import Diffusion
-from pushforward.maps.labels import Labels
 from pushforward.maps.spec import SamplerSpec
-from pushforward.model import Model
 from pushforward.model.contents import model_digest
-from pushforward.plan import Plan
-from pushforward.translation.translate import End, method_named, refined, sampler_for
+from pushforward.translation.translate import method_named, refined, sampler_for
 from pushforward.translation.translate import translate as translate_images
 
 __all__ = ["translate"]
@@ -117,21 +114,21 @@ def translate(
     one = with_negative_prompt(open_model(source, where, dtype, size), negative)
     other = one if target is None else with_negative_prompt(open_model(target, where, dtype, size), negative)
     sampler = plan if plan.start != 1 and not given("start") else replace(plan, start=start)
-    ends = [
-        End(Diffusion(model, sampler_for(model, sampler, way).plan(model), device=where), guidance=guidance)
-        for model, guidance in ((one, source_guidance), (other, target_guidance))
-    ]
+    ends = [Diffusion(model, sampler_for(model, sampler, way).plan(model), device=where) for model in (one, other)]
+    guidances = (source_guidance, target_guidance)
     told = [
         (one, [source_label] if source_label else [], [source_prompt] if source_prompt else []),
         (other, [target_label] if target_label else [], [target_prompt] if target_prompt else []),
     ]
-    for end, (model, label, prompt) in zip(ends, told, strict=True):
-        model.given(choose_labels(model, label, 1, prompt), end.guidance)  # what is wrong is said before all work
+    ends = [
+        end.given(choose_labels(model, label, 1, prompt), guidance)
+        for end, guidance, (model, label, prompt) in zip(ends, guidances, told, strict=True)
+    ]
     if target is None and told[0][1:] == told[1][1:]:
         raise PushforwardError(
             "Source and target are the same; name another --target model, or a --target-label or --target-prompt."
         )
-    last = None if refine is None else _refiner(other, sampler, refine, where)
+    last = None if refine is None else _refiner(ends[1], sampler, refine)
     items = list_items(images, image_size(one), out=out, split=split, count=count, fit=fit)
     settings = {
         "command": "translate", "images": [str(path.resolve()) for path in images], "split": split,
@@ -145,15 +142,10 @@ def translate(
     made = made_of(settings, *(model_digest(model) for model in {id(one): one, id(other): other}.values()))
     calls: dict[str, float] = {}
     missed: dict[str, float] = {}
-    more = 0 if last is None or not isinstance(last.plan, Plan) else last.plan.nfe
-
-    def labels(which: int, count: int) -> Labels:
-        model, label, prompt = told[which]
-        return choose_labels(model, label, count, prompt)
+    more = 0 if last is None else last.plan.nfe
 
     def work(some: list[Item], values: Tensor, numbers: list[int], keys: list[str]) -> None:
-        first, then = (replace(end, labels=labels(k, len(some))) for k, end in enumerate(ends))
-        found = translate_images(values, first, then, method=way, seed=seed, first=numbers, rows=batch)
+        found = translate_images(values, *ends, method=way, seed=seed, first=numbers, rows=batch)
         calls["evaluations"] = calls.get("evaluations", 0.0) + len(some) * (found.nfe + more)
         calls["rounds"] = max(calls.get("rounds", 0), found.rounds + more)
         if found.residual is not None:
@@ -161,7 +153,7 @@ def translate(
             missed.update({item.name: error for item, error in errors if not error <= INVERSE.tolerance})
         result = found.images
         if last is not None:
-            result = refined(result, End(last, then.labels, then.guidance), seed=seed + 1, first=numbers)
+            result = refined(result, last, seed=seed + 1, first=numbers)
         for item, image, key in zip(some, result, keys, strict=True):
             save_image(sheet(image[None], smallest=0), _path(out, item), {FORMAT: key})
 
@@ -173,7 +165,7 @@ def translate(
     rows = _sheet(items, out)
     report = {
         **settings, "count": len(outcome.done) + outcome.before, "done_before": outcome.before, "seconds": seconds,
-        **effort, "missed": missed, "times": ends[1].diffusion.plan.times.tolist(), "notes": outcome.lines,
+        **effort, "missed": missed, "times": ends[1].times.tolist(), "notes": outcome.lines,
         "skipped": outcome.skipped, "out": out, "images": rows,
     }  # fmt: skip
     if not quiet and json != "-":
@@ -188,12 +180,10 @@ def translate(
     write_json(report, json)
 
 
-def _refiner(model: Model, sampler: SamplerSpec, share: float, where: str) -> Diffusion:
-    """The target model with the last steps of an ancestral sampler."""
+def _refiner(target: Diffusion, sampler: SamplerSpec, share: float) -> Diffusion:
+    """The target with the last steps of an ancestral sampler."""
     last = SamplerSpec("ddim", sampler.steps, {"eta": 1.0}, sampler.grid, start=share)
-    plan = sampler_for(model, last, "sdedit").plan(model)
-    assert isinstance(plan, Plan)
-    return Diffusion(model, plan, device=where)
+    return replace(target, plan=sampler_for(target.model, last, "sdedit").plan(target.model))
 
 
 def _path(out: Path, item: Item) -> Path:

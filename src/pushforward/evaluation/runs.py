@@ -23,8 +23,8 @@ from pushforward.data.files import atomic_path, digest
 from pushforward.data.pictures import to_bytes
 from pushforward.errors import PushforwardError
 from pushforward.evaluation.distances import FEWEST
-from pushforward.execute import Adaptive, Parallel
 from pushforward.execute.distributed import same, size
+from pushforward.maps.adaptive import AdaptiveDiffusion
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.spec import SamplerSpec
 from pushforward.model import Model, Network
@@ -114,14 +114,19 @@ class Run:
         return "converged" if self.sampler is None else self.sampler.label
 
     @cached_property
-    def plan(self) -> Plan | Adaptive:
-        """The plan."""
-        return (self.sampler or SamplerSpec("auto", self.settings.converged)).plan(self.model)
+    def diffusion(self) -> Diffusion | AdaptiveDiffusion:
+        """The map that is sampled."""
+        return (self.sampler or SamplerSpec("auto", self.settings.converged)).diffusion(self.model)
 
     @property
-    def method(self) -> Parallel | None:
-        """How all steps are taken at once, if they are."""
-        return None if self.sampler is None else self.sampler.method(self.plan)
+    def plan(self) -> Plan | None:
+        """The map's plan; `None` of adaptive steps."""
+        return self.diffusion.plan if isinstance(self.diffusion, Diffusion) else None
+
+    def shard(self, images: range, device: str) -> Diffusion | AdaptiveDiffusion:
+        """The map for the images of a shard, on a device."""
+        labels = None if self.labels is None else self.labels[images.start : images.stop]
+        return replace(self.diffusion, device=device).given(labels, self.settings.guidance)
 
     @property
     def shards(self) -> list[range]:
@@ -132,9 +137,9 @@ class Run:
     @cached_property
     def place(self) -> Path:
         """The folder of its shards, named after the sampler, its times and the library's version."""
-        own = dict(self.plan.settings) if isinstance(self.plan, Plan) else {}
+        own = {} if self.plan is None else self.plan.settings
         settings = {key: str(value) for key, value in own.items()}
-        told = [self.name, self.plan.times.tolist(), settings, version("pushforward")]
+        told = [self.name, self.diffusion.times.tolist(), settings, version("pushforward")]
         return self.folder / f"{_safe(self.name)}-{digest(told)[:8]}"
 
     def path(self, shard: range) -> Path:
@@ -193,14 +198,14 @@ def generate(runs: Sequence[Run], *, device: str = "cpu", callback: Done | None 
         PushforwardError: a sampler failed; its name is said.
     """
     for run in runs:
-        diffusion, method, ranks = Diffusion(run.model, run.plan, device=device), run.method, size()
+        ranks, together = size(), isinstance(run.diffusion, Diffusion) and run.diffusion.parallel is not None
         missing = same([shard for shard in run.shards if not run.path(shard).exists()])
-        rank = 0 if ranks == 1 or method is not None else torch.distributed.get_rank()
+        rank = 0 if ranks == 1 or together else torch.distributed.get_rank()
         if callback is not None:
             callback(run.name, sum(len(shard) for shard in run.shards if shard not in missing))
         for k, shard in enumerate(missing):
-            if method is not None or k % ranks == rank:
-                tensors = _made(run, runs[0], diffusion, method, shard)
+            if together or k % ranks == rank:
+                tensors = _made(run, runs[0], run.shard(shard, device), shard)
                 with atomic_path(run.path(shard)) as temporary:
                     temporary.write_bytes(safetensors.torch.save(tensors))
             if callback is not None:
@@ -217,30 +222,28 @@ def first_images(run: Run, count: int) -> Tensor:
     return torch.cat(pieces)[:count].float() / 127.5 - 1
 
 
-def _made(run: Run, converged: Run, diffusion: Diffusion, method: Parallel | None, shard: range) -> dict[str, Tensor]:
+def _made(run: Run, converged: Run, diffusion: Diffusion | AdaptiveDiffusion, shard: range) -> dict[str, Tensor]:
     """A shard: images, what they cost, and how far they are from the converged ones."""
     calls: list[int] = []
     asked: dict[str, Any] = {
         "seed": run.settings.seed,
         "first": shard.start,
-        "labels": None if run.labels is None else run.labels[shard.start : shard.stop],
-        "guidance": run.settings.guidance,
         "batch": len(shard),
         "callback": lambda step: calls.append(step.nfe),
     }
     try:
-        if method is None:
+        if isinstance(diffusion, Diffusion) and diffusion.parallel is not None:
+            ((images, solution),) = diffusion.solved(len(shard), **asked)
+            nfe = float(solution.nfe.double().mean())
+        else:
             images = diffusion.sample(len(shard), **asked)
             nfe = sum(calls) / len(shard)
-        else:
-            ((images, solution),) = diffusion.solved(len(shard), method, **asked)
-            nfe = float(solution.nfe.double().mean())
     except PushforwardError as error:
         raise PushforwardError(f"{run.name}, model {run.model.name!r}: {error}") from error
     tensors = {"images": to_bytes(images), "nfe": torch.tensor([nfe, len(calls)], dtype=torch.float64)}
     if run.sampler is None:
         tensors["values"] = images
-    elif isinstance(run.plan, Adaptive) or not run.plan.noises:
+    elif not diffusion.noises:
         exact = _read(converged.path(shard), len(shard))["values"]
         tensors["errors"] = (images - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
     return tensors

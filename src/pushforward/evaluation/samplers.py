@@ -38,7 +38,6 @@ from pushforward.evaluation.runs import Done, Evaluation, Generated, Run, genera
 from pushforward.execute.distributed import join
 from pushforward.maps.spec import SamplerSpec
 from pushforward.model import Model
-from pushforward.plan import Plan
 from pushforward.vision.features import FeatureNet, features, reference_features
 
 __all__ = ["check", "compare", "evaluate", "labels_for", "prepare"]
@@ -226,7 +225,7 @@ def _row(run: Run, made: Generated, measures: dict[str, dict[str, float | None]]
         model=run.model.name,
         process=run.model.process.name,
         sampler=run.name,
-        steps=len(run.plan.steps) - 1 if isinstance(run.plan, Plan) else None,
+        steps=None if run.plan is None else len(run.plan.steps) - 1,
         nfe=made.nfe,
         rounds=made.rounds,
         count=len(made.images),

@@ -15,7 +15,6 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from scipy.integrate import RK45
@@ -152,32 +151,3 @@ def _size(u: Tensor) -> Tensor:
 
 def _sum(weights: Tensor, parts: list[Tensor]) -> Tensor:
     return torch.stack([float(w) * part for w, part in zip(weights, parts, strict=False)]).sum(0)
-
-
-@dataclass(frozen=True)
-class Adaptive:
-    """In the place of a plan: the flow followed to `t_min` with adaptive steps, and the denoised state there.
-
-    Args:
-        process: the diffusion.
-        tolerance: error allowed in a step, absolute and relative.
-    """
-
-    process: Process
-    tolerance: float = 1e-5
-
-    @property
-    def times(self) -> Tensor:
-        """First and last time, `(2,)`."""
-        return torch.tensor([self.process.t_max, self.process.t_min], dtype=torch.float64)
-
-    def run(self, denoiser: Denoiser, start: Tensor, callback: Callable[[Progress], None] | None = None) -> Tensor:
-        """The clean state that `start` flows to; see `adaptive`."""
-        last = self.times[1:]
-        state, calls = adaptive(
-            self.process, denoiser, start, rtol=self.tolerance, atol=self.tolerance, callback=callback
-        )
-        answer = denoiser.at(self.process, last, state)(0, state)
-        if callback is not None:
-            callback(Progress(calls + 1, 0, float(last), state, answer, len(state)))
-        return answer

@@ -20,8 +20,6 @@ from pushforward.errors import PushforwardError
 from pushforward.guidance.steering import inpainted
 from pushforward.maps.code import GaussianStream, derive_seed, numbered
 from pushforward.maps.diffusion import Diffusion
-from pushforward.maps.labels import Labels, take_labels
-from pushforward.plan import Plan
 
 __all__ = ["inpaint"]
 
@@ -33,8 +31,6 @@ def inpaint(
     known: Tensor,
     *,
     draws: int = 1,
-    labels: Labels = None,
-    guidance: float = 1.0,
     seed: int = 0,
     first: int | Sequence[int] = 0,
     batch: int = 64,
@@ -43,12 +39,11 @@ def inpaint(
     """Images with the same known pixels, `(count, draws, channels, height, width)` in [-1, 1], on the CPU.
 
     Args:
-        diffusion: of images, not of latents; with a plan that has `repeats` the parts agree better.
+        diffusion: of images, not of latents, bound to the classes or prompts of the images; with a plan that has
+            `repeats` the parts agree better.
         images: in [-1, 1], `(count, channels, height, width)`.
         known: true where a pixel is kept; broadcasts to `images`.
         draws: of each image.
-        labels: classes `(count,)`, or as many prompts, for a model that takes them.
-        guidance: weight of classifier-free guidance.
         seed: of the codes; those of an image depend on the seed, its number and the draw's alone.
         first: number of the first image, or the number of each.
         batch: draws at a time.
@@ -63,15 +58,15 @@ def inpaint(
     inpainted(diffusion.model, images, known)  # what is wrong is said before all work
     where, count = known.bool().expand_as(images), len(images)
     numbers = numbered(first, count)
-    plan = diffusion.plan
-    noises = len(plan.noises) if isinstance(plan, Plan) else 0
+    diffusion.told(count)
     shape, like = diffusion.model.state_shape(1)[1:], diffusion.draw(1).start
     made = []
     for some in torch.arange(count * draws).split(batch):
         own = some // draws
         keys = [derive_seed(numbers[i], k) for i, k in zip(own.tolist(), (some % draws).tolist(), strict=True)]
-        held = replace(diffusion, model=inpainted(diffusion.model, images[own], where[own]))
-        code = GaussianStream(seed, keys, shape).code(noises, like)
-        found = held.decode(code, take_labels(labels, own), guidance, callback=callback).float().cpu()
+        there = diffusion.some(own)
+        held = replace(there, model=inpainted(there.model, images[own], where[own]))
+        code = GaussianStream(seed, keys, shape).code(diffusion.noises, like)
+        found = held.decode(code, callback=callback).float().cpu()
         made.append(torch.where(where[own].cpu(), images[own].float().cpu(), found))
     return torch.cat(made).unflatten(0, (count, draws))

@@ -1,6 +1,10 @@
-r"""Codes behind images by optimisation: the least squares of decoding.
+r"""Codes behind images, by one of three methods that return one type.
 
-For each image of a batch, alone,
+    exact       the inverse of a deterministic plan that ends above time 0, by fixed point (`Diffusion.invert`)
+    naive       DDIM run forwards, the field's plain inversion: one network call a step, nearly the code
+    optimised   least squares, for all plans and other maps
+
+The least squares are of decoding. For each image of a batch, alone,
 
     minimise over its code z:    loss(z) = || decode(z) - image ||^2,
 
@@ -20,100 +24,109 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
-from pushforward.execute import Adaptive, Exact, Gradient, Parallel
+from pushforward.execute import INVERSE, Implicit, Parallel
 from pushforward.execute.backward import naive_inversion
-from pushforward.guidance.decoding import Decoding
+from pushforward.guidance.decoding import Counted
 from pushforward.guidance.optimisers import OPTIMISERS
 from pushforward.maps.code import Code
 from pushforward.maps.diffusion import Diffusion
-from pushforward.maps.labels import Labels
+from pushforward.maps.inversion import Inversion, Record
 from pushforward.maps.protocol import Pushforward
-from pushforward.plan import Plan
 
-__all__ = ["Optimised", "Record", "naive", "optimise"]
+__all__ = ["METHODS", "Beginning", "Method", "invert", "optimise"]
 
-_EXACT = Exact()
-
-
-@dataclass(frozen=True)
-class Record:
-    """What is known after a step.
-
-    Args:
-        step: steps so far; 0 is the beginning.
-        loss: of each image at the code tried in this step, or, for an image that is done, its least, `(count,)`.
-        nfe: network evaluations of each image so far, `(count,)`; a vector-Jacobian product counts as one.
-        seconds: so far.
-    """
-
-    step: int
-    loss: Tensor
-    nfe: Tensor
-    seconds: float
+Method = Literal["exact", "naive", "optimised"]
+METHODS: tuple[Method, ...] = get_args(Method)
+Beginning = Literal["random", "forward"]
 
 
-@dataclass(frozen=True)
-class Optimised:
-    """Codes found behind images.
+def invert(
+    diffusion: Diffusion,
+    images: Tensor,
+    method: Method = "exact",
+    *,
+    seed: int = 0,
+    first: int = 0,
+    noisy: bool = True,
+    tolerance: float = 1e-4,
+    begin: Beginning = "forward",
+    iterations: int = 60,
+    callback: Callable[[Any], None] | None = None,
+) -> Inversion:
+    """Codes behind images, and how near they lead when they are decoded.
 
     Args:
-        code: the best of each image.
-        loss: of those codes, the sum of squares over the values of each image, `(count,)`.
-        history: a record a step, the beginning's first.
+        diffusion: bound to the images' classes or prompts. The plan is deterministic and ends above time 0 for `exact`
+            codes, and is deterministic with one answer a step for `naive` ones.
+        images: in [-1, 1], `(count, channels, height, width)`.
+        method: see the module's docstring.
+        seed: of the noise that exact codes have at their last time, and of an optimisation's beginning; image i's
+            depends on the seed and `first + i` alone.
+        first: number of the first image.
+        noisy: whether exact codes have such noise (see `Diffusion.invert`).
+        tolerance: error allowed in any value of an image, for exact and optimised codes.
+        begin: where an optimisation begins; see `optimise`.
+        iterations: most steps of an optimisation, by L-BFGS.
+        callback: told after every round of network calls (`Round`) or step of optimisation (`Record`).
+
+    Raises:
+        PushforwardError: no such method, or a plan or images that it cannot invert.
     """
+    if method == "exact":
+        way = replace(INVERSE, tolerance=tolerance)
+        return diffusion.invert(images, seed=seed, first=first, noisy=noisy, parallel=way, callback=callback)
+    if method == "naive":
+        return _naive(diffusion, images)
+    if method != "optimised":
+        raise PushforwardError(f"Codes are found by one of {', '.join(METHODS)}; got {method!r}.")
+    if diffusion.plan.implicit:
+        diffusion = diffusion.run_by(
+            gradient=diffusion.gradient or Implicit(), parallel=diffusion.parallel or _TOGETHER
+        )
+    # A squared error of no more than `tolerance^2` keeps every value within the tolerance.
+    return optimise(diffusion, images, optimiser="l-bfgs", steps=iterations, learning_rate=0.1, begin=begin, seed=seed,
+                    first=first, tolerance=tolerance**2, callback=callback)  # fmt: skip
 
-    code: Code
-    loss: Tensor
-    history: tuple[Record, ...]
 
-    @property
-    def nfe(self) -> Tensor:
-        """Network evaluations of each image, `(count,)`."""
-        return self.history[-1].nfe
+_TOGETHER = Parallel(tolerance=1e-5)
 
 
 def optimise(
     pushforward: Pushforward,
     images: Tensor,
-    labels: Labels = None,
-    guidance: float = 1.0,
     *,
-    gradient: Gradient = _EXACT,
-    parallel: Parallel | None = None,
     optimiser: Literal["adam", "l-bfgs"] = "adam",
     steps: int = 200,
     learning_rate: float = 0.05,
-    begin: Literal["random", "forward"] | Code = "random",
+    begin: Beginning | Code = "random",
     noises: bool = False,
     seed: int = 0,
     first: int = 0,
     tolerance: float = 1e-4,
     callback: Callable[[Record], None] | None = None,
-) -> Optimised:
+) -> Inversion:
     """Codes that decode to images as nearly as can be, found by descending the squared error.
 
     A step is one decoding and one gradient of the images that are not done, all in one batch; what becomes of an image
     does not depend on the others.
 
     Args:
-        pushforward: a diffusion of any plan, stochastic ones included, or another map, such as a GAN.
+        pushforward: a diffusion of any plan, stochastic ones included, or another map, such as a GAN, bound to the
+            classes or prompts of the images. A diffusion is differentiated as its `run_by` says, by default with the
+            memory of one network call.
         images: in [-1, 1], `(count, channels, height, width)`.
-        labels: classes, `(count,)`, for a model that has them.
-        guidance: weight of classifier-free guidance.
-        gradient: how the loss is differentiated (see `execute.adjoint`).
-        parallel: decode with all steps at once, so.
         optimiser: `adam`, or `l-bfgs` with a line search, which wants an accurate gradient (`Exact`, `Implicit`).
         steps: at most so many.
         learning_rate: Adam's; or the root mean square of the first move of L-BFGS. A code's own is 1.
-        begin: at the codes that `Diffusion.sample` has for the seed (`random`); at those of a plain `forward` pass of
-            DDIM, which is nearly inverse for a deterministic one-step plan; or at any `Code`, whose `end` is kept.
+        begin: at the codes that the map draws for the seed (`random`); at those of a plain `forward` pass of DDIM,
+            which is nearly inverse for a deterministic one-step plan; or at any `Code`, whose `end` is kept.
         noises: whether the noises of a stochastic plan are sought too; else they stay as they are at the beginning.
         seed: of a random beginning, and of the noises.
         first: number of the first image: image i begins as the seed and `first + i` say.
@@ -124,12 +137,16 @@ def optimise(
         PushforwardError: adaptive steps, images, labels or a code that do not fit, noises sought of a plan that takes
             none, a forward beginning of another plan; and as `Diffusion.decode`.
     """
-    _check(pushforward, images, begin, noises)
+    _check_images(pushforward, images)
     _check_numbers(optimiser, steps, learning_rate, tolerance)
     began = time.perf_counter()
-    decoding = Decoding.make(pushforward, len(images), labels, guidance, gradient, parallel)
-    images = images.to(decoding.device)
-    start = _beginning(decoding, images, begin, seed, first)
+    counted = Counted.of(pushforward, len(images))
+    images = images.to(counted.nfe.device)
+    start = _beginning(counted, images, begin, seed, first)
+    if noises and start.noises is None:
+        raise PushforwardError(
+            "The map takes no noises that could be sought; leave `noises` out, or take a stochastic plan."
+        )
     x, code_of = _packed(start, noises)
     method = OPTIMISERS[optimiser]
     state = method.begin(x)
@@ -140,7 +157,7 @@ def optimise(
         some = active.nonzero()[:, 0]
         variable = x[some].detach().requires_grad_(step < steps)
         with torch.enable_grad():
-            losses = _losses(decoding(code_of(variable, some), some), images[some])
+            losses = _losses(counted.decode(code_of(variable, some), some), images[some])
         loss = least.index_copy(0, some, losses.detach())
         better = loss < least
         least, best = torch.where(better, loss, least), torch.where(better[:, None], x, best)
@@ -149,7 +166,7 @@ def optimise(
         if step < steps and bool(active.any()):
             with torch.enable_grad():
                 slopes[some] = torch.autograd.grad(losses[active[some]].sum(), variable)[0]
-        history.append(Record(step, loss.cpu(), decoding.nfe.clone().cpu(), time.perf_counter() - began))
+        history.append(Record(step, loss.cpu(), counted.nfe.clone().cpu(), time.perf_counter() - began))
         if callback is not None:
             callback(history[-1])
         active = active & slopes.isfinite().all(1) & loss.isfinite()
@@ -160,29 +177,32 @@ def optimise(
         if not bool(active.any()):
             break
     every = torch.arange(len(x), device=x.device)
-    return Optimised(code_of(best, every), least.cpu(), tuple(history))
+    code, loss, nfe = code_of(best, every), least.cpu(), history[-1].nfe
+    return Inversion(code, pushforward, len(history), 0, nfe, loss.sqrt(), loss, tuple(history))
 
 
 @torch.no_grad()
-def naive(diffusion: Diffusion, images: Tensor, labels: Labels = None, guidance: float = 1.0) -> Code:
-    """The field's plain inversion of DDIM: nearly the codes behind images, by one network evaluation a step.
+def _naive(diffusion: Diffusion, images: Tensor) -> Inversion:
+    """The field's plain inversion of DDIM: nearly the codes behind images, by one network evaluation a step."""
+    code = _forward(diffusion, images)
+    error = diffusion.decode(code).cpu() - images.cpu()
+    steps = len(diffusion.plan.steps) - 1
+    nfe = torch.full((len(images),), 2 * steps)
+    return Inversion(code, diffusion, steps, steps, nfe, error.flatten(1).abs().amax(1))
 
-    Args:
-        diffusion: of a deterministic one-step plan.
-        images: in [-1, 1], `(count, channels, height, width)`.
-        labels: classes, `(count,)`, for a model that has them.
-        guidance: weight of classifier-free guidance.
 
-    Raises:
-        PushforwardError: another plan, or images or labels that do not fit.
-    """
-    _check(diffusion, images, "forward", noises=False)
-    plan = diffusion.plan
-    assert isinstance(plan, Plan)
-    end, like = plan.times[-1:], diffusion.start(torch.zeros(diffusion.model.state_shape(1)))
-    model = diffusion.model.to(like.device).given(labels, guidance)
+def _forward(diffusion: Diffusion, images: Tensor) -> Code:
+    """The codes that one pass of DDIM from the images to noise leads to."""
+    _check_images(diffusion, images)
+    plan, model = diffusion.plan, diffusion.model
+    if plan.noises or model.decoder is not None:
+        what = f"plan of {plan.solver!r} takes noises" if plan.noises else f"model {model.name!r} diffuses no images"
+        raise PushforwardError(
+            f"A forward pass needs a deterministic plan and a model of images, but the {what}; begin at random."
+        )
+    end, like = plan.times[-1:], diffusion.start(torch.zeros(model.state_shape(1)))
     state = plan.process.signal(end)[0](plan.process.lift(images.to(like)))
-    return Code(diffusion.code(naive_inversion(plan, model.denoiser, state)))
+    return Code(diffusion.code(naive_inversion(plan, diffusion.told(len(images)).denoiser, state)))
 
 
 def _losses(images: Tensor, wanted: Tensor) -> Tensor:
@@ -197,20 +217,20 @@ def _losses(images: Tensor, wanted: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _beginning(
-    decoding: Decoding, images: Tensor, begin: Literal["random", "forward"] | Code, seed: int, first: int
-) -> Code:
-    """The first codes, on the images' device."""
-    like = torch.zeros((), device=images.device)
-    if isinstance(decoding.pushforward, Diffusion):
-        like = like.to(torch.promote_types(decoding.pushforward.dtype, torch.float32))
+def _beginning(counted: Counted, images: Tensor, begin: Beginning | Code, seed: int, first: int) -> Code:
+    """The first codes, where the map's own are and in their dtype."""
+    drawn = counted.pushforward.draw(len(images), seed=seed, first=first)
     if isinstance(begin, Code):
-        parts = (None if part is None else part.detach().to(like) for part in (begin.start, begin.noises, begin.end))
-        return Code(*parts)  # type: ignore[arg-type]
+        _check_begin(begin, drawn)
+        return replace(begin, residual=None).to(drawn.start)
     if begin == "random":
-        return decoding.pushforward.draw(len(images), seed=seed, first=first)
-    found = naive(decoding.of(torch.arange(len(images), device=images.device)), images)
-    return Code(found.start.to(like))
+        return drawn
+    if begin != "forward":
+        raise PushforwardError(f"Optimisation begins at random, forward or a code; got {begin!r}.")
+    there = counted.some(torch.arange(len(images), device=images.device))
+    if not isinstance(there, Diffusion):
+        raise PushforwardError("Only a diffusion has a forward pass to begin at; begin at random.")
+    return Code(_forward(there, images).start.to(drawn.start))
 
 
 def _packed(start: Code, noises: bool) -> tuple[Tensor, Callable[[Tensor, Tensor], Code]]:
@@ -227,56 +247,32 @@ def _packed(start: Code, noises: bool) -> tuple[Tensor, Callable[[Tensor, Tensor
 # -- arguments -------------------------------------------------------------------------------------------------------
 
 
-def _check(
-    pushforward: Pushforward,
-    images: Tensor,
-    begin: Literal["random", "forward"] | Code,
-    noises: bool,
-) -> None:
-    """Raise unless all fits together."""
+def _check_images(pushforward: Pushforward, images: Tensor) -> None:
     if not len(images) or images.ndim < 2 or not images.is_floating_point() or not bool(images.isfinite().all()):
         raise PushforwardError(
             f"The images must be one or more, of finite numbers in [-1, 1]; got {images.dtype} {tuple(images.shape)}."
         )
-    if isinstance(begin, str) and begin not in ("random", "forward"):
-        raise PushforwardError(f"Optimisation begins at random, forward or a code; got {begin!r}.")
-    if isinstance(begin, Code) and len(begin) != len(images):
-        raise PushforwardError(f"{len(images)} images need as many codes to begin at; got {len(begin)}.")
-    if not isinstance(pushforward, Diffusion):
-        if noises or begin == "forward":
+    model = pushforward.model if isinstance(pushforward, Diffusion) else None
+    if model is not None and model.image_shape not in (None, tuple(images.shape[1:])):
+        raise PushforwardError(
+            f"Model {model.name!r} has images of shape {model.image_shape}; got {tuple(images.shape[1:])}."
+        )
+
+
+def _check_begin(begin: Code, drawn: Code) -> None:
+    """Raise unless a code to begin at has the parts that the map's own have."""
+    if len(begin) != len(drawn):
+        raise PushforwardError(f"{len(drawn)} images need as many codes to begin at; got {len(begin)}.")
+    for name, part, wanted in (
+        ("start", begin.start, drawn.start),
+        ("noises", begin.noises, drawn.noises),
+        ("end", begin.end, None if begin.end is None else drawn.start),
+    ):
+        found, expected = (None if x is None else tuple(x.shape) for x in (part, wanted))
+        if found != expected:
             raise PushforwardError(
-                "Only a diffusion has noises to seek, or a forward pass to begin at; leave them out."
+                f"The {name} of the code to begin at must have shape {expected} for these images; got {found}."
             )
-        return
-    plan, model = pushforward.plan, pushforward.model
-    if isinstance(plan, Adaptive):
-        raise PushforwardError("Adaptive steps have no gradient; name a solver, e.g. ddim.")
-    if model.decoder is None and tuple(images.shape[1:]) != model.shape:
-        raise PushforwardError(
-            f"Model {model.name!r} has images of shape {model.shape}; got {tuple(images.shape[1:])}."
-        )
-    if noises and not plan.noises:
-        raise PushforwardError(
-            f"The plan of {plan.solver!r} takes no noises that could be sought; leave `noises` out, or raise eta."
-        )
-    if begin == "forward" and (plan.noises or model.decoder is not None):
-        what = f"plan of {plan.solver!r} takes noises" if plan.noises else f"model {model.name!r} diffuses no images"
-        raise PushforwardError(
-            f"A forward pass needs a deterministic plan and a model of images, but the {what}; begin at random."
-        )
-    if isinstance(begin, Code):
-        shape = model.state_shape(len(images))
-        count = len(plan.noises)
-        for name, part, wanted in (
-            ("start", begin.start, shape),
-            ("noises", begin.noises, (count, *shape) if count else None),
-            ("end", begin.end, shape if begin.end is not None else None),
-        ):
-            found = None if part is None else tuple(part.shape)
-            if found != wanted:
-                raise PushforwardError(
-                    f"The {name} of the code to begin at must have shape {wanted} for these images; got {found}."
-                )
 
 
 def _check_numbers(optimiser: str, steps: int, learning_rate: float, tolerance: float) -> None:

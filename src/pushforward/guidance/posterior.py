@@ -25,15 +25,12 @@ import torch
 from torch import Tensor
 
 from pushforward.errors import Diverged, FarOutside, PushforwardError
-from pushforward.execute import Adaptive, Exact, Gradient, Parallel
 from pushforward.guidance.chains import Chains, Dynamics, Point, Record, Schedule, langevin, walk
-from pushforward.guidance.decoding import Decoding
+from pushforward.guidance.decoding import Counted
 from pushforward.guidance.energies.codes import chi, gaussian
 from pushforward.guidance.energies.energy import Energy, Function, of
 from pushforward.guidance.optimisers import OPTIMISERS, State
 from pushforward.maps.code import Code
-from pushforward.maps.diffusion import Diffusion
-from pushforward.maps.labels import Labels
 from pushforward.maps.protocol import Pushforward
 
 __all__ = ["Descents", "Guided", "Optimiser", "Prior", "best", "guide"]
@@ -41,7 +38,7 @@ __all__ = ["Descents", "Guided", "Optimiser", "Prior", "best", "guide"]
 Optimiser = Literal["adam", "l-bfgs"]
 Prior = Literal["chi", "gaussian"]
 
-_EXACT, _LANGEVIN, _SCHEDULE = Exact(), langevin(), Schedule()
+_LANGEVIN, _SCHEDULE = langevin(), Schedule()
 _PRIORS: Mapping[str, Callable[[], Energy]] = {"chi": chi, "gaussian": gaussian}
 
 
@@ -109,17 +106,15 @@ def guide(
     first: int = 0,
     begin: Code | None = None,
     resume: Chains | None = None,
-    labels: Labels = None,
-    guidance: float = 1.0,
-    gradient: Gradient = _EXACT,
-    parallel: Parallel | None = None,
     batch: int = 64,
     callback: Callable[[Chains], None] | None = None,
 ) -> Guided:
     """Samples of the posterior of codes under an energy, by chains that know nothing of one another.
 
     Args:
-        pushforward: what makes images of codes: a `Diffusion` with any plan, or a GAN.
+        pushforward: what makes images of codes: a `Diffusion` with any plan, or a GAN, bound to the classes or prompts
+            of the chains. A diffusion is differentiated as its `run_by` says, by default with the memory of one network
+            call.
         energy: `(images, code) -> (count,)`, or a sum of several; see `guidance.energies`.
         sampler: how the chains move: `langevin`, `mala` or `hmc` of `guidance.chains`.
         schedule: steps, warm-up, annealing and draws.
@@ -128,10 +123,6 @@ def guide(
         first: number of the first chain: chain i depends on the seed and `first + i` alone.
         begin: codes to begin at, one a chain; by default those that `sample` draws, as annealed chains must.
         resume: chains of an earlier call with the same arguments, to go on with.
-        labels: classes or prompts, one a chain, for a model that takes them.
-        guidance: weight of classifier-free guidance, of a diffusion.
-        gradient: how a diffusion is differentiated; by default with the memory of one network call.
-        parallel: take all steps of a diffusion at once, so.
         batch: chains at a time.
         callback: told at the beginning and after every step.
 
@@ -139,7 +130,7 @@ def guide(
         PushforwardError: an energy that gives not one finite number an image with a gradient; chains that diverge;
             arguments that do not fit together; and as `Diffusion.decode`.
     """
-    target = _target(pushforward, energy, chains, seed, first, begin, labels, guidance, gradient, parallel, batch)
+    target = _target(pushforward, energy, chains, seed, first, begin, batch)
     if resume is not None:
         _go_on("chains", resume, target)
     if begin is not None and schedule.anneal:
@@ -149,7 +140,7 @@ def guide(
     before = 0 if resume is None or resume.nfe is None else resume.nfe
     state = None
     for step in walk(target, resume or target.code.variables(), sampler, schedule, seed=seed, first=first):
-        state = replace(step, nfe=before + target.decoding.nfe)
+        state = replace(step, nfe=before + target.counted.nfe)
         if callback is not None:
             callback(state)
     assert state is not None  # a walk has a beginning
@@ -181,10 +172,6 @@ def best(
     first: int = 0,
     begin: Code | None = None,
     resume: Descents | None = None,
-    labels: Labels = None,
-    guidance: float = 1.0,
-    gradient: Gradient = _EXACT,
-    parallel: Parallel | None = None,
     batch: int = 64,
     callback: Callable[[Descents], None] | None = None,
 ) -> Guided:
@@ -203,10 +190,6 @@ def best(
         first: number of the first one.
         begin: codes to begin at; by default those that `sample` draws.
         resume: descents of an earlier call with the same arguments, to go on with.
-        labels: as in `guide`.
-        guidance: likewise.
-        gradient: likewise.
-        parallel: likewise.
         batch: images at a time.
         callback: told at the beginning and after every step.
 
@@ -224,7 +207,7 @@ def best(
     if prior not in (None, *_PRIORS):
         raise PushforwardError(f"The prior of a descent is {', '.join(_PRIORS)} or None; got {prior!r}.")
     whole = of(energy) if prior is None else of(energy) + _PRIORS[prior]()
-    target = _target(pushforward, whole, count, seed, first, begin, labels, guidance, gradient, parallel, batch)
+    target = _target(pushforward, whole, count, seed, first, begin, batch)
     if resume is not None:
         _go_on("descents", resume, target)
     method, before = OPTIMISERS[optimiser], 0 if resume is None else resume.nfe
@@ -241,7 +224,7 @@ def best(
             point.check("at the beginning", first)
         one = point.energy.new_ones(len(x))
         record = Record.of(x, point.energies, one, learning_rate * one)
-        state, nfe = method.advance(state, point.energy, point.slope, learning_rate), before + target.decoding.nfe
+        state, nfe = method.advance(state, point.energy, point.slope, learning_rate), before + target.counted.nfe
         if now is None:
             now = Descents(state, x, point, (record,), nfe)
         else:
@@ -264,7 +247,7 @@ def best(
 class _Target:
     """Energy and gradient of variables, `batch` chains at a time."""
 
-    decoding: Decoding
+    counted: Counted
     energy: Energy
     code: Code
     batch: int
@@ -300,7 +283,7 @@ class _Target:
         with torch.enable_grad():
             variables = x.detach().requires_grad_()
             code = self.code[some].with_variables(variables)
-            images = self.decoding(code, some)
+            images = self.counted.decode(code, some)
             images = images.to(torch.promote_types(images.dtype, torch.float32))  # sums of 16 bits are no energies
             parts = self.energy.parts(images, code)
             whole = torch.stack(list(parts.values())).sum()
@@ -326,20 +309,14 @@ def _target(
     seed: int,
     first: int,
     begin: Code | None,
-    labels: Labels,
-    guidance: float,
-    gradient: Gradient,
-    parallel: Parallel | None,
     batch: int,
 ) -> _Target:
     """The posterior of `count` codes, of which its `code` are the ones to begin at."""
     if count < 1 or batch < 1:
         raise PushforwardError(f"Guidance needs 1 chain or more, and as many at a time; got {count} and {batch}.")
-    if isinstance(pushforward, Diffusion) and isinstance(pushforward.plan, Adaptive):
-        raise PushforwardError("Adaptive steps have no gradient; name a solver, e.g. ddim.")
     if not of(energy).terms:
         raise PushforwardError("An energy without terms guides nothing; give one term or more.")
-    decoding = Decoding.make(pushforward, count, labels, guidance, gradient, parallel)
+    counted = Counted.of(pushforward, count)
     code = pushforward.draw(count, seed=seed, first=first)
     if begin is not None:
         given, wanted = ([x if x is None else tuple(x.shape) for x in (c.start, c.noises)] for c in (begin, code))
@@ -349,7 +326,7 @@ def _target(
                 f"{wanted[1]}; got {given[0]} and {given[1]}."
             )
         code = begin.to(code.start)
-    return _Target(decoding, of(energy), code, batch)
+    return _Target(counted, of(energy), code, batch)
 
 
 def _go_on(what: str, before: Chains | Descents, target: _Target) -> None:

@@ -42,13 +42,12 @@ from pushforward.errors import PushforwardError
 from pushforward.execute.sequential import steps
 from pushforward.linear import VE, Discrete, Flow, Gaussian, Process, ScaledProcess
 from pushforward.maps.spec import SamplerSpec
-from pushforward.maps.storage import plan_of
 from pushforward.model import Model, Network
 from pushforward.model.diffusers.schedules import _READERS as READERS
 from pushforward.model.diffusers.schedules import import_diffusers, read_schedule
 from pushforward.model.model import far_outside
 from pushforward.model.network import inverse_deviation
-from pushforward.plan import Node, Plan, exponential
+from pushforward.plan import Node, Plan, exponential, plan_of
 from pushforward.plan.grid import bent, check_grid, solve_for_time
 
 SAVED_AS = "pushforward.scheduler"  # the module by which saved pipelines know the class
@@ -630,11 +629,9 @@ def _listed(values: Tensor) -> str:
     return ", ".join(f"{value:.6g}" for value in values.flatten().tolist())
 
 
-def _checked(plan: Any, solver: str) -> Plan:
+def _checked(plan: Plan, solver: str) -> Plan:
     """A plan that a pipeline can run."""
-    if not isinstance(plan, Plan):
-        why = "chooses its steps on the way"
-    elif plan.implicit:
+    if plan.implicit:
         why = "solves for all steps together"
     elif not plan.nodes[0].asks:
         why = "moves before it asks the network"

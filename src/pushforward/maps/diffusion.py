@@ -7,79 +7,57 @@ the last state: noise, where the plan ends above time 0, or a residual.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from pushforward.data.memory import check_images
 from pushforward.errors import PushforwardError
-from pushforward.execute import INVERSE, Adaptive, Noise, Parallel, Round, Solution, encode, invert, parallel, run
+from pushforward.execute import INVERSE, Noise, Parallel, Round, Solution, encode, invert, parallel, run
 from pushforward.execute.adjoint import Gradient, Implicit, Phantom, differentiable
 from pushforward.execute.autotune import choose, measured
 from pushforward.execute.distributed import Sharded
-from pushforward.linear import root
+from pushforward.maps.base import ModelMap
 from pushforward.maps.code import Code, GaussianStream, numbered
-from pushforward.maps.labels import IN_TURN, Labels, in_turn, listed, take_labels
+from pushforward.maps.inversion import Encoding, Inversion
+from pushforward.maps.labels import UNSAID, Unsaid
 from pushforward.model import Model
 from pushforward.plan import Plan
+
+__all__ = ["Diffusion"]
 
 LOCAL = (0.15, 1.0)  # sizes of the reference, in parts of the data's, that inversion tries in turn
 FAILED = 1e-2  # error of an image above which the next is tried; what is below it is rounding, or not to be had
 
 
 @dataclass(frozen=True)
-class Inversion:
-    """Codes found behind images.
-
-    Args:
-        code: decoded by the same `Diffusion`, it gives the images back.
-        rounds: batched network calls on the critical path that found the codes.
-        decoding: network calls, one after another, of decoding them to see how near they lead.
-        nfe: network evaluations of each image, both kinds together, `(count,)`.
-        residual: greatest error of each image when its code is decoded step by step, as measured, `(count,)`; of a
-            latent diffusion, in its latents.
-    """
-
-    code: Code
-    rounds: int
-    decoding: int
-    nfe: Tensor
-    residual: Tensor
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """Codes drawn for images.
-
-    Args:
-        code: decoded by the same `Diffusion`, it gives the images back.
-        rounds: batched network calls on the critical path.
-        nfe: network evaluations of each image.
-    """
-
-    code: Code
-    rounds: int
-    nfe: int
-
-
-@dataclass(frozen=True)
-class Diffusion:
+class Diffusion(ModelMap):
     """A diffusion model with the plan it is sampled by.
 
+    It is bound to a condition by `given` and to a way of running by `run_by`, and keeps both through all it does:
+
+        shirts = Diffusion(model, plan).given(labels="shirt", guidance=2)
+        images = shirts.run_by(parallel=Parallel()).sample(16)
+
     Args:
-        model: network and process.
-        plan: any solver's, or `Adaptive` steps.
+        model: network and process; one that has been given a condition keeps it.
+        plan: any solver's.
         dtype: of the states.
         device: of the states; by default the network's.
+        guidance: see `given`.
+        bound: see `given`.
+        parallel: see `run_by`.
+        gradient: see `run_by`.
+        parameters: see `run_by`.
     """
 
-    model: Model
-    plan: Plan | Adaptive
-    dtype: torch.dtype = torch.float32
-    device: torch.device | str | None = None
+    plan: Plan
+    _: KW_ONLY
+    parallel: Parallel | None = None
+    gradient: Gradient | None = None
+    parameters: Sequence[Tensor] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         if self.plan.process != self.model.process:
@@ -88,17 +66,41 @@ class Diffusion:
                 f"{self.model.process.name!r}, or the same with other parameters."
             )
 
-    def draw(self, count: int, *, seed: int = 0, first: int = 0) -> Code:
-        """The codes of the images of `sample`, `count` of them, where the network is.
+    @property
+    def times(self) -> Tensor:
+        """Times of the plan's states, `(steps + 1,)`, decreasing."""
+        return self.plan.times
 
-        Raises:
-            PushforwardError: a count below 1.
+    @property
+    def noises(self) -> int:
+        """Noises of a code: as many as the plan takes."""
+        return len(self.plan.noises)
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """Settings of the plan's solver."""
+        return self.plan.settings
+
+    def run_by(
+        self,
+        *,
+        parallel: Parallel | Unsaid | None = UNSAID,
+        gradient: Gradient | Unsaid | None = UNSAID,
+        parameters: Sequence[Tensor] | Unsaid = UNSAID,
+    ) -> Self:
+        """The same map, run in another way; what is not said stays as it is.
+
+        Args:
+            parallel: how `sample` and `decode` take all steps at once; `None`: one after another, as at first. Images
+                are the same to its tolerance.
+            gradient: how gradients reach the code of `decode` and the `parameters` (see `execute.adjoint`): `Exact()`
+                with the memory of one network call, `Implicit()` in a few rounds, `Phantom()`, `Skeleton()`. `None`,
+                as at first: autograd keeps every network call's graph.
+            parameters: other tensors that shall get gradients by that way: network weights, a condition.
         """
-        if count < 1:
-            raise PushforwardError(f"Draw at least 1 code; got {count}.")
-        stream = GaussianStream(seed, range(first, first + count), self.model.state_shape(1)[1:])
-        noises = 0 if isinstance(self.plan, Adaptive) else len(self.plan.noises)
-        return stream.code(noises, torch.empty(0, dtype=self.dtype, device=self._device))
+        asked = {"parallel": parallel, "gradient": gradient, "parameters": parameters}
+        said: dict[str, Any] = {name: value for name, value in asked.items() if not isinstance(value, Unsaid)}
+        return replace(self, **said)
 
     @torch.no_grad()
     def sample(
@@ -107,60 +109,54 @@ class Diffusion:
         *,
         seed: int = 0,
         first: int = 0,
-        labels: Labels | int = IN_TURN,
-        guidance: float = 1.0,
         batch: int = 64,
-        parallel: Parallel | None = None,
         callback: Callable[[Any], None] | None = None,
     ) -> Tensor:
         """`count` images in [-1, 1], `(count, channels, height, width)`, on the CPU.
+
+        A map without a condition draws the model's classes, or the captions that it knows, in turn (see `given`). With
+        all steps at once, a warning says how many images may be further from the sequential ones than the tolerance.
 
         Args:
             count: how many.
             seed: of the codes; image i depends on the seed and `first + i` alone.
             first: number of the first image.
-            labels: classes, by name or number, or prompts, one an image or one for all. By default the model's classes,
-                or the captions that it knows, in turn, as `in_turn` has them; `None` is without.
-            guidance: weight of classifier-free guidance; 1 is plain.
             batch: images at a time.
-            parallel: run all steps at once, so; the images are the same to its tolerance, or a warning says that they
-                may not be.
             callback: told after every network call (`Progress`), or round (`Round`).
         """
-        if parallel is not None:
-            found = list(self.solved(count, parallel, seed=seed, first=first, labels=labels, guidance=guidance,
-                                     batch=batch, callback=callback))  # fmt: skip
-            left = torch.cat([solution.residual.cpu() for _, solution in found])
-            if missed := int((~(left <= parallel.tolerance)).sum()):
-                warnings.warn(
-                    f"{missed} of {count} images may be further from the sequential ones than the tolerance of "
-                    f"{parallel.tolerance:g}: their errors are estimated at {float(left.max()):.1e} at most",
-                    stacklevel=2,
-                )
-            return torch.cat([images for images, _ in found])
-        pieces = self._pieces(count, seed, first, labels, guidance, batch)
-        return torch.cat([self._run(*piece, callback).float().cpu() for piece in pieces])
+        if self.parallel is None:
+            pieces = self._batches(count, seed, first, batch)
+            made = (there._run(there.told(len(start)), start, stream.noise, callback)
+                    for there, start, stream in pieces)  # fmt: skip
+            return torch.cat([images.float().cpu() for images in made])
+        found = list(self.solved(count, seed=seed, first=first, batch=batch, callback=callback))
+        left = torch.cat([solution.residual.cpu() for _, solution in found])
+        if missed := int((~(left <= self.parallel.tolerance)).sum()):
+            warnings.warn(
+                f"{missed} of {count} images may be further from the sequential ones than the tolerance of "
+                f"{self.parallel.tolerance:g}: their errors are estimated at {float(left.max()):.1e} at most",
+                stacklevel=2,
+            )
+        return torch.cat([images for images, _ in found])
 
     @torch.no_grad()
     def solved(
         self,
         count: int,
-        parallel: Parallel,
         *,
         seed: int = 0,
         first: int = 0,
-        labels: Labels | int = IN_TURN,
-        guidance: float = 1.0,
         batch: int = 64,
         callback: Callable[[Round], None] | None = None,
     ) -> Iterator[tuple[Tensor, Solution]]:
         """As `sample` with all steps at once, batch after batch: its images, and how they were found.
 
         Raises:
-            PushforwardError: adaptive steps, which cannot be taken at once.
+            PushforwardError: the steps are not taken at once; see `run_by`.
         """
-        for model, start, noise in self._pieces(count, seed, first, labels, guidance, batch):
-            solution = self._solve(model, start, noise, parallel, callback)
+        for there, start, stream in self._batches(count, seed, first, batch):
+            model = there.told(len(start))
+            solution = there._solve(model, start, stream.noise, callback)
             yield model.images(solution.last).float().cpu(), solution
 
     def fastest(self, batch: int, method: Parallel) -> tuple[Parallel | None, str]:
@@ -170,86 +166,43 @@ class Diffusion:
             batch: images at a time.
             method: how all steps would be taken at once; its window is chosen.
         """
-        if isinstance(self.plan, Adaptive):
-            return None, "adaptive steps follow one another; running sequentially"
-        like = torch.zeros(self.model.state_shape(batch), dtype=self.dtype, device=self._device)
-        latency = measured(Sharded(self._given(None, 1.0).denoiser), self.model.process, like)
+        like = torch.zeros(self.model.state_shape(batch), dtype=self.dtype, device=self._place)
+        model = self.some(slice(0, 1)).model.to(self._place)
+        latency = measured(Sharded((model if self.bound else model.given(None)).denoiser), model.process, like)
         choice = choose(self.plan, latency, batch, method=method)
         return choice.method, choice.reason
 
-    def _pieces(
-        self, count: int, seed: int, first: int, labels: Labels | int, guidance: float, batch: int
-    ) -> Iterator[tuple[Model, Tensor, Noise]]:
-        """Model, terminal states and noises of each batch, with all arguments checked before the first."""
-        if count < 1 or batch < 1:
-            raise PushforwardError(f"Sampling needs a count and a batch of at least 1; got {count} and {batch}.")
-        check_images(count, self.model.image_shape or self.model.shape)
-        if isinstance(labels, str) and labels == IN_TURN:
-            labels = in_turn(self.model, count, first)
-        self._given(labels, guidance, count)
-        for begin in range(0, count, batch):
-            end = min(begin + batch, count)
-            some = slice(begin, end)
-            stream = GaussianStream(seed, range(first + begin, first + end), self.model.state_shape(1)[1:])
-            start = self.start(stream.draw())
-            yield self.model.some(some).given(take_labels(labels, some), guidance), start, stream.noise
-
-    def decode(
-        self,
-        code: Code,
-        labels: Labels | int = None,
-        guidance: float = 1.0,
-        *,
-        parallel: Parallel | None = None,
-        gradient: Gradient | None = None,
-        parameters: Sequence[Tensor] = (),
-        callback: Callable[[Any], None] | None = None,
-    ) -> Tensor:
+    def decode(self, code: Code, *, callback: Callable[[Any], None] | None = None) -> Tensor:
         """The images behind a code, `(count, channels, height, width)`, where the network is.
 
-        Differentiable in the code; `gradient` says how. Without it, autograd keeps every network call's graph.
+        Differentiable in the code, in the way that `run_by` says.
 
         Args:
             code: of as many noises as the plan takes.
-            labels: classes `(count,)`, or as many prompts, for a model that takes them.
-            guidance: weight of classifier-free guidance; 1 is plain.
-            parallel: run all steps at once, so.
-            gradient: how gradients reach the code and the `parameters` (see `execute.adjoint`): `Exact()` with the
-                memory of one network call, `Implicit()` in a few rounds, `Phantom()`, `Skeleton()`.
-            parameters: other tensors that shall get gradients by that way: network weights, a condition.
             callback: told after every network call or round.
 
         Raises:
             PushforwardError: the code does not fit the plan.
         """
-        count = 0 if isinstance(self.plan, Adaptive) else len(self.plan.noises)
-        given = 0 if code.noises is None else len(code.noises)
-        if given != count:
-            raise PushforwardError(
-                f"The plan takes {count} noises, the code has {given}; decode it with the plan that it was made by."
-            )
-        model = self._given(labels, guidance, len(code))
-        rest = _Rest(code.end, code.residual)
-        noises = iter(() if code.noises is None else code.noises)
-        start = self.start(code.start)
-        if gradient is not None and not isinstance(self.plan, Adaptive):
-            method = None if parallel is None else _referenced(parallel, model)
+        self._check_code(code)
+        model, start, gradient = self.told(len(code)), self.start(code.start), self.gradient
+        if gradient is not None:
+            method = None if self.parallel is None else _referenced(self.parallel, model)
             if isinstance(gradient, Implicit | Phantom) and gradient.reference is None:
                 gradient = replace(gradient, reference=model.gaussian.tempered())
             final = differentiable(self.plan, model.denoiser, start, noise=code.noises, gradient=gradient,
-                                   method=method, parameters=parameters, callback=callback)  # fmt: skip
-            return model.images(self._clean(final, rest))
-        if parallel is None:
-            return self._run(model, start, lambda _: next(noises).to(start), callback, rest)
-        final = self._solve(model, start, lambda _: next(noises).to(start), parallel, callback).last
-        return model.images(self._clean(final, rest))
+                                   method=method, parameters=self.parameters, callback=callback)  # fmt: skip
+            return model.images(self._clean(final, code))
+        noises = iter(() if code.noises is None else code.noises)
+        if self.parallel is None:
+            return self._run(model, start, lambda _: next(noises).to(start), callback, code)
+        final = self._solve(model, start, lambda _: next(noises).to(start), callback).last
+        return model.images(self._clean(final, code))
 
     @torch.no_grad()
     def encode(
         self,
         images: Tensor,
-        labels: Labels | int = None,
-        guidance: float = 1.0,
         *,
         seed: int = 0,
         first: int | Sequence[int] = 0,
@@ -262,8 +215,6 @@ class Diffusion:
 
         Args:
             images: in [-1, 1], `(count, channels, height, width)`.
-            labels: classes `(count,)` or as many prompts, for a model that has them.
-            guidance: weight of classifier-free guidance.
             seed: of the path of states; image i's depends on the seed and its number alone.
             first: number of the first image, or the number of each.
             independent: draw the states independently of one another ("edit-friendly" codes), not as a path.
@@ -272,13 +223,9 @@ class Diffusion:
             callback: told after every network call how many states it saw.
 
         Raises:
-            PushforwardError: a deterministic plan, adaptive steps, or images of another shape.
+            PushforwardError: a deterministic plan, or images of another shape.
         """
-        if isinstance(self.plan, Adaptive):
-            raise PushforwardError(
-                "Adaptive steps are deterministic and take no noises; name a stochastic solver, e.g. ddpm."
-            )
-        model, process = self._given(labels, guidance, len(images)), self.model.process
+        model, process = self.told(len(images)), self.model.process
         clean = self._state(images)
         stream = GaussianStream(seed, numbered(first, len(images)), clean.shape[1:])
         z = self._noised(clean, stream)
@@ -290,14 +237,12 @@ class Diffusion:
             end = process.covariance(time).cholesky()[0].inverse()(gap)
         else:
             residual = clean - found.last
-        return Encoding(Code(z, found.noises, end, residual), found.rounds, found.nfe)
+        return Encoding(Code(z, found.noises, end, residual), self, found.rounds, found.nfe)
 
     @torch.no_grad()
     def invert(
         self,
         images: Tensor,
-        labels: Labels | int = None,
-        guidance: float = 1.0,
         *,
         seed: int = 0,
         first: int | Sequence[int] = 0,
@@ -308,27 +253,25 @@ class Diffusion:
         """The codes behind images, by a deterministic plan that ends above time 0, as exactly as rounding allows.
 
         The image is taken as the clean part of the last state. A state at that time carries noise, so noise of its
-        level is added, drawn once and kept in the code; without it (`noisy=False`) codes are less Gaussian.
+        level is added, drawn once and kept in the code; without it (`noisy=False`) codes are less Gaussian. Strong
+        guidance may have no inverse.
 
         Args:
             images: in [-1, 1], `(count, channels, height, width)`.
-            labels: classes `(count,)`, or as many prompts, for a model that takes them.
-            guidance: weight of classifier-free guidance; strong guidance may have no inverse.
             seed: of the noise on the last state; image i's depends on the seed and its number alone.
             first: number of the first image, or the number of each.
             noisy: whether there is such noise.
-            parallel: how to solve, and to what tolerance of `Inversion.residual`. Its reference is, by default, the
+            parallel: how to solve for the states, whichever way the map is run forwards, and to what tolerance of
+                `Inversion.residual`. Its reference is, by default, the
                 model's data's spectrum drawn towards white, with 0.15 of its size: what answers near an image respond
                 to is less than all data. Images that fail so are tried again with its full size.
             callback: told after every round.
 
         Raises:
-            PushforwardError: a stochastic plan, adaptive steps, a plan that ends at 0, or images of another shape or
-                that are not finite.
+            PushforwardError: a stochastic plan, a plan that ends at 0, or images of another shape or that are not
+                finite.
         """
-        if isinstance(self.plan, Adaptive):
-            raise PushforwardError("Adaptive steps have no inverse; name a solver, e.g. ddim.")
-        model, process = self._given(labels, guidance, len(images)), self.model.process
+        model, process = self.told(len(images)), self.model.process
         clean = self._state(images)
         end = GaussianStream(seed, numbered(first, len(images)), clean.shape[1:]).draw() if noisy else None
         time = self.plan.times[-1:]
@@ -350,14 +293,14 @@ class Diffusion:
             bad = (~(residual <= max(FAILED, parallel.tolerance))).nonzero()[:, 0]
             if not len(bad):
                 break
-            some = self.model.some(bad.cpu()).given(take_labels(labels, bad.cpu()), guidance)
+            some = self.some(bad).told(len(bad))
             again = invert(self.plan, Sharded(some.denoiser), state[bad], clean=clean[bad] if noisy else None,
                            error=error, method=_referenced(parallel, some, scale), callback=callback)  # fmt: skip
             better = again.residual < residual[bad]
             first_state[bad[better]], residual[bad[better]] = again.first[better], again.residual[better]
             rounds, decoding = rounds + again.rounds, decoding + again.decoding
             nfe[bad] += again.nfe
-        return Inversion(Code(self.code(first_state), end=end), rounds, decoding, nfe, residual)
+        return Inversion(Code(self.code(first_state), end=end), self, rounds, decoding, nfe, residual)
 
     @torch.no_grad()
     def perturb(self, images: Tensor, *, seed: int = 0, first: int | Sequence[int] = 0) -> Code:
@@ -376,8 +319,8 @@ class Diffusion:
         clean = self._state(images)
         stream = GaussianStream(seed, numbered(first, len(images)), clean.shape[1:])
         start = self._noised(clean, stream)
-        count = 0 if isinstance(self.plan, Adaptive) else len(self.plan.noises)
-        return Code(start, torch.stack([stream.draw() for _ in range(count)]).to(start) if count else None)
+        noises = [stream.draw() for _ in range(self.noises)]
+        return Code(start, torch.stack(noises).to(start) if noises else None)
 
     def _state(self, images: Tensor) -> Tensor:
         """The clean state of images in [-1, 1]: themselves or their latents, without velocity."""
@@ -390,7 +333,7 @@ class Diffusion:
             raise PushforwardError(
                 f"Images must be of finite numbers; {len(bad)} of {len(images)} are not, the first at place {bad[0]}."
             )
-        return self.model.process.lift(self.model.latents(images.to(device=self._device, dtype=self.dtype)))
+        return self.model.process.lift(self.model.latents(images.to(device=self._place, dtype=self.dtype)))
 
     def _noised(self, clean: Tensor, stream: GaussianStream) -> Tensor:
         """The code of a state drawn from `q(u_0 | x)` at the plan's first time."""
@@ -398,74 +341,32 @@ class Diffusion:
         signal, spread = process.signal(time)[0], process.covariance(time).cholesky()[0]
         return self.code(signal(clean) + spread(stream.draw().to(clean)))
 
-    @property
-    def _device(self) -> torch.device | str:
-        parameters = () if self.model.module is None else self.model.module.parameters()
-        return self.device or next((p.device for p in parameters), torch.device("cpu"))
-
-    def start(self, z: Tensor) -> Tensor:
-        """The terminal state whose code is `z (batch, k * channels, *field)`: `Psi m + R z`."""
-        z = z.to(device=self._device, dtype=self.dtype)
-        return root(self.model.process, self.plan.times[:1], self.model.reference)[0](z) + self._mean(z)
-
-    def code(self, start: Tensor) -> Tensor:
-        """The other way: z of a terminal state."""
-        inverse = root(self.model.process, self.plan.times[:1], self.model.reference)[0].inverse()
-        return inverse(start - self._mean(start))
-
-    def _mean(self, like: Tensor) -> Tensor | float:
-        """Mean of the terminal state for data of the reference."""
-        reference, process, time = self.model.reference, self.model.process, self.plan.times[:1]
-        mean = reference.mean_state(process, like)
-        return 0.0 if mean is None else process.signal(time)[0](mean)
-
-    def _given(self, labels: Labels | int, guidance: float, count: int | None = None) -> Model:
-        labels = listed(labels)
-        given = self.model.conditions if labels is None else len(labels)
-        if count is not None and given not in (0, 1, count):
-            raise PushforwardError(f"{count} images need as many labels or prompts; got {given}.")
-        return self.model.to(self._device).given(labels, guidance)
-
     def _run(
         self,
         model: Model,
         start: Tensor,
         noise: Noise,
         callback: Callable[[Any], None] | None,
-        rest: _Rest | None = None,
+        code: Code | None = None,
     ) -> Tensor:
         """The images that the plan makes of a terminal state, step by step."""
-        if isinstance(self.plan, Adaptive):
-            final = self.plan.run(model.denoiser, start, callback)
-        else:
-            final = run(self.plan, model.denoiser, start, noise=noise, callback=callback)
-        return model.images(self._clean(final, rest))
+        final = run(self.plan, model.denoiser, start, noise=noise, callback=callback)
+        return model.images(final if code is None else self._clean(final, code))
 
-    def _solve(
-        self, model: Model, start: Tensor, noise: Noise, method: Parallel, callback: Callable[[Round], None] | None
-    ) -> Solution:
+    def _solve(self, model: Model, start: Tensor, noise: Noise, callback: Callable[[Round], None] | None) -> Solution:
         """The same states with all steps at once."""
-        if isinstance(self.plan, Adaptive):
-            raise PushforwardError(
-                "Adaptive steps follow one another and cannot be taken at once; name a solver, e.g. ddim."
-            )
-        method = _referenced(method, model)
+        if self.parallel is None:
+            raise PushforwardError("Say how all steps are to be taken at once: run_by(parallel=Parallel()).")
+        method = _referenced(self.parallel, model)
         return parallel(self.plan, Sharded(model.denoiser), start, noise=noise, method=method, callback=callback)
 
-    def _clean(self, state: Tensor, rest: _Rest | None) -> Tensor:
-        """The clean state in a last state of which it is known what is left on it."""
-        if rest is not None and rest.end is not None:
+    def _clean(self, state: Tensor, code: Code) -> Tensor:
+        """The clean state in a last state, by what the code says is left on it."""
+        if code.end is not None:
             process, time = self.model.process, self.plan.times[-1:]
-            signal = state - process.covariance(time).cholesky()[0](rest.end.to(state))
+            signal = state - process.covariance(time).cholesky()[0](code.end.to(state))
             state = process.signal(time)[0].inverse()(signal)
-        return state if rest is None or rest.residual is None else state + rest.residual.to(state)
-
-
-class _Rest(NamedTuple):
-    """What is left on a last state, as a `Code` has it."""
-
-    end: Tensor | None
-    residual: Tensor | None
+        return state if code.residual is None else state + code.residual.to(state)
 
 
 def _referenced(method: Parallel, model: Model, scale: float = 1.0) -> Parallel:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from pushforward.data.memory import check_images
 from pushforward.errors import PushforwardError
 from pushforward.maps.code import Code, GaussianStream
-from pushforward.maps.labels import Labels, listed, take_labels
+from pushforward.maps.labels import Labels, listed
 from pushforward.model import gan as networks
 from pushforward.model.diffusers import folders
 from pushforward.model.diffusers.folders import FAULTS
@@ -74,6 +74,7 @@ class Generator:
             that an image depends on its own latents alone.
         device: of the latents; by default the function's.
         dtype: of the latents; by default the function's, or else the code's.
+        labels: classes of the images; see `given`.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Generator:
     image_shape: tuple[int, ...] | None = None
     device: torch.device | str | None = None
     dtype: torch.dtype | None = None
+    labels: Tensor | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.prior, str) and self.prior not in PRIORS:
@@ -105,6 +107,23 @@ class Generator:
         owner = getattr(self.function, "__self__", self.function)
         return owner if isinstance(owner, nn.Module) else None
 
+    def given(self, labels: Labels | int) -> Generator:
+        """The same generator for these classes.
+
+        Args:
+            labels: by name or number, one an image or one for all; `None` for a generator without classes.
+
+        Raises:
+            PushforwardError: it has no classes, or no such class.
+        """
+        return replace(self, labels=self._numbered(listed(labels)))
+
+    def some(self, which: slice | Tensor) -> Generator:
+        """The same generator for some of the images; a single class is every image's."""
+        place = which.cpu() if isinstance(which, Tensor) else which
+        labels = self.labels
+        return self if labels is None or len(labels) == 1 else replace(self, labels=labels[place])
+
     def draw(self, count: int, *, seed: int = 0, first: int = 0) -> Code:
         """Codes of `count` images, where the network is; image i's depends on the seed and `first + i` alone.
 
@@ -121,19 +140,18 @@ class Generator:
         stream = GaussianStream(seed, range(first, first + count), self.latent_shape)
         return stream.code(self.noises, self._like(torch.empty(0)))
 
-    def decode(self, code: Code, labels: Labels = None) -> Tensor:
+    def decode(self, code: Code) -> Tensor:
         """The images behind a code in [-1, 1], `(count, channels, height, width)`, where the network is.
 
         Differentiable in the code.
 
         Args:
             code: `start (count, *latent_shape)`, and noises where the generator takes some.
-            labels: classes `(count,)`, for a generator that has them.
 
         Raises:
             PushforwardError: a code or labels that do not fit; the function gives no images.
         """
-        images = self._images(code, self._classes(labels, len(code)))
+        images = self._images(code, self.told(len(code)))
         if tuple(images.shape[1:]) != self.image_shape:
             raise PushforwardError(
                 f"Generator {self.name!r} gave images of shape {tuple(images.shape[1:])}, not {self.image_shape}."
@@ -141,14 +159,13 @@ class Generator:
         return images
 
     @torch.no_grad()
-    def sample(self, count: int, *, seed: int = 0, first: int = 0, labels: Labels = None, batch: int = 64) -> Tensor:
+    def sample(self, count: int, *, seed: int = 0, first: int = 0, batch: int = 64) -> Tensor:
         """`count` images in [-1, 1], `(count, channels, height, width)`, on the CPU.
 
         Args:
             count: how many.
             seed: of the codes; image i depends on the seed and `first + i` alone.
             first: number of the first image.
-            labels: classes `(count,)`, for a generator that has them.
             batch: images at a time.
 
         Raises:
@@ -157,12 +174,12 @@ class Generator:
         if count < 1 or batch < 1:
             raise PushforwardError(f"Sampling needs a count and a batch of at least 1; got {count} and {batch}.")
         check_images(count, self.image_shape or ())
-        told = self._classes(labels, count)
+        self.told(count)
         pieces = []
         for begin in range(0, count, batch):
             end = min(begin + batch, count)
             code = self.draw(end - begin, seed=seed, first=first + begin)
-            pieces.append(self.decode(code, take_labels(told, slice(begin, end))).float().cpu())
+            pieces.append(self.some(slice(begin, end)).decode(code).float().cpu())
         return torch.cat(pieces)
 
     def _images(self, code: Code, labels: Tensor | None) -> Tensor:
@@ -198,31 +215,36 @@ class Generator:
             got = f"noises of shape {given}" if given != wanted else "a noise or a residual on the last state"
             raise PushforwardError(f"The codes of generator {self.name!r} have a start and {has}; this one has {got}.")
 
-    def _classes(self, labels: Labels, count: int) -> Tensor | None:
-        if labels is None and not self.classes:
-            return None
+    def _numbered(self, labels: Labels) -> Tensor | None:
+        """Classes by their numbers, one or more."""
         if labels is None:
-            raise PushforwardError(
-                f"Generator {self.name!r} draws images by class: give labels, from 0 to {len(self.classes) - 1}."
-            )
+            return None
         if not self.classes:
             raise PushforwardError(f"Generator {self.name!r} has no classes; leave the labels out.")
-        several = listed(labels)
-        if isinstance(several, Sequence):
-            several = torch.tensor([class_number(self, one) for one in several])
-        assert several is not None
-        labels = several.expand(count) if len(several) == 1 else several
+        if isinstance(labels, Sequence):
+            labels = torch.tensor([class_number(self, one) for one in labels])
         if labels.is_floating_point():
             raise PushforwardError(
                 f"Generator {self.name!r} reads no prompts: give its labels as a tensor of integers."
             )
-        if tuple(labels.shape) != (count,):
-            raise PushforwardError(f"{count} images need as many labels; got shape {tuple(labels.shape)}.")
         if not bool(((labels >= 0) & (labels < len(self.classes))).all()):
             raise PushforwardError(
                 f"Labels of generator {self.name!r} go from 0 to {len(self.classes) - 1}; got {labels.tolist()}."
             )
         return labels.long()
+
+    def told(self, count: int) -> Tensor | None:
+        """The labels of `count` images."""
+        if self.labels is None:
+            if self.classes:
+                raise PushforwardError(
+                    f"Generator {self.name!r} draws images by class: give labels, from 0 to {len(self.classes) - 1}."
+                )
+            return None
+        labels = self.labels.expand(count) if len(self.labels) == 1 else self.labels
+        if tuple(labels.shape) != (count,):
+            raise PushforwardError(f"{count} images need as many labels; got shape {tuple(labels.shape)}.")
+        return labels
 
     def _like(self, start: Tensor) -> Tensor:
         """An empty tensor of the latents' type and device."""

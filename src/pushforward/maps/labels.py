@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum
 from typing import Any
 
 import torch
@@ -10,11 +11,19 @@ from torch import Tensor
 
 from pushforward.model import Model
 
-__all__ = ["IN_TURN", "Labels", "in_turn", "listed", "take_labels"]
+__all__ = ["UNSAID", "Labels", "Unsaid", "in_turn", "listed", "take_labels"]
 
 # Classes, as numbers `(count,)` or by name and number, or as many prompts; a single one is every image's.
 Labels = Tensor | Sequence[str] | Sequence[int] | None
-IN_TURN = "in turn"  # labels of image i: the class i, counted round, or the caption
+
+
+class Unsaid(Enum):
+    """The type of `UNSAID`."""
+
+    UNSAID = "unsaid"
+
+
+UNSAID = Unsaid.UNSAID  # the default of what may be given and where `None` means something: all stays as it is
 
 
 def in_turn(model: Model, count: int, first: int = 0) -> Labels:

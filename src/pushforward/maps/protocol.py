@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 from torch import Tensor
 
 from pushforward.maps.code import Code
-from pushforward.maps.labels import Labels
 
 __all__ = ["Pushforward"]
 
 
 @runtime_checkable
 class Pushforward(Protocol):
-    """A map from Gaussian codes to images in [-1, 1]: a `Diffusion`, or a GAN (`maps.generator.Generator`)."""
+    """A map from Gaussian codes to images in [-1, 1]: a `Diffusion`, or a GAN (`maps.generator.Generator`).
+
+    Its classes, prompts and all else that its images depend on belong to the map: it is bound to them before it is
+    handed to what works with maps.
+    """
 
     def draw(self, count: int, *, seed: int = 0, first: int = 0) -> Code:
         """Codes of `count` images, standard normal; image i's depends on the seed and `first + i` alone."""
 
-    def decode(self, code: Code, labels: Labels = None) -> Tensor:
+    def decode(self, code: Code) -> Tensor:
         """Their images `(count, channels, height, width)`, differentiable in the code."""
 
-    def sample(self, count: int, *, seed: int = 0, first: int = 0, labels: Labels = None) -> Tensor:
+    def sample(self, count: int, *, seed: int = 0, first: int = 0) -> Tensor:
         """The images of `draw`."""
+
+    def some(self, which: slice | Tensor) -> Self:
+        """The same map for some of the images: of what it is bound to for each image, those of these images."""

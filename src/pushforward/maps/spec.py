@@ -7,20 +7,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
+import torch
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
-from pushforward.execute import PARALLEL_METHODS, Adaptive, Parallel
+from pushforward.execute import PARALLEL_METHODS, Parallel
 from pushforward.linear import Gaussian
-from pushforward.maps.storage import plan_of
+from pushforward.maps.adaptive import AdaptiveDiffusion
+from pushforward.maps.diffusion import Diffusion
 from pushforward.model import Model
-from pushforward.plan import SOLVERS, Plan, auto
+from pushforward.plan import SOLVERS, Plan, auto, plan_of
 from pushforward.plan.grid import default
 
-__all__ = ["SamplerSpec", "noisy", "parse", "plan_at", "words"]
+__all__ = ["SamplerSpec", "noisy", "parse", "words"]
 
 NONE: Mapping[str, object] = MappingProxyType({})
 _WITHIN = 1e-3
+_ADAPTIVE = 1e-5  # error allowed in an adaptive step
 _PROBE = 4  # steps of a short plan, and one more, by which the calls that a step takes are counted
 
 
@@ -74,25 +77,19 @@ class SamplerSpec:
         words = {**self.settings, **{key: value for key, value in own.items() if value is not None}}
         return ":".join([self.solver, *(f"{key}={value}" for key, value in words.items())])
 
-    def plan(self, model: Model) -> Plan | Adaptive:
+    def plan(self, model: Model) -> Plan:
         """The plan for a model.
 
         Raises:
-            PushforwardError: no such solver, grid or setting, or they do not fit the model.
+            PushforwardError: no such solver, grid or setting, or they do not fit the model; or adaptive steps.
         """
-        process, settings = model.process, dict(self.settings)
-        if self.solver not in (*SOLVERS, "rk45"):
-            raise PushforwardError(f"Unknown solver {self.solver!r}; known are {', '.join((*SOLVERS, 'rk45'))}.")
+        process = model.process
+        self._check()
+        if self.adaptive:
+            raise PushforwardError(f"The solver {self.solver!r} chooses its steps as it goes; name another, e.g. ddim.")
+        if self.solver == "auto":
+            return auto(process, self.steps, model.reference)
         at = {} if self.end is None else {"end": self.end}
-        if self.solver in ("auto", "rk45"):
-            tolerance = settings.pop("tolerance", 1e-5) if self.solver == "rk45" else 1e-5
-            if self.grid is not None or settings or at or self.start != 1:
-                raise PushforwardError(
-                    f"The solver {self.solver!r} chooses its own settings; name another to set them."
-                )
-            if self.solver == "auto":
-                return auto(process, self.steps, model.reference)
-            return Adaptive(process, _positive(tolerance))
         own = dict(model.grid)
         if own and self.grid in (None, own.get("name", "uniform")):
             own.update({"final" if own.get("name") == "timesteps" else "end": self.end} if at else {})
@@ -101,15 +98,65 @@ class SamplerSpec:
             times = default(process, self.steps, name=self.grid or "power", **at)
         times = times[len(times) - 1 - round(self.start * (len(times) - 1)) :]
         try:
-            return plan_at(model, self.solver, times, settings)
+            return self.at(model, times)
         except (TypeError, KeyError) as error:  # a word where a number should be, or the reverse
             raise PushforwardError(
                 f"Solver {self.solver!r} does not take these settings ({self.label}): {error}."
             ) from error
 
-    def method(self, plan: Plan | Adaptive) -> Parallel | None:
+    def at(self, model: Model, times: Tensor | Sequence[float]) -> Plan:
+        """The plan at given times, `(steps + 1,)`, whatever else is said of steps and grid.
+
+        Raises:
+            PushforwardError: no such solver, setting or grid.
+        """
+        if self.solver == "auto":
+            return auto(model.process, len(times) - 1, model.reference)
+        own = {**model.solvers.get(self.solver, {}), **self.settings}
+        if (name := own.get("reference")) in ("data", "spectrum"):
+            own["reference"] = model.reference if name == "data" else Gaussian(model.gaussian.variance)
+        elif isinstance(name, str):
+            raise PushforwardError(f"A reference is data, spectrum or the variance of a Gaussian; got {name!r}.")
+        return plan_of(model.process, self.solver, times, own)
+
+    def diffusion(
+        self, model: Model, *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
+    ) -> Diffusion | AdaptiveDiffusion:
+        """The map that samples a model so, with its steps taken at once where that is said.
+
+        Args:
+            model: to sample from.
+            dtype: of the states.
+            device: of the states; by default the network's.
+
+        Raises:
+            PushforwardError: as `plan`, but that adaptive steps are taken.
+        """
+        if self.adaptive:
+            self._check()
+            tolerance = _positive(self.settings.get("tolerance", _ADAPTIVE))
+            return AdaptiveDiffusion(model, tolerance, dtype=dtype, device=device)
+        plan = self.plan(model)
+        return Diffusion(model, plan, dtype=dtype, device=device, parallel=self.method(plan))
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether steps are chosen on the way, so that there is no plan."""
+        return self.solver == "rk45"
+
+    def _check(self) -> None:
+        """Raise unless there is such a solver, and it can be told what it is told."""
+        if self.solver not in (*SOLVERS, "rk45"):
+            raise PushforwardError(f"Unknown solver {self.solver!r}; known are {', '.join((*SOLVERS, 'rk45'))}.")
+        more = self.settings.keys() - ({"tolerance"} if self.adaptive else set())
+        if self.solver in ("auto", "rk45") and (
+            more or self.grid is not None or self.end is not None or self.start != 1
+        ):
+            raise PushforwardError(f"The solver {self.solver!r} chooses its own settings; name another to set them.")
+
+    def method(self, plan: Plan) -> Parallel | None:
         """How a plan's steps are taken at once, if they are; an implicit plan's have no other way."""
-        name = self.parallel or ("preconditioned" if isinstance(plan, Plan) and plan.implicit else None)
+        name = self.parallel or ("preconditioned" if plan.implicit else None)
         return None if name is None else replace(PARALLEL_METHODS[name], tolerance=self.within)
 
     def calling(self, model: Model, nfe: int) -> SamplerSpec:
@@ -122,30 +169,13 @@ class SamplerSpec:
             return replace(self, steps=nfe)
 
         def calls(steps: int) -> int:
-            plan = replace(self, steps=steps).plan(model)
-            return plan.nfe if isinstance(plan, Plan) else 0
+            return replace(self, steps=steps).plan(model).nfe
 
         first, each = calls(_PROBE), calls(_PROBE + 1) - calls(_PROBE)  # as many more with every step
         steps = _PROBE + (nfe - first) // max(1, each)
         if steps < 1 or calls(steps) > nfe:
             raise PushforwardError(f"{nfe} network calls are too few for {self.label}.")
         return replace(self, steps=steps)
-
-
-def plan_at(model: Model, solver: str, times: Tensor | Sequence[float], settings: Mapping[str, object]) -> Plan:
-    """The plan of a solver at given times for a model, from which it takes the references named by words.
-
-    Raises:
-        PushforwardError: no such solver, setting or grid.
-    """
-    if solver == "auto":
-        return auto(model.process, len(times) - 1, model.reference)
-    own = {**model.solvers.get(solver, {}), **settings}
-    if (name := own.get("reference")) in ("data", "spectrum"):
-        own["reference"] = model.reference if name == "data" else Gaussian(model.gaussian.variance)
-    elif isinstance(name, str):
-        raise PushforwardError(f"A reference is data, spectrum or the variance of a Gaussian; got {name!r}.")
-    return plan_of(model.process, solver, times, own)
 
 
 def parse(text: str, beside: Mapping[str, object] = NONE, otherwise: Mapping[str, object] = NONE) -> SamplerSpec:

@@ -19,7 +19,7 @@ A header may say more; what it says is handed back.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,24 +32,23 @@ from torch import Tensor
 from pushforward.data.files import save_tensors
 from pushforward.data.schema import check
 from pushforward.errors import PushforwardError
-from pushforward.linear import Gaussian, Process
 from pushforward.maps.code import Code
+from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.labels import Labels
+from pushforward.maps.spec import SamplerSpec
 from pushforward.model import Model
 from pushforward.model.contents import model_digest
-from pushforward.plan import Plan, named
 
 __all__ = [
     "FORMAT",
     "SUFFIX",
     "check_codes",
     "check_path",
-    "conditions_of",
+    "decoder_of",
     "full_name",
     "header",
     "load_codes",
     "other_weights",
-    "plan_of",
     "save_codes",
 ]
 
@@ -91,7 +90,7 @@ def header(
         source: what `load` found the model by; a folder is written with its full path.
         model: the model.
         solver: the plan's, by its name in `SOLVERS`.
-        settings: of that solver, numbers and words only (see `plan_of`).
+        settings: of that solver, numbers and words only (see `plan.plan_of`).
         times: the plan's grid, `(steps + 1,)`.
         labels: `(count,)`, as many prompts, or `None`.
         guidance: weight of classifier-free guidance.
@@ -116,30 +115,23 @@ def full_name(source: str) -> str:
     return str(folder.resolve()) if folder.is_dir() else source
 
 
-def conditions_of(model: Model, info: Mapping[str, Any]) -> tuple[Model, Labels]:
-    """The model and the labels or prompts that a header's codes are decoded with."""
+def decoder_of(info: Mapping[str, Any], model: Model, *, device: torch.device | str | None = None) -> Diffusion:
+    """The map that decodes a header's codes: its plan, its negative prompt, its labels or prompts and its guidance.
+
+    Args:
+        info: the header.
+        model: that the codes are of, or another of its process and shape (see `check_codes`).
+        device: of the states; by default the network's.
+
+    Raises:
+        PushforwardError: no such solver or class, or other arguments that do not fit the model.
+    """
     labels = info["labels"]
     if labels is not None and not isinstance(labels[0], str):
         labels = torch.tensor(labels)
-    return replace(model, negative=str(info.get("negative", model.negative))), labels
-
-
-def plan_of(process: Process, solver: str, times: Tensor | Sequence[float], settings: Mapping[str, object]) -> Plan:
-    """The plan of a solver by names and numbers, as a header or a command line has them.
-
-    Args:
-        process: the diffusion.
-        solver: a name in `SOLVERS`.
-        times: the grid, `(steps + 1,)`.
-        settings: of the solver; `reference` is the variance of a Gaussian.
-
-    Raises:
-        PushforwardError: no such solver, setting or grid.
-    """
-    given = dict(settings)
-    if isinstance(variance := given.get("reference"), int | float):
-        given["reference"] = Gaussian(float(variance))
-    return named(process, solver, torch.as_tensor(times, dtype=torch.float64), given)
+    plan = SamplerSpec(info["solver"], settings=info["settings"]).at(model, info["times"])
+    told = replace(model, negative=str(info.get("negative", model.negative)))
+    return Diffusion(told, plan, device=device).given(labels, info["guidance"])
 
 
 def save_codes(path: Path, code: Code, info: Mapping[str, Any]) -> None:

@@ -159,11 +159,15 @@ class Model:
         return replace(self, denoiser=network.given(network.condition[images], network.guidance))
 
     def given(
-        self, condition: Tensor | Sequence[str] | Sequence[int] | str | int | None, guidance: float = 1.0
+        self, condition: Tensor | Sequence[str] | Sequence[int] | str | int | None, guidance: float | None = None
     ) -> Model:
         """This model under a condition: classes `(batch,)`, by number or name, or as many prompts.
 
         One condition is every image's. A model that has been given a condition keeps it until it is given another.
+
+        Args:
+            condition: classes or prompts; `None` for what it has been given, if anything.
+            guidance: weight of classifier-free guidance; 1, by default, is plain. A condition that is kept keeps its.
 
         Raises:
             PushforwardError: the model takes no condition, or another kind, or labels out of range.
@@ -176,7 +180,8 @@ class Model:
         if condition is None and self.conditions:
             network = self.denoiser
             assert isinstance(network, Network)
-            return self if guidance == 1 else replace(self, denoiser=network.given(network.condition, guidance))
+            return self if guidance is None else replace(self, denoiser=network.given(network.condition, guidance))
+        guidance = 1.0 if guidance is None else guidance
         if self.text is not None:
             return self._prompted(condition, guidance)
         if isinstance(condition, Sequence) and self.classes:
@@ -200,6 +205,16 @@ class Model:
                 f"Labels of model {self.name!r} go from 0 to {len(self.classes) - 1}; got {condition.tolist()}."
             )
         return replace(self, denoiser=self.denoiser.given(condition, guidance))
+
+    def unconditioned(self) -> Model:
+        """This model without the condition that it was given."""
+        if not self.conditions:
+            return self
+        if isinstance(self.denoiser, Wrapper):
+            inner = replace(self, denoiser=self.denoiser.inner).unconditioned()
+            return replace(self, denoiser=self.denoiser.around(inner.denoiser))
+        assert isinstance(self.denoiser, Network)
+        return replace(self, denoiser=self.denoiser.given(None))
 
     def _prompted(self, condition: Tensor | Sequence[str] | Sequence[int] | None, guidance: float) -> Model:
         network, text = self.denoiser, self.text

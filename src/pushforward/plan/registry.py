@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
-from pushforward.linear import Process
+from pushforward.linear import Gaussian, Process
 from pushforward.plan.auto import auto_at
 from pushforward.plan.collocation import collocation
 from pushforward.plan.euler_maruyama import euler_maruyama
@@ -39,17 +40,25 @@ SOLVERS: dict[str, Callable[..., Plan]] = {
 }
 
 
-def named(process: Process, solver: str, grid: Tensor, settings: Mapping[str, object]) -> Plan:
-    """`SOLVERS[solver](process, grid, **settings)`, with unknown names and settings refused in a sentence.
+def plan_of(process: Process, solver: str, times: Tensor | Sequence[float], settings: Mapping[str, object]) -> Plan:
+    """`SOLVERS[solver](process, times, **settings)`, with unknown names and settings refused in a sentence.
 
     The setting `repeats` is every solver's: each step is taken so often (see `plan.recurrence`).
 
+    Args:
+        process: the diffusion.
+        solver: a name in `SOLVERS`.
+        times: the grid, `(steps + 1,)`.
+        settings: of the solver; a `reference` may be given as the variance of a Gaussian.
+
     Raises:
-        PushforwardError: no such solver, or it takes no such setting.
+        PushforwardError: no such solver, it takes no such setting, or the grid is none.
     """
     if solver not in SOLVERS:
         raise PushforwardError(f"Unknown solver {solver!r}; known are {', '.join(SOLVERS)}.")
-    own = dict(settings)
+    grid, own = torch.as_tensor(times, dtype=torch.float64), dict(settings)
+    if isinstance(variance := own.get("reference"), int | float):
+        own["reference"] = Gaussian(float(variance))
     repeats = own.pop("repeats", None)
     check_settings(f"Solver {solver!r}", SOLVERS[solver], own)
     if repeats is None:

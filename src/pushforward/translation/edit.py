@@ -20,14 +20,13 @@ from torch import Tensor
 
 from pushforward.data.memory import check_images
 from pushforward.errors import PushforwardError
-from pushforward.execute import Adaptive
 from pushforward.maps.code import GaussianStream
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.spec import SamplerSpec
 from pushforward.model import Model
 from pushforward.plan import Plan
 from pushforward.plan.grid import spread_times
-from pushforward.translation.translate import End, Method, code_of, sampler_for
+from pushforward.translation.translate import Method, code_of, sampler_for
 
 __all__ = ["Candidate", "Search", "edits", "likelihood", "plans"]
 
@@ -125,24 +124,24 @@ def edits(
         for first in range(0, search.trials, batch):
             trials = range(first, min(first + batch, search.trials))
             images, size = image[None].expand(len(trials), *image.shape), len(trials)
-            one = End(diffusion, [source] * size, search.source_guidance)
-            code = code_of(images, one, one, method=search.method, seed=seed, first=first, rows=batch).code
+            shown = diffusion.given(source, search.source_guidance)
+            code = code_of(images, shown, shown, method=search.method, seed=seed, first=first, rows=batch).code
             for guidance in search.guidances:
                 with torch.no_grad():
-                    found = diffusion.decode(code, [target] * size, guidance).float().cpu()
+                    found = diffusion.given(target, guidance).decode(code).float().cpu()
                 for trial, edited in zip(trials, found, strict=True):
                     yield Candidate(edited, skip, guidance, trial)
                 if callback is not None:
                     callback(size)
 
 
-def plans(model: Model, sampler: SamplerSpec, search: Search) -> dict[float, Plan | Adaptive]:
+def plans(model: Model, sampler: SamplerSpec, search: Search) -> dict[float, Plan]:
     """The plan of each skip.
 
     Raises:
         PushforwardError: a skip that leaves no step, or a sampler that does not fit the model or the method.
     """
-    made: dict[float, Plan | Adaptive] = {}
+    made: dict[float, Plan] = {}
     for skip in search.skips:
         if round((1 - skip) * sampler.steps) < 1:
             raise PushforwardError(

@@ -27,16 +27,13 @@ import torch
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
-from pushforward.execute import Adaptive
 from pushforward.maps.code import Code
 from pushforward.maps.diffusion import Diffusion
-from pushforward.maps.labels import Labels
 from pushforward.maps.spec import SamplerSpec, noisy
 from pushforward.model import Model
 
 __all__ = [
     "TRANSLATIONS",
-    "End",
     "Method",
     "Translation",
     "code_of",
@@ -48,21 +45,6 @@ __all__ = [
 
 Method = Literal["stochastic", "independent", "deterministic", "sdedit"]
 TRANSLATIONS: tuple[Method, ...] = ("stochastic", "independent", "deterministic", "sdedit")
-
-
-@dataclass(frozen=True)
-class End:
-    """One end of a translation.
-
-    Args:
-        diffusion: model and plan.
-        labels: classes `(count,)` or prompts of the images there.
-        guidance: weight of classifier-free guidance.
-    """
-
-    diffusion: Diffusion
-    labels: Labels = None
-    guidance: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -130,8 +112,8 @@ def sampler_for(model: Model, sampler: SamplerSpec, method: Method) -> SamplerSp
 @torch.no_grad()
 def translate(
     images: Tensor,
-    source: End,
-    target: End,
+    source: Diffusion,
+    target: Diffusion,
     *,
     method: Method = "stochastic",
     seed: int = 0,
@@ -143,8 +125,8 @@ def translate(
 
     Args:
         images: in [-1, 1], `(count, channels, height, width)`.
-        source: where the images come from.
-        target: where they go, with a plan of the same shape.
+        source: where the images come from, bound to their classes or prompts.
+        target: where they go, bound to the classes or prompts wanted, with a plan of the same shape.
         method: see the module's docstring.
         seed: of what is drawn; image i's depends on the seed and its number alone.
         first: number of the first image, or the number of each.
@@ -155,17 +137,15 @@ def translate(
         PushforwardError: plans that do not fit the method or each other.
     """
     found = code_of(images, source, target, method=method, seed=seed, first=first, rows=rows, callback=callback)
-    plan = target.diffusion.plan
-    result = target.diffusion.decode(found.code, target.labels, target.guidance, callback=callback).float().cpu()
-    calls = 0 if isinstance(plan, Adaptive) else plan.nfe
+    result, calls = target.decode(found.code, callback=callback).float().cpu(), target.plan.nfe
     return Translation(result, found.code, found.rounds + calls, found.nfe + calls, found.residual)
 
 
 @torch.no_grad()
 def code_of(
     images: Tensor,
-    source: End,
-    target: End,
+    source: Diffusion,
+    target: Diffusion,
     *,
     method: Method = "stochastic",
     seed: int = 0,
@@ -177,22 +157,22 @@ def code_of(
 
     Where the last step takes no noise, what it leaves out of the image is left out of the code: it is the source's.
     """
-    one, other = source.diffusion, target.diffusion
-    _check(one, other, method)
+    _check(source, target, method)
     if method == "sdedit":
-        return Coded(other.perturb(images, seed=seed, first=first), 0, 0.0)
+        return Coded(target.perturb(images, seed=seed, first=first), 0, 0.0)
     if method == "deterministic":
-        found = one.invert(images, source.labels, source.guidance, seed=seed, first=first, callback=callback)
+        found = source.invert(images, seed=seed, first=first, callback=callback)
         nfe = float(found.nfe.double().mean())
         return Coded(found.code, found.rounds + found.decoding, nfe, found.residual)
-    drawn = one.encode(images, source.labels, source.guidance, seed=seed, first=first,
-                       independent=method == "independent", rows=rows, callback=callback)  # fmt: skip
+    drawn = source.encode(
+        images, seed=seed, first=first, independent=method == "independent", rows=rows, callback=callback
+    )
     return Coded(replace(drawn.code, residual=None), drawn.rounds, float(drawn.nfe))
 
 
 @torch.no_grad()
 def refined(
-    images: Tensor, target: End, *, seed: int = 0, first: int | Sequence[int] = 0,
+    images: Tensor, target: Diffusion, *, seed: int = 0, first: int | Sequence[int] = 0,
     callback: Callable[[object], None] | None = None,
 ) -> Tensor:  # fmt: skip
     """A stage of its own after a translation: a little noise, then denoising by the target model (SDEdit).
@@ -207,8 +187,8 @@ def refined(
         first: number of the first image, or the number of each.
         callback: told after every network call.
     """
-    code = target.diffusion.perturb(images, seed=seed, first=first)
-    return target.diffusion.decode(code, target.labels, target.guidance, callback=callback).float().cpu()
+    code = target.perturb(images, seed=seed, first=first)
+    return target.decode(code, callback=callback).float().cpu()
 
 
 def _check(one: Diffusion, other: Diffusion, method: Method) -> None:
@@ -221,8 +201,8 @@ def _check(one: Diffusion, other: Diffusion, method: Method) -> None:
             f"Codes of model {one.model.name!r} have shape {shapes[0]}, those of {other.model.name!r} {shapes[1]}: "
             "translate between models of one shape."
         )
-    noises = [0 if isinstance(d.plan, Adaptive) else len(d.plan.noises) for d in (one, other)]
-    if noises[0] != noises[1]:
+    if one.noises != other.noises:
         raise PushforwardError(
-            f"The source's plan takes {noises[0]} noises and the target's {noises[1]}; give both one solver and steps."
+            f"The source's plan takes {one.noises} noises and the target's {other.noises}; give both one solver and "
+            "steps."
         )

@@ -16,7 +16,6 @@ from pushforward.errors import PushforwardError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pushforward.execute import Adaptive
     from pushforward.maps.code import Code
     from pushforward.maps.diffusion import Diffusion
     from pushforward.maps.generator import Generator
@@ -37,7 +36,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-def make_plan(model: Model, sampler: SamplerSpec, start: float = 1.0, *, quiet: bool = False) -> Plan | Adaptive:
+def make_plan(model: Model, sampler: SamplerSpec, start: float = 1.0, *, quiet: bool = False) -> Plan:
     """The plan that a command's options describe, of the last `start` of its steps."""
     if start != 1:
         sampler = replace(sampler, start=start)
@@ -101,8 +100,8 @@ def _pixels(text: str) -> int | tuple[int, int]:
     return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
-def open_codes(path: Path, source: str | None, device: str) -> tuple[Code, dict[str, Any], Diffusion, Plan, Labels]:
-    """Codes of a file, its header, and what decodes them: a diffusion with its plan, and labels or prompts.
+def open_codes(path: Path, source: str | None, device: str) -> tuple[Code, dict[str, Any], Diffusion]:
+    """Codes of a file, its header, and the map that decodes them.
 
     Where the model is another than the one they were made with, stderr says so, and the header's `notes`.
 
@@ -114,9 +113,7 @@ def open_codes(path: Path, source: str | None, device: str) -> tuple[Code, dict[
     Raises:
         PushforwardError: the file or the model cannot be read, or they do not fit together.
     """
-    from pushforward.maps.diffusion import Diffusion
-    from pushforward.maps.spec import plan_at
-    from pushforward.maps.storage import check_codes, conditions_of, load_codes, other_weights
+    from pushforward.maps.storage import check_codes, decoder_of, load_codes, other_weights
 
     code, info = load_codes(path)
     try:
@@ -128,13 +125,11 @@ def open_codes(path: Path, source: str | None, device: str) -> tuple[Code, dict[
             f"The codes are of model {info['model']!r}, which cannot be loaded; name it with --model. ({error})"
         ) from None
     check_codes(code, info, model)
-    plan = plan_at(model, info["solver"], info["times"], info["settings"])
     note = other_weights(info, model)
     if note is not None:
         typer.echo(f"pushforward: {note}", err=True)
     info["notes"] = [] if note is None else [note]
-    model, labels = conditions_of(model, info)
-    return code, info, Diffusion(model, plan, device=device), plan, labels
+    return code, info, decoder_of(info, model, device=device)
 
 
 def choose_labels(model: Model | Generator, names: Sequence[str], count: int, prompts: Sequence[str] = ()) -> Labels:
@@ -175,20 +170,15 @@ def with_negative_prompt(model: Model, negative: str) -> Model:
     return replace(model, negative=negative)
 
 
-def decoded(
-    diffusion: Diffusion, code: Code, labels: Labels, guidance: float, batch: int, *, quiet: bool = False
-) -> Tensor:
+def decoded(diffusion: Diffusion, code: Code, batch: int, *, quiet: bool = False) -> Tensor:
     """The images behind codes, batch after batch, on the CPU, with a progress bar."""
     import torch
 
     from pushforward.execute import Parallel, Progress, Round
-    from pushforward.maps.labels import take_labels
-    from pushforward.plan import Plan
 
-    plan, count = diffusion.plan, len(code.start)
-    if not isinstance(plan, Plan):
-        raise PushforwardError("Codes are decoded by a plan; adaptive steps have none.")
-    method, total = (Parallel(tolerance=1e-5), None) if plan.implicit else (None, plan.nfe * -(-count // batch))
+    plan, count = diffusion.plan, len(code)
+    total = None if plan.implicit else plan.nfe * -(-count // batch)
+    there = diffusion.run_by(parallel=Parallel(tolerance=1e-5) if plan.implicit else None)
     images = []
     with torch.no_grad(), progress("decoding", total=total, unit="call", quiet=quiet) as bar:
 
@@ -197,6 +187,5 @@ def decoded(
 
         for first in range(0, count, batch):
             some = slice(first, first + batch)
-            own = take_labels(labels, some)
-            images.append(diffusion.decode(code[some], own, guidance, parallel=method, callback=tell).float().cpu())
+            images.append(there.some(some).decode(code[some], callback=tell).float().cpu())
     return torch.cat(images)

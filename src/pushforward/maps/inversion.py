@@ -1,0 +1,80 @@
+"""What was found for images: codes, and the map that decodes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from pushforward.maps.code import Code
+from pushforward.maps.protocol import Pushforward
+
+__all__ = ["Encoding", "Inversion", "Record"]
+
+
+@dataclass(frozen=True, eq=False)
+class Encoding:
+    """Codes drawn for images.
+
+    Args:
+        code: the codes.
+        pushforward: the map that decodes them to the images.
+        rounds: batched network calls on the critical path.
+        nfe: network evaluations of each image.
+    """
+
+    code: Code
+    pushforward: Pushforward
+    rounds: int
+    nfe: int
+
+    def decode(self) -> Tensor:
+        """The images again, `(count, channels, height, width)`."""
+        return self.pushforward.decode(self.code)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known after a step of optimisation.
+
+    Args:
+        step: steps so far; 0 is the beginning.
+        loss: of each image at the code tried in this step, or, for an image that is done, its least, `(count,)`.
+        nfe: network evaluations of each image so far, `(count,)`; a vector-Jacobian product counts as one.
+        seconds: so far.
+    """
+
+    step: int
+    loss: Tensor
+    nfe: Tensor
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Inversion:
+    """Codes found behind images.
+
+    Args:
+        code: the codes.
+        pushforward: the map that decodes them to the images, or to what is nearest to them.
+        rounds: batched network calls on the critical path that found the codes; of optimisation, its decodings.
+        decoding: network calls, one after another, of decoding them to see how near they lead.
+        nfe: network evaluations of each image, both kinds together, `(count,)`.
+        residual: greatest error of each image when its code is decoded step by step, as measured, `(count,)`; of a
+            latent diffusion inverted exactly, in its latents; of optimisation, the root of the loss, which is not less.
+        loss: of optimised codes, the sum of squares over the values of each image, `(count,)`.
+        history: of optimisation, a record a step, the beginning's first.
+    """
+
+    code: Code
+    pushforward: Pushforward
+    rounds: int
+    decoding: int
+    nfe: Tensor
+    residual: Tensor
+    loss: Tensor | None = None
+    history: tuple[Record, ...] = field(default=(), repr=False)
+
+    def decode(self) -> Tensor:
+        """The images again, `(count, channels, height, width)`."""
+        return self.pushforward.decode(self.code)
