@@ -3,33 +3,29 @@
 A network does not say what it predicts, or for which diffusion: its scheduler does (`model.diffusers.schedules`). A
 model of latents brings an autoencoder, one that is told in words what to draw its text encoders
 (`model.diffusers.text`). No pipeline of `diffusers` is run: what each tells its network is written in
-`model.diffusers.networks`.
+`model.diffusers.networks`, and `model.diffusers.families` lists the classes of networks that can be read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from pushforward.errors import PushforwardError
 from pushforward.linear import Gaussian
 from pushforward.model.diffusers import folders
+from pushforward.model.diffusers.families import FAMILIES, numbered
 from pushforward.model.diffusers.folders import CONFIG, ENCODERS, TOKENIZERS, Folder
-from pushforward.model.diffusers.networks import Decoder, Dit, Encoder, Flux, Rescaled, StableDiffusion3, TextUnet, Unet
+from pushforward.model.diffusers.networks import Decoder, Encoder, Rescaled
 from pushforward.model.diffusers.schedules import Settings, read_schedule
-from pushforward.model.diffusers.text import Text, Tower, clip_and_t5, joint, last, penultimate
 from pushforward.model.model import Model, read_json
 from pushforward.model.network import Network
 
 __all__ = ["diffusers_model"]
 
 FLUX_SIZE = 128  # height and width of its latents, which its configuration does not say
-BERT_TOKENS, SD3_TOKENS, FLUX_TOKENS = 77, 256, 512  # of a prompt, for BERT and for T5
 
 
 def diffusers_model(
@@ -43,13 +39,8 @@ def diffusers_model(
 ) -> Model:
     """A model from a folder or a hub repository of `diffusers`.
 
-    It may be a pipeline (`model_index.json`) around one of these networks, or the folder of a UNet2DModel with
-    `scheduler_config.json` in it or in `scheduler/`:
-
-    - UNet2DModel: images, or latents of a VQModel or AutoencoderKL;
-    - UNet2DConditionModel: Stable Diffusion 1, 2 and XL, and text-to-image latent diffusion;
-    - DiTTransformer2DModel: images by class;
-    - SD3Transformer2DModel, FluxTransformer2DModel: text to image by flow matching.
+    It may be a pipeline (`model_index.json`) around a network of `model.diffusers.families.FAMILIES`, or the folder of
+    a UNet2DModel with `scheduler_config.json` in it or in `scheduler/`.
 
     Args:
         source: a folder, or a name on the hub, `owner/model`.
@@ -71,7 +62,7 @@ def diffusers_model(
     place = folder.place(folder.network)
     settings, kind = read_json(place / CONFIG), folders.class_of(place)
     _check_kind(settings, kind, folder, place)
-    reader = _KINDS[kind]
+    reader = FAMILIES[kind]
     text = None if reader.text is None else reader.text(folder, settings, dtype).to(device)
     _check_pipeline(folder, kind)
     vae = None if folder.decoder is None else _autoencoder(folder.place(folder.decoder), dtype).to(device)
@@ -87,7 +78,7 @@ def diffusers_model(
     units = schedule.gain, schedule.scale, schedule.shift
     if units != (1, 1, 0):
         module = Rescaled(module, *units)
-    classes = _numbered(settings) if reader.classes is None else reader.classes(folder.index, settings)
+    classes = numbered(settings) if reader.classes is None else reader.classes(folder.index, settings)
     return Model(
         local.name if local.is_dir() else str(source),
         schedule.process,
@@ -109,133 +100,18 @@ def diffusers_model(
     )
 
 
-# -- networks and what they are told --------------------------------------------------------------------------------
-
-
-def _text_unet(network: Any, pixels: tuple[int, int], _: float) -> nn.Module:
-    return TextUnet(network, (*pixels, 0, 0, *pixels) if network.config["addition_embed_type"] else ())
-
-
-def _towers(folder: Folder, dtype: torch.dtype | None, *parts: tuple[str, str, str, int | None]) -> list[Tower]:
-    """Text encoders, given each one's part, its tokenizer's, its class and its number of tokens."""
-    encoders = [folders.load_encoder(folder, encoder, name, dtype) for encoder, _, name, _ in parts]
-    tokenizers = [folders.load_tokenizer(folder, tokenizer) for _, tokenizer, _, _ in parts]
-    return [Tower(tokenizers[k], encoder, parts[k][3]) for k, encoder in enumerate(encoders)]
-
-
-def _unet_text(folder: Folder, settings: Settings, dtype: torch.dtype | None) -> Text:
-    if folder.has("bert"):
-        return Text(_towers(folder, dtype, ("bert", "tokenizer", "LDMBertModel", BERT_TOKENS)), last)
-    first = ("text_encoder", "tokenizer", "CLIPTextModel", None)
-    if settings.get("addition_embed_type") is None:
-        return Text(_towers(folder, dtype, first), last)
-    second = ("text_encoder_2", "tokenizer_2", "CLIPTextModelWithProjection", None)
-    towers = _towers(folder, dtype, *([first] if folder.has("text_encoder") else []), second)
-    return Text(towers, penultimate, bool(folder.index.get("force_zeros_for_empty_prompt", True)))
-
-
-def _sd3_text(folder: Folder, settings: Settings, dtype: torch.dtype | None) -> Text:
-    parts = [(f"text_encoder{k}", f"tokenizer{k}", "CLIPTextModelWithProjection", None) for k in ("", "_2")]
-    towers = _towers(folder, dtype, *parts)
-    if folder.has("text_encoder_3"):
-        towers += _towers(folder, dtype, ("text_encoder_3", "tokenizer_3", "T5EncoderModel", SD3_TOKENS))
-    return Text(towers, joint(settings.get("joint_attention_dim", 4096), SD3_TOKENS))
-
-
-def _flux_text(folder: Folder, _: Settings, dtype: torch.dtype | None) -> Text:
-    first = ("text_encoder", "tokenizer", "CLIPTextModel", None)
-    second = ("text_encoder_2", "tokenizer_2", "T5EncoderModel", FLUX_TOKENS)
-    return Text(_towers(folder, dtype, first, second), clip_and_t5)
-
-
-def _numbered(settings: Settings) -> tuple[str, ...]:
-    """Names of the classes of a network that has a table of them."""
-    if settings.get("class_embed_type") is not None:
-        return ()
-    return tuple(map(str, range(settings.get("num_class_embeds") or 0)))
-
-
-def _named(index: Settings, settings: Settings) -> tuple[str, ...]:
-    """The first name of each class, where the pipeline has names."""
-    names = index.get("id2label") or {}
-    count = settings["num_embeds_ada_norm"]
-    return tuple(str(names.get(str(k), k)).split(",")[0].strip() for k in range(count))
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """How networks of one class are read.
-
-    Args:
-        module: made of the network, the images' height and width, and the embedded guidance.
-        text: the encoder of prompts, made of the pipeline and the network's settings.
-        classes: names of the labels, after which comes one that says nothing.
-        pipelines: of `diffusers` that draw with such a network as it is read here, and with nothing else.
-        packed: four neighbours are the channels of one token.
-        not_its_grid: what the pipeline has otherwise than the scheduler by itself.
-    """
-
-    module: Callable[[Any, tuple[int, int], float], nn.Module]
-    pipelines: tuple[str, ...]
-    text: Callable[[Folder, Settings, torch.dtype | None], Text] | None = None
-    classes: Callable[[Settings, Settings], tuple[str, ...]] | None = None
-    packed: bool = False
-    not_its_grid: tuple[str, ...] = ()
-
-
-def _tasks(name: str) -> tuple[str, ...]:
-    """The pipelines that begin at noise, at an image, and at one with a hole: the network is the same."""
-    return tuple(f"{name}{task}Pipeline" for task in ("", "Img2Img", "Inpaint"))
-
-
-_DIT = _Kind(lambda network, *_: Dit(network), ("DiTPipeline",), classes=_named)
-_KINDS: dict[str, _Kind] = {
-    "UNet2DModel": _Kind(
-        lambda network, *_: Unet(network),
-        ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline", "ScoreSdeVePipeline", "KarrasVePipeline", "LDMPipeline"),
-    ),
-    "UNet2DConditionModel": _Kind(
-        _text_unet,
-        (*_tasks("StableDiffusion"), *_tasks("StableDiffusionXL"), "LDMTextToImagePipeline", "CycleDiffusionPipeline"),
-        _unet_text,
-    ),
-    "DiTTransformer2DModel": _DIT,
-    "Transformer2DModel": _DIT,
-    "SD3Transformer2DModel": _Kind(
-        lambda network, *_: StableDiffusion3(network), _tasks("StableDiffusion3"), _sd3_text
-    ),
-    "FluxTransformer2DModel": _Kind(
-        lambda network, _, guidance: Flux(network, guidance),
-        _tasks("Flux"),
-        _flux_text,
-        packed=True,
-        not_its_grid=("last",),
-    ),
-}
 _WITHOUT_EFFECT = ("safety_checker", "feature_extractor")  # parts that judge a finished image
-_UNREAD: dict[
-    str, dict[str, tuple[str | None, ...]]
-] = {  # settings by which a network is told of other things than a prompt or a class, and what may stand there
-    "UNet2DConditionModel": {
-        "class_embed_type": (None,),
-        "num_class_embeds": (None,),
-        "encoder_hid_dim_type": (None,),
-        "time_cond_proj_dim": (None,),
-        "addition_embed_type": (None, "text_time"),
-    },
-    "Transformer2DModel": {"norm_type": ("ada_norm_zero",)},
-}
 
 
 def _check_kind(settings: Settings, kind: str, folder: Folder, place: Path) -> None:
-    if kind not in _KINDS:
-        raise PushforwardError(f"{place / CONFIG} describes a {kind}; only {', '.join(_KINDS)} can be read here.")
+    if kind not in FAMILIES:
+        raise PushforwardError(f"{place / CONFIG} describes a {kind}; only {', '.join(FAMILIES)} can be read here.")
     if not folder.index and kind != "UNet2DModel":
         raise PushforwardError(
             f"{folder.root} is a {kind} alone; give the folder of its whole pipeline, with model_index.json."
         )
     _check_parts(folder, kind)
-    for key, known in _UNREAD.get(kind, {}).items():
+    for key, known in FAMILIES[kind].only.items():
         if settings.get(key) not in known:
             raise PushforwardError(
                 f"{place / CONFIG} has {key} {settings.get(key)!r}; such a {kind} cannot be read here."
@@ -248,7 +124,7 @@ def _check_kind(settings: Settings, kind: str, folder: Folder, place: Path) -> N
 
 def _check_parts(folder: Folder, kind: str) -> None:
     """Raise if the pipeline has parts that are not run here."""
-    reader = _KINDS[kind]
+    reader = FAMILIES[kind]
     run = {"scheduler", folder.network, folder.decoder, *_WITHOUT_EFFECT}
     run |= {*ENCODERS, *TOKENIZERS} if reader.text is not None else set()
     others = [name for name in folder.index if folder.has(name) and name not in run]
@@ -261,7 +137,7 @@ def _check_parts(folder: Folder, kind: str) -> None:
 
 def _check_pipeline(folder: Folder, kind: str) -> None:
     """Raise unless the pipeline draws with these parts as it is done here."""
-    reader, pipeline = _KINDS[kind], folder.index.get("_class_name")
+    reader, pipeline = FAMILIES[kind], folder.index.get("_class_name")
     if folder.index and pipeline not in reader.pipelines:
         known = ", ".join(reader.pipelines)
         raise PushforwardError(
