@@ -57,6 +57,7 @@ test: $(INSTALLED)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check
+	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
 # Every module of benchmarks/ whose name has no leading underscore runs on its own.
