@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from pushforward.cli import app
 from pushforward.data.datasets import ImageData, load_images, read_image
 from pushforward.errors import PushforwardError
+from pushforward.linear import PROCESSES as EVERY
 from pushforward.linear import Gaussian, Process, process_from_config
 from pushforward.model import load
 from pushforward.model.prediction import PREDICTIONS, denoising, is_image
@@ -31,7 +32,7 @@ from pushforward.training.trainer import Interrupted, TrainConfig, train
 from support.pictures import save_png
 from support.training import SIDE, TINY, some_data
 
-PROCESSES = ["vp", "cosine", "ve", "flow", "blurring", "langevin", "blurring-langevin"]
+PROCESSES = [name for name in EVERY if name != "discrete"]
 
 
 @pytest.fixture(autouse=True)

@@ -1,39 +1,41 @@
 """What the numerical tests share: one list of processes, one of solvers, and denoisers whose truth is known."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from pushforward import linear
 from pushforward.denoiser import Function
-from pushforward.linear import (
-    VE,
-    VP,
-    Blurring,
-    BlurringLangevin,
-    Cosine,
-    Discrete,
-    Flow,
-    Gaussian,
-    Langevin,
-    Process,
-    root,
-)  # fmt: skip
-from pushforward.plan import SOLVERS
+from pushforward.linear import VP, Discrete, Gaussian, Process, root
+from pushforward.plan import SOLVERS, Plan
 
 FIELD = (3, 2)
-PROCESSES: dict[str, Process] = {
-    p.name: p
-    for p in (
-        VP(), Cosine(), VE(), Flow(), Blurring(FIELD, blur_max=2.0), Langevin(),
-        BlurringLangevin(field=FIELD, blur_max=2.0), Discrete.from_betas(torch.linspace(1e-4, 0.02, 1000)),
-    )
-}  # fmt: skip
-SMOOTH = [name for name in PROCESSES if name != "discrete"]  # whose schedule has all its derivatives
-DETERMINISTIC = [name for name in SOLVERS if name not in ("ddpm", "euler-maruyama", "collocation", "sscs")]
-RESTLESS = ("ve", "flow", "blurring")  # whose equilibrium changes with time, if there is one: not for sscs
+
+
+def example(kind: type[Process]) -> Process:
+    """A process of a kind, on the field of these tests where it has one."""
+    if kind is Discrete:
+        return Discrete.from_betas(torch.linspace(1e-4, 0.02, 1000))
+    settings = {"field": FIELD, "blur_max": 2.0}
+    return kind(**{name: value for name, value in settings.items() if name in kind.__dataclass_fields__})
+
+
+def deterministic(solver: Callable[..., Plan]) -> bool:
+    """Whether a solver by default draws no noise, and goes step by step."""
+    plan = solver(VP(), times(1.0, 0.6, 0.2))
+    return not plan.noises and not plan.implicit
 
 
 def times(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
+
+
+# What the library lists joins the tests of all processes and of all solvers.
+PROCESSES = {name: example(kind) for name, kind in linear.PROCESSES.items()}
+SMOOTH = [name for name in PROCESSES if name != "discrete"]  # whose schedule has all its derivatives
+DETERMINISTIC = [name for name, solver in SOLVERS.items() if deterministic(solver)]
+RESTLESS = ("ve", "flow", "blurring")  # whose equilibrium changes with time, if there is one: not for sscs
 
 
 def gaussian_denoiser(process: Process, data: Gaussian) -> Function:
