@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits, cross_entropy, max_pool2d, pad
 
+from pushforward.data.inputs import read_like
 from pushforward.errors import PushforwardError
 from pushforward.guidance.energies import (
     Classifier,
@@ -37,6 +38,8 @@ from pushforward.guidance.energies import (
     views,
 )
 from pushforward.guidance.energies.energy import of
+from pushforward.guidance.energies.parse import ENERGIES, Setting
+from pushforward.guidance.energies.parse import energy as of_words
 from pushforward.maps.code import Code
 from pushforward.vision.clip import load_clip
 from support.helpers import normal
@@ -119,6 +122,43 @@ def test_gradients_are_those_of_finite_differences_and_a_batch_is_its_images(nam
     torch.testing.assert_close(value, torch.cat(singles), rtol=1e-9, atol=1e-9)
     assert value.std() > 1e-4
     torch.testing.assert_close(energy(images, code), value, rtol=1e-12, atol=1e-12)  # nothing is drawn anew
+
+
+ABOUT = {"": "", "FILE": "picture.png", "TEXT": "a red cat", "#rrggbb": "#ff8000", "FILE.py": "own.py"}
+SAID = {"classifier": "label=1", "clip": "model=clip", "clip-image": "model=clip", "masked": "mask=mask.png"}
+ELSEWHERE = {"face", "perceptual"}  # their networks come from the net
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch, clip_folder):
+    """What energies may be about, in the folder in which the test runs."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clip").symlink_to(clip_folder)
+    for name, values in {"picture": picture().movedim(0, -1), "mask": 2 * half() - 1}.items():
+        Image.fromarray(np.uint8(127.5 * (values + 1))).save(f"{name}.png")
+    (tmp_path / "own.py").write_text("def energy(images, code): return images.square().mean((1, 2, 3))")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.script(smooth().float()).save("several.pt")
+        torch.jit.script(smooth(1).float()).save("one.pt")
+
+
+@pytest.mark.parametrize("name", [name for name in ENERGIES if name not in ELSEWHERE])
+def test_every_energy_that_is_listed_is_made_of_words(name, files):
+    """Each by its name, what it is about, and the settings that it needs; a batch is its images, to float32."""
+    about = ABOUT.get(ENERGIES[name][0], "one.pt" if "one output" in ENERGIES[name][0] else "several.pt")
+    text = ":".join(filter(None, [name, about, SAID.get(name), "weight=2"]))
+    made = of_words(text, Setting(read=lambda path: read_like(path, (3, SIDE, SIDE)), shape=(3, SIDE, SIDE)))
+    assert [name] == [term.name.split(":")[0] for term in made.terms][:1]
+    images, code = batch().requires_grad_(), a_code()
+    variables = code.variables().requires_grad_()
+    values = made(images, code.with_variables(variables))
+    assert values.shape == (COUNT,)
+    gradients = torch.autograd.grad(values.sum(), [images, variables], allow_unused=True, materialize_grads=True)
+    assert sum(gradient.abs().sum() for gradient in gradients) > 0
+    images = images.detach()
+    alone = [made(images[[i]], code[[i]]) for i in range(COUNT)]
+    torch.testing.assert_close(values, torch.cat(alone), rtol=1e-5, atol=1e-5)
 
 
 # -- beside a known image ---------------------------------------------------------------------------------------------

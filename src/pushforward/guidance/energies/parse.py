@@ -30,7 +30,7 @@ from pushforward.guidance.energies.energy import Energy, Function, of
 from pushforward.maps.code import Code
 from pushforward.vision.clip import load_clip
 
-__all__ = ["CLIP", "ENERGIES", "Setting", "energy"]
+__all__ = ["CLIP", "ENERGIES", "Setting", "Words", "energy"]
 
 CLIP = "openai/clip-vit-base-patch32"
 _T = TypeVar("_T")
@@ -54,7 +54,7 @@ class Setting:
     used: dict[tuple[str, ...], Any] = field(default_factory=dict)
 
 
-class _Words:
+class Words:
     """The settings of one energy, taken one by one, so that what is left over is known to be wrong."""
 
     def __init__(self, text: str, about: str, settings: Mapping[str, str], setting: Setting):
@@ -115,52 +115,52 @@ class _Words:
         return known.views(count) if count else None
 
 
-def _clip(words: _Words) -> Energy:
+def _clip(words: Words) -> Energy:
     clip = words.network("clip", words.word("model", CLIP), load_clip)
     return known.clip_text(clip, words.about, views=words.views(_VIEWS))
 
 
-def _clip_image(words: _Words) -> Energy:
+def _clip_image(words: Words) -> Energy:
     clip = words.network("clip", words.word("model", CLIP), load_clip)
     return known.clip_image(clip, words.image(), views=words.views(_VIEWS))
 
 
-def _classifier(words: _Words) -> Energy:
+def _classifier(words: Words) -> Energy:
     network = words.network("classifier", words.about, known.load_classifier)
     return known.classifier(network, words.word("label"), views=words.views(0))
 
 
-def _attribute(words: _Words) -> Energy:
+def _attribute(words: Words) -> Energy:
     network = words.network("classifier", words.about, known.load_classifier)
     wanted = words.yes("wanted", True)
     return known.attribute(network, words.word("label", "0"), wanted=wanted, views=words.views(0))
 
 
-def _score(words: _Words) -> Energy:
+def _score(words: Words) -> Energy:
     network = words.network("classifier", words.about, known.load_classifier)
     return known.score(network.logits, low=words.yes("low", False), views=words.views(0))
 
 
-def _face(words: _Words) -> Energy:
+def _face(words: Words) -> Energy:
     return known.identity(words.network("faces", words.word("network"), known.load_faces), words.image())
 
 
-def _near(words: _Words) -> Energy:
+def _near(words: Words) -> Energy:
     return known.near(words.image(), deviation=words.number("deviation", 1.0))
 
 
-def _low_pass(words: _Words) -> Energy:
+def _low_pass(words: Words) -> Energy:
     return known.low_pass(words.image(), words.whole("cells", 7), deviation=words.number("deviation", 1.0))
 
 
-def _masked(words: _Words) -> Energy:
+def _masked(words: Words) -> Energy:
     image, mask = words.image(), words.mask()
     if mask is None:
         raise PushforwardError(f"Energy {words.text!r} needs mask=FILE, white where the image is known.")
     return known.masked(image, mask, deviation=words.number("deviation", 0.1))
 
 
-def _colour(words: _Words) -> Energy:
+def _colour(words: Words) -> Energy:
     text = words.about.lstrip("#")
     try:
         rgb = [int(text[i : i + 2], 16) / 127.5 - 1 for i in (0, 2, 4)]
@@ -173,15 +173,15 @@ def _colour(words: _Words) -> Energy:
     return known.colour(rgb, words.mask(), deviation=words.number("deviation", 0.1))
 
 
-def _perceptual(words: _Words) -> Energy:
+def _perceptual(words: Words) -> Energy:
     return known.perceptual(words.image(), words.word("network", "alex"))
 
 
-def _concentration(words: _Words) -> Energy:
+def _concentration(words: Words) -> Energy:
     return known.concentration(words.whole("chunk", 4), words.whole("shuffles", 100))
 
 
-def _python(words: _Words) -> Energy:
+def _python(words: Words) -> Energy:
     path, name = Path(words.about).expanduser(), words.word("name", "energy")
     spec = importlib.util.spec_from_file_location(f"_energy_{path.stem}", path)
     if not path.is_file() or spec is None or spec.loader is None:
@@ -201,12 +201,12 @@ def _python(words: _Words) -> Energy:
 
 
 # name: (what it is about, its settings, how it is made)
-ENERGIES: Mapping[str, tuple[str, str, Callable[[_Words], Energy]]] = {
+ENERGIES: dict[str, tuple[str, str, Callable[[Words], Energy]]] = {
     "clip": ("TEXT", "model=, views=8", _clip),
     "clip-image": ("FILE", "model=, views=8", _clip_image),
     "classifier": ("fashion, TorchScript file or transformers folder", "label=, views=0", _classifier),
-    "attribute": ("likewise", "label=0, wanted=true", _attribute),
-    "score": ("likewise, one number an image", "low=false", _score),
+    "attribute": ("TorchScript file or transformers folder", "label=0, wanted=true", _attribute),
+    "score": ("TorchScript file or transformers folder with one output", "low=false", _score),
     "face": ("FILE", "network=dlib's weights", _face),
     "near": ("FILE", "deviation=1", _near),
     "low-pass": ("FILE", "cells=7, deviation=1", _low_pass),
@@ -237,7 +237,7 @@ def energy(text: str, setting: Setting) -> Energy:
     if bool(about) != bool(wanted):
         form = f"{kind}:{wanted}" if wanted else kind
         raise PushforwardError(f"An energy {kind!r} is written {form}:key=value…; got {text!r}.")
-    words = _Words(text, about, settings, setting)
+    words = Words(text, about, settings, setting)
     weight = words.number("weight", 1.0)
     made = ENERGIES[kind][2](words)
     if words.left:
