@@ -19,7 +19,8 @@ from pushforward.linear import VP
 from pushforward.model import trained as trained_model
 from pushforward.model.backbone import Backbone, preset
 from pushforward.model.tokens import LENGTH, tokens
-from pushforward.training.trainer import TrainConfig, hide_parts, train
+from pushforward.training.batches import hide_parts
+from pushforward.training.trainer import TrainConfig, train
 from support.cli import invoke, refused
 from support.pictures import save_png
 from support.training import SIDE, TINY

@@ -26,8 +26,9 @@ from pushforward.linear import Gaussian, Process, process_from_config
 from pushforward.model import load
 from pushforward.model.prediction import PREDICTIONS, denoising, is_image
 from pushforward.training import stopping
+from pushforward.training.batches import BatchDraws
 from pushforward.training.stopping import Clock
-from pushforward.training.targets import TIMES, BatchDraws, TargetTable
+from pushforward.training.targets import TIMES, TargetTable
 from pushforward.training.trainer import Interrupted, TrainConfig, train
 from support.pictures import save_png
 from support.training import SIDE, TINY, some_data

@@ -10,15 +10,21 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
-__all__ = ["Clock", "Interrupted", "Stop", "stopping"]
+import torch
+from torch import Tensor
+
+__all__ = ["Agreement", "Clock", "Interrupted", "Stop", "stopping"]
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 FIRST, EVERY = 30.0, 180.0  # seconds of training to the first checkpoint or picture, and between others
 SHARE = 0.02  # of the time that they may cost
+_LATE = 2  # steps after which processes act on what they told one another: reading it sooner would have GPUs wait
 _ECHO = 1.0  # seconds in which a launcher passes on a Ctrl-C that reached its workers already
 
 
@@ -77,6 +83,39 @@ def stopping() -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+class Agreement:
+    """The same time and the same request to stop on all processes, so that all stop at the same step.
+
+    Args:
+        accelerator: of the processes.
+        stop: the request to this process.
+        seconds: of training, before any are agreed on.
+    """
+
+    def __init__(self, accelerator: Any, stop: Stop, seconds: float) -> None:
+        self.accelerator, self.stop, self.seconds = accelerator, stop, seconds
+        self.number = 0  # of the signal, once all processes know it
+        self._told = deque[Tensor]()  # seconds and signals, of the latest steps
+
+    def agree(self, seconds: float, *, now: bool = False) -> float:
+        """Tell the others this process's time and request; the time that all go by, of some steps ago or of `now`."""
+        if self.accelerator.num_processes == 1:
+            return seconds
+        mine = torch.tensor([[seconds, self.stop.number]], device=self.accelerator.device)
+        self._told.append(self.accelerator.gather(mine).amax(0))
+        while len(self._told) > (0 if now else _LATE):
+            self.seconds, number = self._told.popleft().tolist()
+            self.number = int(number)
+        return self.seconds
+
+    @property
+    def stopped(self) -> bool:
+        """Whether all processes know of a request to stop."""
+        if self.accelerator.num_processes == 1:
+            self.number = self.stop.number
+        return self.number != 0
 
 
 class Clock:

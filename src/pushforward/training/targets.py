@@ -18,10 +18,9 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,8 +29,9 @@ from pushforward.linear import Gaussian, Operator, Process, apply_coefficients
 from pushforward.model.network import inverse_deviation
 from pushforward.model.prediction import Prediction, denoising, is_image
 from pushforward.plan.grid import spread_times
+from pushforward.training.batches import Batch
 
-__all__ = ["BatchDraws", "TargetTable"]
+__all__ = ["TIMES", "Objective", "TargetTable"]
 
 MOST_NOISE, MOST_LEFT = 0.1, 0.1  # deviation of the noise at t_min, and variance of the data at t_max in units of it
 TIMES = 1024  # so many that a network cannot tell them from a continuum
@@ -45,7 +45,7 @@ class TargetTable:
         process: the diffusion.
         times: float64 `(n,)`.
         state: `Psi` and `L`, batched over the times.
-        target: likewise, of the prediction.
+        target: the same two coefficients of what should be predicted.
         input_scale: by which the network's input is multiplied, as `Network` does with an `input_reference`.
         image_only: whether predictions are images without a velocity.
     """
@@ -101,6 +101,30 @@ class TargetTable:
         return replace(self, state=state, target=target, input_scale=move(self.input_scale))
 
 
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """What a network is trained for, on its device.
+
+    Args:
+        table: of questions and answers.
+        clock: the table's times as the network is told them, `(n,)`.
+    """
+
+    table: TargetTable
+    clock: Tensor
+
+    @classmethod
+    def on(cls, device: torch.device, table: TargetTable, time_scale: float) -> Objective:
+        """The objective on a device, of a network that is told `time_scale` times the time."""
+        return cls(table.to(device), (time_scale * table.times).to(device, torch.float32))
+
+    def loss(self, network: Callable[..., Tensor], batch: Batch) -> Tensor:
+        """The mean square of what the network answers less what it should."""
+        seen, target = self.table.draw(batch.images, batch.k, batch.noise)
+        answer = network(seen, self.clock[batch.k], batch.condition)
+        return (answer.float() - target).square().mean()
+
+
 def _check_ends(process: Process, reference: Gaussian) -> None:
     """Raise unless images are all but clean at `t_min`, and all but noise at `t_max`, from which they are drawn.
 
@@ -126,34 +150,3 @@ def _check_ends(process: Process, reference: Gaussian) -> None:
 def _combine(pair: tuple[Operator, Operator], k: Tensor, x: Tensor, noise: Tensor, frequencies: int) -> Tensor:
     on_image, on_noise = (operator.coefficients[k] for operator in pair)
     return apply_coefficients(on_image, x, frequencies) + apply_coefficients(on_noise, noise, frequencies)
-
-
-@dataclass(frozen=True)
-class BatchDraws:
-    """What is random in a step, as a function of the seed, the step and the process.
-
-    Args:
-        seed: of all.
-        count: of images in the data.
-        batch: images a step.
-    """
-
-    seed: int
-    count: int
-    batch: int
-
-    def generator(self, *purpose: int) -> torch.Generator:
-        """A generator of its own for each purpose."""
-        state = np.random.SeedSequence([self.seed, *purpose]).generate_state(1, np.uint64)
-        return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
-
-    def indices(self, step: int) -> Tensor:
-        """The images of a step: every epoch goes through a new permutation of all."""
-        positions = torch.arange(step * self.batch, (step + 1) * self.batch)
-        epochs = positions // self.count
-        return torch.cat([_order(self, int(e))[positions[epochs == e] % self.count] for e in epochs.unique()])
-
-
-@lru_cache(maxsize=2)
-def _order(draws: BatchDraws, epoch: int) -> Tensor:
-    return torch.randperm(draws.count, generator=draws.generator(0, epoch))

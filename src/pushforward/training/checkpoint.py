@@ -1,0 +1,131 @@
+"""Checkpoints: a training on disk, from which it goes on as if it had not stopped."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import ConfigDict, Field
+
+from pushforward.data.files import atomic_path
+from pushforward.data.schema import check, parse
+from pushforward.errors import PushforwardError
+from pushforward.training.problem import Problem
+from pushforward.training.state import State
+
+__all__ = ["folder_of", "resume", "save_checkpoint", "tidy"]
+
+_MAY_CHANGE = {"steps", "minutes", "save_every", "sample_every", "log_every", "half", "compile", "card"}
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Of a checkpoint, what is no tensor."""
+
+    config: dict[str, Any]
+    data: tuple[int, ...]
+    step: Annotated[int, Field(ge=0)]
+    seconds: Annotated[float, Field(ge=0)]
+
+
+@dataclass(frozen=True)
+class _Logged:
+    """Of a line of the log, what is needed."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="ignore")
+    step: int
+
+
+def folder_of(model: Path) -> Path:
+    """Where a model's folder has its training: checkpoint, log and pictures."""
+    return model / "training"
+
+
+def save_checkpoint(model: Path, problem: Problem, state: State) -> None:
+    """Write the checkpoint, whole or not at all."""
+    entries = {
+        "config": problem.config.to_dict(),
+        "data": [len(problem.data), *problem.data.images.shape[1:]],
+        "step": state.step,
+        "seconds": state.seconds,
+        "losses": torch.tensor(state.losses),
+        "network": state.network.state_dict(),
+        "average": state.average.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "scheduler": {**state.scheduler.state_dict(), "lr_lambdas": [None]},
+        "scaler": None if state.scaler is None else state.scaler.state_dict(),
+    }
+    buffer = io.BytesIO()
+    torch.save(entries, buffer)
+    with atomic_path(folder_of(model) / "checkpoint.pt") as temporary:
+        temporary.write_bytes(buffer.getbuffer())  # an error of the disk has its own name this way
+
+
+def resume(model: Path, problem: Problem, state: State) -> None:
+    """Take up the checkpoint in the folder of a model, if there is one.
+
+    Raises:
+        PushforwardError: it is damaged, or of a training with other settings or data.
+    """
+    path = folder_of(model) / "checkpoint.pt"
+    for file in (path, path.with_name("log.jsonl")):
+        if file.exists() and not file.is_file():
+            raise PushforwardError(f"{file} is no file; remove it.")
+    if not path.exists():
+        return
+    try:
+        _load(torch.load(path, map_location="cpu", weights_only=True), path, problem, state)
+    except PushforwardError:
+        raise
+    except Exception as error:  # of pickle, zip, or what the parts find missing or of another kind
+        what = f"lacks the entry {error}" if isinstance(error, KeyError) else "is no readable checkpoint"
+        raise PushforwardError(f"{path} {what}; remove it to start anew.") from error
+
+
+def _load(entries: dict[str, Any], path: Path, problem: Problem, state: State) -> None:
+    plain = {entry.name: entries[entry.name] for entry in fields(_Kept)}
+    kept = check(plain, _Kept, str(path), "remove it to start anew")
+    _check_same(entries, path.parent.parent, problem, state)
+    state.network.load_state_dict(entries["network"])
+    state.average.load_state_dict(entries["average"])
+    state.optimizer.load_state_dict(entries["optimizer"])
+    state.scheduler.load_state_dict({**entries["scheduler"], "lr_lambdas": [None]})
+    if entries["scaler"] is not None and state.scaler is not None:
+        state.scaler.load_state_dict(entries["scaler"])
+    state.step, state.seconds, state.losses = kept.step, kept.seconds, entries["losses"].tolist()
+
+
+def _check_same(entries: dict[str, Any], model: Path, problem: Problem, state: State) -> None:
+    mine = problem.config.to_dict()
+    changed = [k for k in mine if k not in _MAY_CHANGE and mine[k] != entries["config"].get(k)]
+    if entries["data"] != [len(problem.data), *problem.data.images.shape[1:]]:
+        changed.append("data")
+    shapes = [{k: v.shape for k, v in weights.items()} for weights in (state.network.state_dict(), entries["network"])]
+    if not changed and shapes[0] != shapes[1]:
+        changed.append("classes or captions")
+    if changed:
+        raise PushforwardError(
+            f"{model} holds a training with other settings ({', '.join(changed)} differ); "
+            "give the same ones to go on with it, or another folder."
+        )
+
+
+def tidy(model: Path, step: int) -> None:
+    """Drop what came after the checkpoint of a step, as it will come again, and what a kill left half written."""
+    training = folder_of(model)
+    log = training / "log.jsonl"
+    if log.exists():
+        whole = [line for line in log.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+        said = [parse(one, _Logged, f"Line {n} of {log}", "remove the line") for n, one in enumerate(whole, 1)]
+        with atomic_path(log) as temporary:
+            kept = [line for line, entry in zip(whole, said, strict=True) if entry.step <= step]
+            temporary.write_bytes(b"".join(kept))
+    for picture in training.glob("samples-*.png"):
+        if picture.stem.removeprefix("samples-").isdecimal() and int(picture.stem[8:]) > step:
+            picture.unlink()
+    for place in (model, training):
+        for half in place.glob(f".{'[0-9a-f]' * 16}.*"):
+            half.unlink()
