@@ -41,22 +41,18 @@ from functools import lru_cache, partial
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pushforward.denoiser import Ask, Denoiser
 from pushforward.errors import PushforwardError
+from pushforward.guidance.altered import Altered, Change
 from pushforward.guidance.energies.energy import Energy, Function, of
 from pushforward.linear import Operator, Process
 from pushforward.maps.code import Code, derive_seed
 from pushforward.model import Model
 
-__all__ = ["STEERINGS", "Altered", "Steering", "classified", "inpainted", "steered"]
+__all__ = ["STEERINGS", "Steering", "classified", "inpainted", "steered"]
 
 _KEPT = 64  # times whose noise is not drawn anew at once
-
-# (the network's own answer to some states; which times; states; which images) -> the answer instead
-Change = Callable[[Callable[[Tensor], Tensor], int | Tensor, Tensor, Tensor | None], Tensor]
-
 
 _Schedule = Literal["constant", "increase", "decrease"]
 _Normalise = Literal["residual", "size"]
@@ -129,48 +125,6 @@ STEERINGS: dict[str, Steering] = {
     "ugd": Steering(through=1.0, direct=1.0, inner=4),
     "tfg": Steering(through=1.0, direct=0.25, inner=4, spread=0.1, samples=4, schedule="increase"),
 }
-
-
-@dataclass(frozen=True)
-class Altered:
-    """A denoiser around another one, whose answers it changes.
-
-    Args:
-        inner: the other.
-        change: `(process, times, like, trained) -> Change`, called once for a list of times, as `Denoiser.at` is;
-            `trained`: whether gradients may be wanted in the network's weights or its condition.
-    """
-
-    inner: Denoiser
-    change: Callable[[Process, Tensor, Tensor, bool], Change]
-
-    @property
-    def module(self) -> nn.Module | None:
-        """The network's module, if it has one."""
-        found = getattr(self.inner, "module", None)
-        return found if isinstance(found, nn.Module) else None
-
-    @property
-    def condition(self) -> Tensor | None:
-        """What the network is told."""
-        found: Tensor | None = getattr(self.inner, "condition", None)
-        return found
-
-    def around(self, inner: Denoiser) -> Altered:
-        """The same change of another denoiser's answers."""
-        return replace(self, inner=inner)
-
-    def at(self, process: Process, times: Tensor, like: Tensor) -> Ask:
-        """See `Denoiser`."""
-        ask = self.inner.at(process, times, like)
-        weights = [] if self.module is None else [*self.module.parameters()]
-        told = [] if self.condition is None else [self.condition]
-        change = self.change(process, times, like, any(x.requires_grad for x in [*weights, *told]))
-
-        def altered(k: int | Tensor, u: Tensor, of: Tensor | None = None) -> Tensor:
-            return change(lambda states: ask(k, states, of), k, u, of)
-
-        return altered
 
 
 def steered(model: Model, energy: Energy | Function, steering: Steering = STEERINGS["dps"]) -> Model:
@@ -257,16 +211,71 @@ def _steering(
     images: Callable[[Tensor], Tensor], energy: Energy, steering: Steering,
     process: Process, times: Tensor, like: Tensor, trained: bool,
 ) -> Change:  # fmt: skip
-    gain = _Acting(_gain(process, times, steering.floor), like)
     share = torch.sigmoid(2 * process.log_snr(times))
     course = {"constant": torch.ones_like(share), "increase": share, "decrease": 1 - share}[steering.schedule].to(like)
-    noises = _noises(steering, process, times, like)
+    gain = _Acting(_gain(process, times, steering.floor), like)
+    return _Pull(images, energy, steering, process, trained, gain, course, _noises(steering, process, times, like))
 
-    def slope(k: int | Tensor, x: Tensor, code: Code, create: bool) -> Tensor:
+
+@dataclass(frozen=True, eq=False)
+class _Pull:
+    """How answers at a list of times follow an energy: a `Change`.
+
+    Args:
+        images: that states stand for.
+        energy: of them.
+        steering: how to follow it.
+        process: of the states.
+        trained: whether gradients may be wanted in the network's weights or its condition.
+        gain: `Psi^-1 Sigma` at the times.
+        course: of the strengths at the times, `(n,)`.
+        noises: added to a clean state before its energy is taken, one after the other.
+    """
+
+    images: Callable[[Tensor], Tensor]
+    energy: Energy
+    steering: Steering
+    process: Process
+    trained: bool
+    gain: _Acting
+    course: Tensor
+    noises: list[Callable[[int | Tensor, Tensor], Tensor | float]]
+
+    def __call__(self, ask: Callable[[Tensor], Tensor], k: int | Tensor, u: Tensor, of: Tensor | None) -> Tensor:  # noqa: ARG002
+        """The answer that follows the energy, in the place of that of `ask`."""
+        steering, kept = self.steering, torch.is_grad_enabled() and (u.requires_grad or self.trained)
+        code = Code(u if kept else u.detach())
+        state, denoised = self._through(ask, u, kept) if steering.through else (u, ask(u))
+        with torch.enable_grad():
+            x = denoised if kept and denoised.requires_grad else denoised.detach().requires_grad_()
+            gradient, moved = self._slope(k, x, code, kept), torch.zeros_like(x)
+            if steering.through:
+                back = torch.autograd.grad(denoised, state, gradient, create_graph=kept)[0]
+                moved = self._sized(k, steering.through, self.gain(k, back))
+            for turn in range(steering.inner if steering.direct else 0):
+                if turn:
+                    gradient = self._slope(k, x, code, kept)
+                x = x - self._sized(k, steering.direct, gradient)
+                x = x if kept else x.detach().requires_grad_()
+            changed = x - moved
+        return changed if kept else changed.detach()
+
+    def _through(self, ask: Callable[[Tensor], Tensor], u: Tensor, kept: bool) -> tuple[Tensor, Tensor]:
+        """The state to differentiate in, and the network's answer to it."""
+        state = u if kept and u.requires_grad else u.detach().requires_grad_()
+        with torch.enable_grad():
+            denoised = ask(state)
+        if not denoised.requires_grad:
+            raise PushforwardError(
+                "Guidance through the network needs one that PyTorch differentiates; set through=0, as mpgd has it."
+            )
+        return state, denoised
+
+    def _slope(self, k: int | Tensor, x: Tensor, code: Code, create: bool) -> Tensor:
         """`grad_D E` at the clean state `x`, averaged and, if so wanted, divided by the root of E."""
         values = []
-        for noise in noises:
-            parts = energy.parts(images(x + noise(k, x)), code)
+        for noise in self.noises:
+            parts = self.energy.parts(self.images(x + noise(k, x)), code)
             together = torch.stack(list(parts.values()))
             if not bool(together.isfinite().all()):
                 bad = next(name for name, part in parts.items() if not bool(part.isfinite().all()))
@@ -277,51 +286,21 @@ def _steering(
         value = math.log(len(values)) - torch.logsumexp(-torch.stack(values), 0) if len(values) > 1 else values[0]
         (gradient,) = torch.autograd.grad(value.sum(), x, create_graph=create, allow_unused=True)
         if gradient is None:
-            names = ", ".join(repr(term.name) for term in energy.terms)
+            names = ", ".join(repr(term.name) for term in self.energy.terms)
             raise PushforwardError(
                 f"Steering needs energies of images; {names} say nothing of them. Guide codes instead."
             )
-        if steering.normalise == "residual":
+        if self.steering.normalise == "residual":
             gradient = gradient / _column(_positive(value.abs()).sqrt(), x).to(x)
         return gradient
 
-    def sized(k: int | Tensor, strength: float, shift: Tensor) -> Tensor:
+    def _sized(self, k: int | Tensor, strength: float, shift: Tensor) -> Tensor:
         """A shift of images, times its strength, and of root mean square 1 before that if so wanted."""
-        shift = process.lift(process.image(shift))
-        if steering.normalise == "size":
-            square = process.image(shift).flatten(1).square().mean(1)
+        shift = self.process.lift(self.process.image(shift))
+        if self.steering.normalise == "size":
+            square = self.process.image(shift).flatten(1).square().mean(1)
             shift = shift / _column(_positive(square).sqrt(), shift)
-        return strength * _column(course[k], shift) * shift
-
-    def change(ask: Callable[[Tensor], Tensor], k: int | Tensor, u: Tensor, of: Tensor | None) -> Tensor:  # noqa: ARG001
-        kept = torch.is_grad_enabled() and (u.requires_grad or trained)
-        code = Code(u if kept else u.detach())
-        if not steering.through:
-            denoised = ask(u)
-            state = u
-        else:
-            state = u if kept and u.requires_grad else u.detach().requires_grad_()
-            with torch.enable_grad():
-                denoised = ask(state)
-            if not denoised.requires_grad:
-                raise PushforwardError(
-                    "Guidance through the network needs one that PyTorch differentiates; set through=0, as mpgd has it."
-                )
-        with torch.enable_grad():
-            x = denoised if kept and denoised.requires_grad else denoised.detach().requires_grad_()
-            gradient, moved = slope(k, x, code, kept), torch.zeros_like(x)
-            if steering.through:
-                back = torch.autograd.grad(denoised, state, gradient, create_graph=kept)[0]
-                moved = sized(k, steering.through, gain(k, back))
-            for turn in range(steering.inner if steering.direct else 0):
-                if turn:
-                    gradient = slope(k, x, code, kept)
-                x = x - sized(k, steering.direct, gradient)
-                x = x if kept else x.detach().requires_grad_()
-            changed = x - moved
-        return changed if kept else changed.detach()
-
-    return change
+        return strength * _column(self.course[k], shift) * shift
 
 
 def _classifying(

@@ -1,0 +1,58 @@
+"""A denoiser around another one, whose answers it changes: all that a plan sees of a model is its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from pushforward.denoiser import Ask, Denoiser
+from pushforward.linear import Process
+
+__all__ = ["Altered", "Change"]
+
+# (the network's own answer to some states; which times; states; which images) -> the answer instead
+Change = Callable[[Callable[[Tensor], Tensor], int | Tensor, Tensor, Tensor | None], Tensor]
+
+
+@dataclass(frozen=True)
+class Altered:
+    """A denoiser around another one, whose answers it changes.
+
+    Args:
+        inner: the other.
+        change: `(process, times, like, trained) -> Change`, called once for a list of times, as `Denoiser.at` is;
+            `trained`: whether gradients may be wanted in the network's weights or its condition.
+    """
+
+    inner: Denoiser
+    change: Callable[[Process, Tensor, Tensor, bool], Change]
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The network's module, if it has one."""
+        found = getattr(self.inner, "module", None)
+        return found if isinstance(found, nn.Module) else None
+
+    @property
+    def condition(self) -> Tensor | None:
+        """What the network is told."""
+        found: Tensor | None = getattr(self.inner, "condition", None)
+        return found
+
+    def around(self, inner: Denoiser) -> Altered:
+        """The same change of another denoiser's answers."""
+        return replace(self, inner=inner)
+
+    def at(self, process: Process, times: Tensor, like: Tensor) -> Ask:
+        """See `Denoiser`."""
+        ask = self.inner.at(process, times, like)
+        weights = [] if self.module is None else [*self.module.parameters()]
+        told = [] if self.condition is None else [self.condition]
+        change = self.change(process, times, like, any(x.requires_grad for x in [*weights, *told]))
+
+        def altered(k: int | Tensor, u: Tensor, of: Tensor | None = None) -> Tensor:
+            return change(lambda states: ask(k, states, of), k, u, of)
+
+        return altered
