@@ -28,6 +28,7 @@ from pushforward.maps.spec import SamplerSpec
 from pushforward.model import Model
 from pushforward.model.diffusers import schedules as schedulers
 from pushforward.model.diffusers.load import diffusers_model
+from pushforward.model.diffusers.tables import alphas_cumprod
 from pushforward.plan import Plan, ddim, ddpm, dpm_solver_pp, grid, runge_kutta, unipc
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")  # of diffusers
@@ -132,7 +133,7 @@ TABLES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("settings", TABLES.values(), ids=TABLES)
 def test_tables_are_those_of_diffusers(settings: dict[str, Any]) -> None:
     scheduler = diffusers.DDPMScheduler(**settings)
-    ours = schedulers.alphas_cumprod(scheduler.config)
+    ours = alphas_cumprod(scheduler.config)
     assert ours.dtype == torch.float64
     # 1 - beta in float32 is off by 3e-8, and a thousand of these are multiplied; near zero SNR, by what is taken off.
     torch.testing.assert_close(ours, scheduler.alphas_cumprod.double(), rtol=1e-4, atol=1e-7)
@@ -261,11 +262,11 @@ def keys_of(cls: Any) -> set[str]:
 
 def test_all_schedulers_are_read_or_refused_and_all_settings_known() -> None:
     classes = scheduler_classes()
-    assert set(schedulers._READERS) <= set(classes)
-    for name in set(classes) - set(schedulers._READERS):
+    assert set(schedulers.READERS) <= set(classes)
+    for name in set(classes) - set(schedulers.READERS):
         with pytest.raises(pf.PushforwardError, match=f"{name}, which cannot be read|consistency model"):
             schedulers.read_schedule({"_class_name": name}, Path("file"))
-    keys = {key for name in schedulers._READERS for key in keys_of(classes[name])}
+    keys = {key for name in schedulers.READERS for key in keys_of(classes[name])}
     assert keys == set(SETTINGS)
 
 
@@ -274,7 +275,7 @@ def test_settings_are_honoured_or_refused(key: str) -> None:
     """In every class that has it."""
     kind, value = SETTINGS[key]
     some = False
-    for name in (n for n in schedulers._READERS if key in keys_of(getattr(diffusers, n))):
+    for name in (n for n in schedulers.READERS if key in keys_of(getattr(diffusers, n))):
         keys = keys_of(getattr(diffusers, name))
         base = {k: v for k, v in TOGETHER.get(key, {}).items() if k in keys}
         base |= (

@@ -22,7 +22,7 @@ from pushforward.linear import VP, Blurring, Cosine, Discrete, Gaussian, Process
 from pushforward.linear.process import ScaledProcess
 from pushforward.maps.spec import SamplerSpec
 from pushforward.model import Model, Network
-from pushforward.model.diffusers.schedules import alphas_cumprod
+from pushforward.model.diffusers.tables import alphas_cumprod
 from pushforward.model.model import far_outside
 from pushforward.plan import SOLVERS, grid, plan_of
 from support.helpers import PROCESSES, times

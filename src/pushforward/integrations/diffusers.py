@@ -43,8 +43,8 @@ from pushforward.execute.sequential import steps
 from pushforward.linear import VE, Discrete, Flow, Gaussian, Process, ScaledProcess
 from pushforward.maps.spec import SamplerSpec
 from pushforward.model import Model, Network
-from pushforward.model.diffusers.schedules import _READERS as READERS
-from pushforward.model.diffusers.schedules import import_diffusers, read_schedule
+from pushforward.model.diffusers.package import import_diffusers
+from pushforward.model.diffusers.schedules import READERS, read_schedule
 from pushforward.model.model import far_outside
 from pushforward.model.network import inverse_deviation
 from pushforward.plan import Node, Plan, exponential, plan_of

@@ -29,7 +29,7 @@ from pushforward.model import gan as networks
 from pushforward.model.diffusers import folders
 from pushforward.model.diffusers.folders import FAULTS
 from pushforward.model.diffusers.networks import Unet
-from pushforward.model.diffusers.schedules import reason
+from pushforward.model.diffusers.package import reason
 from pushforward.model.model import class_number, read_json
 from pushforward.model.torchscript import is_torchscript, load_torchscript
 

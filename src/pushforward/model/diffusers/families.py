@@ -17,7 +17,7 @@ from torch import nn
 from pushforward.model.diffusers import folders
 from pushforward.model.diffusers.folders import Folder
 from pushforward.model.diffusers.networks import Dit, Flux, StableDiffusion3, TextUnet, Unet
-from pushforward.model.diffusers.schedules import Settings
+from pushforward.model.diffusers.tables import Settings
 from pushforward.model.diffusers.text import Text, Tower, clip_and_t5, joint, last, penultimate
 
 __all__ = ["FAMILIES", "Family", "numbered"]

@@ -19,7 +19,8 @@ from pushforward.model.diffusers import folders
 from pushforward.model.diffusers.families import FAMILIES, numbered
 from pushforward.model.diffusers.folders import CONFIG, ENCODERS, TOKENIZERS, Folder
 from pushforward.model.diffusers.networks import Decoder, Encoder, Rescaled
-from pushforward.model.diffusers.schedules import Settings, read_schedule
+from pushforward.model.diffusers.schedules import read_schedule
+from pushforward.model.diffusers.tables import Settings
 from pushforward.model.model import Model, read_json
 from pushforward.model.network import Network
 

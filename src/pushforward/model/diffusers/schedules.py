@@ -19,10 +19,6 @@ honoured is refused in a sentence. What a class has no setting for, `diffusers` 
 
 Networks are told their exact times. The multistep schedulers of `diffusers` tell them whole ones where noise levels are
 between (`use_karras_sigmas`, `use_flow_sigmas` and their like), and begin flows at s = 1 - 1/N, here at 1.
-
-Tables are computed in float64. Those of `diffusers` are float32 and differ by about 1e-5 of their value. Where
-`rescale_betas_zero_snr` makes the last entry zero it stays zero; Euler, DPM-Solver and UniPC there put 2^-24, which is
-more than the entry before.
 """
 
 from __future__ import annotations
@@ -35,36 +31,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pushforward.errors import PushforwardError
 from pushforward.linear import VE, Discrete, Flow, Gaussian, Process
+from pushforward.model.diffusers.package import import_diffusers, reason
+from pushforward.model.diffusers.tables import Settings, alphas_cumprod
 
-__all__ = ["Schedule", "Settings", "alphas_cumprod", "import_diffusers", "read_schedule", "reason"]
-
-Settings = Mapping[str, Any]
-
-MISSING = "Models of diffusers need the package: pip install 'pushforward[diffusers]'."
-
-
-def import_diffusers() -> Any:
-    """The package.
-
-    Raises:
-        PushforwardError: it is not installed.
-    """
-    try:
-        import diffusers
-    except ImportError as error:
-        raise PushforwardError(MISSING) from error
-    return diffusers
-
-
-def reason(error: Exception) -> str:
-    """The kind and the first sentence of another package's error."""
-    lines = str(error).strip().splitlines()
-    sentence = lines[0].split(". ")[0].rstrip(".: ") if lines else ""
-    return f"{type(error).__name__}, {sentence}" if sentence else type(error).__name__
+__all__ = ["READERS", "Schedule", "read_schedule"]
 
 
 @dataclass(frozen=True)
@@ -106,10 +79,8 @@ def read_schedule(config: Settings, path: Path, tokens: int | None = None) -> Sc
         raise PushforwardError(
             f"{path} is of a consistency model, not a diffusion: open it with pushforward.load_generator."
         )
-    if name not in _READERS:
-        raise PushforwardError(
-            f"{path} describes a {name}, which cannot be read here; known are {', '.join(_READERS)}."
-        )
+    if name not in READERS:
+        raise PushforwardError(f"{path} describes a {name}, which cannot be read here; known are {', '.join(READERS)}.")
     cls = getattr(import_diffusers(), str(name), None)
     if cls is None:
         raise PushforwardError(
@@ -119,64 +90,13 @@ def read_schedule(config: Settings, path: Path, tokens: int | None = None) -> Sc
     defaults = {p.name: p.default for p in parameters if p.default is not Parameter.empty}
     try:
         own = {key: config.get(key, default) for key, default in defaults.items()}
-        return _READERS[str(name)]({**own, "_class_name": name, "tokens": tokens})
+        return READERS[str(name)]({**own, "_class_name": name, "tokens": tokens})
     except PushforwardError:
         raise
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise PushforwardError(f"{path} has a setting that cannot be read: {reason(error)}.") from error
 
 
-def alphas_cumprod(settings: Settings) -> Tensor:
-    """The table `prod (1 - beta)` of a variance-preserving scheduler, float64 `(num_train_timesteps,)`.
-
-    Args:
-        settings: `trained_betas`, or `beta_schedule` with `beta_start`, `beta_end` and `num_train_timesteps`;
-            `rescale_betas_zero_snr`.
-
-    References:
-        linear: Ho et al., arXiv 2006.11239, section 4; scaled_linear: Rombach et al., arXiv 2112.10752;
-        squaredcos_cap_v2: Nichol & Dhariwal, arXiv 2102.09672, eq. 17; laplace: Hang et al., arXiv 2407.03297;
-        zero terminal SNR: Lin et al., arXiv 2305.08891, algorithm 1.
-
-    Raises:
-        PushforwardError: unknown schedule.
-    """
-    table = torch.cumprod(1 - _betas(settings), 0)
-    if settings.get("rescale_betas_zero_snr"):
-        signal = table.sqrt()
-        table = ((signal - signal[-1]) * (signal[0] / (signal[0] - signal[-1]))).square()
-    return table
-
-
-def _betas(settings: Settings) -> Tensor:
-    if settings.get("trained_betas") is not None:
-        return torch.tensor(settings["trained_betas"], dtype=torch.float64)
-    name, count = settings["beta_schedule"], settings["num_train_timesteps"]
-    first, last = settings["beta_start"], settings["beta_end"]
-    match name:
-        case "linear":
-            return torch.linspace(first, last, count, dtype=torch.float64)
-        case "scaled_linear":
-            return torch.linspace(first**0.5, last**0.5, count, dtype=torch.float64).square()
-        case "sigmoid":
-            return first + (last - first) * torch.linspace(-6, 6, count, dtype=torch.float64).sigmoid()
-    if name not in _SIGNALS:
-        known = ", ".join(["linear", "scaled_linear", "sigmoid", *_SIGNALS])
-        raise PushforwardError(f"Unknown beta_schedule {name!r}; known are {known}.")
-    signal = torch.tensor([_SIGNALS[name](n / count) for n in range(count + 1)], dtype=torch.float64)
-    return (1 - signal[1:] / signal[:-1]).clamp_max(0.999)
-
-
-def _laplace(t: float) -> float:
-    snr = math.exp(-0.5 * math.copysign(1, 0.5 - t) * math.log(1 - 2 * abs(0.5 - t) + 1e-6))
-    return math.sqrt(snr / (1 + snr))
-
-
-_SIGNALS: dict[str, Callable[[float], float]] = {
-    "squaredcos_cap_v2": lambda t: math.cos(math.pi / 2 * (t + 0.008) / 1.008) ** 2,
-    "laplace": _laplace,
-    "exp": lambda t: math.exp(-12 * t),
-}
 _PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample", "flow_prediction": "velocity"}
 
 
@@ -397,7 +317,7 @@ _FRACTIONS = (  # that ask for fractions of timesteps
     "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler",
 )  # fmt: skip
 _STAYING = ("DEISMultistepScheduler", "UniPCMultistepScheduler")  # where the last noise level is that of the last call
-_READERS: dict[str, Callable[[Settings], Schedule]] = {
+READERS: dict[str, Callable[[Settings], Schedule]] = {
     "DDPMScheduler": _table,
     "DDPMParallelScheduler": _table,
     "DDIMScheduler": _table,
