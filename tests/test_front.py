@@ -1,5 +1,12 @@
 """The front door: what `pushforward` exports, how its values look, and what can be done with a model."""
 
+import ast
+import inspect
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
 import pytest
 import torch
 from helpers import FIELD, PROCESSES
@@ -8,8 +15,9 @@ import pushforward as pf
 from pushforward.linear import Discrete, Gaussian
 from pushforward.maps.code import Code
 from pushforward.model import Network
-from pushforward.plan import SOLVERS
+from pushforward.plan import SOLVERS, solvers
 from pushforward.plan.grid import power
+from support.helpers import FIELD, PROCESSES
 
 LINE = 200  # characters
 
@@ -17,6 +25,63 @@ LINE = 200  # characters
 @pytest.fixture(scope="module")
 def model() -> pf.Model:
     return pf.load("fashion-vp")
+
+
+# -- names -----------------------------------------------------------------------------------------------------------
+
+
+def for_type_checkers() -> set[str]:
+    """The names that the front door imports for editors."""
+    tree = ast.parse(Path(pf.__file__).read_text(encoding="utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    return {
+        alias.asname or alias.name for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+
+
+@pytest.mark.parametrize("name", pf.__all__)
+def test_every_name_is_there(name: str) -> None:
+    found = getattr(pf, name)
+    assert inspect.ismodule(found) or found is not None
+
+
+def test_the_lists_of_names_are_one() -> None:
+    dunders = {name for name in dir(pf) if name.startswith("__")}
+    assert "__version__" in dunders
+    assert set(dir(pf)) - dunders == set(pf.__all__) == for_type_checkers()
+    assert len(pf.__all__) == len(set(pf.__all__))
+    assert set(pf._HOME) <= set(pf.__all__)
+
+
+def test_rooms_and_processes_are_named() -> None:
+    source = Path(pf.__file__).parent
+    rooms = {path.stem for path in source.iterdir() if (path / "__init__.py").is_file() or path.suffix == ".py"}
+    assert rooms - set(pf.__all__) == {"__init__", "__main__", "cli"}
+    assert {process.__name__ for process in pf.PROCESSES.values()} <= set(pf.__all__)
+    assert pf.linear.VP is pf.VP
+
+
+def test_solvers_are_those_of_the_command_line() -> None:
+    known = {made.func if isinstance(made, partial) else made for made in SOLVERS.values()}
+    assert {getattr(solvers, name) for name in solvers.__all__} == known
+    for name in solvers.__all__:
+        assert [*inspect.signature(getattr(solvers, name)).parameters][:2] == ["process", "grid"]
+
+
+def test_no_other_name_is_there() -> None:
+    with pytest.raises(AttributeError, match="module 'pushforward' has no attribute 'smaple'"):
+        pf.smaple  # noqa: B018
+
+
+def test_importing_the_front_door_is_quick() -> None:
+    code = "import sys, pushforward; dir(pushforward); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert {name for name in loaded if name.startswith("pushforward")} == {"pushforward"}
+    assert not {"torch", "numpy", "importlib.metadata"} & set(loaded)
+
+
+def test_the_version_is_known() -> None:
+    assert pf.__version__[0].isdigit()
 
 
 # -- looks -----------------------------------------------------------------------------------------------------------

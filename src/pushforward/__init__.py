@@ -1,48 +1,117 @@
-"""Diffusion models as maps between Gaussian codes and images."""
+"""Diffusion models as maps between Gaussian codes and images.
+
+    model = pushforward.load("fashion-vp")
+    images = model.sample(16, solver="gddim:order=2", steps=20, seed=0)
+    codes = model.invert(images, solver="ddim", steps=50)
+    again = codes.decode()
+
+Whatever is named here is imported when it is first used, so that `import pushforward` is quick.
+"""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from pushforward.errors import PushforwardError
-
-if TYPE_CHECKING:
-    from pushforward.denoiser import Function
+if TYPE_CHECKING:  # the table below once more, for editors and type checkers
+    from pushforward import (
+        data,
+        denoiser,
+        errors,
+        evaluation,
+        execute,
+        guidance,
+        integrations,
+        linear,
+        maps,
+        model,
+        plan,
+        training,
+        translation,
+        vision,
+    )
+    from pushforward.denoiser import Denoiser, Function
+    from pushforward.errors import Diverged, FarOutside, PushforwardError
     from pushforward.execute import Exact, Implicit, Parallel, Phantom, Skeleton
+    from pushforward.guidance import energies
     from pushforward.guidance.chains import Schedule, hmc, langevin, mala
     from pushforward.guidance.posterior import best, guide
     from pushforward.guidance.steering import Steering, steered
     from pushforward.integrations.diffusers import PushforwardScheduler
-    from pushforward.linear import Gaussian, process_from_config
+    from pushforward.linear import (
+        PROCESSES,
+        VE,
+        VP,
+        Blurring,
+        BlurringLangevin,
+        Cosine,
+        Discrete,
+        Flow,
+        Gaussian,
+        Langevin,
+        Process,
+        process_from_config,
+    )
     from pushforward.maps.code import Code
     from pushforward.maps.diffusion import Diffusion
     from pushforward.maps.generator import Generator, consistency, gan, load_generator, stylegan
     from pushforward.maps.protocol import Pushforward
     from pushforward.model import Model, Network, load
-    from pushforward.plan import SOLVERS, Plan, grid
+    from pushforward.plan import SOLVERS, Plan, grid, solvers
+
+    __version__: str
 
 __all__ = [
-    "SOLVERS", "Code", "Diffusion", "Exact", "Function", "Gaussian", "Generator", "Implicit", "Model", "Network",
-    "Parallel", "Phantom", "Plan", "Pushforward", "PushforwardError", "PushforwardScheduler", "Schedule", "Skeleton",
-    "Steering", "best", "consistency", "gan", "grid", "guide", "hmc", "langevin", "load", "load_generator", "mala",
-    "process_from_config", "steered", "stylegan",
+    "PROCESSES", "SOLVERS", "VE", "VP", "Blurring", "BlurringLangevin", "Code", "Cosine", "Denoiser", "Diffusion",
+    "Discrete", "Diverged", "Exact", "FarOutside", "Flow", "Function", "Gaussian", "Generator", "Implicit",
+    "Langevin", "Model", "Network", "Parallel", "Phantom", "Plan", "Process", "Pushforward", "PushforwardError",
+    "PushforwardScheduler", "Schedule", "Skeleton", "Steering", "best", "consistency", "data", "denoiser",
+    "energies", "errors", "evaluation", "execute", "gan", "grid", "guidance", "guide", "hmc", "integrations",
+    "langevin", "linear", "load", "load_generator", "mala", "maps", "model", "plan", "process_from_config",
+    "solvers", "steered", "stylegan", "training", "translation", "vision",
 ]  # fmt: skip
 
+# Where each name is from. The rooms of the house are named as they are.
 _HOMES = {
-    "Gaussian": "linear", "process_from_config": "linear", "Function": "denoiser", "Model": "model", "Network": "model",
-    "load": "model", "SOLVERS": "plan", "Plan": "plan", "grid": "plan", "Code": "maps.code",
-    "Diffusion": "maps.diffusion", "Pushforward": "maps.protocol", "Exact": "execute", "Implicit": "execute",
-    "Parallel": "execute", "Phantom": "execute", "Skeleton": "execute", "PushforwardScheduler": "integrations.diffusers",
-    "Generator": "maps.generator", "consistency": "maps.generator", "gan": "maps.generator", "load_generator": "maps.generator",
-    "stylegan": "maps.generator", "Schedule": "guidance.chains", "hmc": "guidance.chains", "langevin": "guidance.chains",
-    "mala": "guidance.chains", "best": "guidance.posterior", "guide": "guidance.posterior", "Steering": "guidance.steering",
-    "steered": "guidance.steering",
-}  # fmt: skip
+    "errors": "Diverged FarOutside PushforwardError",
+    "denoiser": "Denoiser Function",
+    "linear": "Blurring BlurringLangevin Cosine Discrete Flow Gaussian Langevin PROCESSES Process VE VP"
+    " process_from_config",
+    "plan": "Plan SOLVERS grid solvers",
+    "execute": "Exact Implicit Parallel Phantom Skeleton",
+    "model": "Model Network load",
+    "maps.code": "Code",
+    "maps.diffusion": "Diffusion",
+    "maps.generator": "Generator consistency gan load_generator stylegan",
+    "maps.protocol": "Pushforward",
+    "guidance.chains": "Schedule hmc langevin mala",
+    "guidance.posterior": "best guide",
+    "guidance.steering": "Steering steered",
+    "integrations.diffusers": "PushforwardScheduler",
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
+_MODULES = {name: name for name in __all__ if name not in _HOME} | {"energies": "guidance.energies"}
 
+if not TYPE_CHECKING:  # by this, they would take any name for known
 
-def __getattr__(name: str) -> Any:
-    """Import names when they are used, so that `import pushforward` is quick."""
-    if name not in _HOMES:
+    def __getattr__(name: str) -> Any:
+        if name in _HOME:
+            return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+        if name in _MODULES:
+            return import_module(f"{__name__}.{_MODULES[name]}")
+        if name == "__version__":
+            return _version()
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, "__version__", *(name for name in globals() if name.startswith("__"))})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(__name__)
+    except PackageNotFoundError:  # it is run from a checkout, and installed nowhere
+        return "0+checkout"

@@ -11,20 +11,27 @@ from torch import Tensor
 
 from pushforward.errors import PushforwardError
 from pushforward.linear import Gaussian, Process
-from pushforward.plan.auto import auto_at
-from pushforward.plan.collocation import collocation
-from pushforward.plan.euler_maruyama import euler_maruyama
-from pushforward.plan.exponential import exponential
-from pushforward.plan.gddim import ddim, ddpm, gddim
-from pushforward.plan.multistep import dpm_solver_pp, unipc
 from pushforward.plan.plan import Plan
 from pushforward.plan.recurrence import repeated
-from pushforward.plan.reversible import bdia, o_belm
-from pushforward.plan.runge_kutta import TABLEAUX, runge_kutta
-from pushforward.plan.splitting import sscs
+from pushforward.plan.runge_kutta import TABLEAUX
+from pushforward.plan.solvers import (
+    auto,
+    bdia,
+    collocation,
+    ddim,
+    ddpm,
+    dpm_solver_pp,
+    euler_maruyama,
+    exponential,
+    gddim,
+    o_belm,
+    runge_kutta,
+    sscs,
+    unipc,
+)
 
 SOLVERS: dict[str, Callable[..., Plan]] = {
-    "auto": auto_at,
+    "auto": auto,
     "ddim": ddim,
     "ddpm": ddpm,
     "gddim": gddim,
