@@ -469,7 +469,8 @@ def test_the_last_stage_begins_at_the_share_of_the_time():
     from pushforward.cli.translate import _refiner
     from pushforward.maps.spec import SamplerSpec
 
-    plan = _refiner(reading(), SamplerSpec("ddim", 100), 0.1, "cpu").plan
+    sampler = SamplerSpec("ddim", 100)
+    plan = _refiner(sampler.diffusion(reading()), sampler, 0.1).plan
     assert float(plan.times[0]) == pytest.approx(0.1, abs=0.002)
     assert len(plan.noises) == 10 - 1  # the last step takes none
 

@@ -13,30 +13,38 @@ import typer
 from torch import Tensor
 
 from pushforward.cli._shared.checks import check_outputs
-from pushforward.cli._shared.models import choose_labels, decoded, open_codes, pick_device
-from pushforward.cli._shared.options import DeviceOption, JsonOption, LabelOption, PromptOption, QuietOption
-from pushforward.cli._shared.report import write_json
+from pushforward.cli._shared.codes import decoded, open_codes
+from pushforward.cli._shared.models import choose_labels
+from pushforward.cli._shared.options import (
+    BatchOption,
+    DeviceOption,
+    LabelOption,
+    PromptOption,
+    ReportOptions,
+    grouped,
+)
 from pushforward.data.pictures import check_suffix, picture_suffixes, save_image, sheet
 
 __all__ = ["decode"]
 
 
+@grouped()
 def decode(
     codes: Annotated[Path, typer.Argument(help="File that `pushforward encode` or `invert` wrote.")],
+    *,
     model: Annotated[
         str | None,
         typer.Option(help="Decode with another model of the same process and shape; by default the codes' own."),
     ] = None,
     label: LabelOption = None,
     prompt: PromptOption = None,
-    batch: Annotated[int, typer.Option(help="Process this many images at a time.", min=1)] = 64,
+    batch: BatchOption = 64,
     out: Annotated[Path, typer.Option(help="Write one picture of all images here (.png, .jpg, .webp).")] = Path(
         "decoded.png"
     ),
     each: Annotated[Path | None, typer.Option(help="Write every image as a PNG into this folder, too.")] = None,
     device: DeviceOption = "auto",
-    json: JsonOption = None,
-    quiet: QuietOption = False,
+    reports: ReportOptions,
 ) -> None:
     r"""Decode a file of codes to images, by the model and the plan they were made with.
 
@@ -48,27 +56,25 @@ def decode(
     pushforward decode codes.safetensors --label "ankle boot" --out boots.png
     """
     check_suffix(out, picture_suffixes())
-    check_outputs({"--out": out, "--json": json}, {"--each": each}, inputs=[codes])
-    code, info, diffusion = open_codes(codes, model, pick_device(device))
+    check_outputs({"--out": out, "--json": reports.json}, {"--each": each}, inputs=[codes])
+    code, info, diffusion = open_codes(codes, model, device)
     labels = info["labels"]
     if label or prompt:
-        told = choose_labels(diffusion.model, label or [], len(code), prompt or [])
+        told = choose_labels(diffusion.model, len(code), label, prompt)
         diffusion, labels = diffusion.given(told), told.tolist() if isinstance(told, Tensor) else told
     plan = diffusion.plan
     began = time.perf_counter()
-    images = decoded(diffusion, code, batch, quiet=quiet)
+    images = decoded(diffusion, code, batch, quiet=reports.quiet)
     seconds = time.perf_counter() - began
     save_image(sheet(images), out)
     if each is not None:
         for i, image in enumerate(images):
             save_image(sheet(image[None], smallest=0), each / f"{i:05d}.png")
-    if not quiet and json != "-":
-        count = f"{len(images)} image{'s' if len(images) > 1 else ''}"
-        typer.echo(f"{out}: {count}, {plan.nfe} network evaluations each, {seconds:.1f} s")
-    report = {
+    count = f"{len(images)} image{'s' if len(images) > 1 else ''}"
+    reports.tell(f"{out}: {count}, {plan.nfe} network evaluations each, {seconds:.1f} s")
+    reports.write({
         "codes": codes, "model": model or info["model"], "process": plan.process.name, "solver": info["solver"],
         "settings": info["settings"], "times": info["times"], "steps": len(plan.steps) - 1, "count": len(images),
         "labels": labels, "guidance": info["guidance"], "nfe": plan.nfe, "seconds": seconds,
         "notes": info["notes"], "out": out,
-    }  # fmt: skip
-    write_json(report, json)
+    })  # fmt: skip

@@ -19,26 +19,22 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from pushforward.cli._shared.batch import Item, list_items, made_of, open_folder, read_object, todo, work_through
-from pushforward.cli._shared.checks import check_outputs, check_split, in_vain
-from pushforward.cli._shared.models import image_size, open_model, pick_device, with_negative_prompt
+from pushforward.cli._shared.checks import check_outputs, in_vain
+from pushforward.cli._shared.models import image_size, open_model, pick_device
 from pushforward.cli._shared.options import (
-    CountOption,
-    DeviceOption,
-    DtypeOption,
-    FitOption,
-    JsonOption,
+    ImageOptions,
+    ImagesArgument,
     NegativeOption,
-    QuietOption,
-    SizeOption,
-    SplitOption,
-    plan_options,
+    PlaceOptions,
+    ReportOptions,
+    SamplerOptions,
+    grouped,
 )
 from pushforward.cli._shared.report import progress, write_json
 from pushforward.data.pictures import save_image, sheet
 from pushforward.data.schema import read
 from pushforward.errors import PushforwardError
 from pushforward.evaluation.pairs import SMALLEST, psnr, ssim
-from pushforward.maps.spec import SamplerSpec
 from pushforward.model import Model
 from pushforward.model.contents import contents, model_digest
 from pushforward.translation.edit import Candidate, Search, edits, likelihood, plans
@@ -68,10 +64,11 @@ class _Ranking:
     key: str | None = None
 
 
-@plan_options(solver="ddim", steps=100)
+@grouped(solver="ddim", steps=100)
 def edit(
-    images: Annotated[list[Path], typer.Argument(help="Images: files, folders or .npz files.")],
-    plan: SamplerSpec,
+    images: ImagesArgument,
+    sampler: SamplerOptions,
+    *,
     model: Annotated[
         str,
         typer.Option(
@@ -110,20 +107,15 @@ def edit(
     ] = None,
     method: Annotated[
         str, typer.Option(help="Find codes by: stochastic, independent (edit-friendly), deterministic or sdedit.")
-    ] = ("stochastic"),
+    ] = "stochastic",
     seed: Annotated[int, typer.Option(help="Seed the codes.")] = 0,
     batch: Annotated[
         int, typer.Option(help="Process this many candidates at a time, and states per network call.", min=1)
     ] = 16,
-    count: CountOption = None,
-    split: SplitOption = "test",
-    fit: FitOption = "crop",
-    size: SizeOption = None,
+    inputs: ImageOptions,
     out: Annotated[Path, typer.Option(help="Write the results into this folder.")] = Path("edited"),
-    dtype: DtypeOption = "float32",
-    device: DeviceOption = "auto",
-    json: JsonOption = None,
-    quiet: QuietOption = False,
+    place: PlaceOptions,
+    reports: ReportOptions,
 ) -> None:
     r"""Edit images by text or class: the code of an image under one, decoded under another.
 
@@ -138,34 +130,35 @@ def edit(
         --guidance 1,2,3,5 --skip .15,.3,.5 --select directional-clip --clip ./clip-b32 --judge ./clip-l14
     """
     way = method_named(method, "edit")
-    check_outputs({"--json": json}, {"--out": out})
-    check_split(images)
+    check_outputs({"--json": reports.json}, {"--out": out})
+    inputs.check(images)
     in_vain({"source_guidance": "sdedit does not encode the image" if way == "sdedit" else None})
-    where = pick_device(device)
-    network = with_negative_prompt(open_model(model, where, dtype, size), negative)
+    network = open_model(model, place, negative)
     search = Search(_numbers(guidance, "guidance"), _numbers(skip, "skip"), trials, source_guidance, way)
-    sampler = plan
+    spec = sampler.plan_spec
     network.given([target], max(search.guidances))  # what is wrong is said before all work
-    plans(network, sampler, search)
-    score, judges = _scorers(network, source, target, select, clip, judge, where)
-    items = list_items(images, image_size(network), out=out, split=split, count=count, fit=fit, folders=True)
+    plans(network, spec, search)
+    score, judges = _scorers(network, source, target, select, clip, judge, pick_device(place.device))
+    items = list_items(
+        images, image_size(network), out=out, split=inputs.split, count=inputs.count, fit=inputs.fit, folders=True
+    )
     settings = {
-        "command": "edit", "images": [str(path.resolve()) for path in images], "split": split,
+        "command": "edit", "images": [str(path.resolve()) for path in images], "split": inputs.split,
         "model": model, "source": source, "target": target, "negative": negative,
-        "sampler": asdict(sampler), "search": asdict(search), "select": select, "clip": clip, "judge": judge,
-        "seed": seed, "dtype": dtype, "fit": fit, "size": size,
+        "sampler": asdict(spec), "search": asdict(search), "select": select, "clip": clip, "judge": judge,
+        "seed": seed, "dtype": place.dtype, "fit": inputs.fit, "size": place.size,
     }  # fmt: skip
     open_folder(out, settings, items)
     networks = contents([score, *judges.values()]) if clip is not None or judge is not None else None
     made = made_of(settings, model_digest(network), networks)
     rows: list[dict[str, Any]] = []
     left, outcome = todo(items, lambda item: _key(out / item.name), lambda _: made)
-    bar = progress("editing", total=search.count * len(left), unit="candidate", quiet=quiet)
+    bar = progress("editing", total=search.count * len(left), unit="candidate", quiet=reports.quiet)
 
     def work(some: list[Item], values: Tensor, numbers: list[int], keys: list[str]) -> None:
         for item, image, number, key in zip(some, values, numbers, keys, strict=True):
             found = list(
-                edits(network, image, source, target, sampler, search, seed=seed + number, batch=batch,
+                edits(network, image, source, target, spec, search, seed=seed + number, batch=batch,
                       callback=bar.update)
             )  # fmt: skip
             _write(out / item.name, image, found, score, judges, batch, key)
@@ -181,13 +174,11 @@ def edit(
         "seconds": time.perf_counter() - started, "notes": outcome.lines, "skipped": outcome.skipped, "out": out,
         "images": rows,
     }  # fmt: skip
-    if not quiet and json != "-":
-        for line in outcome.lines:
-            typer.echo(line)
-        for row in rows:
-            figures = ", ".join(f"{key} {value:.3g}" for key, value in row["reported"].items() if value is not None)
-            typer.echo(f"{out / row['name']}: {search.count} candidates, the best {row['best']}: {figures}")
-    write_json(report, json)
+    reports.tell(*outcome.lines)
+    for row in rows:
+        figures = ", ".join(f"{key} {value:.3g}" for key, value in row["reported"].items() if value is not None)
+        reports.tell(f"{out / row['name']}: {search.count} candidates, the best {row['best']}: {figures}")
+    reports.write(report)
 
 
 def _numbers(text: str, name: str) -> tuple[float, ...]:

@@ -11,36 +11,25 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, get_args
 
 import torch
 import typer
 from torch import Tensor
 
 from pushforward.cli._shared.batch import made_of, open_folder
-from pushforward.cli._shared.checks import check_outputs, in_vain, spare
-from pushforward.cli._shared.models import choose_labels, image_size, open_model, pick_device, with_negative_prompt
-from pushforward.cli._shared.options import (
-    DeviceOption,
-    DtypeOption,
-    FitOption,
-    GuidanceOption,
-    JsonOption,
-    LabelOption,
-    NegativeOption,
-    PromptOption,
-    QuietOption,
-    SizeOption,
-)
+from pushforward.cli._shared.checks import check_outputs
+from pushforward.cli._shared.models import choose_labels, image_size, open_model, pick_device
+from pushforward.cli._shared.options import ConditionOptions, FitOption, PlaceOptions, ReportOptions, grouped
 from pushforward.cli._shared.report import progress, write_json
+from pushforward.cli._shared.runs import Kept
 from pushforward.data.files import digest, save_tensors
 from pushforward.data.inputs import read_file, read_like
 from pushforward.data.pictures import save_image, sheet
-from pushforward.data.schema import check
 from pushforward.errors import PushforwardError
 from pushforward.execute import Exact, Gradient, Implicit, Phantom
 from pushforward.guidance.chains import SAMPLERS, Chains, Dynamics, Record, Schedule
-from pushforward.guidance.checkpoints import load_chains, load_descents, save_checkpoint
+from pushforward.guidance.checkpoints import load_chains, load_descents
 from pushforward.guidance.diagnostics import diagnose, plot
 from pushforward.guidance.energies.energy import Energy
 from pushforward.guidance.energies.parse import ENERGIES, Setting, energy
@@ -52,17 +41,15 @@ from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.generator import Generator, is_generator, load_generator
 from pushforward.maps.labels import Labels
 from pushforward.maps.normality import statistics
-from pushforward.maps.protocol import Pushforward
-from pushforward.maps.spec import parse, words
+from pushforward.maps.spec import SamplerSpec, parse, words
 from pushforward.maps.storage import header, save_codes
 from pushforward.model.contents import contents, model_digest
 
 __all__ = ["guide"]
 
 _GRADIENTS: Mapping[str, Callable[[], Gradient]] = {"exact": Exact, "implicit": Implicit, "phantom": Phantom}
-_MOVES, _PLAN = 200, "dpm++:steps=10"
+_MOVES, _SOLVER = 200, "dpm++:steps=10"
 _FRAMES = 8  # moments that the sheet of chains shows
-_SAVE_EVERY = 20.0  # seconds
 _SATURATED = 0.98  # of images: values beyond are black or white
 _MOSTLY = 0.5  # part of the codes that a test rejects, from which it is said; of Gaussian ones it rejects 0.05
 _SHOWN = 16  # chains on that sheet, at most
@@ -72,6 +59,7 @@ _ENERGIES = "; ".join(
 )
 
 
+@grouped()
 def guide(
     model: Annotated[
         str,
@@ -80,6 +68,7 @@ def guide(
             "TorchScript file."
         ),
     ],
+    *,
     energies: Annotated[
         list[str],
         typer.Option(
@@ -90,8 +79,8 @@ def guide(
     sampler: Annotated[
         str,
         typer.Option(
-            help="Draw codes by langevin, mala or hmc (such as hmc:leaps=5), seek single best codes by adam or l-bfgs, "
-            f"or steer each step of the solver by {', '.join(STEERINGS)} (such as mpgd:direct=2)."
+            help="Draw codes by langevin, mala or hmc (such as hmc:leaps=5), seek single best codes by adam or "
+            f"l-bfgs, or steer each step of the solver by {', '.join(STEERINGS)} (such as mpgd:direct=2)."
         ),
     ] = "langevin",
     moves: Annotated[
@@ -106,12 +95,12 @@ def guide(
         int, typer.Option(help="Let the energy grow to its full weight over this many moves.", min=0)
     ] = 0,
     draws: Annotated[int, typer.Option(help="Keep this many samples of each chain, evenly spaced.", min=1)] = 1,
-    plan: Annotated[
+    solver: Annotated[
         str | None,
         typer.Option(
             "--solver",
             "--plan",
-            help=f"Decode a diffusion's codes with this sampler, for gradients and pictures alike; by default {_PLAN}.",
+            help=f"Decode a diffusion's codes with this sampler, for gradients and pictures; by default {_SOLVER}.",
         ),
     ] = None,
     gradient: Annotated[
@@ -122,21 +111,15 @@ def guide(
         str | None,
         typer.Option(help="Set the shape of a code, such as 100 or 100x1x1, for a GAN in a TorchScript file."),
     ] = None,
-    label: LabelOption = None,
-    prompt: PromptOption = None,
-    negative: NegativeOption = "",
-    guidance: GuidanceOption = 1.0,
+    condition: ConditionOptions,
     seed: Annotated[int, typer.Option(help="Seed the chains; chain i depends on the seed and i alone.")] = 0,
     batch: Annotated[int, typer.Option(help="Process this many chains at a time.", min=1)] = 64,
     out: Annotated[
         Path, typer.Option(help="Write the results into this folder; the same command continues there.")
     ] = Path("guided"),
     fit: FitOption = "crop",
-    size: SizeOption = None,
-    dtype: DtypeOption = "float32",
-    device: DeviceOption = "auto",
-    json: JsonOption = None,
-    quiet: QuietOption = False,
+    place: PlaceOptions,
+    reports: ReportOptions,
 ) -> None:
     r"""Guide a model or a GAN by energies of its images.
 
@@ -154,115 +137,105 @@ def guide(
     if steps is not None:
         typer.echo("pushforward: --steps of guide is called --moves now.", err=True)
         moves = moves or steps
-    how, generator = _method(sampler), is_generator(model)
-    vain = {
-        "A warm-up, annealing and draws are of chains: langevin, mala or hmc; leave them out.":
-            not isinstance(how, Dynamics) and (warm_up, anneal, draws) != (None, 0, 1),
-        "Only a diffusion has steps to steer; a GAN's codes are sampled by langevin, mala or hmc.":
-            isinstance(how, Steering) and generator,
-        f"Steering takes the steps of its solver: give --solver ddim:steps={moves} instead of --moves.":
-            isinstance(how, Steering) and moves is not None,
-        "Steering takes no gradient through the plan; leave --gradient out.":
-            isinstance(how, Steering) and gradient is not None,
-        "A GAN has no plan, and its own gradient, precision and size; leave out --solver, --gradient, --dtype, --size.":
-            generator and (plan, gradient, dtype, size) != (None, None, "float32", None),
-        "The codes of a diffusion have the shape that its plan gives them; leave --latent out.":
-            not generator and latent is not None,
-    }  # fmt: skip
-    for msg, given in vain.items():
-        if given:
-            raise PushforwardError(msg)
-    check_outputs({"--json": json}, {"--out": out})
-    in_vain({"negative": "guidance is 1" if guidance == 1 and prompt else None})
-    spare(chains, label=label, prompt=prompt)
-    moves, plan, gradient = moves or _MOVES, plan or _PLAN, gradient or "exact"
+    how = _method(sampler)
+    _check(how, gan=is_generator(model), place=place, moves=moves, solver=solver, gradient=gradient,
+           latent=latent, scheduled=(warm_up, anneal, draws) != (None, 0, 1))  # fmt: skip
+    check_outputs({"--json": reports.json}, {"--out": out})
+    condition.check(chains)
+    moves, solver, gradient = moves or _MOVES, solver or _SOLVER, gradient or "exact"
     schedule = Schedule(moves, warm_up, anneal, draws) if isinstance(how, Dynamics) else None
-    if gradient not in _GRADIENTS:
-        raise PushforwardError(f"The gradient is one of {', '.join(_GRADIENTS)}; got {gradient!r}.")
-    where = pick_device(device)
-    pushforward, shape = _open(model, plan, where, dtype, size, latent, negative)
-    pushforward, labels = _given(pushforward, label, prompt, guidance, chains)
-    setting = Setting(lambda path: read_like(path, shape, fit), shape, where)
+    free, shape = _open(model, parse(solver), condition, place, latent)
+    pushforward, labels = _given(free, condition, chains)
+    setting = Setting(lambda path: read_like(path, shape, fit), shape, pick_device(place.device))
     first, *others = (energy(text, setting) for text in energies)
-    whole = sum(others, first)
     settings: dict[str, Any] = {
         "model": model, "energies": energies, "sampler": sampler, "chains": chains, "seed": seed,
-        "labels": label, "prompts": prompt, "negative": negative, "guidance": guidance, "fit": fit,
+        "labels": condition.label, "prompts": condition.prompt, "negative": condition.negative,
+        "guidance": condition.guidance, "fit": fit,
     }  # fmt: skip
     if not isinstance(how, Steering):
         settings["steps"] = moves  # as folders of earlier versions call them
     if schedule is not None:
         settings |= {"warm_up": schedule.warmed, "anneal": anneal, "draws": draws}
-    if not generator:
-        how_far = None if isinstance(how, Steering) else gradient
-        settings |= {"plan": plan, "dtype": dtype, "size": size, "gradient": how_far}
-    elif latent is not None:
-        settings["latent"] = latent
-    open_folder(out, settings)
-    own = model_digest(pushforward.model) if isinstance(pushforward, Diffusion) else digest(contents(pushforward))
-    made = made_of(settings, own, contents(setting.used))
-    asked: dict[str, Any] = {"seed": seed, "batch": batch}
     if isinstance(pushforward, Diffusion):
+        through = None if isinstance(how, Steering) else gradient
+        settings |= {"plan": solver, "dtype": place.dtype, "size": place.size, "gradient": through}
         pushforward = pushforward.run_by(gradient=_GRADIENTS[gradient]())
-    plain = math.nan
-    match how:
-        case Dynamics():
-            assert schedule is not None
-            found, seconds = _walk(pushforward, whole, how, schedule, chains, asked, out, where, made, quiet=quiet)
-        case Steering():
-            assert isinstance(pushforward, Diffusion)
-            started = time.perf_counter()
-            found, plain = _steer(pushforward, whole, how, chains, asked, quiet=quiet)
-            seconds = time.perf_counter() - started
-        case _:
-            found, seconds = _descend(pushforward, whole, how, moves, chains, asked, out, where, made, quiet=quiet)
+    else:
+        settings |= {} if latent is None else {"latent": latent}
+    own = model_digest(free.model) if isinstance(free, Diffusion) else digest(contents(free))
+    open_folder(out, settings)
+    made = made_of(settings, own, contents(setting.used))
+    job = _Job(pushforward, sum(others, first), chains, moves, schedule, {"seed": seed, "batch": batch}, out,
+               str(setting.device), made, reports.quiet)  # fmt: skip
+    found, plain, seconds = _run(job, how)
     _write(found, schedule, out)
     if not isinstance(how, Steering):
-        _write_codes(
-            found, pushforward, model, plan, labels, guidance, {"seed": seed, "dtype": dtype, "size": size}, out
-        )
-    if found.history:  # chains and descents begin at what the map draws without guidance
-        plain = float(found.history[0].energy.mean())
+        more = {"seed": seed, "dtype": place.dtype, "size": place.size}
+        _write_codes(found, free, model, parse(solver), labels, condition.guidance, more, out)
     report = {
         **settings, "asked": energies, **_report(found, schedule), "unguided_energy": plain, "seconds": seconds,
         "out": out,
     }  # fmt: skip
     write_json(report, str(out / "report.json"))
-    if not quiet and json != "-":
-        typer.echo(_summary(report))
-    write_json(report, json)
+    reports.tell(_summary(report))
+    reports.write(report)
 
 
 # -- what the words stand for ------------------------------------------------------------------------------------------
 
 
+def _check(
+    how: Dynamics | Steering | dict[str, Any], *, gan: bool, place: PlaceOptions, moves: int | None,
+    solver: str | None, gradient: str | None, latent: str | None, scheduled: bool,
+) -> None:  # fmt: skip
+    """Raise unless the options fit the sampler and the kind of the model."""
+    steered_ = isinstance(how, Steering)
+    vain = {
+        "A warm-up, annealing and draws are of chains: langevin, mala or hmc; leave them out.":
+            not isinstance(how, Dynamics) and scheduled,
+        "Only a diffusion has steps to steer; a GAN's codes are sampled by langevin, mala or hmc.": steered_ and gan,
+        f"Steering takes the steps of its solver: give --solver ddim:steps={moves} instead of --moves.":
+            steered_ and moves is not None,
+        "Steering takes no gradient through the plan; leave --gradient out.": steered_ and gradient is not None,
+        "A GAN has no plan, and its own gradient, precision and size; leave out --solver, --gradient, --dtype, --size.":
+            gan and (solver, gradient, place.dtype, place.size) != (None, None, "float32", None),
+        "The codes of a diffusion have the shape that its plan gives them; leave --latent out.":
+            not gan and latent is not None,
+        f"The gradient is one of {', '.join(_GRADIENTS)}; got {gradient!r}.":
+            gradient is not None and gradient not in _GRADIENTS,
+    }  # fmt: skip
+    for message, wrong in vain.items():
+        if wrong:
+            raise PushforwardError(message)
+
+
 def _open(
-    source: str, plan: str, device: str, dtype: str, size: str | None, latent: str | None, negative: str
+    source: str, spec: SamplerSpec, condition: ConditionOptions, place: PlaceOptions, latent: str | None
 ) -> tuple[Diffusion | Generator, tuple[int, ...]]:
-    """What makes images of codes, and the shape of these images."""
+    """What makes images of codes, under no condition yet, and the shape of these images."""
     if is_generator(source):
-        if negative:
+        if condition.negative:
             raise PushforwardError(f"{source} reads no prompts; leave --negative out.")
-        generator = load_generator(source, _shape(latent), device=device)
+        if condition.prompt or condition.guidance != 1:
+            raise PushforwardError("A GAN takes no prompts and no guidance by labels; leave them out.")
+        generator = load_generator(source, _shape(latent), device=pick_device(place.device))
         assert generator.image_shape is not None
         return generator, generator.image_shape
-    model = with_negative_prompt(open_model(source, device, dtype, size), negative)
-    sampler = parse(plan)
-    made = sampler.plan(model)
-    return Diffusion(model, made, device=device, parallel=sampler.method(made)), image_size(model)
+    model = open_model(source, place, condition.negative)
+    plan = spec.plan(model)
+    return Diffusion(model, plan, parallel=spec.method(plan)), image_size(model)
 
 
 def _given(
-    pushforward: Diffusion | Generator, label: list[str] | None, prompt: list[str] | None, guidance: float, count: int
+    free: Diffusion | Generator, condition: ConditionOptions, count: int
 ) -> tuple[Diffusion | Generator, Labels]:
     """The map under the labels or prompts that are asked for, and these."""
-    if isinstance(pushforward, Diffusion):
-        labels = choose_labels(pushforward.model, label or [], count, prompt or [])
-        return pushforward.given(labels, guidance), labels
-    if prompt or guidance != 1:
-        raise PushforwardError("A GAN takes no prompts and no guidance by labels; leave them out.")
-    labels = choose_labels(pushforward, label or [], count)
-    return pushforward.given(labels), labels
+    if isinstance(free, Diffusion):
+        labels = choose_labels(free.model, count, condition.label, condition.prompt)
+        return free.given(labels, condition.guidance), labels
+    labels = choose_labels(free, count, condition.label)
+    return free.given(labels), labels
 
 
 def _shape(text: str | None) -> tuple[int, ...] | None:
@@ -316,15 +289,51 @@ def _fitting(settings: Mapping[str, object], kinds: Mapping[str, type]) -> dict[
 # -- the work ----------------------------------------------------------------------------------------------------------
 
 
-def _walk(
-    pushforward: Pushforward, whole: Energy, how: Dynamics, schedule: Schedule, chains: int, asked: dict[str, Any],
-    out: Path, device: str, made: str, *, quiet: bool,
-) -> tuple[Guided, float]:  # fmt: skip
+@dataclass(frozen=True)
+class _Job:
+    """What a run works with.
+
+    Args:
+        pushforward: the map.
+        energy: of its images.
+        chains: or descents, or images.
+        moves: of each chain or descent.
+        schedule: of chains.
+        asked: seed and batch, as the functions of the library take them.
+        out: folder of the results.
+        device: for what an earlier run has left.
+        made: what the run is made with (`batch.made_of`).
+        quiet: show no progress.
+    """
+
+    pushforward: Diffusion | Generator
+    energy: Energy
+    chains: int
+    moves: int
+    schedule: Schedule | None
+    asked: dict[str, Any]
+    out: Path
+    device: str
+    made: str
+    quiet: bool
+
+
+def _run(job: _Job, how: Dynamics | Steering | dict[str, Any]) -> tuple[Guided, float, float]:
+    """The samples, the mean energy of what the map draws without guidance, and the seconds of all runs."""
+    if isinstance(how, Steering):
+        return _steer(job, how)
+    found, seconds = _walk(job, how) if isinstance(how, Dynamics) else _descend(job, how)
+    return found, float(found.history[0].energy.mean()) if found.history else math.nan, seconds
+
+
+def _walk(job: _Job, how: Dynamics) -> tuple[Guided, float]:
     """The samples of chains, and the seconds that all runs have worked on them."""
+    schedule, steps = job.schedule, job.out / "steps"
+    assert schedule is not None
     every = max(1, -(-schedule.steps // (_FRAMES - 1)))
     with (
-        _Kept(out / "chains.safetensors", load_chains, device, made) as kept,
-        progress("guiding", total=schedule.steps, unit="step", quiet=quiet) as bar,
+        Kept(job.out / "chains.safetensors", load_chains, job.device, job.made) as kept,
+        progress("guiding", total=schedule.steps, unit="move", quiet=job.quiet) as bar,
     ):
 
         def tell(state: Chains) -> None:
@@ -332,25 +341,23 @@ def _walk(
             bar.set_postfix_str(_figures(state.history[-1], adjusted=how.adjusted))
             if state.step % every == 0 or state.step == schedule.steps:
                 save_image(sheet(state.point.images[:_SHOWN].float().cpu(), columns=_SHOWN, smallest=0),
-                           out / "steps" / f"{state.step:05d}.png")  # fmt: skip
+                           steps / f"{state.step:05d}.png")  # fmt: skip
             kept.tell(state)
 
-        found = run(pushforward, whole, how, schedule, chains=chains, resume=kept.before, callback=tell, **asked)
-    pictures = [read_file(file, None, None, Counter()) for file in sorted((out / "steps").glob("*.png"))]
-    columns = min(chains, _SHOWN)
+        found = run(job.pushforward, job.energy, how, schedule, chains=job.chains, resume=kept.before,
+                    callback=tell, **job.asked)  # fmt: skip
+    pictures = [read_file(file, None, None, Counter()) for file in sorted(steps.glob("*.png"))]
+    columns = min(job.chains, _SHOWN)
     shown = torch.stack(pictures).unflatten(3, (columns, -1)).movedim(3, 1).flatten(0, 1)  # moment after moment
-    save_image(sheet(shown.float() / 127.5 - 1, columns=columns), out / "chains.png")
+    save_image(sheet(shown.float() / 127.5 - 1, columns=columns), job.out / "chains.png")
     return found, kept.seconds
 
 
-def _descend(
-    pushforward: Pushforward, whole: Energy, how: dict[str, Any], steps: int, chains: int, asked: dict[str, Any],
-    out: Path, device: str, made: str, *, quiet: bool,
-) -> tuple[Guided, float]:  # fmt: skip
+def _descend(job: _Job, how: dict[str, Any]) -> tuple[Guided, float]:
     """The best codes of descents, and the seconds that all runs have worked on them."""
     with (
-        _Kept(out / "descents.safetensors", load_descents, device, made) as kept,
-        progress("descending", total=steps, unit="step", quiet=quiet) as bar,
+        Kept(job.out / "descents.safetensors", load_descents, job.device, job.made) as kept,
+        progress("descending", total=job.moves, unit="move", quiet=job.quiet) as bar,
     ):
 
         def tell(state: Descents) -> None:
@@ -358,77 +365,18 @@ def _descend(
             bar.set_postfix_str(_figures(state.history[-1], adjusted=False))
             kept.tell(state)
 
-        found = best(pushforward, whole, steps=steps, count=chains, resume=kept.before, callback=tell, **how, **asked)
+        found = best(job.pushforward, job.energy, steps=job.moves, count=job.chains, resume=kept.before,
+                     callback=tell, **how, **job.asked)  # fmt: skip
     return found, kept.seconds
 
 
-@dataclass(frozen=True)
-class _Info:
-    seconds: float
-    made: str | None = None
-
-
-class _Kept:
-    """What chains or descents have come to, in a file: written now and then, and when the run ends or breaks off.
-
-    Args:
-        path: of the file.
-        load: reads it.
-        device: for the tensors.
-        made: what the run is made with (`batch.made_of`). A file that was made with something else is put aside.
-
-    Attributes:
-        before: what an earlier run has left, if any.
-        seconds: of work, of all runs, once it is over.
-    """
-
-    def __init__(
-        self, path: Path, load: Callable[[Path, str], tuple[Any, dict[str, Any]]], device: str, made: str
-    ) -> None:
-        self._path, self._made, self.seconds = path, made, 0.0
-        self.before: Any = None
-        self._last: Chains | Descents | None = None
-        if path.is_file():
-            before, info = load(path, device)
-            header = check(info, _Info, f"The header of {path}", "remove it to begin anew")
-            if header.made == made:
-                self.before, self.seconds = before, header.seconds
-            else:
-                aside = path.with_stem(f"{path.stem}-{digest(path)[:8]}")
-                path.replace(aside)
-                told = f"pushforward: {path} was made with other weights or energies; it is {aside.name} now."
-                typer.echo(f"{told} The run begins anew.", err=True)
-        self._saved = self._began = time.perf_counter()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def tell(self, state: Chains | Descents) -> None:
-        """That the work has come so far."""
-        if self.before is None or state.step > self.before.step:
-            self._last = state
-            if time.perf_counter() - self._saved > _SAVE_EVERY:
-                self._save()
-
-    def _save(self) -> None:
-        assert self._last is not None
-        self._saved = time.perf_counter()
-        save_checkpoint(
-            self._path, self._last, {"seconds": self.seconds + self._saved - self._began, "made": self._made}
-        )
-
-    def __exit__(self, *_: object) -> None:
-        if self._last is not None:
-            self._save()
-            self.seconds += self._saved - self._began
-
-
-def _steer(
-    diffusion: Diffusion, whole: Energy, how: Steering, chains: int, asked: dict[str, Any], *, quiet: bool
-) -> tuple[Guided, float]:
-    """Images of a plan whose every step is steered, with their energies, and the mean energy of the plan's own."""
-    there = replace(diffusion, model=steered(diffusion.model, whole, how))
-    with progress("steering", unit="call", quiet=quiet) as bar:
+def _steer(job: _Job, how: Steering) -> tuple[Guided, float, float]:
+    """Images of a plan whose every step is steered, the mean energy of the plan's own, and the seconds they took."""
+    diffusion, chains, asked = job.pushforward, job.chains, job.asked
+    assert isinstance(diffusion, Diffusion)
+    there = replace(diffusion, model=steered(diffusion.model, job.energy, how))
+    started = time.perf_counter()
+    with progress("steering", unit="call", quiet=job.quiet) as bar:
 
         def tell(_: Any) -> None:
             bar.update()
@@ -439,20 +387,21 @@ def _steer(
             solved = list(there.solved(chains, callback=tell, **asked))
             images = torch.cat([some for some, _ in solved])
             nfe = torch.cat([solution.nfe.cpu() for _, solution in solved])
+    seconds = time.perf_counter() - started
     code = diffusion.draw(chains, seed=asked["seed"])
 
     def measured(images: Tensor) -> dict[str, Tensor]:
         parts = []
         for some in torch.arange(chains).split(asked["batch"]):
             with torch.enable_grad():  # which energies may take themselves
-                found = whole.parts(images[some].to(code.start.device).requires_grad_(), code[some])
+                found = job.energy.parts(images[some].to(code.start.device).requires_grad_(), code[some])
             parts.append({name: value.detach().double().cpu() for name, value in found.items()})
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     plain = torch.stack([*measured(diffusion.sample(chains, **asked)).values()]).sum(0).mean()
     nfe = nfe * (2 if how.through else 1)  # each answer has a derivative
     weights, energies = torch.full((chains,), 1 / chains), measured(images)
-    return Guided(code, images, energies, weights, torch.arange(chains), nfe, ()), float(plain)
+    return Guided(code, images, energies, weights, torch.arange(chains), nfe, ()), float(plain), seconds
 
 
 # -- reports -----------------------------------------------------------------------------------------------------------
@@ -473,17 +422,15 @@ def _write(found: Guided, schedule: Schedule | None, out: Path) -> None:
 
 
 def _write_codes(
-    found: Guided, pushforward: Pushforward, source: str, plan: str, labels: Labels, guidance: float,
+    found: Guided, pushforward: Diffusion | Generator, source: str, spec: SamplerSpec, labels: Labels, guidance: float,
     more: Mapping[str, Any], out: Path,
 ) -> None:  # fmt: skip
     """`codes.safetensors`: of a diffusion, for `pushforward decode`; of anything else, the bare tensors."""
     path = out / "codes.safetensors"
     if isinstance(pushforward, Diffusion):
-        sampler, times = parse(plan), pushforward.times
+        times = pushforward.times
         told = _repeated(labels, len(found.images) // len(found.nfe))
-        info = header(
-            source, pushforward.model, sampler.solver, sampler.settings, times, labels=told, guidance=guidance
-        )
+        info = header(source, pushforward.model, spec.solver, spec.settings, times, labels=told, guidance=guidance)
         save_codes(path, found.code, {**info, **more})
         return
     tensors = {"start": found.code.start, "noises": found.code.noises}

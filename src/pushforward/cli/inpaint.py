@@ -5,7 +5,6 @@ Examples are in `pushforward inpaint --help`.
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -16,26 +15,19 @@ import torch
 import typer
 from torch import Tensor
 
-from pushforward.cli._shared.batch import FORMAT, Item, kept_key, list_items, made_of, open_folder, todo, work_through
-from pushforward.cli._shared.checks import check_outputs, check_split, in_vain, spare
-from pushforward.cli._shared.models import choose_labels, image_size, open_model, pick_device, with_negative_prompt
+from pushforward.cli._shared.batch import FORMAT, Item, complete, kept_key, list_items, made_of, open_folder
+from pushforward.cli._shared.checks import check_outputs
+from pushforward.cli._shared.models import choose_labels, image_size, open_model
 from pushforward.cli._shared.options import (
-    CountOption,
-    DeviceOption,
-    DtypeOption,
-    FitOption,
-    GuidanceOption,
-    JsonOption,
-    LabelOption,
+    ConditionOptions,
+    ImageOptions,
+    ImagesArgument,
     ModelArgument,
-    NegativeOption,
-    PromptOption,
-    QuietOption,
-    SizeOption,
-    SplitOption,
-    plan_options,
+    PlaceOptions,
+    ReportOptions,
+    SamplerOptions,
+    grouped,
 )
-from pushforward.cli._shared.report import write_json
 from pushforward.data.files import digest
 from pushforward.data.inputs import read_file, read_like
 from pushforward.data.pictures import compared, read_mask, save_image, sheet
@@ -43,7 +35,6 @@ from pushforward.errors import PushforwardError
 from pushforward.guidance.inpaint import inpaint as paint
 from pushforward.guidance.steering import inpainted
 from pushforward.maps.diffusion import Diffusion
-from pushforward.maps.spec import SamplerSpec
 from pushforward.model.contents import model_digest
 
 __all__ = ["inpaint"]
@@ -51,33 +42,26 @@ __all__ = ["inpaint"]
 _SHOWN = 16  # images of the sheet, at most
 
 
-@plan_options(solver="ddpm", steps=25)
+@grouped(solver="ddpm", steps=25)
 def inpaint(
     model: ModelArgument,
-    images: Annotated[list[Path], typer.Argument(help="Images: files, folders or .npz files.")],
-    plan: SamplerSpec,
+    images: ImagesArgument,
+    sampler: SamplerOptions,
+    condition: ConditionOptions,
+    *,
     mask: Annotated[Path, typer.Option(help="Mask: a picture that is white where images are painted anew.")],
     repeats: Annotated[
         int, typer.Option(help="Take each step this many times; with more, the parts agree better.", min=1)
     ] = 4,
     draws: Annotated[int, typer.Option(help="Draw this many versions of each image.", min=1)] = 1,
-    label: LabelOption = None,
-    prompt: PromptOption = None,
-    negative: NegativeOption = "",
-    guidance: GuidanceOption = 1.0,
     seed: Annotated[
         int, typer.Option(help="Seed the codes; an image's code depends on the seed and what the image shows.")
     ] = 0,
     batch: Annotated[int, typer.Option(help="Process this many images at a time.", min=1)] = 32,
-    count: CountOption = None,
-    split: SplitOption = "test",
-    fit: FitOption = "crop",
-    size: SizeOption = None,
+    inputs: ImageOptions,
     out: Annotated[Path, typer.Option(help="Write the results into this folder.")] = Path("inpainted"),
-    dtype: DtypeOption = "float32",
-    device: DeviceOption = "auto",
-    json: JsonOption = None,
-    quiet: QuietOption = False,
+    place: PlaceOptions,
+    reports: ReportOptions,
 ) -> None:
     r"""Paint parts of images anew, by a model of what such images are.
 
@@ -89,32 +73,31 @@ def inpaint(
     pushforward inpaint fashion-vp data.npz --mask lower-half.png --count 8 --draws 4
     pushforward inpaint ./face-model photos/ --mask glasses.png --steps 50 --repeats 10
     """
-    check_outputs({"--json": json}, {"--out": out}, inputs=[mask])
-    check_split(images)
-    in_vain({"negative": "guidance is 1" if guidance == 1 and prompt else None})
-    where = pick_device(device)
-    network = with_negative_prompt(open_model(model, where, dtype, size), negative)
+    check_outputs({"--json": reports.json}, {"--out": out}, inputs=[mask])
+    inputs.check(images)
+    condition.check()
+    network = open_model(model, place, condition.negative)
     shape = image_size(network)
-    known = ~read_mask(mask, lambda path: read_like(path, shape, fit, background="black"))
-    again = {"repeats": repeats} if repeats > 1 else {}
-    sampler = replace(plan, settings={**plan.settings, **again})
-    made = sampler.plan(network)
+    known = ~read_mask(mask, lambda path: read_like(path, shape, inputs.fit, background="black"))
+    spec = sampler.plan_spec
+    spec = replace(spec, settings={**spec.settings, **({"repeats": repeats} if repeats > 1 else {})})
+    plan = spec.plan(network)
     inpainted(network, torch.zeros(network.shape), known)  # what is wrong is said before all work
-    network.given(choose_labels(network, label or [], 1, prompt or []), guidance)
-    items = list_items(images, shape, out=out, split=split, count=count, fit=fit)
+    network.given(choose_labels(network, 1, condition.label, condition.prompt), condition.guidance)
+    items = list_items(images, shape, out=out, split=inputs.split, count=inputs.count, fit=inputs.fit)
     settings = {
-        "command": "inpaint", "images": [str(path.resolve()) for path in images], "split": split, "model": model,
-        "mask": str(mask.resolve()), "known": digest(known),
-        "sampler": asdict(sampler), "draws": draws, "labels": label, "prompts": prompt,
-        "negative": negative, "guidance": guidance, "seed": seed, "dtype": dtype, "fit": fit, "size": size,
+        "command": "inpaint", "images": [str(path.resolve()) for path in images], "split": inputs.split,
+        "model": model, "mask": str(mask.resolve()), "known": digest(known), "sampler": asdict(spec), "draws": draws,
+        "labels": condition.label, "prompts": condition.prompt, "negative": condition.negative,
+        "guidance": condition.guidance, "seed": seed, "dtype": place.dtype, "fit": inputs.fit, "size": place.size,
     }  # fmt: skip
-    spare(len(items), label=label, prompt=prompt)
+    condition.check(len(items))
     open_folder(out, settings, items)
-    labels = choose_labels(network, label or [], len(items), prompt or [])
-    diffusion = Diffusion(network, made, device=where).given(labels, guidance)
+    labels = choose_labels(network, len(items), condition.label, condition.prompt)
+    diffusion = Diffusion(network, plan).given(labels, condition.guidance)
     same = made_of(settings, model_digest(network))
 
-    def made_with(item: Item) -> str:
+    def made(item: Item) -> str:
         return same if labels is None else made_of(settings, same, labels[item.position])
 
     def work(some: list[Item], values: Tensor, numbers: list[int], keys: list[str]) -> None:
@@ -124,23 +107,18 @@ def inpaint(
             for path, image in reversed([*zip(_paths(out, item, draws), drawn, strict=True)]):  # the first one last
                 save_image(sheet(image[None], smallest=0), path, {FORMAT: key})
 
-    started = time.perf_counter()
-    left, outcome = todo(items, lambda item: kept_key(_paths(out, item, draws)[0]), made_with)
-    work_through(left, outcome, work, made_with, label="inpainting", batch=max(1, batch // draws), quiet=quiet)
+    outcome = complete(items, lambda item: kept_key(_paths(out, item, draws)[0]), work, made, label="inpainting",
+                       batch=max(1, batch // draws), quiet=reports.quiet)  # fmt: skip
     rows = _sheet(items, known, draws, out)
-    report = {
-        **settings, "count": len(rows), "done_before": outcome.before, "seconds": time.perf_counter() - started,
-        "nfe": made.nfe, "painted": float((~known).double().mean()),
-        "notes": outcome.lines, "skipped": outcome.skipped, "out": out, "images": rows,
-    }  # fmt: skip
-    if not quiet and json != "-":
-        for line in outcome.lines:
-            typer.echo(line)
-        typer.echo(
-            f"{out}: {len(rows)} images, {draws} of each, {made.nfe} network evaluations a draw, "
-            f"{report['seconds']:.1f} s"
-        )
-    write_json(report, json)
+    reports.tell(
+        *outcome.lines,
+        f"{out}: {len(rows)} images, {draws} of each, {plan.nfe} network evaluations per draw, {outcome.seconds:.1f} s",
+    )
+    reports.write({
+        **settings, "count": len(rows), "done_before": outcome.before, "seconds": outcome.seconds, "nfe": plan.nfe,
+        "painted": float((~known).double().mean()), "notes": outcome.lines, "skipped": outcome.skipped, "out": out,
+        "images": rows,
+    })  # fmt: skip
 
 
 def _paths(out: Path, item: Item, draws: int) -> list[Path]:

@@ -13,9 +13,13 @@ import torch
 import typer
 
 from pushforward.cli._shared.checks import check_outputs, in_vain
-from pushforward.cli._shared.models import decoded, open_codes, pick_device
-from pushforward.cli._shared.options import DeviceOption, JsonOption, QuietOption
-from pushforward.cli._shared.report import write_json
+from pushforward.cli._shared.codes import decoded, open_codes
+from pushforward.cli._shared.options import (
+    BatchOption,
+    DeviceOption,
+    ReportOptions,
+    grouped,
+)
 from pushforward.data.memory import check_images
 from pushforward.data.pictures import check_suffix, picture_suffixes, save_image, sheet
 from pushforward.errors import PushforwardError
@@ -23,13 +27,14 @@ from pushforward.maps.code import Code
 from pushforward.maps.interpolation import average, similarity
 from pushforward.maps.interpolation import interpolate as between
 from pushforward.maps.storage import check_path, full_name, save_codes
-from pushforward.model.contents import model_digest
 
 __all__ = ["interpolate"]
 
 
+@grouped()
 def interpolate(
     codes: Annotated[Path, typer.Argument(help="File that `pushforward encode` or `invert` wrote.")],
+    *,
     between_: Annotated[
         str | None,
         typer.Option(
@@ -39,14 +44,13 @@ def interpolate(
     frames: Annotated[int, typer.Option(help="Draw this many images from one to the next, both included.", min=2)] = 8,
     middle: Annotated[bool, typer.Option("--average", help="Draw only the middle of all of them.")] = False,
     model: Annotated[str | None, typer.Option(help="Decode with another model of the same process and shape.")] = None,
-    batch: Annotated[int, typer.Option(help="Process this many images at a time.", min=1)] = 64,
+    batch: BatchOption = 64,
     out: Annotated[Path, typer.Option(help="Write the picture here, one row from each image to the next.")] = Path(
         "between.png"
     ),
     save: Annotated[Path | None, typer.Option(help="Write the new codes here, too (.safetensors).")] = None,
     device: DeviceOption = "auto",
-    json: JsonOption = None,
-    quiet: QuietOption = False,
+    reports: ReportOptions,
 ) -> None:
     r"""Decode the way between two codes on the great circle (slerp), or the middle of many.
 
@@ -60,9 +64,9 @@ def interpolate(
     check_suffix(out, picture_suffixes())
     if save is not None:
         check_path(save)
-    check_outputs({"--out": out, "--save": save, "--json": json}, inputs=[codes])
+    check_outputs({"--out": out, "--save": save, "--json": reports.json}, inputs=[codes])
     in_vain({"frames": "--average makes one image" if middle else None})
-    code, info, diffusion = open_codes(codes, model, pick_device(device))
+    code, info, diffusion = open_codes(codes, model, device)
     numbers = _numbers(between_, len(code), least=1 if middle else 2)
     pairs = [] if middle else list(pairwise(numbers))
     if middle:
@@ -72,23 +76,22 @@ def interpolate(
         weights = torch.linspace(0, 1, frames, dtype=torch.float64)
         new = Code.cat([between(code[[a] * frames], code[[b] * frames], weights) for a, b in pairs])
         own = [a if weight < 0.5 else b for a, b in pairs for weight in weights.tolist()]
-    images = decoded(diffusion.some(torch.tensor(own)), new, batch, quiet=quiet)
+    images = decoded(diffusion.some(torch.tensor(own)), new, batch, quiet=reports.quiet)
     save_image(sheet(images, columns=1 if middle else frames), out)
     if save is not None:
         told_labels = None if info["labels"] is None else [info["labels"][i] for i in own]
-        own_model = {"model": full_name(model or info["model"]), "digest": model_digest(diffusion.model)}
-        save_codes(save, new, {**info, **own_model, "labels": told_labels, "images": [], "notes": []})
+        name = full_name(model or info["model"])
+        save_codes(save, new, {**info, "model": name, "labels": told_labels, "images": [], "notes": []})
     ends = [(a, b, similarity(code[[a]], code[[b]])) for a, b in pairs]
     report = {
         "codes": codes, "model": model or info["model"], "images": numbers, "frames": len(images), "average": middle,
         "similarity": [{"from": a, "to": b, **{k: float(v) for k, v in alike.items()}} for a, b, alike in ends],
         "notes": info["notes"], "out": out, "save": save,
     }  # fmt: skip
-    if not quiet and json != "-":
-        for a, b, alike in ends:
-            typer.echo(f"codes of images {a} and {b}: cosine similarity {float(alike['code']):.3f}")
-        typer.echo(f"{out}: {len(images)} images, {diffusion.plan.nfe} network evaluations each")
-    write_json(report, json)
+    for a, b, alike in ends:
+        reports.tell(f"codes of images {a} and {b}: cosine similarity {float(alike['code']):.3f}")
+    reports.tell(f"{out}: {len(images)} images, {diffusion.plan.nfe} network evaluations each")
+    reports.write(report)
 
 
 def _numbers(text: str | None, count: int, least: int) -> list[int]:

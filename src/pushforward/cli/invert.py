@@ -15,65 +15,50 @@ import torch
 import typer
 from torch import Tensor
 
-from pushforward.cli._shared.checks import check_outputs, check_split, in_vain, spare
-from pushforward.cli._shared.models import (
-    choose_labels,
-    decoded,
-    image_size,
-    make_plan,
-    open_model,
-    pick_device,
-    with_negative_prompt,
-)
+from pushforward.cli._shared.checks import check_outputs, in_vain
+from pushforward.cli._shared.codes import written
+from pushforward.cli._shared.models import choose_labels, image_size, make_plan, open_model
 from pushforward.cli._shared.options import (
-    CountOption,
-    DeviceOption,
-    DtypeOption,
-    FitOption,
-    GuidanceOption,
-    JsonOption,
-    LabelOption,
+    BatchOption,
+    ConditionOptions,
+    ImageOptions,
+    ImagesArgument,
     ModelArgument,
-    NegativeOption,
-    PromptOption,
-    QuietOption,
-    SizeOption,
-    SplitOption,
-    plan_options,
+    PictureOption,
+    PlaceOptions,
+    ReportOptions,
+    SamplerOptions,
+    grouped,
 )
-from pushforward.cli._shared.report import progress, write_json
-from pushforward.data.inputs import read_inputs
-from pushforward.data.pictures import check_suffix, compared, picture_suffixes, save_image
+from pushforward.cli._shared.report import progress
+from pushforward.data.inputs import Images
+from pushforward.data.pictures import check_suffix, picture_suffixes
 from pushforward.errors import PushforwardError
 from pushforward.evaluation.pairs import decibels
 from pushforward.execute import Round
 from pushforward.guidance.invert import Beginning, Method
 from pushforward.guidance.invert import invert as find
-from pushforward.maps.code import Code
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.inversion import Inversion, Record
 from pushforward.maps.normality import statistics
 from pushforward.maps.spec import SamplerSpec
-from pushforward.maps.storage import check_path, header, load_codes, save_codes
+from pushforward.maps.storage import check_path, header
 from pushforward.model import Model
 from pushforward.plan import Plan
 
 __all__ = ["invert"]
 
-_SHOWN = 64
 _METHODS: dict[str, Method] = {"exact": "exact", "optimise": "optimised", "naive": "naive"}
 _BEGINNINGS: dict[str, Beginning] = {"forward": "forward", "random": "random"}
 
 
-@plan_options(solver="ddim", steps=50)
+@grouped(solver="ddim", steps=50)
 def invert(
     model: ModelArgument,
-    images: Annotated[list[Path], typer.Argument(help="Images: files, folders or .npz files.")],
-    plan: SamplerSpec,
-    label: LabelOption = None,
-    prompt: PromptOption = None,
-    negative: NegativeOption = "",
-    guidance: GuidanceOption = 1.0,
+    images: ImagesArgument,
+    sampler: SamplerOptions,
+    condition: ConditionOptions,
+    *,
     method: Annotated[
         str, typer.Option(help="Find codes by: exact (a fixed point), optimise (least squares) or naive (one pass).")
     ] = "exact",
@@ -84,29 +69,22 @@ def invert(
     clean: Annotated[
         bool,
         typer.Option(
-            "--clean", help="Add no noise of level t_min: the codes are those of the image itself, but less Gaussian."
+            "--clean",
+            help="Add no noise of level t_min: the codes are those of the image itself, but less Gaussian.",
         ),
     ] = False,
     tolerance: Annotated[
         float, typer.Option(help="Allow this error in any value of the image, on a range of 2.")
     ] = 1e-4,
     seed: Annotated[int, typer.Option(help="Seed the noise of level t_min.")] = 0,
-    batch: Annotated[int, typer.Option(help="Process this many images at a time.", min=1)] = 64,
-    count: CountOption = None,
-    split: SplitOption = "test",
-    fit: FitOption = "crop",
-    size: SizeOption = None,
+    batch: BatchOption = 64,
+    inputs: ImageOptions,
     out: Annotated[Path, typer.Option(help="Write the codes here (.safetensors), for `pushforward decode`.")] = Path(
         "codes.safetensors"
     ),
-    picture: Annotated[
-        Path | None,
-        typer.Option(help=f"Write a picture of the first {_SHOWN} images, each row above its reconstructions."),
-    ] = None,
-    dtype: DtypeOption = "float32",
-    device: DeviceOption = "auto",
-    json: JsonOption = None,
-    quiet: QuietOption = False,
+    picture: PictureOption = None,
+    place: PlaceOptions,
+    reports: ReportOptions,
 ) -> None:
     r"""Find the exact codes behind images: decoded by the same solver, they give the images back.
 
@@ -130,31 +108,19 @@ def invert(
     check_path(out)
     if picture is not None:
         check_suffix(picture, picture_suffixes())
-    check_outputs({"--out": out, "--picture": picture, "--json": json}, inputs=images)
-    check_split(images)
-    if method not in _METHODS or begin not in _BEGINNINGS:
-        raise PushforwardError(
-            f"--method is {', '.join(_METHODS)}, and --begin forward or random; got {method!r} and {begin!r}."
-        )
-    only = None if method == "optimise" else "it is of --method optimise"
-    in_vain({
-        "begin": only, "iterations": only,
-        "clean": None if method == "exact" else f"--method {method} adds no noise",
-        "tolerance": "the naive method makes one pass, whatever it leads to" if method == "naive" else None,
-        "seed": "no noise is drawn" if method == "naive" or (method == "exact" and clean) else None,
-        "negative": "guidance is 1" if guidance == 1 and prompt else None,
-    })  # fmt: skip
-    where = pick_device(device)
-    chosen = with_negative_prompt(open_model(model, where, dtype, size), negative)
-    made = _invertible(chosen, plan, method, quiet=quiet)
-    channels, height, width = image_size(chosen)
-    given = read_inputs(images, (height, width), channels, split=split, count=count, fit=fit)
-    spare(len(given.values), label=label, prompt=prompt)
-    labels = choose_labels(chosen, label or [], len(given.values), prompt or [])
-    diffusion = Diffusion(chosen, made, device=where).given(labels, guidance)
-    way, start = _METHODS[method], _BEGINNINGS[begin]
+    check_outputs({"--out": out, "--picture": picture, "--json": reports.json}, inputs=images)
+    inputs.check(images)
+    condition.check()
+    _check_method(method, begin, clean=clean)
+    network = open_model(model, place, condition.negative)
+    spec = sampler.plan_spec
+    plan = _invertible(network, spec, method, quiet=reports.quiet)
+    given = inputs.read(images, image_size(network))
+    condition.check(len(given.values))
+    labels = choose_labels(network, len(given.values), condition.label, condition.prompt)
+    diffusion = Diffusion(network, plan).given(labels, condition.guidance)
     found, seconds = [], []
-    with progress("inverting", quiet=quiet) as bar:
+    with progress("inverting", quiet=reports.quiet) as bar:
 
         def tell(step: Round | Record) -> None:
             bar.update()
@@ -166,36 +132,30 @@ def invert(
         for first in range(0, len(given.values), batch):
             some = slice(first, first + batch)
             began = time.perf_counter()
-            one = find(diffusion.some(some), given.values[some], way, seed=seed, first=first, noisy=not clean,
-                       tolerance=tolerance, begin=start, iterations=iterations, callback=tell)  # fmt: skip
-            found.append(one)
+            found.append(
+                find(diffusion.some(some), given.values[some], _METHODS[method], seed=seed, first=first,
+                     noisy=not clean, tolerance=tolerance, begin=_BEGINNINGS[begin], iterations=iterations,
+                     callback=tell)
+            )  # fmt: skip
             seconds.append(time.perf_counter() - began)
-    info = header(model, chosen, plan.solver, plan.settings, made.times, labels=labels, guidance=guidance)
-    save_codes(
-        out,
-        Code.cat([one.code for one in found]),
-        {**info, "images": given.names, "seed": seed, "dtype": dtype, "size": size},
-    )
-    code, _ = load_codes(out)  # what is on disk is what is checked
-    again = decoded(diffusion, code, batch, quiet=quiet)
-    if picture is not None:
-        save_image(compared([given.values[:_SHOWN], again[:_SHOWN]]), picture)
+    info = header(
+        model, network, spec.solver, spec.settings, plan.times, labels=labels, guidance=condition.guidance
+    ) | {"images": given.names, "seed": seed, "dtype": place.dtype, "size": place.size}
+    code, again = written(out, [one.code for one in found], info, given, diffusion, batch=batch, picture=picture,
+                          quiet=reports.quiet)  # fmt: skip
     report = {
-        "model": model, "process": chosen.process.name, **{key: info[key] for key in ("solver", "settings", "times")},
-        "steps": len(made.steps) - 1, "count": len(again), "labels": info["labels"], "guidance": guidance,
+        "model": model, "process": network.process.name, **{key: info[key] for key in ("solver", "settings", "times")},
+        "steps": len(plan.steps) - 1, "count": len(again), "labels": info["labels"], "guidance": condition.guidance,
         "method": method, "clean": clean or method != "exact", "seed": seed, "tolerance": tolerance,
         "notes": given.notes, "out": out,
-        **_measured(given.names, given.values, again, found, seconds, statistics(code.start), tolerance,
-                    latent=chosen.decoder is not None),
+        **_measured(given, again, found, seconds, statistics(code.start), tolerance,
+                    latent=network.decoder is not None),
     }  # fmt: skip
     missed = [image for image in report["images"] if not image["met"]]
-    if not quiet and json != "-":
-        for note in given.notes:
-            typer.echo(note)
-        for image in missed:
-            typer.echo(f"{image['name']}: error {image['error']:.1e}, above the tolerance of {tolerance:g}")
-        typer.echo(_summary(report))
-    write_json(report, json)
+    reports.tell(*given.notes)
+    reports.tell(*(f"{image['name']}: error {image['error']:.1e}, above the tolerance of {tolerance:g}"
+                   for image in missed), _summary(report))  # fmt: skip
+    reports.write(report)
     if missed and method == "exact":
         worst = max(missed, key=lambda image: image["error"])
         raise PushforwardError(
@@ -203,6 +163,21 @@ def invert(
             f"error of {worst['error']:.1e}; all were written to {out}. Take more --steps, less --guidance or "
             "--dtype float64."
         )
+
+
+def _check_method(method: str, begin: str, *, clean: bool) -> None:
+    """Raise unless there is such a method, and no option is given that it does not use."""
+    if method not in _METHODS or begin not in _BEGINNINGS:
+        raise PushforwardError(
+            f"--method is {', '.join(_METHODS)}, and --begin forward or random; got {method!r} and {begin!r}."
+        )
+    only = None if method == "optimise" else "it is of --method optimise"
+    in_vain({
+        "begin": only, "iterations": only,
+        "clean": None if method == "exact" else f"--method {method} adds no noise",
+        "tolerance": "the naive method makes one pass, whatever it leads to" if method == "naive" else None,
+        "seed": "no noise is drawn" if method == "naive" or (method == "exact" and clean) else None,
+    })  # fmt: skip
 
 
 def _invertible(model: Model, options: SamplerSpec, method: str, *, quiet: bool) -> Plan:
@@ -227,8 +202,7 @@ def _invertible(model: Model, options: SamplerSpec, method: str, *, quiet: bool)
 
 
 def _measured(
-    names: tuple[str, ...],
-    images: Tensor,
+    given: Images,
     again: Tensor,
     found: list[Inversion],
     seconds: list[float],
@@ -241,7 +215,7 @@ def _measured(
 
     An autoencoder has an error of its own, so what is held to the tolerance is then the error of the latents.
     """
-    error = (again - images).flatten(1)
+    error = (again - given.values).flatten(1)
     mean_square = error.square().mean(1).double()
     residual = torch.cat([one.residual.cpu() for one in found])
     nfe = torch.cat([one.nfe.cpu() for one in found])
@@ -251,7 +225,7 @@ def _measured(
     largest = error.abs().amax(1)
     held = (residual if latent else largest).nan_to_num(math.inf)
     columns = {
-        "name": names,
+        "name": given.names,
         "max_abs_error": largest.tolist(),
         "psnr": decibels(mean_square).tolist(),
         "error": held.tolist(),

@@ -13,21 +13,26 @@ import typer
 
 from pushforward.cli._shared.checks import check_outputs
 from pushforward.cli._shared.models import make_plan
-from pushforward.cli._shared.options import JsonOption, ModelArgument, plan_options
+from pushforward.cli._shared.options import (
+    JsonOption,
+    ModelArgument,
+    SamplerOptions,
+    grouped,
+)
 from pushforward.cli._shared.report import write_json
 from pushforward.data.files import atomic_path
 from pushforward.data.pictures import check_suffix
-from pushforward.maps.spec import SamplerSpec
 from pushforward.model import load
 from pushforward.plan import Plan, Register
 
 __all__ = ["plot_plan"]
 
 
-@plan_options()
+@grouped()
 def plot_plan(
     model: ModelArgument,
-    plan: SamplerSpec,
+    sampler: SamplerOptions,
+    *,
     out: Annotated[Path, typer.Option(help="Write the picture here (.png, .pdf, .svg).")] = Path("plan.png"),
     json: JsonOption = None,
 ) -> None:
@@ -41,7 +46,7 @@ def plot_plan(
     check_suffix(out, {".png", ".jpg", ".webp", ".pdf", ".svg"})
     check_outputs({"--out": out, "--json": json})
     chosen = load(model)
-    made = make_plan(chosen, plan)
+    made = make_plan(chosen, sampler.plan_spec)
     with atomic_path(out) as path:
         draw(made, path)
     if json != "-":

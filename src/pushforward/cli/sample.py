@@ -6,6 +6,7 @@ Examples are in `pushforward sample --help`.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,50 +16,42 @@ import typer
 from torch import Tensor
 
 from pushforward.cli._shared.checks import check_outputs
-from pushforward.cli._shared.models import choose_labels, open_model, pick_device, with_negative_prompt
+from pushforward.cli._shared.models import choose_labels, open_model
 from pushforward.cli._shared.options import (
-    DeviceOption,
-    DtypeOption,
-    GuidanceOption,
-    JsonOption,
-    LabelOption,
+    BatchOption,
+    ConditionOptions,
     ModelArgument,
-    NegativeOption,
-    PromptOption,
-    QuietOption,
-    SizeOption,
-    plan_options,
+    PlaceOptions,
+    ReportOptions,
+    SamplerOptions,
+    SeedOption,
+    grouped,
 )
-from pushforward.cli._shared.report import progress, waiting, write_json
+from pushforward.cli._shared.report import progress, waiting
 from pushforward.data.pictures import check_suffix, picture_suffixes, save_animation, save_image, sheet
 from pushforward.errors import PushforwardError
 from pushforward.execute import PARALLEL_METHODS, Parallel, Progress, Round
 from pushforward.execute.distributed import join
 from pushforward.maps.adaptive import AdaptiveDiffusion
 from pushforward.maps.diffusion import Diffusion
-from pushforward.maps.labels import in_turn
-from pushforward.maps.spec import SamplerSpec
+from pushforward.maps.labels import Labels, in_turn
 from pushforward.model import Model
 from pushforward.plan import Plan
 
 __all__ = ["sample"]
 
 _FRAMES = 60
-_TOLERANCE = 1e-3
 
 
-@plan_options()
+@grouped()
 def sample(
     model: ModelArgument,
-    plan: SamplerSpec,
+    sampler: SamplerOptions,
+    condition: ConditionOptions,
+    *,
     count: Annotated[int, typer.Option(help="Draw this many images.", min=1)] = 64,
-    seed: Annotated[int, typer.Option(help="Seed the codes; image i depends on the seed and i alone.")] = 0,
-    label: LabelOption = None,
-    prompt: PromptOption = None,
-    negative: NegativeOption = "",
-    guidance: GuidanceOption = 1.0,
-    size: SizeOption = None,
-    batch: Annotated[int, typer.Option(help="Process this many images at a time.", min=1)] = 64,
+    seed: SeedOption = 0,
+    batch: BatchOption = 64,
     parallel: Annotated[
         str | None,
         typer.Option(
@@ -90,16 +83,14 @@ def sample(
     animate: Annotated[
         Path | None, typer.Option(help="Write the way from noise to images as an animation (.gif, .webp).")
     ] = None,
-    dtype: DtypeOption = "float32",
-    device: DeviceOption = "auto",
-    json: JsonOption = None,
-    quiet: QuietOption = False,
+    place: PlaceOptions,
+    reports: ReportOptions,
 ) -> None:
     r"""Sample images from a model, with any solver.
 
     \b
     pushforward sample fashion-vp
-    pushforward sample fashion-vp --solver gddim --order 2 --steps 20 --count 64 --seed 0 --out grid.png
+    pushforward sample fashion-vp --solver gddim:order=2:steps=20 --count 64 --seed 0 --out grid.png
     pushforward sample fashion-langevin --solver ddim --eta 0.5 --steps 100 --label sneaker --guidance 2
     pushforward sample emoji --prompt "grinning face, noto" --guidance 2 --animate emoji.gif
     pushforward sample ./my-diffusers-folder --solver unipc --steps 10 --json report.json
@@ -109,107 +100,130 @@ def sample(
     check_suffix(out, picture_suffixes())
     if animate is not None:
         check_suffix(animate, {".gif", ".webp"})
-    check_outputs({"--out": out, "--animate": animate, "--json": json}, {"--each": each})
-    main = join(device)  # under torchrun, every rank works and the first one writes
-    quiet = quiet or not main
-    where = pick_device(device)
-    chosen = with_negative_prompt(open_model(model, where, dtype, size), negative)
-    with waiting("making the plan", quiet=quiet):
-        diffusion = plan.diffusion(chosen, device=where)
-    made = diffusion.plan if isinstance(diffusion, Diffusion) else None
+    check_outputs({"--out": out, "--animate": animate, "--json": reports.json}, {"--each": each})
+    main = join(place.device)  # under torchrun, every rank works and the first one writes
+    reports = replace(reports, quiet=reports.quiet or not main)
+    spec = sampler.spec
+    if parallel is not None and spec.parallel not in (None, parallel):
+        raise PushforwardError(f"The solver says parallel={spec.parallel}, and --parallel {parallel}: give it once.")
+    network = open_model(model, place, condition.negative)
+    with waiting("making the plan", quiet=reports.quiet):
+        diffusion = spec.diffusion(network)
+    plan = diffusion.plan if isinstance(diffusion, Diffusion) else None
+    labels = _labels(network, condition, count, reports)
+    diffusion = diffusion.given(labels, condition.guidance)
+    parallel = parallel or spec.parallel
     given = {"--tolerance": tolerance, "--window": window, "--max-rows": max_rows, "--check": check or None}
-    _check_at_once(made, parallel, [name for name, value in given.items() if value is not None])
-    labels = choose_labels(chosen, label or [], count, prompt or [])
-    if labels is None and (labels := in_turn(chosen, count)) is not None and not quiet and json != "-":
-        what, option = ("classes", "--label") if chosen.classes else ("captions that it knows", "--prompt")
-        typer.echo(f"The {what} of {chosen.name} are drawn in turn; {option} says which.")
-    diffusion = diffusion.given(labels, guidance)
-    asked: dict[str, Any] = {"seed": seed, "batch": batch}
-    method, reason = _method(
-        diffusion, parallel, _TOLERANCE if tolerance is None else tolerance, window, max_rows, batch=min(batch, count)
-    )
+    _check_at_once(plan, parallel, [name for name, value in given.items() if value is not None])
+    way = Parallel(tolerance=spec.within if tolerance is None else tolerance, window=window, max_rows=max_rows)
+    method, reason = _method(diffusion, parallel, way, min(batch, count))
     if method is not None and animate is not None:
         raise PushforwardError("An animation shows step after step; leave --parallel out for it.")
+    asked = {"seed": seed, "batch": batch}
     frames: list[Tensor] = []
-    over = 0
 
-    def one_by_one() -> tuple[Tensor, dict[str, Any]]:
-        calls = batches = evaluations = 0
-        total = None if made is None else -(-count // batch) * made.nfe
-        with progress("sampling", total=total, unit="call", quiet=quiet) as bar:
-
-            def tell(step: Progress) -> None:
-                nonlocal calls, batches, evaluations
-                calls, evaluations = calls + 1, evaluations + step.nfe
-                batches += step.done == 1
-                bar.update()
-                if animate is not None and batches == 1 and _keep(step):
-                    frames.append(chosen.process.image(step.state).float().cpu())
-
-            images = diffusion.sample(count, **asked, callback=tell)
-        rounds = calls / batches if made is None else made.nfe  # adaptive steps differ by image
-        return images, {"rounds": rounds, "nfe": evaluations / count}
-
-    def at_once(diffusion: Diffusion) -> tuple[Tensor, dict[str, Any]]:
-        with progress("sampling", quiet=quiet) as bar:
-
-            def tell(step: Round) -> None:
-                bar.update()
-                bar.set_postfix_str(f"{step.active} images to do, error {step.residual:.1e}")
-
-            found = list(diffusion.solved(count, **asked, callback=tell))
-        solutions = [solution for _, solution in found]
-        report = {
-            "rounds": max(solution.rounds for solution in solutions),
-            "nfe": torch.cat([solution.nfe for solution in solutions]).double().mean().item(),
-            "residual": torch.cat([solution.residual for solution in solutions]).max().item(),
-            "diverged": int(torch.cat([solution.diverged for solution in solutions]).sum()),
-        }
-        return torch.cat([images for images, _ in found]), report
+    def watch(step: Progress) -> None:
+        if animate is not None and _keep(step):
+            frames.append(network.process.image(step.state).float().cpu())
 
     started = time.perf_counter()
     if method is not None and isinstance(diffusion, Diffusion):
-        images, measured = at_once(diffusion.run_by(parallel=method))
+        images, measured = _at_once(diffusion.run_by(parallel=method), count, asked, quiet=reports.quiet)
     else:
-        images, measured = one_by_one()
-    seconds = time.perf_counter() - started
-    measured["seconds"] = seconds
+        images, measured = _one_by_one(diffusion, count, asked, watch, quiet=reports.quiet)
+    measured["seconds"] = time.perf_counter() - started
+    over = 0
     if check and method is not None:
-        started = time.perf_counter()
-        expected, _ = one_by_one()
-        size = expected.flatten(1).norm(dim=1).clamp_min(torch.finfo(expected.dtype).tiny)
-        errors = (images - expected).flatten(1).norm(dim=1) / size
-        measured["relative_error"] = {"median": errors.median().item(), "worst": errors.max().item()}
-        over = int((~(errors <= method.tolerance)).sum())
-        measured["speedup"] = (time.perf_counter() - started) / seconds
+        compared = _compared(diffusion, images, asked, method.tolerance, quiet=reports.quiet)
+        over = compared.pop("over")
+        measured |= {**compared, "speedup": compared["speedup"] / measured["seconds"]}
     if not main:
         return
-    save_image(sheet(images), out)
-    if each is not None:
-        for i, image in enumerate(images):
-            save_image(sheet(image[None], smallest=0), each / f"{i:05d}.png")
-    if animate is not None:
-        save_animation(_pictures(chosen, frames, images[:batch]), animate)
-    if not quiet and json != "-":
-        if reason:
-            typer.echo(reason)
-        typer.echo(_summary(out, count, measured, None if method is None else method.tolerance))
-    report = {
-        "model": model, "process": chosen.process.name, "solver": plan.solver,
-        "settings": dict(diffusion.settings),
-        "steps": None if made is None else len(made.steps) - 1, "times": diffusion.times.tolist(),
-        "count": count, "seed": seed, "guidance": guidance,
+    _write(network, images, out, each, animate, frames, batch)
+    reports.tell(*([reason] if reason else []), _summary(out, count, measured, method))
+    reports.write({
+        "model": model, "process": network.process.name, "solver": spec.solver, "settings": dict(diffusion.settings),
+        "steps": None if plan is None else len(plan.steps) - 1, "times": diffusion.times.tolist(),
+        "count": count, "seed": seed, "guidance": condition.guidance,
         "labels": labels.tolist() if isinstance(labels, Tensor) else labels,
         "parallel": None if method is None else parallel, "reason": reason,
         "tolerance": None if method is None else method.tolerance, **measured, "out": out,
-    }  # fmt: skip
-    write_json(report, json)
+    })  # fmt: skip
     if over and method is not None:
         worst = measured["relative_error"]["worst"]
         raise PushforwardError(
             f"{over} of {count} images are further from step by step than the tolerance of {method.tolerance:g} (worst "
             f"{worst:.1e}); {out} is written as it is. Give a smaller --tolerance, or --dtype float32."
         )
+
+
+def _labels(network: Model, condition: ConditionOptions, count: int, reports: ReportOptions) -> Labels:
+    """What the images are to show: as the options say, or the model's classes or captions in turn, and that is told."""
+    labels = choose_labels(network, count, condition.label, condition.prompt)
+    if labels is None and (labels := in_turn(network, count)) is not None:
+        what, option = ("classes", "--label") if network.classes else ("captions that it knows", "--prompt")
+        reports.tell(f"The {what} of {network.name} are drawn in turn; {option} says which.")
+    return labels
+
+
+# -- the ways to sample ------------------------------------------------------------------------------------------------
+
+
+def _one_by_one(
+    diffusion: Diffusion | AdaptiveDiffusion, count: int, asked: dict[str, Any], watch: Callable[[Progress], None],
+    *, quiet: bool,
+) -> tuple[Tensor, dict[str, Any]]:  # fmt: skip
+    """Images by step after step, and what they took; `watch` is told of the first batch's steps."""
+    calls = batches = evaluations = 0
+    plan = diffusion.plan if isinstance(diffusion, Diffusion) else None
+    total = None if plan is None else -(-count // asked["batch"]) * plan.nfe
+    with progress("sampling", total=total, unit="call", quiet=quiet) as bar:
+
+        def tell(step: Progress) -> None:
+            nonlocal calls, batches, evaluations
+            calls, evaluations = calls + 1, evaluations + step.nfe
+            batches += step.done == 1
+            bar.update()
+            if batches == 1:
+                watch(step)
+
+        images = diffusion.sample(count, **asked, callback=tell)
+    rounds = calls / batches if plan is None else plan.nfe  # adaptive steps differ by image
+    return images, {"rounds": rounds, "nfe": evaluations / count}
+
+
+def _at_once(diffusion: Diffusion, count: int, asked: dict[str, Any], *, quiet: bool) -> tuple[Tensor, dict[str, Any]]:
+    """Images by all steps at once, and what they took."""
+    with progress("sampling", quiet=quiet) as bar:
+
+        def tell(step: Round) -> None:
+            bar.update()
+            bar.set_postfix_str(f"{step.active} images to do, error {step.residual:.1e}")
+
+        found = list(diffusion.solved(count, **asked, callback=tell))
+    solutions = [solution for _, solution in found]
+    return torch.cat([images for images, _ in found]), {
+        "rounds": max(solution.rounds for solution in solutions),
+        "nfe": torch.cat([solution.nfe for solution in solutions]).double().mean().item(),
+        "residual": torch.cat([solution.residual for solution in solutions]).max().item(),
+        "diverged": int(torch.cat([solution.diverged for solution in solutions]).sum()),
+    }
+
+
+def _compared(
+    diffusion: Diffusion | AdaptiveDiffusion, images: Tensor, asked: dict[str, Any], tolerance: float, *, quiet: bool
+) -> dict[str, Any]:
+    """How far images are from those of step after step, how many too far, and the seconds that those took."""
+    started = time.perf_counter()
+    expected, _ = _one_by_one(diffusion, len(images), asked, lambda _: None, quiet=quiet)
+    seconds = time.perf_counter() - started
+    size = expected.flatten(1).norm(dim=1).clamp_min(torch.finfo(expected.dtype).tiny)
+    errors = (images - expected).flatten(1).norm(dim=1) / size
+    return {
+        "relative_error": {"median": errors.median().item(), "worst": errors.max().item()},
+        "over": int((~(errors <= tolerance)).sum()),
+        "speedup": seconds,
+    }
 
 
 def _check_at_once(plan: Plan | None, parallel: str | None, given: list[str]) -> None:
@@ -225,14 +239,9 @@ def _check_at_once(plan: Plan | None, parallel: str | None, given: list[str]) ->
 
 
 def _method(
-    diffusion: Diffusion | AdaptiveDiffusion,
-    name: str | None,
-    tolerance: float,
-    window: int | None,
-    max_rows: int | None,
-    batch: int,
+    diffusion: Diffusion | AdaptiveDiffusion, name: str | None, way: Parallel, batch: int
 ) -> tuple[Parallel | None, str | None]:
-    """How to take all steps at once, if at all, and why."""
+    """How to take all steps at once, if at all, and why; `way` has the options that were given."""
     if isinstance(diffusion, AdaptiveDiffusion):
         if name not in (None, "auto"):
             raise PushforwardError(
@@ -244,20 +253,35 @@ def _method(
     if name is None:
         return None, None
     if name == "auto":
-        return diffusion.fastest(batch, Parallel(tolerance=tolerance, window=window, max_rows=max_rows))
+        return diffusion.fastest(batch, way)
     if name not in PARALLEL_METHODS:
         raise PushforwardError(
             f"Unknown way {name!r} to take all steps at once; known are auto, {', '.join(PARALLEL_METHODS)}."
         )
-    return replace(PARALLEL_METHODS[name], tolerance=tolerance, window=window, max_rows=max_rows), None
+    known = PARALLEL_METHODS[name]
+    return replace(known, tolerance=way.tolerance, window=way.window, max_rows=way.max_rows), None
 
 
-def _summary(out: Path, count: int, measured: dict[str, Any], tolerance: float | None) -> str:
+# -- what is written ---------------------------------------------------------------------------------------------------
+
+
+def _write(
+    network: Model, images: Tensor, out: Path, each: Path | None, animate: Path | None, frames: list[Tensor], batch: int
+) -> None:
+    save_image(sheet(images), out)
+    if each is not None:
+        for i, image in enumerate(images):
+            save_image(sheet(image[None], smallest=0), each / f"{i:05d}.png")
+    if animate is not None:
+        save_animation(_pictures(network, frames, images[:batch]), animate)
+
+
+def _summary(out: Path, count: int, measured: dict[str, Any], method: Parallel | None) -> str:
     text = f"{out}: {count} images, {measured['nfe']:.0f} network evaluations each"
     if "residual" in measured:
         text += f" in {measured['rounds']} rounds, error estimated at {measured['residual']:.1e} at most"
-        if tolerance is not None and not measured["residual"] <= tolerance:
-            text += f" (above the tolerance of {tolerance:g}: their precision may not allow it)"
+        if method is not None and not measured["residual"] <= method.tolerance:
+            text += f" (above the tolerance of {method.tolerance:g}: their precision may not allow it)"
     if measured.get("diverged"):
         text += f" ({measured['diverged']} diverged and were run step by step)"
     text += f", {count / measured['seconds']:.1f} images/s"

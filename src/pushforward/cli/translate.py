@@ -5,10 +5,9 @@ Examples are in `pushforward translate --help`.
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,31 +15,30 @@ import torch
 import typer
 from torch import Tensor
 
-from pushforward.cli._shared.batch import FORMAT, Item, kept_key, list_items, made_of, open_folder, todo, work_through
-from pushforward.cli._shared.checks import check_outputs, check_split, given, in_vain, tell_in_vain
-from pushforward.cli._shared.models import choose_labels, image_size, open_model, pick_device, with_negative_prompt
+from pushforward.cli._shared.batch import FORMAT, Item, Outcome, complete, kept_key, list_items, made_of, open_folder
+from pushforward.cli._shared.checks import check_outputs, in_vain, tell_in_vain
+from pushforward.cli._shared.models import choose_labels, image_size, open_model
 from pushforward.cli._shared.options import (
-    CountOption,
-    DeviceOption,
-    DtypeOption,
-    FitOption,
-    JsonOption,
+    ImageOptions,
+    ImagesArgument,
     NegativeOption,
-    QuietOption,
-    SizeOption,
-    SplitOption,
-    plan_options,
+    PlaceOptions,
+    ReportOptions,
+    SamplerOptions,
+    grouped,
+    started,
 )
-from pushforward.cli._shared.report import write_json
 from pushforward.data.inputs import read_file
 from pushforward.data.pictures import compared, save_image, sheet
 from pushforward.errors import PushforwardError
 from pushforward.evaluation.pairs import decibels
 from pushforward.execute import INVERSE
 from pushforward.maps.diffusion import Diffusion
+from pushforward.maps.labels import Labels
 from pushforward.maps.spec import SamplerSpec
+from pushforward.model import Model
 from pushforward.model.contents import model_digest
-from pushforward.translation.translate import method_named, refined, sampler_for
+from pushforward.translation.translate import Translation, method_named, refined, sampler_for
 from pushforward.translation.translate import translate as translate_images
 
 __all__ = ["translate"]
@@ -48,10 +46,11 @@ __all__ = ["translate"]
 _SHOWN = 64
 
 
-@plan_options(solver="ddim", steps=100)
+@grouped(solver="ddim", steps=100)
 def translate(
-    images: Annotated[list[Path], typer.Argument(help="Images: files, folders or .npz files.")],
-    plan: SamplerSpec,
+    images: ImagesArgument,
+    sampler: SamplerOptions,
+    *,
     source: Annotated[str, typer.Option(help="Model of the images' own kind: a name or a folder.")],
     target: Annotated[str | None, typer.Option(help="Model of the kind wanted; by default the source's.")] = None,
     source_label: Annotated[str | None, typer.Option(help="Class of the images, in the source model.")] = None,
@@ -81,15 +80,10 @@ def translate(
     batch: Annotated[
         int, typer.Option(help="Process this many images at a time, and states per network call.", min=1)
     ] = 32,
-    count: CountOption = None,
-    split: SplitOption = "test",
-    fit: FitOption = "crop",
-    size: SizeOption = None,
+    inputs: ImageOptions,
     out: Annotated[Path, typer.Option(help="Write the results into this folder.")] = Path("translated"),
-    dtype: DtypeOption = "float32",
-    device: DeviceOption = "auto",
-    json: JsonOption = None,
-    quiet: QuietOption = False,
+    place: PlaceOptions,
+    reports: ReportOptions,
 ) -> None:
     r"""Translate images from one model's data to another's: an image's code under the source, decoded by the target.
 
@@ -104,80 +98,90 @@ def translate(
     pushforward translate cats/ --source ./cat-model --target ./dog-model --steps 1000 --refine 0.1
     """
     way = method_named(method)
-    check_outputs({"--json": json}, {"--out": out})
-    check_split(images)
+    check_outputs({"--json": reports.json}, {"--out": out})
+    inputs.check(images)
     unread = "sdedit takes nothing from the source model" if way == "sdedit" else None
     tell_in_vain({"source_label": unread, "source_prompt": unread, "source_guidance": unread})
     unguided = source_guidance == target_guidance == 1 and source_prompt and target_prompt
     in_vain({"negative": "guidance is 1" if unguided else None})
-    where = pick_device(device)
-    one = with_negative_prompt(open_model(source, where, dtype, size), negative)
-    other = one if target is None else with_negative_prompt(open_model(target, where, dtype, size), negative)
-    sampler = plan if plan.start != 1 and not given("start") else replace(plan, start=start)
-    ends = [Diffusion(model, sampler_for(model, sampler, way).plan(model), device=where) for model in (one, other)]
-    guidances = (source_guidance, target_guidance)
-    told = [
-        (one, [source_label] if source_label else [], [source_prompt] if source_prompt else []),
-        (other, [target_label] if target_label else [], [target_prompt] if target_prompt else []),
-    ]
-    ends = [
-        end.given(choose_labels(model, label, 1, prompt), guidance)
-        for end, guidance, (model, label, prompt) in zip(ends, guidances, told, strict=True)
-    ]
-    if target is None and told[0][1:] == told[1][1:]:
+    one = open_model(source, place, negative)
+    other = one if target is None else open_model(target, place, negative)
+    spec = started(sampler.plan_spec, start)
+    ends = tuple(
+        Diffusion(model, sampler_for(model, spec, way).plan(model)).given(_label(model, label, prompt), guidance)
+        for model, label, prompt, guidance in (
+            (one, source_label, source_prompt, source_guidance),
+            (other, target_label, target_prompt, target_guidance),
+        )
+    )
+    if target is None and (source_label or "", source_prompt or "") == (target_label or "", target_prompt or ""):
         raise PushforwardError(
             "Source and target are the same; name another --target model, or a --target-label or --target-prompt."
         )
-    last = None if refine is None else _refiner(ends[1], sampler, refine)
-    items = list_items(images, image_size(one), out=out, split=split, count=count, fit=fit)
+    last = None if refine is None else _refiner(ends[1], spec, refine)
+    items = list_items(images, image_size(one), out=out, split=inputs.split, count=inputs.count, fit=inputs.fit)
     settings = {
-        "command": "translate", "images": [str(path.resolve()) for path in images], "split": split,
-        "source": source, "target": target or source, "sampler": asdict(sampler),
+        "command": "translate", "images": [str(path.resolve()) for path in images], "split": inputs.split,
+        "source": source, "target": target or source, "sampler": asdict(spec),
         "source_label": source_label, "target_label": target_label, "source_prompt": source_prompt,
         "target_prompt": target_prompt, "source_guidance": source_guidance, "target_guidance": target_guidance,
-        "negative": negative,
-        "method": way, "refine": refine, "seed": seed, "dtype": dtype, "fit": fit, "size": size,
+        "negative": negative, "method": way, "refine": refine, "seed": seed, "dtype": place.dtype,
+        "fit": inputs.fit, "size": place.size,
     }  # fmt: skip
     open_folder(out, settings, items)
     made = made_of(settings, *(model_digest(model) for model in {id(one): one, id(other): other}.values()))
-    calls: dict[str, float] = {}
-    missed: dict[str, float] = {}
-    more = 0 if last is None else last.plan.nfe
+    effort = _Effort()
 
     def work(some: list[Item], values: Tensor, numbers: list[int], keys: list[str]) -> None:
         found = translate_images(values, *ends, method=way, seed=seed, first=numbers, rows=batch)
-        calls["evaluations"] = calls.get("evaluations", 0.0) + len(some) * (found.nfe + more)
-        calls["rounds"] = max(calls.get("rounds", 0), found.rounds + more)
-        if found.residual is not None:
-            errors = zip(some, found.residual.tolist(), strict=True)
-            missed.update({item.name: error for item, error in errors if not error <= INVERSE.tolerance})
-        result = found.images
-        if last is not None:
-            result = refined(result, last, seed=seed + 1, first=numbers)
+        effort.count(found, some, 0 if last is None else last.plan.nfe)
+        result = found.images if last is None else refined(found.images, last, seed=seed + 1, first=numbers)
         for item, image, key in zip(some, result, keys, strict=True):
             save_image(sheet(image[None], smallest=0), _path(out, item), {FORMAT: key})
 
-    started = time.perf_counter()
-    left, outcome = todo(items, lambda item: kept_key(_path(out, item)), lambda _: made)
-    work_through(left, outcome, work, lambda _: made, label="translating", batch=batch, quiet=quiet)
-    seconds = time.perf_counter() - started
-    effort = {"nfe": calls["evaluations"] / len(outcome.done), "rounds": calls["rounds"]} if outcome.done else {}
-    rows = _sheet(items, out)
+    outcome = complete(items, lambda item: kept_key(_path(out, item)), work, lambda _: made, label="translating",
+                       batch=batch, quiet=reports.quiet)  # fmt: skip
     report = {
-        **settings, "count": len(outcome.done) + outcome.before, "done_before": outcome.before, "seconds": seconds,
-        **effort, "missed": missed, "times": ends[1].times.tolist(), "notes": outcome.lines,
-        "skipped": outcome.skipped, "out": out, "images": rows,
+        **settings, "count": len(outcome.done) + outcome.before, "done_before": outcome.before,
+        "seconds": outcome.seconds, **effort.report(outcome), "times": ends[1].times.tolist(),
+        "notes": outcome.lines, "skipped": outcome.skipped, "out": out, "images": _sheet(items, out),
     }  # fmt: skip
-    if not quiet and json != "-":
-        for line in outcome.lines:
-            typer.echo(line)
-        if missed:
-            typer.echo(
-                f"{len(missed)} of the codes give their images back under the source to no better than "
-                f"{max(missed.values()):.1e}, not {INVERSE.tolerance:g} (--json names them); more --steps may help."
-            )
-        typer.echo(_summary(report))
-    write_json(report, json)
+    reports.tell(*outcome.lines, *effort.lines, _summary(report))
+    reports.write(report)
+
+
+def _label(model: Model, label: str | None, prompt: str | None) -> Labels:
+    return choose_labels(model, 1, [label] if label else None, [prompt] if prompt else None)
+
+
+@dataclass
+class _Effort:
+    """What the translations of this run took, and the codes that give their images back badly."""
+
+    evaluations: float = 0.0
+    rounds: int = 0
+    missed: dict[str, float] = field(default_factory=dict)
+
+    def count(self, found: Translation, items: Sequence[Item], more: int) -> None:
+        """Add a batch's, each image of which took `more` network calls afterwards."""
+        self.evaluations += len(items) * (found.nfe + more)
+        self.rounds = max(self.rounds, found.rounds + more)
+        if found.residual is not None:
+            errors = zip(items, found.residual.tolist(), strict=True)
+            self.missed |= {item.name: error for item, error in errors if not error <= INVERSE.tolerance}
+
+    def report(self, outcome: Outcome) -> dict[str, Any]:
+        done = len(outcome.done)
+        return {"missed": self.missed} | ({"nfe": self.evaluations / done, "rounds": self.rounds} if done else {})
+
+    @property
+    def lines(self) -> list[str]:
+        if not self.missed:
+            return []
+        return [
+            f"{len(self.missed)} of the codes give their images back under the source to no better than "
+            f"{max(self.missed.values()):.1e}, not {INVERSE.tolerance:g} (--json names them); more --steps may help."
+        ]
 
 
 def _refiner(target: Diffusion, sampler: SamplerSpec, share: float) -> Diffusion:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
@@ -31,9 +32,8 @@ if TYPE_CHECKING:
     from pushforward.data.reading import Notes
 
 __all__ = [
-    "Item", "Outcome", "kept_key", "key_of", "list_items", "made_of", "open_folder", "read_items", "read_object",
-    "todo",
-    "work_through",
+    "Item", "Outcome", "complete", "kept_key", "key_of", "list_items", "made_of", "open_folder", "read_items",
+    "read_object", "todo", "work_through",
 ]  # fmt: skip
 
 SETTINGS, NAMES = "settings.json", "names.json"
@@ -70,6 +70,7 @@ class Outcome:
         stale: how many it had left that were of another image or model, and were to be made again.
         skipped: files that could not be read, with the reason.
         notes: what had to be done to the images, with how many.
+        seconds: that this run took.
     """
 
     done: list[Item] = field(default_factory=list)
@@ -77,6 +78,7 @@ class Outcome:
     stale: int = 0
     skipped: dict[str, str] = field(default_factory=dict)
     notes: Notes = field(default_factory=Counter)
+    seconds: float = 0.0
 
     @property
     def lines(self) -> list[str]:
@@ -290,6 +292,28 @@ def todo(
             outcome.stale += found is not None
             left.append(item)
     return left, outcome
+
+
+def complete(
+    items: Sequence[Item],
+    kept: Callable[[Item], str | None],
+    work: Callable[[list[Item], Tensor, list[int], list[str]], None],
+    made: Callable[[Item], str],
+    *,
+    label: str,
+    batch: int,
+    quiet: bool,
+) -> Outcome:
+    """Make all results that are not there yet; see `todo` and `work_through` for the arguments.
+
+    Raises:
+        PushforwardError: not one of the images can be read.
+    """
+    started = time.perf_counter()
+    left, outcome = todo(items, kept, made)
+    work_through(left, outcome, work, made, label=label, batch=batch, quiet=quiet)
+    outcome.seconds = time.perf_counter() - started
+    return outcome
 
 
 def work_through(

@@ -1,45 +1,28 @@
-"""Models, plans and labels as commands are told them, and codes from files."""
+"""Models, plans and labels as commands are told them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import typer
-
-from pushforward.cli._shared.report import progress, waiting
+from pushforward.cli._shared.report import waiting
 from pushforward.data.memory import check_images
 from pushforward.errors import PushforwardError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pushforward.maps.code import Code
-    from pushforward.maps.diffusion import Diffusion
+    from pushforward.cli._shared.options import PlaceOptions
     from pushforward.maps.generator import Generator
     from pushforward.maps.labels import Labels
     from pushforward.maps.spec import SamplerSpec
     from pushforward.model import Model
     from pushforward.plan import Plan
 
-__all__ = [
-    "choose_labels",
-    "decoded",
-    "image_size",
-    "make_plan",
-    "open_codes",
-    "open_model",
-    "pick_device",
-    "with_negative_prompt",
-]  # fmt: skip
+__all__ = ["choose_labels", "image_size", "make_plan", "open_model", "pick_device"]
 
 
-def make_plan(model: Model, sampler: SamplerSpec, start: float = 1.0, *, quiet: bool = False) -> Plan:
-    """The plan that a command's options describe, of the last `start` of its steps."""
-    if start != 1:
-        sampler = replace(sampler, start=start)
+def make_plan(model: Model, sampler: SamplerSpec, *, quiet: bool = False) -> Plan:
+    """The plan of a sampler, whose making is shown if it takes long."""
     with waiting("making the plan", quiet=quiet):
         return sampler.plan(model)
 
@@ -77,20 +60,24 @@ def pick_device(name: str) -> str:
     return name
 
 
-def open_model(source: str, device: str, dtype: str = "float32", size: str | None = None) -> Model:
-    """A model on a device, its weights of a dtype, for images of a size: `side` or `HEIGHTxWIDTH`, by default its own.
+def open_model(source: str, place: PlaceOptions, negative: str = "") -> Model:
+    """The model that `source` names, where and as `place` says, under a negative prompt.
 
     Raises:
-        PushforwardError: no such model, dtype or size.
+        PushforwardError: no such model, device, dtype or size, or it takes no prompts.
     """
     import torch
 
     from pushforward.model import load
 
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype not in kinds:
-        raise PushforwardError(f"The dtype is one of {', '.join(kinds)}; got {dtype!r}.")
-    return load(source, device=device, dtype=kinds[dtype], size=None if size is None else _pixels(size))
+    if place.dtype not in kinds:
+        raise PushforwardError(f"The dtype is one of {', '.join(kinds)}; got {place.dtype!r}.")
+    size = None if place.size is None else _pixels(place.size)
+    model = load(source, device=pick_device(place.device), dtype=kinds[place.dtype], size=size)
+    if negative and model.text is None:
+        raise PushforwardError(f"Model {model.name!r} reads no prompts; leave --negative out.")
+    return replace(model, negative=negative)
 
 
 def _pixels(text: str) -> int | tuple[int, int]:
@@ -100,39 +87,9 @@ def _pixels(text: str) -> int | tuple[int, int]:
     return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
-def open_codes(path: Path, source: str | None, device: str) -> tuple[Code, dict[str, Any], Diffusion]:
-    """Codes of a file, its header, and the map that decodes them.
-
-    Where the model is another than the one they were made with, stderr says so, and the header's `notes`.
-
-    Args:
-        path: of the file.
-        source: another model than the header's, or `None`.
-        device: for the model.
-
-    Raises:
-        PushforwardError: the file or the model cannot be read, or they do not fit together.
-    """
-    from pushforward.maps.storage import check_codes, decoder_of, load_codes, other_weights
-
-    code, info = load_codes(path)
-    try:
-        model = open_model(source or info["model"], device, str(info.get("dtype", "float32")), info.get("size"))
-    except PushforwardError as error:
-        if source is not None:
-            raise
-        raise PushforwardError(
-            f"The codes are of model {info['model']!r}, which cannot be loaded; name it with --model. ({error})"
-        ) from None
-    check_codes(code, info, model)
-    note = other_weights(info, model)
-    if note is not None:
-        typer.echo(f"pushforward: {note}", err=True)
-    info["notes"] = [] if note is None else [note]
-    return code, info, decoder_of(info, model, device=device)
-
-
-def choose_labels(model: Model | Generator, names: Sequence[str], count: int, prompts: Sequence[str] = ()) -> Labels:
+def choose_labels(
+    model: Model | Generator, count: int, names: Sequence[str] | None, prompts: Sequence[str] | None = None
+) -> Labels:
     """The named classes or the prompts in turn for `count` images; `None` if there are none.
 
     Raises:
@@ -157,35 +114,3 @@ def choose_labels(model: Model | Generator, names: Sequence[str], count: int, pr
         raise PushforwardError(f"Model {model.name!r} has no classes; {instead}.")
     numbers = [class_number(model, name) for name in names]
     return torch.tensor(numbers)[torch.arange(count) % len(numbers)]
-
-
-def with_negative_prompt(model: Model, negative: str) -> Model:
-    """The model with a negative prompt.
-
-    Raises:
-        PushforwardError: it reads no prompts.
-    """
-    if negative and model.text is None:
-        raise PushforwardError(f"Model {model.name!r} reads no prompts; leave --negative out.")
-    return replace(model, negative=negative)
-
-
-def decoded(diffusion: Diffusion, code: Code, batch: int, *, quiet: bool = False) -> Tensor:
-    """The images behind codes, batch after batch, on the CPU, with a progress bar."""
-    import torch
-
-    from pushforward.execute import Parallel, Progress, Round
-
-    plan, count = diffusion.plan, len(code)
-    total = None if plan.implicit else plan.nfe * -(-count // batch)
-    there = diffusion.run_by(parallel=Parallel(tolerance=1e-5) if plan.implicit else None)
-    images = []
-    with torch.no_grad(), progress("decoding", total=total, unit="call", quiet=quiet) as bar:
-
-        def tell(_: Progress | Round) -> None:
-            bar.update()
-
-        for first in range(0, count, batch):
-            some = slice(first, first + batch)
-            images.append(there.some(some).decode(code[some], callback=tell).float().cpu())
-    return torch.cat(images)

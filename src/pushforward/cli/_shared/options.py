@@ -1,29 +1,42 @@
-"""Options that several commands take, and those of a plan as one argument."""
+"""Options that several commands take, alone and in groups.
+
+A group is a dataclass whose fields are options. A command takes it as one argument, under the decorator `grouped`:
+
+    @grouped(solver="ddim", steps=50)
+    def invert(model: ModelArgument, sampler: SamplerOptions, place: PlaceOptions, ...) -> None:
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import wraps
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from pushforward.cli._shared.checks import given
+from pushforward.cli._shared.checks import check_split, given, in_vain, spare
+from pushforward.cli._shared.report import write_json
+from pushforward.data.inputs import Images, read_inputs
 from pushforward.data.reading import Fit
+from pushforward.errors import PushforwardError
 from pushforward.maps.spec import SamplerSpec, parse
 from pushforward.plan import SOLVERS
 
 __all__ = [
-    "CountOption", "DeviceOption", "DtypeOption", "FitOption", "GuidanceOption", "JsonOption", "LabelOption",
-    "ModelArgument", "NegativeOption", "PromptOption", "QuietOption", "SizeOption", "SplitOption",
-    "plan_options",
+    "BatchOption", "ConditionOptions", "DeviceOption", "FitOption", "GuidanceOption", "ImageOptions", "ImagesArgument",
+    "JsonOption", "LabelOption", "ModelArgument", "NegativeOption", "PictureOption", "PlaceOptions", "PromptOption",
+    "QuietOption", "ReportOptions", "SamplerOptions", "SeedOption", "grouped", "sampler_of", "started",
 ]  # fmt: skip
+
+SHOWN = 64  # images that a picture of reconstructions shows
 
 ModelArgument = Annotated[
     str, typer.Argument(help="Model: name of an embedded one, a folder, or a hub name of `diffusers`.")
 ]
+ImagesArgument = Annotated[list[Path], typer.Argument(help="Images: files, folders or .npz files.")]
 LabelOption = Annotated[
     list[str] | None,
     typer.Option(help="Draw this class, by name or number. Repeat for several; images take them in turn."),
@@ -36,8 +49,8 @@ PromptOption = Annotated[
 ]
 NegativeOption = Annotated[str, typer.Option(help="Prompt that guidance leads away from.")]
 GuidanceOption = Annotated[float, typer.Option(help="Set the weight of classifier-free guidance; 1 is none.")]
-CountOption = Annotated[int | None, typer.Option(help="Read only the first images, this many; all by default.", min=1)]
-SplitOption = Annotated[str, typer.Option(help="Read this split of an .npz file: train, validation or test.")]
+SeedOption = Annotated[int, typer.Option(help="Seed the codes; image i depends on the seed and i alone.")]
+BatchOption = Annotated[int, typer.Option(help="Process this many images at a time.", min=1)]
 FitOption = Annotated[
     Fit,
     typer.Option(
@@ -45,16 +58,9 @@ FitOption = Annotated[
         "changes the proportions."
     ),
 ]
-SizeOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="PIXELS",
-        help="Set the size of the images of a `diffusers` model: a side, or HEIGHTxWIDTH such as 512x768; by default "
-        "its own.",
-    ),
-]
-DtypeOption = Annotated[
-    str, typer.Option(help="Load the network's weights as float32, bfloat16 or float16; states stay float32.")
+PictureOption = Annotated[
+    Path | None,
+    typer.Option(help=f"Write a picture of the first {SHOWN} images, each row above its reconstructions."),
 ]
 DeviceOption = Annotated[str, typer.Option(help="Run on cpu, cuda, cuda:1, mps …; auto takes a GPU if there is one.")]
 JsonOption = Annotated[
@@ -66,9 +72,12 @@ JsonOption = Annotated[
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress bars.")]
 
 
+# -- groups ------------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
-class _PlanFlags:
-    """The options that describe a sampler; those left at `None` take the solver's own values."""
+class SamplerOptions:
+    """A sampler; what is left at `None` takes the solver's own value."""
 
     solver: Annotated[
         str,
@@ -81,7 +90,8 @@ class _PlanFlags:
     order: Annotated[int | None, typer.Option(help="Set the order of a multistep solver.")] = None
     eta: Annotated[float | None, typer.Option(help="Set DDIM's eta, from 0 (deterministic) to 1 (DDPM).")] = None
     noise: Annotated[
-        float | None, typer.Option(help="Set the noise level lambda of a stochastic solver; 1 is ancestral sampling.")
+        float | None,
+        typer.Option(help="Set the noise level lambda of a stochastic solver; 1 is ancestral sampling."),
     ] = None
     corrector: Annotated[
         str | None, typer.Option(help="Add a corrector: reuse (free) or evaluate (one more network call per step).")
@@ -96,45 +106,160 @@ class _PlanFlags:
     ] = None
     end: Annotated[float | None, typer.Option(help="End at this time; 0 is a clean image.")] = None
 
+    @property
+    def spec(self) -> SamplerSpec:
+        """What `--solver` and the options beside it describe.
 
-def plan_options(**defaults: object) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options that describe a sampler in the place of its one argument `plan`, a `SamplerSpec`.
+        Raises:
+            PushforwardError: they are no sampler, or say a setting twice and differently.
+        """
+        flags = {option.name: getattr(self, option.name) for option in fields(self) if option.name != "solver"}
+        return sampler_of(self.solver, {name: value for name, value in flags.items() if value is not None})
 
-        @plan_options(solver="ddim", steps=50)
-        def invert(model: ModelArgument, plan: SamplerSpec, ...) -> None:
+    @property
+    def plan_spec(self) -> SamplerSpec:
+        """The same for a command that has no use for steps taken at once.
+
+        Raises:
+            PushforwardError: as `spec`, or it says that they are.
+        """
+        spec = self.spec
+        if spec.parallel is not None:
+            raise PushforwardError(f"parallel={spec.parallel} has no effect here; leave it out of --solver.")
+        return spec
+
+
+@dataclass(frozen=True)
+class ConditionOptions:
+    """What images are to show, and how strongly."""
+
+    label: LabelOption = None
+    prompt: PromptOption = None
+    negative: NegativeOption = ""
+    guidance: GuidanceOption = 1.0
+
+    def check(self, count: int | None = None) -> None:
+        """Raise if an option has no effect, as far as is known; `count` images are to take labels or prompts."""
+        in_vain({"negative": "guidance is 1" if self.guidance == 1 and self.prompt else None})
+        if count is not None:
+            spare(count, label=self.label, prompt=self.prompt)
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """Which images are read, and how they are brought to a model's shape."""
+
+    count: Annotated[int | None, typer.Option(help="Read only the first images, this many; all by default.", min=1)] = (
+        None
+    )
+    split: Annotated[str, typer.Option(help="Read this split of an .npz file: train, validation or test.")] = "test"
+    fit: FitOption = "crop"
+
+    def read(self, sources: Sequence[Path], shape: tuple[int, int, int], *, skip: bool = False) -> Images:
+        """The images of `sources`, brought to `shape (channels, height, width)`; see `read_inputs`."""
+        channels, height, width = shape
+        return read_inputs(
+            sources, (height, width), channels, split=self.split, count=self.count, skip=skip, fit=self.fit
+        )
+
+    def check(self, sources: Sequence[Path]) -> None:
+        """Raise if a split is named of what has none."""
+        check_split(sources)
+
+
+@dataclass(frozen=True)
+class PlaceOptions:
+    """Where a model runs, in which precision, and for images of which size."""
+
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PIXELS",
+            help="Set the size of the images of a `diffusers` model: a side, or HEIGHTxWIDTH such as 512x768; by "
+            "default its own.",
+        ),
+    ] = None
+    dtype: Annotated[
+        str,
+        typer.Option(help="Load the network's weights as float32, bfloat16 or float16; states stay float32."),
+    ] = "float32"
+    device: DeviceOption = "auto"
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What a command says besides its results."""
+
+    json: JsonOption = None
+    quiet: QuietOption = False
+
+    def tell(self, *lines: str) -> None:
+        """Write lines to stdout, unless that is for JSON, or nothing is to be said."""
+        if not self.quiet and self.json != "-":
+            for line in lines:
+                typer.echo(line)
+
+    def write(self, report: Mapping[str, Any]) -> None:
+        """Write the report as JSON, where it was asked for."""
+        write_json(report, self.json)
+
+
+def grouped(**defaults: object) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command each field of the groups that it takes as an option of its own.
 
     Args:
-        defaults: this command's, where they differ from those of `_PlanFlags`.
+        defaults: this command's, where they differ from a group's.
     """
-    hints = get_type_hints(_PlanFlags, include_extras=True)
-    options = [
-        inspect.Parameter(
-            option.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=defaults.get(option.name, option.default),
-            annotation=hints[option.name],
-        )
-        for option in fields(_PlanFlags)
-    ]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command, eval_str=True)
+        groups: dict[str, type[Any]] = {
+            name: one.annotation
+            for name, one in signature.parameters.items()
+            if isinstance(one.annotation, type) and is_dataclass(one.annotation)
+        }
+
         @wraps(command)
         def called(**arguments: Any) -> None:
-            flags = {option.name: arguments.pop(option.name) for option in options}
-            command(plan=_sampler(flags.pop("solver"), flags), **arguments)
+            made = {
+                name: kind(**{option.name: arguments.pop(option.name) for option in fields(kind)})
+                for name, kind in groups.items()
+            }
+            command(**arguments, **made)
 
-        signature = inspect.signature(command, eval_str=True)
         parameters: list[inspect.Parameter] = []
         for parameter in signature.parameters.values():
-            own = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            parameters += options if parameter.name == "plan" else [own]
+            own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)]
+            parameters += _options(groups[parameter.name], defaults) if parameter.name in groups else own
         called.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         return called
 
     return decorate
 
 
-def _sampler(solver: str, flags: Mapping[str, Any]) -> SamplerSpec:
-    """The sampler that `--solver` and the flags beside it describe."""
-    said = {name: value for name, value in flags.items() if value is not None}
-    return parse(solver, {name: said.pop(name) for name in [*said] if given(name)}, said)
+def _options(kind: type[Any], defaults: Mapping[str, object]) -> list[inspect.Parameter]:
+    hints = get_type_hints(kind, include_extras=True)
+    return [
+        inspect.Parameter(
+            option.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=defaults.get(option.name, option.default),
+            annotation=hints[option.name],
+        )
+        for option in fields(kind)
+    ]
+
+
+def sampler_of(solver: str, options: Mapping[str, Any]) -> SamplerSpec:
+    """The sampler that a specification and options beside it describe; what was not typed gives way to the text.
+
+    Raises:
+        PushforwardError: they are no sampler, or say a setting twice and differently.
+    """
+    typed = {name: value for name, value in options.items() if given(name)}
+    return parse(solver, typed, {name: value for name, value in options.items() if name not in typed})
+
+
+def started(sampler: SamplerSpec, start: float) -> SamplerSpec:
+    """The sampler with the share of its steps that the option `--start` says, unless it says its own."""
+    return sampler if sampler.start != 1 and not given("start") else replace(sampler, start=start)

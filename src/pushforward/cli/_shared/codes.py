@@ -1,0 +1,102 @@
+"""Codes as commands read, write and decode them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+from torch import Tensor
+
+from pushforward.cli._shared.models import open_model, pick_device
+from pushforward.cli._shared.options import SHOWN, PlaceOptions
+from pushforward.cli._shared.report import progress
+from pushforward.data.inputs import Images
+from pushforward.data.pictures import compared, save_image
+from pushforward.errors import PushforwardError
+from pushforward.execute import Parallel, Progress, Round
+from pushforward.maps.code import Code
+from pushforward.maps.diffusion import Diffusion
+from pushforward.maps.storage import check_codes, decoder_of, load_codes, other_weights, save_codes
+from pushforward.model.contents import model_digest
+
+__all__ = ["decoded", "open_codes", "written"]
+
+
+def open_codes(path: Path, source: str | None, device: str) -> tuple[Code, dict[str, Any], Diffusion]:
+    """Codes of a file, its header, and the map that decodes them.
+
+    Where the model is another than the one they were made with, stderr says so, and so do the header's `notes`; the
+    header's `digest` is then this one's.
+
+    Args:
+        path: of the file.
+        source: another model than the header's, or `None`.
+        device: for the model, as `--device` names it.
+
+    Raises:
+        PushforwardError: the file or the model cannot be read, or they do not fit together.
+    """
+    code, info = load_codes(path)
+    try:
+        place = PlaceOptions(info.get("size"), str(info.get("dtype", "float32")), device)
+        model = open_model(source or info["model"], place)
+    except PushforwardError as error:
+        if source is not None:
+            raise
+        raise PushforwardError(
+            f"The codes are of model {info['model']!r}, which cannot be loaded; name it with --model. ({error})"
+        ) from None
+    check_codes(code, info, model)
+    note = other_weights(info, model)
+    if note is not None:
+        typer.echo(f"pushforward: {note}", err=True)
+        info["digest"] = model_digest(model)
+    info["notes"] = [] if note is None else [note]
+    return code, info, decoder_of(info, model, device=pick_device(device))
+
+
+def decoded(diffusion: Diffusion, code: Code, batch: int, *, quiet: bool = False) -> Tensor:
+    """The images behind codes, batch after batch, on the CPU, with a progress bar."""
+    plan, count = diffusion.plan, len(code)
+    total = None if plan.implicit else plan.nfe * -(-count // batch)
+    there = diffusion.run_by(parallel=Parallel(tolerance=1e-5) if plan.implicit else None)
+    images = []
+    with torch.no_grad(), progress("decoding", total=total, unit="call", quiet=quiet) as bar:
+
+        def tell(_: Progress | Round) -> None:
+            bar.update()
+
+        for first in range(0, count, batch):
+            some = slice(first, first + batch)
+            images.append(there.some(some).decode(code[some], callback=tell).float().cpu())
+    return torch.cat(images)
+
+
+def written(
+    out: Path, codes: Sequence[Code], info: Mapping[str, Any], images: Images, diffusion: Diffusion, *, batch: int,
+    picture: Path | None, quiet: bool,
+) -> tuple[Code, Tensor]:  # fmt: skip
+    """Write the codes of images to a file, and decode what the file holds.
+
+    Args:
+        out: the file.
+        codes: of the images, batch after batch.
+        info: the file's header.
+        images: that the codes are of.
+        diffusion: decodes them, bound to the images' conditions.
+        batch: images at a time.
+        picture: of the images, each row above its reconstructions; `None`: none.
+        quiet: show no progress.
+
+    Returns:
+        The codes in the file, and the images that they decode to, on the CPU.
+    """
+    save_codes(out, Code.cat(codes), info)
+    code, _ = load_codes(out)  # what is on disk is what is checked
+    again = decoded(diffusion, code, batch, quiet=quiet)
+    if picture is not None:
+        save_image(compared([images.values[:SHOWN], again[:SHOWN]]), picture)
+    return code, again
