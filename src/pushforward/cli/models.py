@@ -15,7 +15,7 @@ from pushforward.cli._shared.checks import check_outputs
 from pushforward.cli._shared.options import JsonOption
 from pushforward.cli._shared.report import write_json
 from pushforward.model import zoo
-from pushforward.model.model import CONFIG, WEIGHTS, read_json
+from pushforward.model.storage import CONFIG, WEIGHTS, read_json
 
 __all__ = ["models"]
 

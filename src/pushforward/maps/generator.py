@@ -30,7 +30,8 @@ from pushforward.model.diffusers import folders
 from pushforward.model.diffusers.folders import FAULTS
 from pushforward.model.diffusers.networks import Unet
 from pushforward.model.diffusers.package import reason
-from pushforward.model.model import class_number, read_json
+from pushforward.model.model import class_number
+from pushforward.model.storage import read_json
 from pushforward.model.torchscript import is_torchscript, load_torchscript
 
 __all__ = ["PRIORS", "Generator", "Prior", "consistency", "gan", "is_generator", "load_generator", "stylegan"]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pushforward.errors import PushforwardError
 from pushforward.model.diffusers.folders import FAULTS
 from pushforward.model.diffusers.package import reason
-from pushforward.model.model import read_tensors
+from pushforward.model.storage import read_tensors
 
 __all__ = ["Consistency", "Dcgan", "Preconditioned", "StyleGan", "dcgan", "read_checkpoint"]
 

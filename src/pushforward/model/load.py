@@ -8,7 +8,8 @@ import torch
 
 from pushforward.errors import PushforwardError
 from pushforward.model import zoo
-from pushforward.model.model import CONFIG, FORMAT, Model, load_model, read_json
+from pushforward.model.model import Model
+from pushforward.model.storage import CONFIG, FORMAT, load_model, read_json
 
 
 def load(

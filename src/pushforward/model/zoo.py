@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from pushforward.errors import PushforwardError
-from pushforward.model.model import CONFIG, Model, load_model
+from pushforward.model.model import Model
+from pushforward.model.storage import CONFIG, load_model
 
 FOLDER = Path(__file__).parent.parent / "zoo"
 

@@ -19,7 +19,8 @@ from pushforward.data.pictures import save_image, sheet
 from pushforward.errors import Diverged, PushforwardError
 from pushforward.execute import Progress
 from pushforward.execute import run as run_plan
-from pushforward.model.model import Model, save_model
+from pushforward.model.model import Model
+from pushforward.model.storage import save_model
 from pushforward.plan import SOLVERS
 from pushforward.plan.grid import angle
 from pushforward.training.batches import BatchDraws, examples

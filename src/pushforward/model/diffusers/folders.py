@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from pushforward.errors import PushforwardError
 from pushforward.model.diffusers.package import MISSING, import_diffusers, reason
 from pushforward.model.diffusers.tables import Settings
-from pushforward.model.model import read_json
+from pushforward.model.storage import read_json
 
 __all__ = ["CONFIG", "Folder", "download", "find", "load_encoder", "load_network", "load_tokenizer"]
 

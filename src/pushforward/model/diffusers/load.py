@@ -21,8 +21,9 @@ from pushforward.model.diffusers.folders import CONFIG, ENCODERS, TOKENIZERS, Fo
 from pushforward.model.diffusers.networks import Decoder, Encoder, Rescaled
 from pushforward.model.diffusers.schedules import read_schedule
 from pushforward.model.diffusers.tables import Settings
-from pushforward.model.model import Model, read_json
+from pushforward.model.model import Model
 from pushforward.model.network import Network
+from pushforward.model.storage import read_json
 
 __all__ = ["diffusers_model"]
 
