@@ -1,0 +1,88 @@
+"""Plans as pipelines run them: one call of `step` for each call of the network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from pushforward.errors import PushforwardError
+from pushforward.model import Model
+from pushforward.plan import Plan, exponential, plan_of
+
+__all__ = ["Order", "beginnings", "idling", "plan_on", "runnable"]
+
+
+class Order(int):
+    """Calls a step; a step's number times this is the call where the step begins, as pipelines reckon.
+
+    Some steps make fewer calls than others: the last one, and the first where there is no signal yet. So it is looked
+    up. It equals no number: where it equals 2, pipelines of Stable Diffusion XL begin a refiner's part one call before
+    the time that its state has.
+    """
+
+    _begins: tuple[int, ...]  # of the steps, then of the end
+
+    def __new__(cls, calls: int, begins: tuple[int, ...]) -> Order:
+        made = super().__new__(cls, calls)
+        made._begins = begins
+        return made
+
+    def __rmul__(self, step: int) -> int:
+        return self._begins[min(step, len(self._begins) - 1)] if step >= 0 else int(self) * step
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    __mul__, __hash__ = __rmul__, object.__hash__
+
+
+def beginnings(plan: Plan) -> tuple[int, ...]:
+    """The calls where the steps of a plan begin.
+
+    The first call about a step's state, or, where the state is corrected by an answer that it shares, that answer's.
+    """
+    before = np.cumsum([0, *(node.asks for node in plan.nodes)])
+    last = len(plan.nodes) - 1
+    return tuple(int(before[k]) - (not plan.nodes[k].asks) for k in plan.steps if k < last or plan.nodes[k].asks)
+
+
+def idling(plan: Plan) -> Plan:
+    """The plan with a call about its last state, whose answer changes nothing, for a step from there to there."""
+    return replace(plan, nodes=(*plan.nodes[:-1], replace(plan.nodes[-1], asks=True)))
+
+
+def runnable(plan: Plan, solver: str) -> Plan:
+    """A plan that a pipeline can run."""
+    if plan.implicit:
+        why = "solves for all steps together"
+    elif not plan.nodes[0].asks:
+        why = "moves before it asks the network"
+    else:
+        return plan
+    raise PushforwardError(f"A pipeline cannot run {solver!r}, which {why}; name another solver.")
+
+
+def plan_on(model: Model, solver: str, settings: Mapping[str, Any], times: Tensor, rule: Mapping[str, Any]) -> Plan:
+    """The plan of a solver on a grid.
+
+    Args:
+        model: of the pipeline.
+        solver: its name.
+        settings: of the solver, beside those that the model has by default.
+        times: where the steps begin, and the end.
+        rule: settings of the plan that `auto` chose.
+    """
+    process, reference = model.process, model.reference
+    settings = {**model.solvers.get(solver, {}), **settings}
+    if solver == "auto":
+        return exponential(process, times, reference=reference, name="auto", **rule)
+    if settings.get("reference") in ("data", "spectrum"):
+        settings["reference"] = float(reference.variance)
+    try:
+        return runnable(plan_of(process, solver, times, settings), solver)
+    except (TypeError, KeyError) as error:  # a word where a number should be, or the reverse
+        raise PushforwardError(f"Solver {solver!r} does not take the settings {settings}: {error}.") from error
