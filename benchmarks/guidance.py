@@ -50,9 +50,9 @@ from pushforward import (
 from pushforward.data.pictures import compared, save_image, to_bytes
 from pushforward.evaluation.distances import Reference, Sample, neighbourhoods
 from pushforward.guidance import energies
-from pushforward.guidance.chains import Dynamics, Schedule, hmc, langevin, mala
 from pushforward.guidance.decoding import Counted
 from pushforward.guidance.diagnostics import diagnose
+from pushforward.guidance.dynamics import Dynamics, Schedule, hmc, langevin, mala
 from pushforward.guidance.posterior import best, guide
 from pushforward.guidance.steering import STEERINGS, steered
 from pushforward.maps.code import Code

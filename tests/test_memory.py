@@ -16,7 +16,7 @@ from pushforward.data.memory import check_memory, free_memory
 from pushforward.errors import PushforwardError
 from pushforward.evaluation.distances import resamples
 from pushforward.execute.system import System
-from pushforward.guidance.chains import Schedule
+from pushforward.guidance.dynamics import Schedule
 from pushforward.linear import VP
 from pushforward.maps.spec import parse
 from pushforward.plan import Builder

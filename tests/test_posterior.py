@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from pushforward import Diffusion, Exact, Implicit, Model, Phantom, PushforwardError, load
-from pushforward.guidance.chains import Chains, Dynamics, Schedule, hmc, langevin, mala
+from pushforward.guidance.chains import Chains
 from pushforward.guidance.checkpoints import load_chains, load_descents, save_checkpoint
 from pushforward.guidance.diagnostics import diagnose
+from pushforward.guidance.dynamics import Dynamics, Schedule, hmc, langevin, mala
 from pushforward.guidance.energies import Energy, of
 from pushforward.guidance.posterior import Descents, Guided, best, guide
 from pushforward.linear import VP, Gaussian, Process

@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # the table below once more, for editors and type checkers
     from pushforward.errors import Diverged, FarOutside, PushforwardError
     from pushforward.execute import Exact, Implicit, Parallel, Phantom, Skeleton
     from pushforward.guidance import energies
-    from pushforward.guidance.chains import Schedule, hmc, langevin, mala
+    from pushforward.guidance.dynamics import Schedule, hmc, langevin, mala
     from pushforward.guidance.posterior import best, guide
     from pushforward.guidance.steering import Steering, steered
     from pushforward.integrations.diffusers import PushforwardScheduler
@@ -84,7 +84,7 @@ _HOMES = {
     "maps.diffusion": "Diffusion",
     "maps.generator": "Generator consistency gan load_generator stylegan",
     "maps.protocol": "Pushforward",
-    "guidance.chains": "Schedule hmc langevin mala",
+    "guidance.dynamics": "Schedule hmc langevin mala",
     "guidance.posterior": "best guide",
     "guidance.steering": "Steering steered",
     "integrations.diffusers": "PushforwardScheduler",

@@ -28,9 +28,10 @@ from pushforward.data.inputs import read_file, read_like
 from pushforward.data.pictures import save_image, sheet
 from pushforward.errors import PushforwardError
 from pushforward.execute import Exact, Gradient, Implicit, Phantom
-from pushforward.guidance.chains import SAMPLERS, Chains, Dynamics, Record, Schedule
+from pushforward.guidance.chains import Chains, Record
 from pushforward.guidance.checkpoints import load_chains, load_descents
 from pushforward.guidance.diagnostics import diagnose, plot
+from pushforward.guidance.dynamics import SAMPLERS, Dynamics, Schedule
 from pushforward.guidance.energies.energy import Energy
 from pushforward.guidance.energies.parse import ENERGIES, Setting, energy
 from pushforward.guidance.optimisers import OPTIMISERS

@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 
 from pushforward.errors import Diverged, FarOutside, PushforwardError
-from pushforward.guidance.chains import Chains, Dynamics, Point, Record, Schedule, langevin, walk
+from pushforward.guidance.chains import Chains, Point, Record, walk
 from pushforward.guidance.decoding import Counted
+from pushforward.guidance.dynamics import Dynamics, Schedule, langevin
 from pushforward.guidance.energies.codes import chi, gaussian
 from pushforward.guidance.energies.energy import Energy, Function, of
 from pushforward.guidance.optimisers import OPTIMISERS, State

@@ -1,0 +1,130 @@
+"""How chains move, and what is done at which of their moves; `chains` derives it and does it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from pushforward.data.memory import check_memory
+from pushforward.errors import PushforwardError
+
+__all__ = ["SAMPLERS", "Dynamics", "Schedule", "hmc", "langevin", "mala"]
+
+
+@dataclass(frozen=True)
+class Dynamics:
+    """How chains move; made by `langevin`, `mala` and `hmc`.
+
+    Args:
+        step: length h of a leap; of adjusted chains the first one, which the warm-up adapts.
+        leaps: of one move, each a gradient.
+        adjusted: accept or reject by the Metropolis rule.
+        preconditioned: solve the prior's part exactly.
+        acceptance: share of moves that adapted steps shall have accepted.
+    """
+
+    step: float
+    leaps: int = 1
+    adjusted: bool = True
+    preconditioned: bool = True
+    acceptance: float = 0.65
+
+    def __post_init__(self) -> None:
+        if not 0 < self.step < math.inf or not self.leaps >= 1 or not 0 < self.acceptance < 1:
+            raise PushforwardError(
+                f"Chains need a positive step, 1 leap or more, and an acceptance between 0 and 1; got {self.step:g}, "
+                f"{self.leaps} and {self.acceptance:g}."
+            )
+
+
+def langevin(step_size: float = 0.05, *, preconditioned: bool = False) -> Dynamics:
+    """Unadjusted Langevin dynamics; the step size and 200 steps are those of arXiv 2210.05559.
+
+    Args:
+        step_size: s in `z - s/2 grad U + sqrt(s) xi`.
+        preconditioned: solve the prior's part exactly.
+    """
+    return Dynamics(_leap(step_size), 1, adjusted=False, preconditioned=preconditioned)
+
+
+def mala(step_size: float = 0.05, *, preconditioned: bool = True, acceptance: float = 0.574) -> Dynamics:
+    """Langevin dynamics with the Metropolis rule; give it a warm-up of 50 steps or more to find its step.
+
+    Args:
+        step_size: the first; see `langevin`.
+        preconditioned: solve the prior's part exactly; without, it is the textbook's MALA.
+        acceptance: aimed at by the warm-up; the default is best in high dimensions (Roberts & Rosenthal, 1998).
+    """
+    return Dynamics(_leap(step_size), 1, True, preconditioned, acceptance)
+
+
+def _leap(step_size: float) -> float:
+    """The length h whose square is Langevin's step size.
+
+    Raises:
+        PushforwardError: the step size is no positive number.
+    """
+    if not 0 < step_size < math.inf:
+        raise PushforwardError(f"The step size of Langevin dynamics must be a positive number; got {step_size}.")
+    return math.sqrt(step_size)
+
+
+def hmc(step: float = 0.2, leaps: int = 5, *, preconditioned: bool = True, acceptance: float = 0.65) -> Dynamics:
+    """Hamiltonian Monte Carlo: several leaps per move.
+
+    Args:
+        step: length of the first leaps.
+        leaps: gradients per move.
+        preconditioned: solve the prior's part exactly.
+        acceptance: aimed at by the warm-up; the default is best in high dimensions (Beskos et al., arXiv 1001.4460).
+    """
+    return Dynamics(step, leaps, True, preconditioned, acceptance)
+
+
+SAMPLERS: Mapping[str, Callable[..., Dynamics]] = {"langevin": langevin, "mala": mala, "hmc": hmc}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What is done at which step.
+
+    Args:
+        steps: moves of a chain, in all.
+        warm_up: of them, the first, from which no draws are kept and in which the leaps of adjusted chains are
+            adapted; half by default.
+        anneal: moves over which the energy's weight grows from 0 to 1, with weights of the draws; 0: it is 1 at once.
+        draws: states of a chain that are kept, evenly spaced after the warm-up, the last one among them.
+    """
+
+    steps: int = 200
+    warm_up: int | None = None
+    anneal: int = 0
+    draws: int = 1
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not 0 <= self.warmed < self.steps or not 0 <= self.anneal <= self.warmed:
+            raise PushforwardError(
+                f"Chains need 1 step or more, a warm-up of fewer, and no more annealing than warm-up; got {self.steps} "
+                f"steps, a warm-up of {self.warmed} and an annealing of {self.anneal}."
+            )
+        if not 1 <= self.draws <= self.steps - self.warmed:
+            raise PushforwardError(
+                f"{self.steps - self.warmed} steps after the warm-up give as many draws at most; got {self.draws}."
+            )
+        check_memory(1000 * self.draws, f"The {self.draws:,} draws of a chain")
+
+    @property
+    def warmed(self) -> int:
+        """Steps of the warm-up."""
+        return self.steps // 2 if self.warm_up is None else self.warm_up
+
+    @property
+    def kept(self) -> frozenset[int]:
+        """The steps after which a draw is kept, counted from 1."""
+        after = self.steps - self.warmed
+        return frozenset(self.warmed + -(-after * k // self.draws) for k in range(1, self.draws + 1))
+
+    def weight(self, step: int) -> float:
+        """Of the energy in the move number `step`, counted from 0."""
+        return min(1.0, (step + 1) / self.anneal) if self.anneal else 1.0
