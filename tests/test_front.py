@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import FIELD, PROCESSES
 
 import pushforward as pf
 from pushforward.linear import Discrete, Gaussian
