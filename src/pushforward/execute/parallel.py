@@ -35,23 +35,19 @@ from torch import Tensor
 
 from pushforward.denoiser import Ask, Denoiser
 from pushforward.errors import PushforwardError
-from pushforward.execute.anderson import Mixing, anderson_step
-from pushforward.execute.remainder import LINEAR, Remainder, amplification, roundoff, tail
+from pushforward.execute.anderson import Mixing
+from pushforward.execute.convergence import ROUNDS, Convergence, converge
+from pushforward.execute.remainder import roundoff
 from pushforward.execute.sequential import Noise, check_start, run
+from pushforward.execute.states import Backwards, Forwards
 from pushforward.execute.system import System
 from pushforward.linear import Gaussian, Operator
 from pushforward.plan import Plan
 
 Response = Literal["gaussian", "noise", "data"]
 
-SETTLED = 0.1  # steps are settled as long as what all of them leave is below this part of the tolerance
-RELEVANT = 0.5  # what is left is not worth a round when it is below this part of the rounding
-ROUNDS = 200  # at most, where no prefix settles exactly
 MIXING = Mixing()
-STALE = 15  # rounds without a smaller error after which an image is given up, where no prefix settles
 FAR = 100.0  # deviations from zero at which a reference's path is no path of images
-COARSE = 1.0  # deviations; moves as large are rounded in digits that matter
-GROWTH = 1e3  # moves this many times above their least are divergence
 
 
 @dataclass(frozen=True)
@@ -273,150 +269,36 @@ def iterate(
         denoiser: the network.
         like: a batch of states.
         states: a stack as in `System`.
-        answers: likewise; changed in place.
-        constant: likewise.
+        answers: a stack as in `System`; changed in place.
+        constant: a stack as in `System`.
         method: how.
-        backwards: the last state is given and the first sought; then there is no prefix that settles exactly, and
-            errors are measured in the last state that running forwards would give.
+        backwards: the last state is given and the first sought (see `execute.states`).
         callback: told after every round.
     """
-    batch, count = len(like), len(system.asked)
-    times = system.plan.asked_times
-    ask = denoiser.at(system.plan.process, times, like)
-    nodes = torch.tensor(system.asked, device=like.device)
-    place = torch.arange(count, device=like.device)
-    every = torch.arange(system.size, device=like.device)[:, None]
-    exact = torch.zeros(batch, dtype=torch.long, device=like.device)  # steps that are what they would be one by one
-    frontier = exact  # first step that is not settled
-    active = torch.ones(batch, dtype=torch.bool, device=like.device)
-    diverged, finished = torch.zeros_like(active), torch.zeros_like(active)
-    nfe = torch.zeros(batch, dtype=torch.long, device=like.device)
-    residual = torch.full((batch,), math.inf, device=like.device)
-    least, before = residual.clone(), residual.clone()
-    history: list[tuple[Tensor, Tensor]] = []
-    whole = backwards or system.plan.implicit  # no prefix settles before the rest
-    limit = min(method.max_rounds or math.inf, ROUNDS if whole else count)
-    window, enough = method.window or count, min(method.tolerance, LINEAR)
-    remainder = None if backwards else Remainder(system, batch, roundoff(denoiser, like))
-    shrinking: list[Tensor] = []
-    stale, seen = torch.zeros_like(nfe), torch.zeros_like(active)
-    rounds = 0
-    while rounds < limit and bool(active.any()):
-        wanted = (place[:, None] >= frontier) & active
-        if not whole:
-            wanted &= place[:, None] < frontier + window - (frontier > exact).long()
-            wanted |= (place[:, None] == exact) & active
-        expected = None if remainder is None else answers.clone()
-        ask_network(system, ask, states, answers, nodes, wanted, method.max_rows)
-        nfe += wanted.sum(0)
-        seen |= wanted[-1]
-        rounds += 1
-        first = 1 if whole else 1 + int(nodes[int(exact[active].min())])
-        gap = system.residual(states, answers, constant, first)
-        moves = system.correct(gap, first)
-        if backwards:  # how far off running forwards from the present first state would end
-            largest = system.unpack(moves[:, -1:])[0].flatten(1).abs().amax(1)
-            moves = system.hold_end(moves)
-        sizes = system.sizes(moves)
-        largest = largest if backwards else sizes.amax(0)
-        grown = largest > GROWTH * least
-        if method.window is not None:  # as a window moves on, the moves of new steps come in
-            grown = torch.zeros_like(grown)
-        lost = active & (~largest.isfinite() | grown)
-        stale = torch.where(largest < 0.9 * least, 0, stale + 1)
-        least = torch.minimum(least, largest.nan_to_num(math.inf))
-        diverged |= lost
-        floor, surprise = torch.zeros_like(sizes), torch.zeros_like(largest)
-        if remainder is not None and expected is not None:
-            off, own = system.sizes(answers - expected), system.sizes(answers)
-            floor, surprise = (x.to(sizes) for x in remainder.asked(wanted, off, own))
-        if remainder is not None and not whole:
-            exact = exact + active.long()
-            parts = remainder.reach(sizes).to(sizes) * system.relative(states)
-            settled = (parts.cumsum(0) <= SETTLED * enough).long().cumprod(0).sum(0)
-            reached = torch.minimum(settled, frontier + window) if window > 1 else exact
-            frontier = torch.where(active, torch.maximum(reached.clamp_max(count - 1), exact), frontier)
-        unexplained = moves
-        if method.mixing is not None:
-            if whole:
-                free = (every < every[-1] if backwards else every > 0).expand(-1, batch)
-            else:
-                free = (every > nodes[frontier.clamp_max(count - 1)]) & (frontier < count)
-            moves, unexplained = anderson_step(
-                system, states, moves, sizes, history, method.mixing, free, backwards=backwards
-            )
-        keep = active & ~lost
-        moves, unexplained = (system.by_image(x).mul(keep[:, None]).view_as(x) for x in (moves, unexplained))
-        states = states + moves
-        answers += system.respond(moves)
-        if not whole and bool((largest > COARSE).any()):  # such a move has rounded the states that are final now
-            final = system.correct(system.residual(states, answers, constant, first), first)
-            final = torch.where(_final(every, nodes, exact)[None, :, None, :, None], system.by_image(final), 0.0)
-            states = states + final.masked_fill_(~keep[:, None], 0.0).view_as(states)
-        if remainder is None:
-            rate = (largest / before).clamp(0.75, 0.9).nan_to_num(0.9)
-            estimate, before = largest * rate / (1 - rate), largest
-            done = estimate <= method.tolerance
-        else:
-            relative = system.relative(states)
-            shrinking.append(_greatest((sizes - floor).clamp_min(0), relative))
-            left, rounding = tail(shrinking, surprise * relative), floor[-1] * relative
-            if not whole:
-                chain = remainder.moved(system.sizes(moves), system.sizes(unexplained)).to(sizes) * relative
-                left = torch.where(exact >= count, chain, torch.maximum(chain, left))
-            estimate = left + rounding * amplification(shrinking, rounding)
-            done = ((estimate <= enough) | (left <= RELEVANT * rounding)) & seen
-            if not whole:
-                done |= exact >= count
-        residual = torch.where(active, estimate, residual)
-        finished |= active & done
-        active = keep & ~done
-        if whole:  # rounding, or no solution: more rounds would not help
-            active &= stale < STALE
+    kind, count = Backwards if backwards else Forwards, len(system.asked)
+    point = kind(system, denoiser, like, states, answers, constant, tolerance=method.tolerance,
+                 max_rows=method.max_rows)  # fmt: skip
+    whole = backwards or system.plan.implicit
+    state = Convergence.begin(
+        torch.arange(count, device=like.device), torch.ones(len(like), dtype=torch.bool, device=like.device), like,
+        whole=whole, windowed=method.window is not None,
+    )  # fmt: skip
+
+    def tell(nfe: int) -> None:
         if callback is not None:
-            last = partial(_last, system, states)
-            callback(Round(rounds, float(residual.max()), int(active.sum()), int(wanted.sum()), last))
+            last = partial(_last, system, point.values)
+            callback(Round(state.rounds, float(state.residual.max()), int(state.active.sum()), nfe, last))
+
+    converge(point, state, limit=min(method.max_rounds or math.inf, ROUNDS if whole else count),
+             window=method.window or count, mixing=method.mixing, callback=tell)  # fmt: skip
+    diverged = state.lost
     if system.plan.implicit and not backwards and method.max_rounds is None:
-        diverged |= ~finished
-    return Solution(system.unpack(states), rounds, nfe, residual, diverged)
-
-
-def _final(every: Tensor, nodes: Tensor, exact: Tensor) -> Tensor:
-    """Nodes that move no more: up to the first one to ask that is not exact yet, `(nodes, batch)`."""
-    last = torch.cat([nodes, every[-1]])
-    return every <= last[exact]
-
-
-def _greatest(sizes: Tensor, relative: Tensor) -> Tensor:
-    """The greatest of the sizes in every state, `(nodes, batch)`, that of the last one as a relative error."""
-    return torch.maximum(sizes[:-1].amax(0), sizes[-1] * relative)
+        diverged = diverged | ~state.finished
+    return Solution(system.unpack(point.values), state.rounds, state.nfe, state.residual, diverged)
 
 
 def _last(system: System, states: Tensor) -> Tensor:
     return system.unpack(states[:, -1:])[0]
-
-
-def ask_network(
-    system: System, ask: Ask, states: Tensor, answers: Tensor, nodes: Tensor, wanted: Tensor, max_rows: int | None
-) -> None:
-    """Ask the network about the wanted states and put its answers into the stack.
-
-    Args:
-        system: the plan's.
-        ask: the network at the times of the nodes that ask.
-        states: a stack as in `System`.
-        answers: likewise; changed in place.
-        nodes: which those nodes are, `(count,)`.
-        wanted: which of them for which image, `(count, batch)`.
-        max_rows: most states in one call.
-    """
-    k, image = wanted.nonzero(as_tuple=True)
-    by_image, into = system.by_image(states), system.by_image(answers)
-    for some in torch.arange(len(k), device=k.device).split(max_rows or len(k)):
-        at, of = nodes[k[some]], image[some]
-        rows = by_image[:, at, :, of]  # advanced indices come first: (rows, frequencies, k, rest)
-        u = system.unpack_rows(rows)
-        into[:, at, :, of] = system.pack_rows(ask(k[some], u, of))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,202 @@
+"""Rounds of a fixed point over a chain until every image is done: one loop for states, inverses and cotangents.
+
+A round asks the network about all calls of a plan that are not settled yet, in one batch, and moves all nodes as a
+linear system says. What is asked and what moves is the `FixedPoint`'s; how far each image has come, and when it is
+done, is the `Convergence`. The calls have an order in which each depends on those before it alone (for cotangents, from
+the data's end):
+
+- A prefix of calls is *exact*, one more each round. The first call that is not is always asked.
+- Calls after it are *settled* as long as the fixed point says that they may be left alone.
+- Where every call depends on every other (`whole`: implicit plans, inversion) there is no such order. All calls are
+  asked in every round, and an image that comes no nearer for `STALE` rounds is given up: that is rounding, or there is
+  no solution.
+- An image whose moves are not finite, or have grown `GROWTH` times above their least, is *lost*.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pushforward.execute.anderson import Mixing, anderson_step
+from pushforward.execute.system import System
+
+ROUNDS = 200  # at most, where no prefix settles exactly
+STALE = 15  # rounds without a smaller error after which an image is given up, where no prefix settles
+GROWTH = 1e3  # moves this many times above their least are divergence
+
+
+@dataclass(frozen=True)
+class Moves:
+    """What a round asks for.
+
+    Args:
+        stack: moves of all nodes, as in `System`, in the units that past rounds are compared in.
+        sizes: of each node's move, `(nodes, batch)`.
+        largest: the size by which an image comes nearer or diverges, `(batch,)`.
+    """
+
+    stack: Tensor
+    sizes: Tensor
+    largest: Tensor
+
+
+@dataclass(eq=False)
+class Convergence:
+    """How far each image has come; every tensor is `(batch,)`.
+
+    Args:
+        rank: place of each call in the order of dependence, `(calls,)`.
+        active: not done and not lost.
+        whole: whether there is no order of dependence.
+        windowed: whether only some of the calls are asked at a time, so that moves may grow as new ones come in.
+        lost: diverged.
+        finished: done.
+        exact: calls, from the first in order, whose answers are final.
+        frontier: calls, from the first in order, that are settled.
+        nfe: network evaluations.
+        residual: error estimated to be left.
+        least: the least of the `largest` moves so far.
+        stale: rounds since that was much smaller.
+        rounds: so far.
+        shrinking: sizes of the moves of all rounds, for the fixed point to read rates from.
+        history: values and moves of the last rounds, for mixing.
+    """
+
+    rank: Tensor
+    active: Tensor
+    whole: bool
+    windowed: bool
+    lost: Tensor
+    finished: Tensor
+    exact: Tensor
+    frontier: Tensor
+    nfe: Tensor
+    residual: Tensor
+    least: Tensor
+    stale: Tensor
+    rounds: int = 0
+    shrinking: list[Tensor] = field(default_factory=list)
+    history: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    @classmethod
+    def begin(cls, rank: Tensor, active: Tensor, like: Tensor, *, whole: bool, windowed: bool) -> Convergence:
+        """Before the first round; sizes are of the dtype of `like`."""
+        none, zero = torch.zeros_like(active), torch.zeros_like(active, dtype=torch.long)
+        far = torch.where(active, math.inf, 0.0).to(like)
+        return cls(rank, active, whole, windowed, none, none, zero, zero, zero.clone(), far, far, zero)
+
+    @property
+    def going(self) -> Tensor:
+        """The images that move."""
+        return self.active & ~self.lost
+
+    def wanted(self, window: int) -> Tensor:
+        """The calls to be asked in the next round, `(calls, batch)`."""
+        rank = self.rank[:, None]
+        wanted = rank >= self.frontier
+        if not self.whole:
+            wanted = wanted & (rank < self.frontier + window - (self.frontier > self.exact).long())
+            wanted = wanted | (rank == self.exact)
+        return wanted & self.active
+
+    def judge(self, largest: Tensor) -> None:
+        """Find out who is lost, and who comes no nearer."""
+        grown = torch.zeros_like(self.active) if self.windowed else largest > GROWTH * self.least
+        self.lost = self.lost | (self.active & (~largest.isfinite() | grown))
+        self.stale = torch.where(largest < 0.9 * self.least, 0, self.stale + 1)
+        self.least = torch.minimum(self.least, largest.nan_to_num(math.inf))
+
+    def advance(self, settled: Tensor, window: int) -> None:
+        """One more call is exact, and some after it are settled."""
+        self.exact = self.exact + self.active.long()
+        reached = torch.minimum(settled, self.frontier + window) if window > 1 else self.exact
+        self.frontier = torch.where(self.active, torch.maximum(reached, self.exact), self.frontier)
+
+    def close(self, estimate: Tensor, done: Tensor) -> None:
+        """End the round with the errors that are left, and the images that are done."""
+        self.residual = torch.where(self.active, estimate, self.residual)
+        self.finished = self.finished | (self.active & done)
+        self.active = self.going & ~done
+        if self.whole:
+            self.active = self.active & (self.stale < STALE)
+
+
+class FixedPoint(Protocol):
+    """What the rounds move: the states of all nodes, or their cotangents."""
+
+    @property
+    def system(self) -> System:
+        """Whose stacks these are."""
+
+    @property
+    def values(self) -> Tensor:
+        """What moves, a stack in the units of its `Moves`."""
+
+    @property
+    def backwards(self) -> bool:
+        """Whether nodes depend on the later ones."""
+
+    def ask(self, wanted: Tensor) -> None:
+        """Call the network where `wanted (calls, batch)`."""
+
+    def moves(self, state: Convergence) -> Moves:
+        """What the linear system asks for now."""
+
+    def settled(self, state: Convergence, moves: Moves) -> Tensor:
+        """Calls, from the first in order, that may be left alone, `(batch,)`."""
+
+    def free(self, state: Convergence) -> Tensor:
+        """Nodes that mixing may move, `(nodes, batch)`."""
+
+    def move(self, state: Convergence, moves: Moves, stack: Tensor, unexplained: Tensor) -> None:
+        """Move by `stack`, of which past rounds do not explain the part `unexplained`; images that stay have zeros."""
+
+    def left(self, state: Convergence, moves: Moves) -> tuple[Tensor, Tensor]:
+        """The error estimated to be left, and whether that will do, each `(batch,)`."""
+
+
+def converge(
+    point: FixedPoint,
+    state: Convergence,
+    *,
+    limit: float,
+    window: int,
+    mixing: Mixing | None,
+    callback: Callable[[int], None] | None = None,
+) -> Convergence:
+    """Take rounds until every image is done.
+
+    Args:
+        point: what moves.
+        state: before the first round; it is changed and returned.
+        limit: most rounds.
+        window: most calls asked in a round.
+        mixing: how past rounds are used, or not.
+        callback: told after every round how many network evaluations it took.
+    """
+    while state.rounds < limit and bool(state.active.any()):
+        wanted = state.wanted(window)
+        point.ask(wanted)
+        state.nfe += wanted.sum(0)
+        state.rounds += 1
+        moves = point.moves(state)
+        state.judge(moves.largest)
+        if not state.whole:
+            state.advance(point.settled(state, moves), window)
+        stack = unexplained = moves.stack
+        if mixing is not None:
+            stack, unexplained = anderson_step(point.system, point.values, stack, moves.sizes, state.history, mixing,
+                                               point.free(state), backwards=point.backwards)  # fmt: skip
+        stays = ~state.going[:, None]
+        stack, unexplained = (point.system.by_image(x).masked_fill(stays, 0.0).view_as(x) for x in (stack, unexplained))
+        point.move(state, moves, stack, unexplained)
+        state.close(*point.left(state, moves))
+        if callback is not None:
+            callback(int(wanted.sum()))
+    return state

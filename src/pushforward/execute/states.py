@@ -1,0 +1,165 @@
+"""The states of all nodes as a fixed point: forwards, as a sampler runs, and backwards, from a given last state."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pushforward.denoiser import Ask, Denoiser
+from pushforward.execute.convergence import Convergence, Moves
+from pushforward.execute.remainder import LINEAR, Remainder, amplification, roundoff, tail
+from pushforward.execute.system import System
+
+SETTLED = 0.1  # steps are settled as long as what all of them leave is below this part of the tolerance
+RELEVANT = 0.5  # what is left is not worth a round when it is below this part of the rounding
+SLOW = (0.75, 0.9)  # between these the rate of an inversion is believed
+COARSE = 1.0  # deviations; moves as large are rounded in digits that matter
+
+
+class _Stack:
+    """States and answers, and the network that gives these.
+
+    Args:
+        system: the plan's.
+        denoiser: the network.
+        like: a batch of states.
+        states: a stack as in `System`.
+        answers: a stack as in `System`; changed in place.
+        constant: a stack as in `System`.
+        tolerance: error allowed in an image.
+        max_rows: most states in one network call.
+    """
+
+    def __init__(
+        self, system: System, denoiser: Denoiser, like: Tensor, states: Tensor, answers: Tensor, constant: Tensor, *,
+        tolerance: float, max_rows: int | None,
+    ) -> None:  # fmt: skip
+        self.system, self.values, self.answers, self.constant = system, states, answers, constant
+        self._ask: Ask = denoiser.at(system.plan.process, system.plan.asked_times, like)
+        self._nodes = torch.tensor(system.asked, device=like.device)
+        self._every = torch.arange(system.size, device=like.device)[:, None]
+        self._tolerance, self._max_rows = tolerance, max_rows
+
+    def ask(self, wanted: Tensor) -> None:
+        """Put answers into the stack where `wanted (calls, batch)`."""
+        k, image = wanted.nonzero(as_tuple=True)
+        by_image, into = self.system.by_image(self.values), self.system.by_image(self.answers)
+        for some in torch.arange(len(k), device=k.device).split(self._max_rows or len(k)):
+            at, of = self._nodes[k[some]], image[some]
+            rows = by_image[:, at, :, of]  # advanced indices come first: (rows, frequencies, k, rest)
+            u = self.system.unpack_rows(rows)
+            into[:, at, :, of] = self.system.pack_rows(self._ask(k[some], u, of))
+
+
+class Forwards(_Stack):
+    """The first state is given. What is left of the error is the `Remainder`'s to say."""
+
+    backwards = False
+
+    def __init__(
+        self, system: System, denoiser: Denoiser, like: Tensor, states: Tensor, answers: Tensor, constant: Tensor, *,
+        tolerance: float, max_rows: int | None,
+    ) -> None:  # fmt: skip
+        super().__init__(system, denoiser, like, states, answers, constant, tolerance=tolerance, max_rows=max_rows)
+        self._remainder = Remainder(system, len(like), roundoff(denoiser, like))
+        self._enough = min(tolerance, LINEAR)
+        self._seen = torch.zeros(len(like), dtype=torch.bool, device=like.device)  # the last call was made
+        self._first = 1
+
+    def ask(self, wanted: Tensor) -> None:
+        """Put answers into the stack, and measure how far they are off what was expected of them."""
+        expected = self.answers.clone()
+        super().ask(wanted)
+        off, own = self.system.sizes(self.answers - expected), self.system.sizes(self.answers)
+        self._floor, self._surprise = (x.to(off) for x in self._remainder.asked(wanted, off, own))
+        self._seen = self._seen | wanted[-1]
+
+    def moves(self, state: Convergence) -> Moves:
+        """What the linear system asks for; nodes up to the least exact one stay."""
+        self._first = 1 if state.whole else 1 + int(self._nodes[int(state.exact[state.active].min())])
+        stack = self._corrected()
+        sizes = self.system.sizes(stack)
+        return Moves(stack, sizes, sizes.amax(0))
+
+    def settled(self, state: Convergence, moves: Moves) -> Tensor:
+        """Leading calls that together leave little; the last one is asked until it is exact."""
+        parts = self._remainder.reach(moves.sizes).to(moves.sizes) * self.system.relative(self.values)
+        settled = (parts.cumsum(0) <= SETTLED * self._enough).long().cumprod(0).sum(0)
+        return settled.clamp_max(len(state.rank) - 1)
+
+    def free(self, state: Convergence) -> Tensor:
+        """Nodes after the first call that is not settled."""
+        if state.whole:
+            return (self._every > 0).expand(-1, len(state.active))
+        count = len(state.rank)
+        return (self._every > self._nodes[state.frontier.clamp_max(count - 1)]) & (state.frontier < count)
+
+    def move(self, state: Convergence, moves: Moves, stack: Tensor, unexplained: Tensor) -> None:
+        """Move, and solve once more for what is final now where large moves were rounded."""
+        self._unexplained = unexplained
+        self._moved = stack
+        self.values = self.values + stack
+        self.answers += self.system.respond(stack)
+        if not state.whole and bool((moves.largest > COARSE).any()):
+            last = torch.cat([self._nodes, self._every[-1]])  # nodes up to the first to ask that is not exact yet
+            final = (self._every <= last[state.exact])[None, :, None, :, None]
+            again = torch.where(final, self.system.by_image(self._corrected()), 0.0)
+            again = again.masked_fill(~state.going[:, None], 0.0)
+            self.values = self.values + again.view_as(self.values)
+
+    def left(self, state: Convergence, moves: Moves) -> tuple[Tensor, Tensor]:
+        """The larger of the remainder's two readings, and the rounding."""
+        system, count = self.system, len(state.rank)
+        relative = system.relative(self.values)
+        sizes = (moves.sizes - self._floor).clamp_min(0)
+        state.shrinking.append(torch.maximum(sizes[:-1].amax(0), sizes[-1] * relative))
+        left, rounding = tail(state.shrinking, self._surprise * relative), self._floor[-1] * relative
+        if not state.whole:
+            chain = self._remainder.moved(system.sizes(self._moved), system.sizes(self._unexplained))
+            chain = chain.to(left) * relative
+            left = torch.where(state.exact >= count, chain, torch.maximum(chain, left))
+        estimate = left + rounding * amplification(state.shrinking, rounding)
+        done = ((estimate <= self._enough) | (left <= RELEVANT * rounding)) & self._seen
+        return estimate, done if state.whole else done | (state.exact >= count)
+
+    def _corrected(self) -> Tensor:
+        return self.system.correct(
+            self.system.residual(self.values, self.answers, self.constant, self._first), self._first
+        )
+
+
+class Backwards(_Stack):
+    """The last state is given, and the first sought.
+
+    No prefix settles, and errors are measured in the last state that running forwards would give.
+    """
+
+    backwards = True
+
+    def moves(self, state: Convergence) -> Moves:  # noqa: ARG002 - the protocol's arguments
+        """What the linear system asks for with the last state held."""
+        stack = self.system.correct(self.system.residual(self.values, self.answers, self.constant))
+        largest = self.system.unpack(stack[:, -1:])[0].flatten(1).abs().amax(1)
+        stack = self.system.hold_end(stack)
+        return Moves(stack, self.system.sizes(stack), largest)
+
+    def settled(self, state: Convergence, moves: Moves) -> Tensor:  # noqa: ARG002
+        """None."""
+        return torch.zeros_like(state.exact)
+
+    def free(self, state: Convergence) -> Tensor:
+        """All but the last node."""
+        return (self._every < self._every[-1]).expand(-1, len(state.active))
+
+    def move(self, state: Convergence, moves: Moves, stack: Tensor, unexplained: Tensor) -> None:  # noqa: ARG002
+        """Move."""
+        self.values = self.values + stack
+        self.answers += self.system.respond(stack)
+
+    def left(self, state: Convergence, moves: Moves) -> tuple[Tensor, Tensor]:
+        """What the moves' rate leaves, which is believed to be `SLOW` at best: what is found is decoded afterwards."""
+        before = state.shrinking[-1] if state.shrinking else torch.full_like(moves.largest, torch.inf)
+        state.shrinking.append(moves.largest)
+        rate = (moves.largest / before).clamp(*SLOW).nan_to_num(SLOW[1])
+        estimate = moves.largest * rate / (1 - rate)
+        return estimate, estimate <= self._tolerance
