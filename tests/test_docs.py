@@ -1,6 +1,7 @@
 """What the documents tell a user to type exists: commands, their options, modules, names and keywords."""
 
 import ast
+import doctest
 import importlib
 import inspect
 import pkgutil
@@ -17,7 +18,8 @@ import pushforward
 from pushforward.cli import app, command_names
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").glob("*.md"))]
+ROOT_PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES = [*ROOT_PAGES, *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").glob("*.md"))]
 
 
 def fences(page: Path, language: str) -> list[str]:
@@ -117,3 +119,19 @@ def test_what_docstrings_and_pages_name_is_there() -> None:
 def test_commands_of_earlier_versions_are_understood() -> None:
     """What the pages and help texts of 0.1 told a user to type."""
     check((Path(__file__).parent / "fixtures" / "v0.1" / "commands.txt").read_text(encoding="utf-8"))
+
+
+EXAMPLES = [file for file in sorted(SOURCE.rglob("*.py")) if ">>> " in file.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=[str(file.relative_to(SOURCE)) for file in EXAMPLES])
+def test_examples_in_docstrings_give_what_they_show(file: Path) -> None:
+    parts = file.relative_to(SOURCE.parent).with_suffix("").parts
+    result = doctest.testmod(importlib.import_module(".".join(parts).removesuffix(".__init__")))
+    assert result.attempted
+    assert not result.failed
+
+
+def test_there_are_examples_to_check() -> None:
+    shown = {file.relative_to(SOURCE).as_posix() for file in EXAMPLES}
+    assert shown >= {"linear/operator.py", "linear/process.py", "plan/grid.py", "maps/code.py"}

@@ -8,6 +8,15 @@ image and its velocity, stacked along the channels. All its coefficients are map
 so they are stored as the array `(*batch, *basis.shape, k, k)`: a scalar (`k = 1`, identity basis: VP, VE, flow), one
 number a DCT frequency (blurring), a 2 x 2 block (Langevin), or a 2 x 2 block a frequency (both). Sums, products,
 inverses and transposes stay in the class, because one basis diagonalises them all.
+
+For instance, a block that moves the image by half its velocity, and takes it back:
+
+    >>> import torch
+    >>> one, half = torch.tensor(1.0), torch.tensor(0.5)
+    >>> ahead = Operator.block([[one, half], [0 * one, one]])
+    >>> u = torch.tensor([1.0, 2.0]).view(1, 2, 1, 1)  # a pixel and its velocity
+    >>> ahead(u).flatten().tolist(), (ahead.inverse() @ ahead)(u).flatten().tolist()
+    ([2.0, 2.0], [1.0, 2.0])
 """
 
 from __future__ import annotations

@@ -8,6 +8,13 @@ else follows from two functions of time,
 
 and their rates F_t and G_t G_t^T. From them come, for every process alike: the probability-flow ODE, the signal-to-
 noise ratio, and the time at which it has a given value.
+
+For instance, flow matching, whose image fades as its noise grows:
+
+    >>> import torch
+    >>> alpha, sigma = Flow().alpha_sigma(torch.tensor([0.0, 0.25, 1.0]))
+    >>> alpha.tolist(), sigma.tolist()
+    ([1.0, 0.75, 0.0], [0.0, 0.25, 1.0])
 """
 
 from __future__ import annotations

@@ -1,4 +1,11 @@
-"""Codes: the Gaussian variables behind images, and the streams that they are drawn from."""
+"""Codes: the Gaussian variables behind images, and the streams that they are drawn from.
+
+>>> code = Code(torch.zeros(2, 1, 4, 4), noises=torch.zeros(3, 2, 1, 4, 4))  # two images by three noisy steps
+>>> code.variables().shape
+torch.Size([2, 64])
+>>> code[:1]
+Code(1 of start 1x4x4, 3 noises)
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""Samplers by words: a solver, its steps and its settings, as a command line, a table or a report names them."""
+"""Samplers by words: a solver, its steps and its settings, as a command line, a table or a report names them.
+
+>>> spec = parse("gddim:order=2:steps=20")
+>>> spec.solver, spec.steps, spec.settings
+('gddim', 20, {'order': 2})
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,10 @@
 
 A solver is a function `(process, grid, **settings) -> Plan`; `solvers` has them all, and `SOLVERS` lists them under the
 names that the command line takes.
+
+    >>> from pushforward.linear import VP
+    >>> SOLVERS["heun"](VP(), grid.uniform(VP(), 5)).nfe  # the last step goes to clean data by one call
+    9
 """
 
 from pushforward.plan import grid, solvers

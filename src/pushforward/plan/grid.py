@@ -3,6 +3,10 @@
 Every grid goes from `start` (the process's noisiest time) to `end`. With `end = 0` the last step goes all the way to
 clean data; where the grid's own variable is infinite there (log-SNR), the steps before it end at `t_min` instead, as
 the field's samplers do.
+
+    >>> from pushforward.linear import VP
+    >>> power(VP(), 4).tolist()
+    [1.0, 0.5625, 0.25, 0.0625, 0.0]
 """
 
 from __future__ import annotations
