@@ -169,7 +169,7 @@ def test_captions_of_an_npz_file(tmp_path):
 @pytest.mark.parametrize(
     ("captions", "message"),
     [
-        (np.array(["one"]), "has 1 captions of 2 images; give one for each"),
+        (np.array(["one"]), "has 1 captions for 2 images; give one per image"),
         (np.array(["one", None], dtype=object), "cannot be read as an .npz file"),
     ],
 )
@@ -237,12 +237,12 @@ def test_without_the_file_or_texts_in_it_there_are_no_captions(tmp_path):
     ("text", "message"),
     [
         (lines(**{"a.png": "the a"}), r"has no text for 2 of 3 images, b.png for one; add it, or remove the file"),
-        (lines(**ALL) + "nonsense\n", "Line 4 of .*metadata.jsonl is no JSON object"),
-        ("[1, 2]\n", "Line 1 of .* is no JSON object"),
-        ('"a.png"\n', "Line 1 of .* is no JSON object"),
-        ("null\n", "Line 1 of .* is no JSON object"),
+        (lines(**ALL) + "nonsense\n", "Line 4 of .*metadata.jsonl is not a JSON object"),
+        ("[1, 2]\n", "Line 1 of .* is not a JSON object"),
+        ('"a.png"\n', "Line 1 of .* is not a JSON object"),
+        ("null\n", "Line 1 of .* is not a JSON object"),
         (lines(**ALL).replace('"the a"', "5"), "has no text for 1 of 3 images, a.png for one"),
-        (b'{"file_name": "a.png", "text": "\xff\xfe"}\n', "metadata.jsonl is no UTF-8 text"),
+        (b'{"file_name": "a.png", "text": "\xff\xfe"}\n', "metadata.jsonl is not UTF-8 text"),
     ],
 )
 def test_bad_captions_of_a_folder_are_refused_in_a_sentence(tmp_path, text, message):

@@ -170,7 +170,7 @@ def test_the_gamma_of_a_png_is_applied_and_other_primaries_are_said(tmp_path):
     coded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     assert off(array, np.round(255 * coded)) == 0
     assert said == [
-        "1 image of other primaries (PNG's cHRM), which are taken as those of sRGB",
+        "1 image with other primaries (PNG's cHRM), read as if they were those of sRGB",
         "1 image converted to sRGB from a gamma of 1",
     ]
     info = PngImagePlugin.PngInfo()
@@ -232,7 +232,7 @@ def test_unsigned_samples_of_32_bits_and_white_as_zero(tmp_path):
 
 @pytest.mark.parametrize("values", [[0.0, 700.0], [-1.0, 1.0], [0.0, np.nan], [0.0, np.inf]])
 def test_floating_point_samples_outside_0_to_1_are_refused(tmp_path, values):
-    with pytest.raises(ValueError, match="only in 0 to 1 is it known what is white"):
+    with pytest.raises(ValueError, match="they must lie between 0, black, and 1, white"):
         read_image(tiff(tmp_path / "x.tif", np.array([values], ">f4")))
 
 

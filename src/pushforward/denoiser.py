@@ -1,6 +1,6 @@
-"""Denoisers: what an executor needs of a model, the *denoised state* at a node.
+"""Denoisers: all that an executor needs from a model, the *denoised state* at a node.
 
-`Denoiser` is that seam. A neural network fills it (`model.network.Network`), or a formula (`Function`).
+`Denoiser` is that interface. A neural network (`model.network.Network`) or a formula (`Function`) implements it.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ class Ask(Protocol):
     """A denoiser prepared for a list of times."""
 
     def __call__(self, k: int | Tensor, u: Tensor, of: Tensor | None = None) -> Tensor:
-        """The denoised states `E[u_0 | u_t = u]`, shaped like `u`.
+        """Return the denoised states `E[u_0 | u_t = u]`, shaped like `u`.
 
         Args:
-            k: which time, for all rows; or one for each row, `(rows,)`.
+            k: index of the time, one for all rows or one per row, `(rows,)`.
             u: states `(rows, k * channels, *field)`.
-            of: which image of the batch each row is a state of, `(rows,)`, to find its condition; by default row i
+            of: index of the image that each row belongs to, `(rows,)`, which selects its condition; by default row i
                 belongs to image i.
         """
 
@@ -37,33 +37,33 @@ class Denoiser(Protocol):
     """The pointwise part of a diffusion model."""
 
     def at(self, process: Process, times: Tensor, like: Tensor) -> Ask:
-        """Prepare for `times (n,)` once; see `Ask`.
+        """Prepare once for `times (n,)`; see `Ask`.
 
         Args:
-            process: the diffusion that `u` follows.
-            times: float64, on the CPU.
-            like: a state `(batch, k * channels, *field)` whose dtype and device the states will have.
+            process: the diffusion that the states follow.
+            times: the times, float64, on the CPU.
+            like: a state `(batch, k * channels, *field)` with the dtype and device that the states will have.
         """
 
 
 @runtime_checkable
 class Wrapper(Denoiser, Protocol):
-    """A denoiser that changes the answers of another one."""
+    """A denoiser that changes the answers of another."""
 
     @property
     def inner(self) -> Denoiser:
-        """The other one."""
+        """The denoiser whose answers are changed."""
 
     def around(self, inner: Denoiser) -> Denoiser:
-        """The same change of another one's answers."""
+        """Return the wrapper that makes the same change to the answers of `inner`."""
 
 
 @runtime_checkable
 class Priced(Denoiser, Protocol):
-    """A denoiser that says what the time of its calls depends on, so that it need not be measured twice."""
+    """A denoiser that says what the duration of its calls depends on, so that it is not measured twice."""
 
     def price(self) -> dict[str, object] | None:
-        """Plain values that are the same for denoisers whose calls take equally long; `None`: not known."""
+        """Return plain values, the same for denoisers whose calls take equally long, or `None` if unknown."""
 
 
 @dataclass(frozen=True)
@@ -94,16 +94,16 @@ class Function:
 
 
 def check_output(what: str, output: object, shape: tuple[int, ...], *, learned_variance: bool = False) -> Tensor:
-    """A network's output, if it is real numbers of the shape `(rows, channels, *field)`: no other is broadcast.
+    """Return a network's output, after checking that it is a real tensor of exactly this shape.
 
     Args:
-        what: it is the output of, for the message.
-        output: anything.
-        shape: wanted.
-        learned_variance: whether it may have twice as many channels.
+        what: name of the network, for the message.
+        output: what the network returned.
+        shape: the shape wanted, `(rows, channels, *field)`.
+        learned_variance: whether twice as many channels are allowed.
 
     Raises:
-        PushforwardError: it is something else.
+        PushforwardError: the output is not a real tensor, or has another shape.
     """
     wanted = f"return one real tensor of shape {tuple(shape)}"
     if not isinstance(output, Tensor):

@@ -1,18 +1,17 @@
-"""The error a user can mend."""
+"""Errors that the user can fix, and a warning."""
 
 
 class PushforwardError(ValueError):
-    """Something the user can mend: a name, a file, an option or a shape that does not fit.
+    """Something the user can fix: a name, a file, an option or a shape that does not fit.
 
-    The message is one sentence that says what was wrong, where, and what to do. The command line prints that
-    sentence alone. Wrong arguments are a `ValueError` everywhere in Python, so this is one. A fault of the library
-    itself raises anything else.
+    The message is one sentence that says what is wrong, where, and what to do. The command line prints only that
+    sentence. Python raises `ValueError` for wrong arguments, so this is one. A bug in the library raises another error.
     """
 
 
 class Diverged(PushforwardError):
-    """Numbers that are not finite where they must be: another point, or more steps, may do."""
+    """Numbers became infinite or NaN: another starting point or more steps may help."""
 
 
 class FarOutside(Diverged, UserWarning):
-    """A warning that images came out which no data can be near: finite, but of no use."""
+    """A warning that the images are finite but far outside the range of any data, and so useless."""

@@ -1,1 +1,1 @@
-"""What comes in and goes out: images, data sets and files, and checks of them before work begins."""
+"""Input and output: images, data sets and files, and checks of them before any work begins."""

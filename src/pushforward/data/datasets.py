@@ -1,9 +1,9 @@
 """Data sets of images: a folder, an `.npz` file or the name of a data set of the `datasets` library.
 
-Whatever the source, the result is the same: 8-bit images of one size, `(count, channels, height, width)`, with a class
-label or a caption each where the source has them. Images are read as `reading` says, folders as `imagefolder` says. A
-file that cannot be read is left out and reported, not fatal, as long as there are good ones. What was found, how it was
-taken and what was left aside is said in `ImageData.notes`.
+Whatever the source, the result is the same: 8-bit images of one size, `(count, channels, height, width)`, each with a
+class label or a caption where the source has them. `reading` reads the images, `imagefolder` the folders. A file that
+cannot be read is skipped and reported; it is an error only if no file can be read. `ImageData.notes` says what was
+found, how it was used and what was ignored.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from pushforward.errors import PushforwardError
 
 __all__ = ["ImageData", "brought", "image_files", "load_images", "read_image"]
 
-# Of an .npz file: the arrays of images, labels and captions, by split, and those that belong to none.
+# Arrays of an .npz file that hold images, labels and captions, by split; the last belong to no split.
 _ARRAYS = {
     "train": (("x_train", "train_images"), ("y_train", "train_labels"), ("captions_train",)),
     "validation": (("x_val", "val_images"), ("y_val", "val_labels"), ("captions_val",)),
     "test": (("x_test", "test_images"), ("y_test", "test_labels"), ("captions_test",)),
     "": (("x", "images", "arr_0"), ("y", "labels", "arr_1"), ("captions",)),
 }
-_CLASSES = 1024  # as many are taken as they are, even where few of them occur
+_CLASSES = 1024  # up to this many classes are accepted, even if few of them occur
 _LARGEST = 2**15  # pixels of a side
 
 
@@ -58,9 +58,9 @@ class ImageData:
         images: uint8, `(count, channels, height, width)`, channels 1 or 3.
         labels: int64 `(count,)`, or `None` without classes.
         classes: the classes' names; label `k` is `classes[k]`.
-        skipped: files left out because they could not be read, each with the reason.
-        captions: what each image shows, in words, of which a comma separates the parts; empty where nothing is said.
-        notes: how the source was taken, what was done to its images, and what was left aside, a sentence each.
+        skipped: files that could not be read, each with the reason.
+        captions: what each image shows, in words; commas separate the parts. Empty where there is no caption.
+        notes: how the source was read, what was done to its images and what was ignored, one sentence each.
     """
 
     images: Tensor
@@ -76,7 +76,7 @@ class ImageData:
 
 @dataclass(frozen=True)
 class _Shape:
-    """What images are brought to: see `load_images`."""
+    """The size, channels and fit wanted; see `load_images`."""
 
     size: tuple[int, int] | None
     channels: int | None
@@ -99,14 +99,16 @@ def load_images(
             The file has images `x_train`, `train_images`, `x`, `images` or `arr_0` (uint8, `(count, height, width,
             channels)` or without channels), and may have labels `y_train`, `train_labels`, `y`, `labels` or `arr_1`
             (numbers from 0 or names, `(count,)` or `(count, 1)`) and captions `captions_train` or `captions`.
-        size: side, or height and width; by default as the source has it, when that is the same for all.
-        channels: 1 for grey, 3 for colour; by default grey where every image of the source is.
-        split: `train`, `validation` or `test`, of a source that has several; a data set's may be any of its own.
-        fit: of images to `size`, see `read_image`.
+        size: side, or height and width, in pixels; by default that of the source's images, if all are equal.
+        channels: 1 for grey, 3 for colour; by default 1 if every image of the source is grey.
+        split: which split to read if the source has several: `train`, `validation` or `test`. A data set of the
+            `datasets` library may have splits of other names.
+        fit: how to fit images to `size`, see `read_image`.
         on_skip: called with the name of each unreadable file and the reason.
 
     Raises:
-        PushforwardError: nothing there, nothing readable, images that do not fit together, or no such fit.
+        PushforwardError: the source does not exist, none of it can be read, its images differ in size and `size` is not
+            given, or the fit is unknown.
     """
     shape = _Shape(_checked_size(size), channels, fit)
     if channels not in (None, 1, 3):
@@ -124,7 +126,7 @@ def load_images(
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files in a folder and below, sorted; hidden ones are left out.
+    """List the image files in a folder and below it, sorted, without hidden ones.
 
     Raises:
         PushforwardError: there are none.
@@ -147,11 +149,11 @@ def _checked_size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
 
 
 def _split(name: str) -> str:
-    """A split by its first name."""
+    """Return a split's main name."""
     for split, names in SPLITS.items():
         if name in names:
             return split
-    raise PushforwardError(f"A folder or an .npz file has the splits {', '.join(SPLITS)}; got {name!r}.")
+    raise PushforwardError(f"A folder or .npz file has the splits {', '.join(SPLITS)}; got {name!r}.")
 
 
 def _read_all(
@@ -178,7 +180,7 @@ def _together(images: list[Tensor], source: str) -> Tensor:
     if len(sizes) > 1:
         a, b = sorted(sizes)[0], sorted(sizes)[-1]
         raise PushforwardError(
-            f"The images of {source} have different sizes, from {a[0]}x{a[1]} to {b[0]}x{b[1]}; give the size wanted."
+            f"The images of {source} have different sizes, from {a[0]}x{a[1]} to {b[0]}x{b[1]}; say which size to use."
         )
     return torch.stack(images)
 
@@ -243,7 +245,7 @@ def _from_npz(path: Path, shape: _Shape, split: str) -> ImageData:
     if captions is not None:
         said = tuple(_decoded(value) for value in arrays[captions].ravel())
         if len(said) != len(tensor):
-            raise PushforwardError(f"{path} has {len(said)} captions of {len(tensor)} images; give one for each.")
+            raise PushforwardError(f"{path} has {len(said)} captions for {len(tensor)} images; give one per image.")
     numbers, classes = None, tuple[str, ...]()
     if labels is not None:
         numbers, classes = _checked_labels(arrays[labels], len(tensor), path)
@@ -258,7 +260,7 @@ def _from_npz(path: Path, shape: _Shape, split: str) -> ImageData:
 
 
 def _array(names: Sequence[str], kind: int, split: str) -> str | None:
-    """The array of images, labels or captions of a split; those of none belong to training, or to all if alone."""
+    """Name a split's array of images, labels or captions; arrays of no split are for training, or all if alone."""
     mine = [name for name in _ARRAYS[split][kind] if name in names]
     alone = not any(name in names for other in SPLITS for name in _ARRAYS[other][0])
     if split == "train" or alone:
@@ -309,8 +311,8 @@ def _numbered(values: Sequence[int | str], source: str) -> tuple[Tensor, tuple[s
         count, occurring = max(numbers) + 1, len(set(numbers))
         if count > max(_CLASSES, 2 * occurring):
             raise PushforwardError(
-                f"The labels of {source} go up to {count - 1}, which makes {count:,} classes, and only {occurring:,} "
-                "occur: number them from 0 without large gaps."
+                f"The labels of {source} go up to {count - 1}, which makes {count:,} classes, but only {occurring:,} "
+                "occur; number them from 0 without large gaps."
             )
         return torch.tensor(numbers), tuple(str(k) for k in range(count))
     classes = tuple(sorted({str(value) for value in values}))
@@ -321,7 +323,7 @@ def _numbered(values: Sequence[int | str], source: str) -> tuple[Tensor, tuple[s
 def brought(
     images: Tensor, size: tuple[int, int] | None, channels: int | None, fit: Fit = "crop", done: Notes | None = None
 ) -> Tensor:
-    """Images of an array, uint8 `(count, channels, height, width)`, brought to a size and channels as files would be.
+    """Fit the images of an array, uint8 `(count, channels, height, width)`, to a size and channels, as files are.
 
     Raises:
         PushforwardError: no such fit.
@@ -349,7 +351,9 @@ def _from_datasets(name: str, shape: _Shape, split: str, on_skip: Callable[[str,
         data = datasets.load_dataset(name, split=split)
     except Exception as error:  # the library raises its own, the hub's and the network's errors
         reason = str(error).partition("\n")[0]
-        raise PushforwardError(f"{name!r} is no folder, no .npz file and no data set to load: {reason}") from error
+        raise PushforwardError(
+            f"{name!r} is neither a folder nor an .npz file, and cannot be loaded as a data set: {reason}"
+        ) from error
     column = next((key for key, kind in data.features.items() if isinstance(kind, datasets.Image)), None)
     if column is None:
         raise PushforwardError(f"The data set {name!r} has no column of images; it has {', '.join(data.features)}.")

@@ -1,4 +1,4 @@
-"""Writing a file whole or not at all, where to keep what can be made again, and what tells one content from others."""
+"""Atomic writing of files, the cache folder, and digests of content."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         with atomic_path("grid.png") as temporary:
             image.save(temporary)
 
-    The temporary file lies in the same folder, which is made if need be, and keeps the suffix, by which writers
-    choose a format. If the block fails it is removed, and what `path` held before stays. A link is followed; a device
-    or a pipe is written directly, for there is nothing to replace.
+    The temporary file lies in the same folder, which is created if needed, and has the same suffix, by which writers
+    choose a format. If the block fails, the temporary file is removed and `path` stays as it was. Links are followed;
+    a device or pipe is written to directly, since there is nothing to replace.
 
     Args:
         path: The file to write.
@@ -55,7 +55,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Have a failed write in the block, which knows no name, say that of the file."""
+    """Add the file's name to errors of failed writes in the block, which lack it."""
     try:
         yield
     except OSError as error:
@@ -65,16 +65,16 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def check_writable(path: Path) -> None:
-    """Raise unless a file can be written, by writing a little beside it, of which nothing stays.
+    """Raise unless a file can be written: write a small file beside it and remove that again.
 
-    The folders that it needs and that are not there are not made. A pipe is taken as it is.
+    Missing folders are not created. Pipes are not checked.
 
     Args:
-        path: of a file that `atomic_path` shall write.
+        path: the file that `atomic_path` is to write.
 
     Raises:
-        OSError: its name is too long, it is a folder, a part of its path is no folder, it or its folder may not be
-            written, or the disk is full; the path is named.
+        OSError: its name is too long, it is a folder, a part of its path is not a folder, permission is missing, or
+            the disk is full; the error names the path.
     """
     try:
         if path.is_dir():
@@ -101,19 +101,19 @@ def check_writable(path: Path) -> None:
 
 
 def _followed(path: Path) -> Path:
-    """The file that a path leads to.
+    """Resolve the links of a path.
 
     Raises:
-        OSError: links that lead in a circle.
+        OSError: the links lead in a circle.
     """
     try:
         return path.resolve(strict=False)
-    except RuntimeError:  # which Python 3.11 raises of a circle of links
+    except RuntimeError:  # Python 3.11 raises this for a circle of links
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
 
 
 def _beside(target: Path, suffix: str = "") -> Path:
-    """A new name in the folder of a file; the folder is made."""
+    """Return a new name in the folder of a file, and create the folder."""
     target.parent.mkdir(parents=True, exist_ok=True)
     return target.with_name(f".{secrets.token_hex(8)}{suffix}")
 
@@ -121,12 +121,12 @@ def _beside(target: Path, suffix: str = "") -> Path:
 def save_tensors(
     path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write tensors to a `.safetensors` file, whole or not at all, readable by all.
+    """Write tensors atomically to a `.safetensors` file that every user may read.
 
     Args:
-        path: of the file.
-        tensors: on any device, in any order of memory.
-        metadata: of the file.
+        path: the file to write.
+        tensors: the tensors by name, on any device and with any strides.
+        metadata: entries of the file's header.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save, save_file
@@ -139,15 +139,15 @@ def save_tensors(
             return
         try:
             save_file(plain, temporary, about)
-        except SafetensorError as error:  # which hides an error of the system in words
+        except SafetensorError as error:  # it mentions the system's error only in its text
             found = re.search(r"os error (\d+)", str(error))
             number = int(found[1]) if found else errno.EIO
             raise OSError(number, os.strerror(number), str(path)) from error
-        temporary.chmod(0o644)  # it comes readable by its owner alone
+        temporary.chmod(0o644)  # by default only its owner may read it
 
 
 def cache_folder() -> Path:
-    """The user's cache: `$XDG_CACHE_HOME/pushforward` or `~/.cache/pushforward`."""
+    """Return the user's cache folder: `$XDG_CACHE_HOME/pushforward` or `~/.cache/pushforward`."""
     given = Path(os.environ.get("XDG_CACHE_HOME", ""))
     try:
         return (given if given.is_absolute() else Path.home() / ".cache") / "pushforward"
@@ -156,17 +156,17 @@ def cache_folder() -> Path:
 
 
 def digest(*parts: object) -> str:
-    """SHA-256 of what values are, in their order: by it kept results are told apart, and never by names or paths alone.
+    """Hash the content of values, in order, by SHA-256; stored results are told apart by it, never by names alone.
 
-    It is the same in another process, on another device, and wherever files lie.
+    The digest does not depend on the process, the device or where files lie.
 
     Args:
-        parts: `None`, numbers, text, bytes, tensors, arrays; sequences, sets and mappings of such, by what is in them;
-            paths, by what is in the file or in all files of the folder. Of other objects, see `model.contents`.
+        parts: `None`, numbers, text, bytes, tensors, arrays; sequences, sets and mappings of these, by their elements;
+            paths, by the content of the file or of all files in the folder. For other objects, see `model.contents`.
 
     Raises:
         OSError: a file cannot be read.
-        TypeError: a value of another kind.
+        TypeError: a value is of another kind.
     """
     seen: dict[int, bytes] = {}
     return _hash("parts", *(_digest(part, seen) for part in parts)).hex()
@@ -176,7 +176,7 @@ def _digest(value: Any, seen: dict[int, bytes]) -> bytes:
     for kind in (bool, int, float, complex, str):
         if isinstance(value, kind):
             return _hash(kind.__name__, kind.__repr__(value))
-    if id(value) not in seen:  # what is in several places is hashed once
+    if id(value) not in seen:  # a value that occurs several times is hashed once
         seen[id(value)] = _digest_of_one(value, seen)
     return seen[id(value)]
 
@@ -201,7 +201,7 @@ def _digest_of_one(value: Any, seen: dict[int, bytes]) -> bytes:
         return _digest_of_tensor(value)
     if hasattr(value, "__array_interface__") and value.dtype != object:
         return _hash("array", value.dtype.str, str(value.shape), value.tobytes())
-    raise TypeError(f"A digest is of plain values; got {type(value).__name__}.")
+    raise TypeError(f"Digests are made of plain values; got {type(value).__name__}.")
 
 
 def _digest_of_tensor(tensor: Tensor) -> bytes:
@@ -214,7 +214,7 @@ def _digest_of_tensor(tensor: Tensor) -> bytes:
 
 
 def _hash(*parts: str | bytes | memoryview) -> bytes:
-    """Of parts whose borders count."""
+    """Hash parts such that their borders count."""
     total = hashlib.sha256()
     for part in parts:
         data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part

@@ -1,12 +1,12 @@
-"""What a folder of images says of them: splits, captions and classes, as `datasets` and the usual trainers lay it out.
+"""Splits, captions and classes of a folder of images, in the layouts of `datasets` and the usual trainers.
 
 - *Splits* are sub-folders `train`, `validation` and `test` (or `training`, `val`, `eval` …), of which one is read.
 - *Captions* come from `metadata.jsonl`, `.csv` or `.parquet` with a column `file_name`, or from a text file beside each
   image (`x.txt` or `x.caption` beside `x.png`), whose lines are joined by commas.
-- *Classes* come from a column `label` of the metadata, or from sub-folders: those that images lie in, if all lie
-  equally deep and no name comes twice, otherwise those at the top. A few images beside the sub-folders have none.
+- *Classes* come from a column `label` of the metadata, or from sub-folders: those that the images lie in, if all are
+  equally deep and no name occurs twice, otherwise those at the top. A few images beside the sub-folders have no class.
 
-What is found and how it is taken comes with a note, a part of a sentence, and so does what is left aside.
+Notes, each a part of a sentence, say what was found, how it was used and what was ignored.
 
 References:
     `imagefolder` of `datasets`: https://huggingface.co/docs/datasets/image_load;
@@ -49,9 +49,9 @@ _BESIDE = (".txt", ".caption")
 
 
 def walk(folder: Path) -> tuple[list[Path], list[Path], int]:
-    """The images in a folder and below, the other files, and how many images are hidden.
+    """List the images in a folder and below it, list the other files, and count the hidden images.
 
-    Links are followed, once each. Hidden are names that begin with a dot, and what macOS puts into archives.
+    Each link is followed once. Names that begin with a dot are hidden, and so are files that macOS adds to archives.
     """
     images, others, hidden, seen = list[Path](), list[Path](), 0, set[str]()
     for place, below, names in os.walk(folder, followlinks=True):
@@ -69,17 +69,15 @@ def walk(folder: Path) -> tuple[list[Path], list[Path], int]:
                 (images if image else others).append(file)
     if not images:
         but = f" ({many(hidden, 'hidden image')} not read)" if hidden else ""
-        raise PushforwardError(
-            f"There is no image in {folder}{but}; its files must end in {', '.join(sorted(SUFFIXES))}."
-        )
+        raise PushforwardError(f"There is no image in {folder}{but}; image files end in {', '.join(sorted(SUFFIXES))}.")
     return sorted(images), sorted(others), hidden
 
 
 def of_split(folder: Path, files: list[Path], split: str) -> tuple[list[Path], list[str]]:
-    """The files of a split, if the folder, or its only sub-folder, or that one's, has splits; otherwise all.
+    """Select the files of a split if the folder has splits, or its only sub-folder, or that one's; otherwise all.
 
     Raises:
-        PushforwardError: it has other splits only.
+        PushforwardError: there are splits, but not this one.
     """
     of = {name: key for key, names in SPLITS.items() for name in names}
     base, splits = folder, set[str]()
@@ -105,12 +103,12 @@ def of_split(folder: Path, files: list[Path], split: str) -> tuple[list[Path], l
 
 
 def _below(file: Path, base: Path) -> tuple[str, ...]:
-    """The folders between a base and a file; none for one that lies elsewhere."""
+    """List the folders between a base and a file; none if the file lies elsewhere."""
     return file.relative_to(base).parts[:-1] if file.is_relative_to(base) else ()
 
 
 def by_folder(files: list[Path], lose: bool) -> tuple[dict[Path, str] | None, list[str]]:
-    """The class that each file has by its folder, and what is said of it; `None` without classes.
+    """Find the class of each file by its folder, or `None` without classes, and notes about it.
 
     Args:
         files: the images.
@@ -138,10 +136,10 @@ def by_folder(files: list[Path], lose: bool) -> tuple[dict[Path, str] | None, li
 
 
 def beside(files: list[Path], others: list[Path]) -> tuple[dict[Path, str] | None, set[Path], list[str]]:
-    """The captions in text files beside images, the files they are in, and what is said of them; `None` without.
+    """Read the captions in text files beside images, or `None` without; also the text files, and notes.
 
     Raises:
-        PushforwardError: a file is no text.
+        PushforwardError: a file is not text.
     """
     there = set(others)
     found: dict[Path, Path] = {}
@@ -161,20 +159,20 @@ def beside(files: list[Path], others: list[Path]) -> tuple[dict[Path, str] | Non
 
 
 def _lines(path: Path) -> list[str]:
-    """The lines of a text file that are not empty.
+    """Read the lines of a text file that are not empty.
 
     Raises:
-        PushforwardError: it is no text.
+        PushforwardError: it is not text.
     """
     return [line.strip() for line in _decoded(path).split("\n") if line.strip()]
 
 
 def _decoded(path: Path) -> str:
-    """The text of a file, its ends of lines as they are."""
+    """Read a text file, keeping its line ends."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise PushforwardError(f"{path} is no UTF-8 text ({error}); write it anew.") from None
+        raise PushforwardError(f"{path} is not UTF-8 text ({error}); write it again.") from None
 
 
 # -- metadata ---------------------------------------------------------------------------------------------------------
@@ -182,13 +180,13 @@ def _decoded(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """What a file of metadata says of images.
+    """The content of a metadata file.
 
     Args:
-        path: of the file.
-        captions: by image.
-        labels: a number or a name, by image.
-        note: how it was taken.
+        path: the file.
+        captions: the caption of each image.
+        labels: the class of each image, a number or a name.
+        note: how the file was used.
     """
 
     path: Path
@@ -198,7 +196,7 @@ class Table:
 
 
 def tables(others: Sequence[Path], files: Sequence[Path]) -> list[Table]:
-    """The metadata of images, in their folders or above; of several files in one folder, the first of `_METADATA`.
+    """Read the metadata in the images' folders or above; of several files in one folder, the first of `_METADATA`.
 
     Raises:
         PushforwardError: a file is damaged.
@@ -213,7 +211,7 @@ def tables(others: Sequence[Path], files: Sequence[Path]) -> list[Table]:
 
 
 def _table(path: Path) -> Table:
-    """Read a file of metadata.
+    """Read a metadata file.
 
     Raises:
         PushforwardError: it is damaged.
@@ -222,7 +220,7 @@ def _table(path: Path) -> Table:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     names = [key for key in ("file_name", *columns) if key in columns and key.endswith("file_name")]
     if not names:
-        return Table(path, {}, {}, f"{path.name} has no column file_name, and is left aside")
+        return Table(path, {}, {}, f"{path.name} has no column file_name, and is ignored")
     rows = [row for row in rows if isinstance(row.get(names[0]), str)]
     columns.remove(names[0])
     texts = [key for key in columns if any(caption_of(row.get(key)) is not None for row in rows)]
@@ -248,51 +246,51 @@ def _table(path: Path) -> Table:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of metadata.
+    """Read the rows of a metadata file.
 
     Raises:
-        PushforwardError: it is damaged, or of a kind that needs a package which is not installed.
+        PushforwardError: it is damaged, or its format needs a package that is not installed.
     """
     if path.suffix == ".parquet":
         try:
             from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]
         except ImportError as error:
             raise PushforwardError(
-                f"{path} is read by the package pyarrow: pip install pyarrow, or write {_METADATA[0]} in its place."
+                f"{path} needs the package pyarrow: pip install pyarrow, or write {_METADATA[0]} instead."
             ) from error
         try:
             return list(parquet.read_table(path).to_pylist())
         except (ArrowException, OSError, ValueError) as error:
-            raise PushforwardError(f"{path} cannot be read as Parquet ({explained(error)}); write it anew.") from None
+            raise PushforwardError(f"{path} cannot be read as Parquet ({explained(error)}); write it again.") from None
     text = _decoded(path)
     if path.suffix == ".csv":
         try:
             return [{key: value for key, value in row.items() if key} for row in csv.DictReader(io.StringIO(text))]
         except csv.Error as error:
-            raise PushforwardError(f"{path} cannot be read as CSV ({error}); write it anew.") from None
+            raise PushforwardError(f"{path} cannot be read as CSV ({error}); write it again.") from None
     rows = []
-    for number, line in enumerate(text.split("\n"), 1):  # a caption may hold other ends of lines
+    for number, line in enumerate(text.split("\n"), 1):  # a caption may contain other line ends
         try:
             row = json.loads(line) if line.strip() else {}
         except ValueError:
             row = None
         if not isinstance(row, dict):
             raise PushforwardError(
-                f"Line {number} of {path} is no JSON object; write one with file_name and text for each image."
+                f"Line {number} of {path} is not a JSON object; write one with file_name and text for each image."
             )
         rows.append(row)
     return rows
 
 
 def caption_of(value: Any) -> str | None:
-    """The words of a caption, or the first of several."""
+    """Return a caption, or the first of several."""
     if isinstance(value, list | tuple):
         value = next((one for one in value if isinstance(one, str)), None)
     return value if isinstance(value, str) else None
 
 
 def caption_column(texts: Sequence[str], prose: Sequence[str] = ()) -> str | None:
-    """Which column of texts has captions: by its name, or because it alone has sentences."""
+    """Find the column of captions: by its name, or because it alone has sentences."""
     known = [key for name in _CAPTION_COLUMNS for key in texts if key.lower() == name]
     known += [key for key in texts if "caption" in key.lower()]
     if not known and len(prose) == 1:
@@ -301,15 +299,15 @@ def caption_column(texts: Sequence[str], prose: Sequence[str] = ()) -> str | Non
 
 
 def label_column(columns: Sequence[str]) -> str | None:
-    """Which column has classes, by its name."""
+    """Find the column of classes by its name."""
     return next((key for name in _LABEL_COLUMNS for key in columns if key.lower() == name), None)
 
 
 def said(files: Sequence[Path], tables: Sequence[Table], what: Literal["captions", "labels"]) -> dict[Path, Any] | None:
-    """What metadata say of every image, the nearest first; `None` if they say nothing.
+    """Look up every image in the metadata, the nearest file first; `None` if there are no entries.
 
     Raises:
-        PushforwardError: nothing of some images.
+        PushforwardError: only some images have an entry.
     """
     those = [table for table in tables if getattr(table, what)]
     if not those:
@@ -329,11 +327,11 @@ def said(files: Sequence[Path], tables: Sequence[Table], what: Literal["captions
 
 
 def few(names: Iterable[str], most: int = 8) -> str:
-    """The first of some names, and how many more there are."""
+    """Join the first of some names, and say how many more there are."""
     every = list(names)
     return ", ".join(every[:most]) + f" and {len(every) - most} more" * (len(every) > most)
 
 
 def many(count: int, what: str) -> str:
-    """A number of things, as `3 images`."""
+    """Format a number of things, as `3 images`."""
     return f"{count} {what}{'s' * (count != 1)}"

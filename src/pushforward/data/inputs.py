@@ -1,4 +1,4 @@
-"""Images that a user names: files, folders and `.npz` files, brought to a model's shape."""
+"""Images that a user names: files, folders and `.npz` files, fitted to a model's shape."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Images:
     """Images read for a model.
 
     Args:
-        values: in [-1, 1], `(count, channels, height, width)`.
-        names: of each, its file or its place in an `.npz` file.
-        notes: what had to be done to them, one sentence each.
+        values: the images in [-1, 1], `(count, channels, height, width)`.
+        names: each image's file, or its place in an `.npz` file.
+        notes: what was done to the images, one sentence each.
         skipped: files that could not be read, each with the reason.
     """
 
@@ -46,21 +46,21 @@ def read_inputs(
     skip: bool = False,
     fit: Fit = "crop",
 ) -> Images:
-    """Images from files, folders (searched recursively) and `.npz` files, in this order, brought to a model's shape.
+    """Read images from files, folders (searched recursively) and `.npz` files, in this order, for a model.
 
-    They are read as those of a training set (`data.reading.read_image`); `notes` says what was done to them.
+    They are read like those of a training set (`data.reading.read_image`); `notes` says what was done to them.
 
     Args:
-        sources: at least one.
-        size: height and width.
-        channels: 1 or 3.
-        split: of `.npz` files, `train` or `test`.
-        count: take the first of them only.
-        skip: leave out files that cannot be read, as long as there are others.
-        fit: how they are brought to `size`.
+        sources: at least one file or folder.
+        size: height and width in pixels.
+        channels: 1 for grey, 3 for colour.
+        split: which split of `.npz` files to read, `train` or `test`.
+        count: read only this many images; by default all.
+        skip: skip files that cannot be read, as long as there are others.
+        fit: how to fit images to `size`.
 
     Raises:
-        PushforwardError: something is not there, is no image, or is damaged.
+        PushforwardError: a source does not exist, is not an image, or is damaged.
     """
     import torch
 
@@ -95,12 +95,12 @@ def read_inputs(
     if not images and skipped:
         raise PushforwardError(skipped[0][1])
     if not images:
-        raise PushforwardError("There is no image to work on: name at least one file, folder or .npz file.")
+        raise PushforwardError("There are no images to work on; name at least one file, folder or .npz file.")
     return Images(torch.stack(images).float() / 127.5 - 1, tuple(names), sentences(done), tuple(skipped))
 
 
 def image_files(source: Path) -> list[Path]:
-    """The image files that a file or folder stands for, sorted.
+    """List the image files that a file or folder stands for, sorted.
 
     Raises:
         PushforwardError: there are none.
@@ -111,7 +111,7 @@ def image_files(source: Path) -> list[Path]:
     if source.is_file():
         if source.suffix.lower() not in SUFFIXES:
             known = ", ".join(sorted(SUFFIXES))
-            raise PushforwardError(f"{source} is no image: its name ends in {source.suffix!r}, not in one of {known}.")
+            raise PushforwardError(f"{source} is no image: its name ends in {source.suffix!r}, not in any of {known}.")
         return [source]
     if not source.is_dir():
         raise PushforwardError(f"There is no file or folder {source}.")
@@ -119,7 +119,7 @@ def image_files(source: Path) -> list[Path]:
 
 
 def read_like(path: Path, shape: tuple[int, ...], fit: Fit = "crop", background: str = "white") -> Tensor:
-    """An image file in [-1, 1], brought to `shape`, `(channels, height, width)`."""
+    """Read an image file in [-1, 1], fitted to `shape`, `(channels, height, width)`."""
     return read_file(path, (shape[1], shape[2]), shape[0], Counter(), fit, background).float() / 127.5 - 1
 
 
@@ -131,10 +131,10 @@ def read_file(
     fit: Fit = "crop",
     background: str = "white",
 ) -> Tensor:
-    """One image as uint8 `(channels, height, width)`, see `data.reading.read_image`; what was done is counted.
+    """Read one image as uint8 `(channels, height, width)` and count what was done to it; see `data.reading.read_image`.
 
     Raises:
-        PushforwardError: the file is no image, or damaged; no such fit.
+        PushforwardError: the file is not an image or is damaged, or the fit is unknown.
     """
     from pushforward.data.reading import UNREADABLE, explained, read_image
 
@@ -144,5 +144,5 @@ def read_file(
         raise
     except UNREADABLE as error:
         raise PushforwardError(
-            f"{file} cannot be read as an image ({explained(error)}); mend it or leave it out."
+            f"{file} cannot be read as an image ({explained(error)}); repair it or leave it out."
         ) from None

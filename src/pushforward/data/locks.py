@@ -1,4 +1,4 @@
-"""One process at a time at work on a result."""
+"""Locks, so that only one process at a time works on a result."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ _LAUNCHED = {"RANK", "WORLD_SIZE", "MASTER_ADDR"}  # what `torchrun` and its lik
 def alone(out: str | os.PathLike[str]) -> Iterator[None]:
     """Keep other processes from a result while the block runs.
 
-    The lock is the operating system's, on a file `.NAME.lock` beside the result (or in it, where it is a folder whose
-    own folder cannot be written to). It ends with the process, however that ends. Of the ranks of one `torchrun` the
-    first holds it for all. Where nothing can be locked the block runs without; what cannot be written is for the writer
-    to say.
+    The operating system locks a file `.NAME.lock` beside the result, or in it if it is a folder whose parent cannot be
+    written to. The lock ends with the process, however that ends. Under `torchrun` the first rank holds it for all. If
+    no file can be locked, the block runs without a lock; the writer reports what cannot be written.
 
     Args:
-        out: the file or folder of the result, which need not be there.
+        out: the file or folder of the result, which need not exist.
 
     Raises:
-        PushforwardError: another process is at work on it.
+        PushforwardError: another process is working on it.
     """
     place = Path(out).resolve()
     rank = os.environ["RANK"] if os.environ.keys() >= _LAUNCHED else "0"
@@ -56,12 +55,12 @@ def _locked(path: Path, out: str | os.PathLike[str]) -> Iterator[None]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire()
-            while not path.exists():  # its last holder has removed it since it was opened
+            while not path.exists():  # its last holder removed it after it was opened
                 lock.release()
                 lock.acquire()
         except Timeout:
             raise PushforwardError(
-                f"Another process is at work on {out}; wait until it has ended, or name another place for results."
+                f"Another process is at work on {out}; wait until it ends, or name another place for the results."
             ) from None
     try:
         yield

@@ -1,4 +1,4 @@
-"""Whether something fits into memory: by arithmetic, before any of it is made."""
+"""Checks, by arithmetic alone, of whether something will fit into memory."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _GIB = 2**30
 
 
 def check_memory(needed: float, what: str, device: torch.device | str = "cpu") -> None:
-    """Raise unless something fits into the memory that is free.
+    """Raise unless something fits into free memory.
 
     Args:
-        needed: bytes, at least.
-        what: is to be made, the subject of the message: "100 images".
-        device: where.
+        needed: the least number of bytes that it takes.
+        what: what is to be made, the subject of the message: "100 images".
+        device: where it is to be made.
 
     Raises:
-        PushforwardError: it does not.
+        PushforwardError: it does not fit.
     """
     free = free_memory(device)
     if needed > free:
@@ -38,17 +38,17 @@ def check_memory(needed: float, what: str, device: torch.device | str = "cpu") -
 
 
 def check_images(count: int, shape: Sequence[int], what: str = "images") -> None:
-    """Raise unless so many images of a shape `(channels, height, width)`, in float32 and once more, fit into memory.
+    """Raise unless two float32 copies of this many images of shape `(channels, height, width)` fit into memory.
 
     Raises:
-        PushforwardError: they do not.
+        PushforwardError: they do not fit.
     """
     size = "x".join(map(str, shape))
     check_memory(8 * count * math.prod(shape), f"{_number(count)} {what} of {size} numbers")
 
 
 def free_memory(device: torch.device | str = "cpu") -> float:
-    """Bytes that can be had, of a control group's limit too; infinite where nobody says."""
+    """Return the free memory in bytes, within a control group's limit; infinite if unknown."""
     if str(device).startswith("cuda"):
         import torch
 
@@ -58,7 +58,7 @@ def free_memory(device: torch.device | str = "cpu") -> float:
 
 
 def _machine() -> float:
-    """`MemAvailable` on Linux; elsewhere all that there is."""
+    """Return `MemAvailable` on Linux, and elsewhere the total memory."""
     try:
         fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         return 1024 * float(fields["MemAvailable"].split()[0])
@@ -71,16 +71,16 @@ def _machine() -> float:
 
 
 def _group() -> float:
-    """What a container's limit leaves, its caches of files apart (cgroup, version 2)."""
+    """Return what a container's limit leaves, not counting cached files (cgroup version 2)."""
     folder = Path("/sys/fs/cgroup")
     try:
         limit, used = (float((folder / f"memory.{name}").read_text()) for name in ("max", "current"))
         cached = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
         return limit - used + float(cached["inactive_file"])
-    except (OSError, KeyError, ValueError):  # no limit, or none that is told so
+    except (OSError, KeyError, ValueError):  # no limit, or none stated here
         return math.inf
 
 
 def _number(count: int) -> str:
-    """With commas; of a number too long to read, its magnitude."""
+    """Format a number with commas, or by its magnitude if it is too long to read."""
     return f"{count:,}" if count < sys.maxsize else f"{count:.1e}"

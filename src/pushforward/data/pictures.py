@@ -1,4 +1,4 @@
-"""Images as files: values in [-1, 1] to 8 bits, sheets of many, and animations."""
+"""Writing images: values in [-1, 1] to 8 bits, sheets of many images, and animations."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ __all__ = [
 
 
 def sheet(images: Tensor, *, columns: int | None = None, smallest: int = 64) -> Image.Image:
-    """Images side by side, row after row.
+    """Arrange images side by side in rows.
 
     Args:
         images: `(count, channels, height, width)` in [-1, 1], 1 or 3 channels; values outside are clipped.
-        columns: of the sheet; by default as many as make it about square.
-        smallest: images less high than this are enlarged by a whole factor.
+        columns: number of columns; by default as many as make the sheet about square.
+        smallest: images lower than this many pixels are enlarged by a whole factor.
     """
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise PushforwardError(
-            f"Pictures are made of images (count, 1 or 3 channels, height, width); got shape {tuple(images.shape)}."
+            f"Pictures need images (count, 1 or 3 channels, height, width); got shape {tuple(images.shape)}."
         )
     array = to_bytes(images.detach()).cpu().numpy()
     count, channels, height, width = array.shape
@@ -48,11 +48,11 @@ def sheet(images: Tensor, *, columns: int | None = None, smallest: int = 64) -> 
 
 
 def compared(rows: Sequence[Tensor], *, columns: int = 16) -> Image.Image:
-    """Several versions of the same images: each row of images over the rows of their other versions.
+    """Arrange several versions of the same images, each image above its other versions.
 
     Args:
         rows: the versions, each `(count, channels, height, width)` in [-1, 1].
-        columns: of the sheet, at most.
+        columns: the most columns.
     """
     columns = min(columns, len(rows[0]))
     parts = [part for group in zip(*(row.split(columns) for row in rows), strict=True) for part in group]
@@ -61,12 +61,12 @@ def compared(rows: Sequence[Tensor], *, columns: int = 16) -> Image.Image:
 
 
 def to_bytes(images: Tensor) -> Tensor:
-    """Values in [-1, 1] as uint8, rounded; values outside are clipped."""
+    """Round values in [-1, 1] to uint8; values outside are clipped."""
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte()
 
 
 def check_pairs(images: Tensor, others: Tensor) -> None:
-    """Raise unless images and others are two batches of images of one shape.
+    """Raise unless `images` and `others` are two batches of images of the same shape.
 
     Raises:
         PushforwardError: they are not.
@@ -79,14 +79,15 @@ def check_pairs(images: Tensor, others: Tensor) -> None:
 
 
 def read_mask(path: Path, read: Callable[[Path], Tensor]) -> Tensor:
-    """Where a picture is white, or nearer to white than to black: `(height, width)`, true or false.
+    """Read a mask `(height, width)`, true where the picture is nearer to white than to black.
 
     Args:
-        path: of the picture.
-        read: its values in [-1, 1], `(channels, height, width)`, brought to the size wanted.
+        path: the picture.
+        read: a function that reads a picture in [-1, 1], `(channels, height, width)`, at the size wanted.
 
     Raises:
-        PushforwardError: it is transparent in places, which may mean either, or has no white; and as `read`.
+        PushforwardError: the picture has transparent pixels, which could mean either, or no white ones; or `read`
+            raises it.
     """
     image = read(path)
     with Image.open(path) as picture:
@@ -99,12 +100,12 @@ def read_mask(path: Path, read: Callable[[Path], Tensor]) -> Tensor:
 
 
 def save_image(picture: Image.Image, path: str | os.PathLike[str], text: Mapping[str, str] | None = None) -> None:
-    """Write a picture in the format of the path's suffix, whole or not at all.
+    """Write a picture atomically, in the format of the path's suffix.
 
     Args:
         picture: the picture.
-        path: of the file.
-        text: entries that a PNG has besides, for `picture.info`.
+        path: the file to write.
+        text: further entries for a PNG, which `picture.info` then has.
 
     Raises:
         PushforwardError: no format has that suffix.
@@ -120,7 +121,7 @@ def save_image(picture: Image.Image, path: str | os.PathLike[str], text: Mapping
 def save_animation(
     frames: Sequence[Image.Image], path: str | os.PathLike[str], *, seconds: float = 4.0, hold: float = 1.5
 ) -> None:
-    """Write frames as a looping GIF or WebP; the last one stays for `hold` seconds.
+    """Write frames as a looping GIF or WebP of `seconds` seconds; the last frame stays for `hold` seconds.
 
     Raises:
         PushforwardError: the suffix is neither.
@@ -133,15 +134,15 @@ def save_animation(
 
 
 def picture_suffixes() -> set[str]:
-    """Suffixes of the formats that pictures can be written in."""
+    """Return the suffixes of the formats in which pictures can be written."""
     return {suffix for suffix, name in Image.registered_extensions().items() if name in Image.SAVE}
 
 
 def check_suffix(path: str | os.PathLike[str], known: set[str]) -> None:
-    """Raise unless a file of this name can be written, before long work is done for it.
+    """Raise unless a file of this suffix can be written; call it before long work.
 
     Raises:
-        PushforwardError: unknown suffix.
+        PushforwardError: the suffix is unknown.
     """
     suffix = Path(path).suffix
     if suffix.lower() not in known:

@@ -1,12 +1,11 @@
-"""One image file as 8-bit sRGB samples, and what was done to it in words.
+"""Reading one image file as 8-bit sRGB samples, and saying in words what was done to it.
 
-An image is turned as its EXIF data say, brought to 8 bits a sample and to sRGB, put on white where it is transparent,
-and fitted to the size and channels wanted. Of several frames or pages the first is read.
+An image is turned as its EXIF data say, converted to 8 bits per sample and to sRGB, put on white where it is
+transparent, and fitted to the size and channels wanted. Of several frames or pages the first is read.
 
-- *Bits.* 0 is black; the largest value that the file's samples can have is white, and what is between is scaled and
-  rounded. Samples of 32 bits mostly hold numbers of fewer: white is the first of 255, 65535 and the largest value that
-  none of the image exceeds. Floating-point samples are read if they lie in [0, 1]. (Of colour images of 16 bits, Pillow
-  drops the lower 8.)
+- *Bits.* 0 is black; the largest value that the file's samples can have is white, and values between are scaled and
+  rounded. Samples of 32 bits mostly hold fewer: white is the first of 255, 65535 and the largest value that no sample
+  exceeds. Floating-point samples are read if they lie in [0, 1]. (Pillow drops the lower 8 bits of 16-bit colours.)
 - *Colour.* An ICC profile is applied by LittleCMS, with the perceptual intent; without one, grey and RGB samples are
   taken as sRGB, or as of the gamma that a PNG states. A profile that changes no colour by more than one level is sRGB's
   own, and changes nothing.
@@ -52,8 +51,8 @@ class Note:
     """Something that was done to an image.
 
     Args:
-        what: after "1 image", as "cropped from {} to 8x8".
-        size: height and width that stand for {}.
+        what: words to follow "1 image", as "cropped from {} to 8x8".
+        size: height and width to put in the place of {}.
     """
 
     what: str
@@ -64,7 +63,7 @@ Notes = Counter[Note]
 
 
 def sentences(notes: Mapping[Note, int]) -> tuple[str, ...]:
-    """Notes as sentences, one for each thing done, with how many images it was done to."""
+    """Turn notes into sentences, one for each thing done, with the number of images it was done to."""
     lines = []
     for what in dict.fromkeys(note.what for note in notes):
         mine = {note: n for note, n in notes.items() if note.what == what}
@@ -77,7 +76,7 @@ def sentences(notes: Mapping[Note, int]) -> tuple[str, ...]:
 
 
 def explained(error: Exception) -> str:
-    """Why an image cannot be read, on one line."""
+    """Say on one line why an image cannot be read."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -90,28 +89,28 @@ def read_image(
     background: str = "white",
     done: Notes | None = None,
 ) -> Tensor:
-    """One image, `(channels, height, width)`, uint8, upright, in sRGB, on white.
+    """Read one image `(channels, height, width)`, uint8, upright, in sRGB, on white.
 
     Args:
         file: a file's name or an open `PIL.Image.Image`.
-        size: height and width to bring it to.
-        channels: 1 for grey, 3 for colour; by default as the image has it.
-        fit: to `size`. `crop` scales the image to cover it and cuts it around the centre; `pad` scales the image to lie
-            within, and fills the rest; `stretch` scales both sides, whatever becomes of the proportions.
-        background: colour that is put where the image is transparent or padded.
-        done: counts what is done to the image, if it can be read.
+        size: height and width in pixels to fit the image to; by default its own.
+        channels: 1 for grey, 3 for colour; by default the image's own.
+        fit: how to fit to `size`. `crop` scales the image to cover it and cuts around the centre; `pad` scales the
+            image to lie within, and fills the rest; `stretch` scales each side, which may distort the image.
+        background: colour to use where the image is transparent or padded.
+        done: counter of what is done to images, updated if the image can be read.
 
     Raises:
-        PushforwardError: no such fit.
-        OSError: the file is not an image, or is damaged (also others of `UNREADABLE`).
+        PushforwardError: the fit is unknown.
+        OSError: the file is not an image, or is damaged; other errors in `UNREADABLE` mean the same.
     """
     notes: list[Note] = []
     if isinstance(file, Image.Image):
         result = shaped(_plain(file, background, notes.append), size, channels, fit, background, notes.append)
     else:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # decoders warn of odd metadata in images that they read well
-            # As a stream: Pillow maps named TIFFs into memory, and scrambles those that EXIF turns by a quarter.
+            warnings.simplefilter("ignore")  # decoders warn about odd metadata in images that they read well
+            # A stream, not a name: Pillow maps named TIFFs into memory, and scrambles those that EXIF turns by 90°.
             with open(file, "rb") as stream, Image.open(stream) as image:
                 result = shaped(_plain(image, background, notes.append), size, channels, fit, background, notes.append)
     if done is not None:
@@ -123,7 +122,7 @@ def read_image(
 
 
 def _plain(image: Image.Image, background: str, tell: _Tell) -> Image.Image:
-    """Upright, opaque, in sRGB, of mode L or RGB."""
+    """Make an image upright, opaque, sRGB, and of mode L or RGB."""
     if getattr(image, "is_animated", False):
         tell(Note("of several frames or pages, the first of which is read"))
     tags, profile, bits = getattr(image, "tag_v2", {}), image.info.get("icc_profile"), _bits(image)
@@ -152,8 +151,8 @@ def _upright(image: Image.Image, tell: _Tell) -> Image.Image:
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
         upright = ImageOps.exif_transpose(image)
     except UNREADABLE:
-        image.load()  # what is damaged besides is no fault of EXIF
-        tell(Note("with EXIF data that cannot be read, left as they lie"))
+        image.load()  # raises if more than the EXIF data are damaged
+        tell(Note("not turned, as the EXIF data cannot be read"))
         return image.copy()
     if turned:
         tell(Note("turned as their EXIF data say"))
@@ -161,7 +160,7 @@ def _upright(image: Image.Image, tell: _Tell) -> Image.Image:
 
 
 def _bits(image: Image.Image) -> int:
-    """Of a sample in the file; 32 for integers of which no file says it."""
+    """Return the bits per sample in the file; 32 for integers if no file says it."""
     if of_tiff := getattr(image, "tag_v2", {}).get(_BITS):
         return int(max(of_tiff))
     if image.mode == "I" and image.format is None:
@@ -171,14 +170,15 @@ def _bits(image: Image.Image) -> int:
 
 
 def _grey(image: Image.Image, tags: Mapping[int, Any], bits: int, tell: _Tell) -> Image.Image:
-    """Samples of more than 8 bits as mode L, or LA where one value stands for clear."""
+    """Convert samples of more than 8 bits to mode L, or LA where one value means transparent."""
     samples = np.asarray(image)
     values = samples.astype(np.float64)
     if image.mode == "F":
         low, high = values.min(), values.max()
         if not (low >= 0 and high <= 1):
             raise ValueError(
-                f"its floating-point samples go from {low:.3g} to {high:.3g}; only in 0 to 1 is it known what is white"
+                f"its floating-point samples go from {low:.3g} to {high:.3g}; they must lie between 0, black, "
+                "and 1, white"
             )
         white = 1.0
         tell(Note("of floating-point samples, with 1 as white"))
@@ -186,10 +186,10 @@ def _grey(image: Image.Image, tags: Mapping[int, Any], bits: int, tell: _Tell) -
         signed = tags.get(_FORMAT, (1,))[0] == _SIGNED if tags else bits == 32
         white = 2.0 ** (bits - signed) - 1
         if bits == 32:
-            values = values if signed else values % 2**32  # Pillow has them as signed ones
+            values = values if signed else values % 2**32  # Pillow reads them as signed
             white = next((most for most in (255.0, 65535.0) if values.max() <= most), white)
         tell(Note(f"brought from {bits} to 8 bits" + (f", with {white:.0f} as white" if bits == 32 else "")))
-    if tags and tags.get(_PHOTOMETRIC, 0) == 0:  # of 8 bits, Pillow sees to it
+    if tags and tags.get(_PHOTOMETRIC, 0) == 0:  # Pillow does this itself for 8 bits
         values = white - values
     result = Image.fromarray((values / white * 255).round().clip(0, 255).astype(np.uint8))
     clear = image.info.get("transparency")
@@ -199,13 +199,13 @@ def _grey(image: Image.Image, tags: Mapping[int, Any], bits: int, tell: _Tell) -
 
 
 def _srgb(image: Image.Image, profile: bytes | None, tell: _Tell) -> Image.Image:
-    """A grey, RGB, CMYK or Lab image as its profile says, if it has one: in sRGB, grey or RGB."""
+    """Convert a grey, RGB, CMYK or Lab image to sRGB, grey or RGB, by its profile if it has one."""
     grey = image.mode == "L"
     if profile:
         try:
             mode, transform, name = _transform(profile, image.mode)
         except (ImageCms.PyCMSError, ImportError, *UNREADABLE) as error:
-            tell(Note(f"with an ICC profile that cannot be used ({explained(error)}), taken without"))
+            tell(Note(f"with an ICC profile that cannot be used ({explained(error)}), read without it"))
         else:
             if transform is None:
                 return image
@@ -222,10 +222,10 @@ def _srgb(image: Image.Image, profile: bytes | None, tell: _Tell) -> Image.Image
 
 
 def _without_gamma(image: Image.Image, tell: _Tell) -> Image.Image:
-    """An image in sRGB, of samples that are the power `gamma` of the light, as a PNG may say."""
+    """Convert samples that are the power `gamma` of the light, as a PNG may say, to sRGB."""
     gamma, primaries = image.info.get("gamma") or 1 / 2.2, image.info.get("chromaticity") or _PRIMARIES
     if max(abs(a - b) for a, b in zip(primaries, _PRIMARIES, strict=False)) > 0.01:
-        tell(Note("of other primaries (PNG's cHRM), which are taken as those of sRGB"))
+        tell(Note("with other primaries (PNG's cHRM), read as if they were those of sRGB"))
     if abs(2.2 * gamma - 1) < 0.05:
         return image
     tell(Note(f"converted to sRGB from a gamma of {gamma:.3g}"))
@@ -235,7 +235,7 @@ def _without_gamma(image: Image.Image, tell: _Tell) -> Image.Image:
 
 
 def _built(profile: Any, mode: str) -> ImageCms.ImageCmsTransform:
-    # LittleCMS makes a coarse table of most transforms, but not of RGB spaces; by it, dark greys are 10 levels off.
+    # LittleCMS uses a coarse table for most transforms, except of RGB spaces; with it, dark greys are 10 levels off.
     flags = ImageCms.Flags.NONE if mode in ("RGB", "CMYK") else ImageCms.Flags.NOOPTIMIZE
     return ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), mode, "RGB", flags=flags)
 
@@ -248,7 +248,7 @@ def _applied(transform: ImageCms.ImageCmsTransform, image: Image.Image) -> Image
 
 @lru_cache(maxsize=32)
 def _transform(data: bytes, mode: str) -> tuple[str, ImageCms.ImageCmsTransform | None, str]:
-    """What a profile does to images: the mode it takes, the transform (`None` for sRGB), and its name."""
+    """Read a profile: the mode of image it takes, the transform (`None` for sRGB), and its name."""
     profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
     space = profile.profile.xcolor_space.strip()
     if (mode, space) == ("L", "RGB"):
@@ -278,13 +278,13 @@ def shaped(
     background: str,
     tell: _Tell,
 ) -> Tensor:
-    """A grey or RGB image as uint8 `(channels, height, width)`, fitted to a size: see `read_image`.
+    """Fit a grey or RGB image to a size, as uint8 `(channels, height, width)`; see `read_image`.
 
     Raises:
-        PushforwardError: no such fit.
+        PushforwardError: the fit is unknown.
     """
     if fit not in FITS:
-        raise PushforwardError(f"An image is fitted to a size by {', '.join(FITS)}; got {fit!r}.")
+        raise PushforwardError(f"The fit of an image to a size is one of {', '.join(FITS)}; got {fit!r}.")
     mode = image.mode if channels is None else "L" if channels == 1 else "RGB"
     if mode != image.mode:
         tell(Note("made grey" if mode == "L" else "made colour from grey"))

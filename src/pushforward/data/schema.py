@@ -1,8 +1,8 @@
-"""Reading files of ours: what is wrong with one is said in one sentence that names the file and the entry.
+"""Reading the library's own files: an error is one sentence that names the file and the entry.
 
-A schema is a dataclass, or any other type, whose annotations pydantic checks, strictly: a number in quotes is no
-number, `true` is no 1, NaN and numbers beyond the range of floats are none, and an entry that the dataclass does not
-have is an error.
+A schema is a dataclass, or any other type, whose annotations pydantic checks strictly: a number in quotes is not a
+number, `true` is not 1, NaN and numbers beyond the range of floats are refused, and so are entries that the dataclass
+does not have.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
 __all__ = ["check", "check_tensors", "parse", "read"]
 
 T = TypeVar("T")
-_LARGEST = 2**30  # bytes of a file that is read as JSON
+_LARGEST = 2**30  # bytes of the largest file that is read as JSON
 
 
 def read(path: Path, kind: type[T], remedy: str) -> T:
-    """What a JSON file holds.
+    """Read a JSON file.
 
     Args:
-        path: of the file.
-        kind: of its content, see `parse`.
-        remedy: what to do about a file that is wrong.
+        path: the file.
+        kind: type of its content, see `parse`.
+        remedy: what to do if the file is wrong, for messages.
 
     Raises:
-        PushforwardError: it is not there, cannot be read, is not JSON, or holds something else.
+        PushforwardError: it is missing, cannot be read, is not JSON, or has other content.
     """
     try:
         if not path.is_file():
-            what = "is no file" if path.exists() else "is missing"
+            what = "is not a file" if path.exists() else "is missing"
             raise PushforwardError(f"{path} {what}; {remedy}.")
         if path.stat().st_size > _LARGEST:
             raise PushforwardError(f"{path} is too large to be read, {path.stat().st_size:,} bytes; {remedy}.")
@@ -52,38 +52,38 @@ def read(path: Path, kind: type[T], remedy: str) -> T:
 
 
 def parse(text: str | bytes, kind: type[T], where: str, remedy: str) -> T:
-    """What JSON text holds.
+    """Parse JSON text.
 
     Args:
-        text: UTF-8, if bytes (a byte order mark is allowed).
+        text: the text; bytes are UTF-8, with or without a byte order mark.
         kind: a dataclass, whose fields are the entries (lists become its tuples), or any type that pydantic knows.
-        where: the text is from, for messages.
-        remedy: what to do about text that is wrong.
+        where: where the text is from, for messages.
+        remedy: what to do if the text is wrong, for messages.
 
     Raises:
-        PushforwardError: it is not JSON, or holds something else.
+        PushforwardError: it is not JSON, or has other content.
     """
     try:
         value = json.loads(text)
     except RecursionError:
-        raise PushforwardError(f"{where} is no JSON of ours (it is nested too deeply); {remedy}.") from None
-    except ValueError as error:  # of the syntax, of the encoding, of numbers
+        raise PushforwardError(f"{where} is nested too deeply; {remedy}.") from None
+    except ValueError as error:  # wrong syntax, encoding or numbers
         raise PushforwardError(f"{where} is not valid JSON ({error}); {remedy}.") from None
     return check(value, kind, where, remedy)
 
 
 def check(value: object, kind: type[T], where: str, remedy: str) -> T:
-    """A value as JSON has it, as a `kind`; see `parse`.
+    """Check a value from JSON, and return it as a `kind`; see `parse`.
 
     Raises:
-        PushforwardError: it is something else.
+        PushforwardError: it is of another kind.
     """
     try:
-        # Names of files that are no text have lone surrogates in them, which pydantic's own reader of JSON refuses.
+        # Names of files that are not valid text contain lone surrogates, which pydantic's JSON reader refuses.
         plain = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
         found: Any = _adapter(kind).validate_json(plain)  # type: ignore[arg-type]
     except RecursionError:
-        raise PushforwardError(f"{where} is no JSON of ours (it is nested too deeply); {remedy}.") from None
+        raise PushforwardError(f"{where} is nested too deeply; {remedy}.") from None
     except ValidationError as error:
         raise PushforwardError(_sentence(error.errors(include_url=False)[0], where, remedy)) from None
     if not is_dataclass(kind):
@@ -94,19 +94,19 @@ def check(value: object, kind: type[T], where: str, remedy: str) -> T:
 def check_tensors(
     tensors: Mapping[str, Tensor], shapes: Mapping[str, str], where: str, remedy: str, **sizes: int
 ) -> None:
-    """Raise unless tensors are there, of floating-point numbers or counts, and their shapes go together.
+    """Raise unless all tensors are there, hold floating-point numbers or counts, and have shapes that fit together.
 
         check_tensors(t, {"code": "count numbers", "energy": "count"}, "codes.safetensors", "make them again")
 
     Args:
-        tensors: by name.
-        shapes: the names of their axes; those of the same name have the same length. A last `...` is any more axes.
-        where: they are from, for messages.
-        remedy: what to do about wrong ones.
+        tensors: the tensors by name.
+        shapes: the names of their axes; axes of the same name have the same length. A final `...` is any more axes.
+        where: where the tensors are from, for messages.
+        remedy: what to do if they are wrong, for messages.
         sizes: lengths of axes that are known.
 
     Raises:
-        PushforwardError: the first that does not fit.
+        PushforwardError: a tensor is missing or does not fit; the message names the first.
     """
     known = dict(sizes)
     for name, text in shapes.items():
@@ -119,7 +119,7 @@ def check_tensors(
         fits = len(found) == len(axes) and not tensors[name].is_complex() and tensors[name].dtype.itemsize > 1
         if not fits or any(known.setdefault(axis, n) != n for axis, n in zip(axes, found, strict=True)):
             raise PushforwardError(
-                f"{where} has another {name!r} than its other parts, {tensors[name].dtype} of {found}; {remedy}."
+                f"{where} has {name!r}, {tensors[name].dtype} of {found}, that does not fit its other parts; {remedy}."
             )
 
 
