@@ -250,7 +250,7 @@ def test_rounds_may_exceed_the_calls_and_may_be_limited():
     ("make", "message"),
     [
         (lambda: collocation(VP(), inner(VP(), 4), order=0), "at least 1"),
-        (lambda: collocation(VP(), times(0.5, 1e-4, 0.0)), "two times at or above"),
+        (lambda: collocation(VP(), times(0.5, 1e-4, 0.0)), "two grid times at or above"),
     ],
 )
 def test_bad_settings_are_refused(make, message):

@@ -320,7 +320,7 @@ def test_zero_terminal_snr(name):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda ts: gddim(VP(), ts, order=4), "Orders go from 0"),
+        (lambda ts: gddim(VP(), ts, order=4), "The order must be 0"),
         (lambda ts: gddim(VP(), ts, noise=0.5, corrector="reuse"), "corrector"),
         (lambda ts: gddim(VP(), ts, noise=0.5, order=1), "order 0"),
         (lambda ts: exponential(VP(), ts, noise=-0.5), "negative"),

@@ -159,7 +159,7 @@ def test_blurring_takes_any_size_and_averages_in_the_limit():
     ("config", "message"),
     [
         ({"name": "vq"}, "Unknown process 'vq'"),
-        ({"_class_name": "DDIMScheduler", "beta_start": 1e-4}, "A scheduler's configuration of diffusers is read by"),
+        ({"_class_name": "DDIMScheduler", "beta_start": 1e-4}, "The configuration of a diffusers scheduler is read by"),
         ({"name": "vp", "gamma": 1}, "does not take"),
         ({"name": "blurring", "field": []}, "image size"),
         ({"name": "discrete", "alphas_cumprod": [0.5, 0.6]}, "decreasing"),

@@ -33,21 +33,21 @@ PROCESSES: dict[str, type[Process]] = {
 
 
 def process_from_config(config: dict[str, Any]) -> Process:
-    """The process that `Process.config` described.
+    """Make the process that `Process.config` described.
 
     Raises:
-        PushforwardError: unknown name or parameter, or one that is no number.
+        PushforwardError: the name or a parameter is unknown, or a parameter is not a number.
     """
     settings = dict(config)
     if "name" not in settings:
         raise PushforwardError(
-            f"This describes no process: it has no 'name', one of {', '.join(PROCESSES)}. A scheduler's configuration "
-            "of diffusers is read by pushforward.load, with its folder, or by pushforward.PushforwardScheduler."
+            f"This describes no process: it has no 'name', one of {', '.join(PROCESSES)}. The configuration of a "
+            "diffusers scheduler is read by pushforward.load, with its folder, or by pushforward.PushforwardScheduler."
         )
     name = settings.pop("name")
     if not isinstance(name, str) or name not in PROCESSES:
         raise PushforwardError(
-            f"Unknown process {name!r}; known are {', '.join(PROCESSES)}. One of your own must be put into "
+            f"Unknown process {name!r}; known are {', '.join(PROCESSES)}. Add a process of your own to "
             "pushforward.linear.PROCESSES first."
         )
     kind = PROCESSES[name]

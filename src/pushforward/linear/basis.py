@@ -35,13 +35,13 @@ class Basis:
     shape: tuple[int, ...] = ()
 
     def forward(self, u: Tensor) -> Tensor:
-        """Coordinates of `u`, of shape `(..., *shape)`."""
+        """Return the coordinates of `u`, of shape `(..., *shape)`."""
         for axis, size in enumerate(self.shape, start=-len(self.shape)):
             u = _along(u, _dct_matrix(size, u.dtype, u.device), axis)
         return u
 
     def inverse(self, v: Tensor) -> Tensor:
-        """The field whose coordinates are `v`, of shape `(..., *shape)`."""
+        """Return the field whose coordinates are `v`, of shape `(..., *shape)`."""
         for axis, size in enumerate(self.shape, start=-len(self.shape)):
             v = _along(v, _dct_matrix(size, v.dtype, v.device).mT, axis)
         return v

@@ -1,13 +1,13 @@
-"""Variance-preserving diffusion given by a table of `beta`, as trained networks have it.
+"""Variance-preserving diffusion given by a table of `beta`, as trained networks use it.
 
 `alphas_cumprod[n] = prod (1 - beta)` is known at the integer timesteps n = 0 … N - 1 only. Between them the *angle*
 `phi = atan2(sigma, alpha)` is interpolated by a monotone cubic (Fritsch–Carlson), which stays finite where the signal
 vanishes (zero terminal SNR) and where the noise does (phi = 0 at time 0). Time is `t = (n + 1) / N`: clean at 0,
 timestep 0 at 1/N, the noisiest at 1.
 
-The noise is `sin phi` and the signal `sin(pi/2 - phi)`, each angle by a cubic about the knot where it is smaller. So
-both have as many digits where they are tiny as elsewhere, and are exactly 0 where the table says so: the cosine of a
-rounded pi/2 would be 6e-17, which passes for a signal.
+The noise is `sin phi` and the signal `sin(pi/2 - phi)`, each angle given by a cubic about the knot where it is smaller.
+So both have as many digits where they are tiny as elsewhere, and are exactly 0 where the table says so: the cosine of
+a rounded pi/2 would be 6e-17, which passes for a signal.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Discrete(ScaledProcess):
     """Variance preserving, from a table of cumulative products.
 
     Args:
-        alphas_cumprod: decreasing values in [0, 1), one a timestep.
+        alphas_cumprod: decreasing values in [0, 1), one per timestep.
 
     References:
         Denoising Diffusion Probabilistic Models, Ho et al., arXiv 2006.11239, eq. 4.
@@ -56,7 +56,7 @@ class Discrete(ScaledProcess):
 
     @classmethod
     def from_betas(cls, betas: Tensor) -> Discrete:
-        """From the noise variances `beta_n` of the single steps, `(timesteps,)`."""
+        """Make the process from the noise variances `beta_n` of its single steps, `(timesteps,)`."""
         return cls(tuple(torch.cumprod(1 - betas.double(), 0).tolist()))
 
     @property
@@ -78,7 +78,7 @@ class Discrete(ScaledProcess):
     def _splines(self) -> Tensor:
         """Cubics between the knots `t = 0, 1/N … 1`, highest power first, `(2, 4, N)`.
 
-        Of phi, in the time since the knot before, and of pi/2 - phi, in the time left to the knot after.
+        The first is phi, in the time since the knot before; the second pi/2 - phi, in the time left to the knot after.
         """
         alpha, sigma = np.sqrt(self.alphas_cumprod), np.sqrt(1 - np.asarray(self.alphas_cumprod))
         knots = np.arange(self.timesteps + 1) / self.timesteps

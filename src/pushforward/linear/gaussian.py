@@ -42,10 +42,10 @@ class Gaussian:
     Args:
         variance: one number for white covariance (0: point data), or one per DCT frequency, `(height, width)`; kept in
             float64.
-        mean: of the images, a number or a tensor that broadcasts to `(channels, *field)`.
+        mean: mean image, a number or a tensor that broadcasts to `(channels, *field)`.
 
     Raises:
-        PushforwardError: a variance that is negative or not finite.
+        PushforwardError: a variance is negative or not finite.
     """
 
     variance: Tensor
@@ -59,7 +59,7 @@ class Gaussian:
             raise PushforwardError("The variance of a reference Gaussian must be finite and not negative.")
 
     def __repr__(self) -> str:
-        """Show numbers as they are; of a variance for each frequency or a mean for each pixel, the average."""
+        """Show numbers as they are, and the average of a variance per frequency or a mean per pixel."""
         said = []
         for name, value in (("variance", self.variance), ("mean", self.mean)):
             shape = f" over {'x'.join(map(str, value.shape))}" if value.ndim else ""
@@ -68,43 +68,43 @@ class Gaussian:
 
     @property
     def basis(self) -> Basis:
-        """Where its covariance is diagonal."""
+        """The basis in which its covariance is diagonal."""
         return Basis(tuple(self.variance.shape))
 
     def data_covariance(self, blocks: int) -> Operator:
-        """C, as an operator on clean states (a velocity gets none here: the process brings its own)."""
+        """Return C as an operator on clean states (a velocity gets none here: the process brings its own)."""
         if blocks == 1:
             return Operator.scalar(self.variance, basis=self.basis)
         zero = torch.zeros_like(self.variance)
         return Operator.block([[self.variance, zero], [zero, zero]], self.basis)
 
     def mean_state(self, process: Process, like: Tensor) -> Tensor | None:
-        """The mean as a clean state, shaped like states `(batch, k * channels, *field)`; `None` where it is zero."""
+        """Return the mean as a clean state, shaped like states `(batch, k * channels, *field)`; `None` if zero."""
         if not bool(self.mean.any()):
             return None
         return process.lift(self.mean.to(like) + torch.zeros_like(process.image(like)))
 
     def covariance(self, process: Process, t: Tensor) -> Operator:
-        """Marginal covariance `Sigma_t` of the data under `process`."""
+        """Return the marginal covariance `Sigma_t` of the data under `process`."""
         if not self:
             return process.covariance(t)
         psi = process.signal(t)
         return process.covariance(t) + psi @ self.data_covariance(process.blocks) @ psi.T
 
     def response(self, process: Process, t: Tensor) -> Operator:
-        """`L_t` of the posterior mean `E[u_0 | u_t] = m + L_t (u_t - Psi m)`: `L = C Psi^T Sigma_t^-1`."""
+        """Return `L_t` of the posterior mean `E[u_0 | u_t] = m + L_t (u_t - Psi m)`: `L = C Psi^T Sigma_t^-1`."""
         psi = process.signal(t)
         return self.data_covariance(process.blocks) @ psi.T @ self.covariance(process, t).inverse()
 
     def snr(self, process: Process, t: Tensor) -> Tensor:
-        """Signal-to-noise ratio of *these* data, `C` times the process's, `(*t.shape, *frequencies)`."""
+        """Return the signal-to-noise ratio of *these* data, `C` times the process's, `(*t.shape, *frequencies)`."""
         snr = process.snr(t)
         if self.variance.ndim and snr.ndim == t.ndim:
             snr = snr[(...,) + (None,) * self.variance.ndim]
         return self.variance * snr
 
     def tempered(self, exponent: float = 0.5, scale: float = 1.0) -> Gaussian:
-        """The spectrum drawn towards white: `scale * variance^exponent * average^(1 - exponent)`."""
+        """Draw the spectrum towards white: `scale * variance^exponent * average^(1 - exponent)`."""
         variance = self.variance.pow(exponent) * self.variance.mean().pow(1 - exponent)
         return Gaussian(scale * variance, self.mean)
 
@@ -117,14 +117,14 @@ POINT = Gaussian()
 
 
 def fit(images: Tensor) -> Gaussian:
-    """The Gaussian of images `(count, channels, *field)`: their mean, and a variance for each DCT frequency.
+    """Fit a Gaussian to images `(count, channels, *field)`: their mean, and a variance per DCT frequency.
 
     Raises:
-        PushforwardError: fewer than two images.
+        PushforwardError: there are fewer than two images.
     """
     if images.ndim < 3 or len(images) < 2:
         raise PushforwardError(
-            f"A Gaussian is fitted to two images or more, (count, channels, *field); got shape {tuple(images.shape)}."
+            f"Fitting a Gaussian takes two or more images, (count, channels, *field); got shape {tuple(images.shape)}."
         )
     values = images.detach().to("cpu", torch.float64)
     mean = values.mean(0)
@@ -133,7 +133,7 @@ def fit(images: Tensor) -> Gaussian:
 
 
 def root(process: Process, t: Tensor, reference: Gaussian = POINT) -> Operator:
-    """`R_t` of the module's docstring at times `t (times,)`, with `R_t R_t^T = Sigma_t`."""
+    """Return `R_t` of the module's docstring at times `t (times,)`, with `R_t R_t^T = Sigma_t`."""
     if process.blocks == 1:
         return reference.covariance(process, t).cholesky()
     factor = reference.covariance(process, t).cholesky()
@@ -144,7 +144,7 @@ def root(process: Process, t: Tensor, reference: Gaussian = POINT) -> Operator:
 
 
 def whitening_angle(process: Process, t: Tensor, reference: Gaussian) -> Tensor:
-    """`phi_t = atan2(1, sqrt(snr))` for the reference's data at the lowest frequency: 0 clean, pi/2 pure noise.
+    """Return `phi_t = atan2(1, sqrt(snr))` for the reference's data at the lowest frequency: 0 clean, pi/2 pure noise.
 
     In the coordinates `z = R^-1 (u - Psi m)` of a scalar process the probability flow is `dz/dphi = w`, with `w` the
     (unit-scale) velocity prediction: the time in which the flow has no linear part left at all.

@@ -6,7 +6,7 @@ image and its velocity, stacked along the channels. All its coefficients are map
     u  ->  basis^-1 [ coefficients[frequency] (k x k)  .  basis u ]
 
 so they are stored as the array `(*batch, *basis.shape, k, k)`: a scalar (`k = 1`, identity basis: VP, VE, flow), one
-number a DCT frequency (blurring), a 2 x 2 block (Langevin), or a 2 x 2 block a frequency (both). Sums, products,
+number per DCT frequency (blurring), a 2 x 2 block (Langevin), or a 2 x 2 block per frequency (both). Sums, products,
 inverses and transposes stay in the class, because one basis diagonalises them all.
 
 For instance, a block that moves the image by half its velocity, and takes it back:
@@ -36,7 +36,7 @@ class Operator:
 
     Args:
         coefficients: `(*batch, *basis.shape, k, k)`, float64 on the CPU; batch axes usually run over time.
-        basis: where the maps are (block-)diagonal.
+        basis: the basis in which the maps are (block-)diagonal.
     """
 
     coefficients: Tensor
@@ -46,13 +46,13 @@ class Operator:
 
     @staticmethod
     def scalar(values: Tensor | float, blocks: int = 1, basis: Basis = IDENTITY) -> Operator:
-        """`values * I`, with `values` of shape `(*batch, *basis.shape)`."""
+        """Make `values * I`, with `values` of shape `(*batch, *basis.shape)`."""
         values = torch.as_tensor(values, dtype=torch.float64)
         return Operator(values[..., None, None] * torch.eye(blocks, dtype=torch.float64), basis)
 
     @staticmethod
     def block(rows: list[list[Tensor]], basis: Basis = IDENTITY) -> Operator:
-        """Blocks given entry by entry, each entry of shape `(*batch, *basis.shape)`."""
+        """Make blocks entry by entry, each entry of shape `(*batch, *basis.shape)`."""
         flat = torch.broadcast_tensors(*(torch.as_tensor(x, dtype=torch.float64) for row in rows for x in row))
         return Operator(torch.stack(flat, -1).unflatten(-1, (len(rows), len(rows[0]))), basis)
 
@@ -73,17 +73,17 @@ class Operator:
         return Operator(self.coefficients[index], self.basis)
 
     def entry(self, row: int, column: int) -> Tensor:
-        """One entry of every block, `(*batch, *basis.shape)`."""
+        """Return one entry of every block, `(*batch, *basis.shape)`."""
         return self.coefficients[..., row, column]
 
     def lift(self, basis: Basis) -> Operator:
-        """The same map written in another basis (only the identity's maps are diagonal in all)."""
+        """Write the same map in another basis (only the identity's maps are diagonal in all)."""
         if basis == self.basis:
             return self
         if self.basis != IDENTITY:
             raise PushforwardError(
-                f"An operator over frequencies {self.basis.shape} met one over {basis.shape or 'pixels'}; "
-                "make both for the same image size."
+                f"An operator over frequencies {self.basis.shape} cannot be combined with one over "
+                f"{basis.shape or 'pixels'}; make both for the same image size."
             )
         where = len(self.batch_shape)
         return Operator(self.coefficients[(slice(None),) * where + (None,) * len(basis.shape)], basis)
@@ -91,7 +91,7 @@ class Operator:
     # -- algebra --------------------------------------------------------------------------------------------------
 
     def __matmul__(self, other: Operator) -> Operator:
-        """Composition: `(a @ b)(u) = a(b(u))`."""
+        """Compose two maps: `(a @ b)(u) = a(b(u))`."""
         if not isinstance(other, Operator):
             return NotImplemented
         a, b = _same_basis(self, other)
@@ -110,7 +110,7 @@ class Operator:
         return Operator(-self.coefficients, self.basis)
 
     def __mul__(self, factor: float | Tensor) -> Operator:
-        """Multiply by a number, or by one number a member of the batch."""
+        """Multiply by a number, or by one number per member of the batch."""
         if isinstance(factor, Tensor) and factor.ndim:
             factor = factor[(...,) + (None,) * (2 + len(self.basis.shape))]
         return Operator(self.coefficients * factor, self.basis)
@@ -123,7 +123,7 @@ class Operator:
         return Operator(self.coefficients.mT, self.basis)
 
     def inverse(self) -> Operator:
-        """The inverse; not finite where a block is singular."""
+        """Return the inverse; it is not finite where a block is singular."""
         c = self.coefficients
         if self.blocks == 1:
             return Operator(1 / c, self.basis)
@@ -132,7 +132,7 @@ class Operator:
         return Operator(adjugate / (a * e - b * d)[..., None, None], self.basis)
 
     def cholesky(self) -> Operator:
-        """Lower-triangular `L` with `L L^T` equal to this (symmetric, positive semi-definite) operator."""
+        """Return the lower-triangular `L` with `L L^T` equal to this (symmetric, positive semi-definite) operator."""
         c = self.coefficients
         if self.blocks == 1:
             return Operator(c.clamp_min(0).sqrt(), self.basis)
@@ -142,20 +142,20 @@ class Operator:
         return Operator.block([[first, torch.zeros_like(first)], [below, last]], self.basis)
 
     def square_root(self) -> Operator:
-        """The symmetric `S` with `S S` equal to this (symmetric, positive semi-definite) operator."""
+        """Return the symmetric `S` with `S S` equal to this (symmetric, positive semi-definite) operator."""
         if self.blocks == 1:
             return self.cholesky()
         values, vectors = torch.linalg.eigh(self.coefficients)
         return Operator((vectors * values.clamp_min(0).sqrt()[..., None, :]) @ vectors.mT, self.basis)
 
     def is_finite(self) -> bool:
-        """Whether every coefficient is a number."""
+        """Say whether every coefficient is finite."""
         return bool(self.coefficients.isfinite().all())
 
     # -- action ---------------------------------------------------------------------------------------------------
 
     def apply(self, v: Tensor) -> Tensor:
-        """Act on *coordinates* `v (batch, k * channels, *field)`; a batch of maps meets the state's batch."""
+        """Act on *coordinates* `v (batch, k * channels, *field)`; map i of a batch acts on state i."""
         return apply_coefficients(self.coefficients, v, frequencies=len(self.basis.shape))
 
     def __call__(self, u: Tensor) -> Tensor:
@@ -164,7 +164,7 @@ class Operator:
 
 
 def apply_coefficients(coefficients: Tensor, v: Tensor, frequencies: int) -> Tensor:
-    """`coefficients (batch or none, *frequencies, k, k)` times coordinates `v (batch, k * channels, *field)`."""
+    """Apply `coefficients (batch or none, *frequencies, k, k)` to coordinates `v (batch, k * channels, *field)`."""
     k, batch = coefficients.shape[-1], coefficients.ndim - 2 - frequencies
     c = coefficients.to(v).movedim((-2, -1), (batch, batch + 1))  # (*batch, k, k, *frequencies)
     field = c.shape[batch + 2 :] or (1,) * (v.ndim - 2)
@@ -180,7 +180,9 @@ def apply_coefficients(coefficients: Tensor, v: Tensor, frequencies: int) -> Ten
 
 def _same_basis(a: Operator, b: Operator) -> tuple[Operator, Operator]:
     if a.blocks != b.blocks:
-        raise PushforwardError(f"An operator on {a.blocks} field(s) met one on {b.blocks}.")
+        raise PushforwardError(
+            f"An operator on {a.blocks} field(s) cannot be combined with one on {b.blocks}; make both for one process."
+        )
     if a.basis is b.basis:
         return a, b
     basis = a.basis if a.basis != IDENTITY else b.basis

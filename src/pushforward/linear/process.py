@@ -31,15 +31,15 @@ from pushforward.errors import PushforwardError
 from pushforward.linear.basis import IDENTITY, Basis
 from pushforward.linear.operator import Operator
 
-_SIDE = 8  # of images for which a process over frequencies is checked
-_ROUNDING = 1e-9  # by which a signal-to-noise ratio may seem to rise
+_SIDE = 8  # pixels; a process over frequencies is checked for images of this side
+_ROUNDING = 1e-9  # a signal-to-noise ratio may seem to rise by this much
 
 
 class Process(ABC):
     """A linear diffusion. Times are float64 tensors of any shape; operators get that shape as their batch.
 
     Raises:
-        PushforwardError: (a process that is a dataclass) its parameters make no diffusion from data to noise, see
+        PushforwardError: the parameters of a process that is a dataclass give no diffusion from data to noise, see
             `check_process`.
     """
 
@@ -53,33 +53,35 @@ class Process(ABC):
 
     @property
     def basis(self) -> Basis:
-        """Where the coefficients are diagonal."""
+        """The basis in which the coefficients are diagonal."""
         return IDENTITY
 
     @abstractmethod
     def drift(self, t: Tensor) -> Operator:
-        """`F_t`."""
+        """Return `F_t`."""
 
     @abstractmethod
     def diffusion(self, t: Tensor) -> Operator:
-        """`G_t G_t^T`."""
+        """Return `G_t G_t^T`."""
 
     @abstractmethod
     def transition(self, t: Tensor, s: Tensor) -> Operator:
-        """`Psi(t, s)`, for `t` before or after `s`."""
+        """Return `Psi(t, s)`, for `t` before or after `s`."""
 
     @abstractmethod
     def covariance(self, t: Tensor) -> Operator:
-        """`Sigma_t`, the covariance of `u_t` given the clean image (an initial velocity's variance included)."""
+        """Return `Sigma_t`, the covariance of `u_t` given the clean image (with an initial velocity's variance)."""
 
     # -- the same for every process -----------------------------------------------------------------------------
 
     def signal(self, t: Tensor) -> Operator:
-        """`Psi(t, 0)`: what is left of the clean state at `t`."""
+        """Return `Psi(t, 0)`: what is left of the clean state at `t`."""
         return self.transition(t, torch.zeros_like(t))
 
     def flow(self, t: Tensor) -> tuple[Operator, Operator]:
-        """Probability-flow ODE `du/dt = on_state u + on_answer D`, with `D` the denoised state `E[u_0 | u_t]`.
+        """Return `on_state` and `on_answer` of the probability-flow ODE `du/dt = on_state u + on_answer D`.
+
+        `D` is the denoised state `E[u_0 | u_t]`.
 
         `du/dt = F u - 1/2 G G^T score` and `score = -Sigma^-1 (u - Psi(t, 0) D)` (Tweedie).
         """
@@ -87,21 +89,21 @@ class Process(ABC):
         return self.drift(t) + pull, -(pull @ self.signal(t))
 
     def posterior_covariance(self, t: Tensor, s: Tensor) -> Operator:
-        """`Cov[u_t | u_s, x_0]` for `t < s`."""
+        """Return `Cov[u_t | u_s, x_0]` for `t < s`."""
         back = self.transition(s, t)
         sigma = self.covariance(t)
         gain = sigma @ back.T @ self.covariance(s).inverse()
         return sigma - gain @ back @ sigma
 
     def snr(self, t: Tensor) -> Tensor:
-        """Signal-to-noise ratio `Psi_x^T Sigma^-1 Psi_x` of the clean image in `u_t`, `(*t.shape, *basis.shape)`."""
+        """Return the image's signal-to-noise ratio `Psi_x^T Sigma^-1 Psi_x` in `u_t`, `(*t.shape, *basis.shape)`."""
         psi = self.signal(t)
         covariance = self.covariance(t)
         value = (psi.T @ covariance.inverse() @ psi).entry(0, 0)
         return torch.where(covariance.entry(0, 0) > 0, value, torch.inf)
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """Half the logarithm of the signal-to-noise ratio (`log(alpha / sigma)`) at the lowest frequency, `t.shape`.
+        """Return half the log of the signal-to-noise ratio (`log(alpha / sigma)`) at the lowest frequency, `t.shape`.
 
         It is minus infinity where the signal is lost in float64's rounding of the noise.
         """
@@ -109,21 +111,21 @@ class Process(ABC):
         return 0.5 * torch.where(snr < torch.finfo(torch.float64).eps ** 2, 0.0, snr).log()
 
     def log_snr_rate(self, t: Tensor) -> Tensor:
-        """`d log_snr / dt`, from `d snr / dt = -Psi_x^T Sigma^-1 G G^T Sigma^-1 Psi_x`."""
+        """Return `d log_snr / dt`, from `d snr / dt = -Psi_x^T Sigma^-1 G G^T Sigma^-1 Psi_x`."""
         pulled = self.covariance(t).inverse() @ self.signal(t)
         rate = -(pulled.T @ self.diffusion(t) @ pulled).entry(0, 0) / self.snr(t)
         return 0.5 * rate[(...,) + (0,) * len(self.basis.shape)]
 
     def lift(self, image: Tensor) -> Tensor:
-        """The clean state of an image `(batch, channels, *field)`: a velocity of zero joins it where there is one."""
+        """Make the clean state of an image `(batch, channels, *field)`; a velocity, if the process has one, is zero."""
         return torch.cat([image] + [torch.zeros_like(image)] * (self.blocks - 1), 1) if self.blocks > 1 else image
 
     def image(self, state: Tensor) -> Tensor:
-        """The image in a state `(batch, k * channels, *field)`."""
+        """Return the image in a state `(batch, k * channels, *field)`."""
         return state[:, : state.shape[1] // self.blocks]
 
     def config(self) -> dict[str, Any]:
-        """What `from_config` needs to make this process again."""
+        """Return what `process_from_config` needs to make this process again."""
         return {"name": self.name, **asdict(self)}  # type: ignore[call-overload]
 
 
@@ -135,10 +137,10 @@ class ScaledProcess(Process):
 
     @abstractmethod
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Signal and noise scale at `t`, each `(*t.shape, *basis.shape)`, written in differentiable torch functions."""
+        """Compute signal and noise scale at `t`, each `(*t.shape, *basis.shape)`, by differentiable torch functions."""
 
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """`alpha, sigma, d alpha / dt, d sigma / dt`."""
+        """Return `alpha, sigma, d alpha / dt, d sigma / dt`."""
         values, rates = torch.func.jvp(self.alpha_sigma, (t,), (torch.ones_like(t),))  # type: ignore[misc]
         return *values, *rates
 
@@ -157,7 +159,7 @@ class ScaledProcess(Process):
         return Operator.scalar(self.alpha_sigma(t)[1].square(), basis=self.basis)
 
     def flow(self, t: Tensor) -> tuple[Operator, Operator]:
-        """As in `Process`, written so that it stays finite where `alpha` is zero."""
+        """Return what `Process.flow` does, written so that it stays finite where `alpha` is zero."""
         alpha, sigma, d_alpha, d_sigma = self.rates(t)
         rate = d_sigma / sigma
         return Operator.scalar(rate, basis=self.basis), Operator.scalar(d_alpha - alpha * rate, basis=self.basis)
@@ -247,9 +249,9 @@ class Blurring(ScaledProcess):
     `blur_t = blur_max sin^2(pi t / 2)` pixels, `lambda_k = pi^2 (i^2 / H^2 + j^2 / W^2)`, cosine `alpha_t`.
 
     Args:
-        field: height and width of the images (any, square or not).
+        field: height and width of the images, in pixels.
         blur_max: greatest blur, in pixels.
-        min_scale: the part `m` of each frequency that blurring leaves.
+        min_scale: fraction `m` of each frequency that blurring leaves.
 
     References:
         Blurring Diffusion Models, Hoogeboom & Salimans, arXiv 2209.05557, section 3 and appendix A.
@@ -302,7 +304,7 @@ class Langevin(Process):
     blocks: ClassVar[int] = 2
 
     def clock(self, t: Tensor) -> Tensor:
-        """`B_t = int_0^t beta`, `(*t.shape, *basis.shape)`."""
+        """Return `B_t = int_0^t beta`, `(*t.shape, *basis.shape)`."""
         return self.beta * t
 
     def _rate(self, t: Tensor) -> Tensor:
@@ -339,7 +341,7 @@ class Langevin(Process):
 class BlurringLangevin(Langevin):
     """Langevin diffusion whose clock runs faster at high frequencies: `B_k(t) = beta t + strength lambda_k tau_t`.
 
-    The proof that the algebra composes: a 2 x 2 block a DCT frequency, and nothing else to write.
+    It shows that the algebra composes: each DCT frequency has a 2 x 2 block, and nothing else needs writing.
     """
 
     field: tuple[int, ...] = ()
@@ -360,13 +362,13 @@ class BlurringLangevin(Langevin):
 
 
 def check_process(process: Process) -> None:
-    """See that a process leads from data to noise, at many times from `t_min` to `t_max`.
+    """Check at many times from `t_min` to `t_max` that a process leads from data to noise.
 
-    These are finite and positive, there is a signal before `t_max`, the noise has a covariance, and the signal-to-noise
-    ratio falls, so that noise is added and never taken away.
+    The times must be finite and positive, there must be a signal before `t_max`, the noise must have a covariance, and
+    the signal-to-noise ratio must fall, so that noise is added and never removed.
 
     Raises:
-        PushforwardError: it does not.
+        PushforwardError: the process fails the check.
     """
     try:
         if 0 < process.t_min < process.t_max < math.inf:
@@ -379,11 +381,11 @@ def check_process(process: Process) -> None:
         fault = str(error)
     if fault is not None:
         given = ", ".join(f"{k}={v!r}" for k, v in process.config().items() if k not in ("name", "field"))
-        raise PushforwardError(f"A process {process.name!r} with {given} is no diffusion from data to noise: {fault}.")
+        raise PushforwardError(f"Process {process.name!r} with {given} is no diffusion from data to noise: {fault}.")
 
 
 def _fault(process: Process) -> str | None:
-    """What keeps a process from being a diffusion, if anything; its times are in order."""
+    """Say what keeps a process from being a diffusion, if anything; its times are in order."""
     low, high = process.t_min, process.t_max
     even = torch.linspace(0, 1, 33, dtype=torch.float64)
     t = torch.cat([low + (high - low) * even, low * (high / low) ** even, high - (high - low) * 0.5 ** (20 * even)])
@@ -391,7 +393,7 @@ def _fault(process: Process) -> str | None:
     before = t[:-1]  # the signal may end at t_max
     psi, noise, snr = process.signal(before), process.covariance(t), process.snr(t)
     if not all(bool(value.isfinite().all()) for value in (psi.coefficients, noise.coefficients, snr)):
-        return "some coefficients are not finite, as with a negative variance or a number too large"
+        return "some coefficients are not finite, as with a negative variance or too large a number"
     size = noise.entry(0, 0) if noise.blocks == 1 else torch.linalg.det(noise.coefficients)
     if not bool((size > 0).all() & (noise.entry(0, 0) > 0).all()):
         return "its noise has no positive variance at some times"
@@ -413,7 +415,7 @@ def _check_field(process: Blurring | BlurringLangevin) -> None:
 
 
 def dissipation(t: Tensor, blur_max: float, basis: Basis) -> Tensor:
-    """`lambda_k tau_t` of the blurring schedule, `(*t.shape, *basis.shape)`."""
+    """Return `lambda_k tau_t` of the blurring schedule, `(*t.shape, *basis.shape)`."""
     blur = blur_max * torch.sin(0.5 * math.pi * t).square()
     return 0.5 * blur.square()[(...,) + (None,) * len(basis.shape)] * basis.eigenvalues()
 
@@ -427,5 +429,5 @@ def _cosine_scales(t: Tensor, offset: float) -> tuple[Tensor, Tensor]:
 def _checked_field(field: tuple[int, ...]) -> tuple[int, ...]:
     field = tuple(int(n) for n in field)
     if not field or min(field) < 1:
-        raise PushforwardError(f"A blurring process needs the image size, as field=(height, width); got {field}.")
+        raise PushforwardError(f"A blurring process needs the image size as field=(height, width); got {field}.")
     return field

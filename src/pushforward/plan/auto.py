@@ -1,8 +1,8 @@
-r"""The sampler to use when nothing is said: a rule for every process and every number of steps.
+r"""The default sampler: a rule for every process and every number of steps.
 
 - Reference N(m, s^2 I) of the model, and the answers' deviation from it interpolated in the whitening angle, where the
   flow has no linear part.
-- Quadratic predictor and cubic corrector. The corrector takes the answer that the next step uses: one call a step.
+- Quadratic predictor and cubic corrector. The corrector takes the answer that the next step uses: one call per step.
 - Steps equal in `atan((sigma / (alpha / 2))^0.7)`: densest in log-SNR where noise and images are alike, and of length 0
   at both ends. The last call is where this grid has it, or at `t_min` if that comes earlier.
 - With 20 calls or fewer, the last answer, moved to the corrected state, is the image: a long last step along the flow
@@ -10,8 +10,8 @@ r"""The sampler to use when nothing is said: a rule for every process and every 
   to the flow's solution and not to the denoised state at `t_min`, which is a few thousandths away.
 
 Where every frequency fades at a rate of its own and there is no velocity (blurring), one angle and one variance suit
-none of them well: there point data as reference, a linear predictor, a quadratic corrector, and steps equal in the
-angle.
+none of them well. There the rule takes point data as reference, a linear predictor, a quadratic corrector, and steps
+equal in the angle.
 
 Evidence: `benchmarks/accuracy.py`.
 """
@@ -31,29 +31,29 @@ FEW = 20  # calls up to which the image is the last answer
 
 
 def auto_grid(process: Process, steps: int) -> Tensor:
-    """The times of the rule above, from `t_max` to 0, `(steps + 1,)`."""
+    """Return the times of the module's rule, from `t_max` to 0, `(steps + 1,)`."""
     return angle(process, steps, scale=SCALE, exponent=EXPONENT)
 
 
 def auto(process: Process, steps: int, reference: Gaussian) -> Plan:
-    """The plan with `steps` network calls.
+    """Make the plan with `steps` network calls.
 
     Args:
         process: the diffusion.
-        steps: how many.
-        reference: N(m, s^2 I) of the model's data.
+        steps: number of network calls.
+        reference: Gaussian N(m, s^2 I) fitted to the model's data.
     """
     grid = angle(process, steps, scale=SCALE) if _fades_unevenly(process) else auto_grid(process, steps)
     return auto_at(process, grid, reference=reference)
 
 
 def auto_at(process: Process, grid: Tensor, *, reference: Gaussian = WHITE) -> Plan:
-    """The same rule at given times.
+    """Apply the same rule at given times.
 
     Args:
         process: the diffusion.
         grid: decreasing times, `(steps + 1,)`.
-        reference: N(m, s^2 I) of the model's data.
+        reference: Gaussian N(m, s^2 I) fitted to the model's data.
     """
     if _fades_unevenly(process):
         return exponential(process, grid, order=1, variable="angle", corrector="reuse", name="auto")

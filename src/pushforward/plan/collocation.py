@@ -38,28 +38,28 @@ def collocation(
     variable: Variable = "angle",
     denoise: bool = True,
 ) -> Plan:
-    """The implicit plan of the module's docstring, for `execute.parallel`.
+    """Make the implicit plan of the module's docstring, for `execute.parallel`.
 
     Args:
         process: the diffusion.
         grid: decreasing times, `(steps + 1,)`.
         order: degree of the interpolating polynomial, 1 or more: it goes through `order + 1` answers.
-        reference: N(m, C).
-        variable: what the polynomial is in.
-        denoise: where the grid ends at time 0, end with the network's answer at the last time of the grid at which it
-            can be asked (`t_min` or before); otherwise the last step is like all others.
+        reference: reference Gaussian N(m, C).
+        variable: variable of the polynomial.
+        denoise: if the grid ends at time 0, end with the network's answer at the last time of the grid at which it can
+            be asked (`t_min` or before); otherwise the last step is like all others.
 
     Raises:
-        PushforwardError: an order below 1, or fewer than two times at which the network can be asked.
+        PushforwardError: the order is below 1, or there are fewer than two times at which the network can be asked.
     """
     if order < 1:
-        raise PushforwardError(f"The degree of collocation is at least 1 (two answers a step); got order={order}.")
+        raise PushforwardError(f"The degree of collocation is at least 1 (two answers per step); got order={order}.")
     builder = Builder(process, "collocation", grid, reference)
     times = builder.grid
     asked = int((times >= process.t_min * (1 - 1e-9)).sum()) - 1
     if asked < 1:
         raise PushforwardError(
-            f"Collocation needs two times at or above t_min = {process.t_min:g} of process {process.name!r}."
+            f"Collocation needs two grid times at or above t_min = {process.t_min:g} of process {process.name!r}."
         )
     rule = Rule(process, builder, reference, variable)
     nodes = [builder.handle(k, float(t)) for k, t in enumerate(times)]

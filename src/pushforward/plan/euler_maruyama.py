@@ -1,4 +1,4 @@
-r"""Euler–Maruyama on the reverse diffusion of any noise level.
+r"""Euler–Maruyama on the reverse diffusion with any noise level.
 
     du = [F u - (1 + lambda^2) / 2 G G^T score] dt + lambda G dw,     score = -Sigma^-1 (u - Psi D),
 
@@ -20,12 +20,14 @@ from pushforward.plan.plan import Builder, Plan
 
 
 def euler_maruyama(process: Process, grid: Tensor, *, noise: float = 1.0) -> Plan:
-    """Plain Euler–Maruyama, the baseline: `u' = u + h [F u - (1 + noise^2) / 2 G G^T score] + noise sqrt|h| G xi`.
+    """Make plain Euler–Maruyama, the baseline.
+
+        u' = u + h [F u - (1 + noise^2) / 2 G G^T score] + noise sqrt|h| G xi
 
     Args:
         process: the diffusion.
         grid: decreasing times, `(steps + 1,)`.
-        noise: lambda >= 0; 0 is Euler's method on the probability flow.
+        noise: noise level lambda >= 0; 0 is Euler's method on the probability flow.
     """
     check_noise(noise)
     builder = Builder(process, "euler-maruyama", grid)

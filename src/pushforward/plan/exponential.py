@@ -43,7 +43,7 @@ Corrector = Literal["reuse", "evaluate"]
 
 
 def variable_at(process: Process, name: Variable, t: Tensor, reference: Gaussian = POINT) -> Tensor:
-    """The variable in which answers are interpolated, at times `t`."""
+    """Return the variable in which answers are interpolated, at times `t`."""
     match name:
         case "time":
             return t
@@ -55,7 +55,7 @@ def variable_at(process: Process, name: Variable, t: Tensor, reference: Gaussian
 
 
 def check_noise(noise: float) -> None:
-    """Raise unless a noise level is not negative."""
+    """Raise if a noise level is negative."""
     if not noise >= 0:
         raise PushforwardError(f"The noise level must not be negative; got {noise}.")
 
@@ -63,7 +63,7 @@ def check_noise(noise: float) -> None:
 def check_order(order: int) -> None:
     """Raise unless `order` is 0 … 3."""
     if order not in range(4):
-        raise PushforwardError(f"Orders go from 0 (one answer a step) to 3 (four answers); got {order}.")
+        raise PushforwardError(f"The order must be 0 (one answer per step), 1, 2 or 3 (four answers); got {order}.")
 
 
 def exponential(
@@ -78,20 +78,20 @@ def exponential(
     denoise: bool = False,
     name: str = "exponential",
 ) -> Plan:
-    """The multistep solver of the module's docstring.
+    """Make the multistep solver of the module's docstring.
 
     Args:
         process: the diffusion.
         grid: decreasing times, `(steps + 1,)`.
-        order: degree of the interpolating polynomial; the first steps use what answers there are.
-        reference: N(m, C).
-        variable: what the polynomial is in.
-        noise: lambda >= 0.
+        order: degree of the interpolating polynomial; the first steps use the answers there are.
+        reference: reference Gaussian N(m, C).
+        variable: variable of the polynomial.
+        noise: noise level lambda >= 0.
         corrector: redo each step with the answer at its end included: `reuse` takes that answer as the next step's
             (UniPC's corrector, no extra evaluations), `evaluate` asks again at the corrected state.
         denoise: end with the denoised state `D_lin(u) + r` in place of the last step, which must go to time 0. If r was
             asked for at a predicted state, this moves the answer to the corrected one by the reference's response.
-        name: for reports.
+        name: name of the solver, for reports.
     """
     check_order(order)
     check_noise(noise)
@@ -132,10 +132,10 @@ class Rule:
 
     Args:
         process: the diffusion.
-        builder: of the plan, with its grid.
-        reference: N(m, C).
-        variable: what the polynomial is in.
-        noise: lambda.
+        builder: builder of the plan, with its grid.
+        reference: reference Gaussian N(m, C).
+        variable: variable of the polynomial.
+        noise: noise level lambda.
     """
 
     def __init__(self, process: Process, builder: Builder, reference: Gaussian, variable: Variable, noise: float = 0.0):
@@ -153,15 +153,15 @@ class Rule:
         self._at = -1
 
     def deviation(self, k: int, handle: Handle) -> Terms:
-        """`X = kappa (D - D_lin(u))` of a state at time k."""
+        """Return `X = kappa (D - D_lin(u))` of a state at time k."""
         return self._kappa[k] @ (handle.answer - self._linear(k, handle.state))
 
     def denoised(self, k: int, state: Terms, deviation: Terms) -> Terms:
-        """`D_lin(u) + X / kappa`."""
+        """Return `D_lin(u) + X / kappa`."""
         return self._linear(k, state) + self._kappa[k].inverse() @ deviation
 
     def step(self, k: int, state: Terms, deviations: Mapping[int, Terms], nodes: list[int]) -> Terms:
-        """`u'` at time k + 1 from the state at k and the deviations at `nodes`; steps must be asked for in order."""
+        """Return `u'` at time k + 1 from the state at k and the deviations at `nodes`; call it in order of k."""
         psi, back = self._psi, self._back[k]
         moved = psi[k + 1] @ self._mean + back @ (state - psi[k] @ self._mean)
         held = psi[k + 1] - back @ psi[k]  # what a constant answer adds, for point data
@@ -177,7 +177,7 @@ class Rule:
         return total([a @ deviations[j] for a, j in zip(integrals, nodes, strict=True)], moved)
 
     def spread(self, k: int) -> Operator | None:
-        """`N` of the step from k, or `None` without noise."""
+        """Return `N` of the step from k, or `None` without noise."""
         if not self._noise:
             return None
         return (self._covariance[k + 1] - self._back[k] @ self._covariance[k] @ self._back[k].T).cholesky()
@@ -187,9 +187,9 @@ class Rule:
 
 
 def interpolation_nodes(x: Tensor, k: int, candidates: range) -> list[int]:
-    """Those answers that a polynomial in `x` can use in the step from k: where x is finite and goes on.
+    """Select the answers that a polynomial in `x` can use in the step from k: those where x is finite and moves.
 
-    It stands still, or is infinite, where there is no signal.
+    Where there is no signal, x stands still or is infinite.
     """
     if not math.isfinite(x[k + 1]) or x[k + 1] == x[k]:
         return [k]
@@ -197,7 +197,7 @@ def interpolation_nodes(x: Tensor, k: int, candidates: range) -> list[int]:
 
 
 def kappa(process: Process, t: Tensor, reference: Gaussian) -> Operator:
-    """`sqrt(1 + snr_C)`, which scales the deviation from the reference to unit size; 1 for point data."""
+    """Return `sqrt(1 + snr_C)`, which scales the deviation from the reference to unit size; 1 for point data."""
     if not reference:
         return Operator.scalar(torch.ones_like(t), process.blocks)
     snr = reference.snr(process, t)

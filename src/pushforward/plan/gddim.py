@@ -61,25 +61,25 @@ def gddim(
     factor: Literal["root", "cholesky"] = "root",
     variable: Variable = "time",
 ) -> Plan:
-    """gDDIM: deterministic multistep in the noise prediction, or one-step stochastic.
+    """Make gDDIM: deterministic multistep in the noise prediction, or one-step stochastic.
 
     Args:
         process: the diffusion.
         grid: decreasing times, `(steps + 1,)`.
-        order: degree of the extrapolation, 2 by default; the first steps use what answers there are. With noise, 0.
-        noise: lambda >= 0; 1 is ancestral sampling.
-        corrector: redo each step with the answer at its end: `evaluate` (the paper's, one more evaluation a step) or
+        order: degree of the extrapolation, 2 by default; the first steps use the answers there are. With noise, 0.
+        noise: noise level lambda >= 0; 1 is ancestral sampling.
+        corrector: redo each step with the answer at its end: `evaluate` (the paper's, one more evaluation per step) or
             `reuse` (UniPC's, none).
-        reference: N(m, C) for the root; C = 0 in the paper.
+        reference: reference Gaussian N(m, C) of the root; C = 0 in the paper.
         factor: `root`, or `cholesky` for the paper's ablation.
-        variable: what the polynomial is in; time in the paper.
+        variable: variable of the polynomial; time in the paper.
     """
     check_noise(noise)
     order = order if order is not None else 0 if noise else 2
     check_order(order)
     if noise:
         if corrector or order or factor != "root":
-            raise PushforwardError("Stochastic gDDIM (noise > 0) has order 0, no corrector and no other factor.")
+            raise PushforwardError("Stochastic gDDIM (noise > 0) needs order 0, no corrector and factor 'root'.")
         return exponential(process, grid, order=0, noise=noise, reference=reference, name="gddim")
     builder = Builder(process, "gddim", grid)
     times = builder.grid
@@ -96,7 +96,7 @@ def gddim(
         return factors[k].T @ score[k] @ (handle.state - psi[k] @ handle.answer)
 
     def frozen(k: int, state: Terms) -> Terms:
-        """The step with the prediction held, in closed form."""
+        """Return the step with the prediction held, in closed form."""
         if k == 0:  # finite without any signal, where `ahead` is not
             moved = factors[1] @ factors[0].T - psi[1] @ reference.data_covariance(process.blocks) @ psi[0].T
             return psi[1] @ first.answer + moved @ score[0] @ (first.state - psi[0] @ first.answer)
@@ -143,24 +143,24 @@ def _cholesky(process: Process, t: Tensor, reference: Gaussian) -> Operator:
 
 
 def ddim(process: Process, grid: Tensor, *, eta: float = 0.0, arrivals: Tensor | None = None) -> Plan:
-    """DDIM(eta): `u' = Psi' D + S R^-1 (u - Psi D) + eta P^(1/2) xi`, with `S S^T = Sigma' - eta^2 P`.
+    """Make DDIM(eta): `u' = Psi' D + S R^-1 (u - Psi D) + eta P^(1/2) xi`, with `S S^T = Sigma' - eta^2 P`.
 
     P is the posterior's covariance `Cov[u' | u, x_0]`. For images alone S is a square root of numbers; for blocks it is
-    the root of that matrix which is R' at eta = 0 and the posterior's own at eta = 1 (gDDIM's `noise` is the member
-    of the other family, by a diffusion of its own; the two agree at both ends).
+    the root of that matrix which is R' at eta = 0 and the posterior's own at eta = 1. (gDDIM's `noise` selects from
+    another family, that of the reverse diffusions; the two agree at both ends.)
 
     Args:
         process: the diffusion.
         grid: decreasing times, `(steps + 1,)`.
-        eta: 0 is deterministic, 1 is DDPM.
-        arrivals: times the steps really go to, `(steps,)`, where they are not the next grid times: `diffusers` does so
-            for spacings other than `leading`, and this reproduces it.
+        eta: share of the posterior's noise, in [0, 1]; 0 is deterministic, 1 is DDPM.
+        arrivals: times that the steps really go to, `(steps,)`, if they are not the next grid times: `diffusers` does
+            so for spacings other than `leading`, and this reproduces it.
     """
     return _posterior_family(process, grid, eta, "ddim", arrivals, large=False)
 
 
 def ddpm(process: Process, grid: Tensor, *, variance: Literal["small", "large"] = "small") -> Plan:
-    """Ancestral sampling: DDIM(eta = 1), with the posterior's variance or the larger one of the forward step."""
+    """Make ancestral sampling: DDIM(eta = 1), with the posterior's variance or the larger one of the forward step."""
     return _posterior_family(process, grid, 1.0, "ddpm", None, large=variance == "large")
 
 

@@ -21,18 +21,18 @@ from pushforward.data.memory import check_memory
 from pushforward.errors import PushforwardError
 from pushforward.linear import Discrete, Gaussian, Process, whitening_angle
 
-STEP = 4096  # bytes that a step of a plan takes, and more over frequencies
+STEP = 4096  # bytes that each step of a plan takes; more over frequencies
 
 
 def uniform(process: Process, steps: int, *, start: float | None = None, end: float = 0.0) -> Tensor:
-    """Equal steps in time."""
+    """Make equal steps in time."""
     return power(process, steps, exponent=1.0, start=start, end=end)
 
 
 def power(
     process: Process, steps: int, *, exponent: float = 2.0, start: float | None = None, end: float = 0.0
 ) -> Tensor:
-    """Equal steps in `t^(1 / exponent)`: `exponent = 2` is the quadratic grid of DDIM and gDDIM."""
+    """Make equal steps in `t^(1 / exponent)`: `exponent = 2` is the quadratic grid of DDIM and gDDIM."""
     first = _checked_start(process, start, end)
     low, high = end ** (1 / exponent), first ** (1 / exponent)
     grid: Tensor = (low + _unit(steps) * (high - low)).pow(exponent)
@@ -41,12 +41,16 @@ def power(
 
 
 def log_snr(process: Process, steps: int, *, start: float | None = None, end: float = 0.0) -> Tensor:
-    """Equal steps in `log(alpha / sigma)` (Lu et al., DPM-Solver, arXiv 2206.00927)."""
+    """Make equal steps in `log(alpha / sigma)` (Lu et al., DPM-Solver, arXiv 2206.00927)."""
     return _in_variable(process, steps, lambda t: -process.log_snr(t), start, end)
 
 
 def karras(process: Process, steps: int, *, rho: float = 7.0, start: float | None = None, end: float = 0.0) -> Tensor:
-    """Equal steps in `(sigma / alpha)^(1 / rho)` to `t_min`, then `end` (Karras et al., arXiv 2206.00364, eq. 5)."""
+    """Make equal steps in `(sigma / alpha)^(1 / rho)` to `t_min`, then go to `end`.
+
+    References:
+        Elucidating the Design Space, Karras et al., arXiv 2206.00364, eq. 5.
+    """
 
     def variable(t: Tensor) -> Tensor:
         return torch.where(t > 0, torch.exp(-process.log_snr(t) / rho), -math.inf)
@@ -63,7 +67,7 @@ def angle(
     start: float | None = None,
     end: float = 0.0,
 ) -> Tensor:
-    """Equal steps in `atan((sigma / (scale alpha))^exponent)`.
+    """Make equal steps in `atan((sigma / (scale alpha))^exponent)`.
 
     With exponent 1 that is the whitening angle of data of standard deviation `scale`: steps in log-SNR are shortest
     where noise and data are alike. Smaller exponents spread them wider, to equal steps in log-SNR in the limit.
@@ -78,7 +82,7 @@ def angle(
 
 
 def explicit(process: Process, times: Sequence[float]) -> Tensor:
-    """The given times, checked."""
+    """Check given times, and return them as a grid."""
     return check_grid(process, torch.tensor(list(times), dtype=torch.float64))
 
 
@@ -94,16 +98,16 @@ def shifted(
     stay: bool = False,
     end: float = 0.0,
 ) -> Tensor:
-    """Equal steps in s, then bent: more of them near the noise (time must run 0 … 1).
+    """Make equal steps in s, then bend them: more of them near the noise (time must run 0 … 1).
 
     Args:
-        process: any whose time goes to 1.
-        steps: how many.
-        shift: see `bent`.
-        last: s at which the last step begins; its steps before are equal. By default they go on to `beyond`.
+        process: a process whose time goes to 1.
+        steps: number of steps.
+        shift: shift of the times towards the noise, see `bent`.
+        last: s at which the last step begins, after equal steps; by default the steps are equal down to `beyond`.
         beyond: s at which the last step would end, if it were equal to the others.
-        terminal: see `bent`.
-        spread: see `bent`.
+        terminal: time of the last step's beginning, see `bent`.
+        spread: rule for the times between, see `bent`.
         stay: end at the time at which the last step would begin, and leave that step out.
         end: time of the last state.
     """
@@ -116,13 +120,13 @@ def shifted(
 
 
 def bent(places: Tensor, *, shift: float = 1.0, terminal: float | None = None, spread: str | None = None) -> Tensor:
-    """The times of flow models at which steps begin, as schedulers bend them.
+    """Bend the times of flow models at which steps begin, as schedulers do: by `shift`, `terminal`, then `spread`.
 
     Args:
-        places: s, decreasing from 1 or less, `(steps,)`.
-        shift: to `shift s / (1 + (shift - 1) s)`; 1 is none.
-        terminal: then in proportion, with 1 kept, so that the last is this; a single step at 1 stays there.
-        spread: then the same first and last, and those between by a rule of `spaced`.
+        places: times s before bending, decreasing from 1 or less, `(steps,)`.
+        shift: replace s by `shift s / (1 + (shift - 1) s)`; 1 does nothing.
+        terminal: scale the distances from 1 so that the last time is this; a single step at 1 stays there.
+        spread: keep the first and last time, and place those between by this rule of `spaced`.
 
     References:
         shift: Scaling Rectified Flow Transformers, Esser et al., arXiv 2403.03206, eq. 23;
@@ -147,19 +151,19 @@ def levels(
     stay: bool = False,
     end: float = 0.0,
 ) -> Tensor:
-    """Steps that begin at noise levels `sigma / alpha` between two, both included, then the time `end`.
+    """Make steps that begin at noise levels `sigma / alpha` from `high` to `low`, then go to the time `end`.
 
-    Where the last level is at `end` already, the step between them would do nothing and is left out.
+    If the last level is at `end` already, the step between them would do nothing and is left out.
 
     Args:
         process: the diffusion.
-        steps: how many levels.
-        spread: a rule of `spaced`.
-        rho: of `karras`.
-        high: the first level, by default that of `t_max`.
-        low: the last level, by default that of `t_min`.
-        spacing: if given, the levels by default are those of the first and the last of these timesteps.
-        offset: of these timesteps; see `timesteps`.
+        steps: number of levels.
+        spread: how to place the levels, a rule of `spaced`.
+        rho: exponent of the rule `karras`.
+        high: the first level; by default that of `t_max`.
+        low: the last level; by default that of `t_min`.
+        spacing: if given, `high` and `low` are by default the levels of the first and last of these timesteps.
+        offset: offset of these timesteps; see `timesteps`.
         stay: end at the last level.
         end: time of the last state.
     """
@@ -181,10 +185,10 @@ def levels(
 
 
 def spaced(first: float, last: float, count: int, rule: str, rho: float = 7.0) -> Tensor:
-    """Numbers from the first to the last, decreasing, `(count,)`; a single one is the first.
+    """Space decreasing numbers from the first to the last, `(count,)`; a single one is the first.
 
-    `karras` is equal in the power `1 / rho` (arXiv 2206.00364, eq. 5), `exponential` in the logarithm, and `beta` has
-    the quantiles of Beta(0.6, 0.6) (Beta Sampling is All You Need, Lee et al., arXiv 2407.12173).
+    `karras` makes equal steps in the power `1 / rho` (arXiv 2206.00364, eq. 5), `exponential` in the logarithm, and
+    `beta` takes quantiles of Beta(0.6, 0.6) (Beta Sampling is All You Need, Lee et al., arXiv 2407.12173).
     """
     ramp = torch.linspace(0, 1, count, dtype=torch.float64)
     match rule:
@@ -199,7 +203,7 @@ def spaced(first: float, last: float, count: int, rule: str, rho: float = 7.0) -
             return last + torch.from_numpy(beta.ppf(1 - ramp.numpy(), 0.6, 0.6)) * (first - last)
         case _:
             raise PushforwardError(
-                f"Unknown rule {rule!r} to place noise levels by; known are karras, exponential and beta."
+                f"Unknown rule {rule!r} for placing noise levels; known are karras, exponential and beta."
             )
 
 
@@ -214,19 +218,19 @@ def timesteps(
     whole: bool = True,
     top: int | None = None,
 ) -> Tensor:
-    """The timesteps of `diffusers`' schedulers, then the time `final`.
+    """Place the timesteps of `diffusers`' schedulers, then the time `final`.
 
-    Where the last timestep is at `final` already, the step between them would do nothing and is left out.
+    If the last timestep is at `final` already, the step between them would do nothing and is left out.
 
     Args:
         process: a `Discrete` process.
-        steps: how many timesteps.
+        steps: number of timesteps.
         spacing: `leading`, `linspace` or `trailing` (Lin et al., arXiv 2305.08891, table 2).
-        offset: added to the timesteps of `leading` spacing (`steps_offset`).
-        final: time of the last state: 0 for clean data, `t_min` where `set_alpha_to_one` is off.
+        offset: number added to the timesteps of `leading` spacing (`steps_offset`).
+        final: time of the last state: 0 for clean data, `t_min` if `set_alpha_to_one` is off.
         drop_last: place one timestep more and leave out the last (the multistep schedulers do; not for `trailing`).
-        whole: round those of `linspace` spacing to integers (Euler's and its kin are not).
-        top: place them among the first of the process's timesteps, so many of them.
+        whole: round timesteps of `linspace` spacing to integers (Euler's and similar schedulers do not).
+        top: place the timesteps among the first `top` of the process's; by default among all.
 
     Raises:
         PushforwardError: the process has no timesteps, or too few of them.
@@ -240,13 +244,13 @@ def timesteps(
 def asked_timesteps(
     process: Process, steps: int, spacing: str, offset: int = 0, *, whole: bool = True, top: int | None = None
 ) -> Tensor:
-    """The timesteps themselves, decreasing, `(steps,)`; see `timesteps`."""
+    """Return the timesteps themselves, decreasing, `(steps,)`; see `timesteps`."""
     if not isinstance(process, Discrete):
         raise PushforwardError(f"Timestep grids need a process given by a table; {process.name!r} has continuous time.")
     every = process.timesteps
     count = every if top is None else top
     if not 1 <= steps <= count:
-        raise PushforwardError(f"This process has {count} timesteps; got steps={steps}.")
+        raise PushforwardError(f"This process has {count} timesteps; take from 1 to {count} steps, not {steps}.")
     match spacing:
         case "leading":
             chosen = torch.arange(steps - 1, -1, -1, dtype=torch.float64) * (count // steps)
@@ -268,16 +272,16 @@ GRIDS: dict[str, Callable[..., Tensor]] = {
 
 
 def default(process: Process, steps: int, *, name: str = "uniform", **settings: object) -> Tensor:
-    """The grid that a model came with: `default(model.process, steps, **model.grid)`.
+    """Make the grid that a model came with: `default(model.process, steps, **model.grid)`.
 
     Args:
         process: the diffusion.
-        steps: how many.
-        name: one of `GRIDS`.
-        settings: of that grid.
+        steps: number of steps.
+        name: a name in `GRIDS`.
+        settings: settings of that grid.
 
     Raises:
-        PushforwardError: no grid of that name, or it does not take these settings.
+        PushforwardError: there is no grid of that name, or it does not take these settings.
     """
     if name not in GRIDS:
         raise PushforwardError(f"Unknown grid {name!r}; known are {', '.join(GRIDS)}.")
@@ -288,16 +292,16 @@ def default(process: Process, steps: int, *, name: str = "uniform", **settings: 
 
 
 def check_grid(process: Process, grid: Tensor) -> Tensor:
-    """The grid as float64 on the CPU.
+    """Check a grid, and return it as float64 on the CPU.
 
     Raises:
-        PushforwardError: not decreasing, too short, or outside `[0, t_max]`.
+        PushforwardError: it is not decreasing, is too short, or leaves `[0, t_max]`.
     """
     grid = torch.as_tensor(grid, dtype=torch.float64).cpu()
     if grid.ndim != 1 or len(grid) < 2:
         raise PushforwardError(f"A grid needs at least two times in one dimension; got shape {tuple(grid.shape)}.")
     if not bool((grid.diff() < 0).all()):
-        raise PushforwardError("A grid must strictly decrease, from noise to data.")
+        raise PushforwardError("The times of a grid must strictly decrease, from noise to data.")
     if float(grid[0]) > process.t_max * (1 + 1e-12) or float(grid[-1]) < 0:
         raise PushforwardError(
             f"Grid times must lie in [0, {process.t_max:g}] for process {process.name!r}; "
@@ -307,7 +311,7 @@ def check_grid(process: Process, grid: Tensor) -> Tensor:
 
 
 def _unit(steps: int) -> Tensor:
-    """`1, 1 - 1/N … 0`."""
+    """Return `1, 1 - 1/N … 0`."""
     if steps < 1:
         raise PushforwardError(f"A grid needs at least one step; got steps={steps}.")
     check_memory(steps * STEP, f"A plan of {steps:,} steps")
@@ -317,7 +321,7 @@ def _unit(steps: int) -> Tensor:
 def _in_variable(
     process: Process, steps: int, variable: Callable[[Tensor], Tensor], start: float | None, end: float
 ) -> Tensor:
-    """Equal steps in an increasing function of time."""
+    """Make equal steps in an increasing function of time."""
     if end < process.t_min and not math.isfinite(variable(torch.tensor(end, dtype=torch.float64))):
         if steps == 1:
             return uniform(process, 1, start=start, end=end)
@@ -335,12 +339,12 @@ def _in_variable(
 
 
 def _asked_within(process: Process, grid: Tensor, remade: Callable[[int], Tensor]) -> Tensor:
-    """A grid whose last network call is no earlier than `t_min`, below which no network was trained.
+    """Return a grid whose last network call is no earlier than `t_min`, below which no network was trained.
 
     Args:
         process: the diffusion.
-        grid: as it is.
-        remade: the grid of n steps that ends at `t_min`.
+        grid: the grid before this correction.
+        remade: a function that makes the grid of n steps that ends at `t_min`.
     """
     steps = len(grid) - 1
     if steps == 1 or float(grid[-1]) >= process.t_min or float(grid[-2]) >= process.t_min * (1 - 1e-9):
@@ -359,7 +363,7 @@ def _checked_start(process: Process, start: float | None, end: float) -> float:
 
 
 def solve_for_time(variable: Callable[[Tensor], Tensor], values: Tensor, high: Tensor, low: Tensor) -> Tensor:
-    """Times in `[low, high]` at which an increasing function of time has `values`, by bisection to float64 rounding."""
+    """Find the times in `[low, high]` where an increasing function has `values`, by bisection to float64 rounding."""
     below, above = low.expand_as(values).clone(), high.expand_as(values).clone()
     for _ in range(60):
         middle = 0.5 * (below + above)
@@ -369,7 +373,7 @@ def solve_for_time(variable: Callable[[Tensor], Tensor], values: Tensor, high: T
 
 
 def spread_times(process: Process, reference: Gaussian, count: int) -> Tensor:
-    """The middles of `count` equal pieces of the whitening angle between `t_min` and `t_max`, ascending."""
+    """Return the midpoints of `count` equal parts of the whitening angle from `t_min` to `t_max`, ascending."""
     low, high = (torch.tensor(t, dtype=torch.float64) for t in (process.t_min, process.t_max))
     first, last = whitening_angle(process, torch.stack([low, high]), reference)
     middles = (torch.arange(count, dtype=torch.float64) + 0.5) / count

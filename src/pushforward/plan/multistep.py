@@ -26,7 +26,7 @@ from pushforward.plan.quadrature import reverse_transition
 def dpm_solver_pp(
     process: Process, grid: Tensor, *, order: int = 2, noise: float = 0.0, lower_final: bool = True
 ) -> Plan:
-    """DPM-Solver++(2M), (3M) and SDE-2M.
+    """Make DPM-Solver++(2M), (3M) or SDE-2M.
 
     2M holds `D_i + (D_i - D_{i-1}) / (2 r)`, `r = h_{i-1} / h_i`. 3M integrates the quadratic through three answers
     exactly, which is `exponential(order=2)` for point data (the published 3M halves its last term and so loses an
@@ -66,7 +66,7 @@ def dpm_solver_pp(
 
 
 def unipc(process: Process, grid: Tensor, *, order: int = 2, lower_final: bool = True) -> Plan:
-    """UniPC-p (bh2, data prediction): each answer first corrects the step that led to it, then predicts the next.
+    """Make UniPC-p (bh2, data prediction): each answer first corrects the step that led to it, then predicts the next.
 
     Args:
         process: the diffusion.
@@ -75,7 +75,7 @@ def unipc(process: Process, grid: Tensor, *, order: int = 2, lower_final: bool =
         lower_final: lower the order over the last steps, as published.
     """
     if order not in (1, 2, 3):
-        raise PushforwardError(f"UniPC has orders 1, 2 and 3 here; got {order}.")
+        raise PushforwardError(f"UniPC has orders 1, 2 and 3; got {order}.")
     builder = Builder(process, "unipc", grid)
     times = builder.grid
     x = process.log_snr(times)

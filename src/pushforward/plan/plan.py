@@ -5,10 +5,10 @@ of the network, and of fresh noise; some nodes *ask* the network about the state
 
     u_n = sum_j A_nj u_j + sum_j B_nj D_j + M_n m + N_n xi_n,        D_n = E[u_0 | u_n]  if node n asks.
 
-The answer is the *denoised state* D. Other forms are linear in the state and D (for one, the noise prediction in the
-root's form is `R^-1 (u - Psi D)`), so solvers may think in whichever they like; D is the form that stays finite where
+The answer is the *denoised state* D. Other forms are linear in the state and D (the noise prediction in the root's
+form, for example, is `R^-1 (u - Psi D)`), so solvers may use whichever they like. D is the form that stays finite where
 there is no signal (alpha = 0, where noise predictions say nothing about the image) and where there is no noise, and
-for a single data point it is constant. `m` is the mean of a reference Gaussian, where the solver uses one.
+for a single data point it is constant. `m` is the mean of a reference Gaussian, if the solver uses one.
 
 Where nodes refer to earlier ones alone, the plan is *explicit*, and can be run one node after another. A plan that
 refers ahead is *implicit*: a system of equations for all states, solved together.
@@ -77,7 +77,7 @@ NOTHING = Terms({})
 
 
 def total(summands: Iterable[Terms], start: Terms = NOTHING) -> Terms:
-    """The sum of `start` and all summands."""
+    """Sum `start` and all summands."""
     return reduce(add, summands, start)
 
 
@@ -86,9 +86,9 @@ class Node:
     """One state of a plan.
 
     Args:
-        time: where the state lives, and at which the network is asked about it.
-        terms: what it is made of.
-        asks: whether the network is asked about it.
+        time: the state's time, at which the network is asked about it.
+        terms: the linear combination that makes the state.
+        asks: whether the network is asked about the state.
     """
 
     time: float
@@ -101,15 +101,16 @@ class Plan:
     """A sampler as coefficients: the first node is given (the code's terminal state), the last is the result.
 
     Args:
-        process: the diffusion it samples.
-        solver: name of the solver that made it.
-        nodes: in order; each refers to itself (noise) and to others, all of them earlier unless it is `implicit`.
-        steps: indices of the nodes that are states of the chain, not stages in between; one more than steps.
-        mean: of the reference Gaussian that the solver used.
+        process: the diffusion that the plan samples.
+        solver: name of the solver that made the plan.
+        nodes: the nodes in order; each refers to its own noise and to other nodes, all of them earlier unless the plan
+            is `implicit`.
+        steps: indices of the nodes that are states of the chain, not stages in between; one more than there are steps.
+        mean: mean of the reference Gaussian that the solver used.
 
     Raises:
-        PushforwardError: a coefficient is not finite, or a node refers to the noise of a later one, or to one that is
-            not there.
+        PushforwardError: a coefficient is not finite, or a node refers to the noise of a later node or to a node that
+            does not exist.
     """
 
     process: Process
@@ -144,13 +145,13 @@ class Plan:
 
     @property
     def basis(self) -> Basis:
-        """Where the coefficients are diagonal."""
+        """The basis in which the coefficients are diagonal."""
         bases = (o.basis for node in self.nodes for o in node.terms.values() if o.basis != IDENTITY)
         return next(bases, self.process.basis)
 
     @property
     def nfe(self) -> int:
-        """Network evaluations an image."""
+        """Network evaluations per image."""
         return sum(node.asks for node in self.nodes)
 
     @property
@@ -178,7 +179,7 @@ class Plan:
         return torch.tensor([node.time for node in self.nodes if node.asks], dtype=torch.float64)
 
     def mean_state(self, like: Tensor) -> Tensor | None:
-        """The reference's mean as a clean state, shaped like states `(batch, k * channels, *field)`; `None`: zero."""
+        """Return the reference's mean as a clean state, shaped like `(batch, k * channels, *field)`; `None` if zero."""
         return Gaussian(mean=self.mean).mean_state(self.process, like)
 
     @property
@@ -197,12 +198,12 @@ class Handle:
 
     @property
     def state(self) -> Terms:
-        """Its state."""
+        """The node's state."""
         return self.builder._unit("state", self.index)
 
     @property
     def answer(self) -> Terms:
-        """The network's answer there: using it makes the node ask."""
+        """The network's answer about the node: using it makes the node ask."""
         self.builder._asks.add(self.index)
         return self.builder._unit("answer", self.index)
 
@@ -212,9 +213,9 @@ class Builder:
 
     Args:
         process: the diffusion.
-        solver: name for messages and reports.
+        solver: name of the solver, for messages and reports.
         grid: decreasing times, `(steps + 1,)`.
-        reference: whose mean the terms may use.
+        reference: reference Gaussian, whose mean the terms may use.
     """
 
     def __init__(self, process: Process, solver: str, grid: Tensor, reference: Gaussian | None = None):
@@ -229,11 +230,11 @@ class Builder:
         self._one = Operator.scalar(1.0, process.blocks)
 
     def start(self) -> Handle:
-        """The given first state, at the grid's first time."""
+        """Add the given first state, at the grid's first time."""
         return self.node(float(self.grid[0]), NOTHING)
 
     def node(self, time: float, terms: Terms, noise: Operator | None = None, *, stage: bool = False) -> Handle:
-        """Add a state; `noise` multiplies a fresh standard normal; a `stage` is no state of the chain."""
+        """Add a state; `noise` multiplies a fresh standard normal; a `stage` is not a state of the chain."""
         index = len(self._nodes)
         if noise is not None and bool((noise.coefficients != 0).any()):
             terms = terms + noise @ self._unit("noise", index)
@@ -243,16 +244,16 @@ class Builder:
         return self.handle(index, time)
 
     def handle(self, index: int, time: float) -> Handle:
-        """A node by its index, whether it is built already or not yet: this is how plans refer ahead."""
+        """Return a node by its index, whether it is built or not yet: this is how plans refer ahead."""
         return Handle(self, index, float(time))
 
     @property
     def mean(self) -> Terms:
-        """The reference's mean, as a clean state."""
+        """Return the reference's mean as a clean state."""
         return self._unit("mean", 0) if bool(self._mean.any()) else NOTHING
 
     def build(self, **settings: object) -> Plan:
-        """The finished plan; `settings` are kept for reports."""
+        """Make the finished plan; it keeps `settings` for reports."""
         nodes = tuple(Node(t, terms.coefficients, k in self._asks) for k, (t, terms) in enumerate(self._nodes))
         return Plan(self._process, self._solver, nodes, tuple(self._steps), self._mean, settings)
 

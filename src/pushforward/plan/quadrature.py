@@ -1,7 +1,7 @@
 """Integrals over the steps of a grid, and what the reverse diffusion of a Gaussian does between two times.
 
 All in float64. Integrands are smooth in `y = sqrt(t)` for every process (noise levels start like `sqrt(t)` where the
-schedule does not), so Gauss–Legendre in y converges geometrically: 32 nodes a step leave rounding errors.
+schedule does not), so Gauss–Legendre in y converges geometrically: 32 nodes per step leave only rounding errors.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _NUMBERS = 2**21  # coefficients of an operator held at a time
 
 
 def gauss_legendre(start: Tensor, end: Tensor, nodes: int = NODES) -> tuple[Tensor, Tensor]:
-    """Times from `start (steps,)` to `end`, weights `(steps, nodes)`: `int_start^end f dt ~ sum w f(tau)`, signed."""
+    """Return times and weights `(steps, nodes)` from `start (steps,)` to `end`: `int f dt ~ sum w f(tau)`, signed."""
     x, w = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(nodes))
     middle, half = 0.5 * (start.sqrt() + end.sqrt())[:, None], 0.5 * (end.sqrt() - start.sqrt())[:, None]
     y = middle + half * x
@@ -31,12 +31,12 @@ def gauss_legendre(start: Tensor, end: Tensor, nodes: int = NODES) -> tuple[Tens
 def kernels(
     times: Tensor, basis: Basis, kernel: Callable[[Tensor, Tensor], Operator]
 ) -> Iterator[tuple[Tensor, Tensor, Operator]]:
-    """Quadrature times, weights and a kernel's values at them, step by step of the grid `times`.
+    """Yield quadrature times, weights and a kernel's values at them for the steps of the grid `times`.
 
     Args:
         times: the grid, `(steps + 1,)`.
-        basis: of the kernel; steps are worked many at a time, as many as its size allows.
-        kernel: `(tau (steps, nodes), ends (steps, 1)) -> operators (steps, nodes)`.
+        basis: the kernel's basis; it decides how many steps are worked on at once.
+        kernel: function `(tau (steps, nodes), ends (steps, 1)) -> operators (steps, nodes)`.
     """
     tau, weights = gauss_legendre(times[:-1], times[1:])
     size = max(1, _NUMBERS // (4 * NODES * math.prod(basis.shape)))
@@ -47,7 +47,7 @@ def kernels(
 
 
 def lagrange(nodes: Tensor, at: Tensor) -> Tensor:
-    """Lagrange's basis polynomials of `nodes (n,)` at points `at (m,)`, `(n, m)`."""
+    """Evaluate Lagrange's basis polynomials of `nodes (n,)` at points `at (m,)`, `(n, m)`."""
     same = torch.eye(len(nodes), dtype=torch.bool)
     gaps = (nodes[:, None] - nodes[None, :]).masked_fill(same, 1.0)
     ratios = (at[None, None, :] - nodes[None, :, None]) / gaps[:, :, None]
@@ -55,13 +55,13 @@ def lagrange(nodes: Tensor, at: Tensor) -> Tensor:
 
 
 def weighted(operators: Operator, weights: Tensor) -> Operator:
-    """`sum_n weights_n operators_n` over the batch."""
+    """Return `sum_n weights_n operators_n` over the batch."""
     values = operators.coefficients
     return Operator((weights @ values.flatten(1)).view(values.shape[1:]), operators.basis)
 
 
 def reverse_transition(process: Process, end: Tensor, times: Tensor, noise: float, reference: Gaussian) -> Operator:
-    r"""`Psi^(end, tau)` of the reverse diffusion that keeps `reference`'s marginals.
+    r"""Return `Psi^(end, tau)` of the reverse diffusion that keeps `reference`'s marginals.
 
     It solves `dPsi^/dt = (F + (1 + noise^2) / 2 G G^T Sigma_t^-1) Psi^` (gDDIM, arXiv 2206.05564, section 4).
     With no noise it is `R_end R_tau^-1`; with `noise = 1`, the posterior's `Sigma_end Psi(tau, end)^T Sigma_tau^-1`.
@@ -71,9 +71,9 @@ def reverse_transition(process: Process, end: Tensor, times: Tensor, noise: floa
     Args:
         process: the diffusion.
         end: earlier times, of a shape that broadcasts to that of `times`.
-        times: tau, `(*batch,)`.
-        noise: lambda.
-        reference: N(m, C).
+        times: the times tau, `(*batch,)`.
+        noise: noise level lambda.
+        reference: reference Gaussian N(m, C).
     """
     if noise == 1:
         gain = reference.covariance(process, end) @ process.transition(times, end).T
@@ -87,8 +87,8 @@ def reverse_transition(process: Process, end: Tensor, times: Tensor, noise: floa
         return Operator(ratio.coefficients * shrink.coefficients.pow(noise**2), ratio.basis)
     if not reference and bool((end == 0).any()):
         raise PushforwardError(
-            f"The reverse diffusion of {process.name!r} with noise {noise} has no limit at t = 0; "
-            "end the grid at t_min."
+            f"The reverse diffusion of process {process.name!r} with noise {noise} has no limit at t = 0; "
+            f"end the grid at t_min = {process.t_min:.3g}."
         )
     return last @ _magnus(process, end, times, noise, reference) @ back
 

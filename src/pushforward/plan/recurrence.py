@@ -4,9 +4,9 @@ From the state at t_i a one-step solver makes one at t_{i+1}; the forward proces
 
     u_i <- Psi(t_i, t_{i+1}) u_{i+1} + chol(Sigma_i - Psi Sigma_{i+1} Psi^T) xi,
 
-and the solver steps again. Where the states had the right marginals they keep them, since both moves do. Where they had
-not, because an answer was steered or some pixels are held, each turn brings them nearer to what the answers ask for:
-what is known of one part of an image spreads to the rest.
+and the solver steps again. States that had the right marginals keep them, since both moves do. Other states, of which
+an answer was steered or some pixels are held, come nearer with each turn to what the answers ask for: what is known of
+one part of an image spreads to the rest.
 
 References:
     RePaint, Lugmayr et al., arXiv 2201.09865, algorithm 1 (with jumps of one step);
@@ -30,7 +30,7 @@ __all__ = ["repeated"]
 
 
 def repeated(make: Callable[[Process, Tensor], Plan], process: Process, grid: Tensor, repeats: int = 2) -> Plan:
-    """The plan of a solver with every step taken `repeats` times; as many times the network calls.
+    """Make a solver's plan with every step taken `repeats` times, which takes `repeats` times the network calls.
 
     Each step is a plan of its own: a multistep solver forgets what was answered before and is of order one.
 
@@ -38,13 +38,13 @@ def repeated(make: Callable[[Process, Tensor], Plan], process: Process, grid: Te
         make: the solver, `(process, grid) -> Plan`, explicit.
         process: the diffusion.
         grid: decreasing times, `(steps + 1,)`.
-        repeats: how often each step is taken; with 1, a one-step solver's plan is its own.
+        repeats: how many times to take each step; 1 does not change the plan of a one-step solver.
 
     Raises:
-        PushforwardError: fewer than one repeat, or an implicit solver.
+        PushforwardError: `repeats` is below 1, or the solver is implicit.
     """
     if repeats < 1:
-        raise PushforwardError(f"A step is taken once or more often; got repeats = {repeats}.")
+        raise PushforwardError(f"Each step must be taken at least once; got repeats = {repeats}.")
     times = check_grid(process, grid)
     check_memory(STEP * repeats * len(times), f"A plan of {len(times) - 1:,} steps, each taken {repeats:,} times,")
     plans: list[Plan] = []
@@ -68,7 +68,7 @@ def repeated(make: Callable[[Process, Tensor], Plan], process: Process, grid: Te
 
 
 def _spliced(builder: Builder, plan: Plan, start: Handle, *, stage: bool) -> Handle:
-    """The last node of a plan of one step, built from `start`; all others are stages, and it too if so told."""
+    """Build a plan of one step from `start`; return its last node, a stage if so told. All other nodes are stages."""
     handles = [start]
 
     def register(one: Register) -> Terms:

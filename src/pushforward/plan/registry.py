@@ -1,4 +1,4 @@
-"""Plans by the names that a command line or a settings file gives."""
+"""Making plans from the names that a command line or a settings file gives."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ SOLVERS: dict[str, Callable[..., Plan]] = {
 
 
 def plan_of(process: Process, solver: str, times: Tensor | Sequence[float], settings: Mapping[str, object]) -> Plan:
-    """`SOLVERS[solver](process, times, **settings)`, with unknown names and settings refused in a sentence.
+    """Make `SOLVERS[solver](process, times, **settings)`, after checking names and settings.
 
-    The setting `repeats` is every solver's: each step is taken so often (see `plan.recurrence`).
+    Every solver takes the setting `repeats`, how many times each step is taken (see `plan.recurrence`).
 
     Args:
         process: the diffusion.
         solver: a name in `SOLVERS`.
-        times: the grid, `(steps + 1,)`.
-        settings: of the solver; a `reference` may be given as the variance of a Gaussian.
+        times: decreasing times, `(steps + 1,)`.
+        settings: settings of the solver; a `reference` may be given as the variance of a Gaussian.
 
     Raises:
-        PushforwardError: no such solver, it takes no such setting, or the grid is none.
+        PushforwardError: the solver or a setting is unknown, or `times` is not a grid.
     """
     if solver not in SOLVERS:
         raise PushforwardError(f"Unknown solver {solver!r}; known are {', '.join(SOLVERS)}.")
@@ -72,7 +72,7 @@ def plan_of(process: Process, solver: str, times: Tensor | Sequence[float], sett
         return SOLVERS[solver](process, grid, **own)
     if not isinstance(repeats, int):
         raise PushforwardError(
-            f"The steps of a solver are repeated a whole number of times; got repeats = {repeats!r}."
+            f"The number of times that each step is taken must be a whole number; got repeats = {repeats!r}."
         )
     return repeated(partial(SOLVERS[solver], **own), process, grid, repeats)
 
@@ -81,7 +81,7 @@ def check_settings(what: str, function: Callable[..., object], settings: Mapping
     """Raise unless `function` has keyword arguments of these names.
 
     Raises:
-        PushforwardError: it has not.
+        PushforwardError: it lacks one of them.
     """
     parameters = inspect.signature(function).parameters.values()
     known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("tableau", "arrivals", "name")]

@@ -1,4 +1,4 @@
-r"""O-BELM and BDIA: two-step samplers that can be run backwards exactly, with one network call a step either way.
+r"""O-BELM and BDIA: two-step samplers that can be run backwards exactly, with one network call per step either way.
 
 Both correct DDIM's step by what DDIM's step *back*, from the same state and answer, gets wrong about the state before:
 
@@ -12,7 +12,7 @@ order; so any `Gamma_k = (h_k / h_{k-1})^2 (I + O(h))` cancels it, and the metho
 
     Gamma_k = (h_k / h_{k-1})^2 Z_{k+1} Z_{k-1}^-1,      Z = R / s,      h_k = s_k - s_{k+1},      s = snr^{-1/2},
 
-s one number a frequency: the leapfrog (explicit two-step) rule with variable steps for `y = s R^-1 u`. For scalars
+s one number per frequency: the leapfrog (explicit two-step) rule with variable steps for `y = s R^-1 u`. For scalars
 s = sigma / alpha and y = u / alpha, with dy/ds = eps: exact where eps is linear in s, and the published formula. For
 blocks s is that of the image's signal-to-noise ratio. In the row to time 0, where R is singular for blocks,
 Psi(0, t_{k-1}) takes the place of Z_{k+1} Z_{k-1}^-1; for scalars the two are one. BDIA takes one number,
@@ -42,26 +42,26 @@ from pushforward.plan.plan import Builder, Plan
 
 
 def o_belm(process: Process, grid: Tensor) -> Plan:
-    """O-BELM: the module's two-step method of second order; the first step is DDIM.
+    """Make O-BELM, the module's two-step method of second order; the first step is DDIM.
 
     Args:
         process: the diffusion.
-        grid: decreasing times, `(steps + 1,)`. Where the first one has no signal (s infinite) the published Gamma of
-            the row that has it is 0, which cannot be run backwards: the same method in `atan s` takes its place, with
-            `y = u / sqrt(alpha^2 + sigma^2)`.
+        grid: decreasing times, `(steps + 1,)`. If there is no signal at the first time (s infinite), the published
+            Gamma of the row that has it is 0, which cannot be run backwards: the same method in `atan s` takes its
+            place, with `y = u / sqrt(alpha^2 + sigma^2)`.
     """
     return _two_step(process, grid, "o-belm", _leapfrog)
 
 
 def bdia(process: Process, grid: Tensor, *, gamma: float = 0.5) -> Plan:
-    """BDIA-DDIM: of first order, of second for gamma = 1 and steps that change slowly; the first step is DDIM.
+    """Make BDIA-DDIM, of first order, or second for gamma = 1 and slowly changing steps; the first step is DDIM.
 
-    Run backwards, rounding in the states grows by `1 / gamma` a step (`execute.backward` says what to do).
+    Run backwards, rounding in the states grows by `1 / gamma` per step (`execute.backward` says what to do).
 
     Args:
         process: the diffusion.
         grid: decreasing times, `(steps + 1,)`.
-        gamma: in (0, 1], the weight of the correction.
+        gamma: weight of the correction, in (0, 1].
 
     Raises:
         PushforwardError: gamma is not in (0, 1].
@@ -116,5 +116,5 @@ def _leapfrog(process: Process, times: Tensor) -> Operator:
 
 
 def _scaled(process: Process, factor: Tensor, operator: Operator) -> Operator:
-    """The operators times one number each and a frequency."""
+    """Multiply operators by one number each per frequency."""
     return Operator.scalar(factor, process.blocks, process.basis) @ operator

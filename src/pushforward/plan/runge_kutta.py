@@ -28,7 +28,7 @@ from pushforward.plan.plan import Builder, Plan, Terms, total
 
 @dataclass(frozen=True)
 class Tableau:
-    """Butcher's: stages at `nodes`, from `matrix` (rows of the lower triangle), result by `weights`."""
+    """A Butcher tableau: stages at `nodes`, from `matrix` (rows of the lower triangle), result by `weights`."""
 
     nodes: tuple[float, ...]
     matrix: tuple[tuple[float, ...], ...]
@@ -52,12 +52,12 @@ def runge_kutta(
     tableau: str = "heun",
     coordinates: Literal["signal", "noise"] | None = None,
 ) -> Plan:
-    """A Runge–Kutta method on the probability flow; as many evaluations a step as it has stages.
+    """Make a Runge–Kutta method on the probability flow, with one network evaluation per stage of each step.
 
     Args:
         process: the diffusion.
         grid: decreasing times, `(steps + 1,)`.
-        tableau: euler, heun, midpoint, ralston, kutta3 or rk4.
+        tableau: `euler`, `heun`, `midpoint`, `ralston`, `kutta3` or `rk4`.
         coordinates: `signal` (variable sigma / alpha) or `noise` (variable log-SNR). By default `signal` for scalars,
             and `noise` for the rest, whose signal fades at many rates.
     """

@@ -12,8 +12,8 @@ A has a closed form. From t down to t' < t, by Bayes' rule with S as the covaria
 
 A step is half of A, all of B, half of A (Strang), and B is frozen at the time between the halves:
 
-    u <- u + h B(u),                          order 1: Euler, as in the paper; one call a step,
-    u <- u + h B(u + h/2 B(u)),               order 2: the midpoint rule; two calls a step.
+    u <- u + h B(u),                          order 1: Euler, as in the paper; one call per step,
+    u <- u + h B(u + h/2 B(u)),               order 2: the midpoint rule; two calls per step.
 
 With data N(0, S) B is zero and every step is exact. With other data Strang's splitting is of weak order 2, but Euler's
 step of B is of order 1, and so is the whole; the midpoint rule makes it 2. The authors' code asks at the time at which
@@ -37,20 +37,20 @@ from pushforward.plan.plan import Builder, Handle, Plan, Terms
 
 
 def sscs(process: Process, grid: Tensor, *, order: int = 1) -> Plan:
-    """The symmetric splitting of the module's docstring, always with noise: two noises a step, one a half of A.
+    """Make the symmetric splitting of the module's docstring, always with noise: two per step, one per half of A.
 
-    A step to time 0 is the denoised state in its place, as the paper's last one is: B has no limit there.
+    In place of a step to time 0 stands the denoised state, as in the paper: B has no limit there.
 
     Args:
         process: a diffusion whose equilibrium is the same at all times.
         grid: decreasing times, `(steps + 1,)`; each step asks at its middle, the one to time 0 where it begins.
-        order: 1, one call a step, or 2, two calls.
+        order: 1 for one call per step, 2 for two.
 
     Raises:
-        PushforwardError: the process has no such equilibrium, or there is no such order.
+        PushforwardError: the process has no such equilibrium, or the order is neither 1 nor 2.
     """
     if order not in (1, 2):
-        raise PushforwardError(f"SSCS has order 1 (one network call a step) or 2 (two calls); got {order}.")
+        raise PushforwardError(f"SSCS has order 1 (one network call per step) or 2 (two calls); got {order}.")
     stationary = equilibrium(process)
     builder = Builder(process, "sscs", grid)
     clean = float(builder.grid[-1]) == 0
@@ -79,7 +79,7 @@ def sscs(process: Process, grid: Tensor, *, order: int = 1) -> Plan:
 
 
 def equilibrium(process: Process) -> Operator:
-    """The covariance S with `F S + S F^T + G G^T = 0` at all times.
+    """Find the covariance S with `F S + S F^T + G G^T = 0` at all times.
 
     Raises:
         PushforwardError: there is none.
@@ -93,7 +93,7 @@ def equilibrium(process: Process) -> Operator:
     constant = torch.allclose(found, found[:1].expand_as(found), rtol=1e-6, atol=1e-9)
     if failed.any() or not constant or torch.linalg.cholesky_ex(found).info.any():
         raise PushforwardError(
-            f"SSCS splits off an equilibrium that is the same at all times, which vp and langevin have and "
+            f"SSCS splits off an equilibrium that is the same at all times, which vp and langevin have but process "
             f"{process.name!r} has not; use ddpm, or gddim with noise 1."
         )
     return Operator(found[0], diffusion.basis)
