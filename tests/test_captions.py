@@ -69,7 +69,7 @@ def test_words_beyond_the_last_token_are_named():
     row = set(tokens([text], rows)[0].tolist())
     lost = [word for word in words if not {*tokens([word], rows)[0].tolist()} <= {*row, 0}]
     assert 2 < len(lost) < 5
-    with pytest.warns(UserWarning, match=f"The model reads 96 tokens of the prompt .*, and not: {' '.join(lost)}$"):
+    with pytest.warns(UserWarning, match=f"The model reads 96 tokens of the prompt .*, but not: {' '.join(lost)}$"):
         reader().given([text])
     reader().given([" ".join(words[:10])])  # without a word
 

@@ -312,9 +312,9 @@ def test_faults_are_said_in_a_sentence(tmp_path):
         "not finite": lambda: gan(lambda z: z.view(-1, 1, 2, 3) / 0, 6),
         "evaluation mode": lambda: gan(lambda z: torch.rand(len(z), 1, 2, 2), 6),
         "z_dim and c_dim": lambda: stylegan(Toy()),
-        "none, for it is unconditional; got 1": lambda: stylegan(Style(), label=1),
+        "takes no labels; got 1": lambda: stylegan(Style(), label=1),
         "from 0 to 2; got 3": lambda: stylegan(Style(3), label=3),
-        "fall and end": lambda: consistency(lambda x, sigma: x, (1, 2, 2), sigmas=(1.0, 2.0)),
+        "must decrease": lambda: consistency(lambda x, sigma: x, (1, 2, 2), sigmas=(1.0, 2.0)),
         "neither a file nor a folder": lambda: load_generator(tmp_path / "none.pth"),
     }.items():
         with pytest.raises(PushforwardError, match=said):
@@ -346,7 +346,7 @@ def test_files_that_are_no_generators_are_refused(tmp_path, pipeline):
     for name, said in {
         "broken.pth": "cannot be read",
         "data.npz": "cannot be read",
-        "module.pkl": "needs its own code",
+        "module.pkl": "with its own code",
         "list.pt": "holds a list",
     }.items():
         with pytest.raises(PushforwardError, match=said):

@@ -129,7 +129,7 @@ def test_a_prediction_of_the_noise_says_nothing_there(end: str, solver: str) -> 
     model = exact(ENDS[end], "epsilon")
     plan = SamplerSpec(solver, 8, grid=None if solver == "auto" else "uniform").plan(model)
     for parallel in (False, True)[plan.implicit :]:
-        with pytest.raises(pf.PushforwardError, match="says nothing of the image"):
+        with pytest.raises(pf.PushforwardError, match="says nothing about the image"):
             drawn(model, plan, parallel)
     drawn(exact(ENDS[end]), plan, parallel=True)
 
@@ -146,7 +146,7 @@ def test_pipelines_end_with_the_datas_deviation(solver: str) -> None:
     assert u.std().item() == pytest.approx(DEVIATION, rel=0.15)
     scheduler = pf.PushforwardScheduler(diffusers.DDIMScheduler(**settings), solver)
     scheduler.set_timesteps(STEPS)
-    with pytest.raises(pf.PushforwardError, match="says nothing of the image"):
+    with pytest.raises(pf.PushforwardError, match="says nothing about the image"):
         scheduler.step(u, scheduler.timesteps[0], u)
 
 

@@ -270,7 +270,7 @@ def test_batch_is_loop(kind: str, read: Any) -> None:
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
 def test_words_that_are_cut_are_named(kind: str, read: Any) -> None:
     """Nine tokens, two of them special, leave seven letters."""
-    lost = "reads 7 tokens of the prompt 'one red house, old', and not: ouse ?, old"
+    lost = "reads 7 tokens of the prompt 'one red house, old', but not: ouse ?, old"
     with pytest.warns(UserWarning, match=f"CLIPTextModel.* {lost}"):
         read(kind).given(["one red house, old"])
     with warnings.catch_warnings():
@@ -471,7 +471,10 @@ def test_pipelines_that_draw_with_more_are_refused(pipe: Any, tmp_path: Path) ->
     made = {
         "controlnet": (diffusers.StableDiffusionControlNetPipeline, r"controlnet \(ControlNetModel\)"),
         "adapter": (diffusers.StableDiffusionAdapterPipeline, r"adapter \(T2IAdapter\)"),
-        "nothing": (diffusers.StableDiffusionPAGPipeline, "is a StableDiffusionPAGPipeline; of a UNet2DConditionModel"),
+        "nothing": (
+            diffusers.StableDiffusionPAGPipeline,
+            "is a StableDiffusionPAGPipeline; for a UNet2DConditionModel",
+        ),
     }
     for name, (cls, message) in made.items():
         extra = {name: more[name]} if more[name] else {}
@@ -560,7 +563,7 @@ def test_sizes_that_there_are_not(pipe: Any) -> None:
     for kind, size, message in (
         ("sd", 7, "multiples of 2 pixels; got 7"),
         ("flux", (8, 10), r"multiples of 4 pixels; got \(8, 10\)"),
-        ("sd3", 28, "no side above 24 pixels; got 28"),
+        ("sd3", 28, "at most 24 pixels per side; got 28"),
     ):
         with pytest.raises(pf.PushforwardError, match=message):
             diffusers_model(pipe(kind)[1], size=size)

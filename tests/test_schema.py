@@ -132,7 +132,7 @@ def test_a_wrong_config_is_refused_before_memory_is_taken(said: str, folder: Pat
     assert said in str(caught.value)
 
 
-@pytest.mark.parametrize("said", ["lacks", "unknown", "another shape of", "no finite numbers"])
+@pytest.mark.parametrize("said", ["lacks", "unknown", "another shape of", "not finite numbers"])
 def test_wrong_weights_are_refused(said: str, folder: Path) -> None:
     path = folder / "model.safetensors"
     weights = load_file(path)

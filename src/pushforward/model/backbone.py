@@ -25,20 +25,20 @@ _Count = Annotated[int, Field(ge=0, le=2**24)]
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """What a `Backbone` is made from.
+    """The settings of a `Backbone`.
 
     Args:
-        in_channels, out_channels: of states and predictions.
-        classes: number of class labels; label `classes` says nothing. 0: without labels.
-        words: rows of the table of hashed words (see `words`), for a network that reads captions. 0: it does not.
-        patch: side of the squares folded into channels.
+        in_channels, out_channels: channels of states and of predictions.
+        classes: number of class labels; label `classes` stands for no class. 0: the network takes no labels.
+        words: rows of the table of hashed words (see `model.tokens`). 0: the network does not read captions.
+        patch: side of the squares folded into channels, in pixels.
         widths: channels of each level; each further level has half the size.
-        layers: residual blocks a level.
+        layers: residual blocks per level.
         attention: whether all levels but the first have self-attention.
-        middle: whether the innermost level has, if no other does.
+        middle: whether the innermost level has self-attention if no other has.
         modulation: whether time and condition scale the features of each block, not only shift them.
-        groups: of the group normalisation.
-        time_angle: if positive, the network sees the angle `atan(t / time_angle)` (scaled to 0 … 1000) in place of `t`,
+        groups: number of groups of the group normalisation.
+        time_angle: if positive, the network sees the angle `atan(t / time_angle)` (scaled to 0 … 1000) instead of `t`,
             for processes whose time has no end.
     """
 
@@ -56,7 +56,7 @@ class BackboneConfig:
     time_angle: Annotated[float, Field(ge=0)] = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Return the settings as plain JSON values."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @property
@@ -75,15 +75,15 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def preset(name: str, *, field: tuple[int, int], **settings: Any) -> BackboneConfig:
-    """The settings of a named network for images of a size.
+    """Return the settings of a named network for images of a size.
 
     Args:
-        name: one of `PRESETS`.
+        name: a name in `PRESETS`.
         field: height and width of the images.
-        settings: in_channels, out_channels, and anything else of `BackboneConfig` to change.
+        settings: in_channels, out_channels, and any other fields of `BackboneConfig` to change.
 
     Raises:
-        PushforwardError: unknown name, or a size the network cannot halve often enough.
+        PushforwardError: the name is unknown, or the network cannot halve the size often enough.
     """
     if name not in PRESETS:
         raise PushforwardError(f"Unknown network {name!r}; known are {', '.join(PRESETS)}.")
@@ -100,7 +100,7 @@ def preset(name: str, *, field: tuple[int, int], **settings: Any) -> BackboneCon
 class Backbone(nn.Module):
     """`(u, t, condition) -> prediction`: states `(batch, channels, height, width)`, `t (batch,)`.
 
-    The condition is labels `(batch,)` where the network has classes, or hashed words `(batch, tokens)`.
+    The condition is labels `(batch,)` if the network has classes, or hashed words `(batch, tokens)` if it reads.
 
     Raises:
         PushforwardError: `diffusers` is not installed.
@@ -130,12 +130,12 @@ class Backbone(nn.Module):
 
 
 class Reader(nn.Module):
-    """Hashed words `(batch, tokens)` to one vector each, `(batch, features)`; a text of no words has one, too.
+    """Turns each text's hashed words `(batch, tokens)` into a vector, `(batch, features)`; empty texts have one too.
 
     Args:
-        rows: of the table.
-        features: of the vector.
-        width: of the table.
+        rows: rows of the table.
+        features: numbers of the vector.
+        width: numbers of each row.
     """
 
     def __init__(self, rows: int, features: int, width: int = 64) -> None:
@@ -155,7 +155,7 @@ def _unet(config: BackboneConfig) -> nn.Module:
         from diffusers import UNet2DModel
     except ImportError as error:
         raise PushforwardError(
-            "This model's network is made of diffusers' blocks: pip install 'pushforward[diffusers]'."
+            "This model's network is built from blocks of diffusers: pip install 'pushforward[diffusers]'."
         ) from error
     levels, pixels = len(config.widths), config.patch**2
     inner = "Attn" if config.attention else ""

@@ -1,7 +1,7 @@
-"""What models, networks and functions are made of, as plain values for `data.files.digest`.
+"""The contents of models, networks and functions, as plain values for `data.files.digest`.
 
-Two models of the same contents make the same images, bit for bit on the same hardware: whatever folder they were read
-from, and whatever they are called.
+Two models with the same contents make the same images, bit for bit on the same hardware, whatever their names and
+wherever they were read from.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from pushforward.model.model import Model
 
 __all__ = ["contents", "model_digest"]
 
-_PLACES = {"name_or_path", "transformers_version"}  # what configurations say that changes nothing
-# The modules by whose names digests know our classes, where they live elsewhere today: what was kept stays known.
+_PLACES = {"name_or_path", "transformers_version"}  # entries of configurations that change nothing
+# Modules that have moved keep their old names in digests, so that stored results are still recognised.
 _KNOWN_AS = {
     "pushforward.denoiser": "pushforward.model.network",
     "pushforward.model.tokens": "pushforward.model.words",
@@ -51,9 +51,9 @@ _INSTALLED = {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "
 
 
 def model_digest(model: Model) -> str:
-    """What tells a model from others: process, networks with all settings and weights, text encoders, statistics.
+    """Hash a model: process, networks with all settings and weights, text encoders, statistics.
 
-    Not its name, nor where it was read from, nor a negative prompt. It takes a second for each GB or two.
+    The name, the place it was read from and a negative prompt do not count. It takes about a second per one or two GB.
     """
     told = (model.shape, model.image_shape, model.grid, model.classes, model.means)
     parts = (model.denoiser, model.reference, model.statistics, model.decoder, model.encoder, model.text)
@@ -61,13 +61,13 @@ def model_digest(model: Model) -> str:
 
 
 def contents(value: object) -> Any:
-    """What an object is made of: plain values and tensors, in lists and mappings.
+    """Return what an object is made of: plain values and tensors, in lists and mappings.
 
-    - a module of PyTorch: classes, settings, weights and buffers of it and all below it;
-    - a function: what it closes over and its defaults; of one that comes with no installed package, its code and the
-      globals that this names, too;
-    - a dataclass: its fields; another object of ours or of the user's: its attributes;
-    - another library's: its class alone, but for tokenizers.
+    - a PyTorch module: classes, settings, weights and buffers of it and of all modules in it;
+    - a function: what it closes over and its defaults, and if it comes from no installed package also its code and the
+      globals that the code names;
+    - a dataclass: its fields; another object of this package or the user's: its attributes;
+    - an object of another library: only its class, except for tokenizers.
     """
     return _contents(value, {})
 
@@ -127,7 +127,7 @@ def _made_of(value: Any, seen: dict[int, tuple[object, Any]]) -> Any:
 
 
 def _of_module(module: nn.Module, seen: dict[int, tuple[object, Any]]) -> Any:
-    """Classes, settings and tensors; of a compiled module, what would be saved of it."""
+    """Return classes, settings and tensors; for a compiled module, what saving it would write."""
     if isinstance(module, torch.jit.ScriptModule):
         with zipfile.ZipFile(BytesIO(module.save_to_buffer())) as file:
             own = [name for name in file.namelist() if not name.endswith((".debug_pkl", "/serialization_id"))]
@@ -145,13 +145,13 @@ def _of_module(module: nn.Module, seen: dict[int, tuple[object, Any]]) -> Any:
 
 
 def _is_setting(value: object) -> bool:
-    """Whether an attribute of a module is more than a part of it, or a tool of its library."""
+    """Say whether an attribute of a module is a setting, not a part of it or a tool of its library."""
     kinds = (bool, int, float, str, list, tuple, Mapping, Tensor, FunctionType, MethodType, partial)
     return value is None or isinstance(value, kinds) or is_dataclass(value) or hasattr(value, "get_vocab")
 
 
 def _public(settings: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Settings without those that are private to a library, or say where it found them."""
+    """Return the settings without those that are private to a library or say where it found them."""
     return {
         key: _public(item) if isinstance(item, Mapping) else item
         for key, item in settings.items()
@@ -180,15 +180,15 @@ def _of_function(function: FunctionType, seen: dict[int, tuple[object, Any]]) ->
 
 
 def _imported(name: str) -> ModuleType | str:
-    """The module that a function imports when it runs: the user's own is imported now."""
-    with suppress(Exception):  # of the user's code; the function itself will say so
+    """Return the module that a function imports when it runs; the user's own is imported now."""
+    with suppress(Exception):  # an error in the user's code; running the function will report it
         if name not in sys.modules and (spec := find_spec(name)) is not None and not _installed(spec.origin):
             import_module(name)
     return sys.modules.get(name, name)
 
 
 def _of_tokenizer(tokenizer: Any) -> Any:
-    """All its rules, but for how long the texts of the last call were to be."""
+    """Return all its rules, except the length that the texts of the last call were cut or filled to."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return tokenizer.get_vocab()
@@ -196,7 +196,7 @@ def _of_tokenizer(tokenizer: Any) -> Any:
 
 
 def _codes(code: CodeType) -> list[CodeType]:
-    """A function's code and that of the functions in it."""
+    """List a function's code and that of the functions in it."""
     return [code, *(part for one in code.co_consts if isinstance(one, CodeType) for part in _codes(one))]
 
 
@@ -207,7 +207,7 @@ def _name(value: Any) -> str:
 
 
 def _own(module: str | None) -> bool:
-    """Whether a module is the user's: of no installed package, nor Python's, nor ours."""
+    """Say whether a module is the user's: not of an installed package, of Python or of this package."""
     top = (module or "").partition(".")[0]
     if top in sys.stdlib_module_names or top in ("", "pushforward"):
         return False

@@ -1,6 +1,6 @@
-"""Networks that make images of Gaussian codes in one call: DCGAN, StyleGAN and consistency models.
+"""Networks that turn Gaussian codes into images in one call: DCGAN, StyleGAN and consistency models.
 
-What a checkpoint does not say is filled in by the convention of its kind; each reader's docstring names it.
+Conventions fill in what a checkpoint does not say; each reader's docstring states them.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ STATISTICS = {"running_mean", "running_var"}
 
 
 class Dcgan(nn.Module):
-    """`z (count, d)`, or `d` numbers of any shape, to images `(count, channels, height, width)`.
+    """Turns `z (count, d)`, or `d` numbers of any shape, into images `(count, channels, height, width)`.
 
     Args:
         main: the layers, from `(count, d, 1, 1)`.
-        size: d.
+        size: number `d` of latent numbers.
     """
 
     def __init__(self, main: nn.Sequential, size: int) -> None:
@@ -43,22 +43,22 @@ class Dcgan(nn.Module):
 
 
 def dcgan(checkpoint: Mapping[str, Any], source: str = "The checkpoint") -> Dcgan:
-    """A DCGAN generator in evaluation mode, its architecture read from the shapes of its tensors.
+    """Make a DCGAN generator in evaluation mode, with its architecture read from the shapes of its tensors.
 
     They are those of transposed convolutions `(in, out, k, k)` and of batch norms, in order. The first convolution
     makes one pixel k x k; the others double the side (stride 2, padding (k - 2) / 2, k even), or keep it (k = 1). Every
     layer but the last ends with ReLU, the last with tanh, as in the paper and in PyTorch's tutorial.
 
     Args:
-        checkpoint: the state, or a mapping with the state in it (beside that of a discriminator, say). Of several
-            generators in it, one with "ema" in its name is taken, else the first.
-        source: for messages.
+        checkpoint: the state, or a mapping that contains the state, for example beside that of a discriminator. If it
+            has several generators, one with "ema" in its name is used, else the first.
+        source: where the checkpoint is from, for messages.
 
     References:
         Unsupervised Representation Learning with Deep Convolutional GANs, Radford et al., arXiv 1511.06434, figure 1.
 
     Raises:
-        PushforwardError: no such generator, or one with layers of another kind.
+        PushforwardError: there is no such generator, or it has layers of another kind.
     """
     faults: list[str] = []
     found: list[tuple[str, Dcgan]] = []
@@ -70,13 +70,13 @@ def dcgan(checkpoint: Mapping[str, Any], source: str = "The checkpoint") -> Dcga
     if not found:
         why = faults[0] if faults else "it has no tensors"
         raise PushforwardError(
-            f"{source} is no DCGAN generator: {why}; build the network yourself and pass it to pushforward.gan."
+            f"{source} is no DCGAN generator: {why}. Build the network yourself and pass it to pushforward.gan."
         )
     return next((module for name, module in found if "ema" in name.lower()), found[0][1])
 
 
 def _states(checkpoint: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Every state of one network in a checkpoint, with its name: nested mappings, and parts `generator.…` of one."""
+    """Yield every network's state in a checkpoint, with its name: nested mappings, and parts `generator.…` of one."""
     tensors = {str(key): value for key, value in checkpoint.items() if isinstance(value, Tensor)}
     if tensors:
         yield name, tensors
@@ -91,15 +91,15 @@ def _states(checkpoint: Mapping[str, Any], name: str = "") -> Iterator[tuple[str
 
 
 def _natural(key: str) -> list[tuple[int, str]]:
-    """Sorts `main.10` behind `main.9`."""
+    """Make a sorting key by which `main.10` comes after `main.9`."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", key)]
 
 
 def _dcgan(state: Mapping[str, Tensor]) -> Dcgan:
-    """The generator of a state whose layers are in order.
+    """Make the generator of a state whose layers are in order.
 
     Raises:
-        PushforwardError: it is none; the message is half a sentence.
+        PushforwardError: it is not one; the message is half a sentence.
     """
     layers: dict[str, dict[str, Tensor]] = {}
     for key, value in state.items():
@@ -121,7 +121,7 @@ def _dcgan(state: Mapping[str, Tensor]) -> Dcgan:
                 )
             if channels and kernel > 1 and kernel % 2:
                 raise PushforwardError(
-                    f"layer {name!r} has a kernel of {kernel}, from which its stride and padding cannot be told"
+                    f"layer {name!r} has a kernel of {kernel}, which does not determine its stride and padding"
                 )
             stride, padding = (2, (kernel - 2) // 2) if channels and kernel > 1 else (1, 0)
             main += [nn.ReLU()] if channels else []
@@ -153,27 +153,28 @@ class StyleGan(nn.Module):
     """`(z, labels) -> images` of a StyleGAN generator `(z, c)`, the same at every call: its inner noises are constant.
 
     Args:
-        module: with `z_dim` and `c_dim`, called as NVIDIA's `module(z, c, truncation_psi=, noise_mode="const")`.
-        truncation: psi, 1 for none (Karras et al., arXiv 1812.04948, appendix B).
-        label: the class of all images of a conditional network, or `None`: each is told its own.
+        module: generator with `z_dim` and `c_dim`, called as `module(z, c, truncation_psi=, noise_mode="const")`, like
+            NVIDIA's.
+        truncation: truncation psi, 1 for none (Karras et al., arXiv 1812.04948, appendix B).
+        label: class of all images of a conditional network; `None` to give each image its own.
 
     Raises:
-        PushforwardError: a module of another kind, or a label that it does not have.
+        PushforwardError: the module is of another kind, or does not have the label.
     """
 
     def __init__(self, module: nn.Module, truncation: float = 1.0, label: int | None = None) -> None:
         super().__init__()
         if not all(isinstance(getattr(module, key, None), int) for key in ("z_dim", "c_dim")):
             raise PushforwardError(
-                f"A {type(module).__name__} is no StyleGAN generator: it has no z_dim and c_dim; give the module that "
+                f"A {type(module).__name__} is no StyleGAN generator: it has no z_dim and c_dim. Give the module that "
                 "NVIDIA's pickle holds under 'G_ema', or use pushforward.gan."
             )
         sizes: Any = module
         self.module, self.truncation, self.label = module, truncation, label
         self.size, self.classes = int(sizes.z_dim), int(sizes.c_dim)
         if label is not None and not 0 <= label < self.classes:
-            known = f"from 0 to {self.classes - 1}" if self.classes else "none, for it is unconditional"
-            raise PushforwardError(f"Labels of this StyleGAN generator are {known}; got {label}.")
+            known = f"has the labels 0 to {self.classes - 1}" if self.classes else "takes no labels"
+            raise PushforwardError(f"This StyleGAN generator {known}; got {label}.")
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         c = z.new_zeros(len(z), self.classes)
@@ -190,10 +191,10 @@ class Preconditioned(nn.Module):
     c_skip = s^2 / ((sigma - sigma_min)^2 + s^2) and c_out = s (sigma - sigma_min) / sqrt(sigma^2 + s^2).
 
     Args:
-        network: F, told of times `(count,)`.
+        network: the network F, which takes times `(count,)`.
         sigma_min: noise level at which f is the identity.
-        sigma_data: s, the standard deviation of the data.
-        clip: clamp the image to [-1, 1].
+        sigma_data: standard deviation s of the data.
+        clip: whether to clamp the image to [-1, 1].
 
     References:
         Consistency Models, Song et al., arXiv 2303.01469, appendix C.
@@ -219,16 +220,16 @@ class Consistency(nn.Module):
     follow.
 
     Args:
-        function: f, `(x, sigma (count,)) -> images`, or `(x, sigma, labels) -> images`.
-        sigmas: noise levels, falling.
-        sigma_min: the least.
-        gain: that noises are multiplied by.
+        function: the function f, `(x, sigma (count,)) -> images`, or `(x, sigma, labels) -> images`.
+        sigmas: decreasing noise levels.
+        sigma_min: the least noise level.
+        gain: factor of the noises.
 
     References:
         Consistency Models, Song et al., arXiv 2303.01469, algorithm 1.
 
     Raises:
-        PushforwardError: levels that do not fall, or fall below the least.
+        PushforwardError: the levels do not decrease, or go below the least.
     """
 
     def __init__(
@@ -238,7 +239,7 @@ class Consistency(nn.Module):
         falls = all(high > low for high, low in pairwise(sigmas))
         if not sigmas or not falls or not 0 < sigma_min <= sigmas[-1]:
             raise PushforwardError(
-                f"Noise levels of a consistency model fall and end at {sigma_min:g} or above; got {list(sigmas)}."
+                f"Noise levels of a consistency model must decrease, to no less than {sigma_min:g}; got {list(sigmas)}."
             )
         self.function, self.sigmas, self.sigma_min, self.gain = function, tuple(sigmas), sigma_min, gain
 
@@ -254,12 +255,12 @@ class Consistency(nn.Module):
 
 
 def read_checkpoint(path: Path) -> Mapping[str, Any]:
-    """What a file of `torch.save` or a `.safetensors` file holds, on the CPU; no code in it is run.
+    """Read a file of `torch.save` or a `.safetensors` file to the CPU, without running any code in it.
 
-    A `.safetensors` file does not keep the order of its tensors: they come in that of their names, numbers counted.
+    A `.safetensors` file does not keep the order of its tensors: they are sorted by name, numbers by value.
 
     Raises:
-        PushforwardError: it is damaged, holds a pickled module, or no names.
+        PushforwardError: it is damaged, holds a pickled module, or has no names.
     """
     if path.suffix == ".safetensors":
         found = read_tensors(path)
@@ -268,9 +269,9 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except FAULTS as error:
         raise PushforwardError(
-            f"{path} cannot be read as a state that torch.save wrote ({reason(error)}); a pickled module needs its own "
-            "code: load it with that, and pass it to pushforward.gan, or to pushforward.maps.generator.stylegan."
+            f"{path} cannot be read as a state that torch.save wrote ({reason(error)}). Load a pickled module with its "
+            "own code, and pass it to pushforward.gan or to pushforward.maps.generator.stylegan."
         ) from None
     if not isinstance(found, Mapping):
-        raise PushforwardError(f"{path} holds a {type(found).__name__}; expected a state, names with their tensors.")
+        raise PushforwardError(f"{path} holds a {type(found).__name__}; expected a state, which maps names to tensors.")
     return found

@@ -1,4 +1,4 @@
-"""Find a model by what the user calls it."""
+"""Loading a model by its name or folder."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def load(
     revision: str | None = None,
     size: int | tuple[int, int] | None = None,
 ) -> Model:
-    """A model from the zoo, from a folder, or from the hub.
+    """Load a model of the package, of a folder, or of the hub.
 
     Args:
-        source: a name of the zoo (`pushforward models`), a folder that `pushforward train` made, or a folder or hub
-            name of a `diffusers` model.
-        device: for the network.
-        dtype: of its weights; by default float32.
-        revision: of a hub name.
-        size: of the images of a `diffusers` model in pixels, or their height and width; by default its own.
+        source: the name of an embedded model (`pushforward models` lists them), a folder that `pushforward train`
+            wrote, or a folder or hub name of a `diffusers` model.
+        device: device of the network.
+        dtype: dtype of its weights; by default float32.
+        revision: branch, tag or commit on the hub.
+        size: side, or height and width, in pixels, of the images of a `diffusers` model; by default its own.
 
     Raises:
-        PushforwardError: nothing of that name, or it cannot be read; it makes no images of this size.
+        PushforwardError: there is no model of that name, it cannot be read, or it makes no images of this size.
     """
     if str(source) in zoo.names():
         return _placed(zoo.load_zoo(str(source)), device, dtype, size)
@@ -41,7 +41,7 @@ def load(
         if config.is_file() and read_json(config).get("format") == FORMAT:
             return _placed(load_model(folder, folder.name), device, dtype, size)
     elif folder.exists():
-        raise PushforwardError(f"{source} is a file; a model is a folder.")
+        raise PushforwardError(f"{source} is a file; name the folder of a model.")
     elif str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
         raise PushforwardError(
             f"No model {str(source)!r}: neither a folder nor one of the package's ({', '.join(zoo.names()) or 'none'})."

@@ -1,4 +1,4 @@
-"""Models: a network with the process it was trained for, the shape of its images, and what they are of."""
+"""Models: a network with the process it was trained for, the shape of its images, and what they show."""
 
 from __future__ import annotations
 
@@ -27,23 +27,24 @@ class Model:
     """A diffusion model.
 
     Args:
-        name: for reports.
-        process: the diffusion it was trained for.
+        name: name for reports.
+        process: the diffusion that the network was trained for.
         denoiser: the network.
-        shape: of what the process diffuses, `(channels, *field)`: images, or the latents of a decoder.
+        shape: shape of what the process diffuses, `(channels, *field)`: images, or the latents of a decoder.
         reference: Gaussian that its data are referenced to (for starts and solvers' coordinates).
-        statistics: Gaussian fitted to its data (see `linear.fit`), by which parallel sampling and inversion are
-            preconditioned; by default the reference, or a variance of 1/4 if that is a point.
-        means: of its classes, `(classes, channels, *field)`, if known.
-        text: encodes prompts, for a model that is told in words what to draw.
-        negative: the prompt that guidance leads away from, and that stands in where none is given.
+        statistics: Gaussian fitted to its data (see `linear.fit`), which preconditions parallel sampling and inversion;
+            by default the reference, or a variance of 1/4 if that is a point.
+        means: mean image of each class, `(classes, channels, *field)`, if known.
+        text: encoder of prompts, for a model that reads them.
+        negative: the prompt that guidance leads away from, and that is used where no prompt is given.
         classes: names of its labels.
-        decoder: latents `(batch, channels, *field)` to images in [-1, 1]; `None` if the process diffuses images.
-        encoder: images in [-1, 1] to latents, the other way; `None` with no decoder, or where it is not known.
-        image_shape: of the images, `(channels, height, width)`, if a decoder makes them.
-        grid: how its own scheduler places and ends its time steps, where it came with one (see `plan.grid.timesteps`).
+        decoder: function from latents `(batch, channels, *field)` to images in [-1, 1]; `None` if the process diffuses
+            images.
+        encoder: function from images in [-1, 1] to latents; `None` without a decoder, or if it is not known.
+        image_shape: shape of the images, `(channels, height, width)`, if a decoder makes them.
+        grid: how its own scheduler, if it came with one, places and ends its time steps (see `plan.grid.timesteps`).
         info: what else is known: data, licence, training.
-        solvers: settings that solvers have by default for this model, by their names.
+        solvers: default settings of solvers for this model, by solver name.
     """
 
     name: str
@@ -68,7 +69,7 @@ class Model:
             object.__setattr__(self, "image_shape", self.shape)
 
     def __repr__(self) -> str:
-        """Show name, process, sizes, and for how many images it was given conditions; weights fill pages."""
+        """Show name, process, sizes, and the number of images that it was given conditions for, but no weights."""
         said = {"process": self.process.name, "images": "x".join(map(str, self.image_shape or ("unknown",)))}
         if self.decoder is not None:
             said["latents"] = "x".join(map(str, self.shape))
@@ -81,7 +82,7 @@ class Model:
 
     @property
     def gaussian(self) -> Gaussian:
-        """What is known of its data as a Gaussian; with labels given, the mean is that of each image's class."""
+        """What is known of its data as a Gaussian; if labels are given, the mean is that of each image's class."""
         known = self.statistics or self.reference or Gaussian(0.25)
         labels = getattr(self.denoiser, "condition", None)
         if self.means is None or labels is None or labels.dtype != torch.long:
@@ -100,12 +101,12 @@ class Model:
         return sum(p.numel() for p in self.module.parameters()) if self.module is not None else 0
 
     def state_shape(self, batch: int) -> tuple[int, ...]:
-        """Shape of `batch` states, `(batch, k * channels, *field)`."""
+        """Return the shape of `batch` states, `(batch, k * channels, *field)`."""
         return (batch, self.process.blocks * self.shape[0], *self.shape[1:])
 
     @property
     def conditions(self) -> int:
-        """For how many images it was given conditions; 0: for none. One condition is every image's."""
+        """The number of images that it was given conditions for, or 0. One condition serves every image."""
         network = self.denoiser
         while isinstance(network, Wrapper):
             network = network.inner
@@ -113,7 +114,7 @@ class Model:
         return 0 if condition is None else len(condition)
 
     def some(self, images: slice | Tensor) -> Model:
-        """This model for some of the images that it was given conditions for."""
+        """Return this model for some of the images that it was given conditions for."""
         if self.conditions < 2:
             return self
         if isinstance(self.denoiser, Wrapper):
@@ -127,16 +128,17 @@ class Model:
     def given(
         self, condition: Tensor | Sequence[str] | Sequence[int] | str | int | None, guidance: float | None = None
     ) -> Model:
-        """This model under a condition: classes `(batch,)`, by number or name, or as many prompts.
+        """Return this model under a condition: classes `(batch,)`, by number or name, or as many prompts.
 
-        One condition is every image's. A model that has been given a condition keeps it until it is given another.
+        One condition serves every image. A model that has been given a condition keeps it until it is given another.
 
         Args:
-            condition: classes or prompts; `None` for what it has been given, if anything.
-            guidance: weight of classifier-free guidance; 1, by default, is plain. A condition that is kept keeps its.
+            condition: classes or prompts; `None` keeps the condition given before, if any.
+            guidance: weight of classifier-free guidance, by default 1, which is plain. A condition that is kept keeps
+                its guidance.
 
         Raises:
-            PushforwardError: the model takes no condition, or another kind, or labels out of range.
+            PushforwardError: the model takes no condition, or another kind, or the labels are out of range.
         """
         if isinstance(condition, str | int):
             return self.given([condition], guidance)  # type: ignore[arg-type]
@@ -153,7 +155,7 @@ class Model:
         if isinstance(condition, Sequence) and self.classes:
             condition = torch.tensor([class_number(self, one) for one in condition])
         if not isinstance(condition, Tensor | None):
-            raise PushforwardError(f"Model {self.name!r} has no classes and reads no prompts; leave the label out.")
+            raise PushforwardError(f"Model {self.name!r} has no classes and reads no prompts; leave out the label.")
         unconditional = getattr(self.denoiser, "unconditional", None)
         if guidance != 1 and (condition is None or unconditional is None):
             why = "no label was given" if unconditional is not None else "it has no prediction without labels"
@@ -165,7 +167,7 @@ class Model:
         if not condition.is_floating_point():
             condition = condition.long()
         if not isinstance(self.denoiser, Network) or (not self.classes and condition.dtype == torch.long):
-            raise PushforwardError(f"Model {self.name!r} has no classes; leave the label out.")
+            raise PushforwardError(f"Model {self.name!r} has no classes; leave out the label.")
         if condition.dtype == torch.long and not bool(((condition >= 0) & (condition < len(self.classes))).all()):
             raise PushforwardError(
                 f"Labels of model {self.name!r} go from 0 to {len(self.classes) - 1}; got {condition.tolist()}."
@@ -173,7 +175,7 @@ class Model:
         return replace(self, denoiser=self.denoiser.given(condition, guidance))
 
     def unconditioned(self) -> Model:
-        """This model without the condition that it was given."""
+        """Return this model without the condition that it was given."""
         if not self.conditions:
             return self
         if isinstance(self.denoiser, Wrapper):
@@ -189,7 +191,7 @@ class Model:
         assert text is not None
         prompts = [one for one in condition if isinstance(one, str)] if condition is not None else []
         if condition is not None and len(prompts) != len(condition):
-            raise PushforwardError(f"Model {self.name!r} is told in words what to draw: give prompts, not labels.")
+            raise PushforwardError(f"Model {self.name!r} reads prompts: give prompts, not labels.")
         if condition is None and guidance != 1:
             raise PushforwardError(
                 f"Guidance {guidance:g} has no effect on model {self.name!r} without a prompt. Leave guidance at 1."
@@ -200,16 +202,16 @@ class Model:
         return replace(self, denoiser=told.given(None if condition is None else rows, guidance))
 
     def to(self, device: torch.device | str) -> Model:
-        """This model with its network on a device (moved in place)."""
+        """Return this model with its network on a device (moved in place)."""
         for part in (self.module, self.decoder, self.encoder, self.text):
             if isinstance(part, nn.Module):
                 part.to(device)
         return self
 
     def images(self, state: Tensor) -> Tensor:
-        """The images in [-1, 1] that a clean state stands for, `(batch, channels, height, width)`.
+        """Return the images in [-1, 1] that a clean state stands for, `(batch, channels, height, width)`.
 
-        Warns, with `FarOutside`, of a state that is no image: see `far_outside`.
+        Warns with `FarOutside` if the state is no image: see `far_outside`.
         """
         image = self.process.image(state)
         if sentence := far_outside(image, self.gaussian, self.name):
@@ -217,10 +219,10 @@ class Model:
         return image if self.decoder is None else self.decoder(image)
 
     def latents(self, images: Tensor) -> Tensor:
-        """What the process diffuses, of images in [-1, 1]: themselves, or their latents `(batch, *shape)`.
+        """Turn images in [-1, 1] into what the process diffuses: themselves, or latents `(batch, *shape)`.
 
         Raises:
-            PushforwardError: images of another shape, or a model of latents without an encoder.
+            PushforwardError: the images have another shape, or the model diffuses latents and has no encoder.
         """
         if self.image_shape is not None and tuple(images.shape[1:]) != self.image_shape:
             raise PushforwardError(
@@ -230,13 +232,13 @@ class Model:
             return images
         if self.encoder is None:
             raise PushforwardError(
-                f"Model {self.name!r} decodes latents, but has no encoder that makes latents of images."
+                f"Model {self.name!r} diffuses latents, but has no encoder to turn images into them."
             )
         return self.encoder(images)
 
 
 class Labelled(Protocol):
-    """What has classes: a model, or a generator."""
+    """A model or generator with classes."""
 
     @property
     def name(self) -> str: ...
@@ -246,10 +248,10 @@ class Labelled(Protocol):
 
 
 def class_number(model: Labelled, label: str | int) -> int:
-    """The number of a class of a model, by its name or number.
+    """Find the number of a model's class by its name or number.
 
     Raises:
-        PushforwardError: it has no such class.
+        PushforwardError: the model has no such class.
     """
     if isinstance(label, str) and label in model.classes:
         return model.classes.index(label)
@@ -260,23 +262,23 @@ def class_number(model: Labelled, label: str | int) -> int:
 
 
 def far_outside(images: Tensor, data: Gaussian, name: str) -> str | None:
-    """A sentence where a value is farther from 0 than a hundred times the size of the data, mean and deviation.
+    """Return a warning if a value is farther from 0 than a hundred times the size of the data, mean and deviation.
 
     Images in [-1, 1] have a deviation near 1/2, so the limit is 50 there; latents of unit variance rarely exceed 10,
     with strong guidance 30. Samples of few steps may be several deviations too large, and stay far below it. Beyond it,
-    an error was multiplied by what divides by the signal where there is almost none, or by a step that is unstable.
+    an error grew by division by a signal that was almost gone, or by an unstable step.
 
     Args:
-        images: or latents, `(batch, channels, *field)`.
-        data: N(m, C).
-        name: of the model.
+        images: images or latents, `(batch, channels, *field)`.
+        data: Gaussian N(m, C) of the data.
+        name: name of the model.
     """
     scale = data.variance.mean().sqrt() + data.mean.abs().max()
     largest, limit = float(images.detach().abs().max()), FAR * float(scale)
     if not largest > limit:
         return None
     return (
-        f"Samples of {name!r} reach {largest:.1e} and its data {float(scale):.1g}: they are no images. "
+        f"Samples of {name!r} reach {largest:.1e}, but its data only {float(scale):.1g}: they are no images. "
         "Use more steps, another solver or grid, or less guidance, or check the network."
     )
 
@@ -294,19 +296,19 @@ def trained(
     statistics: Gaussian | None = None,
     means: Tensor | None = None,
 ) -> Model:
-    """The model around a network of ours: how its time and its input are scaled is decided here and nowhere else.
+    """Make a model of a network that this package trained; only here is the scaling of its time and input decided.
 
     Args:
         module: the network.
         process: its diffusion.
-        shape: of its images, `(channels, height, width)`.
-        name: for reports.
-        prediction: what the network gives (see `model.prediction`).
-        variance: of the data, per value, about zero; images are in [-1, 1].
-        classes: names of its labels; label `len(classes)` says nothing.
+        shape: shape of its images, `(channels, height, width)`.
+        name: name for reports.
+        prediction: what the network predicts (see `model.prediction`).
+        variance: mean square of the data's values; images are in [-1, 1].
+        classes: names of its labels; label `len(classes)` stands for no class.
         info: what else is known.
         statistics: Gaussian fitted to its data.
-        means: of its classes.
+        means: mean image of each class.
     """
     reference = Gaussian(variance)
     scale = 1.0 if module.config.time_angle else 1000.0 / process.t_max

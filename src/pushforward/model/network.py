@@ -20,7 +20,7 @@ from pushforward.errors import PushforwardError
 from pushforward.linear import IDENTITY, POINT, Discrete, Gaussian, Operator, Process, apply_coefficients
 from pushforward.model.prediction import Prediction, denoising, is_image
 
-_NOTICED: WeakSet[nn.Module] = WeakSet()  # modules whose units of time have been looked at
+_NOTICED: WeakSet[nn.Module] = WeakSet()  # modules whose units of time have been checked
 LOST = torch.finfo(torch.float32).eps ** 2  # signal-to-noise ratio at which float32 holds the noise alone
 
 
@@ -29,25 +29,25 @@ class Network:
     """A neural network as a denoiser.
 
     Args:
-        module: `(u, t, condition) -> prediction`, with `t (batch,)` already in the network's own units.
-        prediction: what comes out.
+        module: the network `(u, t, condition) -> prediction`, with `t (batch,)` in the network's own units.
+        prediction: what the network predicts.
         time_scale, time_shift: the network's time is `time_scale * t + time_shift`.
-        clock: if given, the network's time is `clock(t)` instead, of float64 times `(n,)`.
-        reference: of the `residual` prediction.
+        clock: if given, the network's time is `clock(t)` instead, for float64 times `(n,)`.
+        reference: reference Gaussian of the `residual` prediction.
         input_reference: if given, `u` is divided by the marginal standard deviation of these data (EDM's `c_in`).
-        condition: labels `(batch,)` or embeddings `(batch, ...)`, passed on.
-        unconditional: the condition that says nothing; needed for guidance.
+        condition: labels `(batch,)` or embeddings `(batch, ...)` to pass to the module.
+        unconditional: the condition that stands for none; needed for guidance.
         guidance: weight of classifier-free guidance, `p_0 + guidance (p - p_0)`; 1 is plain.
         clip: clamp the denoised image to `[-clip, clip]`.
         threshold: dynamic thresholding: clamp to this quantile of the image's absolute values, if above `clip`
             (default 1), and divide by it.
-        threshold_max: the quantile counts as no more than this.
+        threshold_max: upper bound of that quantile.
         autocast: run the module in this dtype.
-        max_batch: most rows of a network call; larger batches are split, and guidance counts twice.
+        max_batch: most rows per network call; larger batches are split, and guidance counts twice.
 
     The module gets copies, so it may change what it is given. Its output has the shape of the state, or of the image
-    for the predictions `sample` and `residual`. If it has twice the channels, the second half is a learned variance
-    and left aside (Improved DDPM; `learn_sigma` of guided-diffusion).
+    for the predictions `sample` and `residual`. If it has twice the channels, the second half is a learned variance,
+    which is ignored (Improved DDPM; `learn_sigma` of guided-diffusion).
 
     References:
         Classifier-Free Diffusion Guidance, Ho & Salimans, arXiv 2207.12598, eq. 6;
@@ -72,7 +72,7 @@ class Network:
     max_batch: int | None = None
 
     def __repr__(self) -> str:
-        """Show the module by its name and size, what it predicts, and for how many images it was given conditions."""
+        """Show the module's name and size, what it predicts, and the number of images with conditions."""
         name = getattr(self.module, "__name__", type(self.module).__name__)
         said: dict[str, str] = {"prediction": self.prediction}
         if isinstance(self.module, nn.Module):
@@ -82,11 +82,11 @@ class Network:
         return f"Network({', '.join([name, *(f'{key}={value}' for key, value in said.items())])})"
 
     def given(self, condition: Tensor | None, guidance: float = 1.0) -> Network:
-        """This network under a condition."""
+        """Return this network under a condition."""
         return replace(self, condition=condition, guidance=guidance)
 
     def price(self) -> dict[str, object] | None:
-        """What the time of a call depends on; of a module of PyTorch only."""
+        """Return what the duration of a call depends on; only for PyTorch modules."""
         if not isinstance(self.module, nn.Module):
             return None
         parameters = list(self.module.parameters())
@@ -108,8 +108,8 @@ class Network:
         )
         if unheard or not (on_state.is_finite() and on_prediction.is_finite()):
             raise PushforwardError(
-                f"The prediction {self.prediction!r} says nothing of the image where {process.name!r} has no signal; "
-                "start the grid below t_max, or use a network that predicts v, velocity or the sample."
+                f"The prediction {self.prediction!r} says nothing about the image where process {process.name!r} has "
+                "no signal; start the grid below t_max, or use a network that predicts v, velocity or the sample."
             )
         self._notice_timeless(process, like)
         combine = _combination(on_state, on_prediction, like)
@@ -136,17 +136,17 @@ class Network:
         return ask
 
     def _notice_timeless(self, process: Process, like: Tensor) -> None:
-        """Warn, once for a module, where times seem to be in other units than its own.
+        """Warn once per module if times seem to be in other units than its own.
 
-        That is so if it takes the times of a table of timesteps as they are, 0 to 1; or if it has weights, takes times
-        as they are, and answers the same at two unlike ones.
+        That is the case if it gets the times 0 to 1 of a table of timesteps unscaled, or if it has weights, gets times
+        unscaled, and answers the same at two different ones.
         """
         module = self.module
         as_they_are = (self.time_scale, self.time_shift) == (1, 0) and self.clock is None
         if not (as_they_are and isinstance(module, nn.Module)) or module in _NOTICED:
             return
         _NOTICED.add(module)
-        advice = "; if it counts timesteps, say pushforward.Network(..., time_scale=1000, time_shift=-1)"
+        advice = "; if it counts timesteps, use pushforward.Network(..., time_scale=1000, time_shift=-1)"
         if isinstance(process, Discrete):
             count = process.timesteps
             msg = f"The network is told times from 0 to 1, but its process is a table of {count} timesteps"
@@ -166,7 +166,7 @@ class Network:
     def _predict(
         self, process: Process, u: Tensor, t: Tensor, condition: Tensor | None, nothing: Tensor | None
     ) -> Tensor:
-        """The prediction in `u`'s dtype, in pieces of at most `max_batch` rows, guidance's second rows included."""
+        """Predict in `u`'s dtype, in pieces of at most `max_batch` rows, including guidance's second rows."""
         shape = process.image(u).shape[1:] if is_image(self.prediction) else u.shape[1:]
         size = len(u) if self.max_batch is None else max(1, self.max_batch // (1 if nothing is None else 2))
         pieces = []
@@ -188,7 +188,7 @@ class Network:
         return torch.lerp(plain, conditional, self.guidance)
 
     def _called(self, u: Tensor, t: Tensor, condition: Tensor | None, shape: torch.Size) -> Tensor:
-        """The module's prediction, `(rows, *shape)`, in the dtype that `u` has."""
+        """Call the module; return its prediction, `(rows, *shape)`, in the dtype of `u`."""
         rows, dtype = len(u), u.dtype
         output = check_output("The network", self.module(u, t, condition), (rows, *shape), learned_variance=True)
         return output[:, : shape[0]].to(dtype)
@@ -211,10 +211,10 @@ class Network:
 
 
 def _rows(condition: Tensor, rows: int, of: Tensor | None) -> Tensor:
-    """The condition of each row: one for all, one for each image, or of the images that the rows belong to.
+    """Return each row's condition, from one for all, one per row, or one per image that rows belong to.
 
     Raises:
-        PushforwardError: there are as many as neither.
+        PushforwardError: the number of conditions fits none of these.
     """
     if len(condition) == 1:
         return condition.expand(rows, *condition.shape[1:]).clone()
@@ -222,7 +222,7 @@ def _rows(condition: Tensor, rows: int, of: Tensor | None) -> Tensor:
         return condition[of]
     if len(condition) != rows:
         raise PushforwardError(
-            f"The model was given conditions for {len(condition)} images, but there are {rows}: give one for each."
+            f"The model was given conditions for {len(condition)} images, but there are {rows}; give one per image."
         )
     return condition.clone()
 
@@ -248,7 +248,7 @@ def _combination(
 
 
 def inverse_deviation(covariance: Operator) -> Operator:
-    """`diag(Sigma)^-1/2`, each field divided by a deviation of its own (averaged over frequencies)."""
+    """Return `diag(Sigma)^-1/2`, which divides each field by its own deviation (averaged over frequencies)."""
     variances = covariance.coefficients.diagonal(dim1=-2, dim2=-1)
     for _ in covariance.basis.shape:
         variances = variances.mean(-2)

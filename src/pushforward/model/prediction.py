@@ -34,7 +34,7 @@ Prediction = Literal["epsilon", "sample", "score", "residual", "v", "velocity"]
 def denoising(
     process: Process, prediction: Prediction, t: Tensor, reference: Gaussian = POINT
 ) -> tuple[Operator, Operator]:
-    """`on_state, on_prediction` at times `t (n,)`; image predictions count as clean states with no velocity.
+    """Return `on_state, on_prediction` at times `t (n,)`; image predictions count as clean states with no velocity.
 
     Raises:
         PushforwardError: the prediction is unknown or makes no sense for this process.
@@ -55,7 +55,7 @@ def denoising(
                 raise PushforwardError("The residual prediction needs a reference Gaussian of positive variance.")
             return reference.response(process, t), posterior_scale(process, t, reference)
     if not isinstance(process, ScaledProcess):
-        raise PushforwardError(f"The {prediction!r} prediction is for scalar processes; {process.name!r} is none.")
+        raise PushforwardError(f"The {prediction!r} prediction is for scalar processes; {process.name!r} is not one.")
     alpha, sigma, d_alpha, d_sigma = process.rates(t)
     match prediction:
         case "v":
@@ -74,12 +74,12 @@ PREDICTIONS: tuple[Prediction, ...] = ("epsilon", "sample", "score", "residual",
 
 
 def is_image(prediction: Prediction) -> bool:
-    """Whether the network's output is an image, without a velocity, whatever the process."""
+    """Say whether the network's output is an image without a velocity, whatever the process."""
     return prediction in ("sample", "residual")
 
 
 def posterior_scale(process: Process, t: Tensor, reference: Gaussian) -> Operator:
-    """Standard deviation of the clean image given the state, for the reference's data: `sqrt(C / (1 + snr_C))`."""
+    """Return the deviation of the clean image given the state, for the reference's data: `sqrt(C / (1 + snr_C))`."""
     variance = reference.variance
     scale = (variance / (1 + reference.snr(process, t))).sqrt()
     basis = process.basis if process.basis.shape else reference.basis

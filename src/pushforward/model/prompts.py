@@ -1,7 +1,7 @@
-"""Prompts: a network that is told in words what to draw.
+"""Prompts: networks that are told in words what to draw.
 
-A text encoder makes of each prompt a row of one or several tensors. The condition of such a network is, for each image,
-which row is meant; so executors hand on plain numbers, and every prompt is encoded once, whatever the batch.
+A text encoder turns each prompt into a row of one or several tensors. The condition of an image is the number of its
+row, so executors pass on plain numbers, and every prompt is encoded once, whatever the batch.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from torch import Tensor, nn
 
 __all__ = ["Prompted", "TextEncoder", "prompted"]
 
-TextEncoder = Callable[[Sequence[str]], tuple[Tensor, ...]]  # prompts to tensors of one row a prompt
+TextEncoder = Callable[[Sequence[str]], tuple[Tensor, ...]]  # prompts to tensors with one row per prompt
 
 
 class Prompted(nn.Module):
-    """`(u, t, rows) -> prediction` of a network `(u, t, *tensors)`, the tensors being those rows of the prompts'.
+    """`(u, t, rows) -> prediction` of a network `(u, t, *tensors)`, which gets these rows of the prompts' tensors.
 
     Args:
         network: the network.
-        embeddings: of the prompts, each `(prompts, ...)`; row 0, the negative prompt, stands in where none is given.
+        embeddings: tensors of the prompts, each `(prompts, ...)`; row 0, the negative prompt, is used where no prompt
+            is given.
     """
 
     def __init__(self, network: nn.Module, embeddings: tuple[Tensor, ...]) -> None:
@@ -44,7 +45,7 @@ class Prompted(nn.Module):
 
 
 def prompted(network: nn.Module, text: TextEncoder, prompts: Sequence[str], negative: str) -> tuple[Prompted, Tensor]:
-    """A network told these prompts, and which row of its table each of them is, `(prompts,)`."""
+    """Make a network that knows these prompts; also return the row of each in its table, `(prompts,)`."""
     rows = {prompt: row for row, prompt in enumerate(dict.fromkeys([negative, *prompts]))}
     place = next(network.parameters()).device
     embeddings = tuple(tensor.to(place) for tensor in text(list(rows)))

@@ -1,4 +1,4 @@
-"""Models of ours on disk.
+"""Reading and writing models that this package trained.
 
 A model is one folder: `config.json`, `model.safetensors`, `statistics.safetensors` (mean and spectrum of its data) and
 a model card `README.md`.
@@ -32,14 +32,14 @@ __all__ = ["CARD", "CONFIG", "FORMAT", "STATISTICS", "WEIGHTS", "load_model", "r
 
 CONFIG, WEIGHTS, STATISTICS, CARD = "config.json", "model.safetensors", "statistics.safetensors", "README.md"
 FORMAT = "pushforward-1"
-_FAR = 100.0  # of statistics: means and mean variances beyond are those of no images, and of no latents either
+_FAR = 100.0  # no images or latents have means or mean variances beyond this
 _REMEDY = "train or fetch the model again"
 _Side = Annotated[int, Field(ge=1, le=2**20)]
 
 
 @dataclass(frozen=True)
 class Config:
-    """What `config.json` holds, beside its `format`; see `trained` for what it means."""
+    """The content of `config.json`, without its `format`; see `trained` for the meaning."""
 
     format: str
     name: str
@@ -53,17 +53,17 @@ class Config:
 
 
 def save_model(model: Model, folder: Path, card: str = "", dtype: torch.dtype = torch.float32) -> None:
-    """Write a model of ours as a folder; each file appears whole or not at all.
+    """Write a model of this package as a folder, each file atomically.
 
     Args:
-        model: made by `trained`.
-        folder: made if need be.
+        model: a model that `trained` made.
+        folder: folder to write to; it is created if needed.
         card: text of its README.md.
-        dtype: of the weights on disk (they are used in float32).
+        dtype: dtype of the weights on disk (they are used in float32).
     """
     module, network = model.module, model.denoiser
     if not isinstance(module, Backbone) or not isinstance(network, Network):
-        raise PushforwardError(f"Model {model.name!r} is not made of a network of ours, so it cannot be saved as one.")
+        raise PushforwardError(f"Model {model.name!r} was not trained by this package, which cannot save its network.")
     config = {
         "format": FORMAT,
         "name": model.name,
@@ -91,7 +91,7 @@ def load_model(folder: Path, name: str | None = None) -> Model:
     """Read a folder that `save_model` wrote.
 
     Raises:
-        PushforwardError: a file is missing, damaged, or of another network.
+        PushforwardError: a file is missing, is damaged, or belongs to another network.
     """
     path = folder / CONFIG
     found = read_json(path)
@@ -101,7 +101,7 @@ def load_model(folder: Path, name: str | None = None) -> Model:
     process = process_from_config(config.process)
     _check_network(config, process, path)
     weights = read_tensors(folder / WEIGHTS)
-    with torch.device("meta"):  # what does not fit is said before memory is taken for it
+    with torch.device("meta"):  # check the fit before memory is taken
         _check_weights(_backbone(config.network, path), weights, folder / WEIGHTS)
     module = _backbone(config.network, path)
     module.load_state_dict(weights)
@@ -129,12 +129,12 @@ def _backbone(config: BackboneConfig, path: Path) -> Backbone:
         raise
     except Exception as error:  # of numbers that do not go together, whatever layer finds it out
         raise PushforwardError(
-            f"The entry 'network' of {path} describes no network ({str(error).splitlines()[0]}); {_REMEDY}."
+            f"The entry 'network' of {path} describes no valid network ({str(error).splitlines()[0]}); {_REMEDY}."
         ) from error
 
 
 def _check_network(config: Config, process: Process, path: Path) -> None:
-    """Raise unless the network is one for the states and classes of the config."""
+    """Raise unless the network fits the states and classes of the config."""
     network, states = config.network, process.blocks * config.shape[0]
     field = getattr(process, "field", config.shape[1:])
     fits = {
@@ -165,16 +165,16 @@ def _load_statistics(path: Path, shape: tuple[int, ...], classes: int) -> tuple[
         if not (bool(value.min() >= least) and bool(size <= _FAR)):
             raise PushforwardError(
                 f"{path} holds a {key} that no images have (from {float(value.min()):.3g} to {float(value.max()):.3g}, "
-                "where images are in [-1, 1]); fetch the model again, or delete this file to do without."
+                "for images in [-1, 1]); fetch the model again, or delete this file to do without it."
             )
     return Gaussian(values["variance"].double(), values["mean"].double()), values.get("means")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of a model's folder.
+    """Read a JSON object from a file of a model's folder.
 
     Raises:
-        PushforwardError: it is not there, or not JSON.
+        PushforwardError: the file is missing, or is not JSON.
     """
     return read(path, dict, _REMEDY)
 
@@ -188,18 +188,20 @@ def _check_weights(module: nn.Module, weights: Mapping[str, Tensor], path: Path)
             what = "has an unknown" if name not in expected else "has another shape of" if name in found else "lacks"
             raise PushforwardError(f"{path} does not fit the network of {CONFIG}: it {what} {name!r}; {_REMEDY}.")
         if not (weights[name].is_floating_point() and bool(weights[name].isfinite().all())):
-            raise PushforwardError(f"{path} has values in {name!r} that are no finite numbers; {_REMEDY}.")
+            raise PushforwardError(f"{path} has values in {name!r} that are not finite numbers; {_REMEDY}.")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors` file of a model's folder.
+    """Read the tensors of a `.safetensors` file of a model's folder.
 
     Raises:
         PushforwardError: the file is missing or damaged.
     """
     if not path.is_file():
-        raise PushforwardError(f"{path} is missing; a model folder needs it.")
+        raise PushforwardError(f"{path} is missing; a model's folder needs it.")
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise PushforwardError(f"{path} is damaged or no safetensors file ({error}); fetch the model again.") from None
+        raise PushforwardError(
+            f"{path} is damaged or not a safetensors file ({error}); fetch the model again."
+        ) from None

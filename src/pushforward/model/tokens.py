@@ -1,8 +1,8 @@
-"""Captions as numbers: which words and pieces of words a text has, hashed.
+"""Captions as numbers: hashes of a text's words and of pieces of words.
 
-A caption of a few words needs no grammar, so a network of ours sees it as a bag: every word, and every three
-neighbouring letters of it (by which `crying` and `cries` are alike, and a word never seen is not nothing), each hashed
-to one of a fixed number of rows of a trained table. There is no vocabulary to keep.
+A caption of a few words needs no grammar, so the package's networks see it as a bag: every word, and every three
+neighbouring letters of it (by which `crying` and `cries` are alike, and a word never seen still means something), each
+hashed to one of a fixed number of rows of a trained table. No vocabulary is stored.
 
 References:
     Bojanowski et al., Enriching Word Vectors with Subword Information, arXiv 1607.04606, section 3.2.
@@ -20,15 +20,15 @@ from torch import Tensor
 
 __all__ = ["LENGTH", "tokens", "warn_of_lost_words"]
 
-LENGTH = 96  # most tokens of a caption that are read
+LENGTH = 96  # a caption is read up to this many tokens
 
 
 def tokens(texts: Sequence[str], rows: int) -> Tensor:
-    """The hashed words and letter triples of each text, int64 `(texts, LENGTH)`, from 1 to `rows`, then 0 as filling.
+    """Hash the words and letter triples of each text, int64 `(texts, LENGTH)`, from 1 to `rows`, then 0 as filling.
 
     Args:
-        texts: any; an empty text is all filling, and what is beyond `LENGTH` tokens is cut.
-        rows: of the table.
+        texts: the texts; an empty text is all filling, and tokens beyond `LENGTH` are cut.
+        rows: rows of the table.
     """
     table = torch.zeros(len(texts), LENGTH, dtype=torch.long)
     for row, text in zip(table, texts, strict=True):
@@ -46,9 +46,9 @@ def warn_of_lost_words(text: str) -> None:
 
 
 def tell_lost(text: str, reader: str, length: int, lost: str) -> None:
-    """Warn that a prompt is longer than what reads it, and name what is not read."""
+    """Warn that a prompt is too long for its reader, and name what is not read."""
     start = text if len(text) < 40 else f"{text[:36]} ..."
-    warnings.warn(f"{reader} reads {length} tokens of the prompt {start!r}, and not: {lost}", stacklevel=4)
+    warnings.warn(f"{reader} reads {length} tokens of the prompt {start!r}, but not: {lost}", stacklevel=4)
 
 
 def _words(text: str) -> list[str]:
@@ -56,7 +56,7 @@ def _words(text: str) -> list[str]:
 
 
 def _pieces(text: str) -> dict[str, None]:
-    """Its words and their triples of letters, each once, in the order of the text."""
+    """List a text's words and their triples of letters, each once, in the order of the text."""
     found: dict[str, None] = {}
     for word in _words(text):
         marked = f"<{word}>"

@@ -1,4 +1,4 @@
-"""Modules that `torch.jit.save` has compiled: networks of other programs, to be run without their code."""
+"""Modules compiled by `torch.jit.save`: networks of other programs that run without their code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SUFFIXES = (".pt", ".pth", ".ts", ".torchscript")
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file is a compiled module, as against a state of `torch.save`."""
+    """Say whether a file is a compiled module, not a state of `torch.save`."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -26,10 +26,10 @@ def is_torchscript(path: Path) -> bool:
 
 
 def load_torchscript(path: Path, device: torch.device | str = "cpu") -> Any:
-    """The module, in evaluation mode, with no gradients of its weights.
+    """Load a module in evaluation mode, without gradients of its weights.
 
     Raises:
-        PushforwardError: there is no such file, or it is damaged or of another kind.
+        PushforwardError: the file does not exist, is damaged, or is of another kind.
     """
     if not path.is_file():
         raise PushforwardError(f"There is no file {path}.")
@@ -38,7 +38,7 @@ def load_torchscript(path: Path, device: torch.device | str = "cpu") -> Any:
         try:
             module = torch.jit.load(path, map_location=device)
         except FAULTS as error:
-            raise PushforwardError(f"{path} is not a TorchScript file, or it is damaged.") from error
+            raise PushforwardError(f"{path} is not a TorchScript file, or is damaged; write it again.") from error
     for parameter in module.parameters():  # a compiled module has no `requires_grad_`
         parameter.requires_grad_(False)
     return module.eval()

@@ -12,16 +12,16 @@ FOLDER = Path(__file__).parent.parent / "zoo"
 
 
 def names() -> list[str]:
-    """Names of the models in the package."""
+    """List the names of the models in the package."""
     return sorted(p.parent.name for p in FOLDER.glob(f"*/{CONFIG}"))
 
 
 def load_zoo(name: str) -> Model:
-    """A model of the package by name.
+    """Load a model of the package by name.
 
     Raises:
-        PushforwardError: no such model.
+        PushforwardError: there is no such model.
     """
     if name not in names():
-        raise PushforwardError(f"No model {name!r} in the package; there are {', '.join(names()) or 'none'}.")
+        raise PushforwardError(f"The package has no model {name!r}; it has {', '.join(names()) or 'none'}.")
     return load_model(FOLDER / name, name)

@@ -1,7 +1,7 @@
-"""The families of networks that can be read: what each is told, and the pipelines that draw with it.
+"""The families of networks that can be read: the inputs of each, and the pipelines that draw with it.
 
-A network of `diffusers` is known by its class. `FAMILIES` has a line for each: a module that calls the network as
-`model.network.Network` does, the pipelines that draw with it and nothing else, and what reads its prompts or names its
+A network of `diffusers` is identified by its class. `FAMILIES` has a line for each: a module that calls the network as
+`model.network.Network` does, the pipelines that draw with nothing else, and what reads its prompts or names its
 classes.
 """
 
@@ -22,7 +22,7 @@ from pushforward.model.diffusers.text import Text, Tower, clip_and_t5, joint, la
 
 __all__ = ["FAMILIES", "Family", "numbered"]
 
-BERT_TOKENS, SD3_TOKENS, FLUX_TOKENS = 77, 256, 512  # of a prompt, for BERT and for T5
+BERT_TOKENS, SD3_TOKENS, FLUX_TOKENS = 77, 256, 512  # lengths of prompts for BERT and T5
 
 
 def _text_unet(network: Any, pixels: tuple[int, int], _: float) -> nn.Module:
@@ -30,7 +30,7 @@ def _text_unet(network: Any, pixels: tuple[int, int], _: float) -> nn.Module:
 
 
 def _towers(folder: Folder, dtype: torch.dtype | None, *parts: tuple[str, str, str, int | None]) -> list[Tower]:
-    """Text encoders, given each one's part, its tokenizer's, its class and its number of tokens."""
+    """Load text encoders, given the part of each, its tokenizer's part, its class and its number of tokens."""
     encoders = [folders.load_encoder(folder, encoder, name, dtype) for encoder, _, name, _ in parts]
     tokenizers = [folders.load_tokenizer(folder, tokenizer) for _, tokenizer, _, _ in parts]
     return [Tower(tokenizers[k], encoder, parts[k][3]) for k, encoder in enumerate(encoders)]
@@ -62,14 +62,14 @@ def _flux_text(folder: Folder, _: Settings, dtype: torch.dtype | None) -> Text:
 
 
 def numbered(settings: Settings) -> tuple[str, ...]:
-    """Names of the classes of a network that has a table of them."""
+    """Return numbers as the names of the classes of a network that has a table of them."""
     if settings.get("class_embed_type") is not None:
         return ()
     return tuple(map(str, range(settings.get("num_class_embeds") or 0)))
 
 
 def _named(index: Settings, settings: Settings) -> tuple[str, ...]:
-    """The first name of each class, where the pipeline has names."""
+    """List the first name of each class, if the pipeline has names."""
     names = index.get("id2label") or {}
     count = settings["num_embeds_ada_norm"]
     return tuple(str(names.get(str(k), k)).split(",")[0].strip() for k in range(count))
@@ -80,14 +80,14 @@ class Family:
     """How networks of one class are read.
 
     Args:
-        module: made of the network, the images' height and width, and the embedded guidance.
-        text: the encoder of prompts, made of the pipeline and the network's settings.
-        classes: names of the labels, after which comes one that says nothing.
-        pipelines: of `diffusers` that draw with such a network as it is read here, and with nothing else.
-        packed: four neighbours are the channels of one token.
-        not_its_grid: what the pipeline has otherwise than the scheduler by itself.
-        only: settings of the network by which it is told of other things than a prompt or a class, and the values of
-            each that can be read here.
+        module: function from the network, the images' height and width, and the embedded guidance to the module to use.
+        text: function from the pipeline, the network's settings and the weights' dtype to the encoder of prompts.
+        classes: function that names the labels; after them comes one that stands for no class.
+        pipelines: pipelines of `diffusers` that draw with such a network as it is read here, and with nothing else.
+        packed: whether four neighbouring pixels are the channels of one token.
+        not_its_grid: settings in which the pipeline differs from its scheduler.
+        only: settings by which the network takes inputs besides a prompt or class, with the values of each that can be
+            read here.
     """
 
     module: Callable[[Any, tuple[int, int], float], nn.Module]
@@ -100,7 +100,7 @@ class Family:
 
 
 def _tasks(name: str) -> tuple[str, ...]:
-    """The pipelines that begin at noise, at an image, and at one with a hole: the network is the same."""
+    """List the pipelines that begin at noise, at an image, and at one with a hole: the network is the same."""
     return tuple(f"{name}{task}Pipeline" for task in ("", "Img2Img", "Inpaint"))
 
 

@@ -34,7 +34,7 @@ VARIANTS = (
     "bf16",
 )  # of weights, `stem.fp16.safetensors`, that are taken for the plain ones where there are none
 MISSING_TEXT = "Models that read prompts need the package transformers: pip install 'pushforward[diffusers]'."
-FAULTS = (  # of damaged files
+FAULTS = (  # what damaged files raise
     ArithmeticError, AttributeError, EOFError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError,
     SafetensorError, UnpicklingError,
 )  # fmt: skip
@@ -45,9 +45,9 @@ class Folder:
     """A model on disk.
 
     Args:
-        root: where it lies.
-        index: of a pipeline; empty for a network with its scheduler.
-        network: which part denoises.
+        root: the folder.
+        index: content of a pipeline's index; empty for a network with its scheduler.
+        network: name of the part that denoises.
     """
 
     root: Path
@@ -56,7 +56,7 @@ class Folder:
 
     @property
     def decoder(self) -> str | None:
-        """Which part makes images of latents, if one does."""
+        """The part that turns latents into images, if there is one."""
         return next((name for name in DECODERS if self.has(name)), None)
 
     @property
@@ -65,14 +65,14 @@ class Folder:
         return self.place("scheduler", SCHEDULER) / SCHEDULER
 
     def has(self, part: str) -> bool:
-        """Whether the pipeline has a part: `[library, class]`, or `[null, null]` where it is left out."""
+        """Say whether the pipeline has a part: `[library, class]`, or `[null, null]` where it is left out."""
         return isinstance(self.index.get(part), list) and None not in self.index[part]
 
     def place(self, part: str, file: str = CONFIG) -> Path:
-        """Where a part's configuration lies: its own folder, or the root, as old repositories have it.
+        """Find the folder of a part's configuration: its own, or the root, as in old repositories.
 
         Raises:
-            PushforwardError: in neither.
+            PushforwardError: it is in neither.
         """
         for place in (self.root / part, self.root):
             if (place / file).is_file():
@@ -81,17 +81,17 @@ class Folder:
 
 
 def find(root: Path) -> Folder:
-    """The model in a folder.
+    """Find the model in a folder.
 
     Raises:
-        PushforwardError: there is none, or nothing in it denoises.
+        PushforwardError: there is none, or none of its parts denoises.
     """
     if (root / INDEX).is_file():
         index = read_json(root / INDEX)
         network = next((name for name in NETWORKS if Folder(root, index).has(name)), None)
         if network is None:
             raise PushforwardError(
-                f"The pipeline in {root}, a {index.get('_class_name')}, has no {' or '.join(NETWORKS)} to denoise by."
+                f"The pipeline in {root}, a {index.get('_class_name')}, has no {' or '.join(NETWORKS)} to denoise with."
             )
         return Folder(root, index, network)
     if (root / CONFIG).is_file():
@@ -100,10 +100,10 @@ def find(root: Path) -> Folder:
 
 
 def download(source: str, revision: str | None) -> Path:
-    """A hub repository's configurations, tokenizers and weights, as a folder of the hub's cache.
+    """Download a hub repository's configurations, tokenizers and weights to a folder of the hub's cache.
 
     Raises:
-        PushforwardError: no such repository or revision, no connection, or `huggingface_hub` is not installed.
+        PushforwardError: there is no such repository or revision or no connection, or `huggingface_hub` is missing.
     """
     try:
         from huggingface_hub import snapshot_download
@@ -132,7 +132,7 @@ def download(source: str, revision: str | None) -> Path:
     networks = {folder.place(name) for name in (folder.network, folder.decoder) if name is not None}
     encoders = {folder.place(name) for name in ENCODERS if folder.has(name)}
     parts = [(place, OF_DIFFUSERS) for place in networks] + [(place, OF_TRANSFORMERS) for place in encoders]
-    for asked in (_pickled, _variant):  # what is still lacking
+    for asked in (_pickled, _variant):  # what is still missing
         lacking = [(place, stems) for place, stems in parts if None not in _variants(place, stems)]
         more = [f"{place.relative_to(root)}/{name}" for place, stems in lacking for name in asked(stems)]
         root = fetch([*wanted, *more]) if more else root
@@ -149,10 +149,10 @@ def _variant(stems: tuple[str, str]) -> list[str]:
 
 
 def load_network(folder: Path, classes: Sequence[str], dtype: torch.dtype | None) -> Any:
-    """A network of one of some classes of `diffusers`, from its part's folder.
+    """Load a network of one of several classes of `diffusers` from its part's folder.
 
     Raises:
-        PushforwardError: it is of another class, or lacks files, or they are damaged.
+        PushforwardError: it is of another class, or files are missing or damaged.
     """
     name = class_of(folder)
     if name not in classes:
@@ -166,22 +166,22 @@ def load_network(folder: Path, classes: Sequence[str], dtype: torch.dtype | None
 
 
 def class_of(folder: Path) -> str:
-    """The class that a network's configuration names."""
+    """Read the class that a network's configuration names."""
     return str(read_json(folder / CONFIG).get("_class_name"))
 
 
 def load_encoder(folder: Folder, part: str, wanted: str, dtype: torch.dtype | None) -> Any:
-    """A text encoder of a pipeline.
+    """Load a text encoder of a pipeline.
 
     Args:
         folder: the pipeline.
-        part: its name there.
-        wanted: the class it must be of.
-        dtype: of its weights.
+        part: the encoder's name there.
+        wanted: the class that it must have.
+        dtype: dtype of its weights.
 
     Raises:
-        PushforwardError: `transformers` is not installed; the pipeline has no such part, or of another class; files
-            are missing or damaged.
+        PushforwardError: `transformers` is not installed; the pipeline has no such part, or it has another class; or
+            files are missing or damaged.
     """
     transformers = import_transformers()
     _check(folder, part, (wanted,))
@@ -191,10 +191,10 @@ def load_encoder(folder: Folder, part: str, wanted: str, dtype: torch.dtype | No
 
 
 def load_tokenizer(folder: Folder, part: str) -> Any:
-    """A tokenizer of a pipeline.
+    """Load a tokenizer of a pipeline.
 
     Raises:
-        PushforwardError: as `load_encoder`.
+        PushforwardError: for the reasons of `load_encoder`.
     """
     transformers = import_transformers()
     _check(folder, part)
@@ -210,7 +210,7 @@ def load_tokenizer(folder: Folder, part: str) -> Any:
 
 
 def import_transformers() -> Any:
-    """The package.
+    """Import the package `transformers`.
 
     Raises:
         PushforwardError: it is not installed.
@@ -226,7 +226,7 @@ def _check(folder: Folder, part: str, classes: Sequence[str] = ()) -> None:
     kind = folder.index.get("_class_name", "network alone")
     if not folder.has(part):
         raise PushforwardError(
-            f"The model in {folder.root}, a {kind}, has no {part}, without which its prompts cannot be read."
+            f"The model in {folder.root}, a {kind}, has no {part} to read its prompts; fetch the model again."
         )
     name = folder.index[part][1]
     if classes and name not in classes:
@@ -236,10 +236,10 @@ def _check(folder: Folder, part: str, classes: Sequence[str] = ()) -> None:
 
 
 def _weights(folder: Path, stems: tuple[str, str]) -> tuple[bool, str | None]:
-    """Whether a network's weights are `.safetensors` (or `.bin`), and of which variant, `None` for the plain ones.
+    """Say whether a network's weights are `.safetensors` (or `.bin`), and of which variant, `None` for the plain ones.
 
     Raises:
-        PushforwardError: there are none, or several variants of which none is known.
+        PushforwardError: there are no weights, or several variants of which none is known.
     """
     found = _variants(folder, stems)
     for variant in (None, *VARIANTS, *(found if len(found) == 1 else ())):
@@ -254,7 +254,7 @@ def _weights(folder: Path, stems: tuple[str, str]) -> tuple[bool, str | None]:
 
 
 def _variants(folder: Path, stems: tuple[str, str]) -> dict[str | None, bool]:
-    """The variants of a network's weights, whole or in pieces with an index, and whether each is `.safetensors`."""
+    """List the variants of a network's weights, whole or in indexed pieces, and whether each is `.safetensors`."""
     found: dict[str | None, bool] = {}
     for stem, end, safe in ((stems[1], "bin", False), (stems[0], "safetensors", True)):
         name = re.compile(rf"{stem}(\.[^.]+)?\.{end}|{stem}\.{end}\.index(\.[^.]+)?\.json")
@@ -281,7 +281,7 @@ def _pretrained(cls: Any, folder: Path, stems: tuple[str, str], dtype: torch.dty
     missing = sorted(report["missing_keys"])
     if missing:
         raise PushforwardError(
-            f"The weights in {folder} lack {len(missing)} of the network's tensors, {missing[0]} for one; "
+            f"The weights in {folder} lack {len(missing)} of the network's tensors, among them {missing[0]}; "
             "fetch the model again."
         )
     return network.eval().requires_grad_(False)

@@ -1,9 +1,9 @@
 """Models in the format of `diffusers`: a folder or a name on the hub.
 
 A network does not say what it predicts, or for which diffusion: its scheduler does (`model.diffusers.schedules`). A
-model of latents brings an autoencoder, one that is told in words what to draw its text encoders
-(`model.diffusers.text`). No pipeline of `diffusers` is run: what each tells its network is written in
-`model.diffusers.networks`, and `model.diffusers.families` lists the classes of networks that can be read.
+model of latents has an autoencoder, a model that reads prompts has text encoders (`model.diffusers.text`). No pipeline
+of `diffusers` is run: `model.diffusers.networks` passes each network the inputs that its pipeline would pass, and
+`model.diffusers.families` lists the classes of networks that can be read.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pushforward.model.storage import read_json
 
 __all__ = ["diffusers_model"]
 
-FLUX_SIZE = 128  # height and width of its latents, which its configuration does not say
+FLUX_SIZE = 128  # height and width of its latents, which its configuration does not state
 
 
 def diffusers_model(
@@ -39,24 +39,24 @@ def diffusers_model(
     size: int | tuple[int, int] | None = None,
     embedded_guidance: float = 3.5,
 ) -> Model:
-    """A model from a folder or a hub repository of `diffusers`.
+    """Load a model from a folder or a hub repository of `diffusers`.
 
     It may be a pipeline (`model_index.json`) around a network of `model.diffusers.families.FAMILIES`, or the folder of
     a UNet2DModel with `scheduler_config.json` in it or in `scheduler/`.
 
     Args:
         source: a folder, or a name on the hub, `owner/model`.
-        device: where the networks go.
-        dtype: of their weights, by default float32; states keep a dtype of their own. An autoencoder that overflows in
+        device: device of the networks.
+        dtype: dtype of their weights, by default float32; states keep their own. An autoencoder that overflows in
             float16 (`force_upcast`) stays in float32.
         revision: branch, tag or commit on the hub.
-        size: of the images in pixels, or their height and width; by default what the configuration says.
-        embedded_guidance: told to a Flux network that was distilled from guided ones, besides the guidance of
-            `Model.given`.
+        size: side, or height and width, of the images in pixels; by default what the configuration says.
+        embedded_guidance: guidance to pass to a Flux network that was distilled from guided ones, besides the guidance
+            of `Model.given`.
 
     Raises:
-        PushforwardError: `diffusers` or `transformers` is not installed; the source is not there, lacks a part, is
-            damaged, or is a model of another kind; it has no images of this size.
+        PushforwardError: `diffusers` or `transformers` is not installed; the source does not exist, lacks a part, is
+            damaged, or is a model of another kind; or the model makes no images of this size.
     """
     local = Path(source).expanduser()
     folder = folders.find(local if local.is_dir() else folders.download(str(source), revision))
@@ -110,7 +110,7 @@ def _check_kind(settings: Settings, kind: str, folder: Folder, place: Path) -> N
         raise PushforwardError(f"{place / CONFIG} describes a {kind}; only {', '.join(FAMILIES)} can be read here.")
     if not folder.index and kind != "UNet2DModel":
         raise PushforwardError(
-            f"{folder.root} is a {kind} alone; give the folder of its whole pipeline, with model_index.json."
+            f"{folder.root} is a {kind} alone; name the folder of its whole pipeline, with model_index.json."
         )
     _check_parts(folder, kind)
     for key, known in FAMILIES[kind].only.items():
@@ -120,7 +120,7 @@ def _check_kind(settings: Settings, kind: str, folder: Folder, place: Path) -> N
             )
     if folder.index.get("requires_aesthetics_score"):
         raise PushforwardError(
-            f"{folder.root} is a refiner, told of scores besides prompts; give the model whose images it refines."
+            f"{folder.root} is a refiner, which takes scores besides prompts; name the model whose images it refines."
         )
 
 
@@ -133,7 +133,7 @@ def _check_parts(folder: Folder, kind: str) -> None:
     if others:
         parts = ", ".join(f"{name} ({folder.index[name][1]})" for name in others)
         raise PushforwardError(
-            f"{folder.root} draws with parts that are not run here, {parts}; its images would be others without them."
+            f"{folder.root} draws with parts that cannot be run here, {parts}; its images would differ without them."
         )
 
 
@@ -143,17 +143,17 @@ def _check_pipeline(folder: Folder, kind: str) -> None:
     if folder.index and pipeline not in reader.pipelines:
         known = ", ".join(reader.pipelines)
         raise PushforwardError(
-            f"{folder.root} is a {pipeline}; of a {kind}, only the pipelines {known} are drawn here as they draw."
+            f"{folder.root} is a {pipeline}; for a {kind}, only the pipelines {known} can be reproduced here."
         )
 
 
 def _channels(settings: Settings, source: str | Path, packed: bool, varied: bool) -> int:
-    """Of what is denoised; a variance may follow it in the answer."""
+    """Return the channels of what is denoised; a variance may follow it in the answer."""
     channels, given = settings["in_channels"], settings.get("out_channels") or settings["in_channels"]
     if given not in ((channels, 2 * channels) if varied else (channels,)):
         raise PushforwardError(
-            f"The network of {source} takes {channels} channels and gives {given}; only networks that need no other "
-            "image besides the noisy one can be read."
+            f"The network of {source} takes {channels} channels and gives {given}; only networks that take no image "
+            "besides the noisy one can be read."
         )
     return channels // 4 if packed else channels
 
@@ -161,7 +161,7 @@ def _channels(settings: Settings, source: str | Path, packed: bool, varied: bool
 def _field(
     settings: Settings, place: Path, size: int | tuple[int, int] | None, factor: int, patch: int
 ) -> tuple[int, int]:
-    """Height and width of what is denoised."""
+    """Return height and width of what is denoised."""
     sample = settings["sample_size"]
     if size is not None:
         pixels = (size, size) if isinstance(size, int) else size
@@ -172,18 +172,20 @@ def _field(
         height, width = (n // factor for n in pixels)
     elif sample is None:
         raise PushforwardError(
-            f"{place / CONFIG} does not say its sample_size; add it, the height and width of what it denoises."
+            f"{place / CONFIG} lacks sample_size; add it, the height and width of what the network denoises."
         )
     else:
         height, width = (sample, sample) if isinstance(sample, int) else sample
     most = settings.get("pos_embed_max_size")
     if most and max(height, width) > most * patch:
-        raise PushforwardError(f"Images of this model have no side above {most * patch * factor} pixels; got {size}.")
+        raise PushforwardError(
+            f"Images of this model have at most {most * patch * factor} pixels per side; got {size}."
+        )
     return height, width
 
 
 def _autoencoder(place: Path, dtype: torch.dtype | None) -> Any:
-    """In float32 where it overflows in float16."""
+    """Load the autoencoder, in float32 if it overflows in float16."""
     kl = folders.class_of(place) == "AutoencoderKL"
     if dtype == torch.float16 and kl and read_json(place / CONFIG).get("force_upcast", True):
         dtype = torch.float32

@@ -1,6 +1,7 @@
 """Networks of `diffusers` as `Network` and `Prompted` call them, `(u, t, *condition) -> prediction`.
 
-Each is told what its own pipeline tells it. States come in a dtype of their own and go through in that of the weights.
+Each gets what its own pipeline would pass it. States come in a dtype of their own and go through in that of the
+weights.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Unet(nn.Module):
     def forward(self, u: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         unet: Any = self.unet
         if condition is None and unet.class_embedding is not None:
-            raise PushforwardError("This model draws images by class: give a label.")
+            raise PushforwardError("This model draws images by class; give a label.")
         if unet.config["time_embedding_type"] == "learned":
             t = t.round().long()  # an index
         answer: Tensor = unet(u.to(unet.dtype), t, class_labels=condition).sample
@@ -37,7 +38,7 @@ class TextUnet(nn.Module):
 
     Args:
         unet: the network.
-        sizes: what SDXL is told of the image besides: original size, corner, and size, each (height, width) in pixels.
+        sizes: further inputs of SDXL: original size, corner, and size of the image, each (height, width) in pixels.
     """
 
     def __init__(self, unet: nn.Module, sizes: tuple[int, ...] = ()) -> None:
@@ -57,7 +58,7 @@ class TextUnet(nn.Module):
 
 
 class Dit(nn.Module):
-    """`(u, t, labels) -> prediction` of a diffusion transformer; label `classes` says nothing, as does none.
+    """`(u, t, labels) -> prediction` of a diffusion transformer; label `classes` stands for no class, as does `None`.
 
     References:
         Scalable Diffusion Models with Transformers, Peebles & Xie, arXiv 2212.09748.
@@ -98,8 +99,8 @@ class Flux(nn.Module):
 
     Args:
         transformer: the network.
-        guidance: told to networks that were distilled from guided ones (On Distillation of Guided Diffusion Models,
-            Meng et al., arXiv 2210.03142, section 3.1).
+        guidance: guidance to pass to networks that were distilled from guided ones (On Distillation of Guided Diffusion
+            Models, Meng et al., arXiv 2210.03142, section 3.1).
     """
 
     def __init__(self, transformer: nn.Module, guidance: float = 3.5) -> None:
@@ -129,11 +130,9 @@ class Flux(nn.Module):
 
 
 def _told(network: Any, states: Tensor | None, vector: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """What a text encoder said, in the network's dtype."""
+    """Return a text encoder's output in the network's dtype."""
     if states is None:
-        raise PushforwardError(
-            "This network is told in words what to draw: use the model that model.given(prompts) gives."
-        )
+        raise PushforwardError("This network reads prompts; use the model that model.given(prompts) returns.")
     return states.to(network.dtype), None if vector is None else vector.to(network.dtype)
 
 
@@ -151,7 +150,7 @@ class Rescaled(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents `(batch, channels, *field)` to images in [-1, 1] by a VQModel or an AutoencoderKL, one after another."""
+    """Decodes latents `(batch, channels, *field)` to images in [-1, 1] by a VQModel or AutoencoderKL, one by one."""
 
     def __init__(self, autoencoder: nn.Module) -> None:
         super().__init__()
@@ -165,7 +164,7 @@ class Decoder(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images in [-1, 1] to latents, the other way: the mean of what the autoencoder would draw."""
+    """Encodes images in [-1, 1] as latents: the mean of what the autoencoder would draw."""
 
     def __init__(self, autoencoder: nn.Module) -> None:
         super().__init__()
@@ -181,7 +180,7 @@ class Encoder(nn.Module):
 
 
 def _units(autoencoder: Any, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and shift of latents, `(own - shift) scale`, for all or for each channel."""
+    """Return scale and shift of latents, `(own - shift) scale`, for all channels or per channel."""
     config = autoencoder.config
     scale = torch.tensor(config.get("scaling_factor") or 1.0).to(like)
     mean, deviation = (config.get(name) for name in ("latents_mean", "latents_std"))

@@ -1,4 +1,4 @@
-"""The package `diffusers`, where it is installed, and its errors in a few words."""
+"""The package `diffusers`, if it is installed, and its errors in a few words."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MISSING = "Models of diffusers need the package: pip install 'pushforward[diffus
 
 
 def import_diffusers() -> Any:
-    """The package.
+    """Import the package `diffusers`.
 
     Raises:
         PushforwardError: it is not installed.
@@ -25,7 +25,7 @@ def import_diffusers() -> Any:
 
 
 def reason(error: Exception) -> str:
-    """The kind and the first sentence of another package's error."""
+    """Return the kind and the first sentence of another package's error."""
     lines = str(error).strip().splitlines()
     sentence = lines[0].split(". ")[0].rstrip(".: ") if lines else ""
     return f"{type(error).__name__}, {sentence}" if sentence else type(error).__name__

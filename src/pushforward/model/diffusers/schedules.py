@@ -13,12 +13,12 @@ A scheduler's configuration mixes what a network was trained for with settings o
 Schedulers that count in `sigma` (Euler to KDPM2) divide their state by `sqrt(1 + sigma^2)` before each call: in these
 units it is the variance-preserving state of the same table. Clipping and thresholding belong to the network, so every
 answer is bounded, and the noise is what fits the bounded answer (in `diffusers`' DDIM: `use_clipped_model_output`).
-How the scheduler places its steps becomes the model's grid, for `plan.grid.default`; its solver is the caller's to
-choose, and the variance of DDPM's noise is its default for `ddpm`. A setting that would change the images and is not
-honoured is refused in a sentence. What a class has no setting for, `diffusers` leaves unread in its file, and so do we.
+The way the scheduler places its steps becomes the model's grid, for `plan.grid.default`. The caller chooses the solver,
+and the variance of DDPM's noise becomes the default for `ddpm`. A setting that would change the images and cannot be
+honoured is an error. Entries that a scheduler's class does not know are ignored, as `diffusers` ignores them.
 
-Networks are told their exact times. The multistep schedulers of `diffusers` tell them whole ones where noise levels are
-between (`use_karras_sigmas`, `use_flow_sigmas` and their like), and begin flows at s = 1 - 1/N, here at 1.
+Networks get exact times. The multistep schedulers of `diffusers` round them where noise levels lie between timesteps
+(`use_karras_sigmas`, `use_flow_sigmas` and similar), and begin flows at s = 1 - 1/N, here at 1.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ __all__ = ["READERS", "Schedule", "read_schedule"]
 
 @dataclass(frozen=True)
 class Schedule:
-    """What a scheduler's configuration says.
+    """The content of a scheduler's configuration.
 
     Args:
         process: the diffusion.
         network: fields of `Network`.
-        grid: of `Model.grid`.
-        solvers: of `Model.solvers`.
-        reference: of the data, if it says.
+        grid: value of `Model.grid`.
+        solvers: value of `Model.solvers`.
+        reference: reference Gaussian of the data, if stated.
         gain, scale, shift: the network is `gain * unet(scale u + shift, n)`.
     """
 
@@ -64,20 +64,20 @@ class Schedule:
 
 
 def read_schedule(config: Settings, path: Path, tokens: int | None = None) -> Schedule:
-    """The schedule that a scheduler's file describes; what it leaves out is as its class has it.
+    """Read the schedule that a scheduler's file describes, with its class's defaults for what is left out.
 
     Args:
-        config: of the scheduler.
-        path: where it was read, for messages.
-        tokens: of an image, where the grid depends on their number (`use_dynamic_shifting`).
+        config: the scheduler's configuration.
+        path: the file that it was read from, for messages.
+        tokens: number of tokens per image, if the grid depends on it (`use_dynamic_shifting`).
 
     Raises:
-        PushforwardError: a scheduler, or a setting of it, that is not known.
+        PushforwardError: the scheduler or one of its settings is unknown.
     """
     name = config.get("trained") or config.get("_class_name")
     if name == "CMStochasticIterativeScheduler":
         raise PushforwardError(
-            f"{path} is of a consistency model, not a diffusion: open it with pushforward.load_generator."
+            f"{path} belongs to a consistency model, not a diffusion; open it with pushforward.load_generator."
         )
     if name not in READERS:
         raise PushforwardError(f"{path} describes a {name}, which cannot be read here; known are {', '.join(READERS)}.")
@@ -101,7 +101,7 @@ _PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample", "
 
 
 def _table(settings: Settings, *, multistep: bool = False) -> Schedule:
-    """Of a scheduler with a table."""
+    """Read a scheduler with a table."""
     if settings.get("use_flow_sigmas"):
         return _flow(settings)
     prediction = _prediction(settings)
@@ -130,7 +130,7 @@ def _multistep(settings: Settings) -> Schedule:
 
 
 def _table_grid(settings: Settings, process: Discrete, multistep: bool) -> Settings:
-    """Where a scheduler with a table has its steps; multistep ones reckon with the whole table."""
+    """Read where a scheduler with a table places its steps; multistep ones use the whole table."""
     spacing, offset = settings.get("timestep_spacing", "linspace"), settings.get("steps_offset", 0)
     _one_of({"timestep_spacing": spacing}, "timestep_spacing", "leading", "linspace", "trailing")
     to_zero = settings.get("set_alpha_to_one", _to_zero(settings))
@@ -145,7 +145,7 @@ def _table_grid(settings: Settings, process: Discrete, multistep: bool) -> Setti
     for key, level in zip(("sigma_min", "sigma_max"), given.values(), strict=True):
         if level is not None and not least * (1 - 1e-4) <= level <= most * (1 + 1e-4):
             raise PushforwardError(
-                f"The noise level {key} = {level:g} lies outside those of the table, {least:g} to {most:g}."
+                f"The noise level {key} = {level:g} lies outside the table's range, {least:g} to {most:g}."
             )
     if given["high"] is None and settings.get("rescale_betas_zero_snr"):
         given["high"] = math.sqrt(2**24 - 1)  # where diffusers lets these tables end
@@ -160,7 +160,7 @@ def _table_grid(settings: Settings, process: Discrete, multistep: bool) -> Setti
 
 
 def _to_zero(settings: Settings) -> bool:
-    """Whether the last step goes to clean data."""
+    """Say whether the last step goes to clean data."""
     if settings["_class_name"] == "DEISMultistepScheduler":
         return False
     _one_of(settings, "final_sigmas_type", "zero", "sigma_min")
@@ -168,7 +168,7 @@ def _to_zero(settings: Settings) -> bool:
 
 
 def _spread(settings: Settings) -> str | None:
-    """The rule by which noise levels are placed, where there is one."""
+    """Return the rule by which noise levels are placed, if there is one."""
     chosen = [rule for key, rule in _SPREADS.items() if settings.get(key)]
     if len(chosen) > 1:
         raise PushforwardError(f"Only one of {', '.join(_SPREADS)} can place the noise levels; got {len(chosen)}.")
@@ -176,7 +176,7 @@ def _spread(settings: Settings) -> str | None:
 
 
 def _clipped(settings: Settings, process: Discrete) -> int | None:
-    """How many timesteps have a log-SNR of `lambda_min_clipped` or more, if some have less."""
+    """Count the timesteps with a log-SNR of `lambda_min_clipped` or more, if some have less."""
     least = settings.get("lambda_min_clipped", -math.inf)
     times = (torch.arange(process.timesteps, dtype=torch.float64) + 1) * process.t_min
     count = int((process.log_snr(times) >= least).sum())
@@ -184,7 +184,7 @@ def _clipped(settings: Settings, process: Discrete) -> int | None:
 
 
 def _levels(process: Discrete) -> tuple[float, float]:
-    """Least and greatest noise level of a table."""
+    """Return the least and greatest noise level of a table."""
     least, most = torch.exp(
         -process.log_snr(torch.tensor([process.t_min, process.t_max], dtype=torch.float64))
     ).tolist()
@@ -194,25 +194,25 @@ def _levels(process: Discrete) -> tuple[float, float]:
 def _one_of(settings: Settings, key: str, *known: str) -> None:
     if key in settings and settings[key] not in known:
         raise PushforwardError(
-            f"The setting {key} = {settings[key]!r} is not honoured here; known are {', '.join(known)}."
+            f"The setting {key} = {settings[key]!r} is not supported; supported are {', '.join(known)}."
         )
 
 
 def _euler_edm(settings: Settings, process: Discrete) -> Schedule:
-    """Euler's `timestep_type: continuous`: EDM with data of unit variance, and v for the residual."""
+    """Read Euler's `timestep_type: continuous`: EDM with data of unit variance, and v for the residual."""
     low, high = _levels(process)
     given = {"sigma_min": settings["sigma_min"] or low, "sigma_max": settings["sigma_max"] or high}
     spread = _spread(settings)
     if spread is None or (settings["timestep_spacing"] != "linspace" and given != {k: settings[k] for k in given}):
         raise PushforwardError(
-            "With timestep_type 'continuous', noise levels are placed by use_karras_sigmas, use_exponential_sigmas or "
-            "use_beta_sigmas, between sigma_min and sigma_max; got none of the first, or no sigma_min and sigma_max."
+            "timestep_type 'continuous' needs use_karras_sigmas, use_exponential_sigmas or use_beta_sigmas to place "
+            "noise levels, and sigma_min and sigma_max to bound them; the configuration lacks one of these."
         )
     return _edm({"rho": 7.0, **settings, **given, "sigma_schedule": spread, "sigma_data": 1.0, "least": low})
 
 
 def _score(settings: Settings) -> Schedule:
-    """Of images in [0, 1]; here they are in [-1, 1], twice as far apart as the network's, and so is the noise."""
+    """Read a network of images in [0, 1]; here images are in [-1, 1], twice as far apart, and so is the noise."""
     process = VE(t_min=2 * settings["sigma_min"], t_max=2 * settings["sigma_max"])
     network = {"prediction": "score", "time_scale": 0.5}
     low = process.t_min * (process.t_max / process.t_min) ** settings["sampling_eps"]
@@ -221,7 +221,7 @@ def _score(settings: Settings) -> Schedule:
 
 
 def _edm(settings: Settings) -> Schedule:
-    """EDM (Karras et al., arXiv 2206.00364, table 1): it predicts the residual for the reference N(0, sigma_data^2)."""
+    """Read EDM (Karras et al., arXiv 2206.00364, table 1), which predicts the residual for N(0, sigma_data^2)."""
     prediction = settings["prediction_type"]
     if prediction not in ("epsilon", "v_prediction"):
         raise PushforwardError(
@@ -243,7 +243,7 @@ def _edm(settings: Settings) -> Schedule:
 
 
 def _flow(settings: Settings) -> Schedule:
-    """Straight lines. What bends the grid's times does not bend what the network is told of them."""
+    """Read a flow on straight lines. Settings that bend the grid's times do not bend those passed to the network."""
     for key, why in (
         ("invert_sigmas", "time runs the other way"),
         ("stochastic_sampling", "every step renews all noise"),
@@ -270,7 +270,7 @@ def _flow(settings: Settings) -> Schedule:
     if spread is not None:  # at the noise levels of the table
         if settings["_class_name"] != "UniPCMultistepScheduler" or spread != "karras":
             raise PushforwardError(
-                "Noise levels of a table (use_karras_sigmas and the like) are not those of use_flow_sigmas: set one."
+                "A table's noise levels (use_karras_sigmas and similar) differ from those of use_flow_sigmas; set one."
             )
         low, high = settings["sigma_min"] or low, settings["sigma_max"] or high
         grid = {"name": "levels", "spread": spread, "low": low, "high": high}
@@ -280,7 +280,7 @@ def _flow(settings: Settings) -> Schedule:
 
 
 def _dynamic_shift(settings: Settings) -> float:
-    """More for larger images: linear in their number of tokens, in the exponent or as it is; 1 where none is known."""
+    """Compute the shift, larger for larger images: linear in the tokens, or its exponent is; 1 if none is known."""
     if settings["tokens"] is None:
         return 1.0
     few, many = settings.get("base_image_seq_len", 256), settings.get("max_image_seq_len", 4096)
@@ -297,7 +297,7 @@ def _prediction(settings: Settings) -> str:
 
 
 def _bounds(settings: Settings) -> Settings:
-    """Of the network's answer."""
+    """Read the bounds of the network's answer."""
     if settings.get("thresholding"):
         return {
             "threshold": settings["dynamic_thresholding_ratio"],
@@ -312,11 +312,11 @@ _SPREADS = {
     "use_lu_lambdas": "exponential",  # equal steps in log-SNR
     "use_beta_sigmas": "beta",
 }
-_FRACTIONS = (  # that ask for fractions of timesteps
+_FRACTIONS = (  # schedulers that ask for fractions of timesteps
     "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler",
     "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler",
 )  # fmt: skip
-_STAYING = ("DEISMultistepScheduler", "UniPCMultistepScheduler")  # where the last noise level is that of the last call
+_STAYING = ("DEISMultistepScheduler", "UniPCMultistepScheduler")  # their last noise level is that of the last call
 READERS: dict[str, Callable[[Settings], Schedule]] = {
     "DDPMScheduler": _table,
     "DDPMParallelScheduler": _table,

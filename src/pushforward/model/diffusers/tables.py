@@ -22,7 +22,7 @@ Settings = Mapping[str, Any]
 
 
 def alphas_cumprod(settings: Settings) -> Tensor:
-    """The table `prod (1 - beta)` of a variance-preserving scheduler, float64 `(num_train_timesteps,)`.
+    """Compute the table `prod (1 - beta)` of a variance-preserving scheduler, float64 `(num_train_timesteps,)`.
 
     Args:
         settings: `trained_betas`, or `beta_schedule` with `beta_start`, `beta_end` and `num_train_timesteps`;
@@ -34,7 +34,7 @@ def alphas_cumprod(settings: Settings) -> Tensor:
         zero terminal SNR: Lin et al., arXiv 2305.08891, algorithm 1.
 
     Raises:
-        PushforwardError: unknown schedule.
+        PushforwardError: the schedule is unknown.
     """
     table = torch.cumprod(1 - _betas(settings), 0)
     if settings.get("rescale_betas_zero_snr"):

@@ -1,6 +1,6 @@
-"""Text encoders of `diffusers` pipelines: prompts to the tensors that their networks are told.
+"""Text encoders of `diffusers` pipelines: from prompts to the tensors that their networks take.
 
-Each kind of pipeline has one or several encoders, and a rule that makes tensors of what they say:
+Each kind of pipeline has one or several encoders, and a rule that combines their outputs into tensors:
 
 | kind | encoders | tensors |
 |---|---|---|
@@ -10,8 +10,8 @@ Each kind of pipeline has one or several encoders, and a rule that makes tensors
 | Stable Diffusion 3 | CLIP projected, another, T5 (may be missing) | T5's states after the others'; both vectors |
 | Flux | CLIP, T5 | T5's last states; CLIP's vector |
 
-Prompts longer than an encoder reads are cut, with a warning that names what is lost, and shorter ones filled up, as the
-pipelines do.
+As in the pipelines, prompts that are too long for an encoder are cut, with a warning that names what is lost, and
+shorter ones are filled up.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ KEPT = 64  # prompts whose tensors are kept
 
 
 class Tower(nn.Module):
-    """A text encoder with its tokenizer: a prompt to the encoder's output, of one row.
+    """A text encoder with its tokenizer: it turns a prompt into the encoder's output, of one row.
 
     Args:
-        tokenizer: of `transformers`.
-        encoder: of `transformers`.
-        length: tokens of each prompt; by default as many as both take.
+        tokenizer: tokenizer of `transformers`.
+        encoder: encoder of `transformers`.
+        length: tokens per prompt; by default as many as both take.
     """
 
     def __init__(self, tokenizer: Any, encoder: nn.Module, length: int | None = None) -> None:
@@ -57,14 +57,14 @@ class Tower(nn.Module):
 
 
 class Text(nn.Module):
-    """Prompts to tensors of one row a prompt; those of the last 64 prompts are kept.
+    """Turns prompts into tensors with one row per prompt; those of the last 64 prompts are kept.
 
-    Each prompt is encoded alone, so its tensors are the same whatever is asked beside it.
+    Each prompt is encoded alone, so its tensors do not depend on the prompts beside it.
 
     Args:
         towers: the encoders.
-        combine: their outputs for a prompt to its tensors.
-        blank: the empty prompt's tensors are zeros (`force_zeros_for_empty_prompt`).
+        combine: function from their outputs for a prompt to its tensors.
+        blank: whether the empty prompt's tensors are zeros (`force_zeros_for_empty_prompt`).
     """
 
     def __init__(
@@ -94,12 +94,12 @@ class Text(nn.Module):
 
 
 def last(outputs: Sequence[Any]) -> tuple[Tensor]:
-    """The encoder's last states, as Stable Diffusion and latent diffusion see them."""
+    """Take the encoder's last states, as for Stable Diffusion and latent diffusion."""
     return (outputs[0][0],)
 
 
 def penultimate(outputs: Sequence[Any]) -> tuple[Tensor, Tensor]:
-    """All encoders' last states but one, side by side, and the last encoder's vector (SDXL).
+    """Take all encoders' last states but one, side by side, and the last encoder's vector (SDXL).
 
     References:
         SDXL, Podell et al., arXiv 2307.01952, section 2.1.
@@ -108,11 +108,11 @@ def penultimate(outputs: Sequence[Any]) -> tuple[Tensor, Tensor]:
 
 
 def joint(width: int, length: int) -> Callable[[Sequence[Any]], tuple[Tensor, Tensor]]:
-    """The states of two CLIPs, filled up to T5's width, then T5's; and the vectors of both CLIPs (SD3).
+    """Take the states of two CLIPs, filled up to T5's width, then T5's; and the vectors of both CLIPs (SD3).
 
     Args:
-        width: of T5's states.
-        length: of T5's states, which are zeros where there is no T5.
+        width: width of T5's states.
+        length: number of T5's states, which are zeros if there is no T5.
 
     References:
         Scaling Rectified Flow Transformers, Esser et al., arXiv 2403.03206, appendix B.3.
@@ -128,5 +128,5 @@ def joint(width: int, length: int) -> Callable[[Sequence[Any]], tuple[Tensor, Te
 
 
 def clip_and_t5(outputs: Sequence[Any]) -> tuple[Tensor, Tensor]:
-    """T5's last states, and CLIP's vector (Flux)."""
+    """Take T5's last states, and CLIP's vector (Flux)."""
     return outputs[1][0], outputs[0].pooler_output
