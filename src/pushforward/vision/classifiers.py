@@ -1,6 +1,6 @@
 """Classifiers of images, from files, folders of `transformers` or the package, as functions of images in [-1, 1].
 
-`prepared` makes a network that wants images of another size and scale into one that takes images in [-1, 1].
+`prepared` turns a network that takes images of another size and scale into one that takes images in [-1, 1].
 """
 
 from __future__ import annotations
@@ -27,34 +27,37 @@ ImageNetwork = Callable[[Tensor], Tensor]
 FASHION_LABELS = (
     "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
 )  # fmt: skip
-BILINEAR = 2  # as Pillow counts its filters; the sharper ones, 1 and 3, are taken as bicubic
+BILINEAR = 2  # Pillow's number; its sharper filters, 1 and 3, are replaced by bicubic
 WHOLE = 384  # ConvNeXt's processor scales to smaller sides with a margin, which it cuts off
 
 
 @dataclass(frozen=True, eq=False)
 class Classifier:
-    """A network that classifies, and the names of what it knows.
+    """A network that classifies, and the names of its classes.
 
     Args:
-        logits: images in [-1, 1] to logits `(count, classes)`.
-        labels: names of the classes; empty where they are known by their numbers only.
+        logits: function from images in [-1, 1] to logits `(count, classes)`.
+        labels: names of the classes; empty if they only have numbers.
     """
 
     logits: ImageNetwork
     labels: tuple[str, ...] = ()
 
     def number(self, label: int | str) -> int:
-        """The number of a class.
+        """Find the number of a class.
 
         Args:
-            label: its number, in digits, too; or its name in any case, or one of several that its name lists.
+            label: its number, also as a string of digits; or its name in upper or lower case, or one of several names
+                that it lists.
 
         Raises:
-            PushforwardError: no such class, or more than one.
+            PushforwardError: there is no such class, or more than one.
         """
         if isinstance(label, str) and (found := self._named(label.strip().lower())):
             if len(found) > 1:
-                raise PushforwardError(f"The classifier has {len(found)} classes {label!r}, {found}; give a number.")
+                raise PushforwardError(
+                    f"The classifier has {len(found)} classes named {label!r}, {found}; give a number."
+                )
             return found[0]
         if isinstance(label, str) and not label.isdecimal():
             known = ", ".join(self.labels[:20]) + " …" * (len(self.labels) > 20)
@@ -73,17 +76,17 @@ class Classifier:
 
 
 def load_classifier(name: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Classifier:
-    """A classifier, frozen, from a folder of `transformers` or its hub name, a TorchScript file, or by name.
+    """Load a classifier, frozen, from a folder of `transformers` or its hub name, a TorchScript file, or by name.
 
     Args:
-        name: `fashion`, the classifier of Fashion-MNIST that comes with the package, for grey images of 28 x 28; a file
-            `.pt`, `.pth`, `.ts` or `.torchscript` of images in [-1, 1] to logits `(count, classes)`, without names; or
-            a folder or hub name of a `transformers` image classifier, whose images are scaled and normalised, in
-            PyTorch, as its `preprocessor_config.json` says.
-        device: where to compute.
+        name: `fashion`, the classifier of Fashion-MNIST that comes with the package, for grey images of 28 x 28; a
+            TorchScript file `.pt`, `.pth`, `.ts` or `.torchscript` that maps images in [-1, 1] to logits
+            `(count, classes)`, without names; or a folder or hub name of a `transformers` image classifier, whose
+            images are scaled and normalised, in PyTorch, as its `preprocessor_config.json` says.
+        device: device to compute on.
 
     Raises:
-        PushforwardError: no such classifier, one of another kind, or `transformers` is missing.
+        PushforwardError: there is no such classifier, it is of another kind, or `transformers` is missing.
     """
     place = os.fspath(name)
     if place == "fashion":
@@ -103,13 +106,13 @@ def prepared(
     mean: float | Sequence[float] = 0.0,
     deviation: float | Sequence[float] = 1.0,
 ) -> ImageNetwork:
-    """A network that takes images in [-1, 1], made of one that takes them in [0, 1] or normalised from there.
+    """Make a network of images in [-1, 1] from one that takes them in [0, 1] or normalised from there.
 
     Args:
-        network: takes `((x + 1) / 2 - mean) / deviation`.
-        size: height and width that images are scaled to (bilinear, antialiased), one number for both; by default any.
-        mean: one number, or one for each channel: with three, grey images become colour images.
-        deviation: one number, or one for each channel.
+        network: a network that takes `((x + 1) / 2 - mean) / deviation`.
+        size: side, or height and width, in pixels to scale images to (bilinear, antialiased); by default their own.
+        mean: one number, or one per channel: with three, grey images become colour images.
+        deviation: one number, or one per channel.
     """
     shape = (size, size) if isinstance(size, int) else size
 
@@ -136,8 +139,8 @@ def _transformers(place: str, device: str | torch.device) -> Classifier:
         ) from error
     if report["missing_keys"]:
         raise PushforwardError(
-            f"The weights in {place} lack {len(report['missing_keys'])} of the classifier's tensors, "
-            f"{min(report['missing_keys'])} for one; name a model that was trained to classify."
+            f"The weights in {place} lack {len(report['missing_keys'])} of the classifier's tensors, among them "
+            f"{min(report['missing_keys'])}; name a model that was trained to classify."
         )
     see = _processor(config, place)
     model = model.float().eval().requires_grad_(False).to(device)
@@ -148,7 +151,7 @@ def _transformers(place: str, device: str | torch.device) -> Classifier:
 
 
 def _processor(config: Mapping[str, Any], place: str) -> ImageNetwork:
-    """What an image processor of `transformers` does to images, of images in [-1, 1]."""
+    """Make a function that does to images in [-1, 1] what an image processor of `transformers` does."""
     try:
         scale = 255 * float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 255.0
         shift = 1.0 if config.get("rescale_offset", False) else 0.0
@@ -177,7 +180,7 @@ _Shape = tuple[int, int]
 
 
 def _resizing(size: Any, margin: float | None) -> Callable[[int, int], tuple[_Shape, _Shape | None]]:
-    """Of an image's height and width, what it is scaled to and what is then kept around the centre."""
+    """Make a function from an image's size to the size to scale to, and the size then kept around the centre."""
     if isinstance(size, int) and margin is not None:
         size = {"shortest_edge": size}  # as ConvNeXt's processor reads it
     if isinstance(size, int) or "shortest_edge" not in size:
@@ -205,7 +208,7 @@ def _scaled(x: Tensor, shape: _Shape, mode: str = "bilinear") -> Tensor:
 
 
 def _cropped(x: Tensor, shape: _Shape | None) -> Tensor:
-    """The middle of an image, with 0 around it where it is smaller."""
+    """Cut out the middle of an image, with 0 around it where it is smaller."""
     if shape is None:
         return x
     height, width = (wanted - length for wanted, length in zip(shape, x.shape[2:], strict=True))

@@ -31,11 +31,11 @@ class Clip:
     """A CLIP model, frozen.
 
     Args:
-        model: `transformers.CLIPModel`.
+        model: the model, a `transformers.CLIPModel`.
         tokenizer: its tokenizer.
-        shortest: side that an image's shorter side is scaled to.
-        mean: of the colours in [0, 1] that the model was trained on.
-        deviation: of them.
+        shortest: length in pixels that an image's shorter side is scaled to.
+        mean: mean of the colours in [0, 1] that the model was trained on.
+        deviation: standard deviation of these colours.
     """
 
     model: Any
@@ -46,7 +46,7 @@ class Clip:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         return self._like.device
 
     @property
@@ -55,13 +55,14 @@ class Clip:
         return int(self.model.config.vision_config.image_size)
 
     def pixels(self, images: Tensor) -> Tensor:
-        """What the model sees, `(count, 3, side, side)`, of images in [-1, 1], `(count, 1 or 3, height, width)`.
+        """Turn images in [-1, 1], `(count, 1 or 3, height, width)`, into the model's input, `(count, 3, side, side)`.
 
         Raises:
-            PushforwardError: not images.
+            PushforwardError: the shape is not that of images.
         """
         if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
-            raise PushforwardError(f"CLIP sees images (count, 1 or 3, height, width); got shape {tuple(images.shape)}.")
+            shape = tuple(images.shape)
+            raise PushforwardError(f"CLIP takes images (count, 1 or 3, height, width); got shape {shape}.")
         x = (images.to(self._like).expand(-1, 3, -1, -1) + 1) / 2
         height, width = x.shape[2:]
         if min(height, width) != self.shortest:
@@ -74,16 +75,16 @@ class Clip:
         return (x - mean) / deviation
 
     def images(self, images: Tensor) -> Tensor:
-        """Unit vectors of images in [-1, 1], `(count, d)`, differentiable in the images.
+        """Return unit vectors of images in [-1, 1], `(count, d)`, differentiable in the images.
 
         Raises:
-            PushforwardError: not images.
+            PushforwardError: the shape is not that of images.
         """
         seen = self.model.vision_model(pixel_values=self.pixels(images)).pooler_output
         return normalize(self.model.visual_projection(seen), dim=1)
 
     def texts(self, prompts: Sequence[str]) -> Tensor:
-        """Unit vectors of prompts, `(count, d)`; of a prompt, what goes beyond the model's length (77) is not read."""
+        """Return unit vectors of prompts, `(count, d)`; tokens beyond the model's length (77) are not read."""
         longest = self.model.config.text_config.max_position_embeddings
         found = self.tokenizer(
             list(prompts), padding="max_length", truncation=True, max_length=longest, return_tensors="pt"
@@ -92,14 +93,14 @@ class Clip:
         return normalize(self.model.text_projection(self.model.text_model(**told).pooler_output), dim=1)
 
     def similarity(self, images: Tensor, prompts: str | Sequence[str]) -> Tensor:
-        """Cosine of each image and its prompt, `(count,)`.
+        """Return the cosine of each image and its prompt, `(count,)`.
 
         Args:
-            images: in [-1, 1], `(count, 1 or 3, height, width)`.
-            prompts: one of each image, or one for all.
+            images: images in [-1, 1], `(count, 1 or 3, height, width)`.
+            prompts: one prompt per image, or one for all.
 
         Raises:
-            PushforwardError: another number of prompts.
+            PushforwardError: there is another number of prompts.
         """
         return (self.images(images) * self.fitting(prompts, len(images))).sum(1)
 
@@ -110,32 +111,32 @@ class Clip:
         source_prompts: str | Sequence[str],
         target_prompts: str | Sequence[str],
     ) -> Tensor:
-        """Cosine of the change of each image and that of its prompt, `(count,)`; 0 for an image that did not change.
+        """Return the cosine of each image's change and its prompt's, `(count,)`; 0 for an image that did not change.
 
-        At an image that did not change the cosine has no gradient to speak of: begin an optimisation elsewhere.
+        The cosine has practically no gradient at an image that did not change; begin an optimisation elsewhere.
 
         Args:
-            source_images: in [-1, 1], `(count, 1 or 3, height, width)`.
-            target_images: as many.
-            source_prompts: one of each image, or one for all.
-            target_prompts: likewise.
+            source_images: images before, in [-1, 1], `(count, 1 or 3, height, width)`.
+            target_images: images after, as many as before.
+            source_prompts: prompts of the images before, one per image or one for all.
+            target_prompts: prompts of the images after, one per image or one for all.
 
         Raises:
-            PushforwardError: another number of images or prompts, or a prompt that does not change.
+            PushforwardError: there is another number of images or prompts, or a prompt does not change.
         """
         count = len(source_images)
         if len(target_images) != count:
             raise PushforwardError(
-                f"A direction needs as many images after as before; got {len(target_images)} and {count}."
+                f"A direction needs as many target as source images; got {len(target_images)} and {count}."
             )
         words = self.fitting(target_prompts, count) - self.fitting(source_prompts, count)
         return alignment(self.images(target_images) - self.images(source_images), words)
 
     def fitting(self, prompts: str | Sequence[str], count: int) -> Tensor:
-        """Unit vectors of one prompt an image, `(count, d)`, given one each or one for all.
+        """Return the unit vector of each image's prompt, `(count, d)`, from one prompt per image or one for all.
 
         Raises:
-            PushforwardError: another number of prompts.
+            PushforwardError: there is another number of prompts.
         """
         several = [prompts] if isinstance(prompts, str) else list(prompts)
         if len(several) not in (1, count):
@@ -144,35 +145,35 @@ class Clip:
 
     @property
     def _like(self) -> Tensor:
-        """A tensor of the model's device and type."""
+        """A tensor with the model's device and dtype."""
         found: Tensor = next(self.model.parameters())
         return found
 
 
 def alignment(images: Tensor, words: Tensor) -> Tensor:
-    """Cosine of changes in images and in prompts, both `(count, d)`; 0 for an image that did not change.
+    """Return the cosine of changes in images and in prompts, both `(count, d)`; 0 for an image that did not change.
 
     Raises:
-        PushforwardError: a prompt that does not change.
+        PushforwardError: a prompt does not change.
     """
     if not bool(words.norm(dim=1).gt(1e-5).all()):  # a hundred roundings of unit vectors
         raise PushforwardError(
-            "A direction needs source and target prompts that differ; at least one pair says the same to CLIP."
+            "A direction needs source and target prompts that differ; at least one pair means the same to CLIP."
         )
     return cosine_similarity(images, words)
 
 
 def load_clip(name: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Clip:
-    """A CLIP model from a folder of `transformers` or by hub name, such as `openai/clip-vit-base-patch32`.
+    """Load a CLIP model from a folder of `transformers` or by hub name, such as `openai/clip-vit-base-patch32`.
 
-    How images are scaled and normalised is read from its `preprocessor_config.json`.
+    Images are scaled and normalised as its `preprocessor_config.json` says.
 
     Args:
         name: folder or hub name.
-        device: where to compute.
+        device: device to compute on.
 
     Raises:
-        PushforwardError: no such model, one of another kind, or `transformers` is missing.
+        PushforwardError: there is no such model, it is of another kind, or `transformers` is missing.
     """
     try:
         from transformers import AutoConfig, AutoTokenizer, CLIPModel
@@ -186,7 +187,7 @@ def load_clip(name: str | os.PathLike[str], *, device: str | torch.device = "cpu
         kind = AutoConfig.from_pretrained(place).model_type
         if kind != "clip":
             raise PushforwardError(
-                f"{place} is a model of kind {kind!r}, not clip; name one such as openai/clip-vit-base-patch32."
+                f"{place} is a model of kind {kind!r}, not clip; name a CLIP, such as openai/clip-vit-base-patch32."
             )
         model = CLIPModel.from_pretrained(place).float().eval().requires_grad_(False)
         tokenizer = AutoTokenizer.from_pretrained(place)
@@ -208,11 +209,11 @@ def load_clip(name: str | os.PathLike[str], *, device: str | torch.device = "cpu
     clip = Clip(model.to(device), tokenizer, shortest, mean, deviation)
     if shortest < clip.side:
         raise PushforwardError(
-            f"{place} scales images to {shortest}, and its model sees {clip.side}: mend its preprocessor_config.json."
+            f"{place} scales images to {shortest}, but its model takes {clip.side}; fix its preprocessor_config.json."
         )
     return clip
 
 
 def _shortest(size: int | Mapping[str, int]) -> int:
-    """The side that a processor's configuration names, which writes it in one of three ways."""
+    """Read the side that a processor's configuration states in one of three ways."""
     return size if isinstance(size, int) else int(size.get("shortest_edge") or size["height"])

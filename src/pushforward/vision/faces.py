@@ -1,9 +1,9 @@
 """dlib's network for recognising faces, in PyTorch: descriptors that are near for the same person.
 
 The weights are not part of the package. They are read from a `.safetensors` file that names them as face-api.js does:
-of every convolution `conv/filters (out, in, height, width)`, `conv/bias`, `scale/weights` and `scale/biases`, and `fc
-(256, 128)`. Two faces are taken for one person's if their descriptors are less than 0.6 apart (King, dlib, 2017). That
-holds for faces cut out as dlib does, upright and with a quarter of their size around; loosely cut ones are nearer.
+for every convolution `conv/filters (out, in, height, width)`, `conv/bias`, `scale/weights` and `scale/biases`, and `fc
+(256, 128)`. Two faces count as one person's if their descriptors are less than 0.6 apart (King, dlib, 2017). That holds
+for faces cut out as dlib does, upright and with a margin of a quarter of their size; loosely cut ones are nearer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["FaceNet", "load_faces"]
 
 FILE = "dlib_face_resnet.safetensors"
 SIDE = 150
-MEAN = (122.782, 117.001, 104.298)  # red, green, blue, of 255
+MEAN = (122.782, 117.001, 104.298)  # red, green, blue, from 0 to 255
 SCALE = 256.0
 STEM = "conv32_down"
 BLOCKS = {  # channels in and out
@@ -63,15 +63,17 @@ class FaceNet(nn.Module):
         self.fc = nn.Linear(256, 128, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Descriptors `(count, 128)` of images in [-1, 1], `(count, 1 or 3, height, width)`, each filled by a face.
+        """Describe images in [-1, 1], `(count, 1 or 3, height, width)`, each filled by a face, by `(count, 128)`.
 
         They are scaled to 150 x 150, bilinear and antialiased, and neither rounded nor clipped.
 
         Raises:
-            PushforwardError: not images.
+            PushforwardError: the shape is not that of images.
         """
         if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
-            raise PushforwardError(f"Faces are images (count, 1 or 3, height, width); got shape {tuple(images.shape)}.")
+            raise PushforwardError(
+                f"The face network takes images (count, 1 or 3, height, width); got shape {tuple(images.shape)}."
+            )
         x = (images.to(self.fc.weight).expand(-1, 3, -1, -1) + 1) * 127.5
         if tuple(x.shape[2:]) != (SIDE, SIDE):
             x = interpolate(x, (SIDE, SIDE), mode="bilinear", antialias=True)
@@ -87,10 +89,10 @@ def load_faces(path: str | os.PathLike[str], *, device: str | torch.device = "cp
 
     Args:
         path: the `.safetensors` file, or the folder of `dlib_face_resnet.safetensors`.
-        device: where to compute.
+        device: device to compute on.
 
     Raises:
-        PushforwardError: no such file, a damaged one, or one of another network.
+        PushforwardError: the file does not exist, is damaged, or belongs to another network.
     """
     file = Path(path) / FILE if Path(path).is_dir() else Path(path)
     if not file.is_file():
@@ -98,8 +100,8 @@ def load_faces(path: str | os.PathLike[str], *, device: str | torch.device = "cp
     try:
         tensors = safetensors.torch.load_file(file)
     except (OSError, SafetensorError) as error:
-        raise PushforwardError(f"{file} is not a .safetensors file, or it is damaged.") from error
-    with torch.random.fork_rng(devices=()):  # first weights are drawn, and thrown away
+        raise PushforwardError(f"{file} is not a .safetensors file, or is damaged; fetch it again.") from error
+    with torch.random.fork_rng(devices=()):  # the first weights are drawn, and thrown away
         net = FaceNet()
     names = {"stem": STEM}
     for block in BLOCKS:

@@ -1,4 +1,4 @@
-"""Networks that turn images into features, by which sets of images are compared, and features kept on disk.
+"""Networks that turn images into features, for comparing sets of images, and a cache of features on disk.
 
 - `effnet`: EfficientNet-Lite0 (Tan & Le, arXiv 1905.11946), trained on ImageNet, 1280 features, for any images, which
   are resized to 112 x 112;
@@ -49,12 +49,12 @@ EFFNET_SIDE = 112  # half of what it was trained on: a quarter of the time
 
 @dataclass(frozen=True, eq=False)
 class FeatureNet:
-    """A network that features are taken from.
+    """A network that turns images into features.
 
     Args:
-        name: as printed: `EffNet` for the Fréchet distance FD-EffNet. Only with `Inception` is that the FID.
-        module: uint8 images `(batch, 1 or 3, height, width)` to features `(batch, d)`.
-        digest: of the weights and of what is done to images before them; another digest, other features.
+        name: name to print: `EffNet` for the Fréchet distance FD-EffNet. Only with `Inception` is that the FID.
+        module: module that takes uint8 images `(batch, 1 or 3, height, width)` and gives features `(batch, d)`.
+        digest: digest of the weights and the processing of images before them; another digest, other features.
     """
 
     name: str
@@ -63,13 +63,13 @@ class FeatureNet:
 
 
 def feature_net(name: str) -> FeatureNet:
-    """`effnet`, `fashion`, `inception`, or a path to a TorchScript file.
+    """Load `effnet`, `fashion`, `inception`, or a TorchScript file by its path.
 
     A TorchScript module gets uint8 images in colour, `(batch, 3, height, width)`, and must answer `(batch, d)`. One
-    that takes `return_features` gets it as `True` and counts as Inception, as does that of StyleGAN and EDM.
+    that takes `return_features`, such as that of StyleGAN and EDM, gets it as `True` and counts as Inception.
 
     Raises:
-        PushforwardError: no such network or file, or a package is missing.
+        PushforwardError: there is no such network or file, or a package is missing.
     """
     if name in _NETWORKS:
         return _NETWORKS[name]()
@@ -88,17 +88,17 @@ def features(
     device: str | torch.device = "cpu",
     callback: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """Features of images, `(n, d)`, float32, on the CPU.
+    """Compute features of images, `(n, d)`, float32, on the CPU.
 
     Args:
         net: the network, which stays on the device.
-        images: uint8, `(n, 1 or 3, height, width)`.
-        batch: images of one network call. The result depends on it within rounding only.
-        device: where the network runs.
-        callback: told after every call how many images are done.
+        images: uint8 images, `(n, 1 or 3, height, width)`.
+        batch: images per network call; it changes the result by rounding only.
+        device: device to run the network on.
+        callback: function to call after every network call with the number of images done.
 
     Raises:
-        PushforwardError: images of another type or shape, or ones that the network does not take.
+        PushforwardError: the images have another dtype or shape, or the network does not take them.
     """
     _check(images, batch)
     module = net.module.to(device).eval()
@@ -121,21 +121,21 @@ def reference_features(
     device: str | torch.device = "cpu",
     callback: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """As `features`, but once for the same images and network: kept on disk.
+    """Compute features as `features` does, or read them from disk if the same network has seen the same images.
 
-    Where the folder cannot be written nothing is kept.
+    If the folder cannot be written to, nothing is kept.
 
     Args:
         net: the network.
-        images: uint8, `(n, 1 or 3, height, width)`.
-        folder: of the kept features; by default `$XDG_CACHE_HOME/pushforward/features` or
+        images: uint8 images, `(n, 1 or 3, height, width)`.
+        folder: folder of the kept features; by default `$XDG_CACHE_HOME/pushforward/features` or
             `~/.cache/pushforward/features`.
-        batch: images of one network call.
-        device: where the network runs.
-        callback: told after every call how many images are done; never, if the features are there.
+        batch: images per network call.
+        device: device to run the network on.
+        callback: function to call after every network call with the number of images done.
 
     Raises:
-        PushforwardError: as `features`; or the kept file is damaged.
+        PushforwardError: for the reasons of `features`, or because the kept file is damaged.
     """
     _check(images, batch)
     key = _digest(net.digest, str(tuple(images.shape)), images)
@@ -150,15 +150,15 @@ def reference_features(
 
 
 def classify(images: Tensor, *, batch: int = 250, device: str | torch.device = "cpu") -> Tensor:
-    """Classes that the network `fashion` sees in images, `(n,)`, int64: a judge independent of any generator.
+    """Classify images by the network `fashion`, `(n,)`, int64: a judge independent of any generator.
 
     Args:
-        images: uint8, `(n, 1, 28, 28)`.
-        batch: images of one network call.
-        device: where the network runs.
+        images: uint8 images, `(n, 1, 28, 28)`.
+        batch: images per network call.
+        device: device to run the network on.
 
     Raises:
-        PushforwardError: images of another type or shape.
+        PushforwardError: the images have another dtype or shape.
     """
     net = load_fashion()
     found = features(FeatureNet("Fashion", net, ""), images, batch=batch, device=device)
@@ -166,13 +166,13 @@ def classify(images: Tensor, *, batch: int = 250, device: str | torch.device = "
 
 
 def published_statistics(path: str | os.PathLike[str]) -> tuple[Tensor, Tensor]:
-    """Mean `(d,)` and covariance `(d, d)` of features, float64, from an `.npz` file with `mu` and `sigma`.
+    """Read mean `(d,)` and covariance `(d, d)` of features, float64, from an `.npz` file with `mu` and `sigma`.
 
-    Such files are what the authors of models publish for the FID. They fit the features of the network that made them,
-    as a rule `inception`.
+    Authors of models publish such files for the FID. They fit the features of the network that made them, usually
+    `inception`.
 
     Raises:
-        PushforwardError: no such file, or one without these.
+        PushforwardError: the file does not exist, or lacks one of these.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -208,34 +208,34 @@ class FashionNet(nn.Module):
         self.head = nn.Linear(64, 10)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features `(batch, 64)` of uint8 images `(batch, 1, 28, 28)`."""
+        """Compute features `(batch, 64)` of uint8 images `(batch, 1, 28, 28)`."""
         if images.shape[1:] != (1, 28, 28):
             channels, height, width = images.shape[1:]
             raise PushforwardError(
                 f"The feature network fashion takes grey images of 28x28, 1 channel; got {height}x{width}, {channels} "
-                f"channel{'s' * (channels > 1)}: take effnet."
+                f"channel{'s' * (channels > 1)}. Use effnet."
             )
         return self.body((images.float() / 255 - 0.286) / 0.353)
 
 
 def load_fashion(folder: Path = FASHION) -> FashionNet:
-    """The network of `examples/fashion_features.py`, from the folder that it wrote.
+    """Load the network of `examples/fashion_features.py` from the folder that it wrote.
 
     Raises:
         PushforwardError: the file is missing or damaged.
     """
     path = folder / "model.safetensors"
-    with torch.random.fork_rng(devices=()):  # first weights are drawn, and thrown away
+    with torch.random.fork_rng(devices=()):  # the first weights are drawn, and thrown away
         net = FashionNet()
     try:
         net.load_state_dict(safetensors.torch.load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise PushforwardError(f"The weights {path} are missing or damaged; install the package anew.") from error
+        raise PushforwardError(f"The weights {path} are missing or damaged; install the package again.") from error
     return net.eval().requires_grad_(False)
 
 
 def _convolution(channels: int, out: int) -> tuple[nn.Module, ...]:
-    """To half the resolution."""
+    """Make layers that halve the resolution."""
     convolution = nn.Conv2d(channels, out, 3, padding=1, bias=False)
     return convolution, nn.BatchNorm2d(out), nn.ReLU(), nn.MaxPool2d(2)
 
@@ -286,20 +286,20 @@ def _inception() -> FeatureNet:
     except ImportError as error:
         raise PushforwardError(
             "The feature network inception needs `pip install 'pushforward[fid]'`; or give the path of a TorchScript "
-            "file, as inception-2015-12-05.pt."
+            "file, such as inception-2015-12-05.pt."
         ) from error
     try:
         net = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
     except OSError as error:  # of the download, too
         raise PushforwardError(
-            f"The weights of Inception cannot be had: {error}; or give the path of a TorchScript file."
+            f"The weights of Inception cannot be loaded: {error}. Go online, or give the path of a TorchScript file."
         ) from error
     weights = net.state_dict()
     return FeatureNet("Inception", _frozen(_Inception(net)), _digest("inception 1", *weights, *weights.values()))
 
 
 class _TorchScript(nn.Module):
-    """A scripted network, and whether it wants to be told to answer features."""
+    """A scripted network, and whether it takes `return_features`."""
 
     def __init__(self, net: nn.Module, path: Path, told: bool) -> None:
         super().__init__()
@@ -350,19 +350,19 @@ def _colour(images: Tensor) -> Tensor:
 def _check(images: Tensor, batch: int) -> None:
     if images.dtype != torch.uint8:
         raise PushforwardError(
-            f"Features are taken from uint8 images; got {images.dtype}: turn values in [-1, 1] into "
+            f"Features are computed from uint8 images; got {images.dtype}: turn values in [-1, 1] into "
             "((x.clamp(-1, 1) + 1) * 127.5).round().byte()."
         )
     if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
         raise PushforwardError(
-            f"Features are taken from images (n, 1 or 3, height, width); got shape {tuple(images.shape)}."
+            f"Features are computed from images (n, 1 or 3, height, width); got shape {tuple(images.shape)}."
         )
     if batch < 1:
         raise PushforwardError(f"The batch must be at least 1 image; got {batch}.")
 
 
 def _read(path: Path, key: str, count: int) -> Tensor:
-    """The features kept in a file, if they are those of the key and unharmed."""
+    """Read the features kept in a file, and check that they belong to the key and are undamaged."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             about, found = file.metadata() or {}, file.get_tensor("features")

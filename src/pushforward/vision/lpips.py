@@ -1,4 +1,4 @@
-"""LPIPS: how far images are from others for a network that was trained to see (Zhang et al., arXiv 1801.03924)."""
+"""LPIPS: a distance of images by the features of a trained network (Zhang et al., arXiv 1801.03924)."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ PairNetwork = Callable[[Tensor, Tensor], Tensor]
 
 
 def lpips(images: Tensor, truth: Tensor, network: str | PairNetwork = "alex", *, batch: int = 64) -> Tensor:
-    """Learned perceptual distance of pairs of images, `(count,)`; 0 for equal ones.
+    """Compute the learned perceptual distance of pairs of images, `(count,)`; 0 for equal ones.
 
     Args:
-        images: at least 32 x 32.
-        truth: of the same shape.
+        images: images in [-1, 1], at least 32 x 32 pixels.
+        truth: the images to compare them with, of the same shape.
         network: `alex` (the usual one), `vgg` or `squeeze`, whose weights `torchvision` downloads once; or any function
-            of two batches of colour images in [-1, 1] that gives one number for each pair.
-        batch: pairs of one call.
+            of two batches of colour images in [-1, 1] that gives one number per pair.
+        batch: pairs per network call.
 
     Raises:
-        PushforwardError: images that do not fit together or are too small, no such network, a package is missing, or
-            the weights cannot be had.
+        PushforwardError: the images differ in shape or are too small, the network is unknown, a package is missing, or
+            the weights cannot be loaded.
     """
     check_pairs(images, truth)
     height, width = images.shape[2:]
     if min(height, width) < SMALLEST:
         raise PushforwardError(
-            f"LPIPS needs images of at least {SMALLEST}x{SMALLEST}; got {height}x{width}: leave it out."
+            f"LPIPS needs images of at least {SMALLEST}x{SMALLEST}; got {height}x{width}. Leave it out."
         )
     distance = _network(network) if isinstance(network, str) else network
     if isinstance(distance, torch.nn.Module):
@@ -56,7 +56,7 @@ def _network(name: str) -> PairNetwork:
         raise PushforwardError("LPIPS needs `pip install 'pushforward[evaluate]' torchvision`.") from error
     except OSError as error:  # of the download, too
         raise PushforwardError(
-            f"The weights of LPIPS's network {name} cannot be had: {error}; leave LPIPS out, or go online once."
+            f"The weights of LPIPS's network {name} cannot be loaded: {error}. Leave LPIPS out, or go online once."
         ) from error
     return net
 
