@@ -268,7 +268,7 @@ def test_known_pixels_may_differ_from_image_to_image() -> None:
     found = process.image(model.denoiser.at(process, times(0.5), u)(0, u, rows))
     plain = process.image(answers(mixture(process), 0.5, u))
     assert torch.equal(found, torch.where(mask, images[rows], plain))
-    with pytest.raises(PushforwardError, match="3 images with known pixels met a batch of 2"):
+    with pytest.raises(PushforwardError, match="3 images with known pixels do not fit a batch of 2"):
         answers(model, 0.5, u)
     with pytest.raises(PushforwardError, match="inpaints images of shape"):
         inpainted(model, images, torch.ones(7, 7))
@@ -345,7 +345,7 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(PushforwardError, match="no signal"):
         answers(steered(flow, near(torch.tensor(1.0)), EXACT), 1.0, normal(1, 1, *FIELD))
     assert answers(steered(flow, near(torch.tensor(1.0))), 1.0, normal(1, 1, *FIELD)).isfinite().all()
-    with pytest.raises(PushforwardError, match="one number a state"):
+    with pytest.raises(PushforwardError, match="one number per state"):
         answers(classified(flow, lambda u, t: u.sum()), 0.5, normal(1, 1, *FIELD))
     with pytest.raises(PushforwardError, match="latents"):
         inpainted(replace(flow, decoder=lambda x: x), torch.ones(1, *FIELD), torch.ones(FIELD))

@@ -1,4 +1,4 @@
-"""A denoiser around another one, whose answers it changes: all that a plan sees of a model is its answers."""
+"""A denoiser that changes the answers of another, which are all that a plan sees of a model."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Change = Callable[[Callable[[Tensor], Tensor], int | Tensor, Tensor, Tensor | No
 
 @dataclass(frozen=True)
 class Altered:
-    """A denoiser around another one, whose answers it changes.
+    """A denoiser that changes the answers of another.
 
     Args:
-        inner: the other.
-        change: `(process, times, like, trained) -> Change`, called once for a list of times, as `Denoiser.at` is;
-            `trained`: whether gradients may be wanted in the network's weights or its condition.
+        inner: the denoiser whose answers are changed.
+        change: function `(process, times, like, trained) -> Change`, called once for a list of times, as `Denoiser.at`
+            is; `trained` says whether gradients may be wanted in the network's weights or its condition.
     """
 
     inner: Denoiser
@@ -37,12 +37,12 @@ class Altered:
 
     @property
     def condition(self) -> Tensor | None:
-        """What the network is told."""
+        """The condition that the network gets."""
         found: Tensor | None = getattr(self.inner, "condition", None)
         return found
 
     def around(self, inner: Denoiser) -> Altered:
-        """The same change of another denoiser's answers."""
+        """Return the denoiser that makes the same change to the answers of `inner`."""
         return replace(self, inner=inner)
 
     def at(self, process: Process, times: Tensor, like: Tensor) -> Ask:

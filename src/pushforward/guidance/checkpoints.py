@@ -1,7 +1,7 @@
-"""Chains and descents on disk, so that an interrupted run goes on as if nothing had been.
+"""Chains and descents on disk, so that an interrupted run resumes as if it had never stopped.
 
-A file is a safetensors file of all tensors, and in its metadata a JSON header with the names of the energies' terms,
-and whatever else the caller wants to find again.
+A safetensors file holds all tensors. A JSON header in its metadata holds the names of the energies' terms, and whatever
+else the caller stores.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ class _Head:
 
 
 def save_checkpoint(path: Path, state: Chains | Descents, info: Mapping[str, Any] | None = None) -> None:
-    """Write chains or descents to a file, whole or not at all.
+    """Write chains or descents to a file atomically.
 
     Args:
-        path: of the file.
-        state: after any step.
-        info: to be found again, of what JSON can say.
+        path: the file to write.
+        state: chains or descents after any step.
+        info: further values to store, of types that JSON has.
     """
     history = state.history
     tensors: dict[str, Tensor] = {
@@ -82,10 +82,10 @@ def save_checkpoint(path: Path, state: Chains | Descents, info: Mapping[str, Any
 
 
 def load_chains(path: Path, device: torch.device | str = "cpu") -> tuple[Chains, dict[str, Any]]:
-    """The chains in a file, and what was written with them.
+    """Read the chains in a file, and what was written with them.
 
     Raises:
-        PushforwardError: no such file, or a damaged one.
+        PushforwardError: the file does not exist or is damaged.
     """
     with _reading(path, _CHAINS, device) as (head, t):
         point, history = _common(head, t)
@@ -98,10 +98,10 @@ def load_chains(path: Path, device: torch.device | str = "cpu") -> tuple[Chains,
 
 
 def load_descents(path: Path, device: torch.device | str = "cpu") -> tuple[Descents, dict[str, Any]]:
-    """The descents in a file, and what was written with them.
+    """Read the descents in a file, and what was written with them.
 
     Raises:
-        PushforwardError: no such file, or a damaged one.
+        PushforwardError: the file does not exist or is damaged.
     """
     with _reading(path, _DESCENTS, device) as (head, t):
         point, history = _common(head, t)
@@ -111,29 +111,29 @@ def load_descents(path: Path, device: torch.device | str = "cpu") -> tuple[Desce
 
 @contextmanager
 def _reading(path: Path, kind: str, device: torch.device | str) -> Iterator[tuple[_Head, dict[str, Tensor]]]:
-    """Header and tensors of a file; what they lack is said in a sentence."""
+    """Yield header and tensors of a file; missing parts raise an error in the block."""
     try:
         with safe_open(path, "pt", device=str(device)) as file:
-            head = parse((file.metadata() or {})[_KEY], _Head, f"The header of {path}", "remove it to begin anew")
+            head = parse((file.metadata() or {})[_KEY], _Head, f"The header of {path}", "remove it to start again")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
         if head.format != kind:
             raise KeyError(kind)
         shapes = _SHAPES | (_OF_CHAINS if kind == _CHAINS else {"nfe": "chains"})
         shapes |= {"nfe": "chains"} if "nfe" in tensors else {}
         shapes |= _OF_DRAWS if head.draws else {}
-        check_tensors(tensors, shapes, str(path), "remove it to begin anew", terms=len(head.terms),
+        check_tensors(tensors, shapes, str(path), "remove it to start again", terms=len(head.terms),
                       draws=len(head.draws), three=3)  # fmt: skip
         yield head, tensors
     except PushforwardError:
         raise
     except (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
         raise PushforwardError(
-            f"{path} is missing, damaged or no file of {kind.split('-')[1]} ({error}); remove it to begin anew."
+            f"{path} is missing, damaged or not a file of {kind.split('-')[1]} ({error}); remove it to start again."
         ) from None
 
 
 def _common(head: _Head, t: Mapping[str, Tensor]) -> tuple[Point, tuple[Record, ...]]:
-    """What chains and descents both have."""
+    """Read what chains and descents both have."""
     history = tuple(
         Record(_named(head, energies), *(t[f"history.{k}"][i] for k in _FIGURES))
         for i, energies in enumerate(t["history.energies"])

@@ -1,4 +1,4 @@
-"""Whether chains have arrived: what they agree on, and how many independent draws they are worth.
+"""Whether chains have converged: how well they agree, and how many independent draws they are worth.
 
 References:
     Rank-normalization, folding, and localization: An improved R-hat, Vehtari et al., arXiv 1903.08008.
@@ -25,14 +25,14 @@ _FEWEST = 4  # steps after the warm-up that R-hat can be computed from
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What the steps after the warm-up tell of all chains together.
+    """What the steps after the warm-up say about all chains together.
 
     Args:
-        rhat: rank-normalised split R-hat, near 1 where the chains agree: of the `energy`, of the `prior`, and the
-            greatest of the code's projections on fixed directions (`code`). `None` where nothing can be said.
-        ess: bulk effective sample size, of the same (the least, of the projections).
-        acceptance: mean probability that a move had to be accepted; 1 where nothing is rejected.
-        steps: after the warm-up.
+        rhat: rank-normalised split R-hat, near 1 where the chains agree, for the `energy`, the `prior`, and the code's
+            projections on fixed directions (`code`, the greatest). `None` if nothing can be said.
+        ess: bulk effective sample size for the same (the least for the projections).
+        acceptance: mean probability of accepting a move; 1 if nothing is rejected.
+        steps: number of steps after the warm-up.
     """
 
     rhat: dict[str, float | None]
@@ -48,20 +48,20 @@ class Diagnosis:
 
     @property
     def verdict(self) -> str:
-        """Whether the chains have arrived, in words."""
+        """Say in words whether the chains have arrived."""
         worst = self.worst
         if worst is None:
-            return "whether the chains have arrived cannot be told: take several, and more steps after the warm-up"
+            return "whether the chains have arrived is unknown: take several chains and more steps after the warm-up"
         if worst < ARRIVED:
             return f"the chains have arrived: R-hat {worst:.3f}, below {ARRIVED:g}"
         return f"the chains have not arrived: R-hat {worst:.2f}, where {ARRIVED:g} is trusted; take more steps"
 
 
 def diagnose(history: Sequence[Record], warmed: int) -> Diagnosis:
-    """The diagnosis of chains by their records, the beginning's first.
+    """Diagnose chains by their records.
 
     Args:
-        history: `steps + 1` of them.
+        history: `steps + 1` records, the first of the beginning.
         warmed: steps of the warm-up.
     """
     from arviz_stats.base import array_stats  # type: ignore[attr-defined]
@@ -90,7 +90,7 @@ def diagnose(history: Sequence[Record], warmed: int) -> Diagnosis:
 
 
 def plot(history: Sequence[Record], warmed: int, path: Path) -> None:
-    """Energies, prior and acceptance of every chain by steps, as a PNG; the warm-up is grey."""
+    """Plot energies, prior and acceptance of every chain over the steps as a PNG; the warm-up is grey."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

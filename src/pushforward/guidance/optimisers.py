@@ -1,7 +1,7 @@
-"""Descent of many functions at once, one of each image: Adam, and L-BFGS with a line search.
+"""Descent on many functions at once, one per image: Adam, and L-BFGS with a line search.
 
-A method's state is tensors by name, among them the `point` it wants loss and gradient of, and which images are `stuck`
-at a dead end:
+A method's state is a mapping of tensors. Among them are the `point` at which it asks for loss and gradient, and a flag
+for the images that are `stuck` at a dead end:
 
     state = LBFGS.begin(x)
     state = LBFGS.advance(state, loss, gradient, 0.05)     # told of state["point"]
@@ -31,12 +31,12 @@ State = Mapping[str, Tensor]
 
 
 class Optimiser(NamedTuple):
-    """A way down.
+    """A method of descent.
 
     Args:
-        begin: points `(count, numbers)` to a state.
-        advance: a state, the losses `(count,)` and gradients `(count, numbers)` at its `point`, and the learning rate,
-            to the next state.
+        begin: function from points `(count, numbers)` to a state.
+        advance: function from a state, the losses `(count,)` and gradients `(count, numbers)` at its `point`, and the
+            learning rate, to the next state.
     """
 
     begin: Callable[[Tensor], State]
@@ -100,7 +100,7 @@ def _lbfgs_advance(state: State, loss: Tensor, gradient: Tensor, learning_rate: 
 
 
 def _direction(gradient: Tensor, moves: Tensor, changes: Tensor, inverse: Tensor, first: float) -> Tensor:
-    """The two loops of L-BFGS over the pairs remembered, latest last; a move of size `first` if there are none."""
+    """Run the two loops of L-BFGS over the pairs remembered, latest last; a move of size `first` if there are none."""
     q, weights = gradient, []
     for s, y, rho in reversed(list(zip(moves, changes, inverse, strict=True))):
         weights.append(rho * _dot(s, q))

@@ -1,6 +1,6 @@
-r"""Steering: guidance at every step, by a change of the denoised state that the network answers.
+r"""Steering: changing, at every step of the solver, the denoised state that the network answers.
 
-A plan knows a model by its answers `D = E[u_0 | u_t = u]` alone. So what changes the answers guides every solver,
+A plan knows a model by its answers `D = E[u_0 | u_t = u]` alone. So what changes the answers steers every solver,
 process and executor. With `u = Psi u_0 + N(0, Sigma)`, the law of u_0 given u is an exponential family whose natural
 parameter is `Psi^T Sigma^-1 u` and whose mean is D. The derivative of the mean is the covariance,
 
@@ -10,19 +10,19 @@ parameter is `Psi^T Sigma^-1 u` and whose mean is D. The derivative of the mean 
 
     D' = D - Cov[u_0 | u] grad_D E(image(D)) = D - Psi^-1 Sigma grad_u E(image(D(u))),
 
-for `d/dw E_w[u_0 | u] = -Cov[u_0, E | u]` at w = 0, and E is taken as linear about D. This is guidance *through* the
-network; *direct* guidance leaves the network alone and moves D along `-grad_D E`.
+for `d/dw E_w[u_0 | u] = -Cov[u_0, E | u]` at w = 0, and E is taken as linear about D. This is steering *through* the
+network; *direct* steering leaves the network alone and moves D along `-grad_D E`.
 
 **An energy of noisy states**, such as `E_t(u) = -log p(y | u)` of a classifier that has learned from noisy images, is
 exact to all orders, by Tweedie's formula `Psi D = u + Sigma score(u)` for the data and the tilted data alike:
 
     D' = D - Psi^-1 Sigma grad_u E_t(u).
 
-Psi and Sigma are the operators of any linear process: numbers, numbers a frequency, 2 x 2 blocks. Where there is next
-to no signal, `Psi^-1` would amplify what the network's Jacobian has of error; with a `floor` f on the signal-to-noise
-ratio it becomes `Psi^T (Psi Psi^T + f Sigma)^-1`, which is finite at every time.
+Psi and Sigma are the operators of any linear process: numbers, one number per frequency, or 2 x 2 blocks. Where there
+is almost no signal, `Psi^-1` would amplify the errors of the network's Jacobian; with a `floor` f on the
+signal-to-noise ratio it becomes `Psi^T (Psi Psi^T + f Sigma)^-1`, which is finite at every time.
 
-**Known pixels** are put in the place of those in D, see `inpainted`.
+**Known pixels** replace those in D, see `inpainted`.
 
 References:
     Tweedie's formula, Efron, JASA 106 (2011); classifier guidance, Dhariwal & Nichol, arXiv 2105.05233, algorithm 2;
@@ -52,7 +52,7 @@ from pushforward.model import Model
 
 __all__ = ["STEERINGS", "Steering", "classified", "inpainted", "steered"]
 
-_KEPT = 64  # times whose noise is not drawn anew at once
+_KEPT = 64  # number of times whose noise is kept
 
 _Schedule = Literal["constant", "increase", "decrease"]
 _Normalise = Literal["residual", "size"]
@@ -60,25 +60,26 @@ _Normalise = Literal["residual", "size"]
 
 @dataclass(frozen=True)
 class Steering:
-    """How answers follow an energy, whichever it is.
+    """How answers follow an energy.
 
     Args:
-        through: strength of guidance through the network, TFG's rho; 1 is the first-order step of Bayes' rule.
-        direct: strength of guidance past the network, TFG's mu: each step is `D <- D - direct * grad_D E`.
-        inner: direct steps at each answer, TFG's N_iter.
-        spread: deviation of the noise that E is averaged over about D, in parts of `1 / sqrt(1 + snr)`, the posterior
-            deviation of data of variance 1; TFG's gamma. The average is `-log mean exp(-E)`.
-        samples: of that noise. They depend on the seed and the time alone, and serve all images.
-        schedule: of both strengths: `constant`; `increase`: times the signal's share `snr / (1 + snr)`, alpha_t^2 of a
-            variance-preserving diffusion; `decrease`: times the noise's, `1 / (1 + snr)`.
-        normalise: `residual`: gradients are divided by the root of the image's energy, so that a sum of squares pulls
-            as its root does; `size`: what is added to an image has the root mean square 1, times the strength.
-        floor: signal-to-noise ratio below which guidance through the network fades out; 0 is Bayes' rule for an exact
-            network, and below .1 trained ones were pushed out of [-1, 1] by strong energies (docs/steering.md).
-        seed: of the noise.
+        through: strength of steering through the network, TFG's rho; 1 is the first-order step of Bayes' rule.
+        direct: strength of steering past the network, TFG's mu: each step is `D <- D - direct * grad_D E`.
+        inner: direct steps per answer, TFG's N_iter.
+        spread: deviation of the noise about D over which E is averaged, as a multiple of `1 / sqrt(1 + snr)`, the
+            posterior deviation of data of variance 1; TFG's gamma. The average is `-log mean exp(-E)`.
+        samples: number of samples of that noise. They depend on the seed and the time alone, and serve all images.
+        schedule: how both strengths change: `constant`; `increase`, in proportion to the signal's share
+            `snr / (1 + snr)`, which is alpha_t^2 for a variance-preserving diffusion; `decrease`, in proportion to the
+            noise's share `1 / (1 + snr)`.
+        normalise: `residual` divides gradients by the root of the image's energy, so that a sum of squares pulls as its
+            root does; `size` gives what is added to an image the root mean square 1, times the strength.
+        floor: signal-to-noise ratio below which steering through the network fades out. 0 is Bayes' rule for an exact
+            network; below .1, strong energies pushed trained networks out of [-1, 1] (docs/steering.md).
+        seed: seed of the noise.
 
     Raises:
-        PushforwardError: a number is out of its range, or several samples have no spread.
+        PushforwardError: a number is out of range, or there are several samples without spread.
     """
 
     through: float = 0.0
@@ -94,23 +95,23 @@ class Steering:
     def __post_init__(self) -> None:
         for name in ("inner", "samples", "seed"):
             if not isinstance(getattr(self, name), int):
-                raise PushforwardError(f"The {name} of a steering must be a whole number; got {getattr(self, name)!r}.")
+                raise PushforwardError(f"Steering's {name} must be a whole number; got {getattr(self, name)!r}.")
         for name in ("through", "direct", "spread", "floor"):
             if not isinstance(value := getattr(self, name), int | float) or not math.isfinite(value):
-                raise PushforwardError(f"The {name} of a steering must be a number; got {value!r}.")
+                raise PushforwardError(f"Steering's {name} must be a number; got {value!r}.")
         for name, words in (("schedule", get_args(_Schedule)), ("normalise", (*get_args(_Normalise), None))):
             if getattr(self, name) not in words:
                 raise PushforwardError(
-                    f"The {name} of a steering is one of {', '.join(map(str, words))}; got {getattr(self, name)!r}."
+                    f"Steering's {name} is one of {', '.join(map(str, words))}; got {getattr(self, name)!r}."
                 )
         for name, least in (("inner", 1), ("spread", 0), ("samples", 1), ("floor", 0)):
             if not getattr(self, name) >= least:
-                raise PushforwardError(f"The {name} of a steering must be at least {least}; got {getattr(self, name)}.")
+                raise PushforwardError(f"Steering's {name} must be at least {least}; got {getattr(self, name)}.")
         if self.samples > 1 and not self.spread:
-            raise PushforwardError(f"{self.samples} samples of noise need a spread above 0, or they are all the same.")
+            raise PushforwardError(f"Steering with {self.samples} samples of noise needs a spread above 0.")
 
 
-# Published methods in this form. Weight the energy to set the strength. They differ from the papers' so: DPS, LGD,
+# Published methods in this form. The energy's weight sets the strength. They differ from the papers: DPS, LGD,
 # FreeDoM and TFG add their gradient in u to the *next state*, as large as their setting says; here it enters D, and the
 # solver gives it its own coefficient for D (times Psi^-1 Sigma, DDPM's is about beta_t, the first-order step of Bayes'
 # rule), so that what is added does not depend on the number of steps. UGD is as published: its changes of the noise
@@ -128,21 +129,21 @@ STEERINGS: dict[str, Steering] = {
 
 
 def steered(model: Model, energy: Energy | Function, steering: Steering = STEERINGS["dps"]) -> Model:
-    """The model whose answers follow an energy of images, as the module's docstring says.
+    """Make a model whose answers follow an energy of images, as the module's docstring says.
 
-    All executors run it, also under `torch.no_grad`; where gradients are wanted they pass, second derivatives of
-    network and energy included. Guidance and clipping of the network are followed through: where the network's answer
-    is clipped nothing passes, so a network whose answers are all clipped at high noise is guided by `direct` alone.
-    An answer costs one call of the network, and where `through` is not 0 its derivative; energies, `samples` times at
-    D and at each direct step after the first.
+    All executors run it, also under `torch.no_grad`; gradients pass through it, including second derivatives of network
+    and energy. They also pass through the network's classifier-free guidance, and through its clipping: no gradient
+    passes where an answer is clipped, so only `direct` steers a network whose answers are all clipped at high noise. An
+    answer costs one call of the network, and its derivative unless `through` is 0; energies are evaluated `samples`
+    times at D and at each direct step after the first.
 
     Args:
-        model: of images, or of latents with a decoder that PyTorch differentiates.
-        energy: of images; its code has the noisy state as its `start`.
-        steering: how; see `STEERINGS`.
+        model: a model of images, or of latents with a decoder that PyTorch differentiates.
+        energy: energy of images; the `start` of its code is the noisy state.
+        steering: how to steer; see `STEERINGS`.
 
     Raises:
-        PushforwardError: while sampling: the energy is not finite or has no gradient, or the network has none and
+        PushforwardError: while sampling, the energy is not finite or has no gradient, or the network has none and
             `through` is not 0.
     """
     wanted = of(energy)
@@ -152,16 +153,17 @@ def steered(model: Model, energy: Energy | Function, steering: Steering = STEERI
 
 
 def classified(model: Model, energy: Callable[[Tensor, Tensor], Tensor], *, floor: float = 1e-6) -> Model:
-    """The model whose answers follow an energy of *noisy states*: classifier guidance, exact if the energy is.
+    """Make a model whose answers follow an energy of *noisy states*: classifier guidance, exact if the energy is.
 
     Args:
-        model: of any process.
-        energy: `(u, t) -> (rows,)`, of states `(rows, k * channels, *field)` and the process's times `(rows,)`; for a
-            classifier `-weight * log p(y | u, t)`. For the classifier's noisy images with a velocity, u has both.
-        floor: signal-to-noise ratio below which it fades out.
+        model: a model of any process.
+        energy: function `(u, t) -> (rows,)` of states `(rows, k * channels, *field)` and the process's times `(rows,)`;
+            for a classifier, `-weight * log p(y | u, t)`. If the process has a velocity, u contains it.
+        floor: signal-to-noise ratio below which steering fades out.
 
     Raises:
-        PushforwardError: a negative floor; while sampling: the energy gives no number a row, or has no gradient.
+        PushforwardError: the floor is negative; or, while sampling, the energy does not give one number per row, or has
+            no gradient.
 
     References:
         Dhariwal & Nichol, arXiv 2105.05233, algorithm 2.
@@ -172,19 +174,19 @@ def classified(model: Model, energy: Callable[[Tensor, Tensor], Tensor], *, floo
 
 
 def inpainted(model: Model, image: Tensor, mask: Tensor) -> Model:
-    """The model whose answers have the known pixels of an image.
+    """Make a model whose answers contain the known pixels of an image.
 
     A plan that ends at time 0 with the answer itself (ddim, ddpm and all of first order) ends with these pixels. The
-    others are drawn from the network's idea of what is around them, which sees the known ones only as noisy as the
-    state is: take each step several times to have them agree (see `plan.recurrence`).
+    network fills in the others by what it sees around them, and it sees the known pixels only as noisy as the state is:
+    take each step several times to make them agree (see `plan.recurrence`).
 
     Args:
-        model: of images, not of latents.
-        image: in [-1, 1], `(channels, *field)`; or one for each image of every batch, `(count, channels, *field)`.
+        model: a model of images, not of latents.
+        image: image in [-1, 1], `(channels, *field)`; or one per image of every batch, `(count, channels, *field)`.
         mask: true where a pixel is known; broadcasts to `image`.
 
     Raises:
-        PushforwardError: a model of latents, or shapes that do not fit it.
+        PushforwardError: the model diffuses latents, or the shapes do not fit it.
 
     References:
         DDNM, Wang et al., arXiv 2212.00490, algorithm 1 (for a mask); RePaint, Lugmayr et al., arXiv 2201.09865, which
@@ -222,14 +224,14 @@ class _Pull:
     """How answers at a list of times follow an energy: a `Change`.
 
     Args:
-        images: that states stand for.
-        energy: of them.
-        steering: how to follow it.
-        process: of the states.
+        images: function from clean states to images.
+        energy: energy of images.
+        steering: how to follow the energy.
+        process: process of the states.
         trained: whether gradients may be wanted in the network's weights or its condition.
         gain: `Psi^-1 Sigma` at the times.
-        course: of the strengths at the times, `(n,)`.
-        noises: added to a clean state before its energy is taken, one after the other.
+        course: factor of the strengths at the times, `(n,)`.
+        noises: noises to add, one after the other, to a clean state before its energy is computed.
     """
 
     images: Callable[[Tensor], Tensor]
@@ -242,7 +244,7 @@ class _Pull:
     noises: list[Callable[[int | Tensor, Tensor], Tensor | float]]
 
     def __call__(self, ask: Callable[[Tensor], Tensor], k: int | Tensor, u: Tensor, of: Tensor | None) -> Tensor:  # noqa: ARG002
-        """The answer that follows the energy, in the place of that of `ask`."""
+        """Return the answer that follows the energy, in place of that of `ask`."""
         steering, kept = self.steering, torch.is_grad_enabled() and (u.requires_grad or self.trained)
         code = Code(u if kept else u.detach())
         state, denoised = self._through(ask, u, kept) if steering.through else (u, ask(u))
@@ -261,18 +263,18 @@ class _Pull:
         return changed if kept else changed.detach()
 
     def _through(self, ask: Callable[[Tensor], Tensor], u: Tensor, kept: bool) -> tuple[Tensor, Tensor]:
-        """The state to differentiate in, and the network's answer to it."""
+        """Return the state to differentiate in, and the network's answer to it."""
         state = u if kept and u.requires_grad else u.detach().requires_grad_()
         with torch.enable_grad():
             denoised = ask(state)
         if not denoised.requires_grad:
             raise PushforwardError(
-                "Guidance through the network needs one that PyTorch differentiates; set through=0, as mpgd has it."
+                "Steering through the network needs one that PyTorch differentiates; set through=0, as in mpgd."
             )
         return state, denoised
 
     def _slope(self, k: int | Tensor, x: Tensor, code: Code, create: bool) -> Tensor:
-        """`grad_D E` at the clean state `x`, averaged and, if so wanted, divided by the root of E."""
+        """Return `grad_D E` at the clean state `x`, averaged and, if wanted, divided by the root of E."""
         values = []
         for noise in self.noises:
             parts = self.energy.parts(self.images(x + noise(k, x)), code)
@@ -280,7 +282,7 @@ class _Pull:
             if not bool(together.isfinite().all()):
                 bad = next(name for name, part in parts.items() if not bool(part.isfinite().all()))
                 raise PushforwardError(
-                    f"Energy {bad!r} is not finite in a steered step; it must be for all that a network answers."
+                    f"Energy {bad!r} is not finite in a steered step; make it finite for all images a network answers."
                 )
             values.append(together.sum(0))
         value = math.log(len(values)) - torch.logsumexp(-torch.stack(values), 0) if len(values) > 1 else values[0]
@@ -288,14 +290,14 @@ class _Pull:
         if gradient is None:
             names = ", ".join(repr(term.name) for term in self.energy.terms)
             raise PushforwardError(
-                f"Steering needs energies of images; {names} say nothing of them. Guide codes instead."
+                f"Steering needs energies of images; {names} depend on the code alone. Guide codes instead."
             )
         if self.steering.normalise == "residual":
             gradient = gradient / _column(_positive(value.abs()).sqrt(), x).to(x)
         return gradient
 
     def _sized(self, k: int | Tensor, strength: float, shift: Tensor) -> Tensor:
-        """A shift of images, times its strength, and of root mean square 1 before that if so wanted."""
+        """Scale a shift of images by its strength, and before that to root mean square 1 if wanted."""
         shift = self.process.lift(self.process.image(shift))
         if self.steering.normalise == "size":
             square = self.process.image(shift).flatten(1).square().mean(1)
@@ -316,8 +318,8 @@ def _classifying(
             value = energy(state, clock[k].expand(len(u)))
             if tuple(value.shape) != (len(u),) or not value.requires_grad:
                 raise PushforwardError(
-                    f"An energy of noisy states must give one number a state, shape ({len(u)},), with a gradient; it "
-                    f"gave shape {tuple(value.shape)}{'' if value.requires_grad else ' without one'}."
+                    f"An energy of noisy states must give one number per state, shape ({len(u)},), with a gradient; it "
+                    f"gave shape {tuple(value.shape)}{'' if value.requires_grad else ' without a gradient'}."
                 )
             slope = torch.autograd.grad(value.sum(), state, create_graph=kept)[0]
         return ask(u) - process.lift(process.image(gain(k, slope)))
@@ -336,7 +338,7 @@ def _inpainting(
         rows = slice(None) if of is None or len(held) == 1 else of
         if len(held[rows]) not in (1, len(u)):
             raise PushforwardError(
-                f"{len(held)} images with known pixels met a batch of {len(u)}; give one for all, or one for each "
+                f"{len(held)} images with known pixels do not fit a batch of {len(u)}; give one for all, or one per "
                 "image of a batch, as `guidance.inpaint` does."
             )
         return torch.cat([torch.where(where[rows], held[rows], image), denoised[:, image.shape[1] :]], 1)
@@ -350,7 +352,7 @@ def _gain(process: Process, times: Tensor, floor: float) -> Operator:
     gain = psi.T @ (psi @ psi.T + floor * covariance).inverse() @ covariance
     if not gain.is_finite():
         raise PushforwardError(
-            f"There is no signal to guide by at a time of process {process.name!r}; set a floor above 0."
+            f"There is no signal to steer by at a time of process {process.name!r}; set a floor above 0."
         )
     return gain
 
@@ -358,7 +360,7 @@ def _gain(process: Process, times: Tensor, floor: float) -> Operator:
 def _noises(
     steering: Steering, process: Process, times: Tensor, like: Tensor
 ) -> list[Callable[[int | Tensor, Tensor], Tensor | float]]:
-    """What is added to a clean state, of as many rows, for each sample."""
+    """Draw what is added to a clean state, with as many rows, for each sample."""
     if not steering.spread:
         return [lambda k, x: 0.0]  # noqa: ARG005
     deviation = Operator.scalar(steering.spread * (1 + process.snr(times)).rsqrt(), process.blocks, process.basis)
@@ -390,10 +392,10 @@ class _Acting:
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:
-    """One number for all rows, or one a row, so that it multiplies states."""
+    """Shape one number for all rows, or one per row, so that it multiplies states."""
     return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def _positive(values: Tensor) -> Tensor:
-    """Values that may be divided by; where they are 0, so is what is divided."""
+    """Make values that one can divide by; where they are 0, so is what is divided."""
     return values.clamp_min(torch.finfo(values.dtype).tiny)

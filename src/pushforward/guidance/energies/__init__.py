@@ -1,11 +1,11 @@
-"""Energies: what an image, or the code behind it, should be.
+"""Energies: functions that say what an image, or the code behind it, should be.
 
 | energy                         | low where                                                                   |
 |--------------------------------|-----------------------------------------------------------------------------|
 | `near(image)`                  | the image is as the reference, under Gaussian noise                         |
-| `low_pass(image, cells)`       | it is so seen from afar: super-resolution, layouts                          |
-| `masked(image, mask)`          | it is so where the mask is 1: inpainting                                    |
-| `colour(rgb, mask)`            | it, or a part of it, has this mean colour                                   |
+| `low_pass(image, cells)`       | the image looks so from afar: super-resolution, layouts                     |
+| `masked(image, mask)`          | the image is so where the mask is 1: inpainting                             |
+| `colour(rgb, mask)`            | the image, or a part of it, has this mean colour                            |
 | `perceptual(image)`            | its learned perceptual distance (LPIPS) is small                            |
 | `clip_text(clip, prompt)`      | CLIP finds the prompt in it                                                 |
 | `clip_image(clip, image)`      | CLIP finds it like the reference                                            |
@@ -14,11 +14,11 @@
 | `score(network)`               | a network scores it high                                                    |
 | `identity(network, image)`     | a network, such as `load_faces`, takes it for the same face                 |
 | `gaussian()`                   | the code is near 0                                                          |
-| `chi()`                        | the code's norm is as that of Gaussian noise                                |
-| `concentration()`              | statistics of the code's parts are as those of Gaussian noise               |
-| `of(function)`                 | any function `(images, code) -> (count,)` is                                |
+| `chi()`                        | the code's norm is like that of Gaussian noise                              |
+| `concentration()`              | statistics of the code's parts are like those of Gaussian noise             |
+| `of(function)`                 | any function `(images, code) -> (count,)` is low                            |
 
-`5 * classifier(net, 7) + near(image)` is an energy again. `views()` shows networks each image in fixed random variants;
+`5 * classifier(net, 7) + near(image)` is an energy too. `views()` shows networks each image in fixed random variants;
 `load_classifier` and `load_faces` read networks from files, and `prepared` makes any network take images in [-1, 1].
 """
 

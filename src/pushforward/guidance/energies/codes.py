@@ -1,10 +1,11 @@
 """Energies of the code alone: how unlike Gaussian noise it is.
 
-Chains that sample `N(z; 0, I) exp(-E)` hold the Gaussian already, and need none of these. An optimiser that only goes
-down has no other reason to stay among the codes that the model knows.
+Chains that sample `N(z; 0, I) exp(-E)` include the Gaussian already, and need none of these. An optimiser that only
+descends has no other reason to stay among the codes that the model knows.
 
-Of `d` numbers, a Gaussian code nearly always has a norm near `sqrt(d)`, while its density is greatest at 0. `gaussian`
-draws to 0, `chi` to the usual norm, and `concentration` punishes what other regularity an optimiser puts into a code.
+A Gaussian code of `d` numbers nearly always has a norm near `sqrt(d)`, while its density is greatest at 0. `gaussian`
+pulls to 0, `chi` to the usual norm, and `concentration` penalises other regularities that an optimiser puts into a
+code.
 """
 
 from __future__ import annotations
@@ -21,22 +22,22 @@ from pushforward.maps.code import Code
 
 __all__ = ["chi", "concentration", "gaussian"]
 
-_MOST = 10_000  # shuffles, each of which is kept
+_MOST = 10_000  # most shuffles, all of which are kept
 
 
 def gaussian() -> Energy:
-    """Half the squared norm of the code's variables, minus the logarithm of their density: `||z||^2 / 2`."""
+    """Make `||z||^2 / 2` of the code's variables, minus the logarithm of their density up to a constant."""
     return of(lambda _, code: code.variables().square().sum(1) / 2, "gaussian")
 
 
 def chi() -> Energy:
-    """Minus the logarithm of the density of the norm of a Gaussian code, 0 at its greatest, where `||z||^2 = d - 1`.
+    """Make minus the log density of the norm of a Gaussian code, 0 at its least, where `||z||^2 = d - 1`.
 
-    `||z||^2 / 2 - (d - 1) log ||z||` less its minimum, that is `(d - 1) (q - 1 - log q) / 2` with `q = ||z||^2 / (d -
-    1)`: the norm follows the chi distribution of `d` degrees of freedom.
+    It is `||z||^2 / 2 - (d - 1) log ||z||` less its minimum, that is `(d - 1) (q - 1 - log q) / 2` with `q = ||z||^2 /
+    (d - 1)`: the norm follows the chi distribution with `d` degrees of freedom.
 
     Raises:
-        PushforwardError: when called, codes of a single number, whose norm says nothing.
+        PushforwardError: when called with codes of a single number, whose norm says nothing.
 
     References:
         The regulariser of ReNO, Eyring et al., arXiv 2406.04312, after Samuel et al., arXiv 2306.08687.
@@ -46,7 +47,7 @@ def chi() -> Energy:
         z = code.variables()
         rest = z.shape[1] - 1
         if rest < 1:
-            raise PushforwardError("Energy 'chi' needs codes of at least 2 numbers; these have 1: take 'gaussian'.")
+            raise PushforwardError("Energy 'chi' needs codes of at least 2 numbers; these have 1. Use 'gaussian'.")
         more = (z.square().sum(1) - rest) / rest
         return rest * (more - more.log1p()) / 2
 
@@ -54,25 +55,25 @@ def chi() -> Energy:
 
 
 def concentration(chunk: int = 4, shuffles: int = 100, *, seed: int = 0) -> Energy:
-    """Minus the logarithm of how improbable a code is among Gaussian ones, by two of its statistics.
+    """Make minus the logarithm of a bound on how probable a code is among Gaussian ones, by two of its statistics.
 
-    The code is cut into `m = d // k` vectors `z_i` of `k` numbers. For Gaussian codes, of the norm `M` of their mean
-    and the spectral norm `S` of `sum z_i z_i^T / m - I` it is known that
+    The code is cut into `m = d // k` vectors `z_i` of `k` numbers. For Gaussian codes, the norm `M` of their mean and
+    the spectral norm `S` of `sum z_i z_i^T / m - I` obey
 
         P(norm > M) <= min(1, 2 exp(-m M^2 / (2 k)))
         P(spectral norm > S) <= min(1, 2 exp(-m max(0, sqrt(1 + S) - 1 - sqrt(k / m))^2 / 2)),
 
     and the energy is minus the logarithms of both: little or nothing for Gaussian codes, much for constant, repeated or
-    too large ones. The bounds hold for the numbers in any order, so it is that of the code as it is plus the mean
-    over fixed random shuffles.
+    too large ones. The bounds hold for the numbers in any order, so the energy is that of the code as it is plus the
+    mean over fixed random shuffles.
 
     Args:
-        chunk: `k`; the authors' code takes 4.
-        shuffles: how many; 100 in the authors' code. Time and memory grow with it.
-        seed: of the shuffles.
+        chunk: length `k` of the vectors; 4 in the authors' code.
+        shuffles: number of shuffles; 100 in the authors' code. Time and memory grow with it.
+        seed: seed of the shuffles.
 
     Raises:
-        PushforwardError: a chunk below 1, or shuffles that are none or too many; when called, codes of fewer than
+        PushforwardError: the chunk is below 1, or there are no or too many shuffles; when called, codes have fewer than
             `chunk^2` numbers.
 
     References:
@@ -103,7 +104,7 @@ def concentration(chunk: int = 4, shuffles: int = 100, *, seed: int = 0) -> Ener
 
 
 def _improbable(orders: list[Tensor], chunk: int) -> Tensor:
-    """Of codes `(count, d)` in several orders, minus the logarithms of the two bounds, `(orders, count)`."""
+    """Return minus the logarithms of the two bounds, `(orders, count)`, for codes `(count, d)` in several orders."""
     many = orders[0].shape[1] // chunk
     means, covariances = [], []
     for z in orders:

@@ -1,4 +1,4 @@
-"""Energies: one number an image, low where the image is as wanted.
+"""Energies: one number per image, low where the image is as wanted.
 
 An energy is any function `(images, code) -> (count,)`, or `(images) -> (count,)`, that PyTorch differentiates; the
 images are in [-1, 1], `(count, channels, height, width)`, and the `Code` is what they were decoded from. An `Energy` is
@@ -6,9 +6,9 @@ a weighted sum of such functions that knows the name of each:
 
     energy = 5 * classifier(network, label=7) + near(image) + of(lambda images, code: images.mean((1, 2, 3)), "dark")
 
-The value of one image must not depend on the others of its batch, nor change from call to call: a sampler of codes
-asks for the same energy again and again, and what it samples is defined by it. Random views of an image are drawn once,
-when the energy is made.
+The value of an image must not depend on the others of its batch, nor change from call to call: a sampler of codes
+asks for the same energy again and again, and the energy defines what it samples. Random views of an image are drawn
+once, when the energy is made.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Term:
     """One part of an energy.
 
     Args:
-        name: for reports and messages.
-        function: `(images, code) -> (count,)`.
-        weight: that its values are multiplied by.
+        name: name for reports and messages.
+        function: function `(images, code) -> (count,)`.
+        weight: factor of its values.
     """
 
     name: str
@@ -51,18 +51,18 @@ class Energy:
     terms: tuple[Term, ...]
 
     def __call__(self, images: Tensor, code: Code) -> Tensor:
-        """The sum, `(count,)`; see `parts`."""
+        """Return the sum, `(count,)`; see `parts`."""
         return sum(self.parts(images, code).values(), images.new_zeros(len(images)))
 
     def parts(self, images: Tensor, code: Code) -> dict[str, Tensor]:
-        """The value of each term times its weight, `(count,)`, by the term's name.
+        """Return the value of each term times its weight, `(count,)`, by the term's name.
 
         Args:
-            images: in [-1, 1], `(count, channels, height, width)`.
-            code: what they were decoded from.
+            images: images in [-1, 1], `(count, channels, height, width)`.
+            code: the code that they were decoded from.
 
         Raises:
-            PushforwardError: a term gives another shape than `(count,)`, or no gradient where one is asked for.
+            PushforwardError: a term gives a shape other than `(count,)`, or no gradient where one is needed.
         """
         wanted = torch.is_grad_enabled() and (images.requires_grad or code.start.requires_grad)
         found = {}
@@ -71,18 +71,18 @@ class Energy:
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             if not isinstance(value, Tensor) or shape != (len(images),):
                 raise PushforwardError(
-                    f"Energy {term.name!r} must give one number an image, shape ({len(images)},); it gave {shape}."
+                    f"Energy {term.name!r} must give one number per image, shape ({len(images)},); it gave {shape}."
                 )
             if wanted and not value.requires_grad:
                 raise PushforwardError(
-                    f"Energy {term.name!r} has no gradient: compute it from the images or the code with PyTorch's "
+                    f"Energy {term.name!r} has no gradient; compute it from the images or the code with PyTorch's "
                     "differentiable functions, without detach(), no_grad() or numpy."
                 )
             if value.is_meta or value.is_complex():
                 raise PushforwardError(
                     f"Energy {term.name!r} must give real numbers; it gave {value.dtype} on {value.device}."
                 )
-            # where the images are, and not in 16 bits, in which sums and weights are too coarse
+            # on the images' device, and not in 16 bits, in which sums and weights are too coarse
             found[term.name] = term.weight * value.to(images.device, torch.promote_types(value.dtype, torch.float32))
         return found
 
@@ -95,7 +95,7 @@ class Energy:
         return Energy(terms)
 
     def __radd__(self, other: Function | Literal[0]) -> Energy:
-        """A function plus an energy; and `sum` of energies, which begins at 0."""
+        """Add a function and an energy, or 0 and an energy, as `sum` does."""
         return self if other == 0 else of(other) + self
 
     def __mul__(self, weight: float) -> Energy:
@@ -105,11 +105,11 @@ class Energy:
 
 
 def of(function: Function | Callable[[Tensor], Tensor] | Energy, name: str | None = None) -> Energy:
-    """A function as an energy; an energy is handed back.
+    """Make an energy of a function; an energy is returned as it is.
 
     Args:
-        function: `(images, code) -> (count,)`, or of the images alone.
-        name: for reports; by default the function's own.
+        function: function `(images, code) -> (count,)`, or of the images alone.
+        name: name for reports; by default the function's own.
     """
     if isinstance(function, Energy):
         return function
@@ -120,7 +120,7 @@ def of(function: Function | Callable[[Tensor], Tensor] | Energy, name: str | Non
 
 
 def _takes_code(function: Callable[..., Tensor]) -> bool:
-    """Whether a function wants a second argument: one with a default is a setting, unless it is called `code`."""
+    """Say whether a function takes the code: a second argument with a default is a setting, unless called `code`."""
     try:
         own = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):  # of one that is built in

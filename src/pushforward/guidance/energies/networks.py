@@ -31,15 +31,15 @@ Metric = Literal["cosine", "euclidean"]
 
 
 def clip_text(clip: Clip, prompt: str, *, views: Views | None = None) -> Energy:
-    """How far an image is from a prompt: `1 - cos(E_I(x), E_T(prompt))`.
+    """Measure how far an image is from a prompt: `1 - cos(E_I(x), E_T(prompt))`.
 
     Args:
-        clip: see `vision.clip.load_clip`.
-        prompt: read once.
-        views: views of each image; the paper has 50, drawn anew at each call.
+        clip: the CLIP model, see `vision.clip.load_clip`.
+        prompt: the prompt, which is encoded once.
+        views: views of each image; the paper takes 50, drawn anew at each call.
 
     Raises:
-        PushforwardError: when called, not images.
+        PushforwardError: when called with a tensor that is not images.
 
     References:
         Wu & De la Torre, arXiv 2210.05559, section 4.3.
@@ -50,15 +50,16 @@ def clip_text(clip: Clip, prompt: str, *, views: Views | None = None) -> Energy:
 
 
 def clip_image(clip: Clip, image: Tensor, *, views: Views | None = None) -> Energy:
-    """How far an image is from another for CLIP: `1 - cos(E_I(x), E_I(image))`.
+    """Measure how far an image is from another for CLIP: `1 - cos(E_I(x), E_I(image))`.
 
     Args:
-        clip: see `vision.clip.load_clip`.
-        image: in [-1, 1], `(channels, height, width)` or `(1, channels, height, width)`, of any size; seen once.
+        clip: the CLIP model, see `vision.clip.load_clip`.
+        image: reference image in [-1, 1], `(channels, height, width)` or `(1, channels, height, width)`, of any size;
+            it is encoded once.
         views: views of each image, not of the reference.
 
     Raises:
-        PushforwardError: not an image; when called, not images.
+        PushforwardError: `image` is not an image; or when called with a tensor that is not images.
     """
     return of(_towards(_embedded(clip.images, image, "clip_image"), clip.images, "cosine", views), "clip_image")
 
@@ -67,15 +68,15 @@ def clip_image(clip: Clip, image: Tensor, *, views: Views | None = None) -> Ener
 
 
 def classifier(network: Classifier | ImageNetwork, label: int | str, *, views: Views | None = None) -> Energy:
-    """Minus the log probability of a class, `-log softmax(logits(x))[label]`: the likelihood of the label.
+    """Make minus the log probability of a class, `-log softmax(logits(x))[label]`.
 
     Args:
-        network: a `Classifier`, or any images in [-1, 1] to logits `(count, classes)`.
-        label: number or name; see `Classifier.number`.
+        network: a `Classifier`, or any function from images in [-1, 1] to logits `(count, classes)`.
+        label: number or name of the class; see `Classifier.number`.
         views: views of each image.
 
     Raises:
-        PushforwardError: no such class; when called, the network answers something else.
+        PushforwardError: there is no such class; or when called, if the network's answer has another shape.
     """
     known = _classifier(network)
     number = known.number(label)
@@ -85,18 +86,19 @@ def classifier(network: Classifier | ImageNetwork, label: int | str, *, views: V
 def attribute(
     network: Classifier | ImageNetwork, label: int | str = 0, *, wanted: bool = True, views: Views | None = None
 ) -> Energy:
-    """Minus the log probability that an image has an attribute, or has it not: `softplus(-+ logit)`.
+    """Make minus the log probability that an image has an attribute, or lacks it: `softplus(-+ logit)`.
 
-    Each of the network's answers is the logit of an attribute of its own, as `sigmoid` takes it.
+    Each of the network's answers is the logit of one attribute, as `sigmoid` takes it.
 
     Args:
-        network: a `Classifier`, or any images in [-1, 1] to logits `(count, attributes)` or, of one, `(count,)`.
-        label: number or name; see `Classifier.number`.
+        network: a `Classifier`, or any function from images in [-1, 1] to logits `(count, attributes)`, or `(count,)`
+            for one attribute.
+        label: number or name of the attribute; see `Classifier.number`.
         wanted: whether the image should have it.
         views: views of each image.
 
     Raises:
-        PushforwardError: no such attribute; when called, the network answers something else.
+        PushforwardError: there is no such attribute; or when called, if the network's answer has another shape.
     """
     known = _classifier(network)
     number, sign = known.number(label), -1 if wanted else 1
@@ -108,22 +110,22 @@ def attribute(
 
 
 def score(network: ImageNetwork, *, low: bool = False, views: Views | None = None) -> Energy:
-    """Minus a network's score of an image, such as an aesthetic one or a preference: high is good.
+    """Make minus a network's score of an image, such as its beauty or how much people like it: high is good.
 
     Args:
-        network: images in [-1, 1] to one number each, `(count,)` or `(count, 1)`.
-        low: low scores are wanted: the energy is the score itself.
+        network: function from images in [-1, 1] to one number each, `(count,)` or `(count, 1)`.
+        low: whether low scores are wanted: then the energy is the score itself.
         views: views of each image.
 
     Raises:
-        PushforwardError: when called, the network answers something else.
+        PushforwardError: when called, if the network's answer has another shape.
     """
 
     def value(images: Tensor) -> Tensor:
         found = network(images)
         if tuple(found.shape) not in ((len(images),), (len(images), 1)):
             raise PushforwardError(
-                f"A score is one number an image, ({len(images)},) of these; the network gave {tuple(found.shape)}."
+                f"A score is one number per image, here ({len(images)},); the network gave {tuple(found.shape)}."
             )
         return found.flatten() if low else -found.flatten()
 
@@ -131,17 +133,18 @@ def score(network: ImageNetwork, *, low: bool = False, views: Views | None = Non
 
 
 def identity(network: ImageNetwork, image: Tensor, *, metric: Metric = "cosine", views: Views | None = None) -> Energy:
-    """How far an image is from another for a network that knows identities.
+    """Measure how far an image is from another for a network that recognises identities.
 
     Args:
-        network: images in [-1, 1] to embeddings `(count, d)`, such as `load_faces` gives.
-        image: in [-1, 1], `(channels, height, width)` or `(1, channels, height, width)`; embedded once.
-        metric: `cosine`, 1 less the cosine of the embeddings; or `euclidean`, the norm of their difference, which for
-            `load_faces` is below 0.6 where it takes two faces for one person's.
+        network: function from images in [-1, 1] to embeddings `(count, d)`, such as `load_faces` gives.
+        image: reference image in [-1, 1], `(channels, height, width)` or `(1, channels, height, width)`; it is embedded
+            once.
+        metric: `cosine`, 1 minus the cosine of the embeddings; or `euclidean`, the norm of their difference, which for
+            `load_faces` is below 0.6 if the network takes two faces for one person's.
         views: views of each image, not of the reference.
 
     Raises:
-        PushforwardError: not an image; when called, the network answers something else.
+        PushforwardError: `image` is not an image; or when called, if the network's answer has another shape.
     """
     return of(_towards(_embedded(network, image, "identity"), network, metric, views), "identity")
 
@@ -157,7 +160,7 @@ def _averaged(value: ImageNetwork, views: Views | None, name: str) -> Energy:
 
 
 def _embedded(network: ImageNetwork, image: Tensor, name: str) -> Tensor:
-    """The embedding of one image, `(1, d)`."""
+    """Embed one image, `(1, d)`."""
     with torch.no_grad():
         return _embeddings(network, one_image(image, name))
 
@@ -174,7 +177,7 @@ def _embeddings(network: ImageNetwork, images: Tensor) -> Tensor:
 def _towards(
     target: Tensor, network: ImageNetwork, metric: Metric, views: Views | None
 ) -> Callable[[Tensor, Code], Tensor]:  # fmt: skip
-    """Distance of embeddings from one, `(1, d)`."""
+    """Measure the distance of embeddings from one, `(1, d)`."""
 
     def value(images: Tensor) -> Tensor:
         found = _embeddings(network, images)
@@ -195,7 +198,7 @@ def _logits(known: Classifier, images: Tensor, number: int) -> Tensor:
     found = found[:, None] if found.ndim == 1 else found
     if found.ndim != 2 or len(found) != len(images) or number >= found.shape[1]:
         raise PushforwardError(
-            f"A classifier must answer logits ({len(images)}, classes) of {len(images)} images, with a class {number}; "
+            f"A classifier must give logits ({len(images)}, classes) for {len(images)} images, with a class {number}; "
             f"it gave {tuple(found.shape)}."
         )
     return found

@@ -1,12 +1,12 @@
-"""Energies by words, as a command line or a report names them.
+"""Energies by text, as a command line or a report names them.
 
     clip:a smiling face:model=openai/clip-vit-base-patch32:weight=500
     classifier:fashion:label=sneaker:weight=5
     near:photo.png:deviation=0.5
     python:my_energies.py:name=redness
 
-The name of the energy, what it is about, and settings `key=value`, joined by colons; `weight` is of all. What a setting
-stands for is in `ENERGIES`, by which a command line explains itself.
+The text is the name of the energy, what it is about, and settings `key=value`, joined by colons; all energies take
+`weight`. `ENERGIES` lists the settings, for the command line's help too.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ _VIEWS = 8  # of an image that CLIP is shown, where the words do not say
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """What words are about.
+    """What the text of energies refers to.
 
     Args:
-        read: an image file, brought to the model's shape: in [-1, 1], `(channels, height, width)`.
-        shape: of the model's images, `(channels, height, width)`.
-        device: of networks.
+        read: function that reads an image file, fitted to the model's shape: in [-1, 1], `(channels, height, width)`.
+        shape: shape of the model's images, `(channels, height, width)`.
+        device: device of networks.
         used: pictures, networks and functions that energies are made of, by where they come from; energies share them.
     """
 
@@ -55,7 +55,7 @@ class Setting:
 
 
 class Words:
-    """The settings of one energy, taken one by one, so that what is left over is known to be wrong."""
+    """The settings of one energy, taken one by one, so that any left over is an error."""
 
     def __init__(self, text: str, about: str, settings: Mapping[str, str], setting: Setting):
         self.text, self.about, self.left, self.setting = text, about, dict(settings), setting
@@ -91,7 +91,7 @@ class Words:
         return value == "true"
 
     def used(self, kind: str, place: str, load: Callable[[str], _T]) -> _T:
-        """What lies somewhere, loaded once."""
+        """Load something from a place, once."""
         known = self.setting.used
         if (kind, place) not in known:
             known[kind, place] = load(place)
@@ -104,7 +104,7 @@ class Words:
         return self.used(kind, place, lambda place: load(place, device=self.setting.device))
 
     def mask(self) -> Tensor | None:
-        """Where a mask's picture is white, `(height, width)`."""
+        """Read where a mask's picture is white, `(height, width)`."""
         text = self.left.pop("mask", None)
         if text is None:
             return None
@@ -223,10 +223,10 @@ _SPELLINGS = {"color": "colour"}
 
 
 def energy(text: str, setting: Setting) -> Energy:
-    """One energy from its words.
+    """Make one energy from its text.
 
     Raises:
-        PushforwardError: no such energy, a setting is missing or unknown, or what it is about cannot be read.
+        PushforwardError: the energy is unknown, a setting is missing or unknown, or what it is about cannot be read.
     """
     kind, *rest = text.strip().split(":")
     kind = _SPELLINGS.get(kind, kind)
@@ -255,7 +255,7 @@ def energy(text: str, setting: Setting) -> Energy:
 
 
 def _guarded(function: Function, name: str) -> Function:
-    """The function, whose faults are said in a sentence."""
+    """Wrap a function so that its errors become one sentence."""
 
     def energy(images: Tensor, code: Code) -> Tensor:
         try:
@@ -273,7 +273,7 @@ def _guarded(function: Function, name: str) -> Function:
 
 
 def _parts(kind: str, rest: list[str]) -> tuple[str, dict[str, str]]:
-    """What an energy is about, and its settings, which come last; both may have colons in them."""
+    """Split what an energy is about from its settings, which come last; both may contain colons."""
     own = {*re.findall(r"([a-z]+)=", ENERGIES[kind][1]), "weight"}
     about: list[str] = []
     settings: dict[str, str] = {}
@@ -282,7 +282,7 @@ def _parts(kind: str, rest: list[str]) -> tuple[str, dict[str, str]]:
         key, equals, value = part.partition("=")
         key = key.strip().replace("_", "-")
         if equals and key in settings:
-            raise PushforwardError(f"Energy {kind!r} has its {key} twice.")
+            raise PushforwardError(f"Energy {kind!r} has the setting {key} twice; give it once.")
         if equals and (key in own or (about and re.fullmatch(r"[a-z-]+", key))):
             settings[key], last = value.strip(), key
         elif last is not None:

@@ -1,7 +1,7 @@
-"""Energies of images beside a known one: as it, as its blur, as a part of it, in a colour.
+"""Energies that compare an image with a reference: its pixels, its blur, a part of it, or a colour.
 
 All but `perceptual` are minus the logarithm of a Gaussian likelihood, up to a constant: the known values are measured
-with noise of a given deviation, so that `p(code) exp(-E(decode(code)))` is a posterior in the sense of Bayes.
+with noise of a given deviation, so that `p(code) exp(-E(decode(code)))` is a Bayesian posterior.
 """
 
 from __future__ import annotations
@@ -23,34 +23,35 @@ BEYOND = 2.0  # values up to here pass for an image in [-1, 1] that a sampler ov
 
 
 def near(image: Tensor, *, deviation: float = 1.0) -> Energy:
-    """An image in Gaussian noise: `||x - image||^2 / (2 deviation^2)`, over all its values.
+    """Compare all values with an image in Gaussian noise: `||x - image||^2 / (2 deviation^2)`.
 
     Args:
-        image: in [-1, 1], `(channels, height, width)` or one of a batch, `(1, channels, height, width)`.
-        deviation: of the noise of each value.
+        image: image in [-1, 1], `(channels, height, width)` or `(1, channels, height, width)`.
+        deviation: standard deviation of the noise of each value.
 
     Raises:
-        PushforwardError: not an image, a deviation that is not positive; when called, images of another shape.
+        PushforwardError: `image` is not an image, or the deviation is not positive; or when called with images of
+            another shape.
     """
     reference = one_image(image, "near")
     return of(_gaussian(lambda x: x - fitting(reference, x, "near"), deviation), "near")
 
 
 def low_pass(image: Tensor, cells: int | tuple[int, int] | None = None, *, deviation: float = 1.0) -> Energy:
-    """A coarse view of an image, as in super-resolution and layouts: `||down(x) - coarse||^2 / (2 deviation^2)`.
+    """Compare coarse views, as in super-resolution and layouts: `||down(x) - coarse||^2 / (2 deviation^2)`.
 
     `down` takes the means of each colour over a grid of cells (adaptive average pooling). Images may have any size that
-    the grid fits into, another than the reference's, too.
+    the grid fits into, also another than the reference's.
 
     Args:
-        image: in [-1, 1], `(channels, height, width)` or `(1, channels, height, width)`.
-        cells: of the grid, rows and columns; one number for both. By default the image is itself the coarse one, a cell
-            a pixel.
-        deviation: of the noise of each cell's colour.
+        image: image in [-1, 1], `(channels, height, width)` or `(1, channels, height, width)`.
+        cells: rows and columns of the grid; one number for both. By default the image is itself the coarse one, with
+            one cell per pixel.
+        deviation: standard deviation of the noise of each cell's colour.
 
     Raises:
-        PushforwardError: not an image, more cells than pixels, a deviation that is not positive; when called, images of
-            other channels or smaller than the grid.
+        PushforwardError: `image` is not an image, there are more cells than pixels, or the deviation is not positive;
+            or when called with images of other channels or smaller than the grid.
 
     References:
         The constraint of ILVR, Choi et al., arXiv 2108.02938, as a likelihood.
@@ -64,7 +65,7 @@ def low_pass(image: Tensor, cells: int | tuple[int, int] | None = None, *, devia
         if min(grid) < 1 or grid[0] > x.shape[2] or grid[1] > x.shape[3]:
             raise PushforwardError(
                 f"Energy 'low_pass' takes means over {grid[0]}x{grid[1]} cells, which do not fit into images of "
-                f"{x.shape[2]}x{x.shape[3]}; take fewer cells."
+                f"{x.shape[2]}x{x.shape[3]}; use fewer cells."
             )
         return adaptive_avg_pool2d(x, grid)
 
@@ -73,16 +74,16 @@ def low_pass(image: Tensor, cells: int | tuple[int, int] | None = None, *, devia
 
 
 def masked(image: Tensor, mask: Tensor, *, deviation: float = 0.1) -> Energy:
-    """A part of an image, as in inpainting: `||mask (x - image)||^2 / (2 deviation^2)`.
+    """Compare a part of an image, as in inpainting: `||mask (x - image)||^2 / (2 deviation^2)`.
 
     Args:
-        image: in [-1, 1], `(channels, height, width)` or `(1, channels, height, width)`.
+        image: image in [-1, 1], `(channels, height, width)` or `(1, channels, height, width)`.
         mask: 1 (or True) where the image is known and 0 elsewhere, `(height, width)` or `(1, height, width)`.
-        deviation: of the noise of each known value.
+        deviation: standard deviation of the noise of each known value.
 
     Raises:
-        PushforwardError: not an image, a mask that does not fit it, a deviation that is not positive; when called,
-            images of another shape.
+        PushforwardError: `image` is not an image, the mask does not fit it, or the deviation is not positive; or when
+            called with images of another shape.
     """
     reference, known = one_image(image, "masked"), _mask(mask, "masked")
     if known.shape[1:] != reference.shape[2:]:
@@ -92,17 +93,17 @@ def masked(image: Tensor, mask: Tensor, *, deviation: float = 0.1) -> Energy:
 
 
 def colour(rgb: Sequence[float] | float, mask: Tensor | None = None, *, deviation: float = 0.1) -> Energy:
-    """The mean colour of an image, or of a part: `||mean(x) - rgb||^2 / (2 deviation^2)`.
+    """Compare the mean colour of an image, or of a part: `||mean(x) - rgb||^2 / (2 deviation^2)`.
 
     Args:
-        rgb: in [-1, 1], one number a channel; one for all.
+        rgb: colour in [-1, 1], one number per channel, or one for all.
         mask: 1 (or True) at the pixels that count and 0 elsewhere, `(height, width)` or `(1, height, width)`; by
             default all count.
-        deviation: of the noise of the mean.
+        deviation: standard deviation of the noise of the mean.
 
     Raises:
-        PushforwardError: no colour, a mask without a pixel, a deviation that is not positive; when called, images of
-            other channels or of another size than the mask.
+        PushforwardError: `rgb` is not a colour, the mask is empty, or the deviation is not positive; or when called
+            with images of other channels or of another size than the mask.
     """
     wanted = torch.tensor([rgb] if isinstance(rgb, int | float) else list(rgb), dtype=torch.float64)
     if len(wanted) not in (1, 3) or not bool((wanted.abs() <= 1).all()):
@@ -124,16 +125,16 @@ def colour(rgb: Sequence[float] | float, mask: Tensor | None = None, *, deviatio
 
 
 def perceptual(image: Tensor, network: str | PairNetwork = "alex") -> Energy:
-    """The learned perceptual distance (LPIPS) to an image, as `vision.lpips` has it; weight it by `*`.
+    """Measure the learned perceptual distance (LPIPS) to an image, by `vision.lpips`; weight it by `*`.
 
     Args:
-        image: in [-1, 1], `(channels, height, width)` or `(1, channels, height, width)`, at least 32 x 32.
+        image: image in [-1, 1], `(channels, height, width)` or `(1, channels, height, width)`, at least 32 x 32.
         network: `alex`, `vgg` or `squeeze`, or any function of two batches of colour images in [-1, 1] that gives one
-            number a pair.
+            number per pair.
 
     Raises:
-        PushforwardError: not an image; when called, images of another shape or too small, no such network, a package is
-            missing, or the weights cannot be had.
+        PushforwardError: `image` is not an image; or when called, if images have another shape or are too small, the
+            network is unknown, a package is missing, or the weights cannot be loaded.
 
     References:
         Zhang et al., arXiv 1801.03924.
@@ -147,14 +148,14 @@ def perceptual(image: Tensor, network: str | PairNetwork = "alex") -> Energy:
 
 
 def one_image(image: Tensor, name: str) -> Tensor:
-    """An image as a batch of one, `(1, channels, height, width)`, without gradient.
+    """Make an image a batch of one, `(1, channels, height, width)`, without gradient.
 
     Args:
-        image: in [-1, 1], `(channels, height, width)` or `(1, channels, height, width)`, 1 or 3 channels.
-        name: of the energy, for messages.
+        image: image in [-1, 1], `(channels, height, width)` or `(1, channels, height, width)`, 1 or 3 channels.
+        name: name of the energy, for messages.
 
     Raises:
-        PushforwardError: not one image.
+        PushforwardError: `image` is not one image.
     """
     one = image.detach()[None] if image.ndim == 3 else image.detach()
     if one.ndim != 4 or len(one) != 1 or one.shape[1] not in (1, 3) or 0 in one.shape:
@@ -163,29 +164,29 @@ def one_image(image: Tensor, name: str) -> Tensor:
         )
     if not one.is_floating_point() or not bool((one.abs() <= BEYOND).all()):
         raise PushforwardError(
-            f"Energy {name!r} takes an image of numbers in [-1, 1]; of values up to 255, take x / 127.5 - 1."
+            f"Energy {name!r} takes an image of numbers in [-1, 1]; turn values x up to 255 into x / 127.5 - 1."
         )
     return one.clone()
 
 
 def fitting(reference: Tensor, images: Tensor, name: str) -> Tensor:
-    """The reference `(1, channels, height, width)` where the images are, of their type.
+    """Return the reference `(1, channels, height, width)` with the images' device and dtype.
 
     Raises:
-        PushforwardError: images of another shape.
+        PushforwardError: the images have another shape.
     """
     if images.ndim != 4 or images.shape[1:] != reference.shape[1:]:
         shapes = f"{tuple(reference.shape[1:])}, the images {tuple(images.shape[1:])}"
         raise PushforwardError(
-            f"The reference of energy {name!r} has (channels, height, width) {shapes}; bring it to their shape."
+            f"The reference of energy {name!r} has (channels, height, width) {shapes}; resize it to their shape."
         )
     return reference.to(images)
 
 
 def _gaussian(difference: Callable[[Tensor], Tensor], deviation: float) -> Callable[[Tensor, Code], Tensor]:
-    """Half the squared norm of what an image differs by, in deviations."""
+    """Make half the squared norm of a difference, in units of the deviation."""
     if not deviation > 0:
-        raise PushforwardError(f"A deviation must be positive; got {deviation}.")
+        raise PushforwardError(f"The deviation of an energy must be positive; got {deviation}.")
 
     def energy(images: Tensor, code: Code) -> Tensor:  # noqa: ARG001 - of an image alone
         return difference(images).flatten(1).double().square().sum(1) / (2 * deviation**2)
@@ -194,7 +195,7 @@ def _gaussian(difference: Callable[[Tensor], Tensor], deviation: float) -> Calla
 
 
 def _less(found: Tensor, wanted: Tensor, name: str) -> Tensor:
-    """Difference of values `(count, channels, ...)` and `(1, channels, ...)`."""
+    """Subtract values `(1, channels, ...)` from `(count, channels, ...)`."""
     if found.shape[1] != wanted.shape[1]:
         raise PushforwardError(
             f"The reference of energy {name!r} has {wanted.shape[1]} channels and the images have {found.shape[1]}."
@@ -203,7 +204,7 @@ def _less(found: Tensor, wanted: Tensor, name: str) -> Tensor:
 
 
 def _mask(mask: Tensor, name: str) -> Tensor:
-    """A mask as `(1, height, width)`."""
+    """Check a mask, and return it as `(1, height, width)`."""
     one = mask.detach()[None] if mask.ndim == 2 else mask.detach()
     if one.ndim != 3 or len(one) != 1:
         raise PushforwardError(

@@ -1,8 +1,8 @@
 """Views of an image: the same random changes of colour, place and size for every image and at every call.
 
-A network is fooled by one picture more easily than by fifty views of it. Wu & De la Torre (arXiv 2210.05559, section
-4.3) take CLIP's mean over differentiable augmentations (Zhao et al., arXiv 2006.10738), drawn anew at each call. Here
-they are drawn once, from a seed, as an energy must be a function.
+One picture fools a network more easily than fifty views of it. Wu & De la Torre (arXiv 2210.05559, section 4.3) take
+CLIP's mean over differentiable augmentations (Zhao et al., arXiv 2006.10738), drawn anew at each call. Here they are
+drawn once, from a seed, since an energy must be a function.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ __all__ = ["Views", "average", "views"]
 
 Views = Callable[[Tensor], Tensor]
 
-SHIFT = 1 / 8  # of a side, at most
+SHIFT = 1 / 8  # greatest shift, as a part of a side
 ZOOM = (0.8, 1.2)
-HOLE = 1 / 2  # side of what is cut out, in the image's
+HOLE = 1 / 2  # side of the square cut out, as a part of the image's side
 
 
 def views(count: int = 50, *, seed: int = 0) -> Views:
-    """Fixed random views of images: a function `(n, channels, height, width) -> (n * count, channels, height, width)`.
+    """Make fixed random views of images, a function `(n, channels, height, width) -> (n * count, ...)`.
 
     The views of an image follow one another, and each image has the same ones. With the image in [0, 1]: brightness is
     added, up to a half; colours move from their pixel's mean by a factor of 0 to 2, and pixels from the image's mean by
@@ -33,11 +33,11 @@ def views(count: int = 50, *, seed: int = 0) -> Views:
     a square of half its side is cut out, around any pixel. Differentiable, neither rounded nor clipped.
 
     Args:
-        count: of the views; 50 in the paper's released code.
-        seed: that they are drawn from.
+        count: number of views per image; 50 in the paper's released code.
+        seed: seed of the views.
 
     Raises:
-        PushforwardError: a count below 1; when called, not images.
+        PushforwardError: the count is below 1; or when called with a tensor that is not images.
     """
     if count < 1:
         raise PushforwardError(f"There must be at least 1 view; got {count}.")
@@ -46,7 +46,7 @@ def views(count: int = 50, *, seed: int = 0) -> Views:
     def seen(images: Tensor) -> Tensor:
         if images.ndim != 4 or 0 in images.shape:
             raise PushforwardError(
-                f"Views are of images (count, channels, height, width); got shape {tuple(images.shape)}."
+                f"Views need images (count, channels, height, width); got shape {tuple(images.shape)}."
             )
         brightness, saturation, contrast, down, right, size, top, left = draws.to(images)
         x = (images[:, None] + 1) / 2 + (brightness - 0.5)  # (n, count, channels, height, width) from here on
@@ -60,22 +60,22 @@ def views(count: int = 50, *, seed: int = 0) -> Views:
 
 
 def average(value: Callable[[Tensor], Tensor], images: Tensor, views: Views | None) -> Tensor:
-    """The mean of a number an image over the views of each, `(count,)`.
+    """Average a number per image over the views of each, `(count,)`.
 
     Args:
-        value: images to numbers `(count,)`.
-        images: `(count, channels, height, width)`.
-        views: all of them, of the first image, then those of the second …; `None`: the image itself.
+        value: function from images to numbers `(count,)`.
+        images: images `(count, channels, height, width)`.
+        views: function that makes all views, those of the first image first; `None` for the image itself.
 
     Raises:
-        PushforwardError: the views are not as many for each image.
+        PushforwardError: the number of views differs from image to image.
     """
     if views is None:
         return value(images)
     several = views(images)
     if not len(several) or len(several) % len(images):
         raise PushforwardError(
-            f"Views must be as many for each image; of {len(images)} images there are {len(several)}."
+            f"Every image must have the same number of views; {len(images)} images have {len(several)} views."
         )
     return value(several).reshape(len(images), -1).mean(1)
 
@@ -85,7 +85,7 @@ def _from(x: Tensor, centre: Tensor, factor: Tensor) -> Tensor:
 
 
 def _moved(x: Tensor, right: Tensor, down: Tensor, size: Tensor) -> Tensor:
-    """Images shifted by parts of their sides, then magnified around the centre, with 0 around them."""
+    """Shift images by parts of their sides, then magnify them around the centre, with 0 around them."""
     none = torch.zeros_like(size)
     # grid_sample asks where a pixel comes from, in half sides: before the magnification, then before the shift.
     rows = [torch.stack([1 / size, none, -2 * right], -1), torch.stack([none, 1 / size, -2 * down], -1)]
@@ -97,7 +97,7 @@ def _moved(x: Tensor, right: Tensor, down: Tensor, size: Tensor) -> Tensor:
 
 
 def _kept(x: Tensor, top: Tensor, left: Tensor) -> Tensor:
-    """1 at the pixels of each view that are not cut out, `(count, 1, height, width)`, given the centre of the hole."""
+    """Return 1 at the pixels of each view that are not cut out, `(count, 1, height, width)`, by the hole's centre."""
 
     def inside(length: int, centre: Tensor) -> Tensor:
         place = (torch.arange(length, dtype=x.dtype, device=x.device) + 0.5) / length
