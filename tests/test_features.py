@@ -394,7 +394,7 @@ def test_weights_that_cannot_be_had_are_said(stand_in: type[StandIn], monkeypatc
         raise OSError("no route to host")
 
     monkeypatch.setattr(stand_in, "__init__", offline)
-    with pytest.raises(PushforwardError, match="cannot be loaded: no route to host. Go online, or give the path"):
+    with pytest.raises(PushforwardError, match=r"cannot be loaded: no route to host\. Go online, or give the path"):
         feature_net("inception")
 
 
