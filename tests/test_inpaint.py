@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from pushforward import SOLVERS, Diffusion, Model, PushforwardError, grid
+from pushforward import SOLVERS, Diffusion, Model, PushforwardError, grid, load
 from pushforward.cli import app
 from pushforward.guidance.inpaint import inpaint
 from pushforward.linear import VP, Gaussian
@@ -92,13 +92,25 @@ def test_with_nothing_known_it_samples_the_model():
         ({"batch": 0}, "1 draw or more"),
         ({"known": torch.ones(7, 7)}, r"inpaints images of shape \(1, 3, 2\)"),
         ({"images": torch.zeros(2, 1, 4, 4)}, r"inpaints images of shape \(1, 3, 2\)"),
-        ({"labels": torch.zeros(2, dtype=torch.long)}, "no classes"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_a_sentence(options, said):
     asked = {"images": torch.zeros(2, *SHAPE), "known": torch.ones(SHAPE), **options}
     with pytest.raises(PushforwardError, match=said):
         inpaint(mixture(), asked.pop("images"), asked.pop("known"), **asked)
+
+
+def test_each_image_is_inpainted_under_its_own_label():
+    """As alone under that label, but for the rounding of another batch."""
+    model = load("fashion-vp")
+    plain = Diffusion(model, SamplerSpec("ddpm", 4).plan(model))
+    images, known = torch.zeros(2, *model.shape), torch.arange(28).view(28, 1) < 10
+    both = inpaint(plain.given(["bag", "shirt"], 2.0), images, known, draws=2, batch=3)
+    for k, label in enumerate(("bag", "shirt")):
+        alone = inpaint(plain.given(label, 2.0), images[k : k + 1], known, draws=2, first=k)
+        torch.testing.assert_close(both[k : k + 1], alone, rtol=0, atol=1e-3)
+    with pytest.raises(PushforwardError, match="2 images need as many labels or prompts; got 3"):
+        inpaint(plain.given(["bag"] * 3), images, known)
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

@@ -42,10 +42,8 @@ class Counted:
             PushforwardError: the map is bound to labels of another number of images.
         """
         place = pushforward.draw(1).start.device
-        if isinstance(pushforward, Generator):
+        if isinstance(pushforward, ModelMap | Generator):
             pushforward.told(count)
-        if isinstance(pushforward, ModelMap):
-            pushforward = replace(pushforward, model=pushforward.told(count), device=place, bound=True)
         if isinstance(pushforward, Diffusion) and pushforward.gradient is None:
             pushforward = pushforward.run_by(gradient=Exact())
         return cls(pushforward, torch.zeros(count, dtype=torch.long, device=place))
@@ -55,8 +53,7 @@ class Counted:
         there = self.pushforward.some(which)
         if not isinstance(there, Diffusion):
             return there
-        counted = _Denoiser(there.model.denoiser, self.nfe, which)
-        return replace(there, model=replace(there.model, denoiser=counted))
+        return there.around(lambda denoiser: _Denoiser(denoiser, self.nfe, which))
 
     def decode(self, code: Code, which: Tensor) -> Tensor:
         """The images numbered `which (n,)`, whose codes these are, `(n, channels, height, width)`."""

@@ -17,7 +17,7 @@ from pushforward.model import Model
 __all__ = ["AdaptiveDiffusion"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AdaptiveDiffusion(ModelMap):
     """A diffusion model whose flow is followed to `t_min` with adaptive steps, and the denoised state there.
 
@@ -28,8 +28,8 @@ class AdaptiveDiffusion(ModelMap):
         tolerance: error allowed in a step, absolute and relative.
         dtype: of the states.
         device: of the states; by default the network's.
+        labels: see `given`.
         guidance: see `given`.
-        bound: see `given`.
     """
 
     tolerance: float = 1e-5

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Self
+from functools import cached_property
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from pushforward.data.memory import check_images
+from pushforward.denoiser import Denoiser
 from pushforward.errors import PushforwardError
 from pushforward.linear import root
 from pushforward.maps.code import Code, GaussianStream
-from pushforward.maps.labels import UNSAID, Labels, Unsaid, in_turn, listed
+from pushforward.maps.labels import UNSAID, Labels, Unsaid, in_turn, listed, take_labels
 from pushforward.model import Model
+from pushforward.model.model import class_number
 
 __all__ = ["ModelMap"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ModelMap(ABC):
     """A map from codes to images that a diffusion model makes, whichever way its states are followed.
 
@@ -28,16 +31,16 @@ class ModelMap(ABC):
         model: network and process; one that has been given a condition keeps it.
         dtype: of the states.
         device: of the states; by default the network's.
-        guidance: weight of classifier-free guidance of labels that the map is not bound to yet; see `given`.
-        bound: whether the model is under the condition that it shall have, be it none; see `given`.
+        labels: classes `(count,)` or prompts that the map is bound to; see `given`.
+        guidance: weight of classifier-free guidance; see `given`.
     """
 
     model: Model
     _: KW_ONLY
     dtype: torch.dtype = torch.float32
     device: torch.device | str | None = None
-    guidance: float = 1.0
-    bound: bool = False
+    labels: Labels | Unsaid = UNSAID
+    guidance: float | None = None
 
     @property
     @abstractmethod
@@ -71,16 +74,62 @@ class ModelMap(ABC):
         """
         weight = self.guidance if guidance is None else guidance
         if not isinstance(labels, Unsaid):
-            model = self.model.to(self._place)
-            model = model.unconditioned() if labels is None else model
-            return replace(self, model=model.given(listed(labels), weight), guidance=weight, bound=True)
-        if guidance is None or not (self.bound or self.model.conditions):
-            return replace(self, guidance=weight)
-        return replace(self, model=self.model.given(None, weight), guidance=weight)
+            labels = listed(labels)
+            if isinstance(labels, Sequence) and self.model.text is None and self.model.classes:
+                labels = torch.tensor([class_number(self.model, one) for one in labels])
+            there = replace(self, labels=labels, guidance=weight)
+        else:
+            there = replace(self, guidance=weight)
+        if there.said:
+            _ = there.bound  # what is wrong is said at once
+        return there
+
+    @property
+    def said(self) -> bool:
+        """Whether the map, or the model before it, has been told what images are to be of, be it nothing."""
+        return not isinstance(self.labels, Unsaid) or self.model.conditions > 0
+
+    @cached_property
+    def bound(self) -> Model:
+        """The model under its condition, on its device."""
+        model, labels = self.model.to(self._place), self.labels
+        if isinstance(labels, Unsaid):
+            return model.given(None, self.guidance)
+        return (model.unconditioned() if labels is None else model).given(labels, self.guidance)
+
+    def told(self, count: int) -> Model:
+        """The model under its condition, for `count` images.
+
+        Raises:
+            PushforwardError: the map is bound to labels or prompts of another number of images.
+        """
+        if self.bound.conditions not in (0, 1, count):
+            raise PushforwardError(f"{count} images need as many labels or prompts; got {self.bound.conditions}.")
+        return self.bound.to(self._place)
 
     def some(self, which: slice | Tensor) -> Self:
         """The same map for some of the images, under their conditions; a single condition is every image's."""
-        return replace(self, model=self.model.some(which.cpu() if isinstance(which, Tensor) else which))
+        which = which.cpu() if isinstance(which, Tensor) else which
+        labels = self.labels if isinstance(self.labels, Unsaid) else take_labels(self.labels, which)
+        bound = None if self._known is None else self._known.some(which)
+        return self._changed(bound, model=self.model.some(which), labels=labels)
+
+    def around(self, change: Callable[[Denoiser], Denoiser]) -> Self:
+        """The same map with other answers of its network, under the same condition."""
+        model, bound = (replace(one, denoiser=change(one.denoiser)) for one in (self.model, self.bound))
+        return self._changed(bound, model=model, device=self._place)
+
+    @property
+    def _known(self) -> Model | None:
+        """The model under its condition, if it has been needed yet."""
+        return vars(self).get("bound")
+
+    def _changed(self, bound: Model | None, **fields: Any) -> Self:
+        """The map with other fields, and with what `bound` makes of them, if that is known: texts are encoded once."""
+        there = replace(self, **fields)
+        if bound is not None:
+            vars(there)["bound"] = bound
+        return there
 
     def draw(self, count: int, *, seed: int = 0, first: int = 0) -> Code:
         """The codes of the images of `sample`, `count` of them, where the network is.
@@ -114,14 +163,6 @@ class ModelMap(ABC):
         parameters = () if self.model.module is None else self.model.module.parameters()
         return self.device or next((p.device for p in parameters), torch.device("cpu"))
 
-    def told(self, count: int) -> Model:
-        """The model on its device, for `count` images."""
-        given = self.model.conditions
-        if given not in (0, 1, count):
-            raise PushforwardError(f"{count} images need as many labels or prompts; got {given}.")
-        model = self.model.to(self._place)
-        return model if self.bound or given else model.given(None, self.guidance)
-
     def _check_code(self, code: Code) -> None:
         given = 0 if code.noises is None else len(code.noises)
         if given != self.noises:
@@ -135,8 +176,7 @@ class ModelMap(ABC):
         if count < 1 or batch < 1:
             raise PushforwardError(f"Sampling needs a count and a batch of at least 1; got {count} and {batch}.")
         check_images(count, self.model.image_shape or self.model.shape)
-        drawn = self.bound or self.model.conditions
-        there = self if drawn else self.given(in_turn(self.model, count, first))
+        there = self if self.said else self.given(in_turn(self.model, count, first))
         there.told(count)
         for begin in range(0, count, batch):
             end = min(begin + batch, count)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -22,7 +22,7 @@ from pushforward.execute.distributed import Sharded
 from pushforward.maps.base import ModelMap
 from pushforward.maps.code import Code, GaussianStream, numbered
 from pushforward.maps.inversion import Encoding, Inversion
-from pushforward.maps.labels import UNSAID, Unsaid
+from pushforward.maps.labels import UNSAID, Unsaid, in_turn
 from pushforward.model import Model
 from pushforward.plan import Plan
 
@@ -32,7 +32,7 @@ LOCAL = (0.15, 1.0)  # sizes of the reference, in parts of the data's, that inve
 FAILED = 1e-2  # error of an image above which the next is tried; what is below it is rounding, or not to be had
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Diffusion(ModelMap):
     """A diffusion model with the plan it is sampled by.
 
@@ -46,8 +46,8 @@ class Diffusion(ModelMap):
         plan: any solver's.
         dtype: of the states.
         device: of the states; by default the network's.
+        labels: see `given`.
         guidance: see `given`.
-        bound: see `given`.
         parallel: see `run_by`.
         gradient: see `run_by`.
         parameters: see `run_by`.
@@ -57,7 +57,7 @@ class Diffusion(ModelMap):
     _: KW_ONLY
     parallel: Parallel | None = None
     gradient: Gradient | None = None
-    parameters: Sequence[Tensor] = field(default=(), compare=False)
+    parameters: Sequence[Tensor] = ()
 
     def __post_init__(self) -> None:
         if self.plan.process != self.model.process:
@@ -100,7 +100,7 @@ class Diffusion(ModelMap):
         """
         asked = {"parallel": parallel, "gradient": gradient, "parameters": parameters}
         said: dict[str, Any] = {name: value for name, value in asked.items() if not isinstance(value, Unsaid)}
-        return replace(self, **said)
+        return self._changed(self._known, **said)
 
     @torch.no_grad()
     def sample(
@@ -167,8 +167,8 @@ class Diffusion(ModelMap):
             method: how all steps would be taken at once; its window is chosen.
         """
         like = torch.zeros(self.model.state_shape(batch), dtype=self.dtype, device=self._place)
-        model = self.some(slice(0, 1)).model.to(self._place)
-        latency = measured(Sharded((model if self.bound else model.given(None)).denoiser), model.process, like)
+        model = (self if self.said else self.given(in_turn(self.model, 1))).some(slice(0, 1)).bound
+        latency = measured(Sharded(model.denoiser), model.process, like)
         choice = choose(self.plan, latency, batch, method=method)
         return choice.method, choice.reason
 
