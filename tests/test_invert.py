@@ -11,14 +11,14 @@ import pushforward as pf
 from pushforward.data.pictures import save_image, sheet
 from pushforward.denoiser import Function
 from pushforward.execute import INVERSE, Exact, Implicit, Parallel, Phantom, Skeleton
-from pushforward.guidance.invert import optimise
+from pushforward.guidance.invert import METHODS, invert, optimise
 from pushforward.guidance.optimisers import LBFGS
 from pushforward.linear import VP, Blurring, Gaussian, Langevin
 from pushforward.maps.adaptive import AdaptiveDiffusion
 from pushforward.maps.storage import load_codes
 from pushforward.model.backbone import Backbone, preset
 from pushforward.model.model import trained
-from pushforward.plan import ddim, exponential, gddim, grid, plan_of
+from pushforward.plan import collocation, ddim, exponential, gddim, grid, plan_of
 from support.cli import invoke
 from support.helpers import FIELD, mixture_denoiser, normal
 from support.models import SIZE, saved
@@ -101,6 +101,28 @@ def test_a_plan_without_an_inverse_is_served_as_well():
     with pytest.raises(pf.PushforwardError, match="end"):
         sampler.invert(images)
     assert (optimise(sampler, images, steps=60, tolerance=1e-8, **QUASI).loss <= 1e-8).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_returns_codes_and_how_near_they_lead(method):
+    """The error is measured, and that of the exact and the optimised codes is within the tolerance."""
+    sampler = diffusion(VP(), steps=12)
+    images = decodable(sampler)
+    found = invert(sampler, images, method, noisy=False, tolerance=1e-4)
+    error = (found.decode() - images).abs().flatten(1).amax(1)
+    assert found.code.end is None
+    assert (error <= found.residual * (1 + 1e-6) + 1e-9).all()
+    assert (found.residual <= 1e-4).all() == (method != "naive")
+    assert (found.loss is not None) == bool(found.history) == (method == "optimised")
+    assert found.nfe.shape == (2,)
+
+
+def test_an_implicit_plan_is_optimised_with_all_steps_at_once():
+    sampler = diffusion(VP(), solver=collocation, end=0.0)
+    images = sampler.run_by(parallel=Parallel(tolerance=1e-9)).sample(2, seed=7).double()
+    found = invert(sampler, images, "optimised", begin="random", tolerance=1e-3)
+    assert (found.residual <= 1e-3).all()
+    assert (found.decode() - images).abs().max() <= 1e-3
 
 
 # -- where it begins -----------------------------------------------------------------------------------------------

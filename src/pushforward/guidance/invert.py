@@ -46,6 +46,8 @@ Method = Literal["exact", "naive", "optimised"]
 METHODS: tuple[Method, ...] = get_args(Method)
 Beginning = Literal["random", "forward"]
 
+_TOGETHER = Parallel(tolerance=1e-5)  # for plans that have no other way
+
 
 def invert(
     diffusion: Diffusion,
@@ -95,9 +97,6 @@ def invert(
                     first=first, tolerance=tolerance**2, callback=callback)  # fmt: skip
 
 
-_TOGETHER = Parallel(tolerance=1e-5)
-
-
 def optimise(
     pushforward: Pushforward,
     images: Tensor,
@@ -137,7 +136,7 @@ def optimise(
         PushforwardError: adaptive steps, images, labels or a code that do not fit, noises sought of a plan that takes
             none, a forward beginning of another plan; and as `Diffusion.decode`.
     """
-    _check_images(pushforward, images)
+    _check_images(images)
     _check_numbers(optimiser, steps, learning_rate, tolerance)
     began = time.perf_counter()
     counted = Counted.of(pushforward, len(images))
@@ -193,7 +192,7 @@ def _naive(diffusion: Diffusion, images: Tensor) -> Inversion:
 
 def _forward(diffusion: Diffusion, images: Tensor) -> Code:
     """The codes that one pass of DDIM from the images to noise leads to."""
-    _check_images(diffusion, images)
+    _check_images(images)
     plan, model = diffusion.plan, diffusion.model
     if plan.noises or model.decoder is not None:
         what = f"plan of {plan.solver!r} takes noises" if plan.noises else f"model {model.name!r} diffuses no images"
@@ -201,7 +200,7 @@ def _forward(diffusion: Diffusion, images: Tensor) -> Code:
             f"A forward pass needs a deterministic plan and a model of images, but the {what}; begin at random."
         )
     end, like = plan.times[-1:], diffusion.start(torch.zeros(model.state_shape(1)))
-    state = plan.process.signal(end)[0](plan.process.lift(images.to(like)))
+    state = plan.process.signal(end)[0](plan.process.lift(model.latents(images.to(like))))
     return Code(diffusion.code(naive_inversion(plan, diffusion.told(len(images)).denoiser, state)))
 
 
@@ -247,15 +246,10 @@ def _packed(start: Code, noises: bool) -> tuple[Tensor, Callable[[Tensor, Tensor
 # -- arguments -------------------------------------------------------------------------------------------------------
 
 
-def _check_images(pushforward: Pushforward, images: Tensor) -> None:
+def _check_images(images: Tensor) -> None:
     if not len(images) or images.ndim < 2 or not images.is_floating_point() or not bool(images.isfinite().all()):
         raise PushforwardError(
             f"The images must be one or more, of finite numbers in [-1, 1]; got {images.dtype} {tuple(images.shape)}."
-        )
-    model = pushforward.model if isinstance(pushforward, Diffusion) else None
-    if model is not None and model.image_shape not in (None, tuple(images.shape[1:])):
-        raise PushforwardError(
-            f"Model {model.name!r} has images of shape {model.image_shape}; got {tuple(images.shape[1:])}."
         )
 
 
