@@ -165,7 +165,7 @@ def test_codes_of_data_decode_to_the_targets_data(process):
         models = [Model("gaussian", process, gaussian_denoiser(process, d), shape) for d in (ONE, TWO)]
         ends = [made(model, "stochastic", solver="ddpm", steps=steps) for model in models]
         found = translate(data, *ends, seed=1, rows=1000).images
-        assert float(found.mean()) == pytest.approx(TWO.mean, abs=0.015)
+        assert float(found.mean()) == pytest.approx(float(TWO.mean), abs=0.015)
         errors.append(abs(float(found.std()) / math.sqrt(TWO.variance) - 1))
     assert errors[1] < 0.09
     assert errors[1] < 0.7 * errors[0]
