@@ -75,7 +75,7 @@ TABLES = {
     "blurring-ancestral": Table(
         "Blurring diffusion, ancestral sampling with many calls",
         "fashion-blurring --solvers ddpm --nfe 200",
-        "How many calls ancestral sampling needs for the distance that `auto` has at 10 and 20.",
+        "This shows how many calls ancestral sampling needs for the distance that `auto` has at 10 and 20.",
     ),
     "langevin": Table(
         "Critically damped Langevin diffusion",
@@ -86,29 +86,29 @@ TABLES = {
         "Langevin: order, coordinates, corrector",
         f"fashion-langevin --solvers {ORDERS},gddim:order=0:factor=cholesky,gddim:order=2:factor=cholesky,"
         "gddim:order=2:corrector=reuse,gddim:order=2:corrector=evaluate --nfe 10,20 --count 2000",
-        "`factor=cholesky` is the coordinates L_t of the Cholesky factor in the place of the root R_t; `reuse` "
-        "corrects a step with the answer that the next one takes anyhow, `evaluate` with one more call.",
+        "`factor=cholesky` takes the coordinates L_t of the Cholesky factor instead of the root R_t; `reuse` corrects "
+        "a step with the answer that the next one takes anyway, `evaluate` with one more call.",
     ),
     "noise": Table(
-        "Langevin: noise on the way",
+        "Langevin: noise at each step",
         "fashion-langevin --solvers "
         + ",".join(f"{name}:noise={level}:end=0.001" for name in ("gddim", "euler-maruyama") for level in LEVELS)
         + " --nfe 50 --count 2000",
-        "Stochastic samplers at noise level lambda, 50 calls, to t_min; Euler–Maruyama with the factor "
+        "Stochastic samplers run with 50 calls to t_min at noise level lambda; Euler–Maruyama has the factor "
         "(1 + lambda^2) / 2, for which the marginals are right at every lambda.",
     ),
     "reference": Table(
         "VP: the reference Gaussian",
         "fashion-vp --solvers gddim:order=2,gddim:order=2:reference=data,gddim:order=2:reference=spectrum "
         "--nfe 10,20 --count 2000",
-        "The coordinates of point data (gDDIM), of N(m, s^2 I), and of the data's spectrum.",
+        "The solver runs in the coordinates of point data (gDDIM), of N(m, s^2 I), and of the data's spectrum.",
     ),
     "deq": Table(
         "VP: all steps at once",
         "fashion-vp --solvers ddim,ddim:parallel=preconditioned:within=0.001 --steps 50 --count 2000",
-        "The same sampler one call after another, and solved for all times together; rounds are batched network calls. "
-        "(They wait for the slowest of 500 images, and bfloat16's rounding is above the tolerance of .001: in float32, "
-        "an image takes 9 rounds, `benchmarks/results/parallel.md`.)",
+        "One sampler is run one call after another, and solved for all times together; rounds are batched network "
+        "calls. (They wait for the slowest of 500 images, and bfloat16's rounding is above the tolerance of .001: in "
+        "float32, an image takes 9 rounds, `benchmarks/results/parallel.md`.)",
     ),
 }
 
@@ -155,20 +155,21 @@ def page() -> str:
 
 INTRODUCTION = f"""# Results: three diffusions, their samplers, one set of data
 
-Drawn by `make tables` from the reports in `benchmarks/results/tables`; below each table stands the command that made
-it (`python benchmarks/tables.py --data fashion.npz NAME`). The embedded Fashion-MNIST models, one NVIDIA H100, networks
-in bfloat16.
+`make tables` writes this page from the reports in `benchmarks/results/tables`; below each table stands the command that
+made it (`python benchmarks/tables.py --data fashion.npz NAME`). All figures are of the embedded Fashion-MNIST models,
+on one NVIDIA H100, with networks in bfloat16.
 
-**FD-{NET}** is the Fréchet distance in the 64 features of the classifier that comes with the package, to the 10000 test
-images: not the FID, and not comparable with other features. It is extrapolated to infinitely many images, with the
-standard error that a bootstrap of the images gives. **ratio** is that over the distance of the *converged* images
-(`auto`, 200 calls), with the error from resampling both alike. Below 1, a sampler's error happens to hide some of the
-network's; the paired error does not have that blind spot. All samplers begin at the same codes and labels;
-**error** is the median over images of the relative distance to the converged image of the same code, for samplers that
-draw no noise; below .005 it is bfloat16's rounding. (Measured while `auto` ended in the denoised state at `t_min`
-with any number of calls; above 20 it now goes on to the flow's end, .003 away.) P, R are precision and recall (k = 5,
-as many real images). NFE are network evaluations of an image. In the tables of ratios, figures in parentheses are those
-of gDDIM's paper (FID on CIFAR-10, other networks), over its column of 1000 calls of the same sampler."""
+**FD-{NET}** is the Fréchet distance in the 64 features of the classifier that comes with the package, to the 10000
+test images. It is not the FID, and not comparable with distances in other features. It is extrapolated to infinitely
+many images, and its standard error comes from a bootstrap of the images. **ratio** divides it by the distance of the
+*converged* images (`auto`, 200 calls), with the error from resampling both alike. Below 1, a sampler's error happens to
+hide some of the network's; the paired error does not have that blind spot. All samplers begin at the same codes and
+labels. **error** is the median over images of the relative distance to the converged image of the same code, for
+samplers that draw no noise; below .005 it is bfloat16's rounding. (It was measured while `auto` ended in the denoised
+state at `t_min` with any number of calls; above 20 it now goes on to the flow's end, .003 away.) P and R are precision
+and recall (k = 5, with as many real images). NFE is the number of network evaluations per image. In the tables of
+ratios, figures in parentheses are those of gDDIM's paper (FID on CIFAR-10, other networks), over its column of 1000
+calls of the same sampler."""
 
 
 def summary(reports: dict[str, Any]) -> str:
@@ -217,7 +218,8 @@ def savings(reports: dict[str, Any]) -> str:
             fewest, other = min(near, default=(0, ""))
             found = [str(fewest), f"`{other}`", f"{calls / fewest:.0f}"] if near else ["none", "-", "-"]
             lines.append([str(calls), f"{distance:.3g}", *found])
-    text = "Blurring diffusion: network calls for the distance of ancestral sampling. Ten are the fewest measured.\n\n"
+    text = "On the blurring diffusion: network calls that reach the distance of ancestral sampling. "
+    text += "Ten are the fewest measured.\n\n"
     return text + table(["ancestral calls", f"FD-{NET}", "as near with", "of", "fewer by"], lines)
 
 

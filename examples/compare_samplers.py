@@ -1,10 +1,10 @@
-"""Compare samplers on a model of yours: how far from the converged result each is, for how many network calls.
+"""Compare samplers on your model: how far each is from the converged result, by network calls.
 
     python examples/compare_samplers.py --model fashion-vp
     python examples/compare_samplers.py --model path/to/folder --calls 5 10 20 40 --count 16
 
-Prints a table, and writes a plot and a sheet of images. All samplers begin from the same codes, so errors are
-compared image by image; deterministic samplers only, as a stochastic one has no converged image.
+The script prints a table, and writes a plot and a sheet of images. All samplers begin from the same codes, so errors
+are compared image by image. Only deterministic samplers are compared, since a stochastic one has no converged image.
 """
 
 # %% What is needed
@@ -22,7 +22,7 @@ from pushforward.data.pictures import save_image, sheet
 from pushforward.plan import auto
 
 # %% The samplers
-# Each makes a plan of about `n` network calls; add yours. `plan.nfe` says how many they really are.
+# Each makes a plan of about `n` network calls; add yours. `plan.nfe` is the exact number of calls.
 SAMPLERS: dict[str, Callable[[pf.Model, int], pf.Plan]] = {
     "auto": lambda model, n: auto(model.process, n, model.reference),
     "ddim": lambda model, n: pf.SOLVERS["ddim"](model.process, pf.grid.power(model.process, n)),
@@ -34,7 +34,7 @@ SAMPLERS: dict[str, Callable[[pf.Model, int], pf.Plan]] = {
 
 
 # %% Errors
-# The converged result is many calls of `auto`. A sampler of another family with as many calls says how far that can
+# The converged result takes many calls of `auto`. A sampler of another family with as many calls shows how far that can
 # be trusted: differences below this *doubt* mean nothing.
 class Comparison(NamedTuple):
     """Errors of every image, `(count,)`, and the images, by (sampler, network calls)."""
@@ -46,12 +46,12 @@ class Comparison(NamedTuple):
 
 
 def distances(images: Tensor, truth: Tensor) -> Tensor:
-    """Root mean square of the difference over that of the truth, for each image."""
+    """Return the root mean square of the difference over that of the truth, per image."""
     return (images - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)
 
 
 def compare(model: pf.Model, calls: Sequence[int], count: int, many: int, seed: int = 0) -> Comparison:
-    """Every sampler at every budget, on the same codes."""
+    """Run every sampler with every number of calls, on the same codes."""
     converged, other = (
         pf.Diffusion(model, SAMPLERS[name](model, many)).sample(count, seed=seed) for name in ("auto", "gddim")
     )
@@ -65,7 +65,7 @@ def compare(model: pf.Model, calls: Sequence[int], count: int, many: int, seed: 
 
 # %% Table and pictures
 def table(found: Comparison) -> str:
-    """A line for each sampler and budget; the last column pairs it with `ddim` at no more calls than it has."""
+    """Write a line per sampler and number of calls; the last column compares it with `ddim` at no more calls."""
     lines = [f"{'sampler':10}{'calls':>6}{'median error':>14}   nearer than ddim"]
     for (name, nfe), errors in found.errors.items():
         budgets = [n for other, n in found.errors if other == "ddim" and n <= nfe]
@@ -76,7 +76,7 @@ def table(found: Comparison) -> str:
 
 
 def plot(found: Comparison, path: Path) -> None:
-    """Median error against network calls, with the middle half of the images shaded."""
+    """Plot the median error against network calls, with the middle half of the images shaded."""
     figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
     for name in SAMPLERS:
         calls = [nfe for other, nfe in found.errors if other == name]
@@ -85,14 +85,14 @@ def plot(found: Comparison, path: Path) -> None:
         axes.plot(calls, middle, marker="o", label=name)
         axes.fill_between(calls, low, high, alpha=0.15)
     axes.axhline(found.doubt, color="0.6", linestyle=":", label="doubt of the converged result")
-    axes.set(xscale="log", yscale="log", xlabel="network calls an image", ylabel="error to the converged image")
+    axes.set(xscale="log", yscale="log", xlabel="network calls per image", ylabel="error to the converged image")
     axes.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
 def rows(found: Comparison, columns: int = 8) -> Tensor:
-    """Each sampler's images at its fewest calls, a row each, and the converged ones."""
+    """Return each sampler's images at its fewest calls, one row per sampler, and the converged ones."""
     fewest = [min(nfe for other, nfe in found.images if other == name) for name in SAMPLERS]
     every = [found.images[name, nfe] for name, nfe in zip(SAMPLERS, fewest, strict=True)]
     return torch.cat([images[:columns] for images in (*every, found.converged)])
@@ -106,7 +106,7 @@ def main(
     many: int = 100,
     out: str = "samplers",
 ) -> Comparison:
-    """Compare on the model of that name or folder; files are named after `out`."""
+    """Compare on the model of that name or folder; the files' names begin with `out`."""
     found = compare(pf.load(model), calls, count, many)
     print(table(found))
     plot(found, Path(f"{out}.png"))
@@ -119,7 +119,7 @@ def main(
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="fashion-vp", help="an embedded model, a folder or a hub name")
-    parser.add_argument("--calls", type=int, nargs="+", default=(5, 8, 12, 20, 30), help="budgets of network calls")
+    parser.add_argument("--calls", type=int, nargs="+", default=(5, 8, 12, 20, 30), help="numbers of network calls")
     parser.add_argument("--count", type=int, default=8, help="images")
     parser.add_argument("--many", type=int, default=100, help="network calls of the converged result")
     parser.add_argument("--out", default="samplers", help="beginning of the files' names")

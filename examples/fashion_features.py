@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python examples/fashion_features.py fashion.npz src/pushforward/feature_networks/fashion
 
-`fashion.npz` is made by `examples/zoo_data.py`. Takes some minutes on one core.
+`examples/zoo_data.py` makes `fashion.npz`. Training takes a few minutes on one core.
 """
 
 import argparse
@@ -24,9 +24,9 @@ SHIFT = 1  # pixels, each way
 
 CARD = """# Fashion features
 
-The classifier behind `pushforward.vision.features.feature_net("fashion")`. Its 64-dimensional penultimate layer serves
-as features of 28x28 grey images, for distances between sets of images of clothes; its decision as a judge of labels.
-Distances in it are called FD-Fashion. They are of no use for other images, and are not the FID.
+This is the classifier behind `pushforward.vision.features.feature_net("fashion")`. Its 64-dimensional penultimate layer
+gives features of 28x28 grey images, for distances between sets of images of clothes; its decision judges labels.
+Distances in these features are called FD-Fashion. They are useless for other images, and are not the FID.
 
 | | |
 |---|---|
@@ -41,12 +41,12 @@ Distances in it are called FD-Fashion. They are of no use for other images, and 
 | accuracy | {accuracy:.2%} of the {test} test images |
 | command | `python examples/fashion_features.py fashion.npz src/pushforward/feature_networks/fashion` |
 
-The data file is made by `examples/zoo_data.py`.
+`examples/zoo_data.py` makes the data file.
 """
 
 
 def shifted(images: Tensor) -> Tensor:
-    """Each image shifted. None is flipped: all shoes point the same way, and features should see which."""
+    """Shift each image. None is flipped: all shoes point the same way, and features should see which."""
     n, _, height, width = images.shape
     rows = torch.randint(2 * SHIFT + 1, (n, 1)) + torch.arange(height)
     columns = torch.randint(2 * SHIFT + 1, (n, 1)) + torch.arange(width)
@@ -84,7 +84,7 @@ def accuracy(net: FashionNet, data: ImageData) -> float:
 
 
 def save(net: FashionNet, folder: Path) -> None:
-    """Weights and running statistics in 16 bits; the counts of batches in none."""
+    """Save weights and running statistics in 16 bits, without the counts of batches."""
     state = {key: value.half().contiguous() for key, value in net.state_dict().items() if value.is_floating_point()}
     with atomic_path(folder / "model.safetensors") as temporary:
         safetensors.torch.save_file(state, temporary)

@@ -1,14 +1,14 @@
 """Train a small GAN on Fashion-MNIST, or on any 28 x 28 grey images, and draw from it.
 
     python examples/gan_fashion.py fashion.npz
-    python examples/gan_fashion.py fashion.npz --rare 8:0.01 --data-out rare.npz    # of class 8, one image in a hundred
+    python examples/gan_fashion.py fashion.npz --rare 8:0.01 --data-out rare.npz    # keep 1 in 100 images of class 8
     pushforward train rare-model --data rare.npz --process vp             # a diffusion on the same, without labels
 
 `fashion.npz` is what `zoo_data.py` makes: `x_train` and `y_train`. The generator is saved as `gan.safetensors`, for
-`pushforward.maps.generator.load_generator`. About 15 minutes on one CPU core that is free.
+`pushforward.maps.generator.load_generator`. Training takes about 15 minutes on one free CPU core.
 
-Non-saturating loss with the gradient penalty R1 (Mescheder et al., arXiv 1801.04406), every eighth step (Karras et
-al., arXiv 1912.04958, appendix B), and a moving average of the generator's weights.
+It uses the non-saturating loss with the gradient penalty R1 (Mescheder et al., arXiv 1801.04406) in every eighth step
+(Karras et al., arXiv 1912.04958, appendix B), and a moving average of the generator's weights.
 """
 
 # %% What is needed
@@ -31,7 +31,7 @@ LATENTS, EVERY = 64, 8
 
 # %% Images
 def thinned(arrays: dict[str, np.ndarray], rare: dict[int, float]) -> dict[str, np.ndarray]:
-    """The same data with only a part of some classes' training images: the first ones."""
+    """Keep only a share of the training images of some classes: the first ones."""
     labels = arrays["y_train"]
     kept = np.ones(len(labels), bool)
     for label, share in rare.items():
@@ -41,7 +41,7 @@ def thinned(arrays: dict[str, np.ndarray], rare: dict[int, float]) -> dict[str, 
 
 
 def part(text: str) -> tuple[int, float]:
-    """`8:0.01` as class and share."""
+    """Parse `8:0.01` as class and share."""
     label, share = text.split(":")
     if not 0 < float(share) <= 1:
         raise ValueError
@@ -78,7 +78,7 @@ def make_discriminator(width: int = 32) -> nn.Sequential:
 
 # %% Training
 def penalty(discriminator: nn.Module, images: Tensor) -> Tensor:
-    """R1: the squared slope at real images."""
+    """Compute R1, the squared slope at real images."""
     images = images.clone().requires_grad_()
     (slope,) = torch.autograd.grad(discriminator(images).sum(), images, create_graph=True)
     return slope.square().sum((1, 2, 3)).mean()
@@ -87,7 +87,7 @@ def penalty(discriminator: nn.Module, images: Tensor) -> Tensor:
 def train(
     images: Tensor, steps: int, *, batch: int = 64, rate: float = 5e-4, weight: float = 0.5, decay: float = 0.999
 ) -> nn.Sequential:
-    """The averaged generator after so many steps on images (count, 1, 28, 28) in [-1, 1]; `weight` is that of R1."""
+    """Train on images (count, 1, 28, 28) in [-1, 1], and return the averaged generator; `weight` is that of R1."""
     generator, discriminator = make_generator(), make_discriminator()
     average = copy.deepcopy(generator).requires_grad_(False)
     of_generator = torch.optim.Adam(generator.parameters(), rate, (0.0, 0.99))
@@ -121,7 +121,7 @@ def train(
 
 @torch.no_grad()
 def settled(generator: nn.Sequential, rng: torch.Generator, batches: int = 20) -> nn.Sequential:
-    """The generator with batch-norm statistics of its own weights, not of those that were averaged."""
+    """Give the generator the batch-norm statistics of its own weights, not of those that were averaged."""
     for layer in generator:
         if isinstance(layer, nn.BatchNorm2d):
             layer.reset_running_stats()
@@ -142,7 +142,7 @@ def main(
     data_out: str | None = None,
     picture: str = "gan.png",
 ) -> Tensor:
-    """Train on an `.npz`, save the generator, and draw 64 images, which are handed back."""
+    """Train on an `.npz`, save the generator, draw 64 images, and return them."""
     with np.load(data) as file:
         arrays = thinned(dict(file), rare or {})
     if data_out:

@@ -1,9 +1,9 @@
-"""Train a Langevin diffusion on a folder of images, and draw from it.
+"""Train a Langevin diffusion on a folder of images, and sample from it.
 
     python examples/train_on_your_folder.py path/to/images --size 32 --steps 5000
     python examples/train_on_your_folder.py                  # draws some pictures to train on first
 
-Needs `pip install '.[train]'`. The same line again, with the same or more steps, goes on where training stopped.
+The script needs `pip install '.[train]'`. Run the same line again, with the same or more steps, to resume training.
 """
 
 # %% What is needed
@@ -22,9 +22,9 @@ from pushforward.training.trainer import Report, TrainConfig, train
 
 
 # %% Pictures to begin with
-# Any folder will do: its sub-folders are classes, files that cannot be read are skipped, sizes may differ.
+# You can use any folder: its sub-folders are classes, files that cannot be read are skipped, sizes may differ.
 def draw_pictures(folder: Path, size: int, count: int = 64) -> Path:
-    """Coloured discs and squares on white, in a sub-folder each."""
+    """Draw coloured discs and squares on white, in one sub-folder each."""
     rng = np.random.default_rng(0)
     for name in ("disc", "square"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -40,8 +40,8 @@ def draw_pictures(folder: Path, size: int, count: int = 64) -> Path:
 
 
 # %% Train, load, sample
-# `process` is any of vp, cosine, ve, flow, blurring, langevin and blurring-langevin; nothing else would change.
-# Checkpoints, a loss curve and pictures appear in `my-model/training` on the way.
+# `process` is any of vp, cosine, ve, flow, blurring, langevin and blurring-langevin; nothing else changes. Checkpoints,
+# a loss curve and pictures appear in `my-model/training` meanwhile.
 def main(
     folder: str | None = None,
     steps: int = 1000,
@@ -51,7 +51,7 @@ def main(
     network: str = "small",
     model: str = "my-model",
 ) -> tuple[Report, Tensor]:
-    """Train on a folder, and save a sheet of samples; the report and the samples."""
+    """Train on a folder, and save a sheet of samples; return the report and the samples."""
     data = load_images(folder or draw_pictures(Path("pictures"), size), size=size)
     config = TrainConfig(process="langevin", network=network, steps=steps, batch=32, save_every=200)
     report = train(config, data, model, callback=tell)
@@ -62,13 +62,13 @@ def main(
     images = pf.Diffusion(trained, plan).given(labels).sample(32)
     save_image(sheet(images, columns=8), Path(out))
 
-    print(f"{report.parameters:,} parameters, {report.images_per_second:.0f} images a second, loss {report.loss:.3f}")
+    print(f"{report.parameters:,} parameters, {report.images_per_second:.0f} images per second, loss {report.loss:.3f}")
     print(f"The model is {report.folder}/, its samples are {out}.")
     return report, images
 
 
 def tell(step: int, loss: float, done: float) -> None:
-    """A line now and then."""
+    """Print a line now and then."""
     if step % 100 == 0:
         print(f"step {step}  loss {loss:.3f}  {done:.0%}")
 
@@ -76,9 +76,9 @@ def tell(step: int, loss: float, done: float) -> None:
 # %% Run
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", metavar="FOLDER", help="of images; without it, some are drawn")
+    parser.add_argument("folder", nargs="?", metavar="FOLDER", help="folder of images; by default, some are drawn")
     parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--size", type=int, default=32, help="side that images are cut to, a multiple of 4")
+    parser.add_argument("--size", type=int, default=32, help="side in pixels to crop images to, a multiple of 4")
     parser.add_argument("--network", default="small", help="tiny, small, medium or large")
     parser.add_argument("--model", default="my-model", help="folder for the model")
     parser.add_argument("--out", default="samples.png")

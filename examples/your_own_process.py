@@ -3,7 +3,7 @@
     python examples/your_own_process.py
 
 The process here is sub-VP of "Score-Based Generative Modeling through SDEs" (Song et al., arXiv 2011.13456, eq. 12),
-which the library does not have. Training needs `pip install '.[train]'`.
+which the package does not have. Training needs `pip install '.[train]'`.
 """
 
 # %% What is needed
@@ -23,9 +23,9 @@ from pushforward.training.trainer import Report, TrainConfig, train
 
 
 # %% The process
-# Where `u_t = alpha_t x_0 + sigma_t noise`, the two scales say everything: the library derives drift, diffusion,
-# transition and covariance from them (by automatic differentiation, so write torch functions). It is a frozen
-# dataclass, because processes are compared and kept in `config.json` by their parameters.
+# For `u_t = alpha_t x_0 + sigma_t noise`, the two scales say everything: the library derives drift, diffusion,
+# transition and covariance from them (by automatic differentiation, so write torch functions). The process is a frozen
+# dataclass, because processes are compared and stored in `config.json` by their parameters.
 @dataclass(frozen=True)
 class SubVP(ScaledProcess):
     """`alpha_t = exp(-B_t / 2)`, `sigma_t = 1 - exp(-B_t)`, `B_t = beta_min t + (beta_max - beta_min) t^2 / 2`."""
@@ -41,15 +41,15 @@ class SubVP(ScaledProcess):
         return log_alpha.exp(), -torch.expm1(2 * log_alpha)
 
 
-# Its name is all that `train`, `load` and the command line know of a process, so tell them whose name it is. Do this
-# before a model of it is loaded, in whatever program loads it.
+# `train`, `load` and the command line find a process by its name, so register the name. Every program must do this
+# before it loads a model of the process.
 PROCESSES[SubVP.name] = SubVP
 
 
 # %% Is it right?
-# The paper states the stochastic differential equation, the class only the marginals it leads to: compare.
+# The paper states the stochastic differential equation, the class only its marginals, so the two can be compared.
 def diffusion_error(process: SubVP) -> float:
-    """Greatest difference of `G_t^2` from the paper's `beta_t (1 - exp(-2 B_t))`."""
+    """Return the greatest difference of `G_t^2` from the paper's `beta_t (1 - exp(-2 B_t))`."""
     t = torch.linspace(0.01, 1, 100, dtype=torch.float64)
     beta = process.beta_min + t * (process.beta_max - process.beta_min)
     integral = process.beta_min * t + 0.5 * t.square() * (process.beta_max - process.beta_min)
@@ -58,11 +58,11 @@ def diffusion_error(process: SubVP) -> float:
 
 
 # %% Every solver, against a closed form
-# Where the data are the Gaussian N(m, s^2) in every pixel, the best denoiser is known, and so is the image behind a
-# code z: the probability flow moves z to m + s z. With more steps, errors fall to what the last one leaves: it goes
-# from `t_min` to clean data in one, and is off by sigma^2 z / 2s.
+# If the data are Gaussian, N(m, s^2) in every pixel, the best denoiser is known, and so is the image behind a code z:
+# the probability flow moves z to m + s z. With more steps, errors fall to that of the last step: it goes from `t_min`
+# to clean data in one, and is off by sigma^2 z / 2s.
 def gaussian_model(process: ScaledProcess, mean: float, deviation: float) -> pf.Model:
-    """A model without a network: `E[x_0 | u_t] = m + s^2 alpha (u - alpha m) / (sigma^2 + s^2 alpha^2)`."""
+    """Make a model without a network: `E[x_0 | u_t] = m + s^2 alpha (u - alpha m) / (sigma^2 + s^2 alpha^2)`."""
 
     def denoise(u: Tensor, t: float) -> Tensor:
         alpha, sigma = (float(x) for x in process.alpha_sigma(torch.tensor(t, dtype=torch.float64)))
@@ -74,7 +74,7 @@ def gaussian_model(process: ScaledProcess, mean: float, deviation: float) -> pf.
 
 
 def solver_errors(process: ScaledProcess, steps: int) -> dict[str, float]:
-    """By solver that takes it, the greatest error of an image; if stochastic, that of the images' deviation."""
+    """Return each solver's greatest error of an image, or of the images' deviation if it is stochastic."""
     mean, deviation = 0.2, 0.5
     model, errors = gaussian_model(process, mean, deviation), {}
     z = torch.randn(64, 1, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -96,7 +96,7 @@ def solver_errors(process: ScaledProcess, steps: int) -> dict[str, float]:
 
 # %% A network for it
 def discs(count: int = 256, size: int = 16) -> ImageData:
-    """White discs on black, anywhere."""
+    """Draw white discs on black, anywhere."""
     generator = torch.Generator().manual_seed(0)
     centre = size * (0.3 + 0.4 * torch.rand(count, 2, 1, 1, generator=generator))
     y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
@@ -115,7 +115,7 @@ def learn(folder: str, steps: int) -> tuple[Report, Tensor]:
 
 # %% All of it
 def main(steps: int = 1000, model: str = "my-sub-vp", out: str = "sub-vp.png") -> tuple[dict[str, float], Report]:
-    """Check the process, then train on it; errors by solver, and the report of the training."""
+    """Check the process, then train on it; return errors by solver, and the report of the training."""
     process = SubVP()
     print(f"G^2 differs from the paper's by {diffusion_error(process):.0e}.")
     few, errors = (solver_errors(process, n) for n in (20, 40))

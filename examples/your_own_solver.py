@@ -2,7 +2,7 @@
 
     python examples/your_own_solver.py --model fashion-langevin
 
-The solver is the two-step Adams-Bashforth method in the noise prediction, for steps of any lengths.
+The solver is the two-step Adams-Bashforth method in the noise prediction, for steps of any length.
 """
 
 # %% What is needed
@@ -23,17 +23,17 @@ from pushforward.plan import Builder, plan_of
 
 
 # %% The solver
-# With `R` the root of the covariance and `eps = R^-1 (u - Psi D)` the noise prediction, a noise prediction that stays
-# as it is gives DDIM's step, `u' = Psi' D + R' eps`. Adams-Bashforth takes the prediction in the middle of the step
-# instead, on the straight line through the last two. Written with operators, this is for images, for frequencies
-# and for image and velocity alike.
+# Let `R` be the root of the covariance and `eps = R^-1 (u - Psi D)` the noise prediction. Holding the prediction
+# constant gives DDIM's step, `u' = Psi' D + R' eps`. Adams-Bashforth instead takes the prediction in the middle of the
+# step, on the straight line through the last two. Written with operators, this works for images, for frequencies, and
+# for image and velocity alike.
 def ab2(process: Process, grid: Tensor, *, share: float = 1.0) -> pf.Plan:
-    """Adams-Bashforth in two steps.
+    """Make the two-step Adams-Bashforth method.
 
     Args:
-        process: any.
+        process: any diffusion.
         grid: decreasing times, `(steps + 1,)`.
-        share: of the extrapolation; 0 is DDIM.
+        share: share of the extrapolation to take; 0 is DDIM.
     """
     plan = Builder(process, "ab2", grid)
     t = plan.grid
@@ -43,21 +43,21 @@ def ab2(process: Process, grid: Tensor, *, share: float = 1.0) -> pf.Plan:
     for i in range(len(t) - 1):
         eps = R[i].inverse() @ (u.state - psi[i] @ u.answer)
         step = psi[i + 1] @ u.answer + R[i + 1] @ eps
-        if before is not None:  # the first step has no past, and is DDIM's
+        if before is not None:  # the first step has no past, so it is DDIM's
             middle = share * float((t[i] - t[i + 1]) / (t[i - 1] - t[i])) / 2
             step += (R[i + 1] - ahead[i] @ R[i]) @ (middle * (eps - before))
         u, before = plan.node(float(t[i + 1]), step), eps
     return plan.build(share=share)
 
 
-# It is in the library's list from here on. That list is what the command line, codes on disk and `pf.SOLVERS` go by.
+# From here on it is in the library's list, which the command line, codes on disk and `pf.SOLVERS` use.
 pf.SOLVERS["ab2"] = ab2
 
 
 # %% Its order
-# Gaussian data have a known denoiser, and a known flow: u keeps its code `R^-1 u`, R now the root with these data.
+# Gaussian data have a known denoiser and a known flow: u keeps its code `R^-1 u`, where R is the root for these data.
 def order(process: Process, solver: str, coarse: int = 40, **settings: float) -> float:
-    """By which power of the step length the error falls, from `coarse` steps to twice as many."""
+    """Return the power of the step length by which the error falls, from `coarse` steps to twice as many."""
     data, field = pf.Gaussian(0.3), process.basis.shape or (4, 4)
 
     def denoise(u: Tensor, t: float) -> Tensor:
@@ -79,11 +79,12 @@ class Found(NamedTuple):
     """What `use` found.
 
     Args:
-        images: step by step.
-        together: all steps at once, in so many `rounds`.
-        given: what was inverted.
-        residual: the error that the inversion expects, for each image; large where it found no code.
-        again: decoded from the codes on disk.
+        images: images sampled step by step.
+        together: images sampled with all steps at once.
+        rounds: network rounds that this took.
+        given: images that were inverted.
+        residual: error per image that the inversion expects; large where it found no code.
+        again: images decoded from the codes on disk.
     """
 
     images: Tensor
@@ -100,8 +101,8 @@ def use(model: pf.Model, name: str, steps: int, count: int, codes: Path) -> Foun
     images = sampler.sample(count)
     together, solution = next(sampler.run_by(parallel=pf.Parallel(tolerance=1e-3)).solved(count))
 
-    # A plan has an inverse if it ends a little above time 0; with very few steps it may not be found, and `residual`
-    # says so. Codes are kept with the solver's name and settings.
+    # A plan has an inverse if it ends a little above time 0. With very few steps it may not be found; `residual` says
+    # so. Codes are stored with the solver's name and settings.
     grid = pf.grid.power(model.process, steps, end=model.process.t_min)
     backwards = pf.Diffusion(model, ab2(model.process, grid, share=0.5))
     given = images.clamp(-1, 1)
@@ -125,7 +126,7 @@ def main(
         print(f"Order of {solver} on {loaded.process.name}: {order(loaded.process, solver):.2f}")
     found = use(loaded, model, steps, count, Path(codes))
     difference = (found.together - found.images).square().mean().sqrt()
-    print(f"All steps at once: {found.rounds} rounds in place of {steps} calls, difference {difference:.1e} (RMS)")
+    print(f"All steps at once: {found.rounds} rounds instead of {steps} calls, difference {difference:.1e} (RMS)")
     for k, (given, again) in enumerate(zip(found.given, found.again, strict=True)):
         expected = float(found.residual[k])
         print(f"Image {k} to its code and back: error {(again - given).abs().max():.1e}, expected {expected:.1e}")

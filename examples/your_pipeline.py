@@ -1,9 +1,9 @@
-"""Draw with a pipeline of `diffusers` that you have, by samplers of this library.
+"""Draw with your own pipeline of `diffusers`, by samplers of this package.
 
     python examples/your_pipeline.py                                           # a tiny pipeline with random weights
     python examples/your_pipeline.py --pipeline owner/model --prompt "a red fox" --steps 20
 
-Prints how far each sampler is from the converged image, and writes a sheet with a row of images for each.
+The script prints how far each sampler is from the converged image, and writes a sheet with one row of images each.
 """
 
 # %% What is needed
@@ -35,7 +35,7 @@ MANY = 100
 
 # %% The pipeline
 def pipeline(name: str | None) -> diffusers.DiffusionPipeline:
-    """From a folder or the hub; without a name, an untrained one, which draws nothing but does all the steps."""
+    """Load a pipeline from a folder or the hub, or make an untrained one, which does all the steps but draws noise."""
     if name is not None:
         return diffusers.DiffusionPipeline.from_pretrained(name)
     torch.manual_seed(0)
@@ -53,7 +53,7 @@ def pipeline(name: str | None) -> diffusers.DiffusionPipeline:
 # %% Images
 # All that changes is the pipeline's scheduler. With the same generators all samplers begin from the same noise.
 def draw(pipe: diffusers.DiffusionPipeline, steps: int, count: int, prompt: str | None) -> Tensor:
-    """Images in [-1, 1], `(count, channels, height, width)`."""
+    """Draw images in [-1, 1], `(count, channels, height, width)`."""
     generators = [torch.Generator().manual_seed(k) for k in range(count)]
     if prompt is None:
         found = pipe(batch_size=count, num_inference_steps=steps, generator=generators, output_type="np")
@@ -65,7 +65,7 @@ def draw(pipe: diffusers.DiffusionPipeline, steps: int, count: int, prompt: str 
 def compare(
     pipe: diffusers.DiffusionPipeline, steps: int, count: int, prompt: str | None, many: int = MANY
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Every sampler's images, and the converged ones of the deterministic samplers."""
+    """Draw every sampler's images, and the converged ones of the deterministic samplers."""
     own = pipe.scheduler
     images = {}
     for name, settings in SAMPLERS.items():
@@ -102,7 +102,7 @@ def main(
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pipeline", dest="name", help="a folder or a hub name")
-    parser.add_argument("--prompt", help="what to draw, for a pipeline that is told in words")
+    parser.add_argument("--prompt", help="what to draw, for a pipeline that reads prompts")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--count", type=int, default=4, help="images")
     parser.add_argument("--many", type=int, default=MANY, help="steps of the converged images")

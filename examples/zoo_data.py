@@ -4,7 +4,7 @@
     python examples/zoo_data.py emoji NOTO_PACKAGE TWEMOJI_PACKAGE FOLDER
 
 `FOLDER` holds the four `*-ubyte` or `*-ubyte.gz` files of Fashion-MNIST (github.com/zalandoresearch/fashion-mnist, or
-the Debian package dataset-fashion-mnist). Of the emoji three files are made: both styles together (`emoji.npz`), and
+the Debian package dataset-fashion-mnist). For the emoji, three files are made: both styles together (`emoji.npz`), and
 each alone (`emoji-noto.npz`, `emoji-twemoji.npz`). The other packages are npm's emoji-datasource-google and
 emoji-datasource-twitter 16.0.0, unpacked (`npm pack emoji-datasource-google@16.0.0`, then `tar xf`).
 
@@ -23,14 +23,14 @@ CLASSES = ["T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shi
 
 
 def read_idx(folder: Path, name: str, header: int) -> np.ndarray:
-    """The bytes of an idx file after its header."""
+    """Read the bytes of an idx file after its header."""
     plain, packed = folder / name, folder / f"{name}.gz"
     data = plain.read_bytes() if plain.exists() else gzip.decompress(packed.read_bytes())
     return np.frombuffer(data, np.uint8, offset=header)
 
 
 def fashion(folder: Path, out: Path) -> None:
-    """Fashion-MNIST as one file, with the names of its classes."""
+    """Write Fashion-MNIST as one file, with the names of its classes."""
     arrays = {}
     for split, prefix in (("train", "train"), ("test", "t10k")):
         arrays[f"x_{split}"] = read_idx(folder, f"{prefix}-images-idx3-ubyte", 16).reshape(-1, 28, 28, 1)
@@ -39,7 +39,7 @@ def fashion(folder: Path, out: Path) -> None:
 
 
 def read_emoji(package: Path, vendor: str, image: str) -> np.ndarray:
-    """One emoji on white, 32 x 32: means over 2 x 2 pixels of the 64 x 64 picture."""
+    """Read one emoji on white, 32 x 32: means over 2 x 2 pixels of the 64 x 64 picture."""
     picture = Image.open(package / "img" / vendor / "64" / image).convert("RGBA")
     white = Image.new("RGBA", picture.size, "white")
     white.alpha_composite(picture)
@@ -51,13 +51,13 @@ TONES = {"1F3FB": "light", "1F3FC": "medium light", "1F3FD": "medium", "1F3FE": 
 
 
 def caption(entry: dict, tone: str) -> str:
-    """The parts of a caption, without the style: name, skin tones, category."""
+    """Join the parts of a caption, without the style: name, skin tones, category."""
     tones = [f"{TONES[part]} skin tone" for part in tone.split("-") if part in TONES]
     return ", ".join([entry["name"].lower().replace(",", ""), *dict.fromkeys(tones), entry["category"].lower()])
 
 
 def emoji(noto: Path, twemoji: Path, folder: Path) -> None:
-    """Every emoji that both styles have; a tenth of the names, with all skin tones, is kept for testing."""
+    """Write every emoji that both styles have; a tenth of the names, with all skin tones, is kept for testing."""
     rows = []
     for entry in json.loads((noto / "emoji.json").read_text()):
         for tone, item in (("", entry), *sorted(entry.get("skin_variations", {}).items())):

@@ -253,10 +253,10 @@ def test_the_order_is_of_the_step_not_of_the_name(example):
     assert module.order(replace(VP(), beta_max=10.0), "ddim") == pytest.approx(1, abs=0.1)
 
 
-# -- steer your model -------------------------------------------------------------------------------------------------
+# -- guide your model -------------------------------------------------------------------------------------------------
 
 
-def test_a_model_is_steered_by_a_function(example, monkeypatch, capsys):
+def test_a_model_is_guided_by_a_function(example, monkeypatch, capsys):
     """Gaussian data of mean 0 and the measurement `m` of half the pixels, whose posterior is known.
 
     `m` has variance v = .25 / 8 before and, with noise of deviation d, `v d^2 / (v + d^2)` after, with mean
@@ -267,7 +267,7 @@ def test_a_model_is_steered_by_a_function(example, monkeypatch, capsys):
     def denoise(u, t):
         return data.response(process, torch.tensor(t, dtype=torch.float64))(u)
 
-    module = example("steer_your_model")
+    module = example("guide_your_model")
     model = Model("gaussian", process, Function(denoise), (1, 4, 4), reference=data)
     monkeypatch.setattr(pf, "load", lambda name: model)
     before, found = module.main("gaussian", bright=0.3, deviation=0.1, plan="auto:steps=8", steps=60, chains=200)
@@ -279,14 +279,14 @@ def test_a_model_is_steered_by_a_function(example, monkeypatch, capsys):
     assert "wanted   0.30 +- 0.1" in capsys.readouterr().out
 
 
-def test_an_embedded_model_is_steered_by_command(monkeypatch, capsys):
+def test_an_embedded_model_is_guided_by_command(monkeypatch, capsys):
     command = ["x", "--plan", "dpm++:steps=3", "--steps", "4", "--chains", "2", "--bright", "0.3", "--out", "s.png"]
     monkeypatch.setattr(sys, "argv", command)
-    runpy.run_path(str(EXAMPLES / "steer_your_model.py"), run_name="__main__")
+    runpy.run_path(str(EXAMPLES / "guide_your_model.py"), run_name="__main__")
     printed = capsys.readouterr().out
     numbers = {line.split()[0]: [float(word) for word in line.split()[1:]] for line in printed.splitlines()[:2]}
     assert sum(numbers["after"]) > sum(numbers["before"])
-    assert "30 network evaluations a chain" in printed
+    assert "30 network evaluations per chain" in printed
     assert size("s.png") == (2 * 56, 2 * 56)
 
 
