@@ -630,5 +630,5 @@ def test_results_of_other_settings_do_not_stand_in_the_way_of_a_run_that_failed(
 def test_a_damaged_file_of_chains_is_named(guiding, tmp_path):
     guiding("grey")
     (tmp_path / "out" / "chains.safetensors").write_bytes(b"no chains")
-    with pytest.raises(AssertionError, match="damaged or no file of chains"):
+    with pytest.raises(AssertionError, match="damaged or not a file of chains"):
         guiding("grey")

@@ -572,7 +572,7 @@ WRONG = {
     "bytes": (lambda: near(torch.zeros(3, 8, 8, dtype=torch.uint8)), "numbers in \\[-1, 1\\]"),
     "large": (lambda: low_pass(picture() * 255), "x / 127.5 - 1"),
     "deviation": (lambda: near(picture(), deviation=0.0), "must be positive; got 0"),
-    "size": (lambda: told(near(picture(side=9)), batch()), "bring it to their shape"),
+    "size": (lambda: told(near(picture(side=9)), batch()), "resize it to their shape"),
     "channels": (lambda: told(low_pass(picture(channels=1), 2), batch()), "1 channels and the images have 3"),
     "cells": (lambda: low_pass(picture(), 9), "9x9 cells, which do not fit into images of 8x8"),
     "mask": (lambda: masked(picture(), torch.ones(8, 9)), "as large as its image; they are 8x9 and 8x8"),

@@ -313,7 +313,7 @@ def test_faults_are_said_in_a_sentence(tmp_path):
         "evaluation mode": lambda: gan(lambda z: torch.rand(len(z), 1, 2, 2), 6),
         "z_dim and c_dim": lambda: stylegan(Toy()),
         "takes no labels; got 1": lambda: stylegan(Style(), label=1),
-        "from 0 to 2; got 3": lambda: stylegan(Style(3), label=3),
+        "0 to 2; got 3": lambda: stylegan(Style(3), label=3),
         "must decrease": lambda: consistency(lambda x, sigma: x, (1, 2, 2), sigmas=(1.0, 2.0)),
         "neither a file nor a folder": lambda: load_generator(tmp_path / "none.pth"),
     }.items():

@@ -269,8 +269,8 @@ def test_descents_that_went_on_are_those_that_never_stopped(optimiser: str, tmp_
 @pytest.mark.parametrize(
     ("energy", "said"),
     [
-        (of(lambda images, code: images.mean(), "one for all"), "'one for all' must give one number an image"),
-        (of(lambda images, code: 3.0, "three"), "'three' must give one number an image.*float"),
+        (of(lambda images, code: images.mean(), "one for all"), "'one for all' must give one number per image"),
+        (of(lambda images, code: 3.0, "three"), "'three' must give one number per image.*float"),
         (of(lambda images, code: images.detach().sum((1, 2, 3)), "frozen"), "'frozen' has no gradient"),
         (of(lambda images, code: (images - 9).log().sum((1, 2, 3)), "log"), "'log' is nan for chain 0"),
         (of(lambda images, code: (0 * images.sum((1, 2, 3))).sqrt(), "root"), "gradient of energy, root is not finite"),
