@@ -335,7 +335,7 @@ def test_energies_in_float64_leave_states_in_their_own_type(strengths: dict[str,
 
 def test_what_cannot_be_is_refused() -> None:
     for settings in ({"inner": 0}, {"samples": 2}, {"spread": -1.0}, {"floor": float("nan")}):
-        with pytest.raises(PushforwardError, match=r"steering|spread"):
+        with pytest.raises(PushforwardError, match=r"Steering|spread"):
             Steering(through=1, **settings)  # type: ignore[arg-type]
     with pytest.raises(PushforwardError, match="repeats = 0"):
         repeated(SOLVERS["ddim"], VP(), grid.power(VP(), 3), 0)
