@@ -38,9 +38,9 @@ class Reference:
     """The real images: a Gaussian, and the features themselves where they are known.
 
     Args:
-        mean: `(d,)`, float64.
-        covariance: `(d, d)`, float64.
-        features: of at most `MOST` images, `(m, d)`, or `None` for published statistics.
+        mean: mean of the features, `(d,)`, float64.
+        covariance: covariance of the features, `(d, d)`, float64.
+        features: features of at most `MOST` images, `(m, d)`, or `None` for published statistics.
     """
 
     mean: Tensor
@@ -76,11 +76,11 @@ class Sample:
     """Generated images to compare with a reference.
 
     Args:
-        features: `(n, d)`.
-        reference: of features of the same network.
+        features: features of the images, `(n, d)`.
+        reference: reference with features of the same network.
 
     Raises:
-        PushforwardError: too few images, features of another width, or values that are not finite.
+        PushforwardError: there are too few images, features of another width, or values that are not finite.
     """
 
     def __init__(self, features: Tensor, reference: Reference) -> None:
@@ -132,9 +132,9 @@ def extrapolated(sample: Sample, *, seed: int = 0, draws: int = 8, rows: Tensor 
 
     Args:
         sample: the images.
-        seed: of the subsets.
+        seed: seed of the subsets.
         draws: subsets of each size.
-        rows: of these images, all by default.
+        rows: images to use; by default all.
 
     Returns:
         The distance, or `None` where the smallest subset has not twice as many images as a feature has numbers: below

@@ -1,4 +1,4 @@
-"""How near an image is to another, one figure an image, and how well a set of images finds its partners.
+"""How near an image is to another, one figure per image, and how well a set of images finds its partners.
 
 Images are `(count, channels, height, width)` in [-1, 1], 1 or 3 channels, and figures `(count,)`.
 
@@ -102,8 +102,8 @@ def ranks(features: Tensor, targets: Tensor, truth: Tensor, metric: Metric = "eu
     nothing apart rank no better than chance, `(m + 1) / 2`.
 
     Args:
-        features: of the images, `(count, d)`.
-        targets: of the candidates, `(m, d)`.
+        features: features of the images, `(count, d)`.
+        targets: features of the candidates, `(m, d)`.
         truth: which candidate is each image's partner, `(count,)`, whole numbers below `m`.
         metric: `euclidean`, or `cosine`, by the angle alone.
 

@@ -15,10 +15,10 @@ class Row:
     """One line of the result.
 
     Args:
-        model: its name.
-        process: its process's.
-        sampler: in words; "converged" for the run that others are compared with.
-        steps: of the solver.
+        model: name of the model.
+        process: name of its process.
+        sampler: the sampler as text; "converged" for the run that others are compared with.
+        steps: steps of the solver.
         nfe: network evaluations of each image, on average.
         rounds: batched network calls on the critical path.
         count: images.

@@ -42,13 +42,13 @@ class Evaluation:
     """How to evaluate.
 
     Args:
-        count: images of each sampler.
-        seed: of codes, labels, subsets and resamples.
+        count: images per sampler.
+        seed: seed of codes, labels, subsets and resamples.
         guidance: weight of classifier-free guidance; 1 is plain.
         batch: images at a time, and in a shard.
         converged: network calls of the converged run.
-        resamples: of the bootstrap behind the standard errors.
-        precision: of the network: `no` (as its weights are), `bf16` or `fp16`.
+        resamples: number of resamples of the bootstrap behind the standard errors.
+        precision: precision of the network: `no` (as its weights are), `bf16` or `fp16`.
         compile: run the network through `torch.compile`.
     """
 
@@ -95,11 +95,11 @@ class Run:
     """One sampler's images, in shards.
 
     Args:
-        model: to sample from.
-        sampler: or `None` for the converged run.
-        settings: how.
-        folder: of the model's runs.
-        labels: of the images, or `None`.
+        model: model to sample from.
+        sampler: sampler to run, or `None` for the converged run.
+        settings: how to evaluate.
+        folder: folder of the model's runs.
+        labels: labels of the images, or `None`.
     """
 
     model: Model
@@ -190,12 +190,12 @@ def generate(runs: Sequence[Run], *, device: str = "cpu", callback: Done | None 
     call; all have ended a run before the next begins.
 
     Args:
-        runs: of one model, the converged one first.
-        device: of the network.
-        callback: told a run's name and the images done, shard by shard.
+        runs: runs of one model, the converged one first.
+        device: device of the network.
+        callback: function to call after each shard with the run's name and the number of images done.
 
     Raises:
-        PushforwardError: a sampler failed; its name is said.
+        PushforwardError: a sampler failed; the message names it.
     """
     for run in runs:
         ranks, together = size(), isinstance(run.diffusion, Diffusion) and run.diffusion.parallel is not None

@@ -60,15 +60,15 @@ def evaluate(
     """Generate with every sampler, and compare with the data; the converged run is the first row.
 
     Args:
-        model: to evaluate.
-        samplers: to compare.
+        model: model to evaluate.
+        samplers: samplers to compare.
         data: real images of the model's shape.
         nets: feature networks.
-        folder: for the generated images.
-        settings: how.
-        published: statistics of reference images by feature network's name, in the place of the data's.
-        device: of the networks.
-        callback: told what was done, and on how many images.
+        folder: folder for the generated images.
+        settings: how to evaluate.
+        published: statistics of reference images by feature network's name, to use instead of the data's.
+        device: device of the networks.
+        callback: function to call with what was done and the number of images done.
 
     Returns:
         The rows, on the first of several processes; nothing on the others.
@@ -106,7 +106,7 @@ def prepare(
         known = (published or {}).get(net.name)
         if known is not None and len(known.mean) != width:
             raise PushforwardError(
-                f"The published statistics are of {len(known.mean)} numbers, {net.name} has {width} features."
+                f"The published statistics are of {len(known.mean)} numbers, but {net.name} has {width} features."
             )
     labels, _ = labels_for(model, data, settings)
     return make_runs(model, samplers, folder, settings, labels, device=device)

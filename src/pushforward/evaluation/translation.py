@@ -41,8 +41,8 @@ class Words:
 
     Args:
         clip: the model.
-        source: prompts of the source images, one each, or one for all.
-        target: prompts of what they shall become.
+        source: prompts of the source images, one per image or one for all.
+        target: prompts of what they are to become.
     """
 
     clip: Clip
@@ -55,7 +55,7 @@ class Space:
     """Features in which images are compared with others than their own source and truth.
 
     Args:
-        name: as printed: `EffNet` for the Fréchet distance FD-EffNet.
+        name: name to print: `EffNet` for the Fréchet distance FD-EffNet.
         features: images in [-1, 1], `(count, channels, height, width)`, to `(count, d)`.
         metric: by which partners are looked for.
     """
@@ -73,8 +73,8 @@ class Row:
     """One method's figures.
 
     Args:
-        name: of the method.
-        count: images.
+        name: name of the method.
+        count: number of images.
         space: features that ranks and distances were taken in, by name.
         measures: to the source `psnr`, `ssim`, `l2`, `lpips` and `identity` (the greatest absolute difference over all
             images); to the truth `truth_psnr`, `truth_ssim`, `truth_l2`, `truth_lpips`; of the true partner among the
@@ -96,9 +96,9 @@ def space(net: FeatureNet, *, batch: int = 250, device: str = "cpu") -> Space:
     """The features of a network, compared by their angle.
 
     Args:
-        net: of `vision.features`.
-        batch: images of one call.
-        device: where it runs.
+        net: a network of `vision.features`.
+        batch: images per network call.
+        device: device to run it on.
     """
     return Space(net.name, lambda images: features(net, to_bytes(images), batch=batch, device=device), "cosine")
 
@@ -122,17 +122,17 @@ def compare(
 
     Args:
         rows: images of each method in [-1, 1], `(count, channels, height, width)`, image i being made of source i.
-        source: what they were made of.
-        truth: what they should be, or `None`.
+        source: the images that they were made from.
+        truth: the images that they should be, or `None`.
         targets: images of the kind they should be, `(m, channels, height, width)`, or `None`. The partner of image i
             is looked for among these and the truths, each image once.
         features: where ranks and distances are taken; by default pixels on an 8 x 8 grid.
-        words: for CLIP's figures.
+        words: CLIP and the prompts, for its figures; `None` to leave them out.
         perceptual: network of LPIPS (see `vision.lpips`), or `None` to leave it out.
         times: resamples of the bootstrap.
-        seed: of it.
-        batch: images of one call of CLIP and LPIPS.
-        callback: told the name of each row that is done.
+        seed: seed of the bootstrap.
+        batch: images per call of CLIP and LPIPS.
+        callback: function to call with the name of each row that is done.
 
     Raises:
         PushforwardError: images that do not fit together or are not finite, a method by a name that is taken, or a

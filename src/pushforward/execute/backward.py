@@ -9,7 +9,7 @@ A plan whose rows are
     u_{n-1} = a_n^-1 (u_{n+1} - b_n u_n - c_n D(u_n, t_n)).
 
 What goes forwards and backwards is a *pair* of states next to each other. The inverse is exact but for rounding, and
-rounding grows with the product of the `a_n^-1`: by 2 a step for BDIA with gamma = 1/2, and in all by `(q_1 / q_N)^2`
+rounding grows with the product of the `a_n^-1`: by 2 per step for BDIA with gamma = 1/2, and in all by `(q_1 / q_N)^2`
 for O-BELM, q the length of a step in noise, `alpha |d(sigma / alpha)|`. Where that is too much for float32, hold the
 states in float64 and ask the network in float32 (`network_dtype`): that costs no more network time, and the network is
 asked about the same rounded states both ways.
@@ -37,7 +37,7 @@ from pushforward.plan import Plan, Register, ddim
 def backward(
     plan: Plan, denoiser: Denoiser, last: Tensor, before_last: Tensor, *, network_dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The first two states of a reversible plan from its last two; one network call a row.
+    """Find the first two states of a reversible plan from its last two, with one network call per row.
 
     Args:
         plan: of `o_belm`, `bdia`, or any other with rows as in the module's docstring.
@@ -96,7 +96,7 @@ def naive_inversion(
     asked: Literal["own", "target"] = "own",
     network_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """The field's plain inversion of a one-step plan: its first state, nearly, from its last; one call a step.
+    """Find a one-step plan's first state, nearly, from its last by the field's plain inversion, one call per step.
 
     A row `u_{n+1} = a u_n + b D(u_n, t_n)` is solved for u_n with the answer at the known state, `D(u_{n+1}, t_{n+1})`.
     The error is of first order in the steps. Where the network cannot be asked, at times below `process.t_min`, the row

@@ -44,7 +44,7 @@ class Encoded:
         noises: of the nodes that take noise, `(noises, batch, k * channels, *field)`.
         last: the state that the plan ends in with them, `(batch, k * channels, *field)`.
         rounds: batched network calls on the critical path.
-        nfe: network evaluations an image.
+        nfe: network evaluations per image.
     """
 
     noises: Tensor

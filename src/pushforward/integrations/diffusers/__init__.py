@@ -5,13 +5,13 @@
     pipe(prompt, num_inference_steps=20)
 
 A pipeline calls `step` once for each call of its network. So `timesteps` has an entry for every state that the plan
-asks about, several a step for Runge-Kutta methods, and `step` takes the answer there and goes on to the next of them.
+asks about, several per step for Runge-Kutta methods, and `step` takes the answer there and goes on to the next of them.
 What the network predicts, for which noise levels, and where the steps are comes from the configuration of the
 scheduler that the pipeline came with (see `model.diffusers.schedules`).
 
 Pipelines that begin in the middle (image to image, inpainting) count steps, so they begin where a step does. Where a
 chain is split by its times (a base model and a refiner), the split may lie inside a step, whose earlier answers the
-second part does not have; that is refused. Solvers of one call a step can be split anywhere.
+second part does not have; that is refused. Solvers with one call per step can be split anywhere.
 
 `ddim` does what `DDIMScheduler` does where a configuration has `clip_sample` or `thresholding`: the image is bounded
 and the noise is not, unless the pipeline says `use_clipped_model_output`. With all other solvers, and wherever

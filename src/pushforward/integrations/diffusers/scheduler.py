@@ -67,7 +67,7 @@ class Scheduler:
 
     Attributes:
         timesteps: the network's times at the states that are asked about, `(calls,)`.
-        order: calls a step; times a step's number, the call where that step begins.
+        order: calls per step; times a step's number, the call where that step begins.
         init_noise_sigma: deviation of the first state.
 
     Raises:
@@ -349,7 +349,7 @@ class Scheduler:
             raise PushforwardError(
                 f"Call {index} is inside a step of {self.config['solver']!r}, whose earlier answers are not known: "
                 f"begin at a multiple of {calls} (a step's number times `order`), or split the chain with a solver of "
-                "one call a step."
+                "one call per step."
             )
         walk = steps(plan, start, noise=lambda _: self._noise(start))
         next(walk)
