@@ -15,7 +15,7 @@ PER = re.compile(
 )
 
 # Docstrings still to be written in whole phrases: files and folders, to be emptied.
-TO_DO = ("__init__.py", "cli", "evaluation", "execute", "integrations", "maps", "training", "translation",
+TO_DO = ("__init__.py", "cli", "execute/adjoint", "maps", "training", "translation",
     "guidance/chains.py", "guidance/decoding.py", "guidance/dynamics.py", "guidance/inpaint.py", "guidance/invert.py",
     "guidance/posterior.py")  # fmt: skip
 

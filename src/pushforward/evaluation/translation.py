@@ -80,7 +80,7 @@ class Row:
             images); to the truth `truth_psnr`, `truth_ssim`, `truth_l2`, `truth_lpips`; of the true partner among the
             candidates `top1`, `top10` (shares) and `rank` (median); to the target set `frechet` and `kernel`; by CLIP
             `clip` and `directional`. `..._error` is a standard error. What cannot be said is left out.
-        values: of each image, `(count,)`, what is a mean over images, and `rank`.
+        values: figure per image, `(count,)`, of each measure that is a mean over images, and of `rank`.
         notes: what was left out and why, and what the figures are to be read beside; one sentence each.
     """
 

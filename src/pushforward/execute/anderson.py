@@ -67,7 +67,7 @@ def anderson_step(
         system: whose stacks these are.
         states: of this round, before the moves.
         moves: of this round.
-        sizes: of the moves, `(nodes, batch)`.
+        sizes: sizes of the moves, `(nodes, batch)`.
         history: states and moves of past rounds.
         mixing: how.
         free: nodes that are not settled yet, `(nodes, batch)`; the others keep their moves, and count for nothing.

@@ -162,8 +162,8 @@ def measured(
         process: the diffusion.
         like: a state `(batch, k * channels, *field)`.
         batches: sizes to try, increasing.
-        folder: of the cache; by default `$XDG_CACHE_HOME/pushforward` or `~/.cache/pushforward`. Delete it to measure
-            anew. What is damaged in it is measured anew, and where it cannot be written nothing is kept.
+        folder: folder of the cache; by default `$XDG_CACHE_HOME/pushforward` or `~/.cache/pushforward`. Delete it to
+            measure again. Damaged entries are measured again; if it cannot be written to, nothing is kept.
     """
     if isinstance(denoiser, Sharded):
         inner = measured(denoiser.denoiser, process, like, batches, folder)
@@ -216,7 +216,7 @@ def choose(
 
     Args:
         plan: of any solver; one with terms that look ahead can only be run with all steps at once.
-        latency: of the network on this machine.
+        latency: latency of the network on this machine.
         batch: images at a time.
         method: how the plan would be run with all steps at once; its `window` is chosen here, and its `max_rows` made
             no larger than the largest call that was measured, if calls would be larger.

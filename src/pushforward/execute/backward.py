@@ -43,7 +43,7 @@ def backward(
         plan: of `o_belm`, `bdia`, or any other with rows as in the module's docstring.
         denoiser: the network.
         last: state `(batch, k * channels, *field)`.
-        before_last: the one before it, likewise; `end_pair` makes it for an image.
+        before_last: the state before it, of the same shape; `end_pair` makes it for an image.
         network_dtype: that of the states the network is asked about, by default `last`'s.
 
     Returns:

@@ -37,7 +37,7 @@ class Moves:
 
     Args:
         stack: moves of all nodes, as in `System`, in the units that past rounds are compared in.
-        sizes: of each node's move, `(nodes, batch)`.
+        sizes: size of each node's move, `(nodes, batch)`.
         largest: the size by which an image comes nearer or diverges, `(batch,)`.
     """
 

@@ -41,7 +41,7 @@ class Encoded:
     """What was found.
 
     Args:
-        noises: of the nodes that take noise, `(noises, batch, k * channels, *field)`.
+        noises: noises of the nodes that take any, `(noises, batch, k * channels, *field)`.
         last: the state that the plan ends in with them, `(batch, k * channels, *field)`.
         rounds: batched network calls on the critical path.
         nfe: network evaluations per image.

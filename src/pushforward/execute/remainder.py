@@ -137,7 +137,7 @@ class Remainder:
 
         Args:
             moves: sizes of what the states have moved by in the round, `(nodes, batch)`.
-            unexplained: likewise, what past rounds do not explain of it.
+            unexplained: the parts of these sizes that past rounds do not explain, `(nodes, batch)`.
         """
         self._left = self._leaving(unexplained)
         self._moved = self._moved + _cpu(moves)[self._asked]

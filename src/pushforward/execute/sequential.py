@@ -25,7 +25,7 @@ class Progress:
         total: in all.
         time: where the state lives; on average, where every image has a time of its own.
         state: in pixels, `(batch, k * channels, *field)`.
-        denoised: the network's answer there, likewise.
+        denoised: the network's answer there, of the same shape.
         nfe: network evaluations of this call: images that were asked about.
     """
 

@@ -70,9 +70,9 @@ def plan_on(model: Model, solver: str, settings: Mapping[str, Any], times: Tenso
     """The plan of a solver on a grid.
 
     Args:
-        model: of the pipeline.
+        model: model of the pipeline.
         solver: its name.
-        settings: of the solver, beside those that the model has by default.
+        settings: settings of the solver, besides those that the model has by default.
         times: where the steps begin, and the end.
         rule: settings of the plan that `auto` chose.
     """

@@ -55,15 +55,15 @@ class Scheduler:
     """Any explicit plan as a scheduler of `diffusers`.
 
     Args:
-        config: of the scheduler that the pipeline came with, or that scheduler itself, or another of these.
+        config: configuration of the scheduler that the pipeline came with, or that scheduler, or one of this class.
         solver: a name in `SOLVERS` that is run step by step, or `auto`. By default that of `config`, with its grid and
             settings, if it has one, or else `auto`.
         grid: where the steps are, a name in `plan.grid.GRIDS`; by default where the pipeline's own scheduler has them,
             or the `timesteps` or `sigmas` that the pipeline gives. With a name, only their number counts; `auto` has a
             grid of its own.
-        variance: of the data about 0, for `auto` and `reference="data"`: about .25 for images in [-1, 1]. By default
-            what the configuration says (EDM), or 1, that of latents.
-        settings: of the solver, numbers and words, as `order=2` or `eta=1.0`.
+        variance: mean square of the data, for `auto` and `reference="data"`: about .25 for images in [-1, 1]. By
+            default what the configuration says (EDM), or 1, that of latents.
+        settings: settings of the solver, numbers and words, such as `order=2` or `eta=1.0`.
 
     Attributes:
         timesteps: the network's times at the states that are asked about, `(calls,)`.
@@ -244,7 +244,7 @@ class Scheduler:
             eta: 0 or the solver's own setting.
             use_clipped_model_output: for `ddim`, whether the noise is what fits the bounded image (of the other
                 solvers it always is).
-            generator: of a stochastic plan's noise.
+            generator: generator of a stochastic plan's noise.
             return_dict: an object with `prev_sample` and `pred_original_sample`, or a tuple of these.
 
         Raises:
