@@ -28,14 +28,16 @@ if TYPE_CHECKING:  # the table below once more, for editors and type checkers
         plan,
         training,
         translation,
+        verbs,
         vision,
     )
     from pushforward.denoiser import Denoiser, Function
     from pushforward.errors import Diverged, FarOutside, PushforwardError
+    from pushforward.evaluation.runs import Evaluation
     from pushforward.execute import Exact, Implicit, Parallel, Phantom, Skeleton
     from pushforward.guidance import energies
     from pushforward.guidance.dynamics import Schedule, hmc, langevin, mala
-    from pushforward.guidance.posterior import best, guide
+    from pushforward.guidance.posterior import best
     from pushforward.guidance.steering import Steering, steered
     from pushforward.integrations.diffusers import PushforwardScheduler
     from pushforward.linear import (
@@ -52,23 +54,42 @@ if TYPE_CHECKING:  # the table below once more, for editors and type checkers
         Process,
         process_from_config,
     )
+    from pushforward.maps.adaptive import AdaptiveDiffusion
     from pushforward.maps.code import Code
     from pushforward.maps.diffusion import Diffusion
     from pushforward.maps.generator import Generator, consistency, gan, load_generator, stylegan
     from pushforward.maps.protocol import Pushforward
-    from pushforward.model import Model, Network, load
+    from pushforward.model import Network
     from pushforward.plan import SOLVERS, Plan, grid, solvers
+    from pushforward.training.trainer import TrainConfig
+    from pushforward.verbs import (
+        Model,
+        decode,
+        edit,
+        encode,
+        evaluate,
+        guide,
+        inpaint,
+        invert,
+        load,
+        sample,
+        steer,
+        train,
+        translate,
+    )
 
     __version__: str
 
 __all__ = [
-    "PROCESSES", "SOLVERS", "VE", "VP", "Blurring", "BlurringLangevin", "Code", "Cosine", "Denoiser", "Diffusion",
-    "Discrete", "Diverged", "Exact", "FarOutside", "Flow", "Function", "Gaussian", "Generator", "Implicit",
-    "Langevin", "Model", "Network", "Parallel", "Phantom", "Plan", "Process", "Pushforward", "PushforwardError",
-    "PushforwardScheduler", "Schedule", "Skeleton", "Steering", "best", "consistency", "data", "denoiser",
-    "energies", "errors", "evaluation", "execute", "gan", "grid", "guidance", "guide", "hmc", "integrations",
+    "PROCESSES", "SOLVERS", "VE", "VP", "AdaptiveDiffusion", "Blurring", "BlurringLangevin", "Code", "Cosine",
+    "Denoiser", "Diffusion", "Discrete", "Diverged", "Evaluation", "Exact", "FarOutside", "Flow", "Function",
+    "Gaussian", "Generator", "Implicit", "Langevin", "Model", "Network", "Parallel", "Phantom", "Plan", "Process",
+    "Pushforward", "PushforwardError", "PushforwardScheduler", "Schedule", "Skeleton", "Steering", "TrainConfig",
+    "best", "consistency", "data", "decode", "denoiser", "edit", "encode", "energies", "errors", "evaluate",
+    "evaluation", "execute", "gan", "grid", "guidance", "guide", "hmc", "inpaint", "integrations", "invert",
     "langevin", "linear", "load", "load_generator", "mala", "maps", "model", "plan", "process_from_config",
-    "solvers", "steered", "stylegan", "training", "translation", "vision",
+    "sample", "solvers", "steer", "steered", "stylegan", "train", "training", "translate", "translation", "verbs",
+    "vision",
 ]  # fmt: skip
 
 # Where each name is from. The rooms of the house are named as they are.
@@ -79,15 +100,19 @@ _HOMES = {
     " process_from_config",
     "plan": "Plan SOLVERS grid solvers",
     "execute": "Exact Implicit Parallel Phantom Skeleton",
-    "model": "Model Network load",
+    "model": "Network",
+    "maps.adaptive": "AdaptiveDiffusion",
     "maps.code": "Code",
     "maps.diffusion": "Diffusion",
     "maps.generator": "Generator consistency gan load_generator stylegan",
     "maps.protocol": "Pushforward",
     "guidance.dynamics": "Schedule hmc langevin mala",
-    "guidance.posterior": "best guide",
+    "guidance.posterior": "best",
     "guidance.steering": "Steering steered",
+    "evaluation.runs": "Evaluation",
+    "training.trainer": "TrainConfig",
     "integrations.diffusers": "PushforwardScheduler",
+    "verbs": "Model decode edit encode evaluate guide inpaint invert load sample steer train translate",
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 _MODULES = {name: name for name in __all__ if name not in _HOME} | {"energies": "guidance.energies"}

@@ -152,7 +152,7 @@ def matches(source: Sequence[str], other: Sequence[str]) -> dict[int, int]:
 
     Args:
         source: names without suffixes, folders parted by `/`.
-        other: likewise.
+        other: what its other images are called.
 
     Raises:
         PushforwardError: two images of one set have the same name.

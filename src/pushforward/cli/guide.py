@@ -298,7 +298,7 @@ class _Job:
         pushforward: the map.
         energy: of its images.
         chains: or descents, or images.
-        moves: of each chain or descent.
+        moves: number of moves of each chain or descent.
         schedule: of chains.
         asked: seed and batch, as the functions of the library take them.
         out: folder of the results.

@@ -115,7 +115,7 @@ class Record:
         prior: `|z|^2 / 2`.
         acceptance: probability that the move had to be accepted; 1 where nothing is rejected.
         step: length h of the leaps.
-        projections: of the codes on fixed random directions, `(directions, chains)`.
+        projections: projections of the codes on fixed random directions, `(directions, chains)`.
     """
 
     energies: Mapping[str, Tensor]
@@ -187,7 +187,7 @@ def walk(
         begin: variables `(chains, numbers)`, or chains that go on.
         sampler: how they move.
         schedule: what is done when.
-        seed: of all noise.
+        seed: seed of all noise.
         first: number of the first chain.
 
     Raises:

@@ -91,7 +91,7 @@ class Schedule:
 
     Args:
         steps: moves of a chain, in all.
-        warm_up: of them, the first, from which no draws are kept and in which the leaps of adjusted chains are
+        warm_up: first moves, from which no draws are kept and in which the leaps of adjusted chains are
             adapted; half by default.
         anneal: moves over which the energy's weight grows from 0 to 1, with weights of the draws; 0: it is 1 at once.
         draws: states of a chain that are kept, evenly spaced after the warm-up, the last one among them.

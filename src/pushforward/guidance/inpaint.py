@@ -43,8 +43,8 @@ def inpaint(
             `repeats` the parts agree better.
         images: in [-1, 1], `(count, channels, height, width)`.
         known: true where a pixel is kept; broadcasts to `images`.
-        draws: of each image.
-        seed: of the codes; those of an image depend on the seed, its number and the draw's alone.
+        draws: number of versions of each image.
+        seed: seed of the codes; those of an image depend on the seed, its number and the draw's alone.
         first: number of the first image, or the number of each.
         batch: draws at a time.
         callback: told after every network call.

@@ -1,7 +1,7 @@
 r"""Codes behind images, by one of three methods that return one type.
 
     exact       the inverse of a deterministic plan that ends above time 0, by fixed point (`Diffusion.invert`)
-    naive       DDIM run forwards, the field's plain inversion: one network call a step, nearly the code
+    naive       DDIM run forwards, the field's plain inversion: one network call per step, nearly the code
     optimised   least squares, for all plans and other maps
 
 The least squares are of decoding. For each image of a batch, alone,
@@ -66,10 +66,10 @@ def invert(
 
     Args:
         diffusion: bound to the images' classes or prompts. The plan is deterministic and ends above time 0 for `exact`
-            codes, and is deterministic with one answer a step for `naive` ones.
+            codes, and is deterministic with one answer per step for `naive` ones.
         images: in [-1, 1], `(count, channels, height, width)`.
         method: see the module's docstring.
-        seed: of the noise that exact codes have at their last time, and of an optimisation's beginning; image i's
+        seed: seed of the noise that exact codes have at their last time, and of an optimisation's beginning; image i's
             depends on the seed and `first + i` alone.
         first: number of the first image.
         noisy: whether exact codes have such noise (see `Diffusion.invert`).
@@ -127,7 +127,7 @@ def optimise(
         begin: at the codes that the map draws for the seed (`random`); at those of a plain `forward` pass of DDIM,
             which is nearly inverse for a deterministic one-step plan; or at any `Code`, whose `end` is kept.
         noises: whether the noises of a stochastic plan are sought too; else they stay as they are at the beginning.
-        seed: of a random beginning, and of the noises.
+        seed: seed of a random beginning, and of the noises.
         first: number of the first image: image i begins as the seed and `first + i` say.
         tolerance: an image is done when its loss is not above this.
         callback: told after every step.
@@ -182,7 +182,7 @@ def optimise(
 
 @torch.no_grad()
 def _naive(diffusion: Diffusion, images: Tensor) -> Inversion:
-    """The field's plain inversion of DDIM: nearly the codes behind images, by one network evaluation a step."""
+    """The field's plain inversion of DDIM: nearly the codes behind images, by one network evaluation per step."""
     code = _forward(diffusion, images)
     error = diffusion.decode(code).cpu() - images.cpu()
     steps = len(diffusion.plan.steps) - 1

@@ -51,18 +51,18 @@ class Guided:
         code: as `decode` takes it, on the CPU.
         images: in [-1, 1], `(samples, channels, height, width)`, on the CPU.
         energies: each term times its weight, `(samples,)` by name, float64.
-        weights: of the samples, `(samples,)`, their sum 1; equal unless the chains were annealed.
+        weights: weights of the samples, `(samples,)`, their sum 1; equal unless the chains were annealed.
         chain: number of the chain that each is of, `(samples,)`.
         nfe: network evaluations of each chain, `(chains,)`; a vector-Jacobian product counts as one.
         history: a record a step; the first is of the beginning.
     """
 
     code: Code
-    images: Tensor
-    energies: Mapping[str, Tensor]
-    weights: Tensor
-    chain: Tensor
-    nfe: Tensor
+    images: Tensor = field(repr=False)
+    energies: Mapping[str, Tensor] = field(repr=False)
+    weights: Tensor = field(repr=False)
+    chain: Tensor = field(repr=False)
+    nfe: Tensor = field(repr=False)
     history: tuple[Record, ...] = field(repr=False)
 
     @property
@@ -76,7 +76,7 @@ class Descents:
     """Descents after some steps: all that is needed to go on.
 
     Args:
-        state: of the method, see `guidance.optimisers`; its `point` is where the next gradient is taken.
+        state: state of the method, see `guidance.optimisers`; its `point` is where the next gradient is taken.
         variables: the best so far, `(count, numbers)`.
         point: what is known of them.
         history: a record a step; the first is of the beginning.
@@ -128,7 +128,7 @@ def guide(
         callback: told at the beginning and after every step.
 
     Raises:
-        PushforwardError: an energy that gives not one finite number an image with a gradient; chains that diverge;
+        PushforwardError: an energy that gives not one finite number per image with a gradient; chains that diverge;
             arguments that do not fit together; and as `Diffusion.decode`.
     """
     target = _target(pushforward, energy, chains, seed, first, begin, batch)
@@ -180,7 +180,7 @@ def best(
 
     Args:
         pushforward: as in `guide`.
-        energy: likewise.
+        energy: as in `guide`.
         optimiser: `adam`, or `l-bfgs` with a line search.
         steps: moves, with a gradient each and one at the beginning.
         learning_rate: Adam's; or the root mean square of the first move of L-BFGS. A code's own is 1.

@@ -38,7 +38,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -54,6 +54,7 @@ __all__ = ["STEERINGS", "Steering", "classified", "inpainted", "steered"]
 
 _KEPT = 64  # number of times whose noise is kept
 
+_Model = TypeVar("_Model", bound=Model)
 _Schedule = Literal["constant", "increase", "decrease"]
 _Normalise = Literal["residual", "size"]
 
@@ -128,7 +129,7 @@ STEERINGS: dict[str, Steering] = {
 }
 
 
-def steered(model: Model, energy: Energy | Function, steering: Steering = STEERINGS["dps"]) -> Model:
+def steered(model: _Model, energy: Energy | Function, steering: Steering = STEERINGS["dps"]) -> _Model:
     """Make a model whose answers follow an energy of images, as the module's docstring says.
 
     All executors run it, also under `torch.no_grad`; gradients pass through it, including second derivatives of network

@@ -26,13 +26,16 @@ class AdaptiveDiffusion(ModelMap):
     Args:
         model: network and process.
         tolerance: error allowed in a step, absolute and relative.
-        dtype: of the states.
-        device: of the states; by default the network's.
+        dtype: dtype of the states.
+        device: device of the states; by default the network's.
         labels: see `given`.
         guidance: see `given`.
     """
 
     tolerance: float = 1e-5
+
+    def __repr__(self) -> str:
+        return f"AdaptiveDiffusion({self.model.name}, tolerance={self.tolerance:g})"
 
     @property
     def times(self) -> Tensor:

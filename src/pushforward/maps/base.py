@@ -29,8 +29,8 @@ class ModelMap(ABC):
 
     Args:
         model: network and process; one that has been given a condition keeps it.
-        dtype: of the states.
-        device: of the states; by default the network's.
+        dtype: dtype of the states.
+        device: device of the states; by default the network's.
         labels: classes `(count,)` or prompts that the map is bound to; see `given`.
         guidance: weight of classifier-free guidance; see `given`.
     """
@@ -64,7 +64,7 @@ class ModelMap(ABC):
         and does all else without a condition.
 
         Args:
-            labels: classes, by name or number, or prompts, one an image or one for all; `None` for none at all, in
+            labels: classes, by name or number, or prompts, one per image or one for all; `None` for none at all, in
                 samples neither. By default they stay as they are.
             guidance: weight of classifier-free guidance; 1 is plain. By default it stays as it is, 1 at first.
 

@@ -29,8 +29,8 @@ class Code:
     """The Gaussian variables behind a batch of images.
 
     Args:
-        start: of the terminal state, `(count, k * channels, *field)`.
-        noises: of a stochastic plan, `(noises, count, k * channels, *field)`.
+        start: start of the terminal state, `(count, k * channels, *field)`.
+        noises: noises of a stochastic plan, `(noises, count, k * channels, *field)`.
         end: noise on the last state of a plan that ends above time 0, `(count, k * channels, *field)`; `None`: none.
         residual: what the clean image has more than the last state of a plan whose last step takes no noise, in the
             units of the image, `(count, k * channels, *field)`; `None`: nothing.
@@ -98,8 +98,8 @@ class GaussianStream:
     whatever the batch it is drawn in.
 
     Args:
-        seed: of all.
-        indices: of the images, any numbers.
+        seed: seed of all.
+        indices: indices of the images, any numbers.
         shape: of one variable, `(k * channels, *field)`.
     """
 

@@ -44,8 +44,8 @@ class Diffusion(ModelMap):
     Args:
         model: network and process; one that has been given a condition keeps it.
         plan: any solver's.
-        dtype: of the states.
-        device: of the states; by default the network's.
+        dtype: dtype of the states.
+        device: device of the states; by default the network's.
         labels: see `given`.
         guidance: see `given`.
         parallel: see `run_by`.
@@ -65,6 +65,16 @@ class Diffusion(ModelMap):
                 f"The plan is for process {self.plan.process.name!r}, model {self.model.name!r} for another: "
                 f"{self.model.process.name!r}, or the same with other parameters."
             )
+
+    def __repr__(self) -> str:
+        """Show the model by its name, the plan by its size, and what the map is bound to."""
+        said: dict[str, object] = {"steps": len(self.plan.steps) - 1, "nfe": self.plan.nfe}
+        if self.said and self.bound.conditions:
+            said |= {"conditions": self.bound.conditions, "guidance": f"{self.guidance:g}"}
+        ways = {"parallel": self.parallel, "gradient": self.gradient}
+        said |= {name: type(way).__name__ for name, way in ways.items() if way is not None}
+        told = (f"{name}={value}" for name, value in said.items())
+        return f"Diffusion({', '.join([self.model.name, self.plan.solver, *told])})"
 
     @property
     def times(self) -> Tensor:
@@ -119,7 +129,7 @@ class Diffusion(ModelMap):
 
         Args:
             count: how many.
-            seed: of the codes; image i depends on the seed and `first + i` alone.
+            seed: seed of the codes; image i depends on the seed and `first + i` alone.
             first: number of the first image.
             batch: images at a time.
             callback: told after every network call (`Progress`), or round (`Round`).
@@ -215,7 +225,7 @@ class Diffusion(ModelMap):
 
         Args:
             images: in [-1, 1], `(count, channels, height, width)`.
-            seed: of the path of states; image i's depends on the seed and its number alone.
+            seed: seed of the path of states; image i's depends on the seed and its number alone.
             first: number of the first image, or the number of each.
             independent: draw the states independently of one another ("edit-friendly" codes), not as a path.
             sequential: take as many rounds as steps: no rounding adds up.
@@ -258,7 +268,7 @@ class Diffusion(ModelMap):
 
         Args:
             images: in [-1, 1], `(count, channels, height, width)`.
-            seed: of the noise on the last state; image i's depends on the seed and its number alone.
+            seed: seed of the noise on the last state; image i's depends on the seed and its number alone.
             first: number of the first image, or the number of each.
             noisy: whether there is such noise.
             parallel: how to solve for the states, whichever way the map is run forwards, and to what tolerance of
@@ -310,7 +320,7 @@ class Diffusion(ModelMap):
 
         Args:
             images: in [-1, 1], `(count, channels, height, width)`.
-            seed: of the noise; image i's depends on the seed and its number alone.
+            seed: seed of the noise; image i's depends on the seed and its number alone.
             first: number of the first image, or the number of each.
 
         References:

@@ -73,8 +73,8 @@ class Generator:
         range: the values of black and white.
         image_shape: of one image, `(channels, height, width)`; by default found by a trial, in which it is also tested
             that an image depends on its own latents alone.
-        device: of the latents; by default the function's.
-        dtype: of the latents; by default the function's, or else the code's.
+        device: device of the latents; by default the function's.
+        dtype: dtype of the latents; by default the function's, or else the code's.
         labels: classes of the images; see `given`.
     """
 
@@ -102,6 +102,13 @@ class Generator:
         if self.image_shape is None:
             object.__setattr__(self, "image_shape", self._trial())
 
+    def __repr__(self) -> str:
+        """Show name and sizes; a network fills pages."""
+        sides = {"latents": self.latent_shape, "images": self.image_shape or ()}
+        said = [f"{name}={'x'.join(map(str, shape))}" for name, shape in sides.items()]
+        said += [f"classes={len(self.classes)}"] if self.classes else []
+        return f"Generator({', '.join([self.name, *said])})"
+
     @property
     def module(self) -> nn.Module | None:
         """The function's module, if it is one or a method of one."""
@@ -112,7 +119,7 @@ class Generator:
         """The same generator for these classes.
 
         Args:
-            labels: by name or number, one an image or one for all; `None` for a generator without classes.
+            labels: by name or number, one per image or one for all; `None` for a generator without classes.
 
         Raises:
             PushforwardError: it has no classes, or no such class.
@@ -130,7 +137,7 @@ class Generator:
 
         Args:
             count: how many.
-            seed: of all.
+            seed: seed of all.
             first: number of the first image.
 
         Raises:
@@ -165,7 +172,7 @@ class Generator:
 
         Args:
             count: how many.
-            seed: of the codes; image i depends on the seed and `first + i` alone.
+            seed: seed of the codes; image i depends on the seed and `first + i` alone.
             first: number of the first image.
             batch: images at a time.
 
@@ -296,14 +303,14 @@ def gan(
         function: `latents (count, *latent_shape) -> images (count, channels, height, width)`, or, with classes,
             `(latents, labels) -> images`. A module, or a method of one, is put into evaluation mode.
         latent_shape: of one image's latents.
-        prior: of the latents: "normal"; "uniform" on [-1, 1]; "sphere", of radius `sqrt(d)`; or any function that
+        prior: prior of the latents: "normal"; "uniform" on [-1, 1]; "sphere", of radius `sqrt(d)`; or any function that
             makes them of standard normal variables.
         name: for reports; by default the function's.
         classes: names of its labels.
         range: the values of black and white: (0, 1) for a generator that ends with a sigmoid.
         image_shape: of one image; by default found by a trial.
-        device: of the latents; by default the network's.
-        dtype: of the latents; by default the network's.
+        device: device of the latents; by default the network's.
+        dtype: dtype of the latents; by default the network's.
 
     Raises:
         PushforwardError: an unknown prior, or a function that makes no images of such latents, or not the same ones
@@ -362,7 +369,7 @@ def consistency(
         gain: that fresh noises are multiplied by.
         name: for reports.
         classes: names of its labels.
-        device: of the images; by default the network's.
+        device: device of the images; by default the network's.
 
     Raises:
         PushforwardError: levels that do not fall, or a function that makes no images so.
@@ -390,10 +397,10 @@ def load_generator(
     - A folder of `diffusers` with a consistency model (`ConsistencyModelPipeline`).
 
     Args:
-        path: of the file or folder.
+        path: path of the file or folder.
         latent_shape: of one image's latents; TorchScript needs it.
-        prior: of the latents, as in `gan`.
-        steps: of a consistency model, each at one of its noise levels, as its scheduler places them.
+        prior: prior of the latents, as in `gan`.
+        steps: steps of a consistency model, each at one of its noise levels, as its scheduler places them.
         device: where the network goes.
 
     Raises:

@@ -39,7 +39,7 @@ class Record:
 
     Args:
         step: steps so far; 0 is the beginning.
-        loss: of each image at the code tried in this step, or, for an image that is done, its least, `(count,)`.
+        loss: loss of each image at the code tried in this step, or, for an image that is done, its least, `(count,)`.
         nfe: network evaluations of each image so far, `(count,)`; a vector-Jacobian product counts as one.
         seconds: so far.
     """
@@ -70,9 +70,9 @@ class Inversion:
     pushforward: Pushforward
     rounds: int
     decoding: int
-    nfe: Tensor
-    residual: Tensor
-    loss: Tensor | None = None
+    nfe: Tensor = field(repr=False)
+    residual: Tensor = field(repr=False)
+    loss: Tensor | None = field(default=None, repr=False)
     history: tuple[Record, ...] = field(default=(), repr=False)
 
     def decode(self) -> Tensor:

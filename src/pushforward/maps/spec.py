@@ -38,9 +38,9 @@ class SamplerSpec:
 
     Args:
         solver: a name in `SOLVERS`, or `rk45`.
-        steps: of the solver (`rk45` chooses its own).
-        settings: of the solver, numbers and words. `reference` is the variance of a Gaussian, or `data` for the
-            model's own N(m, s^2 I), or `spectrum` for the one fitted to its data; `tolerance` is `rk45`'s.
+        steps: steps of the solver (`rk45` chooses its own).
+        settings: settings of the solver, numbers and words. `reference` is the variance of a Gaussian, or `data` for
+            the model's own N(m, s^2 I), or `spectrum` for the one fitted to its data; `tolerance` is `rk45`'s.
         grid: name of a grid; by default the model's own, or `power`.
         end: time of the last state; by default the grid's own.
         start: share of the steps, counted from the last one, that are taken: below 1 the plan begins at a time between.
@@ -131,8 +131,8 @@ class SamplerSpec:
 
         Args:
             model: to sample from.
-            dtype: of the states.
-            device: of the states; by default the network's.
+            dtype: dtype of the states.
+            device: device of the states; by default the network's.
 
         Raises:
             PushforwardError: as `plan`, but that adaptive steps are taken.

@@ -121,7 +121,7 @@ def decoder_of(info: Mapping[str, Any], model: Model, *, device: torch.device | 
     Args:
         info: the header.
         model: that the codes are of, or another of its process and shape (see `check_codes`).
-        device: of the states; by default the network's.
+        device: device of the states; by default the network's.
 
     Raises:
         PushforwardError: no such solver or class, or other arguments that do not fit the model.

@@ -36,6 +36,7 @@ _PLACES = {"name_or_path", "transformers_version"}  # entries of configurations 
 # Modules that have moved keep their old names in digests, so that stored results are still recognised.
 _KNOWN_AS = {
     "pushforward.denoiser": "pushforward.model.network",
+    "pushforward.verbs.model": "pushforward.model.model",
     "pushforward.model.tokens": "pushforward.model.words",
     "pushforward.model.diffusers.load": "pushforward.model.diffusers",
     "pushforward.model.diffusers.folders": "pushforward.model.folders",

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -113,7 +113,7 @@ class Model:
         condition = network.condition if isinstance(network, Network) else None
         return 0 if condition is None else len(condition)
 
-    def some(self, images: slice | Tensor) -> Model:
+    def some(self, images: slice | Tensor) -> Self:
         """Return this model for some of the images that it was given conditions for."""
         if self.conditions < 2:
             return self
@@ -127,7 +127,7 @@ class Model:
 
     def given(
         self, condition: Tensor | Sequence[str] | Sequence[int] | str | int | None, guidance: float | None = None
-    ) -> Model:
+    ) -> Self:
         """Return this model under a condition: classes `(batch,)`, by number or name, or as many prompts.
 
         One condition serves every image. A model that has been given a condition keeps it until it is given another.
@@ -174,7 +174,7 @@ class Model:
             )
         return replace(self, denoiser=self.denoiser.given(condition, guidance))
 
-    def unconditioned(self) -> Model:
+    def unconditioned(self) -> Self:
         """Return this model without the condition that it was given."""
         if not self.conditions:
             return self
@@ -184,7 +184,7 @@ class Model:
         assert isinstance(self.denoiser, Network)
         return replace(self, denoiser=self.denoiser.given(None))
 
-    def _prompted(self, condition: Tensor | Sequence[str] | Sequence[int] | None, guidance: float) -> Model:
+    def _prompted(self, condition: Tensor | Sequence[str] | Sequence[int] | None, guidance: float) -> Self:
         network, text = self.denoiser, self.text
         assert isinstance(network, Network)
         assert isinstance(network.module, nn.Module)
@@ -201,7 +201,7 @@ class Model:
         told = replace(network, module=module, unconditional=torch.zeros(1, dtype=torch.long))
         return replace(self, denoiser=told.given(None if condition is None else rows, guidance))
 
-    def to(self, device: torch.device | str) -> Model:
+    def to(self, device: torch.device | str) -> Self:
         """Return this model with its network on a device (moved in place)."""
         for part in (self.module, self.decoder, self.encoder, self.text):
             if isinstance(part, nn.Module):

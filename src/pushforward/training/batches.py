@@ -31,7 +31,7 @@ class BatchDraws:
     """What is random in a step, as a function of the seed, the step and the process.
 
     Args:
-        seed: of all.
+        seed: seed of all.
         count: of images in the data.
         batch: images for each step.
     """
@@ -81,7 +81,7 @@ class Batches:
     Args:
         data: the images.
         draws: what is random.
-        blocks: of the process: states have so many times the images' channels.
+        blocks: blocks of the process: states have so many times the images' channels.
         times: number of times to choose from.
         label_dropout: share of labels or captions hidden.
         rank: of this process.

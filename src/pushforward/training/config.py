@@ -20,7 +20,7 @@ class Card:
 
     Args:
         data: their name or path.
-        licence: of the data.
+        licence: licence of the data.
         command: that made the model.
     """
 
@@ -55,7 +55,7 @@ class TrainConfig:
         sample_every: steps between pictures (samples and loss curve), the last one included; 0 for none; by default by
             the clock, likewise.
         log_every: steps between lines of the log.
-        seed: of the weights and of all that is drawn.
+        seed: seed of the weights and of all that is drawn.
         half: store the final weights in 16 bits.
         card: for the model card.
     """

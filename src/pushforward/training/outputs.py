@@ -46,7 +46,7 @@ class Report:
         seconds: of training in all.
         images_per_second: on average.
         loss: mean of the last tenth.
-        parameters: of the network.
+        parameters: parameters of the network.
         resumed_from: the step this run began at.
     """
 
@@ -68,10 +68,10 @@ class Outputs:
     """The folder of a model in training, on all processes, of which the main one writes.
 
     Args:
-        folder: of the model.
+        folder: folder of the model.
         problem: what is learnt.
-        state: of the training, after it has been resumed.
-        model: of the averaged network.
+        state: state of the training, after it has been resumed.
+        model: model of the averaged network.
         stop: a request to stop, for which pictures are given up.
         aside: told what is under way, and the fraction of it that is done.
         main: whether this is the main process.

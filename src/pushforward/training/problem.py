@@ -32,8 +32,8 @@ class Problem:
         process: the diffusion.
         reference: Gaussian that predictions are relative to.
         statistics: Gaussian of the images, or `None` for one image.
-        means: of the classes, `(classes, channels, height, width)`, or `None`.
-        architecture: of the network.
+        means: means of the classes, `(classes, channels, height, width)`, or `None`.
+        architecture: architecture of the network.
         table: of states and targets, on the CPU.
     """
 

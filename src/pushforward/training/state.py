@@ -30,12 +30,12 @@ class State:
         wrapped: the same, as it is asked: compiled, in parallel, in lower precision.
         average: the moving average of its weights.
         optimizer: of its weights.
-        scaler: of the loss, in float16.
+        scaler: scaler of the loss, in float16.
         step: optimiser steps done.
         seconds: of training, of all runs together.
-        losses: of the steps, but for the latest, where the device has not given them yet.
+        losses: losses of the steps, but for the latest, where the device has not given them yet.
         unread: those.
-        scheduler: of the learning rate, which follows `done`.
+        scheduler: schedule of the learning rate, which follows `done`.
     """
 
     config: TrainConfig

@@ -33,7 +33,7 @@ class Interrupted(KeyboardInterrupt):
 
     Args:
         message: for the user.
-        number: of the signal.
+        number: number of the signal.
     """
 
     def __init__(self, message: str, number: int):
@@ -89,7 +89,7 @@ class Agreement:
     """The same time and the same request to stop on all processes, so that all stop at the same step.
 
     Args:
-        accelerator: of the processes.
+        accelerator: accelerator of the processes.
         stop: the request to this process.
         seconds: of training, before any are agreed on.
     """

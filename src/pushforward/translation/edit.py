@@ -39,7 +39,7 @@ class Search:
         guidances: weights of guidance towards the target text.
         skips: shares of the steps that are skipped, from noise: 0 edits most.
         trials: draws of a code.
-        source_guidance: of the encoding; 1 in the paper.
+        source_guidance: weight of guidance of the encoding; 1 in the paper.
         method: how codes are found, see `translation.translate`.
     """
 
@@ -106,7 +106,7 @@ def edits(
         target: text, or class, of what it shall show.
         sampler: the plan without skips.
         search: which candidates.
-        seed: of the codes; a trial's depends on the seed and its number alone.
+        seed: seed of the codes; a trial's depends on the seed and its number alone.
         batch: candidates at a time.
         callback: told how many candidates are done.
 
@@ -167,7 +167,7 @@ def likelihood(
         source: text of what they showed.
         target: text of what they shall show.
         times: noise levels, spread evenly in the whitening angle.
-        seed: of the noise.
+        seed: seed of the noise.
         batch: states in a network call.
     """
     process = model.process

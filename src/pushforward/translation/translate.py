@@ -20,7 +20,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -59,15 +59,15 @@ class Translation:
         residual: of deterministic codes, how far each image is from its own decoded under the source, `(count,)`.
     """
 
-    images: Tensor
+    images: Tensor = field(repr=False)
     code: Code
     rounds: int
     nfe: float
-    residual: Tensor | None = None
+    residual: Tensor | None = field(default=None, repr=False)
 
 
 class Coded(NamedTuple):
-    """A common code, and what it took: rounds, and network evaluations an image; `residual` as in `Translation`."""
+    """A common code, and what it took: rounds, and network evaluations per image; `residual` as in `Translation`."""
 
     code: Code
     rounds: int
@@ -94,7 +94,7 @@ def sampler_for(model: Model, sampler: SamplerSpec, method: Method) -> SamplerSp
         model: either end's.
         sampler: as wanted; what it leaves open is chosen here: DDIM's eta is 0.1, lambda of other solvers 1, and the
             grid the model's own or uniform, so that a share of the steps is a share of the time, as in the papers.
-        method: of the translation.
+        method: method of the translation.
 
     Raises:
         PushforwardError: unknown method.
@@ -183,7 +183,7 @@ def refined(
     Args:
         images: in [-1, 1], `(count, channels, height, width)`.
         target: with a plan that begins at low noise (`SamplerSpec.start`).
-        seed: of the noise.
+        seed: seed of the noise.
         first: number of the first image, or the number of each.
         callback: told after every network call.
     """

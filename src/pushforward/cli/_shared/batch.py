@@ -179,7 +179,7 @@ def open_folder(folder: Path, settings: Mapping[str, Any], items: Sequence[Item]
     """Make a folder of results, or go on with one that was made with the same settings.
 
     Args:
-        folder: of the results.
+        folder: folder of the results.
         settings: as the user gave them.
         items: whose names are kept, so that each finds its result again whatever images are added.
 
@@ -334,7 +334,7 @@ def work_through(
         work: given the items of a batch, their images in [-1, 1], a number for each by what it shows, and the keys to
             be kept with the results; it writes them.
         made: what the item's result is made with (`made_of`).
-        label: of the progress bar.
+        label: label of the progress bar.
         batch: items at a time.
         quiet: without the bar.
 

@@ -64,7 +64,7 @@ def check_split(sources: Iterable[str | Path]) -> None:
     """Raise if `--split` was given, and no source has splits: folders and files of images have none.
 
     Raises:
-        PushforwardError: likewise.
+        PushforwardError: the option has no effect.
     """
     places = [Path(source) for source in sources]
     if all(place.exists() and (place.is_dir() or place.suffix.lower() != ".npz") for place in places):
@@ -75,7 +75,7 @@ def spare(count: int, **lists: Sequence[str] | None) -> None:
     """Raise if an option was repeated more often than there are images to take its values in turn.
 
     Raises:
-        PushforwardError: likewise.
+        PushforwardError: the option has no effect.
     """
     in_vain({k: f"{len(v)} are given for {count} images" if v and len(v) > count else None for k, v in lists.items()})
 

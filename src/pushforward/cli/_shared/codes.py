@@ -32,7 +32,7 @@ def open_codes(path: Path, source: str | None, device: str) -> tuple[Code, dict[
     header's `digest` is then this one's.
 
     Args:
-        path: of the file.
+        path: path of the file.
         source: another model than the header's, or `None`.
         device: for the model, as `--device` names it.
 
@@ -83,12 +83,12 @@ def written(
 
     Args:
         out: the file.
-        codes: of the images, batch after batch.
+        codes: codes of the images, batch after batch.
         info: the file's header.
         images: that the codes are of.
         diffusion: decodes them, bound to the images' conditions.
         batch: images at a time.
-        picture: of the images, each row above its reconstructions; `None`: none.
+        picture: picture of the images, each row above its reconstructions; `None`: none.
         quiet: show no progress.
 
     Returns:

@@ -31,7 +31,7 @@ class Kept:
     """What chains or descents have come to, in a file: written now and then, and when the run ends or breaks off.
 
     Args:
-        path: of the file.
+        path: path of the file.
         load: reads it.
         device: for the tensors.
         made: what the run is made with (`batch.made_of`). A file that was made with something else is put aside.

@@ -43,13 +43,13 @@ def differentiable(
         plan: coefficients, of any solver.
         denoiser: the network.
         start: first state, `(batch, k * channels, *field)`.
-        noise: of the nodes `plan.noises`: stacked, `(n, batch, k * channels, *field)`; or as in `run`, and then it gets
-            no gradient.
+        noise: noise of the nodes `plan.noises`: stacked, `(n, batch, k * channels, *field)`; or as in `run`, and then
+            it gets no gradient.
         gradient: how the gradient is computed.
         method: run all steps at once as this says; by default one after another.
         parameters: tensors that the denoiser uses and that shall get gradients, leaves or not: weights, a condition.
             The very tensors, and none that is computed from another one.
-        callback: of the forward pass, as in `run` (`Progress`) or, with a method, in `parallel` (`Round`).
+        callback: callback of the forward pass, as in `run` (`Progress`) or, with a method, in `parallel` (`Round`).
         backward: told after every round of `Implicit`.
 
     Returns:

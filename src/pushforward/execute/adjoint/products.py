@@ -33,9 +33,9 @@ class Task:
         plan: coefficients.
         denoiser: the network.
         states: that the network was asked about, `(nfe, batch, k * channels, *field)`.
-        gradient: of the loss in the last state, `(batch, k * channels, *field)`.
+        gradient: gradient of the loss in the last state, `(batch, k * channels, *field)`.
         parameters: that are to get gradients.
-        reference: of the forward pass, the default of a mode's own.
+        reference: reference of the forward pass, the default of a mode's own.
         callback: told after every round.
     """
 

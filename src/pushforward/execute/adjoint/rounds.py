@@ -24,7 +24,7 @@ class Cotangents:
 
     Args:
         system: the plan's, with a response.
-        products: of the network.
+        products: products of the network.
         source: cotangents that the loss itself gives, a stack as in `System`.
         tolerance: relative error allowed in any node's cotangent.
     """

@@ -1,0 +1,239 @@
+"""Images from codes, and codes of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pushforward.errors import PushforwardError
+from pushforward.guidance.invert import Method
+from pushforward.guidance.invert import invert as find
+from pushforward.maps.code import Code
+from pushforward.maps.diffusion import Diffusion
+from pushforward.maps.inversion import Encoding, Inversion
+from pushforward.maps.labels import UNSAID
+from pushforward.maps.spec import noisy as with_noise
+from pushforward.model import Model
+from pushforward.plan import Plan
+from pushforward.verbs.samplers import AtOnce, Given, Solver, as_batch, back_from, diffusion_of, map_of, read
+
+__all__ = ["decode", "encode", "invert", "sample"]
+
+
+def sample(
+    model: Model,
+    count: int = 16,
+    *,
+    solver: Solver = "auto",
+    steps: int | None = None,
+    labels: Given = UNSAID,
+    guidance: float | None = None,
+    parallel: AtOnce | None = None,
+    seed: int = 0,
+    first: int = 0,
+    batch: int = 64,
+    callback: Callable[[Any], None] | None = None,
+) -> Tensor:
+    """Draw images.
+
+        model.sample(16, solver="gddim:order=2", steps=20)
+        model.sample(4, solver="ddim:eta=0.5:steps=100", labels=["bag", "shirt", "coat", "bag"], guidance=2)
+
+    Args:
+        model: to draw from.
+        count: how many images.
+        solver: a name of `pushforward.SOLVERS` or `rk45` (adaptive steps), with settings after colons if need be:
+            `name:setting=value:setting=value`. Settings of all are `steps`, `grid` (its name), `end` (the last time),
+            `start` (the share of the steps that is taken) and `repeats`. Or a `Plan`.
+        steps: 20 by default; here or in the solver's words.
+        labels: classes by name or number, or prompts, one for each image or one for all; `None` for none. By default
+            those that the model was given, or else its classes, or the captions that it knows, in turn.
+        guidance: weight of classifier-free guidance; 1, by default, is plain.
+        parallel: take all steps at once: `True`, the name of a way (`preconditioned`, `plain`, `picard`, `anderson`,
+            `joint`, `triangular`), or a `Parallel` with settings of your own. Images are the same to its tolerance.
+        seed: image i depends on the seed and `first + i` alone, whatever the batch.
+        first: number of the first image.
+        batch: images at a time.
+        callback: told after every network call (`execute.Progress`), or round (`execute.Round`).
+
+    Returns:
+        Images in [-1, 1], `(count, channels, height, width)`, float32 on the CPU.
+
+    Raises:
+        PushforwardError: no such solver, setting, class or way, or they do not fit the model.
+    """
+    sampler = read(solver, steps=steps)
+    made = map_of(model, sampler, labels=labels, guidance=guidance, parallel=parallel)
+    return made.sample(count, seed=seed, first=first, batch=batch, callback=callback)
+
+
+def invert(
+    model: Model,
+    images: Tensor,
+    *,
+    solver: Solver = "ddim",
+    steps: int | None = None,
+    method: Method = "exact",
+    labels: Given = UNSAID,
+    guidance: float | None = None,
+    noisy: bool = True,
+    tolerance: float = 1e-4,
+    seed: int = 0,
+    first: int = 0,
+    batch: int = 64,
+    callback: Callable[[Any], None] | None = None,
+) -> Inversion:
+    """Find the codes behind images: decoded by the same solver, they give the images back.
+
+        codes = model.invert(images, solver="ddim", steps=50)
+        again = codes.decode()
+
+    Args:
+        model: whose codes.
+        images: in [-1, 1], `(count, channels, height, width)`, or a single one without `count`.
+        solver: as in `sample`, and deterministic. It ends at the process's `t_min` unless its words say otherwise, for
+            a last step to clean data has no inverse.
+        steps: 50 by default.
+        method: `exact`, by fixed point to the tolerance; `naive`, one pass of DDIM forwards, which is nearly inverse;
+            or `optimised`, least squares, for any solver.
+        labels: what the images show, as in `sample`; by default what the model was given, or nothing.
+        guidance: weight of classifier-free guidance, 1 by default; strong guidance may have no inverse.
+        noisy: whether noise of the level of the last time is added to the images, and kept with their exact codes. It
+            makes the codes properly Gaussian.
+        tolerance: error allowed in any value of an image, of a range of 2, for exact and optimised codes.
+        seed: of that noise; image i's depends on the seed and `first + i` alone.
+        first: number of the first image.
+        batch: images at a time.
+        callback: told after every round (`execute.Round`) or step of optimisation (`maps.inversion.Record`).
+
+    Returns:
+        The `code`, the `residual` of each image, as measured, what it took, and `decode()`.
+
+    Raises:
+        PushforwardError: no such solver, setting, class or method, a plan that it cannot invert, or images that do not
+            fit the model.
+    """
+    images = as_batch(images)
+    there = diffusion_of(model, back_from(model, solver, steps, 50), labels=labels, guidance=guidance)
+    there.told(len(images))
+    plain = there.plan.solver == "ddim" and not there.noises and model.decoder is None
+    found = [
+        find(there.some(some), images[some], method, seed=seed, first=first + some.start, noisy=noisy,
+             tolerance=tolerance, begin="forward" if plain else "random", callback=callback)
+        for some in _batches(len(images), batch)
+    ]  # fmt: skip
+    if len(found) == 1:
+        return found[0]
+    losses = [one.loss for one in found if one.loss is not None]
+    return Inversion(
+        Code.cat([one.code for one in found]),
+        there,
+        rounds=sum(one.rounds for one in found),
+        decoding=sum(one.decoding for one in found),
+        nfe=torch.cat([one.nfe.cpu() for one in found]),
+        residual=torch.cat([one.residual.cpu() for one in found]),
+        loss=torch.cat(losses) if losses else None,
+    )
+
+
+def encode(
+    model: Model,
+    images: Tensor,
+    *,
+    solver: Solver = "ddim",
+    steps: int | None = None,
+    labels: Given = UNSAID,
+    guidance: float | None = None,
+    independent: bool = False,
+    seed: int = 0,
+    first: int | Sequence[int] = 0,
+    batch: int = 64,
+    callback: Callable[[int], None] | None = None,
+) -> Encoding:
+    """Draw codes of images under a stochastic sampler (DPM-Encoder): decoded again, they give the images.
+
+    Args:
+        model: whose codes.
+        images: in [-1, 1], `(count, channels, height, width)`, or a single one without `count`.
+        solver: as in `sample`, and stochastic: DDIM's eta is 0.1, and the noise of others 1, unless its words say
+            otherwise. It ends at the process's `t_min` by default.
+        steps: 100 by default.
+        labels: what the images show, as in `sample`; by default what the model was given, or nothing.
+        guidance: weight of classifier-free guidance, 1 by default.
+        independent: draw the noisy states one by one ("edit-friendly" codes), not as a path.
+        seed: seed of the states; image i's depend on the seed and its number alone.
+        first: number of the first image, or the number of each.
+        batch: states in a network call.
+        callback: told after every network call how many states it saw.
+
+    Returns:
+        The `code`, what it took, and `decode()`.
+
+    Raises:
+        PushforwardError: no such solver, setting or class, a deterministic plan, or images that do not fit the model.
+    """
+    images = as_batch(images)
+    sampler = back_from(model, solver, steps, 100)
+    sampler = sampler if isinstance(sampler, Plan) else with_noise(sampler)
+    there = diffusion_of(model, sampler, labels=labels, guidance=guidance)
+    return there.encode(images, seed=seed, first=first, independent=independent, rows=batch, callback=callback)
+
+
+@torch.no_grad()
+def decode(
+    model: Model,
+    codes: Code | Encoding | Inversion,
+    *,
+    solver: Solver | None = None,
+    steps: int | None = None,
+    labels: Given = UNSAID,
+    guidance: float | None = None,
+    parallel: AtOnce | None = None,
+    batch: int = 64,
+    callback: Callable[[Any], None] | None = None,
+) -> Tensor:
+    """Make the images behind codes.
+
+    For gradients in the code or the network, decode by `diffusion`.
+
+    Args:
+        model: to decode by.
+        codes: what `invert` or `encode` found, or a bare `Code`.
+        solver: as in `sample`; it may be left out for what this model has found, which knows its own.
+        steps: as in `sample`.
+        labels: as in `sample`; by default those that the codes were found under, or what the model was given, or none.
+        guidance: weight of classifier-free guidance, by default that of the codes, or 1.
+        parallel: take all steps at once, as in `sample`.
+        batch: images at a time.
+        callback: told after every network call or round.
+
+    Returns:
+        Images in [-1, 1], `(count, channels, height, width)`, float32 on the CPU.
+
+    Raises:
+        PushforwardError: no solver is said, and the codes are bare or another model's; or they do not fit the solver.
+    """
+    code = codes if isinstance(codes, Code) else codes.code
+    if solver is not None:
+        made = map_of(model, read(solver, steps=steps), labels=labels, guidance=guidance, parallel=parallel)
+    else:
+        known = None if isinstance(codes, Code) else codes.pushforward
+        if not isinstance(known, Diffusion) or known.model.name != model.name:
+            raise PushforwardError(
+                f"Say by which solver model {model.name!r} is to decode these codes: they are bare, or another model's."
+            )
+        way = diffusion_of(model, read(known.plan, steps=steps), parallel=parallel).parallel
+        made = known.run_by(parallel=way).given(labels, guidance)
+    made.told(len(code))
+    return torch.cat([
+        made.some(some).decode(code[some], callback=callback).float().cpu() for some in _batches(len(code), batch)
+    ])  # fmt: skip
+
+
+def _batches(count: int, batch: int) -> list[slice]:
+    if count < 1 or batch < 1:
+        raise PushforwardError(f"There must be an image or code, and a batch of at least 1; got {count} and {batch}.")
+    return [slice(begin, min(begin + batch, count)) for begin in range(0, count, batch)]

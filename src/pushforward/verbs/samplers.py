@@ -1,0 +1,157 @@
+"""How the verbs read what they are told of a sampler: a solver, its steps, and whether they are taken all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+from torch import Tensor
+
+from pushforward.errors import PushforwardError
+from pushforward.execute import Parallel
+from pushforward.maps.adaptive import AdaptiveDiffusion
+from pushforward.maps.diffusion import Diffusion
+from pushforward.maps.labels import UNSAID, Labels, Unsaid
+from pushforward.maps.spec import SamplerSpec, parse
+from pushforward.model import Model
+from pushforward.plan import Plan
+
+__all__ = ["AtOnce", "Given", "Solver", "as_batch", "back_from", "diffusion", "diffusion_of", "map_of", "plan", "read"]
+
+Solver = str | Plan  # in words, as `gddim:order=2:steps=20`, or ready
+AtOnce = bool | str | Parallel  # the best way, one of `PARALLEL_METHODS`, or one of your own
+Given = Labels | int | Unsaid
+
+_USUAL: Mapping[str, object] = MappingProxyType({})
+
+
+def plan(model: Model, solver: str = "auto", steps: int | None = None) -> Plan:
+    """Make the coefficients of a solver for a model.
+
+    Args:
+        model: for whose process the plan is.
+        solver: in words, as in `sample`.
+        steps: 20 by default.
+
+    Raises:
+        PushforwardError: no such solver or setting, or `rk45`, which chooses its steps as it goes.
+    """
+    return parse(solver, _said(steps=steps)).plan(model)
+
+
+def diffusion(
+    model: Model,
+    solver: Solver = "auto",
+    steps: int | None = None,
+    *,
+    labels: Given = UNSAID,
+    guidance: float | None = None,
+    parallel: AtOnce | None = None,
+) -> Diffusion:
+    """Make the map from Gaussian codes to images beneath all verbs, differentiable and to be run in many ways.
+
+    Args:
+        model: network and process.
+        solver: in words, or a plan, as in `sample`.
+        steps: 20 by default.
+        labels: classes or prompts, as in `sample`.
+        guidance: weight of classifier-free guidance, 1 by default.
+        parallel: take all steps at once, as in `sample`.
+
+    Raises:
+        PushforwardError: no such solver, setting, class or way, or `rk45`, which chooses its steps as it goes.
+    """
+    return diffusion_of(model, read(solver, steps=steps), labels=labels, guidance=guidance, parallel=parallel)
+
+
+def read(
+    solver: Solver,
+    *,
+    steps: int | None = None,
+    start: float | None = None,
+    repeats: int | None = None,
+    usual: Mapping[str, object] = _USUAL,
+) -> SamplerSpec | Plan:
+    """Read a solver with what is said beside it.
+
+    Args:
+        solver: in words, or a plan, of which nothing more can be said.
+        steps: steps of it.
+        start: share of them that is taken.
+        repeats: times that each is taken.
+        usual: settings that are said nowhere.
+
+    Raises:
+        PushforwardError: words of another form, something said twice, or something said beside a plan.
+    """
+    said = _said(steps=steps, start=start, repeats=repeats)
+    if isinstance(solver, str):
+        return parse(solver, said, usual)
+    if said:
+        raise PushforwardError(f"A plan has all its settings already; leave {' and '.join(said)} out.")
+    return solver
+
+
+def diffusion_of(
+    model: Model,
+    sampler: SamplerSpec | Plan,
+    *,
+    labels: Given = UNSAID,
+    guidance: float | None = None,
+    parallel: AtOnce | None = None,
+) -> Diffusion:
+    """The map that a sampler makes of a model, bound to its labels, and run as is said."""
+    spec = SamplerSpec() if isinstance(sampler, Plan) else sampler
+    made = sampler if isinstance(sampler, Plan) else sampler.plan(model)
+    if isinstance(parallel, Parallel):
+        way: Parallel | None = parallel
+    else:
+        named = replace(spec, parallel="preconditioned" if parallel is True else parallel) if parallel else spec
+        way = named.method(made)
+    return Diffusion(model, made, parallel=way).given(labels, guidance)
+
+
+def map_of(
+    model: Model,
+    sampler: SamplerSpec | Plan,
+    *,
+    labels: Given = UNSAID,
+    guidance: float | None = None,
+    parallel: AtOnce | None = None,
+) -> Diffusion | AdaptiveDiffusion:
+    """As `diffusion_of`, and with adaptive steps where the sampler takes them."""
+    if isinstance(sampler, Plan) or not sampler.adaptive:
+        return diffusion_of(model, sampler, labels=labels, guidance=guidance, parallel=parallel)
+    if parallel:
+        raise PushforwardError("Adaptive steps follow one another, never all at once; name a solver, e.g. ddim.")
+    return sampler.diffusion(model).given(labels, guidance)
+
+
+def back_from(model: Model, solver: Solver, steps: int | None, usual: int) -> SamplerSpec | Plan:
+    """The sampler by which images are followed back to codes: it ends at `t_min`, unless its words say otherwise.
+
+    Args:
+        model: whose codes are wanted.
+        solver: in words, or a plan.
+        steps: steps of it.
+        usual: steps where nothing is said.
+
+    Raises:
+        PushforwardError: a solver that always ends in clean data.
+    """
+    sampler = read(solver, steps=steps, usual={"steps": usual, "end": model.process.t_min})
+    if isinstance(sampler, SamplerSpec) and sampler.solver in ("auto", "rk45"):
+        raise PushforwardError(
+            f"The solver {sampler.solver!r} goes on to clean data, from where no way leads back; take ddim, for one."
+        )
+    return sampler
+
+
+def as_batch(images: Tensor) -> Tensor:
+    """A single image as a batch of one."""
+    return images[None] if images.ndim == 3 else images
+
+
+def _said(**settings: object) -> dict[str, object]:
+    return {name: value for name, value in settings.items() if value is not None}

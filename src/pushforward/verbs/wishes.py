@@ -1,0 +1,108 @@
+"""Images that follow a wish, told by an energy: one number per image, low where it is as wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from pushforward.errors import PushforwardError
+from pushforward.guidance import posterior
+from pushforward.guidance.chains import Chains
+from pushforward.guidance.dynamics import Dynamics, Schedule, langevin
+from pushforward.guidance.energies.energy import Energy, Function
+from pushforward.guidance.posterior import Guided
+from pushforward.guidance.steering import STEERINGS, Steering, steered
+from pushforward.maps.code import Code
+from pushforward.maps.labels import UNSAID
+from pushforward.maps.protocol import Pushforward
+from pushforward.model import Model
+from pushforward.verbs.samplers import AtOnce, Given, Solver, diffusion_of, read
+
+__all__ = ["guide", "steer"]
+
+_LANGEVIN, _SCHEDULE = langevin(), Schedule()
+_Steered = TypeVar("_Steered", bound=Model)
+
+
+def guide(
+    model: Model | Pushforward,
+    energy: Energy | Function,
+    dynamics: Dynamics = _LANGEVIN,
+    schedule: Schedule = _SCHEDULE,
+    *,
+    solver: Solver | None = None,
+    steps: int | None = None,
+    labels: Given = UNSAID,
+    guidance: float | None = None,
+    parallel: AtOnce | None = None,
+    chains: int = 16,
+    seed: int = 0,
+    first: int = 0,
+    begin: Code | None = None,
+    resume: Chains | None = None,
+    batch: int = 64,
+    callback: Callable[[Chains], None] | None = None,
+) -> Guided:
+    """Draw images whose energy is low, by Markov chains over their codes: samples of `N(z; 0, I) exp(-E(image(z)))`.
+
+        energy = 5 * energies.classifier(network, "sneaker")
+        model.guide(energy, mala(), Schedule(steps=100), solver="dpm++", steps=4).images
+
+    Args:
+        model: a model, or any map from codes to images, such as a GAN or a `Diffusion`, which has its own solver.
+        energy: `(images, code) -> (count,)` or of the images alone, or a sum of several; see `energies`.
+        dynamics: how the chains move: `langevin`, `mala` or `hmc`.
+        schedule: moves, warm-up, annealing and draws.
+        solver: solver of a model, as in `sample`; `dpm++` by default.
+        steps: steps of the solver, 10 by default: it makes every image that the chains look at.
+        labels: classes or prompts, as in `sample`, one a chain; by default what the model was given, or none.
+        guidance: weight of classifier-free guidance, 1 by default.
+        parallel: take all steps of the solver at once, as in `sample`.
+        chains: how many; they know nothing of one another.
+        seed: of where the chains begin, and of all noise.
+        first: number of the first chain: chain i depends on the seed and `first + i` alone.
+        begin: codes to begin at, one a chain; by default those that `sample` draws, as annealed chains must.
+        resume: chains of an earlier call with the same arguments, to go on with.
+        batch: chains at a time.
+        callback: told at the beginning and after every move.
+
+    Returns:
+        The `images`, their `code`, energies and weights, and the history of the chains.
+
+    Raises:
+        PushforwardError: an energy that gives not one finite number per image with a gradient; chains that diverge;
+            arguments that do not fit together.
+    """
+    if isinstance(model, Model):
+        sampler = read(solver or "dpm++", steps=steps, usual={"steps": 10})
+        made: Pushforward = diffusion_of(model, sampler, labels=labels, guidance=guidance, parallel=parallel)
+    elif any(said is not None for said in (solver, steps, guidance, parallel)) or labels is not UNSAID:
+        raise PushforwardError("A map has its own solver, labels and guidance: bind it to them before it is guided.")
+    else:
+        made = model
+    return posterior.guide(
+        made, energy, dynamics, schedule,
+        chains=chains, seed=seed, first=first, begin=begin, resume=resume, batch=batch, callback=callback,
+    )  # fmt: skip
+
+
+def steer(model: _Steered, energy: Energy | Function, by: str | Steering = "dps") -> _Steered:
+    """Make a model whose every step follows an energy of images: cheaper than `guide`, and no sample of a law.
+
+        model.steer(5 * energies.classifier(network, "sneaker"), by="tfg").sample(16, solver="ddim", steps=50)
+
+    What comes back is a model: it samples with every solver, encodes, translates and inpaints.
+
+    Args:
+        model: of images, or of latents with a decoder that PyTorch differentiates.
+        energy: of images; its weight is the strength.
+        by: a published method (`dps`, `lgd`, `mpgd`, `freedom`, `ugd`, `tfg`), or a `Steering` with your own settings.
+
+    Raises:
+        PushforwardError: no such method; while sampling: an energy that is not finite or has no gradient.
+    """
+    if isinstance(by, str):
+        if by not in STEERINGS:
+            raise PushforwardError(f"Unknown way {by!r} to steer; known are {', '.join(STEERINGS)}.")
+        by = STEERINGS[by]
+    return steered(model, energy, by)

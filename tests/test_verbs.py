@@ -1,0 +1,243 @@
+"""What a model can do: the functions of the front door, which are its methods."""
+
+import inspect
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import pushforward as pf
+from pushforward import model as below
+from pushforward.guidance.energies import near
+from pushforward.linear import VP
+from pushforward.maps.code import Code
+from pushforward.maps.generator import gan
+from pushforward.model.contents import model_digest
+from support.models import SIZE, reading, saved, tiny
+from support.training import TINY, some_data
+
+METHODS = ("sample", "invert", "encode", "decode", "translate", "edit", "inpaint", "guide", "steer", "evaluate")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> pf.Model:
+    return pf.load(saved(VP(), tmp_path_factory.mktemp("models") / "tiny"))
+
+
+@pytest.fixture
+def images(model: pf.Model) -> torch.Tensor:
+    return model.sample(3, steps=4, seed=5).clamp(-1, 1)
+
+
+# -- the model ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_are_the_functions(name: str) -> None:
+    assert vars(pf.Model)[name] is getattr(pf, name)
+    assert inspect.getdoc(getattr(pf, name))
+
+
+@pytest.mark.parametrize("name", [*METHODS, "train"])
+def test_every_argument_is_described(name: str) -> None:
+    function = getattr(pf, name)
+    text = inspect.getdoc(function) or ""
+    for argument in inspect.signature(function).parameters:
+        assert f"\n    {argument}: " in text, argument
+
+
+def test_the_shortest_program() -> None:
+    model = pf.load("fashion-vp")
+    images = model.sample(2, solver="gddim:order=2", steps=20, seed=0)
+    codes = model.invert(images, solver="ddim", steps=20)
+    assert images.shape == (2, 1, 28, 28)
+    assert float((codes.decode() - images).abs().max()) < 1e-3
+
+
+def test_what_is_made_of_a_model_has_the_verbs_too(model: pf.Model) -> None:
+    for one in (model.given("a"), model.to("cpu"), model.given(["a", "b"]).some(slice(1)), replace(model, name="x")):
+        assert type(one) is pf.Model
+    assert isinstance(model, below.Model)
+    lower = below.load(model.info.get("nothing", "fashion-vp"))
+    assert type(lower) is below.Model
+    assert pf.Model.of(model) is model
+    assert model_digest(pf.Model.of(lower)) == model_digest(lower)
+    made = pf.Model("mine", model.process, model.denoiser, model.shape, model.reference, model.classes)
+    assert torch.equal(made.sample(2, steps=2), model.sample(2, steps=2))
+
+
+def test_the_functions_take_models_without_methods() -> None:
+    lower = tiny(VP())
+    assert torch.equal(pf.sample(lower, 2, steps=3), pf.Model.of(lower).sample(2, steps=3))
+
+
+# -- samplers and labels -----------------------------------------------------------------------------------------------
+
+
+def test_samples_are_those_of_the_map_beneath(model: pf.Model) -> None:
+    plan = pf.solvers.gddim(model.process, pf.grid.power(model.process, 5), order=2)
+    expected = pf.Diffusion(model, plan).given("b", 2.0).sample(3, seed=7)
+    for solver, steps in (("gddim:order=2", 5), ("gddim:order=2:steps=5", None), (plan, None)):
+        assert torch.equal(model.sample(3, solver=solver, steps=steps, labels="b", guidance=2.0, seed=7), expected)
+        diffusion = model.diffusion(solver, steps, labels="b", guidance=2.0)
+        assert torch.equal(diffusion.sample(3, seed=7), expected)
+    assert model.plan("gddim:order=2", 5).nfe == plan.nfe
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda m: m.sample(2, solver="ddim:steps=4", steps=5), "give it once"),
+        (lambda m: m.sample(2, solver=m.plan("ddim", 4), steps=5), "leave steps out"),
+        (lambda m: m.sample(2, solver="dddim"), "Unknown solver 'dddim'"),
+        (lambda m: m.sample(2, labels="c"), "no class 'c'"),
+        (lambda m: m.sample(2, parallel="fast"), "Unknown way 'fast'"),
+        (lambda m: m.sample(2, solver="rk45", parallel=True), "never all at once|cannot be taken at once"),
+        (lambda m: m.diffusion("rk45"), "chooses its steps as it goes"),
+        (lambda m: m.invert(torch.zeros(1, 1, SIZE, SIZE), solver="auto"), "no way leads back"),
+        (lambda m: m.decode(Code(torch.zeros(1, 1, SIZE, SIZE))), "Say by which solver"),
+        (lambda m: m.translate(torch.zeros(1, 1, SIZE, SIZE), source="a", target="a"), "Both ends are the same"),
+        (lambda m: m.steer(near(torch.zeros(1, SIZE, SIZE)), by="force"), "Unknown way 'force' to steer"),
+        (lambda m: pf.guide(m.diffusion("ddim", 2), near(torch.zeros(1, SIZE, SIZE)), steps=3), "bind it"),
+    ],
+)
+def test_what_does_not_fit_is_said(model: pf.Model, call, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        call(model)
+
+
+def test_all_steps_at_once_are_the_same_images(model: pf.Model) -> None:
+    plain = model.sample(2, solver="ddim", steps=6)
+    for way in (True, "picard", pf.Parallel(tolerance=1e-5)):
+        torch.testing.assert_close(model.sample(2, solver="ddim", steps=6, parallel=way), plain, atol=1e-3, rtol=1e-3)
+
+
+def test_adaptive_steps_are_a_solver(model: pf.Model) -> None:
+    assert model.sample(2, solver="rk45:tolerance=1e-2").shape == (2, 1, SIZE, SIZE)
+
+
+def test_names_of_classes_are_labels_at_every_verb(model: pf.Model, images: torch.Tensor) -> None:
+    mask = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+    mask[:4] = True
+    energy = near(torch.zeros(1, SIZE, SIZE))
+    moves = pf.Schedule(2)
+    code = model.diffusion("ddim", 3).draw(3)
+    for names, numbers in ((["a", "b", "b"], torch.tensor([0, 1, 1])), ("b", 1)):
+        for verb in (
+            lambda labels: model.sample(3, steps=3, labels=labels),
+            lambda labels: model.invert(images, steps=4, labels=labels).code.start,
+            lambda labels: model.encode(images, steps=4, labels=labels).code.start,
+            lambda labels: model.decode(code, solver="ddim", steps=3, labels=labels),
+            lambda labels: model.inpaint(images, mask, steps=2, labels=labels),
+            lambda labels: model.translate(images, source="a", target=labels, steps=4).images,
+            lambda labels: model.edit(images, source=labels, target="a", steps=4).images,
+            lambda labels: model.guide(energy, schedule=moves, chains=3, steps=2, labels=labels).images,
+        ):
+            assert torch.equal(verb(names), verb(numbers))
+
+
+def test_prompts_are_labels_of_a_model_that_reads() -> None:
+    model = pf.Model.of(reading())
+    red = model.sample(2, steps=2, labels="red")
+    assert torch.equal(red, model.sample(2, steps=2, labels=["red", "red"]))
+    assert model.edit(red[0], "red", "blue", steps=4).images.shape == (1, 3, SIZE, SIZE)
+
+
+# -- codes -------------------------------------------------------------------------------------------------------------
+
+
+def test_codes_decode_again(model: pf.Model, images: torch.Tensor) -> None:
+    inverted = model.invert(images, steps=8, labels="b")
+    encoded = model.encode(images, steps=8, labels="b")
+    for found in (inverted, encoded):
+        assert float((found.decode() - images).abs().max()) < 1e-3
+        assert torch.equal(model.decode(found), found.decode())
+        torch.testing.assert_close(model.decode(found, batch=2), found.decode(), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(model.decode(found, parallel=True), found.decode(), atol=1e-2, rtol=1e-2)
+        assert not torch.equal(model.decode(found, labels="a"), found.decode())
+    with pytest.raises(pf.PushforwardError, match="another model's"):
+        replace(model, name="other").decode(inverted)
+    solver = f"ddim:end={model.process.t_min}"
+    assert torch.equal(model.decode(inverted.code, solver=solver, steps=8, labels="b"), inverted.decode())
+
+
+def test_batches_make_no_difference(model: pf.Model, images: torch.Tensor) -> None:
+    whole, parts = (model.invert(images, steps=6, labels=["a", "b", "a"], batch=n) for n in (64, 2))
+    torch.testing.assert_close(whole.code.start, parts.code.start, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(whole.residual.cpu(), parts.residual, atol=1e-4, rtol=1e-4)
+    assert torch.equal(parts.code.end, whole.code.end.cpu())
+    assert float((parts.decode() - images).abs().max()) < 1e-3
+
+
+@pytest.mark.parametrize("method", ["naive", "optimised"])
+def test_other_inversions_are_methods(model: pf.Model, images: torch.Tensor, method: str) -> None:
+    found = model.invert(images[0], solver="ddim:end=0.01" if method == "naive" else "ddpm", steps=6, method=method)
+    error = (found.decode() - images[:1]).flatten(1)
+    expected = error.abs().amax(1) if method == "naive" else error.norm(dim=1)
+    assert float(found.residual) == pytest.approx(float(expected), rel=1e-3, abs=1e-5)
+
+
+# -- changes -----------------------------------------------------------------------------------------------------------
+
+
+def test_images_are_translated_between_models(model: pf.Model, images: torch.Tensor) -> None:
+    other = pf.Model.of(tiny(VP()))
+    found = model.translate(images, other, start=0.5, steps=6)
+    assert found.images.shape == images.shape
+    assert not torch.equal(found.images, model.translate(images, other, start=1, steps=6).images)
+    same = model.translate(images, source="a", target="b", method="deterministic", solver="ddim:steps=6:start=0.5")
+    assert same.residual is not None
+
+
+def test_what_a_mask_leaves_is_kept(model: pf.Model, images: torch.Tensor) -> None:
+    mask = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+    mask[:4] = True
+    painted = model.inpaint(images, mask, steps=3, repeats=2)
+    assert torch.equal(painted[:, :, 4:], images[:, :, 4:])
+    assert not torch.equal(painted, images)
+
+
+# -- wishes ------------------------------------------------------------------------------------------------------------
+
+
+def test_models_and_other_maps_are_guided(model: pf.Model) -> None:
+    energy, moves = near(torch.zeros(1, SIZE, SIZE)), pf.Schedule(2)
+    found = model.guide(energy, pf.mala(), moves, chains=2, solver="ddim", steps=2)
+    same = pf.guide(model.diffusion("ddim", 2), energy, pf.mala(), moves, chains=2)
+    assert torch.equal(found.images, same.images)
+    drawn = gan(lambda z: z[..., None, None].expand(-1, 1, SIZE, SIZE), 1, name="flat")
+    assert pf.guide(drawn, energy, schedule=moves, chains=2).images.shape == found.images.shape
+
+
+def test_a_steered_model_is_a_model(model: pf.Model) -> None:
+    target = torch.ones(1, SIZE, SIZE)
+    steered = model.steer(near(target), by="mpgd")
+    assert type(steered) is pf.Model
+    plain, pulled = (one.sample(2, solver="ddim", steps=4) for one in (model, steered))
+    assert float((pulled - target).square().mean()) < float((plain - target).square().mean())
+    assert torch.equal(model.steer(near(target), by=pf.Steering(direct=1.0)).sample(2, solver="ddim", steps=4), pulled)
+
+
+# -- training and evaluation -------------------------------------------------------------------------------------------
+
+
+class Halves(torch.nn.Module):
+    """Features: the mean of each half of an image."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.float().flatten(1).unflatten(1, (2, -1)).mean(2)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_trained_model_is_evaluated(tmp_path: Path) -> None:
+    data, config = some_data(100), pf.TrainConfig(steps=2, **TINY)
+    model = pf.train(data, tmp_path / "model", config)
+    assert type(model) is pf.Model
+    assert model.classes == data.classes
+    torch.jit.trace(Halves(), data.images[:1]).save(tmp_path / "halves.pt")
+    rows = model.evaluate(
+        data, ["ddim:steps=2"], features=str(tmp_path / "halves.pt"), out=tmp_path / "runs",
+        settings=pf.Evaluation(count=100, converged=4, resamples=2, batch=50),
+    )  # fmt: skip
+    assert [row.sampler for row in rows] == ["converged", "ddim"]
