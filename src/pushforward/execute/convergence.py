@@ -54,9 +54,9 @@ class Convergence:
         rank: place of each call in the order of dependence, `(calls,)`.
         active: not done and not lost.
         whole: whether there is no order of dependence.
-        windowed: whether only some of the calls are asked at a time, so that moves may grow as new ones come in.
+        window: most calls asked in a round, from the first that is not settled; all by default.
         lost: diverged.
-        finished: done.
+        finished: done; those that are not `active` at first are.
         exact: calls, from the first in order, whose answers are final.
         frontier: calls, from the first in order, that are settled.
         nfe: network evaluations.
@@ -71,7 +71,7 @@ class Convergence:
     rank: Tensor
     active: Tensor
     whole: bool
-    windowed: bool
+    window: int | None
     lost: Tensor
     finished: Tensor
     exact: Tensor
@@ -85,38 +85,42 @@ class Convergence:
     history: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     @classmethod
-    def begin(cls, rank: Tensor, active: Tensor, like: Tensor, *, whole: bool, windowed: bool) -> Convergence:
+    def begin(cls, rank: Tensor, active: Tensor, like: Tensor, *, whole: bool, window: int | None) -> Convergence:
         """Before the first round; sizes are of the dtype of `like`."""
         none, zero = torch.zeros_like(active), torch.zeros_like(active, dtype=torch.long)
         far = torch.where(active, math.inf, 0.0).to(like)
-        return cls(rank, active, whole, windowed, none, none, zero, zero, zero.clone(), far, far, zero)
+        return cls(rank, active, whole, window, none, ~active, zero, zero, zero.clone(), far, far, zero)
 
     @property
     def going(self) -> Tensor:
         """The images that move."""
         return self.active & ~self.lost
 
-    def wanted(self, window: int) -> Tensor:
+    def wanted(self) -> Tensor:
         """The calls to be asked in the next round, `(calls, batch)`."""
         rank = self.rank[:, None]
         wanted = rank >= self.frontier
         if not self.whole:
-            wanted = wanted & (rank < self.frontier + window - (self.frontier > self.exact).long())
+            if self.window is not None:
+                wanted = wanted & (rank < self.frontier + self.window - (self.frontier > self.exact).long())
             wanted = wanted | (rank == self.exact)
         return wanted & self.active
 
     def judge(self, largest: Tensor) -> None:
         """Find out who is lost, and who comes no nearer."""
-        grown = torch.zeros_like(self.active) if self.windowed else largest > GROWTH * self.least
-        self.lost = self.lost | (self.active & (~largest.isfinite() | grown))
+        bad = ~largest.isfinite()
+        if self.window is None:  # as a window moves on, the moves of new calls come in
+            bad = bad | (largest > GROWTH * self.least)
+        self.lost = self.lost | (self.active & bad)
         self.stale = torch.where(largest < 0.9 * self.least, 0, self.stale + 1)
         self.least = torch.minimum(self.least, largest.nan_to_num(math.inf))
 
-    def advance(self, settled: Tensor, window: int) -> None:
+    def advance(self, settled: Tensor) -> None:
         """One more call is exact, and some after it are settled."""
         self.exact = self.exact + self.active.long()
-        reached = torch.minimum(settled, self.frontier + window) if window > 1 else self.exact
-        self.frontier = torch.where(self.active, torch.maximum(reached, self.exact), self.frontier)
+        if self.window is not None:
+            settled = torch.minimum(settled, self.frontier + self.window) if self.window > 1 else self.exact
+        self.frontier = torch.where(self.active, torch.maximum(settled, self.exact), self.frontier)
 
     def close(self, estimate: Tensor, done: Tensor) -> None:
         """End the round with the errors that are left, and the images that are done."""
@@ -165,8 +169,7 @@ def converge(
     point: FixedPoint,
     state: Convergence,
     *,
-    limit: float,
-    window: int,
+    max_rounds: int | None,
     mixing: Mixing | None,
     callback: Callable[[int], None] | None = None,
 ) -> Convergence:
@@ -175,20 +178,21 @@ def converge(
     Args:
         point: what moves.
         state: before the first round; it is changed and returned.
-        limit: most rounds.
-        window: most calls asked in a round.
+        max_rounds: stop there even if images are not done. By default after as many as there are calls, which suffice
+            where these have an order; else after `ROUNDS`, and then images that are not done are lost.
         mixing: how past rounds are used, or not.
         callback: told after every round how many network evaluations it took.
     """
+    limit = min(max_rounds or math.inf, ROUNDS if state.whole else len(state.rank))
     while state.rounds < limit and bool(state.active.any()):
-        wanted = state.wanted(window)
+        wanted = state.wanted()
         point.ask(wanted)
         state.nfe += wanted.sum(0)
         state.rounds += 1
         moves = point.moves(state)
         state.judge(moves.largest)
         if not state.whole:
-            state.advance(point.settled(state, moves), window)
+            state.advance(point.settled(state, moves))
         stack = unexplained = moves.stack
         if mixing is not None:
             stack, unexplained = anderson_step(point.system, point.values, stack, moves.sizes, state.history, mixing,
@@ -199,4 +203,6 @@ def converge(
         state.close(*point.left(state, moves))
         if callback is not None:
             callback(int(wanted.sum()))
+    if state.whole and max_rounds is None:
+        state.lost = state.lost | ~state.finished
     return state

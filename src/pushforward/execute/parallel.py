@@ -24,7 +24,6 @@ References:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
@@ -36,7 +35,7 @@ from torch import Tensor
 from pushforward.denoiser import Ask, Denoiser
 from pushforward.errors import PushforwardError
 from pushforward.execute.anderson import Mixing
-from pushforward.execute.convergence import ROUNDS, Convergence, converge
+from pushforward.execute.convergence import Convergence, converge
 from pushforward.execute.remainder import roundoff
 from pushforward.execute.sequential import Noise, check_start, run
 from pushforward.execute.states import Backwards, Forwards
@@ -278,23 +277,16 @@ def iterate(
     kind, count = Backwards if backwards else Forwards, len(system.asked)
     point = kind(system, denoiser, like, states, answers, constant, tolerance=method.tolerance,
                  max_rows=method.max_rows)  # fmt: skip
-    whole = backwards or system.plan.implicit
-    state = Convergence.begin(
-        torch.arange(count, device=like.device), torch.ones(len(like), dtype=torch.bool, device=like.device), like,
-        whole=whole, windowed=method.window is not None,
-    )  # fmt: skip
+    rank, active = torch.arange(count, device=like.device), torch.ones(len(like), dtype=torch.bool, device=like.device)
+    state = Convergence.begin(rank, active, like, whole=backwards or system.plan.implicit, window=method.window)
 
     def tell(nfe: int) -> None:
         if callback is not None:
             last = partial(_last, system, point.values)
             callback(Round(state.rounds, float(state.residual.max()), int(state.active.sum()), nfe, last))
 
-    converge(point, state, limit=min(method.max_rounds or math.inf, ROUNDS if whole else count),
-             window=method.window or count, mixing=method.mixing, callback=tell)  # fmt: skip
-    diverged = state.lost
-    if system.plan.implicit and not backwards and method.max_rounds is None:
-        diverged = diverged | ~state.finished
-    return Solution(system.unpack(point.values), state.rounds, state.nfe, state.residual, diverged)
+    converge(point, state, max_rounds=method.max_rounds, mixing=method.mixing, callback=tell)
+    return Solution(system.unpack(point.values), state.rounds, state.nfe, state.residual, state.lost)
 
 
 def _last(system: System, states: Tensor) -> Tensor:

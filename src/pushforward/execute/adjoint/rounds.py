@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from pushforward.execute.adjoint.products import Products
 from pushforward.execute.anderson import Mixing
-from pushforward.execute.convergence import ROUNDS, Convergence, Moves, converge
+from pushforward.execute.convergence import Convergence, Moves, converge
 from pushforward.execute.parallel import Round
 from pushforward.execute.remainder import tail
 from pushforward.execute.states import SETTLED
@@ -99,20 +98,15 @@ def solved(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Cotangents of all nodes, and the images for which they diverged, `(batch,)`."""
     point, count = Cotangents(system, products, source, tolerance), len(system.asked)
-    whole = system.plan.implicit
     rank = torch.arange(count, device=source.device).flip(0)  # a product depends on those of later calls
-    state = Convergence.begin(rank, point.active, source, whole=whole, windowed=False)
+    state = Convergence.begin(rank, point.active, source, whole=system.plan.implicit, window=None)
 
     def tell(nfe: int) -> None:
         if callback is not None:
             callback(Round(state.rounds, float(state.residual.max()), int(state.active.sum()), nfe))
 
-    limit = min(max_rounds or math.inf, ROUNDS if whole else count)
-    converge(point, state, limit=limit, window=count, mixing=mixing, callback=tell)
-    lost = state.lost
-    if whole and max_rounds is None:
-        lost = lost | (point.active & ~state.finished)
-    return point.cotangents, lost
+    converge(point, state, max_rounds=max_rounds, mixing=mixing, callback=tell)
+    return point.cotangents, state.lost
 
 
 def damped(system: System, products: Products, source: Tensor, steps: int, tau: float) -> Tensor:
