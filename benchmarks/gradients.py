@@ -186,8 +186,7 @@ def agreement(options: argparse.Namespace, done: dict[str, Any], keep: Keep, ste
     for way, gradient in AGREEMENT.items():
         if way in done and exact is not None:
             continue
-        if isinstance(gradient, Implicit | Phantom):
-            gradient = type(gradient)(**{**vars(gradient), "reference": reference})
+        gradient = gradient.with_reference(reference)
         start, rounds = begun.clone().requires_grad_(), list[Round]()
         last = differentiable(plan, denoiser, start, gradient=gradient, backward=rounds.append)
         loss = (model.images(last) - images).square().sum()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pushforward.errors import PushforwardError
 from pushforward.execute import INVERSE, Noise, Parallel, Round, Solution, encode, invert, parallel, run
-from pushforward.execute.adjoint import Gradient, Implicit, Phantom, differentiable
+from pushforward.execute.adjoint import Gradient, differentiable
 from pushforward.execute.autotune import choose, measured
 from pushforward.execute.distributed import Sharded
 from pushforward.maps.base import ModelMap
@@ -198,8 +198,7 @@ class Diffusion(ModelMap):
         model, start, gradient = self.told(len(code)), self.start(code.start), self.gradient
         if gradient is not None:
             method = None if self.parallel is None else _referenced(self.parallel, model)
-            if isinstance(gradient, Implicit | Phantom) and gradient.reference is None:
-                gradient = replace(gradient, reference=model.gaussian.tempered())
+            gradient = gradient.with_reference(model.gaussian.tempered())
             final = differentiable(self.plan, model.denoiser, start, noise=code.noises, gradient=gradient,
                                    method=method, parameters=self.parameters, callback=callback)  # fmt: skip
             return model.images(self._clean(final, code))
