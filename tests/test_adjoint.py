@@ -262,10 +262,15 @@ def test_an_image_whose_rounds_diverge_is_swept_instead():
             assert relative([f[i]], [e[i]]) < 1e-3
 
 
-def test_implicit_plans_have_implicit_gradients():
-    """Central differences of the converged solve in float64, in start and a weight; there is no order to sweep in."""
+@pytest.mark.parametrize("end", [0.0, 0.05])
+def test_implicit_plans_have_implicit_gradients(end):
+    """Central differences of the converged solve in float64, in start and a weight; there is no order to sweep in.
+
+    A plan that ends above 0 asks at its last node too.
+    """
     process = VP()
-    plan = collocation(process, grid.power(process, 6), order=2, reference=CALIBRATED)
+    plan = collocation(process, grid.power(process, 6, end=end), order=2, reference=CALIBRATED)
+    assert plan.nodes[-1].asks == (end > 0)
     assert plan.implicit
     scale = torch.tensor(1.0).double().requires_grad_()
     mixture = mixture_denoiser(process, 0.5 * normal(3, 1, *FIELD), 0.2)
