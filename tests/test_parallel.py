@@ -313,7 +313,7 @@ def test_a_fitted_gaussian_is_that_of_the_images():
     torch.testing.assert_close(torch.as_tensor(found.mean), mean, rtol=0, atol=0.02)
     halfway = torch.as_tensor(found.tempered().variance)
     torch.testing.assert_close(halfway.square(), torch.as_tensor(found.variance) * found.variance.mean())
-    with pytest.raises(PushforwardError, match="two images"):
+    with pytest.raises(PushforwardError, match="two or more images"):
         fit(mean[None])
 
 
