@@ -25,12 +25,12 @@ from pushforward.errors import PushforwardError
 from pushforward.evaluation.distances import Reference
 from pushforward.evaluation.plots import distance_curves
 from pushforward.evaluation.report import Row, table, too_few
-from pushforward.evaluation.runs import Evaluation, first_images, generate
+from pushforward.evaluation.runs import Evaluation, Run, first_images, generate
 from pushforward.evaluation.samplers import compare, labels_for, prepare
 from pushforward.execute.distributed import join
 from pushforward.maps.spec import SamplerSpec, parse, words
 from pushforward.model import Model, load
-from pushforward.vision.features import feature_net, published_statistics
+from pushforward.vision.features import FeatureNet, feature_net, published_statistics
 
 __all__ = ["evaluate"]
 
@@ -129,13 +129,7 @@ def evaluate(
     in_vain({"steps": alone, "nfe": alone})
     known = _loaded(models)
     images = load_images(data, size=size, channels=channels, split=split, fit=fit)
-    nets = [feature_net(name) for name in features.split(",")]
-    if len({net.name for net in nets}) < len(nets):
-        raise PushforwardError(
-            f"Two feature networks have the same name ({', '.join(net.name for net in nets)}); take one of them."
-        )
-    if statistics is not None and len(nets) != 1:
-        raise PushforwardError(f"Published statistics are of one feature network; {len(nets)} are named.")
+    nets = _nets(features, statistics)
     published = None if statistics is None else {nets[0].name: Reference(*published_statistics(statistics))}
     every = [
         prepare(model, [_fitting(sampler, n, calls, model) for sampler, n, calls in wanted], images, nets, out,
@@ -170,21 +164,37 @@ def evaluate(
         "features": {net.name: net.digest for net in nets},
         **asdict(settings), "rows": [asdict(row) for row in rows],
     }  # fmt: skip
-    text = table(rows)
-    with atomic_path(out / "table.txt") as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
-    with atomic_path(out / "distances.png") as temporary:
-        distance_curves(rows, temporary)
-    for model, runs in zip(known, every, strict=True):
-        versions = [first_images(run, _SHOWN) for run in runs]
-        name = "samplers.png" if len(known) == 1 else f"samplers-{model.name.replace('/', '-')}.png"
-        save_image(sheet(torch.cat(versions), columns=len(versions[0])), out / name)
+    _write(out, rows, known, every)
     write_json(report, str(out / "results.json"))
     write_json(report, json)
     if json != "-":
-        typer.echo(text)
+        typer.echo(table(rows))
     for sentence in () if quiet else too_few(rows):
         typer.echo(f"pushforward: {sentence}", err=True)
+
+
+def _nets(names: str, statistics: Path | None) -> list[FeatureNet]:
+    """The networks to measure by, which have names of their own."""
+    nets = [feature_net(name) for name in names.split(",")]
+    if len({net.name for net in nets}) < len(nets):
+        raise PushforwardError(
+            f"Two feature networks have the same name ({', '.join(net.name for net in nets)}); take one of them."
+        )
+    if statistics is not None and len(nets) != 1:
+        raise PushforwardError(f"Published statistics are of one feature network; {len(nets)} are named.")
+    return nets
+
+
+def _write(out: Path, rows: list[Row], models: list[Model], every: list[list[Run]]) -> None:
+    """The table, the curves, and the first images of every sampler."""
+    with atomic_path(out / "table.txt") as temporary:
+        temporary.write_text(table(rows) + "\n", encoding="utf-8")
+    with atomic_path(out / "distances.png") as temporary:
+        distance_curves(rows, temporary)
+    for model, runs in zip(models, every, strict=True):
+        versions = [first_images(run, _SHOWN) for run in runs]
+        name = "samplers.png" if len(models) == 1 else f"samplers-{model.name.replace('/', '-')}.png"
+        save_image(sheet(torch.cat(versions), columns=len(versions[0])), out / name)
 
 
 def _loaded(names: list[str]) -> list[Model]:
