@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -30,19 +30,19 @@ from pushforward.errors import PushforwardError
 from pushforward.execute import Exact, Gradient, Implicit, Phantom
 from pushforward.guidance.chains import Chains, Record
 from pushforward.guidance.checkpoints import load_chains, load_descents
-from pushforward.guidance.diagnostics import diagnose, plot
-from pushforward.guidance.dynamics import SAMPLERS, Dynamics, Schedule
+from pushforward.guidance.diagnostics import plot
+from pushforward.guidance.dynamics import Dynamics, Schedule
 from pushforward.guidance.energies.energy import Energy
 from pushforward.guidance.energies.parse import ENERGIES, Setting, energy
-from pushforward.guidance.optimisers import OPTIMISERS
-from pushforward.guidance.posterior import Descents, Guided, Prior, best
+from pushforward.guidance.posterior import Descents, Guided, best
 from pushforward.guidance.posterior import guide as run
+from pushforward.guidance.report import report_of, summary
+from pushforward.guidance.samplers import parse_sampler
 from pushforward.guidance.steering import STEERINGS, Steering, steered
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.generator import Generator, is_generator, load_generator
 from pushforward.maps.labels import Labels
-from pushforward.maps.normality import statistics
-from pushforward.maps.spec import SamplerSpec, parse, words
+from pushforward.maps.spec import SamplerSpec, parse
 from pushforward.maps.storage import header, save_codes
 from pushforward.model.contents import contents, model_digest
 
@@ -51,8 +51,6 @@ __all__ = ["guide"]
 _GRADIENTS: Mapping[str, Callable[[], Gradient]] = {"exact": Exact, "implicit": Implicit, "phantom": Phantom}
 _MOVES, _SOLVER = 200, "dpm++:steps=10"
 _FRAMES = 8  # moments that the sheet of chains shows
-_SATURATED = 0.98  # of images: values beyond are black or white
-_MOSTLY = 0.5  # part of the codes that a test rejects, from which it is said; of Gaussian ones it rejects 0.05
 _SHOWN = 16  # chains on that sheet, at most
 
 _ENERGIES = "; ".join(
@@ -138,7 +136,7 @@ def guide(
     if steps is not None:
         typer.echo("pushforward: --steps of guide is called --moves now.", err=True)
         moves = moves or steps
-    how = _method(sampler)
+    how = parse_sampler(sampler)
     _check(how, gan=is_generator(model), place=place, moves=moves, solver=solver, gradient=gradient,
            latent=latent, scheduled=(warm_up, anneal, draws) != (None, 0, 1))  # fmt: skip
     check_outputs({"--json": reports.json}, {"--out": out})
@@ -175,11 +173,11 @@ def guide(
         more = {"seed": seed, "dtype": place.dtype, "size": place.size}
         _write_codes(found, free, model, parse(solver), labels, condition.guidance, more, out)
     report = {
-        **settings, "asked": energies, **_report(found, schedule), "unguided_energy": plain, "seconds": seconds,
+        **settings, "asked": energies, **report_of(found, schedule), "unguided_energy": plain, "seconds": seconds,
         "out": out,
     }  # fmt: skip
     write_json(report, str(out / "report.json"))
-    reports.tell(_summary(report))
+    reports.tell(summary(report))
     reports.write(report)
 
 
@@ -247,44 +245,6 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
     if not all(side.isdecimal() and int(side) for side in sides):
         raise PushforwardError(f"The shape of a code is written as 100 or 100x1x1; got {text!r}.")
     return tuple(map(int, sides))
-
-
-def _method(text: str) -> Dynamics | Steering | dict[str, Any]:
-    """What `--sampler` names: how chains move, how a plan's steps are steered, or the settings of a descent."""
-    name, settings = words(text, "sampler", "hmc:leaps=5")
-    try:
-        if name in SAMPLERS:
-            return SAMPLERS[name](**_fitting(settings, {"leaps": int, "preconditioned": bool}))
-        if name in STEERINGS:
-            return replace(STEERINGS[name], **settings)  # type: ignore[arg-type]
-        if name in OPTIMISERS:
-            unknown = settings.keys() - {"learning_rate", "prior"}
-            if unknown:
-                raise TypeError(", ".join(unknown))
-            prior = settings.pop("prior", "chi")
-            if prior not in (*get_args(Prior), "none"):
-                raise PushforwardError(
-                    f"The prior of a descent is {', '.join(get_args(Prior))} or none; got {prior!r}."
-                )
-            return {"optimiser": name, "prior": None if prior == "none" else prior, **_fitting(settings, {})}
-    except TypeError as error:
-        raise PushforwardError(
-            f"The sampler {name!r} does not take these settings ({text}): {str(error).splitlines()[0]}."
-        ) from error
-    raise PushforwardError(f"Unknown sampler {name!r}; known are {', '.join([*SAMPLERS, *OPTIMISERS, *STEERINGS])}.")
-
-
-def _fitting(settings: Mapping[str, object], kinds: Mapping[str, type]) -> dict[str, Any]:
-    """The settings, if each is of its kind; numbers, where nothing is said.
-
-    Raises:
-        TypeError: one is not.
-    """
-    for name, value in settings.items():
-        kind = kinds.get(name, float)
-        if type(value) is not kind and not (kind is float and type(value) is int):
-            raise TypeError(f"{name} is {value!r}, no {kind.__name__}")
-    return dict(settings)
 
 
 # -- the work ----------------------------------------------------------------------------------------------------------
@@ -436,65 +396,6 @@ def _write_codes(
         return
     tensors = {"start": found.code.start, "noises": found.code.noises}
     save_tensors(path, {name: x for name, x in tensors.items() if x is not None})
-
-
-def _report(found: Guided, schedule: Schedule | None) -> dict[str, Any]:
-    """Energies of the samples, and what chains tell of themselves."""
-    rows = [
-        {
-            "chain": chain,
-            "weight": weight,
-            "energy": total,
-            "energies": {k: float(v[i]) for k, v in found.energies.items()},
-        }
-        for i, (chain, weight, total) in enumerate(
-            zip(found.chain.tolist(), found.weights.tolist(), found.energy.tolist(), strict=True)
-        )
-    ]
-    report: dict[str, Any] = {
-        "count": len(rows), "energy": float((found.weights * found.energy).sum()),
-        "energies": {name: float((found.weights * value).sum()) for name, value in found.energies.items()},
-        "nfe": float(found.nfe.double().mean()),
-    }  # fmt: skip
-    if found.history:
-        report["traces"] = {
-            "energy": [float(record.energy.mean()) for record in found.history],
-            "prior": [float(record.prior.mean()) for record in found.history],
-        }
-    if schedule is not None:
-        said = diagnose(found.history, schedule.warmed)
-        if schedule.anneal:
-            weights = found.weights[-len(found.nfe) :]  # of one draw a chain
-            report["effective_chains"] = float(weights.sum().square() / weights.square().sum())
-        report |= {"acceptance": said.acceptance, "rhat": said.rhat, "ess": said.ess, "verdict": said.verdict,
-                   "step": float(found.history[-1].step.mean())}  # fmt: skip
-    elif found.history:
-        codes = statistics(found.code.variables())
-        report["codes"] = {name: codes[name] for name in ("mean", "std", "p_value", "rejected")}
-        report["saturated"] = float((found.images.abs() > _SATURATED).double().mean())
-    return {**report, "samples": rows}
-
-
-def _summary(report: Mapping[str, Any]) -> str:
-    parts = ", ".join(f"{name} {value:.4g}" for name, value in report["energies"].items())
-    text = f"{report['out']}: {report['count']} samples, mean energy {report['energy']:.4g}"
-    text += f" ({report['unguided_energy']:.4g} without guidance)"
-    text += f" ({parts})" * (len(report["energies"]) > 1)
-    text += f", {report['nfe']:.0f} network evaluations each, {report['seconds']:.1f} s"
-    if "rhat" in report:
-        known = {name: value for name, value in report["rhat"].items() if value is not None}
-        if report["acceptance"] < 1:
-            text += f"; accepted {report['acceptance']:.2f}"
-        if known:
-            text += "; R-hat " + ", ".join(f"{name} {value:.2f}" for name, value in known.items())
-        text += f"; {report['verdict']}"
-    if "codes" in report and report["codes"]["rejected"] > _MOSTLY:
-        text += (
-            f"; {report['codes']['rejected']:.0%} of the codes are no longer Gaussian, and their images may be unlike "
-            f"the model's ({report['saturated']:.0%} of the values are black or white): take fewer steps, a smaller "
-            "weight, or chains (--sampler mala)"
-        )
-    return text
 
 
 def _repeated(labels: Labels, times: int) -> Labels:

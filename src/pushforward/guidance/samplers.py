@@ -1,0 +1,61 @@
+"""Samplers of guided images in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, get_args
+
+from pushforward.errors import PushforwardError
+from pushforward.guidance.dynamics import SAMPLERS, Dynamics
+from pushforward.guidance.optimisers import OPTIMISERS
+from pushforward.guidance.posterior import Prior
+from pushforward.guidance.steering import STEERINGS, Steering
+from pushforward.maps.spec import words
+
+__all__ = ["parse_sampler"]
+
+
+def parse_sampler(text: str) -> Dynamics | Steering | dict[str, Any]:
+    """Read how chains move, how a plan's steps are steered, or the settings of a descent.
+
+    Args:
+        text: the sampler's name with settings after colons, for instance `hmc:leaps=5`.
+
+    Raises:
+        PushforwardError: no such sampler, or it does not take these settings.
+    """
+    name, settings = words(text, "sampler", "hmc:leaps=5")
+    try:
+        if name in SAMPLERS:
+            return SAMPLERS[name](**_fitting(settings, {"leaps": int, "preconditioned": bool}))
+        if name in STEERINGS:
+            return replace(STEERINGS[name], **settings)  # type: ignore[arg-type]
+        if name in OPTIMISERS:
+            unknown = settings.keys() - {"learning_rate", "prior"}
+            if unknown:
+                raise TypeError(", ".join(unknown))
+            prior = settings.pop("prior", "chi")
+            if prior not in (*get_args(Prior), "none"):
+                raise PushforwardError(
+                    f"The prior of a descent is {', '.join(get_args(Prior))} or none; got {prior!r}."
+                )
+            return {"optimiser": name, "prior": None if prior == "none" else prior, **_fitting(settings, {})}
+    except TypeError as error:
+        raise PushforwardError(
+            f"The sampler {name!r} does not take these settings ({text}): {str(error).splitlines()[0]}."
+        ) from error
+    raise PushforwardError(f"Unknown sampler {name!r}; known are {', '.join([*SAMPLERS, *OPTIMISERS, *STEERINGS])}.")
+
+
+def _fitting(settings: Mapping[str, object], kinds: Mapping[str, type]) -> dict[str, Any]:
+    """The settings, if each is of its kind; numbers, where nothing is said.
+
+    Raises:
+        TypeError: one is not.
+    """
+    for name, value in settings.items():
+        kind = kinds.get(name, float)
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise TypeError(f"{name} is {value!r}, no {kind.__name__}")
+    return dict(settings)
