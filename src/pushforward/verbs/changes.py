@@ -43,21 +43,21 @@ def translate(
         model.translate(shoes, source="sneaker", target="ankle boot").images
 
     Args:
-        model: model of the images.
+        model: the model whose data the images are.
         images: in [-1, 1], `(count, channels, height, width)`, or a single one without `count`.
         to: the model of what they become, with states of the same shape; by default the same model.
         source: classes or prompts of the images, as the labels of `sample`; by default what the model was given, or
             none.
-        target: classes or prompts of what they become, likewise.
+        target: classes or prompts of what they become, given in the same way.
         method: `stochastic` codes (CycleDiffusion), `independent` ones ("edit-friendly"), `deterministic` ones (DDIB),
             or `sdedit`, the baseline that takes nothing from the first model.
-        solver: as in `sample`. What its words leave open is chosen for the method: DDIM's eta is 0.1, the noise of
-            others 1, the grid the model's own or uniform.
+        solver: words or a plan, as in `sample`. What its words leave open is chosen for the method: DDIM's eta is 0.1,
+            the noise of others 1, the grid the model's own or uniform.
         steps: 100 by default.
         start: share of the steps that is taken, from the image: more of them change more; 0.85 by default.
         source_guidance: weight of classifier-free guidance when codes are made, 1 by default.
         guidance: the same when they are decoded.
-        seed: of what is drawn; image i's depends on the seed and its number alone.
+        seed: seeds what is drawn; image i depends on the seed and its number alone.
         first: number of the first image, or the number of each.
         batch: states in a network call while codes are drawn.
         callback: told after every network call.
@@ -176,15 +176,15 @@ def inpaint(
         model.inpaint(shoes, heel, labels="ankle boot")
 
     Args:
-        model: of images, not of latents.
+        model: a model of images, not of latents.
         images: in [-1, 1], `(count, channels, height, width)`, or a single one without `count`.
         mask: true where they are painted; broadcasts to the images.
-        solver: as in `sample`.
+        solver: words or a plan, as in `sample`; `ddpm` by default.
         steps: 25 by default.
         repeats: times that each step is taken; with more, the parts agree better. 4 by default.
         labels: classes or prompts of the images, as in `sample`; by default what the model was given, or none.
         guidance: weight of classifier-free guidance, 1 by default.
-        seed: seed of the codes; an image's depends on the seed and its number alone.
+        seed: seeds the codes; that of an image depends on the seed and its number alone.
         first: number of the first image, or the number of each.
         batch: images at a time.
         callback: told after every network call.

@@ -43,7 +43,7 @@ def sample(
         model.sample(4, solver="ddim:eta=0.5:steps=100", labels=["bag", "shirt", "coat", "bag"], guidance=2)
 
     Args:
-        model: to draw from.
+        model: the model to draw from.
         count: how many images.
         solver: a name of `pushforward.SOLVERS` or `rk45` (adaptive steps), with settings after colons if need be:
             `name:setting=value:setting=value`. Settings of all are `steps`, `grid` (its name), `end` (the last time),
@@ -92,9 +92,9 @@ def invert(
         again = codes.decode()
 
     Args:
-        model: whose codes.
+        model: the model whose codes are wanted.
         images: in [-1, 1], `(count, channels, height, width)`, or a single one without `count`.
-        solver: as in `sample`, and deterministic. It ends at the process's `t_min` unless its words say otherwise, for
+        solver: a deterministic one, as in `sample`. It ends at the process's `t_min` unless its words say otherwise:
             a last step to clean data has no inverse.
         steps: 50 by default.
         method: `exact`, by fixed point to the tolerance; `naive`, one pass of DDIM forwards, which is nearly inverse;
@@ -104,7 +104,7 @@ def invert(
         noisy: whether noise of the level of the last time is added to the images, and kept with their exact codes. It
             makes the codes properly Gaussian.
         tolerance: error allowed in any value of an image, of a range of 2, for exact and optimised codes.
-        seed: of that noise; image i's depends on the seed and `first + i` alone.
+        seed: seeds that noise; image i's depends on the seed and `first + i` alone.
         first: number of the first image.
         batch: images at a time.
         callback: told after every round (`execute.Round`) or step of optimisation (`maps.inversion.Record`).
@@ -156,15 +156,15 @@ def encode(
     """Draw codes of images under a stochastic sampler (DPM-Encoder): decoded again, they give the images.
 
     Args:
-        model: whose codes.
+        model: the model whose codes are wanted.
         images: in [-1, 1], `(count, channels, height, width)`, or a single one without `count`.
-        solver: as in `sample`, and stochastic: DDIM's eta is 0.1, and the noise of others 1, unless its words say
+        solver: a stochastic one, as in `sample`: DDIM's eta is 0.1, and the noise of others 1, unless its words say
             otherwise. It ends at the process's `t_min` by default.
         steps: 100 by default.
         labels: what the images show, as in `sample`; by default what the model was given, or nothing.
         guidance: weight of classifier-free guidance, 1 by default.
         independent: draw the noisy states one by one ("edit-friendly" codes), not as a path.
-        seed: seed of the states; image i's depend on the seed and its number alone.
+        seed: seeds the states; those of image i depend on the seed and its number alone.
         first: number of the first image, or the number of each.
         batch: states in a network call.
         callback: told after every network call how many states it saw.
@@ -200,11 +200,12 @@ def decode(
     For gradients in the code or the network, decode by `diffusion`.
 
     Args:
-        model: to decode by.
+        model: the model to decode by.
         codes: what `invert` or `encode` found, or a bare `Code`.
-        solver: as in `sample`; it may be left out for what this model has found, which knows its own.
-        steps: as in `sample`.
-        labels: as in `sample`; by default those that the codes were found under, or what the model was given, or none.
+        solver: words or a plan, as in `sample`; it may be left out for what this model has found, which knows its own.
+        steps: number of steps, as in `sample`.
+        labels: classes or prompts, as in `sample`; by default those that the codes were found under, or
+            what the model was given, or none.
         guidance: weight of classifier-free guidance, by default that of the codes, or 1.
         parallel: take all steps at once, as in `sample`.
         batch: images at a time.

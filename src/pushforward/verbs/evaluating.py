@@ -36,13 +36,13 @@ def evaluate(
         print(pushforward.evaluation.report.table(rows))
 
     Args:
-        model: to evaluate.
+        model: the model to evaluate.
         data: real images of the model's size, as in `train`.
         solvers: one or several, in words as in `sample`.
         features: networks to measure by, one or several: `effnet`, `fashion`, `inception` or TorchScript files.
         settings: how many images, their seed, guidance and all else.
         out: folder in which the images are kept; the same call goes on with an interrupted evaluation.
-        device: device of the networks.
+        device: where the networks run.
         callback: told what was done, and on how many images.
 
     Returns:

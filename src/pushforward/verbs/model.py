@@ -63,10 +63,10 @@ def load(
     Args:
         source: a name (`pushforward models` lists them), a folder that `train` made, or a folder or hub name of a
             `diffusers` model.
-        device: for the network.
-        dtype: of its weights; by default float32.
-        revision: revision of a hub name.
-        size: size of the images of a `diffusers` model in pixels, or their height and width; by default its own.
+        device: where the network runs.
+        dtype: dtype of its weights; by default float32.
+        revision: revision to take from the hub.
+        size: side of the images of a `diffusers` model in pixels, or their height and width; by default its own.
 
     Raises:
         PushforwardError: nothing of that name, or it cannot be read; it makes no images of this size.

@@ -30,8 +30,8 @@ def plan(model: Model, solver: str = "auto", steps: int | None = None) -> Plan:
     """Make the coefficients of a solver for a model.
 
     Args:
-        model: for whose process the plan is.
-        solver: in words, as in `sample`.
+        model: the model whose process the plan is for.
+        solver: its name and settings in words, as in `sample`.
         steps: 20 by default.
 
     Raises:
@@ -53,7 +53,7 @@ def diffusion(
 
     Args:
         model: network and process.
-        solver: in words, or a plan, as in `sample`.
+        solver: its name and settings in words, or a plan, as in `sample`.
         steps: 20 by default.
         labels: classes or prompts, as in `sample`.
         guidance: weight of classifier-free guidance, 1 by default.
@@ -76,11 +76,11 @@ def read(
     """Read a solver with what is said beside it.
 
     Args:
-        solver: in words, or a plan, of which nothing more can be said.
-        steps: steps of it.
-        start: share of them that is taken.
-        repeats: times that each is taken.
-        usual: settings that are said nowhere.
+        solver: words, or a plan, of which nothing more can be said.
+        steps: number of steps.
+        start: share of the steps that is taken.
+        repeats: number of times that each step is taken.
+        usual: settings where nothing is said.
 
     Raises:
         PushforwardError: words of another form, something said twice, or something said beside a plan.
@@ -132,10 +132,10 @@ def back_from(model: Model, solver: Solver, steps: int | None, usual: int) -> Sa
     """The sampler by which images are followed back to codes: it ends at `t_min`, unless its words say otherwise.
 
     Args:
-        model: whose codes are wanted.
-        solver: in words, or a plan.
-        steps: steps of it.
-        usual: steps where nothing is said.
+        model: the model whose codes are wanted.
+        solver: words, or a plan.
+        steps: number of steps.
+        usual: number of steps where nothing is said.
 
     Raises:
         PushforwardError: a solver that always ends in clean data.

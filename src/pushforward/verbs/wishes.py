@@ -53,15 +53,15 @@ def guide(
         energy: `(images, code) -> (count,)` or of the images alone, or a sum of several; see `energies`.
         dynamics: how the chains move: `langevin`, `mala` or `hmc`.
         schedule: moves, warm-up, annealing and draws.
-        solver: solver of a model, as in `sample`; `dpm++` by default.
-        steps: steps of the solver, 10 by default: it makes every image that the chains look at.
-        labels: classes or prompts, as in `sample`, one a chain; by default what the model was given, or none.
+        solver: words or a plan, as in `sample`, for a model; `dpm++` by default.
+        steps: number of steps, 10 by default: the solver makes every image that the chains look at.
+        labels: classes or prompts, as in `sample`, one per chain; by default what the model was given, or none.
         guidance: weight of classifier-free guidance, 1 by default.
         parallel: take all steps of the solver at once, as in `sample`.
         chains: how many; they know nothing of one another.
-        seed: of where the chains begin, and of all noise.
+        seed: seeds where the chains begin, and all noise.
         first: number of the first chain: chain i depends on the seed and `first + i` alone.
-        begin: codes to begin at, one a chain; by default those that `sample` draws, as annealed chains must.
+        begin: codes to begin at, one per chain; by default those that `sample` draws, as annealed chains must.
         resume: chains of an earlier call with the same arguments, to go on with.
         batch: chains at a time.
         callback: told at the beginning and after every move.
@@ -94,8 +94,8 @@ def steer(model: _Steered, energy: Energy | Function, by: str | Steering = "dps"
     What comes back is a model: it samples with every solver, encodes, translates and inpaints.
 
     Args:
-        model: of images, or of latents with a decoder that PyTorch differentiates.
-        energy: of images; its weight is the strength.
+        model: a model of images, or of latents with a decoder that PyTorch differentiates.
+        energy: an energy of images; its weight is the strength.
         by: a published method (`dps`, `lgd`, `mpgd`, `freedom`, `ugd`, `tfg`), or a `Steering` with your own settings.
 
     Raises:
