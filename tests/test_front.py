@@ -127,3 +127,13 @@ def test_a_code_looks_like_its_parts() -> None:
     start = torch.zeros(5, 1, *FIELD)
     one_line(Code(start), "Code(5 of start 1x3x2)")
     one_line(Code(start, torch.zeros(4, *start.shape), end=start), "Code(5 of start 1x3x2, 4 noises, end)")
+
+
+def test_maps_look_like_what_they_are_of(model: pf.Model) -> None:
+    diffusion = model.diffusion("heun", 5)
+    one_line(diffusion, "fashion-vp", "heun", "steps=5", f"nfe={diffusion.plan.nfe}")
+    told = diffusion.given(["bag", "shirt"], 2.0).run_by(parallel=pf.Parallel(), gradient=pf.Implicit())
+    one_line(told, "conditions=2", "guidance=2", "parallel=Parallel", "gradient=Implicit")
+    one_line(pf.AdaptiveDiffusion(model, 1e-3), "AdaptiveDiffusion(fashion-vp, tolerance=0.001)")
+    drawn = pf.gan(lambda z: z[..., None, None].expand(-1, 1, *FIELD), 1, name="flat")
+    one_line(drawn, "Generator(flat, latents=1, images=1x3x2)")
