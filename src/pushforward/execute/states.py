@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,7 @@ SLOW = (0.75, 0.9)  # between these the rate of an inversion is believed
 COARSE = 1.0  # deviations; moves as large are rounded in digits that matter
 
 
+@dataclass(eq=False)
 class _Stack:
     """States and answers, and the network that gives these.
 
@@ -23,28 +26,33 @@ class _Stack:
         system: the plan's.
         denoiser: the network.
         like: a batch of states.
-        states: a stack as in `System`.
+        values: the states, a stack as in `System`.
         answers: a stack as in `System`; changed in place.
         constant: a stack as in `System`.
         tolerance: error allowed in an image.
         max_rows: most states in one network call.
     """
 
-    def __init__(
-        self, system: System, denoiser: Denoiser, like: Tensor, states: Tensor, answers: Tensor, constant: Tensor, *,
-        tolerance: float, max_rows: int | None,
-    ) -> None:  # fmt: skip
-        self.system, self.values, self.answers, self.constant = system, states, answers, constant
-        self._ask: Ask = denoiser.at(system.plan.process, system.plan.asked_times, like)
-        self._nodes = torch.tensor(system.asked, device=like.device)
-        self._every = torch.arange(system.size, device=like.device)[:, None]
-        self._tolerance, self._max_rows = tolerance, max_rows
+    system: System
+    denoiser: Denoiser
+    like: Tensor
+    values: Tensor
+    answers: Tensor
+    constant: Tensor
+    tolerance: float
+    max_rows: int | None
+
+    def __post_init__(self) -> None:
+        plan, device = self.system.plan, self.like.device
+        self._ask: Ask = self.denoiser.at(plan.process, plan.asked_times, self.like)
+        self._nodes = torch.tensor(self.system.asked, device=device)
+        self._every = torch.arange(self.system.size, device=device)[:, None]
 
     def ask(self, wanted: Tensor) -> None:
         """Put answers into the stack where `wanted (calls, batch)`."""
         k, image = wanted.nonzero(as_tuple=True)
         by_image, into = self.system.by_image(self.values), self.system.by_image(self.answers)
-        for some in torch.arange(len(k), device=k.device).split(self._max_rows or len(k)):
+        for some in torch.arange(len(k), device=k.device).split(self.max_rows or len(k)):
             at, of = self._nodes[k[some]], image[some]
             rows = by_image[:, at, :, of]  # advanced indices come first: (rows, frequencies, k, rest)
             u = self.system.unpack_rows(rows)
@@ -56,13 +64,11 @@ class Forwards(_Stack):
 
     backwards = False
 
-    def __init__(
-        self, system: System, denoiser: Denoiser, like: Tensor, states: Tensor, answers: Tensor, constant: Tensor, *,
-        tolerance: float, max_rows: int | None,
-    ) -> None:  # fmt: skip
-        super().__init__(system, denoiser, like, states, answers, constant, tolerance=tolerance, max_rows=max_rows)
-        self._remainder = Remainder(system, len(like), roundoff(denoiser, like))
-        self._enough = min(tolerance, LINEAR)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        like = self.like
+        self._remainder = Remainder(self.system, len(like), roundoff(self.denoiser, like))
+        self._enough = min(self.tolerance, LINEAR)
         self._seen = torch.zeros(len(like), dtype=torch.bool, device=like.device)  # the last call was made
         self._first = 1
 
@@ -162,4 +168,4 @@ class Backwards(_Stack):
         state.shrinking.append(moves.largest)
         rate = (moves.largest / before).clamp(*SLOW).nan_to_num(SLOW[1])
         estimate = moves.largest * rate / (1 - rate)
-        return estimate, estimate <= self._tolerance
+        return estimate, estimate <= self.tolerance

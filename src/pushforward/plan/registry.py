@@ -11,39 +11,25 @@ from torch import Tensor
 
 from pushforward.errors import PushforwardError
 from pushforward.linear import Gaussian, Process
+from pushforward.plan import solvers
 from pushforward.plan.plan import Plan
 from pushforward.plan.recurrence import repeated
 from pushforward.plan.runge_kutta import TABLEAUX
-from pushforward.plan.solvers import (
-    auto,
-    bdia,
-    collocation,
-    ddim,
-    ddpm,
-    dpm_solver_pp,
-    euler_maruyama,
-    exponential,
-    gddim,
-    o_belm,
-    runge_kutta,
-    sscs,
-    unipc,
-)
 
 SOLVERS: dict[str, Callable[..., Plan]] = {
-    "auto": auto,
-    "ddim": ddim,
-    "ddpm": ddpm,
-    "gddim": gddim,
-    "exponential": exponential,
-    "dpm++": dpm_solver_pp,
-    "unipc": unipc,
-    "o-belm": o_belm,
-    "bdia": bdia,
-    "collocation": collocation,
-    "euler-maruyama": euler_maruyama,
-    "sscs": sscs,
-    **{name: partial(runge_kutta, tableau=name) for name in TABLEAUX},
+    "auto": solvers.auto,
+    "ddim": solvers.ddim,
+    "ddpm": solvers.ddpm,
+    "gddim": solvers.gddim,
+    "exponential": solvers.exponential,
+    "dpm++": solvers.dpm_solver_pp,
+    "unipc": solvers.unipc,
+    "o-belm": solvers.o_belm,
+    "bdia": solvers.bdia,
+    "collocation": solvers.collocation,
+    "euler-maruyama": solvers.euler_maruyama,
+    "sscs": solvers.sscs,
+    **{name: partial(solvers.runge_kutta, tableau=name) for name in TABLEAUX},
 }
 
 
