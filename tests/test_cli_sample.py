@@ -135,6 +135,21 @@ def test_parallel_alone_is_the_best_method(folder, tmp_path, monkeypatch, rest):
     assert json.loads((tmp_path / "report.json").read_text())["parallel"] == "plain"
 
 
+def test_a_check_runs_step_by_step_whichever_way_the_solver_names(folder, tmp_path, monkeypatch):
+    """Not all at once for a second time, which would find no error whatever the images are."""
+    ran = []
+    sample = Diffusion.sample
+    monkeypatch.setattr(Diffusion, "sample", lambda self, *a, **k: ran.append(self.parallel) or sample(self, *a, **k))
+    solver = "ddim:steps=4:parallel=preconditioned"
+    result = invoke("sample", folder, "--solver", solver, "--count", 2, "--check", "--out", tmp_path / "x.png", "-q",
+                    "--json", tmp_path / "report.json")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert ran == [None]
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["parallel"] == "preconditioned"
+    assert report["relative_error"]["worst"] <= report["tolerance"]
+
+
 def test_what_cannot_be_checked_is_refused_before_the_work(folder, tmp_path, monkeypatch):
     """An implicit plan has no step by step."""
     monkeypatch.setattr(Diffusion, "solved", lambda *_, **__: pytest.fail("the work began"))

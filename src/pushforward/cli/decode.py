@@ -23,7 +23,7 @@ from pushforward.cli._shared.options import (
     ReportOptions,
     grouped,
 )
-from pushforward.data.pictures import check_suffix, picture_suffixes, save_image, sheet
+from pushforward.data.pictures import check_suffix, picture_suffixes, save_each, save_image, sheet
 
 __all__ = ["decode"]
 
@@ -68,8 +68,7 @@ def decode(
     seconds = time.perf_counter() - began
     save_image(sheet(images), out)
     if each is not None:
-        for i, image in enumerate(images):
-            save_image(sheet(image[None], smallest=0), each / f"{i:05d}.png")
+        save_each(images, each)
     count = f"{len(images)} image{'s' if len(images) > 1 else ''}"
     reports.tell(f"{out}: {count}, {plan.nfe} network evaluations each, {seconds:.1f} s")
     reports.write({

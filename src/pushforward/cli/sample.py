@@ -28,7 +28,7 @@ from pushforward.cli._shared.options import (
     grouped,
 )
 from pushforward.cli._shared.report import progress, waiting
-from pushforward.data.pictures import check_suffix, picture_suffixes, save_animation, save_image, sheet
+from pushforward.data.pictures import check_suffix, picture_suffixes, save_animation, save_each, save_image, sheet
 from pushforward.errors import PushforwardError
 from pushforward.execute import PARALLEL_METHODS, Parallel, Progress, Round
 from pushforward.execute.distributed import join
@@ -133,10 +133,13 @@ def sample(
         images, measured = _one_by_one(diffusion, count, asked, watch, quiet=reports.quiet)
     measured["seconds"] = time.perf_counter() - started
     over = 0
-    if check and method is not None:
-        compared = _compared(diffusion, images, asked, method.tolerance, quiet=reports.quiet)
-        over = compared.pop("over")
-        measured |= {**compared, "speedup": compared["speedup"] / measured["seconds"]}
+    if check and method is not None and isinstance(diffusion, Diffusion):
+        started = time.perf_counter()
+        expected, _ = _one_by_one(diffusion.run_by(parallel=None), count, asked, watch, quiet=reports.quiet)
+        measured["speedup"] = (time.perf_counter() - started) / measured["seconds"]
+        errors = _relative_errors(images, expected)
+        measured["relative_error"] = {"median": errors.median().item(), "worst": errors.max().item()}
+        over = int((~(errors <= method.tolerance)).sum())
     if not main:
         return
     _write(network, images, out, each, animate, frames, batch)
@@ -210,20 +213,10 @@ def _at_once(diffusion: Diffusion, count: int, asked: dict[str, Any], *, quiet: 
     }
 
 
-def _compared(
-    diffusion: Diffusion | AdaptiveDiffusion, images: Tensor, asked: dict[str, Any], tolerance: float, *, quiet: bool
-) -> dict[str, Any]:
-    """How far images are from those of step after step, how many too far, and the seconds that those took."""
-    started = time.perf_counter()
-    expected, _ = _one_by_one(diffusion, len(images), asked, lambda _: None, quiet=quiet)
-    seconds = time.perf_counter() - started
+def _relative_errors(images: Tensor, expected: Tensor) -> Tensor:
+    """How far each image is from what it should be, in parts of its size, `(count,)`."""
     size = expected.flatten(1).norm(dim=1).clamp_min(torch.finfo(expected.dtype).tiny)
-    errors = (images - expected).flatten(1).norm(dim=1) / size
-    return {
-        "relative_error": {"median": errors.median().item(), "worst": errors.max().item()},
-        "over": int((~(errors <= tolerance)).sum()),
-        "speedup": seconds,
-    }
+    return (images - expected).flatten(1).norm(dim=1) / size
 
 
 def _check_at_once(plan: Plan | None, parallel: str | None, given: list[str]) -> None:
@@ -270,8 +263,7 @@ def _write(
 ) -> None:
     save_image(sheet(images), out)
     if each is not None:
-        for i, image in enumerate(images):
-            save_image(sheet(image[None], smallest=0), each / f"{i:05d}.png")
+        save_each(images, each)
     if animate is not None:
         save_animation(_pictures(network, frames, images[:batch]), animate)
 

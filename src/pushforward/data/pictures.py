@@ -99,6 +99,12 @@ def read_mask(path: Path, read: Callable[[Path], Tensor]) -> Tensor:
     return white
 
 
+def save_each(images: Tensor, folder: Path) -> None:
+    """Write every image `(count, channels, height, width)` in [-1, 1] as a PNG of its own, numbered from 0."""
+    for i, image in enumerate(images):
+        save_image(sheet(image[None], smallest=0), folder / f"{i:05d}.png")
+
+
 def save_image(picture: Image.Image, path: str | os.PathLike[str], text: Mapping[str, str] | None = None) -> None:
     """Write a picture atomically, in the format of the path's suffix.
 
