@@ -221,6 +221,7 @@ def test_no_result_replaces_another_or_an_input(
         ("translate", ["--negative", "c", "--source-prompt", "a", "--target-prompt", "b"]),
         ("edit", ["--source-guidance", "2", "--method", "sdedit"]),
         ("evaluate", ["--steps", "5", "--solvers", "rk45"]),
+        ("evaluate", ["--nfe", "5", "--solver", "heun:steps=3,rk45"]),
         ("guide", ["--label", "bag", "--label", "coat", "--chains", "1"]),
         ("guide", ["--negative", "b", "--prompt", "a"]),
     ],

@@ -125,7 +125,7 @@ def evaluate(
     where = pick_device(device)
     settings = Evaluation(count, seed, guidance, batch, converged, resamples, precision, compiled)
     wanted = _samplers(solvers, steps, nfe)
-    alone = "rk45 chooses its steps" if all(sampler.solver == "rk45" for sampler, _, _ in wanted) else None
+    alone = "each solver has its own steps" if all(number is None for _, number, _ in wanted) else None
     in_vain({"steps": alone, "nfe": alone})
     known = _loaded(models)
     images = load_images(data, size=size, channels=channels, split=split, fit=fit)
@@ -206,26 +206,24 @@ def _loaded(names: list[str]) -> list[Model]:
     return [replace(m, name=name) if own.count(m.name) > 1 else m for m, name in zip(models, names, strict=True)]
 
 
-def _samplers(solvers: list[str], steps: str | None, nfe: str | None) -> list[tuple[SamplerSpec, int, bool]]:
-    """Every solver with every number of steps, or of network calls; one that says its steps with those alone."""
+def _samplers(solvers: list[str], steps: str | None, nfe: str | None) -> list[tuple[SamplerSpec, int | None, bool]]:
+    """Every solver with every number of steps, or of network calls; `None` for one that has steps of its own."""
     if steps is not None and nfe is not None:
         raise PushforwardError("Give --steps or --nfe, not both.")
     numbers = _numbers(nfe or steps or "20")
-    result = []
+    result: list[tuple[SamplerSpec, int | None, bool]] = []
     for text in ",".join(solvers).split(","):
         sampler = parse(text)
-        if "steps" in words(text, "solver", "ddim:steps=10")[1]:
-            result.append((sampler, sampler.steps, False))
-            continue
-        result += [(sampler, n, nfe is not None) for n in (numbers if sampler.solver != "rk45" else numbers[:1])]
+        own = sampler.adaptive or "steps" in words(text, "solver", "ddim:steps=10")[1]
+        result += [(sampler, None, False)] if own else [(sampler, n, nfe is not None) for n in numbers]
     return result
 
 
-def _fitting(sampler: SamplerSpec, number: int, calls: bool, model: Model) -> SamplerSpec:
+def _fitting(sampler: SamplerSpec, number: int | None, calls: bool, model: Model) -> SamplerSpec:
     """The sampler with its steps."""
-    if sampler.solver != "rk45":  # which chooses its steps
-        sampler = sampler.calling(model, number) if calls else replace(sampler, steps=number)
-    return sampler
+    if number is None:
+        return sampler
+    return sampler.calling(model, number) if calls else replace(sampler, steps=number)
 
 
 def _numbers(text: str) -> list[int]:
