@@ -68,6 +68,7 @@ if TYPE_CHECKING:  # the table below once more, for editors and type checkers
         edit,
         encode,
         evaluate,
+        from_pipeline,
         guide,
         inpaint,
         invert,
@@ -86,8 +87,8 @@ __all__ = [
     "Gaussian", "Generator", "Implicit", "Langevin", "Model", "Network", "Parallel", "Phantom", "Plan", "Process",
     "Pushforward", "PushforwardError", "PushforwardScheduler", "Schedule", "Skeleton", "Steering", "TrainConfig",
     "best", "consistency", "data", "decode", "denoiser", "edit", "encode", "energies", "errors", "evaluate",
-    "evaluation", "execute", "gan", "grid", "guidance", "guide", "hmc", "inpaint", "integrations", "invert",
-    "langevin", "linear", "load", "load_generator", "mala", "maps", "model", "plan", "process_from_config",
+    "evaluation", "execute", "from_pipeline", "gan", "grid", "guidance", "guide", "hmc", "inpaint", "integrations",
+    "invert", "langevin", "linear", "load", "load_generator", "mala", "maps", "model", "plan", "process_from_config",
     "sample", "solvers", "steer", "steered", "stylegan", "train", "training", "translate", "translation", "verbs",
     "vision",
 ]  # fmt: skip
@@ -112,7 +113,7 @@ _HOMES = {
     "evaluation.runs": "Evaluation",
     "training.trainer": "TrainConfig",
     "integrations.diffusers": "PushforwardScheduler",
-    "verbs": "Model decode edit encode evaluate guide inpaint invert load sample steer train translate",
+    "verbs": "Model decode edit encode evaluate from_pipeline guide inpaint invert load sample steer train translate",
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 _MODULES = {name: name for name in __all__ if name not in _HOME} | {"energies": "guidance.energies"}

@@ -160,8 +160,7 @@ class ModelMap(ABC):
 
     @property
     def _place(self) -> torch.device | str:
-        parameters = () if self.model.module is None else self.model.module.parameters()
-        return self.device or next((p.device for p in parameters), torch.device("cpu"))
+        return self.device or self.model.device
 
     def _check_code(self, code: Code) -> None:
         given = 0 if code.noises is None else len(code.noises)

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor, nn
 
 from pushforward.data.files import digest
@@ -68,7 +69,8 @@ def contents(value: object) -> Any:
     - a function: what it closes over and its defaults, and if it comes from no installed package also its code and the
       globals that the code names;
     - a dataclass: its fields; another object of this package or the user's: its attributes;
-    - an object of another library: only its class, except for tokenizers.
+    - an object of this package with a method `contents`: what that returns;
+    - an object of another library: only its class, except for tokenizers and pictures.
     """
     return _contents(value, {})
 
@@ -88,6 +90,10 @@ def _made_of(value: Any, seen: dict[int, tuple[object, Any]]) -> Any:
     def of(part: object) -> Any:
         return _contents(part, seen)
 
+    if callable(own := getattr(type(value), "contents", None)):
+        return [_name(type(value)), of(own(value))]
+    if isinstance(value, Image):
+        return [value.mode, np.asarray(value)]
     match value:
         case nn.Module():
             return _of_module(value, seen)

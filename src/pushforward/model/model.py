@@ -16,7 +16,7 @@ from pushforward.errors import FarOutside, PushforwardError
 from pushforward.linear import POINT, Gaussian, Process
 from pushforward.model.backbone import Backbone
 from pushforward.model.network import Network
-from pushforward.model.prompts import Prompted, TextEncoder, prompted
+from pushforward.model.prompts import Guided, Prompted, TextEncoder, prompted
 from pushforward.model.tokens import tokens, warn_of_lost_words
 
 FAR = 100.0  # deviations of the data
@@ -100,6 +100,14 @@ class Model:
         """Number of the network's parameters."""
         return sum(p.numel() for p in self.module.parameters()) if self.module is not None else 0
 
+    @property
+    def device(self) -> torch.device:
+        """Where its network works."""
+        if isinstance(self.module, Guided):
+            return self.module.device
+        parameters = () if self.module is None else self.module.parameters()
+        return next((p.device for p in parameters), torch.device("cpu"))
+
     def state_shape(self, batch: int) -> tuple[int, ...]:
         """Return the shape of `batch` states, `(batch, k * channels, *field)`."""
         return (batch, self.process.blocks * self.shape[0], *self.shape[1:])
@@ -148,8 +156,18 @@ class Model:
         if condition is None and self.conditions:
             network = self.denoiser
             assert isinstance(network, Network)
-            return self if guidance is None else replace(self, denoiser=network.given(network.condition, guidance))
-        guidance = 1.0 if guidance is None else guidance
+            if guidance is None:
+                return self
+            if isinstance(network.module, Guided):
+                return replace(self, denoiser=replace(network, module=network.module.guided(guidance, self.negative)))
+            return replace(self, denoiser=network.given(network.condition, guidance))
+        if isinstance(self.denoiser, Network) and isinstance(self.denoiser.module, Guided):
+            own = self.denoiser.module.guided(guidance, self.negative if self.text is not None else "")
+            return replace(self, denoiser=replace(self.denoiser, module=own))._conditioned(condition, 1.0)
+        return self._conditioned(condition, 1.0 if guidance is None else guidance)
+
+    def _conditioned(self, condition: Tensor | Sequence[str] | Sequence[int] | None, guidance: float) -> Self:
+        """Return this model under a condition, if one is given, with this weight of guidance."""
         if self.text is not None:
             return self._prompted(condition, guidance)
         if isinstance(condition, Sequence) and self.classes:
@@ -196,6 +214,11 @@ class Model:
             raise PushforwardError(
                 f"Guidance {guidance:g} has no effect on model {self.name!r} without a prompt. Leave guidance at 1."
             )
+        if isinstance(network.module, Guided):
+            if condition is None:
+                return self
+            own, numbers = network.module.told(prompts)
+            return replace(self, denoiser=replace(network, module=own).given(numbers))
         bare = network.module.network if isinstance(network.module, Prompted) else network.module
         module, rows = prompted(bare, text, prompts, self.negative)
         told = replace(network, module=module, unconditional=torch.zeros(1, dtype=torch.long))

@@ -7,13 +7,29 @@ row, so executors pass on plain numbers, and every prompt is encoded once, whate
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Prompted", "TextEncoder", "prompted"]
+__all__ = ["Guided", "Prompted", "TextEncoder", "prompted"]
 
-TextEncoder = Callable[[Sequence[str]], tuple[Tensor, ...]]  # prompts to tensors with one row per prompt
+TextEncoder = Callable[[Sequence[str]], tuple[Any, ...]]  # prompts to tensors with one row per prompt
+
+
+@runtime_checkable
+class Guided(Protocol):
+    """A network with guidance of its own, which encodes its prompts itself."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it works."""
+
+    def told(self, subjects: Sequence[str]) -> tuple[nn.Module, Tensor]:
+        """Return the network for these prompts, and the number of each, which is its condition, `(prompts,)`."""
+
+    def guided(self, guidance: float | None, negative: str = "") -> nn.Module:
+        """Return the network with another weight of its guidance, if one is given, or with a negative prompt."""
 
 
 class Prompted(nn.Module):

@@ -265,9 +265,15 @@ def asked_timesteps(
             raise PushforwardError(f"Unknown timestep spacing {spacing!r}; use leading, linspace or trailing.")
 
 
+def own(process: Process, steps: int, *, times: Callable[[int], Tensor], end: float = 0.0) -> Tensor:  # noqa: ARG001
+    """Take the times that a model's pipeline takes for so many steps, and end at `end`."""
+    placed = times(steps)
+    return torch.cat([placed[placed > end + 1e-12], torch.tensor([end], dtype=torch.float64)])
+
+
 GRIDS: dict[str, Callable[..., Tensor]] = {
     "uniform": uniform, "power": power, "log-snr": log_snr, "karras": karras, "angle": angle, "shifted": shifted,
-    "levels": levels, "timesteps": timesteps,
+    "levels": levels, "timesteps": timesteps, "own": own,
 }  # fmt: skip
 
 

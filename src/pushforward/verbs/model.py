@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ from pushforward.verbs.evaluating import evaluate
 from pushforward.verbs.samplers import diffusion, plan
 from pushforward.verbs.wishes import guide, steer
 
-__all__ = ["Model", "load"]
+__all__ = ["Model", "from_pipeline", "load"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -72,3 +73,29 @@ def load(
         PushforwardError: nothing of that name, or it cannot be read; it makes no images of this size.
     """
     return Model.of(below.load(source, device=device, dtype=dtype, revision=revision, size=size))
+
+
+def from_pipeline(pipe: Any, **call: Any) -> Model:
+    """Make a model of any pipeline of `diffusers` as it is in memory, with its LoRA, control networks and offloading.
+
+        pipe = DiffusionPipeline.from_pretrained("black-forest-labs/FLUX.1-dev", torch_dtype=torch.bfloat16).to("cuda")
+        model = pushforward.from_pipeline(pipe, prompt="a fox in the snow", height=512, width=512)
+        images = model.sample(2, solver="ddim", steps=28, parallel=True)
+        code = model.invert(images, solver="ddim", steps=28)
+
+    Nothing is copied, and the pipeline can be used as before. It is called some ten times with few steps, to find out
+    how many states can be asked about at a time, and to check that its answers depend on state and time alone.
+
+    Args:
+        pipe: the pipeline.
+        **call: arguments that the pipeline would be called with, but for those that are a sampler's: `prompt`,
+            `image`, `control_image`, `height`, `guidance_scale` and so on. A `generator` seeds what the pipeline draws
+            for its conditions. `Model.given` changes prompt (or class) and guidance.
+
+    Raises:
+        PushforwardError: `diffusers` is not installed; the pipeline takes no such argument, or raises an error; or it
+            cannot be asked about single states and times. The sentence names what is in the way.
+    """
+    from pushforward.model.diffusers.pipeline import from_pipeline as read
+
+    return Model.of(read(pipe, **call))

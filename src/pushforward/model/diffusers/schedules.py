@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
@@ -63,13 +63,14 @@ class Schedule:
     shift: float = 0.0
 
 
-def read_schedule(config: Settings, path: Path, tokens: int | None = None) -> Schedule:
+def read_schedule(config: Settings, path: Path | str, tokens: int | None = None, scheduler: Any = None) -> Schedule:
     """Read the schedule that a scheduler's file describes, with its class's defaults for what is left out.
 
     Args:
         config: the scheduler's configuration.
-        path: the file that it was read from, for messages.
+        path: the file that it was read from, or what it is, for messages.
         tokens: number of tokens per image, if the grid depends on it (`use_dynamic_shifting`).
+        scheduler: the scheduler itself, if there is one: of an unknown one, its table `alphas_cumprod` is read.
 
     Raises:
         PushforwardError: the scheduler or one of its settings is unknown.
@@ -79,6 +80,8 @@ def read_schedule(config: Settings, path: Path, tokens: int | None = None) -> Sc
         raise PushforwardError(
             f"{path} belongs to a consistency model, not a diffusion; open it with pushforward.load_generator."
         )
+    if name not in READERS and getattr(scheduler, "alphas_cumprod", None) is not None:
+        return _tabled(config, scheduler)
     if name not in READERS:
         raise PushforwardError(f"{path} describes a {name}, which cannot be read here; known are {', '.join(READERS)}.")
     cls = getattr(import_diffusers(), str(name), None)
@@ -95,6 +98,17 @@ def read_schedule(config: Settings, path: Path, tokens: int | None = None) -> Sc
         raise
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise PushforwardError(f"{path} has a setting that cannot be read: {reason(error)}.") from error
+
+
+def _tabled(settings: Settings, scheduler: Any) -> Schedule:
+    """Read the table of any scheduler that has one."""
+    process = Discrete(tuple(scheduler.alphas_cumprod.double().tolist()))
+    network = {
+        "prediction": _prediction({"prediction_type": "epsilon", **settings}),
+        "time_scale": float(process.timesteps),
+        "time_shift": -1.0,
+    }
+    return Schedule(process, {**network, **_bounds(settings)}, {})
 
 
 _PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample", "flow_prediction": "velocity"}
@@ -242,6 +256,12 @@ def _edm(settings: Settings) -> Schedule:
     return Schedule(process, {**network, **_bounds(settings)}, {**grid, "end": end}, reference, gain=gain)
 
 
+def _cosine(settings: Settings) -> Schedule:
+    """Read Stable Audio's scheduler: EDM with v for the residual, told the angle of the noise level."""
+    schedule = _edm({"sigma_schedule": "exponential", "rho": 7.0, **settings})
+    return replace(schedule, network={**schedule.network, "clock": lambda t: t.atan() / math.pi * 2})
+
+
 def _flow(settings: Settings) -> Schedule:
     """Read a flow on straight lines. Settings that bend the grid's times do not bend those passed to the network."""
     for key, why in (
@@ -336,6 +356,7 @@ READERS: dict[str, Callable[[Settings], Schedule]] = {
     "ScoreSdeVeScheduler": _score,
     "EDMEulerScheduler": _edm,
     "EDMDPMSolverMultistepScheduler": _edm,
+    "CosineDPMSolverMultistepScheduler": _cosine,
     "FlowMatchEulerDiscreteScheduler": _flow,
     "FlowMatchHeunDiscreteScheduler": _flow,
 }

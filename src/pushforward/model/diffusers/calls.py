@@ -1,0 +1,389 @@
+"""Calls of a `diffusers` pipeline that end where its scheduler would take a step.
+
+The pipeline runs unchanged, with a stand-in for its scheduler that takes no steps: what reaches `step` is the state and
+the pipeline's complete, guided prediction. The stand-in has the scheduler's class and configuration, since pipelines
+look at both. Everything that is changed for a call is put back after it, however it ends.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from types import MethodType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map
+
+from pushforward.errors import PushforwardError
+from pushforward.model.diffusers.package import reason
+
+__all__ = ["Answer", "Call", "Stopped", "parts", "patched"]
+
+KEPT = 64  # answers of an encoder that are kept
+_LOCKS: WeakKeyDictionary[Any, threading.RLock] = WeakKeyDictionary()  # by pipeline: one call at a time
+
+
+class Stopped(BaseException):
+    """Ends a call of a pipeline; no handler of errors in it takes this for one."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a step of the scheduler would be made of.
+
+    Args:
+        state: the state, `(rows, ...)`.
+        prediction: what the pipeline predicts for it.
+    """
+
+    state: Tensor
+    prediction: Tensor
+
+
+@dataclass(frozen=True)
+class Entrance:
+    """Where a pipeline takes its first state from.
+
+    Args:
+        kind: `method` of the pipeline, whose result it is or is in; the argument `latents`; or `noise` that it draws.
+        name: name of the method.
+        place: place in the method's result, if that is a tuple.
+    """
+
+    kind: str
+    name: str = ""
+    place: int | None = None
+
+
+@dataclass(eq=False)
+class Call:
+    """A pipeline and the arguments that it is called with.
+
+    Args:
+        pipe: the pipeline.
+        arguments: arguments of its call.
+        entrance: where its first state comes from; see `find_entrance`.
+        denoisers: names of the parts that are called in every step; all others are asked once for the same input.
+        kept: answers of the other parts.
+    """
+
+    pipe: Any
+    arguments: Mapping[str, Any]
+    entrance: Entrance | None = None
+    denoisers: frozenset[str] = frozenset()
+    kept: OrderedDict[Any, Any] = field(default_factory=OrderedDict)
+
+    def __post_init__(self) -> None:
+        method = type(self.pipe).__call__
+        self.signature = inspect.signature(method)
+        self._method = getattr(method, "__wrapped__", method)  # without no_grad
+        self.scheduler = self.pipe.scheduler
+        self._stand_in = stand_in(self.scheduler)
+        generator = self.arguments.get("generator")
+        self._generator = generator[0] if isinstance(generator, list | tuple) else generator
+
+    def run(
+        self,
+        times: Sequence[float],
+        states: Tensor | None = None,
+        *,
+        more: Mapping[str, Any] | None = None,
+        step: Callable[[Answer], Tensor] | None = None,
+        hooks: Mapping[str, Callable[..., Any]] | None = None,
+        patches: Sequence[tuple[Any, str, Any]] = (),
+        told: Callable[[dict[str, Any]], None] | None = None,
+    ) -> tuple[list[Answer], Any]:
+        """Call the pipeline for steps at these times of its scheduler; return what reaches them, and its result.
+
+        Args:
+            times: the times.
+            states: states `(rows, ...)` to begin with; by default the pipeline's own.
+            more: further arguments.
+            step: what takes a step, from an answer to the next state; by default states stay, and the call ends at the
+                last one, without a result.
+            hooks: pre-hooks of the pipeline's parts, which may change their arguments.
+            patches: objects, names of their attributes and what to put in their place.
+            told: told what the pipeline tells its scheduler of its time steps.
+
+        Raises:
+            PushforwardError: the pipeline raises an error, or takes no step.
+        """
+        answers: list[Answer] = []
+
+        def take(prediction: Tensor, state: Tensor) -> Tensor:
+            answers.append(Answer(state, prediction))
+            if step is not None:
+                return step(answers[-1])
+            if len(answers) == len(times):
+                raise Stopped
+            return state
+
+        known = self.signature.parameters
+        usual = {"num_inference_steps": len(times), "strength": 1.0, "generator": self._fresh_generator()}
+        arguments = {**self.arguments, **{k: v for k, v in usual.items() if k in known}, **(more or {})}
+        result = None
+        with _lock(self.pipe), ExitStack() as stack:
+            self._stand_in.prepare(times, take, told)
+            stack.enter_context(patched(self.pipe, "scheduler", self._stand_in))
+            quiet = {**getattr(self.pipe, "_progress_bar_config", {}), "disable": True}
+            stack.enter_context(patched(self.pipe, "_progress_bar_config", quiet))
+            for name, part in parts(self.pipe).items():
+                if name not in self.denoisers:
+                    for method in ("forward", "encode"):
+                        if callable(getattr(part, method, None)):
+                            stack.enter_context(patched(part, method, self._once(name, part, method)))
+            if states is not None:
+                arguments |= self._enter(states, stack)
+            for patch in patches:
+                stack.enter_context(patched(*patch))
+            for name, hook in (hooks or {}).items():
+                handle = parts(self.pipe)[name].register_forward_pre_hook(hook, with_kwargs=True)
+                stack.callback(handle.remove)
+            try:
+                result = self._method(self.pipe, **arguments)
+            except Stopped:
+                pass
+            except PushforwardError:
+                raise
+            except Exception as error:
+                raise PushforwardError(
+                    f"{type(self.pipe).__name__} cannot be called with these arguments: {reason(error)}."
+                ) from error
+        return answers, result
+
+    def asks_for(self, steps: int) -> dict[str, Any]:
+        """Return what the pipeline tells its scheduler's `set_timesteps` for so many steps."""
+        found: dict[str, Any] = {}
+
+        def told(settings: dict[str, Any]) -> None:
+            found.update(settings)
+            raise Stopped
+
+        self.run([0.0], more={"num_inference_steps": steps}, told=told)
+        return found
+
+    def _fresh_generator(self) -> torch.Generator:
+        """A generator in the state of the caller's: what a pipeline draws for its conditions is the same each time."""
+        fresh = torch.Generator(device="cpu" if self._generator is None else self._generator.device)
+        if self._generator is None:
+            return fresh.manual_seed(0)
+        fresh.set_state(self._generator.get_state())
+        return fresh
+
+    def _enter(self, states: Tensor, stack: ExitStack) -> dict[str, Any]:
+        """Put states in place of the pipeline's own; return further arguments."""
+        entrance = self.entrance
+        assert entrance is not None
+        if entrance.kind == "latents":
+            return {"latents": states}
+        if entrance.kind == "method":
+            own = getattr(self.pipe, entrance.name)
+
+            def prepare(*args: Any, **kwargs: Any) -> Any:
+                result = own(*args, **kwargs)
+                if entrance.place is None:
+                    return states.to(result)
+                return tuple(states.to(x) if k == entrance.place else x for k, x in enumerate(result))
+
+            stack.enter_context(patched(self.pipe, entrance.name, prepare))
+            return {}
+
+        def draw(shape: Any, *args: Any, **kwargs: Any) -> Tensor:
+            drawn: Tensor = own_draw(shape, *args, **kwargs)
+            return states.to(drawn) if tuple(shape) == tuple(states.shape) else drawn
+
+        for cls in type(self.pipe).__mro__:
+            module = sys.modules.get(cls.__module__)
+            own_draw: Any = getattr(module, "randn_tensor", None)
+            if own_draw is not None:
+                stack.enter_context(patched(module, "randn_tensor", draw))
+                break
+        return {}
+
+    def _once(self, name: str, part: Any, method: str) -> Callable[..., Any]:
+        """A part's method that is run once for the same input, and draws the same noise for equal rows."""
+        own = getattr(part, method)
+
+        def asked(*args: Any, **kwargs: Any) -> Any:
+            leaves, form = tree_flatten((args, kwargs))
+            if any(isinstance(x, Tensor) and x.requires_grad for x in leaves):
+                return own(*args, **kwargs)
+            key = (name, method, str(form), *map(_key, leaves))
+            if key not in self.kept:
+                with torch.no_grad():
+                    found = own(*args, **kwargs)
+                if (drawn := getattr(found, "latent_dist", None)) is not None and hasattr(drawn, "std"):
+                    drawn.sample = MethodType(_draw_alike, drawn)
+                self.kept[key] = found
+                if len(self.kept) > KEPT:
+                    self.kept.popitem(last=False)
+            self.kept.move_to_end(key)
+            return self.kept[key]
+
+        return asked
+
+    def find_entrance(self, time: float) -> Answer:
+        """Find the pipeline's networks and where its first state comes from; return the answer for its own first state.
+
+        Raises:
+            PushforwardError: the pipeline takes no step, or takes its state from nowhere that is known.
+        """
+        made: list[tuple[str, Any]] = []
+
+        def watched(name: str) -> Callable[..., Any]:
+            own = getattr(self.pipe, name)
+
+            def prepare(*args: Any, **kwargs: Any) -> Any:
+                made.append((name, own(*args, **kwargs)))
+                return made[-1][1]
+
+            return prepare
+
+        names = [name for name in dir(type(self.pipe)) if name.startswith("prepare")]
+        called: set[str] = set()
+
+        def noting(name: str) -> Callable[..., None]:
+            def hook(*_: Any) -> None:
+                if self._stand_in.begun:
+                    called.add(name)
+
+            return hook
+
+        patches = [(self.pipe, name, watched(name)) for name in names]
+        answers, _ = self.run([time], patches=patches, hooks={name: noting(name) for name in parts(self.pipe)})
+        classes = {type(parts(self.pipe)[name]) for name in called}
+        self.denoisers = frozenset(name for name, part in parts(self.pipe).items() if type(part) in classes)
+        if not answers:
+            raise PushforwardError(
+                f"{type(self.pipe).__name__} takes no step of its scheduler when it is called with these arguments."
+            )
+        state = answers[0].state
+        for name, result in reversed(made):
+            several = isinstance(result, tuple | list)
+            for place, one in enumerate(result if several else [result]):
+                if isinstance(one, Tensor) and one.shape == state.shape and torch.equal(one, state):
+                    self.entrance = Entrance("method", name, place if several else None)
+                    return answers[0]
+        for kind in ("latents", "noise") if "latents" in self.signature.parameters else ("noise",):
+            self.entrance = Entrance(kind)
+            try:
+                again = self.run([time], 0.5 * state[:1])[0]
+            except PushforwardError:
+                continue
+            if torch.equal(again[0].state[:1], 0.5 * state[:1]):
+                return answers[0]
+        raise PushforwardError(
+            f"{type(self.pipe).__name__} makes its first state in a way that is not known here; sample with "
+            "pushforward.PushforwardScheduler in the pipeline instead."
+        )
+
+
+def stand_in(scheduler: Any) -> Any:
+    """Make a scheduler of the same class and settings that takes the times and the step that it is given."""
+    kind = type(scheduler)
+    form = inspect.signature(kind.step)
+
+    def prepare(self: Any, times: Sequence[float], take: Any, told: Any) -> None:
+        self._times, self._take, self._told, self.begun = list(times), take, told, False
+
+    def set_timesteps(
+        self: Any,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        timesteps: Any = None,  # pipelines look for these names
+        sigmas: Any = None,
+        mu: Any = None,
+        **more: Any,
+    ) -> None:
+        if self._told is not None:
+            said = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas, "mu": mu}
+            self._told({name: value for name, value in {**said, **more}.items() if value is not None})
+        self.timesteps = torch.tensor(self._times, dtype=torch.float32, device=device)
+        count = getattr(self.config, "num_train_timesteps", 1000)
+        self.sigmas = torch.tensor([*(t / count for t in self._times), 0.0], dtype=torch.float32, device=device)
+        self.num_inference_steps = len(self._times)
+        self._step_index = self._begin_index = None
+        self.begun = True
+
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = form.bind(self, *args, **kwargs).arguments
+        following = self._take(given["model_output"], given["sample"])
+        if given.get("return_dict", True):
+            from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+
+            return DDIMSchedulerOutput(prev_sample=following, pred_original_sample=following)
+        return following, following
+
+    own = {
+        "prepare": prepare,
+        "set_timesteps": set_timesteps,
+        "step": step,
+        "scale_model_input": lambda _, sample, *__, **___: sample,
+        "add_noise": lambda _, __, noise, *___: noise,
+        "scale_noise": lambda _, sample, *args, **kwargs: kwargs.get("noise", args[-1] if args else sample),
+        "init_noise_sigma": property(lambda _: 1.0),
+        "order": 1,
+        "__module__": kind.__module__,
+        "__qualname__": kind.__qualname__,
+    }
+    made = copy.copy(scheduler)
+    made.__class__ = type(kind.__name__, (kind,), own)
+    return made
+
+
+def parts(pipe: Any) -> dict[str, nn.Module]:
+    """List the pipeline's modules by name."""
+    return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+
+
+@contextmanager
+def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Put something in an object's attribute, past whatever watches its assignment, and put the old back at the end."""
+    had, old = name in vars(owner), vars(owner).get(name)
+    vars(owner)[name] = value
+    try:
+        yield
+    finally:
+        if had:
+            vars(owner)[name] = old
+        else:
+            del vars(owner)[name]
+
+
+def _lock(pipe: Any) -> threading.RLock:
+    return _LOCKS.setdefault(pipe, threading.RLock())
+
+
+def _key(leaf: object) -> Any:
+    if isinstance(leaf, Tensor):
+        plain = leaf.detach().cpu().contiguous()
+        seen = plain.view(torch.uint8) if plain.ndim else plain.reshape(1).view(torch.uint8)
+        return str(leaf.dtype), str(leaf.device), tuple(leaf.shape), sha256(seen.numpy().tobytes()).digest()
+    try:
+        hash(leaf)
+    except TypeError:
+        return id(leaf)
+    return leaf
+
+
+def _draw_alike(self: Any, generator: torch.Generator | None = None) -> Tensor:
+    """Draw from a Gaussian per row, with the same noise for every row."""
+    mean: Tensor = self.mean
+    device = mean.device if generator is None else generator.device
+    noise = torch.randn((1, *mean.shape[1:]), generator=generator, dtype=mean.dtype, device=device)
+    return mean + self.std * noise.to(mean.device)
+
+
+def detached(value: Any) -> Any:
+    """The same structure with tensors cut from their graph."""
+    return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, value)

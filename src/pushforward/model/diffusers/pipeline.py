@@ -1,0 +1,395 @@
+"""Any `diffusers` pipeline in memory as a model.
+
+The pipeline is the network: it is called as it is, and asked for its prediction at many states and times at once (see
+`model.diffusers.calls` and `rows`). What it holds acts: LoRA, control networks, image prompts, quantised or offloaded
+weights. Its process is what its scheduler says (`model.diffusers.schedules`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from inspect import Parameter
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from pushforward.errors import PushforwardError
+from pushforward.linear import Discrete, Flow, Gaussian, Process
+from pushforward.model.diffusers.calls import Call, Stopped, parts
+from pushforward.model.diffusers.codec import decoder_of, decoders, encoder_of
+from pushforward.model.diffusers.package import import_diffusers
+from pushforward.model.diffusers.rows import BATCHES, Rows, learn
+from pushforward.model.diffusers.schedules import Schedule, read_schedule
+from pushforward.model.model import Model
+from pushforward.model.network import Network
+
+__all__ = ["Asked", "from_pipeline"]
+
+SUBJECTS = ("prompt", "class_labels")  # arguments that say what an image is to be of
+PLACES = 16  # times at which it is looked which network is asked
+OURS = {  # arguments that the sampler decides about
+    "num_inference_steps": "say `steps` where you sample",
+    "latents": "decode a code instead",
+    "output_type": "images are tensors in [-1, 1]",
+    "return_dict": "images are tensors in [-1, 1]",
+    "strength": "say `start`, the share of the steps that is taken, where you translate or edit",
+    "eta": "say it of the solver, as in ddim:eta=1",
+    "callback": "it would act in the pipeline's own steps only",
+    "callback_on_step_end": "it would act in the pipeline's own steps only",
+    **dict.fromkeys(BATCHES, "say how many images where you sample"),
+}
+
+
+def from_pipeline(pipe: Any, *, name: str | None = None, **call: Any) -> Model:
+    """Make a model of a pipeline of `diffusers` as it is in memory.
+
+        pipe = DiffusionPipeline.from_pretrained(...)
+        pipe.load_lora_weights(...)
+        model = pushforward.from_pipeline(pipe, prompt="a watercolour of a fox", guidance_scale=4)
+        images = model.sample(4, solver="auto", steps=12)
+
+    Nothing is copied, and the pipeline can be used as before. It is asked a few times, to find out how many states can
+    be asked about at a time, and to check that its answers depend on state and time alone.
+
+    Args:
+        pipe: the pipeline.
+        name: name for reports; by default its folder's, or its class's.
+        **call: arguments that the pipeline would be called with, besides those that are a sampler's: prompts, guidance,
+            images, sizes. `generator` seeds what the pipeline draws for its conditions.
+
+    Raises:
+        PushforwardError: `diffusers` is not installed, or the pipeline takes no such argument, or it cannot be asked in
+            this way; the sentence names what is in the way.
+    """
+    diffusers = import_diffusers()
+    if not isinstance(pipe, diffusers.DiffusionPipeline) or getattr(pipe, "scheduler", None) is None:
+        raise PushforwardError(
+            f"{type(pipe).__name__} is no pipeline of diffusers with a scheduler of its own; combined ones hold "
+            "several, of which each can be given."
+        )
+    _switch_off_caches(pipe)
+    settings = {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__}
+    schedule = read_schedule(settings, f"The scheduler of {type(pipe).__name__}", scheduler=pipe.scheduler)
+    asked = Call(pipe, _arguments(pipe, call))
+    times = _probes(schedule)
+    with torch.no_grad():
+        first = asked.find_entrance(times[0])
+    network = Asked(asked, first.state[:1].detach(), times)
+    return _model(network, schedule, name or _name(pipe))
+
+
+@dataclass(eq=False)
+class _Shared:
+    """What the networks of one pipeline have in common.
+
+    Args:
+        subject: the argument that says what an image is to be of.
+        guidance: the argument that weighs its guidance.
+        variants: networks of calls with other guidance.
+    """
+
+    subject: str | None
+    guidance: str | None
+    variants: dict[Any, Asked] = field(default_factory=dict)
+
+
+class Asked(nn.Module):
+    """`(u, t, subjects) -> prediction` of a pipeline's call, with t in its scheduler's units.
+
+    Args:
+        call: the call.
+        like: a state `(1, ...)` in the pipeline's dtype and place.
+        times: times of its scheduler, decreasing.
+        shared: what the same pipeline's calls with other guidance share; by default nothing is known yet.
+    """
+
+    def __init__(self, call: Call, like: Tensor, times: Sequence[float], shared: _Shared | None = None) -> None:
+        super().__init__()
+        self.call, self.like, self.times = call, like, tuple(times)
+        self.subjects: tuple[Any, ...] = ()
+        known = call.signature.parameters
+        subject = next((name for name in SUBJECTS if name in known and call.arguments.get(name) is not None), None)
+        self._shared = _Shared(subject, _guidance(call)) if shared is None else shared
+        self._experts: dict[float, str] = {}
+        every = torch.linspace(times[0], times[-1], PLACES, dtype=torch.float64) if len(self._twins) > 1 else times
+        groups: dict[str, list[float]] = {}
+        for t in torch.as_tensor(every, dtype=torch.float64).tolist():
+            groups.setdefault(self._expert(t), []).append(t)
+        self._rows: dict[str, Rows] = {}
+        for expert, some in groups.items():
+            self._rows[expert] = learn(call, like, {}, [some[0], some[len(some) // 2], some[-1]])
+
+    @property
+    def reads(self) -> bool:
+        """Whether it reads prompts."""
+        return self._shared.subject == "prompt"
+
+    @property
+    def together(self) -> str:
+        """How many states are asked about in a call; see `Rows`."""
+        return min((rows.together for rows in self._rows.values()), key=["state", "states", "times"].index)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pipeline works."""
+        device: torch.device = self.call.pipe._execution_device
+        return device
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """Iterate over the parameters of the pipeline's networks."""
+        for name, part in parts(self.call.pipe).items():
+            if name in self.call.denoisers:
+                yield from part.parameters(recurse)
+
+    def to(self, device: Any = None, *_: Any, **__: Any) -> Self:  # type: ignore[override]
+        """Move the pipeline, as it moves itself, if it is elsewhere."""
+        if isinstance(device, str | torch.device):
+            wanted = torch.device(device)
+            if wanted.type != self.device.type or (wanted.index or 0) != (self.device.index or 0):
+                self.call.pipe.to(wanted)
+                self.like = self.like.to(wanted)
+        return self
+
+    def told(self, subjects: Sequence[Any]) -> tuple[Asked, Tensor]:
+        """Return this network for these prompts, and the number of each."""
+        numbers = {subject: k for k, subject in enumerate(dict.fromkeys(subjects))}
+        made = copy.copy(self)
+        made.subjects = tuple(numbers)
+        return made, torch.tensor([numbers[subject] for subject in subjects], dtype=torch.long)
+
+    def guided(self, guidance: float | None, negative: str = "") -> Asked:
+        """Return this network with another guidance of the pipeline's own kind, or with a negative prompt.
+
+        Raises:
+            PushforwardError: the pipeline takes no such thing.
+        """
+        changes: dict[str, Any] = {}
+        for what, argument, value in (
+            ("guidance", self._shared.guidance, guidance),
+            ("negative prompt", "negative_prompt", negative or None),
+        ):
+            if value is None:
+                continue
+            if argument is None or argument not in self.call.signature.parameters:
+                raise PushforwardError(f"{type(self.call.pipe).__name__} takes no {what}; leave it out.")
+            if value != self.call.arguments.get(argument, self.call.signature.parameters[argument].default):
+                changes[argument] = value
+        if not changes:
+            return self
+        key = tuple(sorted(changes.items()))
+        if key not in self._shared.variants:
+            call = Call(self.call.pipe, {**self.call.arguments, **changes}, self.call.entrance, self.call.denoisers,
+                        self.call.kept)  # fmt: skip
+            self._shared.variants[key] = Asked(call, self.like, self.times, self._shared)
+        made = copy.copy(self._shared.variants[key])
+        made.subjects = self.subjects
+        return made
+
+    def forward(self, u: Tensor, t: Tensor, which: Tensor | None = None) -> Tensor:
+        groups: dict[tuple[int, str], list[int]] = {}
+        numbers = [-1] * len(u) if which is None else which.tolist()
+        for row, (number, time) in enumerate(zip(numbers, t.tolist(), strict=True)):
+            groups.setdefault((number, self._expert(time)), []).append(row)
+        found, order = [], []
+        for (number, expert), rows in groups.items():
+            some = torch.tensor(rows, device=u.device)
+            if expert not in self._rows:
+                raise PushforwardError(
+                    f"{type(self.call.pipe).__name__} asks its {expert} at time {t[rows[0]]:g} only, so nearby that it "
+                    "was not tried."
+                )
+            more = {} if number < 0 else {str(self._shared.subject): self._subject(number)}
+            states = u[some].to(device=self.like.device, dtype=self.like.dtype)
+            found.append(self._rows[expert].ask(states, t[some], more))
+            order.append(some)
+        answer = found[0] if len(found) == 1 else torch.cat(found)[torch.cat(order).argsort()]
+        return answer.to(u)
+
+    def contents(self) -> Any:
+        """Return what it is made of, see `model.contents`."""
+        pipe, arguments = self.call.pipe, self.call.arguments
+        told = {name: value for name, value in arguments.items() if value is not None and name != "generator"}
+        return [type(pipe).__name__, dict(pipe.scheduler.config), parts(pipe), told]
+
+    def _subject(self, number: int) -> Any:
+        return self.subjects[number] if self.reads else [number]
+
+    @property
+    def _twins(self) -> list[str]:
+        """The networks among which the pipeline may choose by the time."""
+        own = parts(self.call.pipe)
+        kinds = [type(own[name]) for name in self.call.denoisers]
+        return [name for name in self.call.denoisers if kinds.count(type(own[name])) > 1]
+
+    def _expert(self, time: float) -> str:
+        """Name the network that the pipeline asks at a time of its scheduler; empty if it has one."""
+        if not self._twins:
+            return ""
+        if time not in self._experts:
+            met: list[str] = []
+
+            def meeting(name: str) -> Any:
+                def hook(*_: Any) -> None:
+                    met.append(name)
+                    raise Stopped
+
+                return hook
+
+            self.call.run([time], hooks={name: meeting(name) for name in self._twins})
+            self._experts[time] = met[0] if met else ""
+        return self._experts[time]
+
+
+# -- what a pipeline is called with ------------------------------------------------------------------------------------
+
+
+def _arguments(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the arguments of a call, and add an empty prompt or the first class where one is needed.
+
+    Raises:
+        PushforwardError: the pipeline takes no such argument, or the sampler decides about it.
+    """
+    import inspect
+
+    known = inspect.signature(type(pipe).__call__).parameters
+    free = any(p.kind is Parameter.VAR_KEYWORD for p in known.values())
+    for argument in call:
+        if argument in OURS:
+            raise PushforwardError(f"Leave {argument} out of the pipeline's call: {OURS[argument]}.")
+        if argument not in known and not free:
+            near = get_close_matches(argument, known, 1)
+            hint = f"; do you mean {near[0]}?" if near else f"; it takes {', '.join(k for k in known if k != 'self')}."
+            raise PushforwardError(f"{type(pipe).__name__} takes no argument {argument!r}{hint}")
+    embedded = any("embeds" in argument and call[argument] is not None for argument in call)
+    given = dict(call)
+    if "prompt" in known and given.get("prompt") is None and not embedded:
+        given["prompt"] = ""
+    if "class_labels" in known and given.get("class_labels") is None:
+        given["class_labels"] = [0]
+    for subject in SUBJECTS:
+        value = given.get(subject)
+        if isinstance(value, list | tuple) and len(value) > 1:
+            raise PushforwardError(f"Give one {subject} for all images here; give those of single images to `sample`.")
+    if isinstance(given.get("prompt"), list | tuple):
+        given["prompt"] = given["prompt"][0]
+    return given
+
+
+def _guidance(call: Call) -> str | None:
+    """Name the argument by which the pipeline weighs its guidance."""
+    known = call.signature.parameters
+    true = known.get("true_cfg_scale")
+    if true is not None and isinstance(true.default, int | float) and true.default > 1:
+        return "true_cfg_scale"
+    return next((name for name in ("guidance_scale", "true_cfg_scale") if name in known), None)
+
+
+def _switch_off_caches(pipe: Any) -> None:
+    """Raise if a network skips work by what it did in the step before."""
+    for name, part in parts(pipe).items():
+        if getattr(part, "is_cache_enabled", False):
+            raise PushforwardError(
+                f"The {name} of {type(pipe).__name__} caches between steps, which steps taken all at once do not have; "
+                f"call pipe.{name}.disable_cache() first."
+            )
+
+
+def _probes(schedule: Schedule) -> list[float]:
+    """Times of the scheduler from noise to data, such that bfloat16 holds those of a thousand steps."""
+    process = schedule.process
+    t = process.t_max * torch.tensor([0.96, 0.72, 0.48, 0.224], dtype=torch.float64)
+    clock = schedule.network.get("clock")
+    if clock is not None:
+        t = process.t_min + (process.t_max - process.t_min) * torch.tensor([0.9, 0.5, 0.05, 0.001], dtype=torch.float64)
+        times: list[float] = clock(t).tolist()
+        return times
+    own = schedule.network.get("time_scale", 1.0) * t + schedule.network.get("time_shift", 0.0)
+    if float(own.max()) > 500:
+        own = (own / 32).round() * 32
+    own_times: list[float] = own.tolist()
+    return own_times
+
+
+def _name(pipe: Any) -> str:
+    place = str(getattr(pipe, "_name_or_path", "") or getattr(pipe.config, "_name_or_path", "") or "")
+    return place.rstrip("/").rpartition("/")[2] or type(pipe).__name__
+
+
+# -- the model ---------------------------------------------------------------------------------------------------------
+
+
+def _model(network: Asked, schedule: Schedule, name: str) -> Model:
+    call, like = network.call, network.like
+    pipe = call.pipe
+    state = torch.randn(like.shape, generator=torch.Generator().manual_seed(0)).to(like.device)
+    decoder = encoder = None
+    image_shape: tuple[int, ...] | None = tuple(like.shape[1:])
+    if decoders(pipe):
+        decoder = decoder_of(call, state, network.times[-1])
+        with torch.no_grad():
+            image = decoder(state)
+            encoder = encoder_of(decoder, state, image)
+        image_shape = tuple(image.shape[1:])
+    classes: tuple[str, ...] = ()
+    if "class_labels" in call.signature.parameters:
+        classes = _classes(pipe)
+    return Model(
+        name,
+        schedule.process,
+        Network(network, **schedule.network),
+        tuple(like.shape[1:]),
+        schedule.reference or Gaussian(0.25 if decoder is None else 1.0),
+        classes,
+        decoder,
+        _grid(call, schedule),
+        {"source": name, "pipeline": type(pipe).__name__, "scheduler": type(pipe.scheduler).__name__},
+        text=network.told if network.reads else None,
+        encoder=encoder,
+        image_shape=image_shape,
+        solvers=schedule.solvers,
+    )
+
+
+def _classes(pipe: Any) -> tuple[str, ...]:
+    """List the first name of each class."""
+    network = getattr(pipe, "transformer", None) or pipe.unet
+    count = network.config.get("num_embeds_ada_norm") or network.config.get("num_class_embeds") or 0
+    names = pipe.config.get("id2label") or {}
+    return tuple(str(names.get(str(k), names.get(k, k))).split(",")[0].strip() for k in range(count))
+
+
+@dataclass(frozen=True, eq=False)
+class _Steps:
+    """`steps -> times`: where the pipeline's own scheduler takes its steps, told what the pipeline tells it."""
+
+    call: Call
+    process: Process
+
+    def __call__(self, steps: int) -> Tensor:
+        told = self.call.asks_for(steps)
+        for name in ("sigmas", "timesteps"):
+            if self.call.arguments.get(name) is not None and len(told.get(name, ())) != steps:
+                count = len(told.get(name, ()))
+                raise PushforwardError(f"The pipeline's call has {count} {name}; take as many steps, not {steps}.")
+        scheduler = copy.deepcopy(self.call.scheduler)
+        scheduler.set_timesteps(**told)
+        if isinstance(self.process, Discrete):
+            times = (scheduler.timesteps.double().cpu() + 1) * self.process.t_min
+            return torch.cat([times, torch.zeros(1, dtype=torch.float64)])
+        return torch.unique_consecutive(scheduler.sigmas.double().cpu())
+
+    def contents(self) -> Any:
+        """Return what it is made of, see `model.contents`."""
+        return dict(self.call.scheduler.config)
+
+
+def _grid(call: Call, schedule: Schedule) -> Mapping[str, Any]:
+    """Return the model's grid: its scheduler's settings say it, unless it is a flow's or the pipeline has its own."""
+    told = set(call.asks_for(4)) - {"num_inference_steps"}
+    if schedule.grid and not told and not isinstance(schedule.process, Flow):
+        return schedule.grid
+    return {"name": "own", "times": _Steps(call, schedule.process)}

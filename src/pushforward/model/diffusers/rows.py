@@ -1,0 +1,284 @@
+"""How a pipeline is asked about many states at once, each at its own time; found out by asking it.
+
+A pipeline tells its network one time. A hook on the network puts each row's own in its place. Which arguments of which
+parts are times, and what they are at a time of the scheduler, is learned: they are the arguments that change with it
+and with nothing else, and they are affine in it. Then the answers are compared with those of single calls of the
+pipeline as it is; where they differ, fewer rows are asked at a time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten_with_path, tree_map_with_path
+
+from pushforward.errors import PushforwardError
+from pushforward.model.diffusers.calls import Answer, Call, parts
+
+__all__ = ["BATCHES", "Clock", "Rows", "learn"]
+
+BATCHES = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt", "batch_size")
+BASES = (960.0, 480.0, 224.0)  # of 1000 timesteps; bfloat16 holds them exactly
+AFFINE = 1e-5
+CLOSE = {torch.float32: 2e-4, torch.float64: 1e-6}  # rounding of a batched network, of the largest value; else:
+ROUGH = 5e-2
+
+_Place = tuple[str, int, Any]  # a part, which of its calls, and where in its arguments
+
+
+@dataclass(frozen=True)
+class Clock:
+    """What a part is told at times t of the scheduler: `offset + slope t`.
+
+    Args:
+        offset, slope: float64, `(copies, 1, *rest)`, where the rows of a call are that many copies of the states'.
+    """
+
+    offset: Tensor
+    slope: Tensor
+
+    def told(self, times: Tensor, like: Tensor) -> Tensor:
+        """Return what rows at these times `(rows,)` are told, `(copies * rows, *rest)`."""
+        t = times.to(torch.float64).cpu().view(1, -1, *[1] * (self.slope.ndim - 2))
+        return (self.offset + self.slope * t).flatten(0, 1).to(like.device, like.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """How many states are asked about in a call.
+
+    Args:
+        call: the pipeline's.
+        batch: the argument that says how many images are made; `None`: the other arguments are repeated.
+        clocks: where the times are told that are replaced by each row's.
+        together: `times`: states at any times in one call; `states`: those at one time; or one `state` per call.
+    """
+
+    call: Call
+    batch: str | None
+    clocks: Mapping[_Place, Clock]
+    together: str = "times"
+
+    def ask(self, states: Tensor, times: Tensor, more: Mapping[str, Any], base: float | None = None) -> Tensor:
+        """Return the pipeline's predictions for states `(rows, ...)` at times of its scheduler `(rows,)`.
+
+        Args:
+            states: the states.
+            times: the times.
+            more: arguments of the call besides the usual.
+            base: the time that the pipeline itself is told; by default that of the first row.
+        """
+        if self.together != "times" and len(states) > 1:
+            return self._in_turn(states, times, more)
+        base = float(times[0]) if base is None else base
+        count = len(states)
+        hooks = _telling(self.clocks, times) if self.together == "times" and (count > 1 or base != times[0]) else {}
+        return self.called(states, [base], more, hooks)[0]
+
+    def called(
+        self, states: Tensor, times: Sequence[float], more: Mapping[str, Any], hooks: Mapping[str, Any] | None = None
+    ) -> list[Tensor]:
+        """Return the predictions for states at times that all rows are told."""
+        count = len(states)
+        rows = self.repeated(count, more)
+        answers, _ = self.call.run(times, states, more=rows, hooks=hooks)
+        for answer in answers:
+            if not torch.equal(answer.state[:count], states.to(answer.state)):
+                raise PushforwardError(
+                    f"{type(self.call.pipe).__name__} changes its states before or between its steps, as it does to "
+                    "blend an image in or in a callback; leave that out, or sample with pushforward."
+                    "PushforwardScheduler in the pipeline."
+                )
+        return [taken(answer, states) for answer in answers]
+
+    def repeated(self, count: int, more: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments of a call for so many states."""
+        if self.batch is not None:
+            return {**more, self.batch: count}
+        if count == 1:
+            return dict(more)
+        given = {**self.call.arguments, **more}
+        return {name: _repeat(name, value, count) for name, value in given.items()}
+
+    def _in_turn(self, states: Tensor, times: Tensor, more: Mapping[str, Any]) -> Tensor:
+        groups = [(times == t).nonzero()[:, 0] for t in times.unique()]
+        if self.together == "state":
+            groups = list(torch.arange(len(times)).split(1))
+        found = [self.called(states[some], [float(times[some[0]])], more)[0] for some in groups]
+        return torch.cat(found)[torch.cat(groups).argsort().to(states.device)]
+
+
+def taken(answer: Answer, states: Tensor) -> Tensor:
+    """Return the part of a prediction that is about the states: their rows and channels, in their dtype.
+
+    Pipelines may hand over the rows without guidance too, and a variance after the prediction.
+    """
+    found = answer.prediction[: len(states)]
+    return found.to(states.dtype)
+
+
+@torch.no_grad()
+def learn(call: Call, like: Tensor, more: Mapping[str, Any], times: Sequence[float]) -> Rows:
+    """Find out how a pipeline can be asked about many states at once.
+
+    Args:
+        call: the pipeline's call.
+        like: a state `(1, ...)`.
+        more: arguments of the call besides the usual.
+        times: three times of its scheduler, at which it asks the same networks.
+
+    Raises:
+        PushforwardError: the pipeline changes its states between its steps, or its answers depend on more than state
+            and time.
+    """
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn((len(times), *like.shape[1:]), generator=generator, dtype=torch.float32).to(like)
+    at = torch.tensor(list(times), dtype=torch.float64)
+    close = CLOSE.get(like.dtype, ROUGH)
+    alone = Rows(call, None, {}, "state")
+    single = alone.ask(states, at, more)
+    _check_steps(alone, states[:1], times[0], more, single[:1], close)
+    for batch in [name for name in BATCHES if name in call.signature.parameters] + [None]:
+        rows = Rows(call, batch, {}, "states")
+        seen: list[dict[_Place, Tensor]] = []
+        try:
+            found = [_recorded(rows, states, t, more, seen) for t in times]
+        except PushforwardError:
+            continue
+        if any(len(one) != len(states) for one in found):
+            continue
+        if any(not _near(found[k][k], single[k], close) for k in range(len(times))):
+            continue
+        rows = replace(rows, clocks=_clocks(seen, times, len(states)))
+        hooked = replace(rows, together="times")
+        try:
+            answers = [hooked.ask(states, at, more, base) for base in times[:2]]
+        except PushforwardError:
+            return rows
+        return hooked if all(_near(one, single, close) for one in answers) else rows
+    return alone
+
+
+def _check_steps(rows: Rows, state: Tensor, time: float, more: Mapping[str, Any], wanted: Tensor, close: float) -> None:
+    """Raise if the same state at the same time is answered otherwise in a later step than in the first."""
+    answers = rows.called(state, [time] * 3, more)
+    if not all(_near(one, wanted, close) for one in answers):
+        raise PushforwardError(
+            f"{type(rows.call.pipe).__name__} answers the same state at the same time otherwise in a later step: some "
+            "of its arguments or its parts act in some steps only (control_guidance_end, cfg_trunc_ratio, skip layers, "
+            "a cache); leave those out, or sample with pushforward.PushforwardScheduler in the pipeline."
+        )
+
+
+def _near(one: Tensor, other: Tensor, close: float) -> bool:
+    if one.shape != other.shape:
+        return False
+    return float((one - other).abs().max()) <= close * float(other.abs().max())
+
+
+def _recorded(
+    rows: Rows, states: Tensor, time: float, more: Mapping[str, Any], seen: list[dict[_Place, Tensor]]
+) -> Tensor:
+    """Ask about states at one time, and note what all parts are told that is not an image."""
+    noted: dict[_Place, Tensor] = {}
+    calls: Counter[str] = Counter()
+
+    def noting(name: str) -> Callable[..., None]:
+        def hook(_: Any, args: Any, kwargs: Any) -> None:
+            copies = None
+            for path, leaf in tree_flatten_with_path((args, kwargs))[0]:
+                if isinstance(leaf, Tensor):
+                    if copies is None and leaf.ndim > 2:
+                        copies = leaf.shape[0]
+                    if leaf.ndim < 3:
+                        noted[name, calls[name], path] = leaf.detach().cpu().clone()
+            lists = [x for x in (*args, *kwargs.values()) if isinstance(x, list) and x and isinstance(x[0], Tensor)]
+            noted[name, calls[name], None] = torch.tensor(float(len(lists[0]) if lists else copies or len(states)))
+            calls[name] += 1
+
+        return hook
+
+    hooks = {name: noting(name) for name in parts(rows.call.pipe)}
+    answer = rows.called(states, [time], more, hooks)[0]
+    seen.append(noted)
+    return answer
+
+
+def _clocks(seen: Sequence[Mapping[_Place, Tensor]], times: Sequence[float], count: int) -> dict[_Place, Clock]:
+    """Find the arguments that are affine in the time, and what they are at time 0 and per unit of time."""
+    clocks = {}
+    first, second, third = seen
+    for place, told in first.items():
+        if place[2] is None or any(place not in other or other[place].shape != told.shape for other in (second, third)):
+            continue
+        one, two, three = (seen_then[place].to(torch.float64) for seen_then in seen)
+        if torch.equal(one, two):
+            continue
+        slope = _plain((two - one) / (times[1] - times[0]), told.dtype)
+        offset = _plain(one - slope * times[0], told.dtype)
+        off = (offset + slope * times[2] - three).abs().max()
+        if off > _rounding(told.dtype) * one.abs().max():
+            continue
+        rows = int(first[(place[0], place[1], None)])
+        if rows % count:
+            continue
+        if one.ndim == 0 or len(one) == 1:
+            rest = one.shape[1:]
+            clock = Clock(*(x.reshape(1, 1, *rest).expand(rows // count, 1, *rest) for x in (offset, slope)))
+        elif len(one) % count == 0:
+            clock = Clock(*(x.unflatten(0, (-1, count))[:, :1] for x in (offset, slope)))
+        else:
+            continue
+        clocks[place] = clock
+    return clocks
+
+
+def _rounding(dtype: torch.dtype) -> float:
+    return max(AFFINE, 4 * torch.finfo(dtype).eps) if dtype.is_floating_point else AFFINE
+
+
+def _plain(numbers: Tensor, dtype: torch.dtype) -> Tensor:
+    """Take numbers that are -1, 0 or 1, or thousandths of these, but for the rounding of their dtype, as such."""
+    for unit in (1.0, 1e-3):
+        for whole in (-1.0, 0.0, 1.0):
+            close = (numbers - whole * unit).abs() <= _rounding(dtype) * unit
+            numbers = torch.where(close, whole * unit, numbers)
+    return numbers
+
+
+def _telling(clocks: Mapping[_Place, Clock], times: Tensor) -> dict[str, Callable[..., Any]]:
+    """Make the hooks that tell each row its own time."""
+    calls: Counter[str] = Counter()
+
+    def telling(name: str) -> Callable[..., Any]:
+        def hook(_: Any, args: Any, kwargs: Any) -> Any:
+            number = calls[name]
+            calls[name] += 1
+
+            def told(path: Any, leaf: Any) -> Any:
+                clock = clocks.get((name, number, path))
+                return leaf if clock is None else clock.told(times, leaf)
+
+            return tree_map_with_path(told, (args, kwargs))
+
+        return hook
+
+    return {name: telling(name) for name in {place[0] for place in clocks}}
+
+
+def _repeat(name: str, value: Any, count: int) -> Any:
+    """Repeat what an argument says of one image."""
+    if isinstance(value, Tensor):
+        return value.repeat_interleave(count, 0) if value.ndim and len(value) == 1 else value
+    if isinstance(value, str) and "prompt" in name:
+        return [value] * count
+    if isinstance(value, list) and len(value) == 1:
+        return value * count
+    if hasattr(value, "getpixel") and "image" in name:
+        return [value] * count
+    return value
