@@ -8,7 +8,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Tiny:
-    """A pipeline with random weights, and the arguments that a user would call it with (no steps, latents or generator)."""
+    """A pipeline with random weights, and the arguments that a user would call it with.
+
+    Steps, latents and generator are not among them.
+    """
 
     pipe: Any
     call: dict[str, Any] = field(default_factory=dict)
