@@ -8,6 +8,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from diffusers.models.transformers.transformer_hunyuan_video15 import HunyuanVideo15ByT5TextProjection
 
 from support import pipelines
 from support.families.parts import picture, roughen, seeded, words
@@ -15,8 +16,9 @@ from support.families.tiny import Tiny
 
 TEXT: dict[str, Any] = {"prompt": "a red fox", "max_sequence_length": 8}
 GUIDED: dict[str, Any] = {**TEXT, "negative_prompt": "blur", "guidance_scale": 3.0}
-WAN: dict[str, Any] = {**GUIDED, "height": 16, "width": 16, "num_frames": 5}
-EMBEDDED: dict[str, Any] = {"guidance_scale": 3.0, "height": 16, "width": 16, "num_frames": 5}
+SIZE: dict[str, Any] = {"height": 16, "width": 16, "num_frames": 5}
+WAN: dict[str, Any] = {**GUIDED, **SIZE}
+PLAIN: dict[str, Any] = {"template": "{}", "crop_start": 0}
 LTX: dict[str, Any] = {**GUIDED, "height": 32, "width": 32, "num_frames": 9}
 
 
@@ -77,23 +79,22 @@ def wan_tokens() -> Tiny:
     return Tiny(diffusers.WanPipeline(**wan_parts(transformer=wan_net()), expand_timesteps=True), WAN)
 
 
-def wan_image_call() -> dict[str, Any]:
-    """Give the embeddings of a text, as these pipelines clean texts by a package (ftfy) that may be missing."""
-    given = {"prompt_embeds": embeds(1), "negative_prompt_embeds": embeds(2), "image": picture(0, 16, 16)}
-    return {**EMBEDDED, **given}
+def wan_call() -> dict[str, Any]:
+    """Give the embeddings of a text, as some pipelines clean texts by a package (ftfy) that may be missing."""
+    return {**SIZE, "prompt_embeds": embeds(1), "negative_prompt_embeds": embeds(2), "guidance_scale": 3.0}
 
 
 @seeded
 def wan_tokens_image() -> Tiny:
     pipe = diffusers.WanImageToVideoPipeline(**wan_parts(transformer=wan_net()), expand_timesteps=True)
-    return Tiny(pipe, wan_image_call())
+    return Tiny(pipe, {**wan_call(), "image": picture(0, 16, 16)})
 
 
 @seeded
 def wan_image() -> Tiny:
     encoder = {"image_encoder": image_encoder(), "image_processor": image_processor()}
     parts = wan_parts(transformer=wan_net(12, image_dim=4), **encoder)
-    return Tiny(diffusers.WanImageToVideoPipeline(**parts), wan_image_call())
+    return Tiny(diffusers.WanImageToVideoPipeline(**parts), {**wan_call(), "image": picture(0, 16, 16)})
 
 
 def ltx_parts(shifted: bool = True) -> dict[str, Any]:
@@ -127,6 +128,188 @@ def ltx_condition() -> Tiny:
     return Tiny(diffusers.LTXConditionPipeline(**ltx_parts(shifted=False)), {**LTX, "image": picture(0, 32, 32)})
 
 
+def hunyuan_vae(**settings: Any) -> Any:
+    blocks = {"down_block_types": ("HunyuanVideoDownBlock3D",) * 3, "up_block_types": ("HunyuanVideoUpBlock3D",) * 3}
+    sizes = {"latent_channels": 4, "block_out_channels": (8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4}
+    ratios = {"spatial_compression_ratio": 4, "temporal_compression_ratio": 4, "scaling_factor": 0.477}
+    return diffusers.AutoencoderKLHunyuanVideo(**blocks, **sizes, **ratios, mid_block_add_attention=True, **settings)
+
+
+def llama() -> Any:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    return transformers.LlamaModel(transformers.LlamaConfig(**sizes, vocab_size=40, pad_token_id=0))
+
+
+def clip() -> Any:
+    """Make the text encoder of CLIP for 77 tokens, the length that these pipelines write in their code."""
+    config = pipelines.clip().config
+    config.max_position_embeddings = 77
+    return transformers.CLIPTextModel(config)
+
+
+def hunyuan_net(channels: int = 4, distilled: bool = True, **settings: Any) -> Any:
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 1, "num_single_layers": 1}
+    net = diffusers.HunyuanVideoTransformer3DModel(
+        in_channels=channels, out_channels=4, **sizes, num_refiner_layers=1, patch_size=1, patch_size_t=1,
+        guidance_embeds=distilled, text_embed_dim=16, pooled_projection_dim=8, rope_axes_dim=(2, 2, 4), **settings,
+    )  # fmt: skip
+    return roughen(net)
+
+
+def hunyuan_parts(**more: Any) -> dict[str, Any]:
+    first = {"text_encoder": llama(), "tokenizer": pipelines.t5_tokenizer()}
+    second = {"text_encoder_2": clip(), "tokenizer_2": words()}
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0)
+    return {**first, **second, "vae": hunyuan_vae(), "scheduler": scheduler, **more}
+
+
+@seeded
+def hunyuan() -> Tiny:
+    pipe = diffusers.HunyuanVideoPipeline(**hunyuan_parts(transformer=hunyuan_net()))
+    return Tiny(pipe, {**TEXT, **SIZE, "prompt_template": PLAIN, "guidance_scale": 3.0})
+
+
+@seeded
+def hunyuan_guided() -> Tiny:
+    pipe = diffusers.HunyuanVideoPipeline(**hunyuan_parts(transformer=hunyuan_net()))
+    return Tiny(pipe, {**GUIDED, **SIZE, "prompt_template": PLAIN, "true_cfg_scale": 2.0})
+
+
+@seeded
+def hunyuan_15() -> Tiny:
+    net = diffusers.HunyuanVideo15Transformer3DModel(
+        in_channels=9, out_channels=4, num_attention_heads=2, attention_head_dim=8, num_layers=1, num_refiner_layers=1,
+        mlp_ratio=2.0, patch_size=1, patch_size_t=1, text_embed_dim=16, text_embed_2_dim=24, image_embed_dim=12,
+        rope_axes_dim=(2, 2, 4), target_size=16, task_type="t2v",
+    )  # fmt: skip
+    net.context_embedder_2 = HunyuanVideo15ByT5TextProjection(24, 16, 16)  # the model's own is 2048 wide
+    vae = diffusers.AutoencoderKLHunyuanVideo15(
+        latent_channels=4, block_out_channels=(16, 16), layers_per_block=1, spatial_compression_ratio=4,
+        temporal_compression_ratio=4, downsample_match_channel=False, upsample_match_channel=False,
+    )  # fmt: skip
+    names = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+    pipe = diffusers.HunyuanVideo15Pipeline(
+        **dict.fromkeys(names), transformer=roughen(net), vae=vae, guider=diffusers.ClassifierFreeGuidance(3.0),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0),
+    )  # fmt: skip
+    pipe.vision_num_semantic_tokens = 4
+    call = dict(SIZE)
+    for k, sign in enumerate(("", "negative_")):
+        call |= {f"{sign}prompt_embeds": embeds(k, 1, 8, 16), f"{sign}prompt_embeds_mask": torch.ones(1, 8)}
+        call |= {f"{sign}prompt_embeds_2": embeds(k, 1, 4, 24), f"{sign}prompt_embeds_mask_2": torch.ones(1, 4)}
+    return Tiny(pipe, call)
+
+
+def cog_parts(cls: Any = None, **settings: Any) -> dict[str, Any]:
+    sizes = {"sample_width": 4, "sample_height": 4, "sample_frames": 5, "time_embed_dim": 8, "text_embed_dim": 24}
+    net = (cls or diffusers.CogVideoXTransformer3DModel)(**{
+        **sizes, "num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 4, "out_channels": 4,
+        "num_layers": 1, "patch_size": 2, "temporal_compression_ratio": 4, "max_text_seq_length": 8, **settings,
+    })  # fmt: skip
+    blocks = {"down_block_types": ("CogVideoXDownBlock3D",) * 3, "up_block_types": ("CogVideoXUpBlock3D",) * 3}
+    widths = {"block_out_channels": (8, 8, 8), "latent_channels": 4, "layers_per_block": 1, "norm_num_groups": 2}
+    vae = diffusers.AutoencoderKLCogVideoX(**blocks, **widths, temporal_compression_ratio=4)
+    table = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    scheduler = diffusers.CogVideoXDDIMScheduler(**table, set_alpha_to_one=True)
+    return {**text(), "transformer": roughen(net), "vae": vae, "scheduler": scheduler}
+
+
+@seeded
+def cog() -> Tiny:
+    return Tiny(diffusers.CogVideoXPipeline(**cog_parts()), {**GUIDED, **SIZE})
+
+
+@seeded
+def cog_image() -> Tiny:
+    rotary = {"use_rotary_positional_embeddings": True, "use_learned_positional_embeddings": True}
+    pipe = diffusers.CogVideoXImageToVideoPipeline(**cog_parts(in_channels=8, **rotary))
+    return Tiny(pipe, {**GUIDED, **SIZE, "image": picture(0, 16, 16)})
+
+
+@seeded
+def mochi() -> Tiny:
+    net = diffusers.MochiTransformer3DModel(
+        patch_size=2, num_attention_heads=2, attention_head_dim=8, num_layers=2, pooled_projection_dim=16,
+        in_channels=12, text_embed_dim=24, time_embed_dim=4, max_sequence_length=8,
+    )  # fmt: skip
+    widths = {"encoder_block_out_channels": (32,) * 4, "decoder_block_out_channels": (32,) * 4}
+    vae = diffusers.AutoencoderKLMochi(latent_channels=12, layers_per_block=(1, 1, 1, 1, 1), **widths)
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
+    pipe = diffusers.MochiPipeline(**text(), transformer=roughen(net), vae=vae, scheduler=scheduler)
+    return Tiny(pipe, {**GUIDED, "height": 32, "width": 32, "num_frames": 7})
+
+
+def kandinsky(cls: Any, vae: Any, channels: int, **more: Any) -> Tiny:
+    net = diffusers.Kandinsky5Transformer3DModel(
+        in_visual_dim=channels, out_visual_dim=channels, in_text_dim=24, in_text_dim2=8, time_dim=16,
+        patch_size=(1, 2, 2), model_dim=16, ff_dim=32, num_text_blocks=1, num_visual_blocks=2, axes_dims=(1, 1, 2),
+        visual_cond=False, attention_type="regular",
+    )  # fmt: skip
+    scheduler, names = diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0), ("text_encoder", "tokenizer")
+    missing = {f"{name}{number}": None for name in names for number in ("", "_2")}
+    pipe = cls(**missing, transformer=roughen(net), vae=vae, scheduler=scheduler)
+    call = {"guidance_scale": 3.0, **more}
+    for k, sign in enumerate(("", "negative_")):
+        call |= {f"{sign}prompt_embeds_qwen": embeds(k, 1, 8, 24), f"{sign}prompt_embeds_clip": embeds(k, 1, 8)}
+        call[f"{sign}prompt_cu_seqlens"] = torch.tensor([0, 8], dtype=torch.int32)
+    return Tiny(pipe, call)
+
+
+@seeded
+def kandinsky_video() -> Tiny:
+    return kandinsky(diffusers.Kandinsky5T2VPipeline, hunyuan_vae(), 4, **SIZE)
+
+
+@seeded
+def kandinsky_image() -> Tiny:
+    tiny = kandinsky(diffusers.Kandinsky5T2IPipeline, pipelines.vae(4), 4, height=32, width=32)
+    tiny.pipe.resolutions = [(32, 32)]  # sizes are rounded to these
+    return tiny
+
+
+@seeded
+def allegro() -> Tiny:
+    net = diffusers.AllegroTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, num_layers=1,
+        cross_attention_dim=24, sample_width=4, sample_height=4, sample_frames=2, caption_channels=24,
+    )  # fmt: skip
+    blocks = {"down_block_types": ("AllegroDownBlock3D",) * 4, "up_block_types": ("AllegroUpBlock3D",) * 4}
+    widths = {"block_out_channels": (8,) * 4, "latent_channels": 4, "layers_per_block": 1, "norm_num_groups": 2}
+    vae = diffusers.AutoencoderKLAllegro(**blocks, **widths, temporal_compression_ratio=4)
+    vae.enable_tiling()  # it decodes in no other way
+    parts = {**text(), "transformer": roughen(net), "vae": vae, "scheduler": diffusers.DDIMScheduler()}
+    size = {"height": 32, "width": 32, "num_frames": 8, "clean_caption": False}
+    return Tiny(diffusers.AllegroPipeline(**parts), {**GUIDED, **size})
+
+
+@seeded
+def latte() -> Tiny:
+    net = diffusers.LatteTransformer3DModel(
+        sample_size=4, num_layers=1, patch_size=2, attention_head_dim=8, num_attention_heads=3, caption_channels=24,
+        in_channels=4, cross_attention_dim=24, out_channels=8, attention_bias=True, activation_fn="gelu-approximate",
+        num_embeds_ada_norm=1000, norm_type="ada_norm_single", norm_elementwise_affine=False, norm_eps=1e-6,
+        video_length=2,
+    )  # fmt: skip
+    parts = {**text(), "transformer": roughen(net), "vae": pipelines.vae(), "scheduler": diffusers.DDIMScheduler()}
+    guided = {"prompt": "a red fox", "negative_prompt": "blur", "guidance_scale": 3.0, "clean_caption": False}
+    return Tiny(diffusers.LattePipeline(**parts), {**guided, "height": 8, "width": 8, "video_length": 2})
+
+
+@seeded
+def skyreels() -> Tiny:
+    parts = wan_parts(transformer=wan_net(cls=diffusers.SkyReelsV2Transformer3DModel))
+    return Tiny(diffusers.SkyReelsV2Pipeline(**parts), wan_call())
+
+
+@seeded
+def wan_vace() -> Tiny:
+    more = {"vace_layers": [0, 1], "vace_in_channels": 24}
+    pipe = diffusers.WanVACEPipeline(**wan_parts(transformer=wan_net(cls=diffusers.WanVACETransformer3DModel, **more)))
+    video = [picture(k, 16, 16) for k in range(5)]
+    mask = [frame.convert("L") for frame in video]
+    return Tiny(pipe, {**wan_call(), "video": video, "mask": mask})
+
+
 FAMILIES: dict[str, Callable[[], Tiny]] = {
     "Wan 2.1": wan,
     "Wan 2.2 two experts": wan_experts,
@@ -136,4 +319,16 @@ FAMILIES: dict[str, Callable[[], Tiny]] = {
     "LTX": ltx,
     "LTX image": ltx_image,
     "LTX Condition": ltx_condition,
+    "HunyuanVideo": hunyuan,
+    "HunyuanVideo true guidance": hunyuan_guided,
+    "HunyuanVideo 1.5": hunyuan_15,
+    "CogVideoX": cog,
+    "CogVideoX image": cog_image,
+    "Mochi": mochi,
+    "Kandinsky 5 video": kandinsky_video,
+    "Kandinsky 5 image": kandinsky_image,
+    "Allegro": allegro,
+    "Latte": latte,
+    "SkyReels-V2": skyreels,
+    "Wan VACE": wan_vace,
 }
