@@ -42,17 +42,17 @@ def image_processor(size: int = 4) -> Any:
 
 def wan_vae(**settings: Any) -> Any:
     sizes = {"base_dim": 3, "z_dim": 4, "dim_mult": [1, 1, 1], "num_res_blocks": 1, "temperal_downsample": [True, True]}
-    means = {"latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [0.5, 1.0, 1.5, 2.0]}
+    means = {"latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [0.05, 0.1, 0.15, 0.2]}
     return diffusers.AutoencoderKLWan(**{**sizes, **means, "scale_factor_spatial": 4, **settings})
 
 
-def wan_net(channels: int = 4, cls: Any = None, **settings: Any) -> Any:
+def wan_net(channels: int = 4, cls: Any = None, scale: float = 0.1, **settings: Any) -> Any:
     sizes = {"num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 32, "freq_dim": 16, "text_dim": 24}
     net = (cls or diffusers.WanTransformer3DModel)(
         patch_size=(1, 2, 2), in_channels=channels, out_channels=4, **sizes, num_layers=2, cross_attn_norm=True,
         qk_norm="rms_norm_across_heads", rope_max_seq_len=32, **settings,
     )  # fmt: skip
-    return roughen(net)
+    return roughen(net, scale=scale)
 
 
 def wan_parts(**more: Any) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def ltx_condition() -> Tiny:
 def hunyuan_vae(**settings: Any) -> Any:
     blocks = {"down_block_types": ("HunyuanVideoDownBlock3D",) * 3, "up_block_types": ("HunyuanVideoUpBlock3D",) * 3}
     sizes = {"latent_channels": 4, "block_out_channels": (8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4}
-    ratios = {"spatial_compression_ratio": 4, "temporal_compression_ratio": 4, "scaling_factor": 0.477}
+    ratios = {"spatial_compression_ratio": 4, "temporal_compression_ratio": 4, "scaling_factor": 4.0}
     return diffusers.AutoencoderKLHunyuanVideo(**blocks, **sizes, **ratios, mid_block_add_attention=True, **settings)
 
 
@@ -182,6 +182,7 @@ def hunyuan_15() -> Tiny:
         mlp_ratio=2.0, patch_size=1, patch_size_t=1, text_embed_dim=16, text_embed_2_dim=24, image_embed_dim=12,
         rope_axes_dim=(2, 2, 4), target_size=16, task_type="t2v",
     )  # fmt: skip
+    net.cond_type_embed.weight.data *= 0.1  # the kinds of tokens would drown what they say
     net.context_embedder_2 = HunyuanVideo15ByT5TextProjection(24, 16, 16)  # the model's own is 2048 wide
     vae = diffusers.AutoencoderKLHunyuanVideo15(
         latent_channels=4, block_out_channels=(16, 16), layers_per_block=1, spatial_compression_ratio=4,
@@ -200,9 +201,9 @@ def hunyuan_15() -> Tiny:
     return Tiny(pipe, call)
 
 
-def cog_parts(cls: Any = None, **settings: Any) -> dict[str, Any]:
+def cog_parts(**settings: Any) -> dict[str, Any]:
     sizes = {"sample_width": 4, "sample_height": 4, "sample_frames": 5, "time_embed_dim": 8, "text_embed_dim": 24}
-    net = (cls or diffusers.CogVideoXTransformer3DModel)(**{
+    net = diffusers.CogVideoXTransformer3DModel(**{
         **sizes, "num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 4, "out_channels": 4,
         "num_layers": 1, "patch_size": 2, "temporal_compression_ratio": 4, "max_text_seq_length": 8, **settings,
     })  # fmt: skip
@@ -277,7 +278,8 @@ def allegro() -> Tiny:
     widths = {"block_out_channels": (8,) * 4, "latent_channels": 4, "layers_per_block": 1, "norm_num_groups": 2}
     vae = diffusers.AutoencoderKLAllegro(**blocks, **widths, temporal_compression_ratio=4)
     vae.enable_tiling()  # it decodes in no other way
-    parts = {**text(), "transformer": roughen(net), "vae": vae, "scheduler": diffusers.DDIMScheduler()}
+    scheduler = diffusers.DDIMScheduler(clip_sample=False)
+    parts = {**text(), "transformer": roughen(net), "vae": vae, "scheduler": scheduler}
     size = {"height": 32, "width": 32, "num_frames": 8, "clean_caption": False}
     return Tiny(diffusers.AllegroPipeline(**parts), {**GUIDED, **size})
 
@@ -290,7 +292,8 @@ def latte() -> Tiny:
         num_embeds_ada_norm=1000, norm_type="ada_norm_single", norm_elementwise_affine=False, norm_eps=1e-6,
         video_length=2,
     )  # fmt: skip
-    parts = {**text(), "transformer": roughen(net), "vae": pipelines.vae(), "scheduler": diffusers.DDIMScheduler()}
+    scheduler = diffusers.DDIMScheduler(clip_sample=False)
+    parts = {**text(), "transformer": roughen(net), "vae": pipelines.vae(), "scheduler": scheduler}
     guided = {"prompt": "a red fox", "negative_prompt": "blur", "guidance_scale": 3.0, "clean_caption": False}
     return Tiny(diffusers.LattePipeline(**parts), {**guided, "height": 8, "width": 8, "video_length": 2})
 
@@ -303,11 +306,115 @@ def skyreels() -> Tiny:
 
 @seeded
 def wan_vace() -> Tiny:
-    more = {"vace_layers": [0, 1], "vace_in_channels": 24}
+    more = {"vace_layers": [0, 1], "vace_in_channels": 24, "scale": 0.3}
     pipe = diffusers.WanVACEPipeline(**wan_parts(transformer=wan_net(cls=diffusers.WanVACETransformer3DModel, **more)))
     video = [picture(k, 16, 16) for k in range(5)]
     mask = [frame.convert("L") for frame in video]
     return Tiny(pipe, {**wan_call(), "video": video, "mask": mask})
+
+
+@seeded
+def hunyuan_image() -> Tiny:
+    return hunyuan_pictured(hunyuan_net(9, False, image_condition_type="latent_concat"), true_cfg_scale=3.0)
+
+
+@seeded
+def hunyuan_image_replaced() -> Tiny:
+    return hunyuan_pictured(hunyuan_net(image_condition_type="token_replace"), guidance_scale=3.0)
+
+
+def hunyuan_pictured(net: Any, **more: Any) -> Tiny:
+    names = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "image_processor")
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0)
+    parts = {**dict.fromkeys(names), "vae": hunyuan_vae(), "scheduler": scheduler, "transformer": net}
+    call = {**SIZE, "image": picture(0, 16, 16), **more}
+    for k, sign in enumerate(("", "negative_") if "true_cfg_scale" in more else ("",)):
+        call |= {f"{sign}prompt_embeds": embeds(k, 1, 8, 16), f"{sign}pooled_prompt_embeds": embeds(k, 1, 8)}
+        call[f"{sign}prompt_attention_mask"] = torch.ones(1, 8)
+    return Tiny(diffusers.HunyuanVideoImageToVideoPipeline(**parts), call)
+
+
+def masked(width: int) -> dict[str, Any]:
+    """Give embeddings of a text and of what is to be avoided, each with its mask."""
+    call: dict[str, Any] = {"guidance_scale": 3.0}
+    for k, sign in enumerate(("", "negative_")):
+        call |= {f"{sign}prompt_embeds": embeds(k, 1, 8, width)}
+        call |= {f"{sign}prompt_attention_mask": torch.ones(1, 8, dtype=torch.int64)}
+    return call
+
+
+@seeded
+def sana() -> Tiny:
+    net = diffusers.SanaVideoTransformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=12, num_layers=1,
+        num_cross_attention_heads=2, cross_attention_head_dim=12, cross_attention_dim=24, caption_channels=24,
+        mlp_ratio=2.5, sample_size=4, patch_size=(1, 2, 2), qk_norm="rms_norm_across_heads", rope_max_seq_len=32,
+    )  # fmt: skip
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=8.0
+    )
+    parts = {"text_encoder": None, "tokenizer": None, "vae": wan_vae(), "scheduler": scheduler}
+    pipe = diffusers.SanaVideoPipeline(**parts, transformer=roughen(net))
+    size = {"height": 32, "width": 32, "frames": 5, "use_resolution_binning": False}
+    return Tiny(pipe, {**masked(24), **size, "negative_prompt": None})
+
+
+@seeded
+def easy_animate() -> Tiny:
+    net = diffusers.EasyAnimateTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=8,
+        text_embed_dim=24, num_layers=1, sample_width=4, sample_height=4, patch_size=2,
+    )  # fmt: skip
+    blocks = ["Spatial{}Block3D", *["SpatialTemporal{}Block3D"] * 2]
+    vae = diffusers.AutoencoderKLMagvit(
+        in_channels=3, out_channels=3, down_block_types=tuple(name.format("Down") for name in blocks),
+        up_block_types=tuple(name.format("Up") for name in blocks), block_out_channels=(8,) * 3, latent_channels=4,
+        layers_per_block=1, norm_num_groups=2, spatial_group_norm=False,
+    )  # fmt: skip
+    pipe = diffusers.EasyAnimatePipeline(vae, None, None, roughen(net), diffusers.FlowMatchEulerDiscreteScheduler())
+    return Tiny(pipe, {**masked(24), **SIZE})
+
+
+class Unchecked(torch.nn.Module):
+    """Take the place of the checker of texts and videos that these pipelines ask for."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def check_text_safety(self, prompt: str) -> bool:
+        return True
+
+    def check_video_safety(self, frames: Any) -> Any:
+        return frames
+
+
+def cosmos_parts(**more: Any) -> dict[str, Any]:
+    net = diffusers.CosmosTransformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=1, mlp_ratio=2,
+        text_embed_dim=24, adaln_lora_dim=4, max_size=(4, 8, 8), patch_size=(1, 2, 2), rope_scale=(2.0, 1.0, 1.0),
+        concat_padding_mask=False, extra_pos_embed_type="learnable",
+    )  # fmt: skip
+    return {**text(), "transformer": roughen(net), "safety_checker": Unchecked(), **more}
+
+
+@seeded
+def cosmos() -> Tiny:
+    vae = diffusers.AutoencoderKLCosmos(
+        latent_channels=4, encoder_block_out_channels=(8,) * 4, decode_block_out_channels=(8,) * 4,
+        attention_resolutions=(8,), resolution=64, num_layers=1, patch_size=4, scaling_factor=1.0,
+        spatial_compression_ratio=4, temporal_compression_ratio=4,
+    )  # fmt: skip
+    scheduler = diffusers.EDMEulerScheduler(
+        sigma_min=0.002, sigma_max=80, sigma_data=0.5, sigma_schedule="karras", final_sigmas_type="sigma_min"
+    )
+    pipe = diffusers.CosmosTextToWorldPipeline(**cosmos_parts(vae=vae, scheduler=scheduler))
+    return Tiny(pipe, {**GUIDED, **SIZE})
+
+
+@seeded
+def cosmos_2() -> Tiny:
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True)
+    pipe = diffusers.Cosmos2TextToImagePipeline(**cosmos_parts(vae=wan_vae(), scheduler=scheduler))
+    return Tiny(pipe, {**GUIDED, "height": 16, "width": 16})
 
 
 FAMILIES: dict[str, Callable[[], Tiny]] = {
@@ -331,4 +438,10 @@ FAMILIES: dict[str, Callable[[], Tiny]] = {
     "Latte": latte,
     "SkyReels-V2": skyreels,
     "Wan VACE": wan_vace,
+    "HunyuanVideo image": hunyuan_image,
+    "HunyuanVideo image replaced": hunyuan_image_replaced,
+    "Sana Video": sana,
+    "EasyAnimate": easy_animate,
+    "Cosmos": cosmos,
+    "Cosmos 2": cosmos_2,
 }
