@@ -31,7 +31,7 @@ def embeds(seed: int = 0, *shape: int) -> torch.Tensor:
 
 
 def image_encoder(size: int = 4) -> Any:
-    sizes = {"hidden_size": 4, "projection_dim": 4, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {"hidden_size": 4, "projection_dim": 4, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = transformers.CLIPVisionConfig(**sizes, image_size=size, intermediate_size=16, patch_size=2)
     return transformers.CLIPVisionModelWithProjection(config)
 
@@ -136,7 +136,12 @@ def hunyuan_vae(**settings: Any) -> Any:
 
 
 def llama() -> Any:
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+    }
     return transformers.LlamaModel(transformers.LlamaConfig(**sizes, vocab_size=40, pad_token_id=0))
 
 
@@ -177,7 +182,7 @@ def hunyuan_guided() -> Tiny:
 
 @seeded
 def hunyuan_15() -> Tiny:
-    net = diffusers.HunyuanVideo15Transformer3DModel(
+    net: Any = diffusers.HunyuanVideo15Transformer3DModel(
         in_channels=9, out_channels=4, num_attention_heads=2, attention_head_dim=8, num_layers=1, num_refiner_layers=1,
         mlp_ratio=2.0, patch_size=1, patch_size_t=1, text_embed_dim=16, text_embed_2_dim=24, image_embed_dim=12,
         rope_axes_dim=(2, 2, 4), target_size=16, task_type="t2v",
@@ -189,7 +194,7 @@ def hunyuan_15() -> Tiny:
         temporal_compression_ratio=4, downsample_match_channel=False, upsample_match_channel=False,
     )  # fmt: skip
     names = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
-    pipe = diffusers.HunyuanVideo15Pipeline(
+    pipe: Any = diffusers.HunyuanVideo15Pipeline(
         **dict.fromkeys(names), transformer=roughen(net), vae=vae, guider=diffusers.ClassifierFreeGuidance(3.0),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0),
     )  # fmt: skip
@@ -240,11 +245,11 @@ def mochi() -> Tiny:
     return Tiny(pipe, {**GUIDED, "height": 32, "width": 32, "num_frames": 7})
 
 
-def kandinsky(cls: Any, vae: Any, channels: int, **more: Any) -> Tiny:
+def kandinsky(cls: Any, vae: Any, channels: int, visual_cond: bool = False, **more: Any) -> Tiny:
     net = diffusers.Kandinsky5Transformer3DModel(
         in_visual_dim=channels, out_visual_dim=channels, in_text_dim=24, in_text_dim2=8, time_dim=16,
         patch_size=(1, 2, 2), model_dim=16, ff_dim=32, num_text_blocks=1, num_visual_blocks=2, axes_dims=(1, 1, 2),
-        visual_cond=False, attention_type="regular",
+        visual_cond=visual_cond, attention_type="regular",
     )  # fmt: skip
     scheduler, names = diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0), ("text_encoder", "tokenizer")
     missing = {f"{name}{number}": None for name in names for number in ("", "_2")}
@@ -276,7 +281,7 @@ def allegro() -> Tiny:
     )  # fmt: skip
     blocks = {"down_block_types": ("AllegroDownBlock3D",) * 4, "up_block_types": ("AllegroUpBlock3D",) * 4}
     widths = {"block_out_channels": (8,) * 4, "latent_channels": 4, "layers_per_block": 1, "norm_num_groups": 2}
-    vae = diffusers.AutoencoderKLAllegro(**blocks, **widths, temporal_compression_ratio=4)
+    vae: Any = diffusers.AutoencoderKLAllegro(**blocks, **widths, temporal_compression_ratio=4)
     vae.enable_tiling()  # it decodes in no other way
     scheduler = diffusers.DDIMScheduler(clip_sample=False)
     parts = {**text(), "transformer": roughen(net), "vae": vae, "scheduler": scheduler}
@@ -306,11 +311,10 @@ def skyreels() -> Tiny:
 
 @seeded
 def wan_vace() -> Tiny:
-    more = {"vace_layers": [0, 1], "vace_in_channels": 24, "scale": 0.3}
+    more: dict[str, Any] = {"vace_layers": [0, 1], "vace_in_channels": 24, "scale": 0.3}
     pipe = diffusers.WanVACEPipeline(**wan_parts(transformer=wan_net(cls=diffusers.WanVACETransformer3DModel, **more)))
-    video = [picture(k, 16, 16) for k in range(5)]
-    mask = [frame.convert("L") for frame in video]
-    return Tiny(pipe, {**wan_call(), "video": video, "mask": mask})
+    mask = [frame.convert("L") for frame in film()]
+    return Tiny(pipe, {**wan_call(), "video": film(), "mask": mask})
 
 
 @seeded
@@ -343,8 +347,7 @@ def masked(width: int) -> dict[str, Any]:
     return call
 
 
-@seeded
-def sana() -> Tiny:
+def sana_of(cls: Any) -> Tiny:
     net = diffusers.SanaVideoTransformer3DModel(
         in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=12, num_layers=1,
         num_cross_attention_heads=2, cross_attention_head_dim=12, cross_attention_dim=24, caption_channels=24,
@@ -354,9 +357,14 @@ def sana() -> Tiny:
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=8.0
     )
     parts = {"text_encoder": None, "tokenizer": None, "vae": wan_vae(), "scheduler": scheduler}
-    pipe = diffusers.SanaVideoPipeline(**parts, transformer=roughen(net))
+    pipe = cls(**parts, transformer=roughen(net))
     size = {"height": 32, "width": 32, "frames": 5, "use_resolution_binning": False}
     return Tiny(pipe, {**masked(24), **size, "negative_prompt": None})
+
+
+@seeded
+def sana() -> Tiny:
+    return sana_of(diffusers.SanaVideoPipeline)
 
 
 @seeded
@@ -387,9 +395,9 @@ class Unchecked(torch.nn.Module):
         return frames
 
 
-def cosmos_parts(**more: Any) -> dict[str, Any]:
+def cosmos_parts(channels: int = 4, **more: Any) -> dict[str, Any]:
     net = diffusers.CosmosTransformer3DModel(
-        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=1, mlp_ratio=2,
+        in_channels=channels, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=1, mlp_ratio=2,
         text_embed_dim=24, adaln_lora_dim=4, max_size=(4, 8, 8), patch_size=(1, 2, 2), rope_scale=(2.0, 1.0, 1.0),
         concat_padding_mask=False, extra_pos_embed_type="learnable",
     )  # fmt: skip
@@ -415,6 +423,67 @@ def cosmos_2() -> Tiny:
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True)
     pipe = diffusers.Cosmos2TextToImagePipeline(**cosmos_parts(vae=wan_vae(), scheduler=scheduler))
     return Tiny(pipe, {**GUIDED, "height": 16, "width": 16})
+
+
+def film() -> list[Any]:
+    return [picture(k, 16, 16) for k in range(5)]
+
+
+@seeded
+def wan_experts_image() -> Tiny:
+    parts = wan_parts(transformer=wan_net(12), transformer_2=wan_net(12))
+    pipe = diffusers.WanImageToVideoPipeline(**parts, boundary_ratio=0.9)
+    return Tiny(pipe, {**wan_call(), "image": picture(0, 16, 16), "guidance_scale_2": 2.0})
+
+
+@seeded
+def wan_video() -> Tiny:
+    call = {key: value for key, value in wan_call().items() if key != "num_frames"}
+    pipe = diffusers.WanVideoToVideoPipeline(**wan_parts(transformer=wan_net()))
+    return Tiny(pipe, {**call, "video": film(), "strength": 1.0})
+
+
+@seeded
+def skyreels_image() -> Tiny:
+    encoder = {"image_encoder": image_encoder(), "image_processor": image_processor()}
+    net = wan_net(12, diffusers.SkyReelsV2Transformer3DModel, image_dim=4)
+    pipe = diffusers.SkyReelsV2ImageToVideoPipeline(**wan_parts(transformer=net, **encoder))
+    return Tiny(pipe, {**wan_call(), "image": picture(0, 16, 16)})
+
+
+@seeded
+def kandinsky_film() -> Tiny:
+    size = {
+        **SIZE,
+        "num_frames": 17,
+        "image": picture(0, 16, 16),
+    }  # the first four latent frames are fitted to the fifth
+    return kandinsky(diffusers.Kandinsky5I2VPipeline, hunyuan_vae(), 4, visual_cond=True, **size)
+
+
+@seeded
+def sana_image() -> Tiny:
+    tiny = sana_of(diffusers.SanaImageToVideoPipeline)
+    return Tiny(tiny.pipe, {**tiny.call, "image": picture(0, 32, 32)})
+
+
+@seeded
+def cog_video() -> Tiny:
+    call = {**GUIDED, "height": 16, "width": 16, "video": film(), "strength": 1.0}
+    return Tiny(diffusers.CogVideoXVideoToVideoPipeline(**cog_parts()), call)
+
+
+@seeded
+def cog_control() -> Tiny:
+    call = {**GUIDED, "height": 16, "width": 16, "control_video": film()}
+    return Tiny(diffusers.CogVideoXFunControlPipeline(**cog_parts(in_channels=8)), call)
+
+
+@seeded
+def cosmos_2_image() -> Tiny:
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True)
+    parts = cosmos_parts(5, vae=wan_vae(), scheduler=scheduler)
+    return Tiny(diffusers.Cosmos2VideoToWorldPipeline(**parts), {**GUIDED, **SIZE, "image": picture(0, 16, 16)})
 
 
 FAMILIES: dict[str, Callable[[], Tiny]] = {
@@ -444,4 +513,12 @@ FAMILIES: dict[str, Callable[[], Tiny]] = {
     "EasyAnimate": easy_animate,
     "Cosmos": cosmos,
     "Cosmos 2": cosmos_2,
+    "Cosmos 2 image": cosmos_2_image,
+    "Wan 2.2 two experts image": wan_experts_image,
+    "Wan video": wan_video,
+    "SkyReels-V2 image": skyreels_image,
+    "Kandinsky 5 video of an image": kandinsky_film,
+    "Sana Video image": sana_image,
+    "CogVideoX video": cog_video,
+    "CogVideoX Fun control": cog_control,
 }
