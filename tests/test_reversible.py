@@ -318,6 +318,23 @@ def test_a_predicted_row_is_of_third_order(process):
     assert 1.7 < math.log2(errors[naive_inversion][0] / errors[naive_inversion][1]) < 2.4
 
 
+def test_predicted_rows_are_those_of_the_paper():
+    """Uni-Inv in its own notation: the velocity at the guess moves the state, and makes the next guess."""
+    process = PROCESSES["flow"]
+    denoiser = mixture_denoiser(process, 0.5 * normal(3, 1, *FIELD), 0.1)
+    ts, x = times(0.9, 0.6, 0.3, 0.1), normal(2, 1, *FIELD)
+
+    def velocity(u, t):
+        return (u - denoiser.denoise(u, t)) / t
+
+    expected, v = x, velocity(x, 0.1)
+    for t, after in ((0.1, 0.3), (0.3, 0.6), (0.6, 0.9)):
+        v = velocity(expected + (after - t) * v, after)
+        expected = expected + (after - t) * v
+    found = predicted_inversion(ddim(process, ts), denoiser, x)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("end", [None, 0.0])
 @pytest.mark.parametrize("process", [PROCESSES[n] for n in ("vp", "flow", "langevin")], ids=lambda p: p.name)
 def test_residuals_lead_back_exactly_at_one_call_more(process, end):

@@ -33,7 +33,7 @@ from torch import Tensor
 from pushforward.denoiser import Denoiser
 from pushforward.errors import PushforwardError
 from pushforward.execute.sequential import check_start
-from pushforward.linear import Operator, root
+from pushforward.linear import Gaussian, Operator, ScaledProcess, root
 from pushforward.plan import Plan, Register, ddim
 
 
@@ -156,10 +156,11 @@ def residual_inversion(plan: Plan, denoiser: Denoiser, end: Tensor) -> tuple[Ten
 def predicted_inversion(plan: Plan, denoiser: Denoiser, end: Tensor) -> Tensor:
     """Find a one-step plan's first state, nearly, from its last by one call per step, about where the step will lead.
 
-    A row `u_{n+1} = a u_n + b D(u_n, t_n)` is solved for u_n twice: with the answer that the row after it had, and with
-    the answer about what that gives. This is one round of the fixed point for the exact inverse, from a beginning that
-    is right to second order in the step: a row's error is of third order, where the plain inversion's is of second.
-    One more call, about the last state, begins it.
+    A row `u_{n+1} = a u_n + b D(u_n, t_n)` is followed back with the direction that was found last, to a guess; then
+    again with the direction at the guess. This is one round of the fixed point for the exact inverse, from a beginning
+    that is right to second order in the step: a row's error is of third order, where the plain inversion's is of second.
+    One more call, about the last state, begins it. Directions are velocities in the units of flow matching, as in the
+    paper, or of the root of data of unit variance where the process is not scalar.
 
     Args:
         plan: as for `naive_inversion`, ending above time 0.
@@ -172,13 +173,18 @@ def predicted_inversion(plan: Plan, denoiser: Denoiser, end: Tensor) -> Tensor:
     References:
         UniEdit-Flow, Jiao et al., arXiv 2504.13109 (Uni-Inv).
     """
-    rows = _rows(plan, 1)
+    rows, process, times = _rows(plan, 1), plan.process, plan.node_times
+    units = root(process, times, Gaussian(1.0))
+    if isinstance(process, ScaledProcess) and not process.basis.shape:
+        units = Operator.scalar(torch.stack(process.alpha_sigma(times)).sum(0))
     current, _, answer = _prepared(plan, denoiser, end, end, None)
-    latest = answer(len(rows), current)
+    guess, latest = current, answer(len(rows), current)
     for n, (a, _, b) in reversed(list(enumerate(rows))):
-        back = a.inverse()
-        latest = answer(n, back.apply(current - b.apply(latest)))
-        current = back.apply(current - b.apply(latest))
+        ahead = units[n] @ units[n + 1].inverse()
+        back = a.inverse().apply(current - b.apply(latest))
+        guess = back + (a.inverse() - ahead).apply(guess - current)
+        latest = answer(n, guess)
+        current = guess + ahead.apply(current - a.apply(guess) - b.apply(latest))
     return _pixels(plan, current, current)[0]
 
 
