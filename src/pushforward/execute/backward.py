@@ -158,9 +158,9 @@ def predicted_inversion(plan: Plan, denoiser: Denoiser, end: Tensor) -> Tensor:
 
     A row `u_{n+1} = a u_n + b D(u_n, t_n)` is followed back with the direction that was found last, to a guess; then
     again with the direction at the guess. This is one round of the fixed point for the exact inverse, from a beginning
-    that is right to second order in the step: a row's error is of third order, where the plain inversion's is of second.
-    One more call, about the last state, begins it. Directions are velocities in the units of flow matching, as in the
-    paper, or of the root of data of unit variance where the process is not scalar.
+    that is right to second order in the step: a row's error is of third order, where the plain inversion's is of
+    second. One more call, about the last state, begins it. Directions are velocities in the units of flow matching, as
+    in the paper, or of the root of data of unit variance where the process is not scalar.
 
     Args:
         plan: as for `naive_inversion`, ending above time 0.
