@@ -106,7 +106,11 @@ def edit(
         str | None, typer.Option(help="Report the scores of this other CLIP; those of the selecting one are too good.")
     ] = None,
     method: Annotated[
-        str, typer.Option(help="Find codes by: stochastic, independent (edit-friendly), deterministic or sdedit.")
+        str,
+        typer.Option(
+            help="Edit by codes: stochastic, independent (edit-friendly), deterministic, uni-inv or direct; or "
+            "without: flowedit, flowalign or sdedit."
+        ),
     ] = "stochastic",
     seed: Annotated[int, typer.Option(help="Seed the codes.")] = 0,
     batch: Annotated[

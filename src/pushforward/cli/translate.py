@@ -68,7 +68,8 @@ def translate(
     method: Annotated[
         str,
         typer.Option(
-            help="Find codes by stochastic (CycleDiffusion), independent (edit-friendly), deterministic (DDIB), sdedit."
+            help="Translate by codes: stochastic (CycleDiffusion), independent (edit-friendly), deterministic (DDIB), "
+            "uni-inv or direct; or without: flowedit, flowalign or sdedit."
         ),
     ] = "stochastic",
     refine: Annotated[
