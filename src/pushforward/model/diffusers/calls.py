@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from typing import Any
@@ -27,8 +28,9 @@ from torch.utils._pytree import tree_flatten, tree_map
 from pushforward.errors import PushforwardError
 from pushforward.model.diffusers.package import reason
 
-__all__ = ["Answer", "Call", "Stopped", "parts", "patched"]
+__all__ = ["Answer", "Call", "Stopped", "numbered", "parts", "patched"]
 
+DIGITS = 64  # numbers are sent in digits of this base, which every dtype holds
 KEPT = 64  # answers of an encoder that are kept
 _LOCKS: WeakKeyDictionary[Any, threading.RLock] = WeakKeyDictionary()  # by pipeline: one call at a time
 
@@ -58,14 +60,28 @@ class Entrance:
         kind: `method` of the pipeline, whose result it is or is in; the argument `latents`; or `noise` that it draws.
         name: name of the method.
         place: place in the method's result, if that is a tuple.
+        numbers: where in the result's rows the state's numbers are, if it holds more than them.
     """
 
     kind: str
     name: str = ""
     place: int | None = None
+    numbers: Tensor | None = None
+
+    def put(self, states: Tensor, result: Any) -> Any:
+        """Return the method's result with these states in it."""
+        if self.place is not None:
+            several = list(result)
+            several[self.place] = replace(self, place=None).put(states, several[self.place])
+            return tuple(several)
+        if self.numbers is None:
+            return states.to(result)
+        numbers = self.numbers.to(result.device).expand(len(result), -1)
+        whole: Tensor = result.flatten(1).scatter(1, numbers, states.flatten(1).to(result))
+        return whole.view_as(result)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Call:
     """A pipeline and the arguments that it is called with.
 
@@ -90,7 +106,7 @@ class Call:
         self.scheduler = self.pipe.scheduler
         self._stand_in = stand_in(self.scheduler)
         generator = self.arguments.get("generator")
-        self._noise = torch.Generator()
+        self._noise, self._drawn = torch.Generator(), dict[int, Tensor]()
         self._generator = generator[0] if isinstance(generator, list | tuple) else generator
 
     def run(
@@ -135,7 +151,7 @@ class Call:
         result = None
         with _lock(self.pipe), ExitStack() as stack:
             self._stand_in.prepare(times, take, told)
-            self._noise = self._fresh_generator()
+            self._noise, self._drawn = self._fresh_generator(), {}
             stack.enter_context(patched(self.pipe, "scheduler", self._stand_in))
             quiet = {**getattr(self.pipe, "_progress_bar_config", {}), "disable": True}
             stack.enter_context(patched(self.pipe, "_progress_bar_config", quiet))
@@ -192,10 +208,7 @@ class Call:
             own = getattr(self.pipe, entrance.name)
 
             def prepare(*args: Any, **kwargs: Any) -> Any:
-                result = own(*args, **kwargs)
-                if entrance.place is None:
-                    return states.to(result)
-                return tuple(states.to(x) if k == entrance.place else x for k, x in enumerate(result))
+                return entrance.put(states, own(*args, **kwargs))
 
             stack.enter_context(patched(self.pipe, entrance.name, prepare))
             return {}
@@ -235,10 +248,12 @@ class Call:
         return asked
 
     def _draw(self, drawn: Any, generator: torch.Generator | None = None) -> Tensor:  # noqa: ARG002
-        """Draw from a Gaussian per row, with the same noise for every row and in every call of the pipeline."""
+        """Draw from a Gaussian per row, with the same noise for equal images, and in every call of the pipeline."""
         mean, own = drawn.mean, self._noise
-        noise = torch.randn((1, *mean.shape[1:]), generator=own, dtype=mean.dtype, device=own.device)
-        sample: Tensor = mean + drawn.std * noise.to(mean.device)
+        if id(drawn) not in self._drawn:
+            noise = torch.randn((1, *mean.shape[1:]), generator=own, dtype=mean.dtype, device=own.device)
+            self._drawn[id(drawn)] = noise.to(mean.device)
+        sample: Tensor = mean + drawn.std * self._drawn[id(drawn)]
         return sample
 
     def find_entrance(self, time: float) -> Answer:
@@ -274,7 +289,8 @@ class Call:
         self.denoisers = frozenset(name for name, part in parts(self.pipe).items() if type(part) in classes)
         if not answers:
             raise PushforwardError(
-                f"{type(self.pipe).__name__} takes no step of its scheduler when it is called with these arguments."
+                f"{type(self.pipe).__name__} takes no step of its own scheduler when it is called with these arguments; "
+                "of a pipeline made of several, give one."
             )
         state = answers[0].state
         for name, result in reversed(made):
@@ -283,6 +299,8 @@ class Call:
                 if isinstance(one, Tensor) and one.shape == state.shape and torch.equal(one, state):
                     self.entrance = Entrance("method", name, place if several else None)
                     return answers[0]
+        if self._find_numbers(time, state, made):
+            return answers[0]
         for kind in ("latents", "noise") if "latents" in self.signature.parameters else ("noise",):
             self.entrance = Entrance(kind)
             try:
@@ -295,6 +313,35 @@ class Call:
             f"{type(self.pipe).__name__} makes its first state in a way that is not known here; sample with "
             "pushforward.PushforwardScheduler in the pipeline instead."
         )
+
+    def _find_numbers(self, time: float, state: Tensor, made: Sequence[tuple[str, Any]]) -> bool:
+        """Find a method's result that holds the first state's numbers among others, by numbering them."""
+        for name, result in made:
+            several = isinstance(result, tuple | list)
+            for place, one in enumerate(result if several else [result]):
+                if not (isinstance(one, Tensor) and one.is_floating_point() and one.numel() > state.numel()):
+                    continue
+                self.entrance = Entrance("method", name, place if several else None)
+                numbers = numbered(one, lambda digits: self.run([time], digits)[0][0].state)
+                if numbers is not None:
+                    self.entrance = replace(self.entrance, numbers=numbers)
+                    return True
+        return False
+
+
+def numbered(like: Tensor, send: Callable[[Tensor], Tensor]) -> Tensor | None:
+    """Find which number of a tensor each one is that comes out; `None` if one comes twice, or is not among them."""
+    numbers = torch.arange(like.numel(), device=like.device)
+    index: Tensor | None = None
+    for digit in range(math.ceil(math.log(max(like.numel(), 2), DIGITS))):
+        came = send((numbers // DIGITS**digit % DIGITS).to(like).view_as(like)).flatten().to(torch.float64)
+        if not bool(((came - came.round()).abs() < 0.1).all()):
+            return None
+        part = came.round().long().to(like.device) * DIGITS**digit
+        index = part if index is None else index + part
+    assert index is not None
+    within = bool(((index >= 0) & (index < like.numel())).all())
+    return index if within and len(index.unique()) == len(index) else None
 
 
 def stand_in(scheduler: Any) -> Any:

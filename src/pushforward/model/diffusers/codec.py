@@ -16,11 +16,9 @@ import torch
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
-from pushforward.model.diffusers.calls import Call, Stopped, detached, parts
+from pushforward.model.diffusers.calls import Call, Stopped, detached, numbered, parts
 
 __all__ = ["Decoder", "Encoder", "decoder_of", "encoder_of"]
-
-DIGITS = 64  # numbers of states are sent in digits of this base, which every dtype holds
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,13 +36,14 @@ class Decoder:
     time: float
 
     def __call__(self, states: Tensor) -> Tensor:
-        return torch.cat([self._image(one) for one in states.split(1)]).to(states.dtype)
+        return torch.cat([self.caught(one) for one in states.split(1)]).to(states.dtype)
 
     def contents(self) -> Any:
         """Return nothing: it is made of the network's pipeline."""
         return None
 
-    def _image(self, state: Tensor) -> Tensor:
+    def caught(self, state: Tensor, patches: Sequence[tuple[Any, str, Any]] = ()) -> Tensor:
+        """Return the image of a last state `(1, ...)`, with other decoders if `patches` put them in their place."""
         found: list[Tensor] = []
 
         def finish(*args: Any, **kwargs: Any) -> None:
@@ -60,11 +59,12 @@ class Decoder:
             return decoded
 
         pipe = self.call.pipe
-        patches = [(part, "decode", decode(part.decode)) for part in decoders(pipe).values()]
+        own = {id(part): value for part, _, value in patches}
+        replaced = [(part, "decode", decode(own.get(id(part), part.decode))) for part in decoders(pipe).values()]
         for holder in vars(pipe).values():
             if type(holder).__name__.endswith("Processor"):
-                patches += [(holder, name, finish) for name in dir(holder) if name.startswith("postprocess")]
-        self.leave(state, patches)
+                replaced += [(holder, name, finish) for name in dir(holder) if name.startswith("postprocess")]
+        self.leave(state, replaced)
         if not found:
             raise PushforwardError(f"{type(pipe).__name__} makes no images of its last state that can be caught.")
         return found[-1]
@@ -91,38 +91,42 @@ class Encoder:
     Args:
         autoencoder: the pipeline's.
         shape: shape of a state.
-        form: shape of an image as the autoencoder takes it.
-        order, scale, shift: `state.flatten() = ((latents.flatten() - shift) / scale)[order]`.
+        forms: shapes of what it decodes an image's latents to, one per call.
+        pixels: `decoded.flatten() = image.flatten()[pixels]`.
+        numbers, scale, shift: `state.flatten() = ((latents.flatten() - shift) / scale)[numbers]`.
     """
 
     autoencoder: Any
     shape: tuple[int, ...]
-    form: tuple[int, ...]
-    order: Tensor
+    forms: tuple[tuple[int, ...], ...]
+    pixels: Tensor
+    numbers: Tensor
     scale: Tensor
     shift: Tensor
 
     def contents(self) -> Any:
         """Return what it is made of besides the network's pipeline."""
-        return [self.shape, self.form]
+        return [self.shape, self.forms]
 
     def __call__(self, images: Tensor) -> Tensor:
+        return torch.stack([self._state(one) for one in images])
+
+    def _state(self, image: Tensor) -> Tensor:
         own = next(self.autoencoder.parameters())
-        found = []
-        for one in images.to(own).split(1):
-            result = self.autoencoder.encode(one.reshape(1, *self.form))
+        decoded = image.flatten()[self.pixels.to(image.device)].to(own)
+        latents = []
+        for part, form in zip(decoded.split([math.prod(form) for form in self.forms]), self.forms, strict=True):
+            result = self.autoencoder.encode(part.view(form))
             drawn = getattr(result, "latent_dist", None)
-            latents = _first(result) if drawn is None else drawn.mode()
-            found.append(latents.flatten(1).to(images.dtype))
-        latents = torch.cat(found)
-        order, scale, shift = (x.to(latents.device) for x in (self.order, self.scale, self.shift))
-        if latents.shape[1] != len(scale):
+            latents.append((_first(result) if drawn is None else drawn.mode()).flatten())
+        whole = torch.cat(latents).to(image.dtype)
+        if len(whole) != len(self.scale):
             raise PushforwardError(
-                f"{type(self.autoencoder).__name__} makes {latents.shape[1]} numbers of an image, but the pipeline "
-                f"decodes {len(scale)}; it has no way from images back."
+                f"{type(self.autoencoder).__name__} makes {len(whole)} numbers of an image, but decodes "
+                f"{len(self.scale)}; the pipeline has no way back from images."
             )
-        whole = (latents - shift.to(latents)) / scale.to(latents)
-        return whole[:, order].unflatten(1, self.shape)
+        numbers, scale, shift = (x.to(whole.device) for x in (self.numbers, self.scale, self.shift))
+        return ((whole - shift) / scale)[numbers].view(self.shape)
 
 
 def decoders(pipe: Any) -> dict[str, Any]:
@@ -155,60 +159,79 @@ def decoder_of(call: Call, state: Tensor, time: float) -> Decoder:
 
 @torch.no_grad()
 def encoder_of(decoder: Decoder, state: Tensor, image: Tensor) -> Encoder | None:
-    """Make the way back from images to states; `None` if the pipeline reorders, shifts and scales no numbers only.
+    """Make the way back from images to states.
 
     Args:
         decoder: the way out.
         state: a state `(1, ...)`.
-        image: an image `(1, ...)`.
+        image: its image `(1, ...)`.
+
+    Returns:
+        The way back; `None` if the pipeline has no encoder, or does more with the numbers of a state than to reorder,
+        shift and scale each.
     """
-    zero, shift, name, form = _sent(decoder, torch.zeros_like(state), whole=True)
-    del zero
-    if name is None or not hasattr(decoder.call.pipe.components[name], "encode"):
+    made: list[tuple[str, Any]] = []
+    pipe = decoder.call.pipe
+
+    def kept(name: str, own: Callable[..., Any]) -> Callable[..., Any]:
+        def decode(*args: Any, **kwargs: Any) -> Any:
+            made.append((name, own(*args, **kwargs)))
+            return made[-1][1]
+
+        return decode
+
+    decoder.leave(state, [(part, "decode", kept(name, part.decode)) for name, part in decoders(pipe).items()])
+    names = {name for name, _ in made}
+    if len(names) != 1 or not callable(getattr(pipe.components[next(iter(names))], "encode", None)):
         return None
-    scale = _sent(decoder, torch.ones_like(state))[1] - shift
-    numbers = torch.arange(state.numel(), device=state.device)
-    if scale.numel() != state.numel() or not bool((scale.abs() > 0).all()):
+    results = [result for _, result in made]
+    shift = _sent(decoder, torch.zeros_like(state), results)[0]
+    scale = _sent(decoder, torch.ones_like(state), results)[0] - shift
+    used = scale != 0
+    scale = torch.where(used, scale, 1)
+    numbers = numbered(state, lambda digits: ((_sent(decoder, digits, results)[0] - shift) / scale)[used])
+    forms = tuple(tuple(_first(result).shape) for result in results)
+    whole = torch.zeros(sum(map(math.prod, forms)), device=image.device)
+    pixels = numbered(whole, lambda digits: _sent(decoder, state, results, digits)[1].flatten())
+    if numbers is None or pixels is None or len(numbers) != state.numel() or len(pixels) != len(whole):
         return None
-    index = torch.zeros_like(numbers)
-    for digit in range(math.ceil(math.log(max(state.numel(), 2), DIGITS))):
-        sent = (numbers // DIGITS**digit % DIGITS).to(state).view_as(state)
-        index += ((_sent(decoder, sent)[1] - shift) / scale).round().long().flatten() * DIGITS**digit
-    if not torch.equal(index.sort().values, numbers):
-        return None
-    assert form is not None
-    if math.prod(form) != image[0].numel():
-        return None
-    part = decoder.call.pipe.components[name]
-    made = Encoder(part, tuple(state.shape[1:]), form, index.argsort(), scale.flatten(), shift.flatten())
+    found = used.nonzero()[:, 0][numbers.argsort()]
+    part = pipe.components[next(iter(names))]
+    back = Encoder(part, tuple(state.shape[1:]), forms, pixels.argsort(), found, scale, shift)
     try:
-        return made if made(image).shape == state.shape else None
+        return back if back(image).shape == state.shape else None
     except Exception:  # of a part that was never run in this direction
         return None
 
 
 def _sent(
-    decoder: Decoder, state: Tensor, *, whole: bool = False
-) -> tuple[Tensor, Tensor, str | None, tuple[int, ...] | None]:
-    """Send a state out; return it, what is decoded of it, by which part, and the decoded image's shape if `whole`."""
-    met: list[tuple[Tensor, str]] = []
-    forms: list[tuple[int, ...]] = []
+    decoder: Decoder, state: Tensor, results: Sequence[Any], digits: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Send a state out past the autoencoder; return what it would decode, flat, and the image.
 
-    def caught(name: str, own: Callable[..., Any]) -> Callable[..., Any]:
-        def decode(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
-            met.append((latents, name))
-            if whole:
-                forms.append(tuple(_first(own(latents, *args, **kwargs)).shape[1:]))
-            raise Stopped
+    Args:
+        decoder: the way out.
+        state: the state.
+        results: what the autoencoder returns, one per call.
+        digits: numbers to put into these in turn.
+    """
+    met: list[Tensor] = []
+    rest = list(results)
+    values = list(() if digits is None else digits.split([_first(result).numel() for result in results]))
 
-        return decode
+    def decode(latents: Tensor, *_: Any, **__: Any) -> Any:
+        met.append(latents.flatten())
+        result = rest.pop(0)
+        if not values:
+            return result
+        filled = values.pop(0).view_as(_first(result)).to(_first(result))
+        return (
+            filled if isinstance(result, Tensor) else (filled,) if isinstance(result, tuple) else type(result)(filled)
+        )
 
-    pipe = decoder.call.pipe
-    decoder.leave(state, [(part, "decode", caught(name, part.decode)) for name, part in decoders(pipe).items()])
-    if not met:
-        return state, state, None, None
-    latents, name = met[0]
-    return state, latents.to(state.dtype), name, forms[0] if forms else None
+    patches = [(part, "decode", decode) for part in decoders(decoder.call.pipe).values()]
+    image = decoder.caught(state, patches)
+    return torch.cat(met).to(state.dtype), image
 
 
 def _given(outputs: Sequence[Any]) -> Callable[..., Any]:

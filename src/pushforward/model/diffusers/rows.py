@@ -105,7 +105,7 @@ class Rows:
         if count == 1:
             return dict(more)
         given = {**self.call.arguments, **more}
-        return {name: _repeat(name, value, count) for name, value in given.items()}
+        return {name: _repeat(name, value, count) for name, value in given.items() if name != "generator"}
 
     def _in_turn(self, states: Tensor, times: Tensor, more: Mapping[str, Any]) -> Tensor:
         groups = [(times == t).nonzero()[:, 0] for t in times.unique()]
