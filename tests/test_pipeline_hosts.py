@@ -5,13 +5,16 @@ round otherwise than single rows: to 1e-5 of the largest value in float32.
 """
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
+import torch._dynamo.testing
 from torch import Tensor, nn
 
 import pushforward as pf
@@ -75,6 +78,7 @@ def singly(model: pf.Model, count: int = 3) -> Tensor:
 def assert_close(ours: Tensor, theirs: Tensor, tolerance: float = 1e-5) -> None:
     assert ours.shape == theirs.shape
     assert bool(theirs.isfinite().all())
+    ours, theirs = ours.detach(), theirs.detach()
     assert float((ours - theirs).abs().max()) <= tolerance * float(theirs.abs().max())
 
 
@@ -96,8 +100,10 @@ def inside(pipe: Any) -> dict[str, Any]:
 
 def use(model: pf.Model) -> None:
     images = model.sample(2, solver="ddim", steps=3)
-    model.sample(1, solver="ddim", steps=3, parallel=True)
-    model.decode(model.invert(images, solver="ddim", steps=3))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*further from the sequential ones")
+        model.sample(1, solver="ddim", steps=3, parallel=True)
+    model.latents(images)
 
 
 # -- left as found --------------------------------------------------------------------------------------------------
@@ -161,7 +167,6 @@ def test_out_of_memory_is_said_as_such(pipe: Any) -> None:
 # -- dtypes ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:.*further from the sequential ones:UserWarning")
 def test_half_precision(pipe: Any) -> None:
     """In bfloat16: rows as single calls, and near float32's, both to some roundings of 2^-8."""
     whole = asked(model_of(pipe))
@@ -193,6 +198,151 @@ def test_an_autoencoder_that_needs_more(tmp_path: Path) -> None:
     assert model.encoder is not None
     assert model.latents(images).isfinite().all()
     assert {p.dtype for p in pipe.vae.parameters()} == {torch.float16}
+
+
+# -- where weights are ----------------------------------------------------------------------------------------------
+
+
+def offloaded(pipe: Any, way: str) -> None:
+    """Offload a pipeline to where it works, as there is no other device: all that offloading puts on it is there."""
+    if way == "model":
+        pipe.enable_model_cpu_offload(device="cpu")
+    elif way == "group":
+        pipe.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
+    elif way == "tiling":
+        pipe.vae.enable_tiling()
+        pipe.vae.enable_slicing()
+
+
+@pytest.mark.parametrize("way", ["model", "group", "tiling"])
+def test_offloading(pipe: Any, way: str) -> None:
+    """The same answers, images and latents, and it is offloaded as before, before and after the pipeline's own use."""
+    model = model_of(pipe)
+    wanted, images = asked(model), model.sample(2, solver="ddim", steps=2)
+    latents = model.latents(images)
+    own = called(pipe)
+    offloaded(pipe, way)
+    before = weights(pipe)
+    model = model_of(pipe)
+    for _ in range(2):
+        assert weights(pipe) == before
+        assert_close(asked(model), wanted)
+        assert_close(model.sample(2, solver="ddim", steps=2), images)
+        assert_close(model.latents(images), latents)
+        assert_close(called(pipe), own)
+
+
+@pytest.mark.parametrize("way", ["model", "group"])
+def test_errors_while_offloaded(pipe: Any, way: str) -> None:
+    """A network that fails within a call: the pipeline goes on as it did before."""
+    own = called(pipe)
+    offloaded(pipe, way)
+    model = model_of(pipe)
+    wanted, before = asked(model), weights(pipe)
+    layer = next(m for m in denoiser(pipe).modules() if is_leaf(m))
+
+    def fails(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    handle = layer.register_forward_pre_hook(fails)
+    with pytest.raises(KeyboardInterrupt):
+        model.sample(2, solver="ddim", steps=2)
+    handle.remove()
+    assert weights(pipe) == before
+    assert_close(asked(model), wanted)
+    assert_close(called(pipe), own)
+
+
+def called(pipe: Any) -> Tensor:
+    """An image of the pipeline itself, in [0, 1]."""
+    generator = torch.Generator().manual_seed(0)
+    images: Tensor = pipe(**CALL, num_inference_steps=2, output_type="pt", generator=generator).images
+    return images
+
+
+def weights(pipe: Any) -> list[Any]:
+    return [(p.dtype, p.device) for part in pipe.components.values() if isinstance(part, nn.Module)
+            for p in part.parameters()]  # fmt: skip
+
+
+def test_weights_that_are_cast_layer_by_layer(pipe: Any) -> None:
+    """In 8 bits, of which a layer is widened while it runs; rows are single calls'."""
+    denoiser(pipe).enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+    before = weights(pipe)
+    model = model_of(pipe)
+    assert_close(asked(model), singly(model))
+    use(model)
+    assert weights(pipe) == before
+
+
+def test_a_pipeline_on_a_device_map(tmp_path: Path) -> None:
+    """As `from_pretrained(..., device_map=...)` leaves it: nothing of it may be moved."""
+    made(stable_diffusion, tmp_path / "made").save_pretrained(tmp_path / "saved")
+    wanted = asked(model_of(diffusers.DiffusionPipeline.from_pretrained(tmp_path / "saved")))
+    pipe = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "saved", device_map="cpu")
+    pipe.hf_device_map = {"unet": "cpu", "vae": "cpu", "text_encoder": "cpu"}
+    with pytest.raises(ValueError, match="device map"):
+        pipe.to("cpu")
+    model = model_of(pipe)
+    assert_close(asked(model), wanted)
+    use(model)
+
+
+class Stubborn(nn.Module):
+    """Weights that cannot be moved, cast or copied, as those of quantised layers: 8 bits and a scale."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.scale = linear.weight.abs().max() / 127
+        self.weight = nn.Parameter((linear.weight / self.scale).round().to(torch.int8), requires_grad=False)
+        self.bias = linear.bias
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight.to(x.dtype) * self.scale, self.bias)
+
+    def _apply(self, *_: Any, **__: Any) -> Any:
+        raise ValueError("weights of 8 bits cannot be moved")
+
+    def __deepcopy__(self, _: Any) -> Any:
+        raise ValueError("weights of 8 bits cannot be copied")
+
+    __copy__ = __reduce_ex__ = __deepcopy__
+
+
+def test_quantised_weights(pipe: Any) -> None:
+    for module in list(denoiser(pipe).modules()):
+        for name, layer in module.named_children():
+            if (isinstance(layer, nn.Linear) and "attn" in name) or name in ("to_q", "to_k", "proj_mlp"):
+                setattr(module, name, Stubborn(layer))
+    assert any(isinstance(layer, Stubborn) for layer in denoiser(pipe).modules())
+    before = inside(pipe)
+    model = model_of(pipe)
+    assert_close(asked(model), singly(model))
+    use(model)
+    assert inside(pipe) == before
+
+
+@pytest.mark.parametrize("way", ["wrapped", "in place"])
+def test_compiled_networks(pipe: Any, way: str) -> None:
+    """By `torch.compile(network)` or `network.compile()`; no new code for further rounds of as many rows."""
+    wanted = asked(model_of(pipe))
+    counter = torch._dynamo.testing.CompileCounter()
+    name = "unet" if hasattr(pipe, "unet") else "transformer"
+    if way == "wrapped":
+        setattr(pipe, name, torch.compile(denoiser(pipe), backend=counter))
+    else:
+        denoiser(pipe).compile(backend=counter)
+    before = inside(pipe)
+    model = model_of(pipe)
+    assert_close(asked(model), wanted)
+    count = counter.frame_count
+    assert count > 0
+    for _ in range(3):
+        assert_close(asked(model), wanted)
+    assert counter.frame_count == count
+    model.sample(1, solver="ddim", steps=2)
+    assert inside(pipe) == before
 
 
 # -- threads --------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from pushforward.errors import PushforwardError
 from pushforward.model.diffusers.package import reason
 
-__all__ = ["Answer", "Call", "Stopped", "alone", "as_wide", "numbered", "parts", "patched"]
+__all__ = ["Answer", "Call", "Stopped", "alone", "as_wide", "callee", "numbered", "parts", "patched"]
 
 DIGITS = 8  # numbers are sent in digits of this base, which bfloat16 holds when scaled and shifted, too
 KEPT = 64  # answers of an encoder that are kept
@@ -171,7 +171,7 @@ class Call:
             for name, part in own.items():
                 if name not in self.denoisers:
                     stack.enter_context(as_wide(part))
-                    for method in ("forward", "encode"):
+                    for method in (callee(part), "encode"):
                         if callable(getattr(part, method, None)):
                             stack.enter_context(patched(part, method, self._once(name, part, method)))
             if states is not None:
@@ -179,8 +179,7 @@ class Call:
             for patch in patches:
                 stack.enter_context(patched(*patch))
             for name, hook in (hooks or {}).items():
-                handle = own[name].register_forward_pre_hook(hook, with_kwargs=True)
-                stack.callback(handle.remove)
+                stack.enter_context(patched(own[name], callee(own[name]), _hooked(own[name], hook)))
             try:
                 result = self._method(self.pipe, **arguments)
             except Stopped:
@@ -303,7 +302,7 @@ class Call:
         self.denoisers = frozenset(name for name, part in parts(self.pipe).items() if type(part) in classes)
         if not answers:
             raise PushforwardError(
-                f"{type(self.pipe).__name__} takes no step of its own scheduler when it is called with these arguments; "
+                f"{type(self.pipe).__name__} takes no step of its own scheduler when called with these arguments; "
                 "of several pipelines in one, give one."
             )
         state = answers[0].state
@@ -414,6 +413,22 @@ def stand_in(scheduler: Any) -> Any:
 def parts(pipe: Any) -> dict[str, nn.Module]:
     """List the pipeline's modules by name."""
     return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+
+
+def callee(part: nn.Module) -> str:
+    """Name the method through which a module is called: what comes before it is not compiled with it."""
+    return "forward" if getattr(part, "_compiled_call_impl", None) is None else "_compiled_call_impl"
+
+
+def _hooked(part: nn.Module, hook: Callable[..., Any]) -> Callable[..., Any]:
+    """A module's method with a hook before it, which may change its arguments."""
+    own = getattr(part, callee(part))
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = hook(part, args, kwargs) or (args, kwargs)
+        return own(*args, **kwargs)
+
+    return called
 
 
 @contextmanager

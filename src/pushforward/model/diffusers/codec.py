@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
-from pushforward.model.diffusers.calls import Call, Stopped, alone, as_wide, detached, numbered, parts
+from pushforward.model.diffusers.calls import Call, Stopped, alone, as_wide, callee, detached, numbered, parts
 
 __all__ = ["Decoder", "Encoder", "decoder_of", "encoder_of"]
 
@@ -72,7 +72,7 @@ class Decoder:
 
     def leave(self, state: Tensor, patches: Sequence[tuple[Any, str, Any]]) -> Any:
         """Call the pipeline with its networks passed over, and let it go on from this last state `(1, ...)`."""
-        given = [(part, "forward", _given(self.outputs[name])) for name, part in parts(self.call.pipe).items()
+        given = [(part, callee(part), _given(self.outputs[name])) for name, part in parts(self.call.pipe).items()
                  if name in self.outputs]  # fmt: skip
         more = {"output_type": "pt"} if "output_type" in self.call.signature.parameters else {}
         last: list[Tensor] = []
@@ -116,7 +116,9 @@ class Encoder:
         with as_wide(part):
             if part.dtype == torch.float16 and part.config.get("force_upcast"):  # pipelines widen it for images, too
                 part.to(torch.float32)
-            return torch.stack([self._state(part, one) for one in images])
+            states = torch.stack([self._state(part, one) for one in images])
+        self.pipe.maybe_free_model_hooks()
+        return states
 
     def _state(self, autoencoder: Any, image: Tensor) -> Tensor:
         decoded = image.flatten()[self.pixels.to(image.device)].to(self.pipe._execution_device, autoencoder.dtype)
@@ -150,17 +152,21 @@ def decoder_of(call: Call, state: Tensor, time: float) -> Decoder:
         time: a time of its scheduler.
     """
     outputs: dict[str, list[Any]] = {}
-    handles = []
-    for name, part in parts(call.pipe).items():
-        if name in call.denoisers:
-            keep = outputs.setdefault(name, [])
-            handles.append(part.register_forward_hook(lambda _, __, output, keep=keep: keep.append(detached(output))))
-    try:
-        with torch.no_grad():
-            call.run([time], state)
-    finally:
-        for handle in handles:
-            handle.remove()
+
+    def kept(name: str, own: Callable[..., Any]) -> Callable[..., Any]:
+        outputs[name] = []
+
+        def called(*args: Any, **kwargs: Any) -> Any:
+            output = own(*args, **kwargs)
+            outputs[name].append(detached(output))
+            return output
+
+        return called
+
+    asked = {name: part for name, part in parts(call.pipe).items() if name in call.denoisers}
+    with torch.no_grad():
+        call.run([time], state, patches=[(part, callee(part), kept(name, getattr(part, callee(part))))
+                                         for name, part in asked.items()])  # fmt: skip
     return Decoder(call, outputs, time)
 
 
