@@ -54,8 +54,9 @@ def from_pipeline(pipe: Any, *, name: str | None = None, **call: Any) -> Model:
         model = pushforward.from_pipeline(pipe, prompt="a watercolour of a fox", guidance_scale=4)
         images = model.sample(4, solver="auto", steps=12)
 
-    Nothing is copied, and the pipeline can be used as before. It is asked a few times, to find out how many states can
-    be asked about at a time, and to check that its answers depend on state and time alone.
+    Nothing is copied, and the pipeline can be used as before. It is asked a few times, to find out how many states
+    can be asked about at a time, and to check that its answers depend on state and time alone. Make the model anew
+    after changing the pipeline, as by a LoRA: prompts are encoded once. One thread calls at a time.
 
     Args:
         pipe: the pipeline.
