@@ -93,7 +93,7 @@ def test_weights_have_no_gradients_unless_asked(model: pf.Model) -> None:
 # -- what is done with models ---------------------------------------------------------------------------------------
 
 
-def darkness(images: Tensor, code: Tensor | None = None) -> Tensor:  # noqa: ARG001
+def darkness(images: Tensor, code: Tensor | None = None) -> Tensor:
     return 2000 * images.mean((1, 2, 3))
 
 
