@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+import pushforward as pf
 from pushforward.errors import PushforwardError
 from pushforward.execute import Parallel, parallel, run
 from pushforward.execute import distributed as across
@@ -24,6 +26,7 @@ from support.helpers import FIELD, PROCESSES, normal
 
 LABELS = torch.tensor([0.5, -0.5, 1.5])
 ROWS = (1, 2, 3, 8, 9)
+PIPELINES = {"stable_diffusion": "unet", "flux": "transformer"}
 SOLVED = ("ddim", "ddpm", "heun")
 
 
@@ -105,6 +108,8 @@ def everything() -> dict[str, Any]:
         for solver in SOLVED:
             counting = Counting(network())
             found[f"solved {name} {solver}"] = (*solved(process, solver, Sharded(counting)), counting.rows)
+    for kind in PIPELINES:
+        found[f"piped {kind}"] = piped(kind)
     found["failed"] = refusal(lambda: asked(Sharded(Counting(network(), fails=rank == 1)), 4))
     found["after"] = asked(Sharded(network()), 4)
     found["drew apart"] = refusal(lambda: Sharded(network()).at(VP(), torch.ones(1).double(), normal(2, 1, seed=rank)))
@@ -115,6 +120,23 @@ def everything() -> dict[str, Any]:
     if main:
         found["alone"] = asked(Sharded(network(), first), 4)
     return found
+
+
+def piped(kind: str) -> tuple[Tensor, list[int]]:
+    """Images of a tiny pipeline, all steps at once, and the rows of its network's calls."""
+    from support import pipelines
+
+    torch.set_num_threads(1)
+    torch.manual_seed(3)
+    with tempfile.TemporaryDirectory() as folder:
+        pipe = getattr(pipelines, kind)(Path(folder))
+    model = pf.from_pipeline(pipe.to(torch.float64), prompt="a fox", guidance_scale=3.0, height=8, width=8)
+    rows: list[int] = []
+    pipe.components[PIPELINES[kind]].register_forward_pre_hook(
+        lambda _, args, kwargs: rows.append(len(args[0] if args else kwargs["hidden_states"])), with_kwargs=True
+    )
+    images = model.sample(3, solver="ddim", steps=4, parallel=True)
+    return images, rows[:-3]  # without those that bring the images out, in which the network is passed over
 
 
 def asked_in(dtype: torch.dtype) -> Tensor:
@@ -191,6 +213,19 @@ def test_a_plan_gives_what_it_gives_in_one_process(name: str, solver: str, ranks
     assert first[3] == [-(-n // 2) for n in whole]
     assert second[3] == [n // 2 for n in whole if n > 1]
     assert calls == first[2]
+
+
+@pytest.mark.parametrize("kind", PIPELINES)
+def test_rounds_of_a_pipeline_are_shared(kind: str, ranks: list[dict[str, Any]]) -> None:
+    """Images are one process's, to rounding; each rank asks its pipeline about its half of a round's rows."""
+    (first, some), (second, others) = (r[f"piped {kind}"] for r in ranks)
+    whole, rows = piped(kind)
+    assert first.equal(second)
+    torch.testing.assert_close(first, whole, rtol=0, atol=1e-5)
+    copies = 2 if kind == "stable_diffusion" else 1
+    assert some == [copies * -(-n // copies // 2) for n in rows]
+    assert others == [n - m for n, m in zip(rows, some, strict=True) if n > m]
+    assert max(some) > copies
 
 
 def test_a_network_that_fails_on_one_rank_stops_all(ranks: list[dict[str, Any]]) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import pushforward as pf
 from pushforward.denoiser import Function
@@ -288,6 +289,40 @@ def test_an_embedded_model_is_guided_by_command(monkeypatch, capsys):
     assert sum(numbers["after"]) > sum(numbers["before"])
     assert "30 network evaluations per chain" in printed
     assert size("s.png") == (2 * 56, 2 * 56)
+
+
+# -- edit a photograph ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["stable_diffusion", "flux"])
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
+def test_a_photograph_is_edited(kind, example, capsys, tmp_path):
+    """A tiny pipeline of random weights: another text makes another picture; and so does a LoRA, where it is read."""
+    from support import pipelines
+
+    torch.manual_seed(3)
+    pipe = getattr(pipelines, kind)(tmp_path / "parts")
+    pipe.save_pretrained("mine")
+    Image.effect_noise((30, 20), 60).convert("RGB").save("photo.png")
+    words = {"photograph": "photo.png", "source": "a fox", "pipeline": "mine", "steps": 4, "side": 8}
+    module = example("edit_a_photograph")
+    before, snow = module.main(target="a fox in the snow", **words)
+    _, sea = module.main(target="the sea", **words)
+    assert before.shape == snow.shape == (1, 3, 8, 8)
+    assert bool(snow.isfinite().all())
+    assert not torch.equal(snow, sea)
+    assert "from the photograph" in capsys.readouterr().out
+    assert size("edited.png")[0] == 2 * size("edited.png")[1]
+    pytest.importorskip("peft")
+    prefix = "unet" if kind == "stable_diffusion" else "transformer"
+    network = pipe.components[prefix]
+    layers = {name: layer for name, layer in network.named_modules() if name.endswith("to_q")}
+    lora = {f"{prefix}.{name}.lora_{end}.weight": torch.randn(shape)
+            for name, layer in layers.items()
+            for end, shape in (("A", (2, layer.in_features)), ("B", (layer.out_features, 2)))}  # fmt: skip
+    save_file(lora, "lora.safetensors")
+    _, other = module.main(target="a fox in the snow", lora="lora.safetensors", **words)
+    assert not torch.equal(other, snow)
 
 
 def test_the_list_of_examples_is_complete():

@@ -17,6 +17,7 @@ from pushforward.maps.spec import SamplerSpec, parse
 from pushforward.model import Network
 from pushforward.plan import SOLVERS, grid
 from support.fake_device import NAME, Elsewhere
+from support.pipelines import flux, stable_diffusion
 
 SIDE = 4
 PROCESSES = {"vp": VP(), "blurring": Blurring((SIDE, SIDE), blur_max=2.0), "langevin": Langevin()}
@@ -144,3 +145,27 @@ def test_steering(models, method):
 def test_inpainting(models):
     images, known = torch.rand(2, 1, SIDE, SIDE), torch.rand(1, SIDE, SIDE) < 0.5
     there_as_here(models, lambda model: inpaint(diffusion(model, "ddpm", repeats=2), images, known, draws=2))
+
+
+@pytest.mark.parametrize("offload", [False, True], ids=["whole", "offloaded"])
+def test_pipelines(offload, tmp_path):
+    """Moved there whole, or part by part as they are needed; to rounding in float32."""
+    pipe = (stable_diffusion if offload else flux)(tmp_path)
+    pipe.set_progress_bar_config(disable=True)
+    found = []
+    for place in ("cpu", NAME):
+        if place == NAME and offload:
+            pipe.enable_model_cpu_offload(device=NAME)
+        elif place == NAME:
+            pipe.to(NAME)
+        model = pf.from_pipeline(pipe, prompt="a fox", guidance_scale=3.0, height=8, width=8)
+        assert model.device.type == place
+        assert model.module.rows.together == "times"
+        images = model.sample(1, solver="ddim", steps=2)
+        start = torch.zeros(model.state_shape(1), device=place, requires_grad=True)
+        slope = torch.autograd.grad(model.module(start, torch.full((1,), 0.5, device=place)).sum(), start)[0]
+        found.append([x.cpu() for x in (images, model.latents(images.to(place)), slope)])
+        if place == NAME and offload:
+            assert {part.device.type for part in (pipe.vae, pipe.text_encoder)} == {"cpu"}
+    for here, there in zip(*found, strict=True):
+        torch.testing.assert_close(there, here, rtol=1e-4, atol=1e-4)

@@ -20,7 +20,9 @@ For instance, flow matching, whose image fades as its noise grows:
 from __future__ import annotations
 
 import math
+import threading
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
@@ -33,6 +35,7 @@ from pushforward.linear.operator import Operator
 
 _SIDE = 8  # pixels; a process over frequencies is checked for images of this side
 _ROUNDING = 1e-9  # a signal-to-noise ratio may seem to rise by this much
+_FORWARD_MODE = threading.RLock()  # PyTorch counts the levels of forward differentiation for all threads together
 
 
 class Process(ABC):
@@ -141,7 +144,7 @@ class ScaledProcess(Process):
 
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return `alpha, sigma, d alpha / dt, d sigma / dt`."""
-        values, rates = torch.func.jvp(self.alpha_sigma, (t,), (torch.ones_like(t),))  # type: ignore[misc]
+        values, rates = _with_rate(self.alpha_sigma, t)
         return *values, *rates
 
     def drift(self, t: Tensor) -> Operator:
@@ -308,7 +311,7 @@ class Langevin(Process):
         return self.beta * t
 
     def _rate(self, t: Tensor) -> Tensor:
-        rate: Tensor = torch.func.jvp(self.clock, (t,), (torch.ones_like(t),))[1]
+        rate: Tensor = _with_rate(self.clock, t)[1]
         return rate
 
     def drift(self, t: Tensor) -> Operator:
@@ -431,3 +434,10 @@ def _checked_field(field: tuple[int, ...]) -> tuple[int, ...]:
     if not field or min(field) < 1:
         raise PushforwardError(f"A blurring process needs the image size as field=(height, width); got {field}.")
     return field
+
+
+def _with_rate(function: Callable[[Tensor], Any], t: Tensor) -> tuple[Any, Any]:
+    """Return a function of time and its derivative."""
+    with _FORWARD_MODE:
+        value, rate = torch.func.jvp(function, (t,), (torch.ones_like(t),))  # type: ignore[misc]
+    return value, rate

@@ -178,8 +178,7 @@ def likelihood(
     process = model.process
     levels = spread_times(process, model.gaussian, times)
     signal, spread = process.signal(levels), process.covariance(levels).cholesky()
-    place = next(model.module.parameters()).device if model.module is not None else "cpu"
-    clean = process.lift(model.latents(images.to(place)))
+    clean = process.lift(model.latents(images.to(model.device)))
     noise = GaussianStream(seed, range(times), clean.shape[1:]).draw().to(clean)
     asks = [model.given([text] * len(clean)).denoiser.at(process, levels, clean) for text in (source, target)]
     gains = []

@@ -83,8 +83,10 @@ def from_pipeline(pipe: Any, **call: Any) -> Model:
         images = model.sample(2, solver="ddim", steps=28, parallel=True)
         code = model.invert(images, solver="ddim", steps=28)
 
-    Nothing is copied, and the pipeline can be used as before. It is called some ten times with few steps, to find out
-    how many states can be asked about at a time, and to check that its answers depend on state and time alone.
+    Nothing is copied, and the pipeline can be used as before. It is called some ten times with few steps, to find
+    out how many states can be asked about at a time, and to check that its answers depend on state and time alone.
+    Make the model anew after changing the pipeline, as by a LoRA: prompts are encoded once. One thread calls at a
+    time.
 
     Args:
         pipe: the pipeline.

@@ -16,10 +16,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import partial, wraps
 from hashlib import sha256
-from typing import Any
-from weakref import WeakKeyDictionary
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +27,24 @@ from torch.utils._pytree import tree_flatten, tree_map
 from pushforward.errors import PushforwardError
 from pushforward.model.diffusers.package import reason
 
-__all__ = ["Answer", "Call", "Stopped", "numbered", "parts", "patched"]
+__all__ = ["Answer", "Call", "Stopped", "alone", "as_wide", "callee", "numbered", "parts", "patched"]
 
-DIGITS = 64  # numbers are sent in digits of this base, which every dtype holds
+DIGITS = 8  # numbers are sent in digits of this base, which bfloat16 holds when scaled and shifted, too
 KEPT = 64  # answers of an encoder that are kept
-_LOCKS: WeakKeyDictionary[Any, threading.RLock] = WeakKeyDictionary()  # by pipeline: one call at a time
+_LOCK = threading.RLock()  # one call at a time: pipelines share parts, and functions of their modules
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def alone(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Let one thread at a time call this function and the others that are marked so."""
+
+    @wraps(function)
+    def waiting(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with _LOCK:
+            return function(*args, **kwargs)
+
+    return waiting
 
 
 class Stopped(BaseException):
@@ -109,6 +121,7 @@ class Call:
         self._noise, self._drawn = torch.Generator(), dict[int, Tensor]()
         self._generator = generator[0] if isinstance(generator, list | tuple) else generator
 
+    @alone
     def run(
         self,
         times: Sequence[float],
@@ -149,15 +162,16 @@ class Call:
         usual = {"num_inference_steps": len(times), "strength": 1.0, "generator": self._fresh_generator()}
         arguments = {**self.arguments, **{k: v for k, v in usual.items() if k in known}, **(more or {})}
         result = None
-        with _lock(self.pipe), ExitStack() as stack:
+        with restored(self.pipe), ExitStack() as stack:
             self._stand_in.prepare(times, take, told)
             self._noise, self._drawn = self._fresh_generator(), {}
-            stack.enter_context(patched(self.pipe, "scheduler", self._stand_in))
             quiet = {**getattr(self.pipe, "_progress_bar_config", {}), "disable": True}
-            stack.enter_context(patched(self.pipe, "_progress_bar_config", quiet))
-            for name, part in parts(self.pipe).items():
+            vars(self.pipe).update(scheduler=self._stand_in, _progress_bar_config=quiet)
+            own = parts(self.pipe)
+            for name, part in own.items():
                 if name not in self.denoisers:
-                    for method in ("forward", "encode"):
+                    stack.enter_context(as_wide(part))
+                    for method in (callee(part), "encode"):
                         if callable(getattr(part, method, None)):
                             stack.enter_context(patched(part, method, self._once(name, part, method)))
             if states is not None:
@@ -165,13 +179,12 @@ class Call:
             for patch in patches:
                 stack.enter_context(patched(*patch))
             for name, hook in (hooks or {}).items():
-                handle = parts(self.pipe)[name].register_forward_pre_hook(hook, with_kwargs=True)
-                stack.callback(handle.remove)
+                stack.enter_context(patched(own[name], callee(own[name]), _hooked(own[name], hook)))
             try:
                 result = self._method(self.pipe, **arguments)
             except Stopped:
                 pass
-            except PushforwardError:
+            except (PushforwardError, torch.OutOfMemoryError):  # who asks for many rows may ask for fewer
                 raise
             except Exception as error:
                 raise PushforwardError(
@@ -289,8 +302,8 @@ class Call:
         self.denoisers = frozenset(name for name, part in parts(self.pipe).items() if type(part) in classes)
         if not answers:
             raise PushforwardError(
-                f"{type(self.pipe).__name__} takes no step of its own scheduler when it is called so; of a pipeline "
-                "made of several, give one."
+                f"{type(self.pipe).__name__} takes no step of its own scheduler when called with these arguments; "
+                "of several pipelines in one, give one."
             )
         state = answers[0].state
         for name, result in reversed(made):
@@ -402,6 +415,22 @@ def parts(pipe: Any) -> dict[str, nn.Module]:
     return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
 
 
+def callee(part: nn.Module) -> str:
+    """Name the method through which a module is called: what comes before it is not compiled with it."""
+    return "forward" if getattr(part, "_compiled_call_impl", None) is None else "_compiled_call_impl"
+
+
+def _hooked(part: nn.Module, hook: Callable[..., Any]) -> Callable[..., Any]:
+    """A module's method with a hook before it, which may change its arguments."""
+    own = getattr(part, callee(part))
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = hook(part, args, kwargs) or (args, kwargs)
+        return own(*args, **kwargs)
+
+    return called
+
+
 @contextmanager
 def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
     """Put something in an object's attribute, past whatever watches its assignment, and put the old back at the end."""
@@ -416,8 +445,27 @@ def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
             del vars(owner)[name]
 
 
-def _lock(pipe: Any) -> threading.RLock:
-    return _LOCKS.setdefault(pipe, threading.RLock())
+@contextmanager
+def restored(owner: Any) -> Iterator[None]:
+    """Have an object hold at the end what it holds now, and nothing else."""
+    before = dict(vars(owner))
+    try:
+        yield
+    finally:
+        for name in vars(owner).keys() - before.keys():
+            del vars(owner)[name]
+        vars(owner).update(before)
+
+
+@contextmanager
+def as_wide(part: Any) -> Iterator[None]:
+    """Have a part at the end in the dtype that it is in now: pipelines widen decoders for a while."""
+    before = getattr(part, "dtype", None)
+    try:
+        yield
+    finally:
+        if getattr(part, "dtype", None) != before:
+            part.to(before)
 
 
 def _key(leaf: object) -> Any:

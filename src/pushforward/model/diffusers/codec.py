@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
-from pushforward.model.diffusers.calls import Call, Stopped, detached, numbered, parts
+from pushforward.model.diffusers.calls import Call, Stopped, alone, as_wide, callee, detached, numbered, parts
 
 __all__ = ["Decoder", "Encoder", "decoder_of", "encoder_of"]
 
@@ -35,6 +35,7 @@ class Decoder:
     outputs: Mapping[str, Sequence[Any]]
     time: float
 
+    @alone
     def __call__(self, states: Tensor) -> Tensor:
         return torch.cat([self.caught(one) for one in states.split(1)]).to(states.dtype)
 
@@ -71,7 +72,7 @@ class Decoder:
 
     def leave(self, state: Tensor, patches: Sequence[tuple[Any, str, Any]]) -> Any:
         """Call the pipeline with its networks passed over, and let it go on from this last state `(1, ...)`."""
-        given = [(part, "forward", _given(self.outputs[name])) for name, part in parts(self.call.pipe).items()
+        given = [(part, callee(part), _given(self.outputs[name])) for name, part in parts(self.call.pipe).items()
                  if name in self.outputs]  # fmt: skip
         more = {"output_type": "pt"} if "output_type" in self.call.signature.parameters else {}
         last: list[Tensor] = []
@@ -89,14 +90,15 @@ class Encoder:
     """Turns images in [-1, 1] into states `(rows, *shape)`: the modes of what the pipeline's encoder would draw.
 
     Args:
-        autoencoder: the pipeline's.
+        pipe, name: the pipeline, and its autoencoder's name in it.
         shape: shape of a state.
         forms: shapes of what it decodes an image's latents to, one per call.
         pixels: `decoded.flatten() = image.flatten()[pixels]`.
         numbers, scale, shift: `state.flatten() = ((latents.flatten() - shift) / scale)[numbers]`.
     """
 
-    autoencoder: Any
+    pipe: Any
+    name: str
     shape: tuple[int, ...]
     forms: tuple[tuple[int, ...], ...]
     pixels: Tensor
@@ -108,21 +110,27 @@ class Encoder:
         """Return what it is made of besides the network's pipeline."""
         return [self.shape, self.forms]
 
+    @alone
     def __call__(self, images: Tensor) -> Tensor:
-        return torch.stack([self._state(one) for one in images])
+        part = getattr(self.pipe, self.name)
+        with as_wide(part):
+            if part.dtype == torch.float16 and part.config.get("force_upcast"):  # pipelines widen it for images, too
+                part.to(torch.float32)
+            states = torch.stack([self._state(part, one) for one in images])
+        self.pipe.maybe_free_model_hooks()
+        return states
 
-    def _state(self, image: Tensor) -> Tensor:
-        own = next(self.autoencoder.parameters())
-        decoded = image.flatten()[self.pixels.to(image.device)].to(own)
+    def _state(self, autoencoder: Any, image: Tensor) -> Tensor:
+        decoded = image.flatten()[self.pixels.to(image.device)].to(self.pipe._execution_device, autoencoder.dtype)
         latents = []
         for part, form in zip(decoded.split([math.prod(form) for form in self.forms]), self.forms, strict=True):
-            result = self.autoencoder.encode(part.view(form))
+            result = autoencoder.encode(part.view(form))
             drawn = getattr(result, "latent_dist", None)
             latents.append((_first(result) if drawn is None else drawn.mode()).flatten())
-        whole = torch.cat(latents).to(image.dtype)
+        whole = torch.cat(latents).to(image)
         if len(whole) != len(self.scale):
             raise PushforwardError(
-                f"{type(self.autoencoder).__name__} makes {len(whole)} numbers of an image, but decodes "
+                f"{type(autoencoder).__name__} makes {len(whole)} numbers of an image, but decodes "
                 f"{len(self.scale)}; the pipeline has no way back from images."
             )
         numbers, scale, shift = (x.to(whole.device) for x in (self.numbers, self.scale, self.shift))
@@ -134,6 +142,7 @@ def decoders(pipe: Any) -> dict[str, Any]:
     return {name: part for name, part in parts(pipe).items() if callable(getattr(part, "decode", None))}
 
 
+@alone
 def decoder_of(call: Call, state: Tensor, time: float) -> Decoder:
     """Make the way from a pipeline's states to its images.
 
@@ -143,20 +152,25 @@ def decoder_of(call: Call, state: Tensor, time: float) -> Decoder:
         time: a time of its scheduler.
     """
     outputs: dict[str, list[Any]] = {}
-    handles = []
-    for name, part in parts(call.pipe).items():
-        if name in call.denoisers:
-            keep = outputs.setdefault(name, [])
-            handles.append(part.register_forward_hook(lambda _, __, output, keep=keep: keep.append(detached(output))))
-    try:
-        with torch.no_grad():
-            call.run([time], state)
-    finally:
-        for handle in handles:
-            handle.remove()
+
+    def kept(name: str, own: Callable[..., Any]) -> Callable[..., Any]:
+        outputs[name] = []
+
+        def called(*args: Any, **kwargs: Any) -> Any:
+            output = own(*args, **kwargs)
+            outputs[name].append(detached(output))
+            return output
+
+        return called
+
+    asked = {name: part for name, part in parts(call.pipe).items() if name in call.denoisers}
+    with torch.no_grad():
+        call.run([time], state, patches=[(part, callee(part), kept(name, getattr(part, callee(part))))
+                                         for name, part in asked.items()])  # fmt: skip
     return Decoder(call, outputs, time)
 
 
+@alone
 @torch.no_grad()
 def encoder_of(decoder: Decoder, state: Tensor, image: Tensor) -> Encoder | None:
     """Make the way back from images to states.
@@ -182,7 +196,8 @@ def encoder_of(decoder: Decoder, state: Tensor, image: Tensor) -> Encoder | None
 
     decoder.leave(state, [(part, "decode", kept(name, part.decode)) for name, part in decoders(pipe).items()])
     names = {name for name, _ in made}
-    if len(names) != 1 or not callable(getattr(pipe.components[next(iter(names))], "encode", None)):
+    name = next(iter(names), "")
+    if len(names) != 1 or not callable(getattr(pipe.components[name], "encode", None)):
         return None
     results = [result for _, result in made]
     shift = _sent(decoder, torch.zeros_like(state), results)[0]
@@ -196,8 +211,7 @@ def encoder_of(decoder: Decoder, state: Tensor, image: Tensor) -> Encoder | None
     if numbers is None or pixels is None or len(numbers) != state.numel() or len(pixels) != len(whole):
         return None
     found = used.nonzero()[:, 0][numbers.argsort()]
-    part = pipe.components[next(iter(names))]
-    back = Encoder(part, tuple(state.shape[1:]), forms, pixels.argsort(), found, scale, shift)
+    back = Encoder(pipe, name, tuple(state.shape[1:]), forms, pixels.argsort(), found, scale, shift)
     try:
         return back if back(image).shape == state.shape else None
     except Exception:  # of a part that was never run in this direction

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pushforward.errors import PushforwardError
 from pushforward.linear import Gaussian
-from pushforward.model.diffusers.calls import Call, Stopped, parts
+from pushforward.model.diffusers.calls import Call, Stopped, alone, parts
 from pushforward.model.diffusers.codec import decoder_of, decoders, encoder_of
 from pushforward.model.diffusers.package import import_diffusers
 from pushforward.model.diffusers.rows import BATCHES, Rows, learn
@@ -45,6 +45,7 @@ OURS = {  # arguments that the sampler decides about
 }
 
 
+@alone
 def from_pipeline(pipe: Any, *, name: str | None = None, **call: Any) -> Model:
     """Make a model of a pipeline of `diffusers` as it is in memory.
 
@@ -53,8 +54,9 @@ def from_pipeline(pipe: Any, *, name: str | None = None, **call: Any) -> Model:
         model = pushforward.from_pipeline(pipe, prompt="a watercolour of a fox", guidance_scale=4)
         images = model.sample(4, solver="auto", steps=12)
 
-    Nothing is copied, and the pipeline can be used as before. It is asked a few times, to find out how many states can
-    be asked about at a time, and to check that its answers depend on state and time alone.
+    Nothing is copied, and the pipeline can be used as before. It is asked a few times, to find out how many states
+    can be asked about at a time, and to check that its answers depend on state and time alone. Make the model anew
+    after changing the pipeline, as by a LoRA: prompts are encoded once. One thread calls at a time.
 
     Args:
         pipe: the pipeline.
@@ -163,6 +165,7 @@ class Asked(nn.Module):
         made.subjects = tuple(numbers)
         return made, torch.tensor([numbers[subject] for subject in subjects], dtype=torch.long)
 
+    @alone
     def guided(self, guidance: float | None, negative: str = "") -> Asked:
         """Return this network with another guidance of the pipeline's own kind, or with a negative prompt.
 

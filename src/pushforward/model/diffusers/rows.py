@@ -149,7 +149,7 @@ def learn(call: Call, like: Tensor, more: Mapping[str, Any], times: Sequence[flo
     for batch in [*(name for name in BATCHES if name in call.signature.parameters), None]:
         try:
             found = _with_batch(Rows(call, batch, {}, "states"), states, times, more, single, close)
-        except PushforwardError as error:
+        except (PushforwardError, torch.OutOfMemoryError) as error:
             reasons.append(str(error))
             continue
         if found.together == "times":
@@ -243,10 +243,11 @@ def _clocks(seen: Sequence[Mapping[_Place, Tensor]], times: Sequence[float], cou
         one, two, three = (seen_then[place].to(torch.float64) for seen_then in seen)
         if torch.equal(one, two):
             continue
-        slope = _plain((two - one) / (times[1] - times[0]), told.dtype)
-        offset = _plain(one - slope * times[0], told.dtype)
-        off = (offset + slope * times[2] - three).abs().max()
-        if off > _rounding(told.dtype) * one.abs().max():
+        rounding = _rounding(told.dtype) * float(one.abs().max())
+        span = times[1] - times[0]
+        slope = _plain((two - one) / span, (0.0, 1.0, -1.0, 1e-3, -1e-3), rounding / abs(span))
+        offset = _plain(one - slope * times[0], (0.0, 1.0, -1.0), rounding)
+        if (offset + slope * times[2] - three).abs().max() > rounding:
             continue
         rows = int(first[(place[0], place[1], None)])
         if rows % count:
@@ -266,13 +267,11 @@ def _rounding(dtype: torch.dtype) -> float:
     return max(AFFINE, 4 * torch.finfo(dtype).eps) if dtype.is_floating_point else AFFINE
 
 
-def _plain(numbers: Tensor, dtype: torch.dtype) -> Tensor:
-    """Take numbers that are -1, 0 or 1, or thousandths of these, but for the rounding of their dtype, as such."""
-    for unit in (1.0, 1e-3):
-        for whole in (-1.0, 0.0, 1.0):
-            close = (numbers - whole * unit).abs() <= _rounding(dtype) * unit
-            numbers = torch.where(close, whole * unit, numbers)
-    return numbers
+def _plain(numbers: Tensor, plain: Sequence[float], rounding: float) -> Tensor:
+    """Take numbers that are one of these but for rounding as it, as the nearest of those."""
+    known = torch.tensor(plain, dtype=numbers.dtype)
+    off, which = (numbers[..., None] - known).abs().min(-1)
+    return torch.where(off <= rounding, known[which], numbers)
 
 
 def _telling(clocks: Mapping[_Place, Clock], times: Tensor) -> dict[str, Callable[..., Any]]:
