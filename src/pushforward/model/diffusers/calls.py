@@ -15,8 +15,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
-from types import MethodType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -90,6 +90,7 @@ class Call:
         self.scheduler = self.pipe.scheduler
         self._stand_in = stand_in(self.scheduler)
         generator = self.arguments.get("generator")
+        self._noise = torch.Generator()
         self._generator = generator[0] if isinstance(generator, list | tuple) else generator
 
     def run(
@@ -134,6 +135,7 @@ class Call:
         result = None
         with _lock(self.pipe), ExitStack() as stack:
             self._stand_in.prepare(times, take, told)
+            self._noise = self._fresh_generator()
             stack.enter_context(patched(self.pipe, "scheduler", self._stand_in))
             quiet = {**getattr(self.pipe, "_progress_bar_config", {}), "disable": True}
             stack.enter_context(patched(self.pipe, "_progress_bar_config", quiet))
@@ -223,7 +225,7 @@ class Call:
                 with torch.no_grad():
                     found = own(*args, **kwargs)
                 if (drawn := getattr(found, "latent_dist", None)) is not None and hasattr(drawn, "std"):
-                    drawn.sample = MethodType(_draw_alike, drawn)
+                    drawn.sample = partial(self._draw, drawn)
                 self.kept[key] = found
                 if len(self.kept) > KEPT:
                     self.kept.popitem(last=False)
@@ -231,6 +233,13 @@ class Call:
             return self.kept[key]
 
         return asked
+
+    def _draw(self, drawn: Any, generator: torch.Generator | None = None) -> Tensor:  # noqa: ARG002
+        """Draw from a Gaussian per row, with the same noise for every row and in every call of the pipeline."""
+        mean, own = drawn.mean, self._noise
+        noise = torch.randn((1, *mean.shape[1:]), generator=own, dtype=mean.dtype, device=own.device)
+        sample: Tensor = mean + drawn.std * noise.to(mean.device)
+        return sample
 
     def find_entrance(self, time: float) -> Answer:
         """Find the pipeline's networks and where its first state comes from; return the answer for its own first state.
@@ -366,22 +375,14 @@ def _lock(pipe: Any) -> threading.RLock:
 
 def _key(leaf: object) -> Any:
     if isinstance(leaf, Tensor):
-        plain = leaf.detach().cpu().contiguous()
-        seen = plain.view(torch.uint8) if plain.ndim else plain.reshape(1).view(torch.uint8)
+        plain = torch.empty(leaf.shape or (1,), dtype=leaf.dtype).copy_(leaf.detach())
+        seen = plain.view(torch.uint8)
         return str(leaf.dtype), str(leaf.device), tuple(leaf.shape), sha256(seen.numpy().tobytes()).digest()
     try:
         hash(leaf)
     except TypeError:
         return id(leaf)
     return leaf
-
-
-def _draw_alike(self: Any, generator: torch.Generator | None = None) -> Tensor:
-    """Draw from a Gaussian per row, with the same noise for every row."""
-    mean: Tensor = self.mean
-    device = mean.device if generator is None else generator.device
-    noise = torch.randn((1, *mean.shape[1:]), generator=generator, dtype=mean.dtype, device=device)
-    return mean + self.std * noise.to(mean.device)
 
 
 def detached(value: Any) -> Any:

@@ -47,8 +47,8 @@ class Decoder:
     def _image(self, state: Tensor) -> Tensor:
         found: list[Tensor] = []
 
-        def finish(images: Tensor, *_: Any, **__: Any) -> None:
-            found.append(images)
+        def finish(*args: Any, **kwargs: Any) -> None:
+            found.extend([x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)][:1])
             raise Stopped
 
         def decode(own: Callable[..., Any]) -> Callable[..., Any]:
@@ -181,7 +181,10 @@ def encoder_of(decoder: Decoder, state: Tensor, image: Tensor) -> Encoder | None
         return None
     part = decoder.call.pipe.components[name]
     made = Encoder(part, tuple(state.shape[1:]), form, index.argsort(), scale.flatten(), shift.flatten())
-    return made if made(image).shape == state.shape else None
+    try:
+        return made if made(image).shape == state.shape else None
+    except Exception:  # of a part that was never run in this direction
+        return None
 
 
 def _sent(

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from pushforward.errors import PushforwardError
-from pushforward.linear import Discrete, Flow, Gaussian, Process
+from pushforward.linear import Gaussian
 from pushforward.model.diffusers.calls import Call, Stopped, parts
 from pushforward.model.diffusers.codec import decoder_of, decoders, encoder_of
 from pushforward.model.diffusers.package import import_diffusers
 from pushforward.model.diffusers.rows import BATCHES, Rows, learn
 from pushforward.model.diffusers.schedules import Schedule, read_schedule
+from pushforward.model.diffusers.steps import check_step, grid_of
 from pushforward.model.model import Model
 from pushforward.model.network import Network
 
@@ -78,6 +79,7 @@ def from_pipeline(pipe: Any, *, name: str | None = None, **call: Any) -> Model:
     times = _probes(schedule)
     with torch.no_grad():
         first = asked.find_entrance(times[0])
+    check_step(asked, schedule)
     network = Asked(asked, first.state[:1].detach(), times)
     return _model(network, schedule, name or _name(pipe))
 
@@ -129,9 +131,9 @@ class Asked(nn.Module):
         return self._shared.subject == "prompt"
 
     @property
-    def together(self) -> str:
-        """How many states are asked about in a call; see `Rows`."""
-        return min((rows.together for rows in self._rows.values()), key=["state", "states", "times"].index)
+    def rows(self) -> Rows:
+        """How many states are asked about in a call; of several networks, where the fewest are."""
+        return min(self._rows.values(), key=lambda rows: ["state", "states", "times"].index(rows.together))
 
     @property
     def device(self) -> torch.device:
@@ -345,7 +347,7 @@ def _model(network: Asked, schedule: Schedule, name: str) -> Model:
         schedule.reference or Gaussian(0.25 if decoder is None else 1.0),
         classes,
         decoder,
-        _grid(call, schedule),
+        grid_of(call, schedule),
         {"source": name, "pipeline": type(pipe).__name__, "scheduler": type(pipe.scheduler).__name__},
         text=network.told if network.reads else None,
         encoder=encoder,
@@ -360,36 +362,3 @@ def _classes(pipe: Any) -> tuple[str, ...]:
     count = network.config.get("num_embeds_ada_norm") or network.config.get("num_class_embeds") or 0
     names = pipe.config.get("id2label") or {}
     return tuple(str(names.get(str(k), names.get(k, k))).split(",")[0].strip() for k in range(count))
-
-
-@dataclass(frozen=True, eq=False)
-class _Steps:
-    """`steps -> times`: where the pipeline's own scheduler takes its steps, told what the pipeline tells it."""
-
-    call: Call
-    process: Process
-
-    def __call__(self, steps: int) -> Tensor:
-        told = self.call.asks_for(steps)
-        for name in ("sigmas", "timesteps"):
-            if self.call.arguments.get(name) is not None and len(told.get(name, ())) != steps:
-                count = len(told.get(name, ()))
-                raise PushforwardError(f"The pipeline's call has {count} {name}; take as many steps, not {steps}.")
-        scheduler = copy.deepcopy(self.call.scheduler)
-        scheduler.set_timesteps(**told)
-        if isinstance(self.process, Discrete):
-            times = (scheduler.timesteps.double().cpu() + 1) * self.process.t_min
-            return torch.cat([times, torch.zeros(1, dtype=torch.float64)])
-        return torch.unique_consecutive(scheduler.sigmas.double().cpu())
-
-    def contents(self) -> Any:
-        """Return what it is made of, see `model.contents`."""
-        return dict(self.call.scheduler.config)
-
-
-def _grid(call: Call, schedule: Schedule) -> Mapping[str, Any]:
-    """Return the model's grid: its scheduler's settings say it, unless it is a flow's or the pipeline has its own."""
-    told = set(call.asks_for(4)) - {"num_inference_steps"}
-    if schedule.grid and not told and not isinstance(schedule.process, Flow):
-        return schedule.grid
-    return {"name": "own", "times": _Steps(call, schedule.process)}

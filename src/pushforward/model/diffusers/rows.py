@@ -57,12 +57,14 @@ class Rows:
         batch: the argument that says how many images are made; `None`: the other arguments are repeated.
         clocks: where the times are told that are replaced by each row's.
         together: `times`: states at any times in one call; `states`: those at one time; or one `state` per call.
+        why: why not more.
     """
 
     call: Call
     batch: str | None
     clocks: Mapping[_Place, Clock]
     together: str = "times"
+    why: str = ""
 
     def ask(self, states: Tensor, times: Tensor, more: Mapping[str, Any], base: float | None = None) -> Tensor:
         """Return the pipeline's predictions for states `(rows, ...)` at times of its scheduler `(rows,)`.
@@ -143,25 +145,42 @@ def learn(call: Call, like: Tensor, more: Mapping[str, Any], times: Sequence[flo
     alone = Rows(call, None, {}, "state")
     single = alone.ask(states, at, more)
     _check_steps(alone, states[:1], times[0], more, single[:1], close)
-    for batch in [name for name in BATCHES if name in call.signature.parameters] + [None]:
-        rows = Rows(call, batch, {}, "states")
-        seen: list[dict[_Place, Tensor]] = []
+    best, reasons = alone, []
+    for batch in [*(name for name in BATCHES if name in call.signature.parameters), None]:
         try:
-            found = [_recorded(rows, states, t, more, seen) for t in times]
-        except PushforwardError:
+            found = _with_batch(Rows(call, batch, {}, "states"), states, times, more, single, close)
+        except PushforwardError as error:
+            reasons.append(str(error))
             continue
-        if any(len(one) != len(states) for one in found):
-            continue
-        if any(not _near(found[k][k], single[k], close) for k in range(len(times))):
-            continue
-        rows = replace(rows, clocks=_clocks(seen, times, len(states)))
-        hooked = replace(rows, together="times")
-        try:
-            answers = [hooked.ask(states, at, more, base) for base in times[:2]]
-        except PushforwardError:
-            return rows
-        return hooked if all(_near(one, single, close) for one in answers) else rows
-    return alone
+        if found.together == "times":
+            return found
+        best = found if best is alone else best
+        reasons.append(found.why)
+    return replace(best, why=best.why or " ".join(reasons))
+
+
+def _with_batch(
+    rows: Rows, states: Tensor, times: Sequence[float], more: Mapping[str, Any], single: Tensor, close: float
+) -> Rows:
+    """Find out whether states can be asked about together by one way of making several images in a call.
+
+    Raises:
+        PushforwardError: the pipeline raises an error, or a state's answer depends on the others.
+    """
+    seen: list[dict[_Place, Tensor]] = []
+    for k, t in enumerate(times):
+        answers = _recorded(rows, states, t, more, seen)
+        if len(answers) != len(states) or not _near(answers[k], single[k], close):
+            raise PushforwardError(f"With {rows.batch or 'repeated arguments'}, answers depend on the images beside.")
+    hooked = replace(rows, clocks=_clocks(seen, times, len(states)), together="times")
+    why = "Not all that depends on the time is told to a network."
+    try:
+        at = torch.tensor(list(times), dtype=torch.float64)
+        if all(_near(hooked.ask(states, at, more, base), single, close) for base in times[:2]):
+            return hooked
+    except PushforwardError as error:
+        why = str(error)
+    return replace(rows, why=why)
 
 
 def _check_steps(rows: Rows, state: Tensor, time: float, more: Mapping[str, Any], wanted: Tensor, close: float) -> None:
@@ -190,15 +209,10 @@ def _recorded(
 
     def noting(name: str) -> Callable[..., None]:
         def hook(_: Any, args: Any, kwargs: Any) -> None:
-            copies = None
+            noted[name, calls[name], None] = torch.tensor(_copies((*args, *kwargs.values()), len(states)))
             for path, leaf in tree_flatten_with_path((args, kwargs))[0]:
-                if isinstance(leaf, Tensor):
-                    if copies is None and leaf.ndim > 2:
-                        copies = leaf.shape[0]
-                    if leaf.ndim < 3:
-                        noted[name, calls[name], path] = leaf.detach().cpu().clone()
-            lists = [x for x in (*args, *kwargs.values()) if isinstance(x, list) and x and isinstance(x[0], Tensor)]
-            noted[name, calls[name], None] = torch.tensor(float(len(lists[0]) if lists else copies or len(states)))
+                if isinstance(leaf, Tensor) and leaf.ndim < 3:
+                    noted[name, calls[name], path] = leaf.detach().cpu().clone()
             calls[name] += 1
 
         return hook
@@ -207,6 +221,16 @@ def _recorded(
     answer = rows.called(states, [time], more, hooks)[0]
     seen.append(noted)
     return answer
+
+
+def _copies(arguments: Sequence[Any], count: int) -> int:
+    """Count the rows of a network's call by the first argument that is a batch of images, or a list of them."""
+    for one in arguments:
+        if isinstance(one, Tensor) and one.ndim > 2:
+            return len(one)
+        if isinstance(one, list) and one and isinstance(one[0], Tensor):
+            return len(one)
+    return count
 
 
 def _clocks(seen: Sequence[Mapping[_Place, Tensor]], times: Sequence[float], count: int) -> dict[_Place, Clock]:
@@ -274,6 +298,8 @@ def _telling(clocks: Mapping[_Place, Clock], times: Tensor) -> dict[str, Callabl
 def _repeat(name: str, value: Any, count: int) -> Any:
     """Repeat what an argument says of one image."""
     if isinstance(value, Tensor):
+        if "image" in name and value.ndim == 3:
+            value = value[None]
         return value.repeat_interleave(count, 0) if value.ndim and len(value) == 1 else value
     if isinstance(value, str) and "prompt" in name:
         return [value] * count

@@ -271,7 +271,7 @@ def _flow(settings: Settings) -> Schedule:
         if settings.get(key):
             raise PushforwardError(f"Flow models with {key} cannot be read: their {why}.")
     count, spread = settings["num_train_timesteps"], _spread(settings)
-    process = Flow(t_min=1 / count)
+    process = Flow(t_min=1 / count if count > 1 else 1e-3)
     network = {"prediction": _prediction(settings), "time_scale": float(count), **_bounds(settings)}
     grid: dict[str, Any] = {"name": "shifted", "shift": settings.get("shift", settings.get("flow_shift", 1.0))}
     if "shift" in settings:  # these move the end of their range, then all: twice

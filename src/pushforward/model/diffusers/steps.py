@@ -1,0 +1,81 @@
+"""The steps of a pipeline's own scheduler: where they are, and whether they are what its settings say."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pushforward.errors import PushforwardError
+from pushforward.linear import Discrete, Flow, Process, ScaledProcess
+from pushforward.model.diffusers.calls import Call
+from pushforward.model.diffusers.schedules import Schedule
+from pushforward.model.prediction import denoising
+
+__all__ = ["Steps", "check_step", "grid_of"]
+
+FIRST_ORDER = ("DDIMScheduler", "DDIMParallelScheduler", "CogVideoXDDIMScheduler", "FlowMatchEulerDiscreteScheduler")
+CLOSE = 2e-3  # tables are float32 in diffusers, times are rounded to integers
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """`steps -> times`: where the pipeline's own scheduler takes its steps, told what the pipeline tells it."""
+
+    call: Call
+    process: Process
+
+    def __call__(self, steps: int) -> Tensor:
+        told = self.call.asks_for(steps)
+        for name in ("sigmas", "timesteps"):
+            if self.call.arguments.get(name) is not None and len(told.get(name, ())) != steps:
+                count = len(told.get(name, ()))
+                raise PushforwardError(f"The pipeline's call has {count} {name}; take as many steps, not {steps}.")
+        scheduler = copy.deepcopy(self.call.scheduler)
+        scheduler.set_timesteps(**told)
+        if isinstance(self.process, Discrete):
+            times = (scheduler.timesteps.double().cpu() + 1) * self.process.t_min
+            return torch.cat([times, torch.zeros(1, dtype=torch.float64)])
+        return torch.unique_consecutive(scheduler.sigmas.double().cpu())
+
+    def contents(self) -> Any:
+        """Return what it is made of, see `model.contents`."""
+        return dict(self.call.scheduler.config)
+
+
+def grid_of(call: Call, schedule: Schedule) -> Mapping[str, Any]:
+    """Return the model's grid: its scheduler's settings say it, unless it is a flow's or the pipeline has its own."""
+    told = set(call.asks_for(4)) - {"num_inference_steps"}
+    if schedule.grid and not told and not isinstance(schedule.process, Flow):
+        return schedule.grid
+    return {"name": "own", "times": Steps(call, schedule.process)}
+
+
+def check_step(call: Call, schedule: Schedule) -> None:
+    """Check a step of the pipeline's own scheduler against ours, where both are DDIM's.
+
+    Raises:
+        PushforwardError: they differ, so the scheduler is not what its settings say.
+    """
+    process, bounded = schedule.process, {"clip", "threshold"} & set(schedule.network)
+    name = type(call.scheduler).__name__
+    if name not in FIRST_ORDER or bounded or not isinstance(process, ScaledProcess):
+        return
+    times = Steps(call, process)(4)
+    scheduler = copy.deepcopy(call.scheduler)
+    scheduler.set_timesteps(**call.asks_for(4))
+    state, prediction = torch.randn((2, 1, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    theirs = scheduler.step(prediction, scheduler.timesteps[0], state, return_dict=False)[0]
+    on_state, on_prediction = denoising(process, schedule.network["prediction"], times[:1])
+    alpha, sigma = process.alpha_sigma(times[:2])
+    denoised = on_state[0](state) + on_prediction[0](prediction)
+    ours = alpha[1] * denoised + sigma[1] / sigma[0] * (state - alpha[0] * denoised)
+    if float((ours - theirs).abs().max()) > CLOSE * max(float(theirs.abs().max()), 1.0):
+        raise PushforwardError(
+            f"The {name} of {type(call.pipe).__name__} takes other steps than its settings say; sample with "
+            "pushforward.PushforwardScheduler in the pipeline instead."
+        )
