@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,20 @@ def test_images_are_those_of_the_pipeline(folders: Any, tmp_path: Path, monkeypa
         ours = run(plan, model.given(["a fox"], weight).denoiser, latents)
         theirs = pipe("a fox", **settings, **({} if weight is None else {"guidance_scale": weight})).images
         assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_networks_that_predict_by_edm(prediction: str, folders: Any) -> None:
+    """Their v has the other sign."""
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(folders["plain"])
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = diffusers.EDMEulerScheduler(prediction_type=prediction)
+    model = pf.from_pipeline(pipe)
+    latents = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    theirs = pipe("a fox", num_inference_steps=3, latents=latents, output_type="latent").images
+    plan = ddim(model.process, grid.default(model.process, 3, **model.grid))
+    ours = run(plan, model.given(["a fox"]).denoiser, latents * pipe.scheduler.init_noise_sigma)
+    assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max()
 
 
 def test_a_control_image_acts_and_is_needed(folders: Any, pictures: list[Path], tmp_path: Path) -> None:
@@ -232,7 +246,7 @@ def test_checkpoints_are_read_with_the_settings_beside_them(
     assert pf.load(file).name == "all"
     assert asked == [(str(file), str(folder))]
     alone = Path(shutil.copy(file, tmp_path / "alone.safetensors"))
-    with pytest.raises(pf.PushforwardError, match="is a checkpoint alone, .* cannot be fetched"):
+    with pytest.raises(pf.PushforwardError, match=r"is a checkpoint alone, .* cannot be fetched"):
         pf.load(alone)
 
 

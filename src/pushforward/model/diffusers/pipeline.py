@@ -11,7 +11,6 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from inspect import Parameter
 from typing import Any, Self
 
 import torch
@@ -81,6 +80,7 @@ def from_pipeline(pipe: Any, *, name: str | None = None, **call: Any) -> Model:
         first = asked.find_entrance(times[0])
     check_step(asked, schedule)
     network = Asked(asked, first.state[:1].detach(), times)
+    network._shared.gain = schedule.gain
     return _model(network, schedule, name or _name(pipe))
 
 
@@ -91,11 +91,13 @@ class _Shared:
     Args:
         subject: the argument that says what an image is to be of.
         guidance: the argument that weighs its guidance.
+        gain: factor of its predictions, see `Schedule`.
         variants: networks of calls with other guidance.
     """
 
     subject: str | None
     guidance: str | None
+    gain: float = 1.0
     variants: dict[Any, Asked] = field(default_factory=dict)
 
 
@@ -209,7 +211,7 @@ class Asked(nn.Module):
             found.append(self._rows[expert].ask(states, t[some], more))
             order.append(some)
         answer = found[0] if len(found) == 1 else torch.cat(found)[torch.cat(order).argsort()]
-        return answer.to(u)
+        return self._shared.gain * answer.to(u)
 
     def contents(self) -> Any:
         """Return what it is made of, see `model.contents`."""
@@ -258,11 +260,10 @@ def _arguments(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
     import inspect
 
     known = inspect.signature(type(pipe).__call__).parameters
-    free = any(p.kind is Parameter.VAR_KEYWORD for p in known.values())
     for argument in call:
         if argument in OURS:
             raise PushforwardError(f"Leave {argument} out of the pipeline's call: {OURS[argument]}.")
-        if argument not in known and not free:
+        if argument not in known:
             near = get_close_matches(argument, known, 1)
             hint = f"; do you mean {near[0]}?" if near else f"; it takes {', '.join(k for k in known if k != 'self')}."
             raise PushforwardError(f"{type(pipe).__name__} takes no argument {argument!r}{hint}")
