@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from pushforward.model.diffusers.families import FAMILIES
 
 from pushforward.execute import run
 from pushforward.guidance.energies.parse import ENERGIES, Setting, energy
@@ -14,7 +15,6 @@ from pushforward.linear import PROCESSES as KNOWN
 from pushforward.linear import VP, Gaussian, process_from_config
 from pushforward.maps.code import Code
 from pushforward.maps.spec import SamplerSpec
-from pushforward.model.diffusers.families import FAMILIES
 from pushforward.model.diffusers.load import diffusers_model
 from pushforward.plan import SOLVERS, ddim, grid
 from support.helpers import PROCESSES, exact_flow, gaussian_denoiser, normal, point_denoiser, times

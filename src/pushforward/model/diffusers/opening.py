@@ -33,7 +33,11 @@ def open_pipeline(folder: Folder, dtype: torch.dtype) -> Any:
         if not (folder.root / name).is_dir() and name not in folder.models:
             raise PushforwardError(f"{folder.root} has no {name}; fetch the model again.")
     parts = {name: load_part(folder, name, dtype) for name in folder.models}
-    return _made(cls, folder, folder.root, parts | _left_out(folder.index), torch_dtype=dtype, local_files_only=True)
+    settings = {"torch_dtype": dtype, "local_files_only": True}
+    pipe = _made(cls, folder, folder.root, parts | _left_out(folder.index), **settings)
+    if "id2label" in folder.index:  # which the pipeline does not keep as it was
+        pipe.register_to_config(id2label=folder.index["id2label"])
+    return pipe
 
 
 def open_checkpoint(path: Path, dtype: torch.dtype) -> Any:
