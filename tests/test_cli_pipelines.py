@@ -200,6 +200,15 @@ def test_digests_tell_what_acts(folders: Any, pictures: list[Path]) -> None:
     assert len({first, *others}) == 5
 
 
+def test_digests_do_not_tell_the_place(folders: Any, tmp_path: Path) -> None:
+    """A copy is the same model, but with other words it is another."""
+    first, copy = pf.load(folders["plain"]), Path(shutil.copytree(folders["plain"], tmp_path / "copy"))
+    assert model_digest(pf.load(copy)) == model_digest(first)
+    vocabulary = copy / "tokenizer" / "tokenizer.json"
+    vocabulary.write_text(vocabulary.read_text().replace('"a</w>"', '"A</w>"'))
+    assert model_digest(pf.load(copy)) != model_digest(first)
+
+
 # -- LoRA and checkpoints ----------------------------------------------------------------------------------------------
 
 

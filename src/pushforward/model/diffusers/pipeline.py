@@ -217,7 +217,9 @@ class Asked(nn.Module):
         """Return what it is made of, see `model.contents`."""
         pipe, arguments = self.call.pipe, self.call.arguments
         told = {name: value for name, value in arguments.items() if value is not None and name != "generator"}
-        return [type(pipe).__name__, dict(pipe.scheduler.config), parts(pipe), told]
+        words = {name: part for name, part in pipe.components.items() if callable(getattr(part, "get_vocab", None))}
+        settings = {name: value for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
+        return [type(pipe).__name__, type(pipe.scheduler).__name__, settings, {**parts(pipe), **words}, told]
 
     def _subject(self, number: int) -> Any:
         return self.subjects[number] if self.reads else [number]
