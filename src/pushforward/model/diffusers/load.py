@@ -20,7 +20,7 @@ from pushforward.linear import Gaussian
 from pushforward.model.diffusers import folders
 from pushforward.model.diffusers.folders import CONFIG, Folder
 from pushforward.model.diffusers.networks import Decoder, Encoder, Rescaled, Unet
-from pushforward.model.diffusers.opening import CHECKPOINTS, add_lora, open_checkpoint, open_pipeline
+from pushforward.model.diffusers.opening import add_lora, open_checkpoint, open_pipeline
 from pushforward.model.diffusers.package import import_diffusers
 from pushforward.model.diffusers.pipeline import from_pipeline
 from pushforward.model.diffusers.schedules import read_schedule
@@ -29,7 +29,7 @@ from pushforward.model.model import Model
 from pushforward.model.network import Network
 from pushforward.model.storage import read_json
 
-__all__ = ["CHECKPOINTS", "diffusers_model"]
+__all__ = ["diffusers_model"]
 
 KIND = "UNet2DModel"
 PLAIN = ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline", "ScoreSdeVePipeline", "KarrasVePipeline", "LDMPipeline")

@@ -1,7 +1,6 @@
-"""Networks of `diffusers` as `Network` and `Prompted` call them, `(u, t, *condition) -> prediction`.
+"""A `UNet2DModel` as `Network` calls it, `(u, t, labels) -> prediction`, and its autoencoder, without a pipeline.
 
-Each gets what its own pipeline would pass it. States come in a dtype of their own and go through in that of the
-weights.
+States come in a dtype of their own and go through in that of the weights.
 """
 
 from __future__ import annotations

@@ -14,9 +14,7 @@ from pushforward.model.diffusers.folders import FAULTS, INDEX, JUDGES, Folder, f
 from pushforward.model.diffusers.package import import_diffusers, reason
 from pushforward.model.diffusers.tables import Settings
 
-__all__ = ["CHECKPOINTS", "add_lora", "open_checkpoint", "open_pipeline"]
-
-CHECKPOINTS = (".safetensors", ".ckpt")
+__all__ = ["add_lora", "open_checkpoint", "open_pipeline"]
 
 
 def open_pipeline(folder: Folder, dtype: torch.dtype) -> Any:

@@ -330,7 +330,7 @@ def _name(pipe: Any) -> str:
 def _model(network: Asked, schedule: Schedule, name: str) -> Model:
     call, like = network.call, network.like
     pipe = call.pipe
-    state = torch.randn(like.shape, generator=torch.Generator().manual_seed(0)).to(like)
+    state = torch.randn(like.shape, generator=torch.Generator().manual_seed(0)).to(like.device)
     decoder = encoder = None
     image_shape: tuple[int, ...] | None = tuple(like.shape[1:])
     if decoders(pipe):
