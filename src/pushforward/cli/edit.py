@@ -25,6 +25,7 @@ from pushforward.cli._shared.options import (
     ImageOptions,
     ImagesArgument,
     NegativeOption,
+    PipelineOptions,
     PlaceOptions,
     ReportOptions,
     SamplerOptions,
@@ -119,6 +120,7 @@ def edit(
     inputs: ImageOptions,
     out: Annotated[Path, typer.Option(help="Write the results into this folder.")] = Path("edited"),
     place: PlaceOptions,
+    pipeline: PipelineOptions,
     reports: ReportOptions,
 ) -> None:
     r"""Edit images by text or class: the code of an image under one, decoded under another.
@@ -137,7 +139,7 @@ def edit(
     check_outputs({"--json": reports.json}, {"--out": out})
     inputs.check(images)
     in_vain({"source_guidance": "sdedit does not encode the image" if way == "sdedit" else None})
-    network = open_model(model, place, negative)
+    network = open_model(model, place, negative, **pipeline.asked)
     search = Search(_numbers(guidance, "guidance"), _numbers(skip, "skip"), trials, source_guidance, way)
     spec = sampler.plan_spec
     network.given([target], max(search.guidances))  # what is wrong is said before all work

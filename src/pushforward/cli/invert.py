@@ -25,6 +25,7 @@ from pushforward.cli._shared.options import (
     ImagesArgument,
     ModelArgument,
     PictureOption,
+    PipelineOptions,
     PlaceOptions,
     ReportOptions,
     SamplerOptions,
@@ -56,7 +57,7 @@ _METHODS: dict[str, Method] = {
 _BEGINNINGS: dict[str, Beginning] = {"forward": "forward", "random": "random"}
 
 
-@grouped(solver="ddim", steps=50)
+@grouped(solver="ddim", steps=50, guidance=1.0)
 def invert(
     model: ModelArgument,
     images: ImagesArgument,
@@ -93,6 +94,7 @@ def invert(
     ),
     picture: PictureOption = None,
     place: PlaceOptions,
+    pipeline: PipelineOptions,
     reports: ReportOptions,
 ) -> None:
     r"""Find the exact codes behind images: decoded by the same solver, they give the images back.
@@ -123,7 +125,7 @@ def invert(
     inputs.check(images)
     condition.check()
     _check_method(method, begin, clean=clean)
-    network = open_model(model, place, condition.negative)
+    network = open_model(model, place, condition.negative, **pipeline.asked)
     spec = sampler.plan_spec
     plan = _invertible(network, spec, method, quiet=reports.quiet)
     given = inputs.read(images, image_size(network))

@@ -216,7 +216,7 @@ class Call:
         entrance = self.entrance
         assert entrance is not None
         if entrance.kind == "latents":
-            return {"latents": states}
+            return {"latents": states.to(self.pipe.dtype)}
         if entrance.kind == "method":
             own = getattr(self.pipe, entrance.name)
 

@@ -11,7 +11,6 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from inspect import Parameter
 from typing import Any, Self
 
 import torch
@@ -83,6 +82,7 @@ def from_pipeline(pipe: Any, *, name: str | None = None, **call: Any) -> Model:
         first = asked.find_entrance(times[0])
     check_step(asked, schedule)
     network = Asked(asked, first.state[:1].detach(), times)
+    network._shared.gain = schedule.gain
     return _model(network, schedule, name or _name(pipe))
 
 
@@ -93,11 +93,13 @@ class _Shared:
     Args:
         subject: the argument that says what an image is to be of.
         guidance: the argument that weighs its guidance.
+        gain: factor of its predictions, see `Schedule`.
         variants: networks of calls with other guidance.
     """
 
     subject: str | None
     guidance: str | None
+    gain: float = 1.0
     variants: dict[Any, Asked] = field(default_factory=dict)
 
 
@@ -212,13 +214,15 @@ class Asked(nn.Module):
             found.append(self._rows[expert].ask(states, t[some], more))
             order.append(some)
         answer = found[0] if len(found) == 1 else torch.cat(found)[torch.cat(order).argsort()]
-        return answer.to(u)
+        return self._shared.gain * answer.to(u)
 
     def contents(self) -> Any:
         """Return what it is made of, see `model.contents`."""
         pipe, arguments = self.call.pipe, self.call.arguments
         told = {name: value for name, value in arguments.items() if value is not None and name != "generator"}
-        return [type(pipe).__name__, dict(pipe.scheduler.config), parts(pipe), told]
+        words = {name: part for name, part in pipe.components.items() if callable(getattr(part, "get_vocab", None))}
+        settings = {name: value for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
+        return [type(pipe).__name__, type(pipe.scheduler).__name__, settings, {**parts(pipe), **words}, told]
 
     def _subject(self, number: int) -> Any:
         return self.subjects[number] if self.reads else [number]
@@ -261,11 +265,10 @@ def _arguments(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
     import inspect
 
     known = inspect.signature(type(pipe).__call__).parameters
-    free = any(p.kind is Parameter.VAR_KEYWORD for p in known.values())
     for argument in call:
         if argument in OURS:
             raise PushforwardError(f"Leave {argument} out of the pipeline's call: {OURS[argument]}.")
-        if argument not in known and not free:
+        if argument not in known:
             near = get_close_matches(argument, known, 1)
             hint = f"; do you mean {near[0]}?" if near else f"; it takes {', '.join(k for k in known if k != 'self')}."
             raise PushforwardError(f"{type(pipe).__name__} takes no argument {argument!r}{hint}")
