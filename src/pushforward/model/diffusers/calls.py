@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from pushforward.errors import PushforwardError
 from pushforward.model.diffusers.package import reason
 
-__all__ = ["Answer", "Call", "Stopped", "parts", "patched"]
+__all__ = ["Answer", "Call", "Stopped", "lock", "parts", "patched", "stand_in"]
 
 KEPT = 64  # answers of an encoder that are kept
 _LOCKS: WeakKeyDictionary[Any, threading.RLock] = WeakKeyDictionary()  # by pipeline: one call at a time
@@ -133,7 +133,7 @@ class Call:
         usual = {"num_inference_steps": len(times), "strength": 1.0, "generator": self._fresh_generator()}
         arguments = {**self.arguments, **{k: v for k, v in usual.items() if k in known}, **(more or {})}
         result = None
-        with _lock(self.pipe), ExitStack() as stack:
+        with lock(self.pipe), ExitStack() as stack:
             self._stand_in.prepare(times, take, told)
             self._noise = self._fresh_generator()
             stack.enter_context(patched(self.pipe, "scheduler", self._stand_in))
@@ -369,7 +369,8 @@ def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
             del vars(owner)[name]
 
 
-def _lock(pipe: Any) -> threading.RLock:
+def lock(pipe: Any) -> threading.RLock:
+    """Return what lets one call of a pipeline through at a time."""
     return _LOCKS.setdefault(pipe, threading.RLock())
 
 

@@ -28,7 +28,7 @@ from pushforward.model.diffusers.steps import check_step, grid_of
 from pushforward.model.model import Model
 from pushforward.model.network import Network
 
-__all__ = ["Asked", "from_pipeline"]
+__all__ = ["Asked", "from_pipeline", "probes"]
 
 SUBJECTS = ("prompt", "class_labels")  # arguments that say what an image is to be of
 PLACES = 16  # times at which it is looked which network is asked
@@ -76,7 +76,7 @@ def from_pipeline(pipe: Any, *, name: str | None = None, **call: Any) -> Model:
     settings = {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__}
     schedule = read_schedule(settings, f"The scheduler of {type(pipe).__name__}", scheduler=pipe.scheduler)
     asked = Call(pipe, _arguments(pipe, call))
-    times = _probes(schedule)
+    times = probes(schedule)
     with torch.no_grad():
         first = asked.find_entrance(times[0])
     check_step(asked, schedule)
@@ -300,7 +300,7 @@ def _switch_off_caches(pipe: Any) -> None:
             )
 
 
-def _probes(schedule: Schedule) -> list[float]:
+def probes(schedule: Schedule) -> list[float]:
     """Times of the scheduler from noise to data, such that bfloat16 holds those of a thousand steps."""
     process = schedule.process
     t = process.t_max * torch.tensor([0.96, 0.72, 0.48, 0.224], dtype=torch.float64)
