@@ -62,12 +62,15 @@ class Loop:
     changed. The first time, the pipeline is asked some ten times more, to find out how many states it can be asked
     about at once, and whether its answers depend on state and time alone.
 
-    With `invert=True` among the pipeline's inputs, it goes backwards: `latents` are denoised ones, and become the
-    noise that leads to them, exact to the solver's tolerance. That needs a solver that ends above time 0:
+    Among the pipeline's outputs is then a `code`, the noise that the images are made of; given as `latents`, it makes
+    the same images again, by the same deterministic solver. With `invert=True` among its inputs, the pipeline finds the
+    code behind an `image`, to the solver's tolerance; that needs a solver that ends above time 0:
 
-        loop = PushforwardLoop(FluxDenoiseStep(), solver="ddim:end=0.01")
-        noise = pipe(prompt, latents=latents, invert=True, output="latents")
-        again = pipe(prompt, latents=noise, output="latents")
+        pipe = with_pushforward(pipe, solver="ddim:end=0.01")
+        code = pipe(prompt, image=image, strength=1.0, invert=True, output="code")
+        again = pipe(prompt, latents=code, output="images")
+
+    For pipelines that take no image, `latents` are then the denoised ones.
 
     Args:
         loop: the family's own block, such as `FluxDenoiseStep()`.
@@ -116,42 +119,54 @@ class Loop:
 
     @property
     def loop_intermediate_outputs(self) -> Any:
-        """Those of the loop inside."""
-        return self.loop.loop_intermediate_outputs
+        """Those of the loop inside, and `code`."""
+        from diffusers.modular_pipelines.modular_pipeline_utils import OutputParam
+
+        said = "The noise that the images are made of, to be given as `latents`; none where the steps begin later."
+        return [*self.loop.loop_intermediate_outputs, OutputParam("code", type_hint=Tensor, description=said)]
 
     @property
     def loop_inputs(self) -> Any:
         """Those of the loop inside, and `invert`."""
         from diffusers.modular_pipelines.modular_pipeline_utils import InputParam
 
-        said = "Whether `latents` are denoised ones, of which the noise is wanted."
+        said = "Whether to find the `code` behind the image, in place of denoising."
         return [*self.loop.loop_inputs, InputParam("invert", type_hint=bool, default=False, description=said)]
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def __call__(self, components: Any, state: Any) -> tuple[Any, Any]:
-        """Denoise a state's latents, or find the noise that leads to them."""
+        """Denoise a state's latents, or find the noise behind them."""
         self.get_block_state(state)  # raises if an input is missing
-        scheduler, latents = components.scheduler, state.get("latents")
+        scheduler, latents, timesteps = components.scheduler, state.get("latents"), state.get("timesteps")
         settings = {**scheduler.config, "_class_name": type(scheduler).__name__}
         schedule = read_schedule(settings, f"The scheduler of {type(components).__name__}", scheduler=scheduler)
         model = self._model(components, state, schedule)
-        plan = self._plan(model, scheduler, state.get("timesteps"))
+        plan = self._plan(model, scheduler, timesteps)
         chain = Diffusion(model, plan, device=latents.device, parallel=self.parallel or self.spec.method(plan))
-        unit, signal = _units(scheduler, state.get("timesteps"))
-        last = float(model.process.signal(plan.times[-1:]).coefficients) if signal != 1 else 1.0
-        start = latents.float()
+        unit, signal = _units(scheduler, timesteps)
+        last = float(model.process.signal(plan.times[-1:])[0].coefficients) if signal != 1 else 1.0
         if state.get("invert"):
-            code = chain.invert(start / unit * last, noisy=False).code
-            made = chain.start(code.start) / (unit * signal)
+            clean = self._clean(state, unit)
+            found = chain.invert(clean.float() * last, noisy=False)
+            made, start = clean, chain.start(found.code.start) / signal
         else:
+            start = latents.float()
             with self.progress_bar(total=plan.nfe) as bar:
                 noises = self._noises(plan, start, state.get("generator"))
                 code = Code(chain.code(start * signal), noises)
                 made = chain.decode(code, callback=lambda _: bar.update()) / last
+        state.set("code", None if len(timesteps) < len(scheduler.timesteps) else (start / unit).to(latents))
         state.set("latents", made.to(latents))
         return components, state
+
+    def _clean(self, state: Any, unit: float) -> Tensor:
+        """Return the denoised latents of which the noise is wanted: the image's, or the latents that are given."""
+        latents: Tensor = state.get("latents")
+        image = state.get("image_latents")
+        conditions = "image_latents" in {param.name for param in self.loop.inputs}
+        return latents / unit if image is None or conditions or image.shape != latents.shape else image
 
     def _model(self, components: Any, state: Any, schedule: Schedule) -> Model:
         """Make a model of the loop inside, which is asked as it was the last time if all has the same form."""
