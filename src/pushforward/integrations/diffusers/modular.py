@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
-from pushforward.execute import Parallel
+from pushforward.execute import INVERSE, Parallel
 from pushforward.integrations.diffusers.plans import plan_on
 from pushforward.linear import Discrete, Flow, Gaussian
 from pushforward.maps.code import Code
@@ -151,6 +152,12 @@ class Loop:
             clean = self._clean(state, unit)
             found = chain.invert(clean.float() * last, noisy=False)
             made, start = clean, chain.start(found.code.start) / signal
+            if missed := int((~(found.residual <= INVERSE.tolerance)).sum()):
+                warnings.warn(
+                    f"The codes of {missed} of {len(clean)} images lead back to them with errors of up to "
+                    f"{float(found.residual.max()):.1e}; take less guidance or more steps.",
+                    stacklevel=2,
+                )
         else:
             start = latents.float()
             with self.progress_bar(total=plan.nfe) as bar:
@@ -173,6 +180,7 @@ class Loop:
         call, latents = LoopCall(self.loop, components, state), state.get("latents")
         key = call.form, *((name, _form(value)) for name, value in sorted(state.values.items()))
         if key not in self._asked:
+            call.find_denoisers()
             self._asked[key] = AskedLoop(call, latents[:1], probes(schedule))
         network = Network(
             self._asked[key].again(call),
@@ -193,8 +201,9 @@ class Loop:
         begun = len(timesteps) < len(scheduler.timesteps)
         if spec.grid is not None and not begun:
             return replace(spec, steps=len(times) - 1).plan(model)
-        if spec.solver == "auto" and begun:  # whose own grid begins at noise
-            return plan_on(model, "auto", {}, times, auto(model.process, len(times) - 1, model.reference).settings)
+        if spec.solver == "auto" and begun:  # its own grid begins at noise, and ends at 0
+            rule = auto(model.process, len(times) - 1, model.reference).settings
+            return plan_on(model, "auto", {}, torch.cat([times[:-1], times.new_zeros(1)]), rule)
         return spec.at(model, times)
 
     def _noises(self, plan: Plan, like: Tensor, generator: Any) -> Tensor | None:

@@ -59,8 +59,8 @@ class LoopCall(Call):
         named = {param.name for param in loop.inputs} | {param.kwargs_type for param in loop.inputs}
         more = [name for kind, names in state.kwargs_mapping.items() if kind in named for name in names]
         self._told = (named | set(more)) - {None, "latents", "timesteps", ROWS}
+        self.denoisers = frozenset()
         _check_guiders(pipe)
-        self.denoisers = self._called()
 
     def run(
         self,
@@ -126,9 +126,8 @@ class LoopCall(Call):
 
     @property
     def form(self) -> tuple[Any, ...]:
-        """The networks that are called and how they are guided, which decide how the loop can be asked."""
-        own = parts(self.pipe)
-        found: list[Any] = [(name, type(own[name])) for name in sorted(self.denoisers)]
+        """The parts of the pipeline and how it is guided, which decide how the loop can be asked."""
+        found: list[Any] = [(name, type(part)) for name, part in parts(self.pipe).items()]
         for name, guider in _guiders(self.pipe).items():
             said = [item for item in vars(guider).items() if item[0] == "_enabled" or not item[0].startswith("_")]
             found.append((name, type(guider), str(said)))
@@ -147,8 +146,12 @@ class LoopCall(Call):
         values |= {"latents": states, "timesteps": self._stand_in.timesteps, "num_inference_steps": steps}
         return type(self.state)(values, self.state.kwargs_mapping)
 
-    def _called(self) -> frozenset[str]:
-        """Name the parts that the loop calls, and those of the same classes."""
+    def find_denoisers(self) -> None:
+        """Find the parts that the loop calls, and those of the same classes.
+
+        Raises:
+            PushforwardError: the loop takes no step.
+        """
         called: set[str] = set()
 
         def noting(name: str) -> Callable[..., None]:
@@ -161,7 +164,7 @@ class LoopCall(Call):
         if not answers:
             raise PushforwardError(f"{type(self.loop).__name__} takes no step of the pipeline's scheduler.")
         classes = {type(own[name]) for name in called}
-        return frozenset(name for name, part in own.items() if type(part) in classes)
+        self.denoisers = frozenset(name for name, part in own.items() if type(part) in classes)
 
 
 class AskedLoop(Asked):
@@ -172,7 +175,7 @@ class AskedLoop(Asked):
     def again(self, call: LoopCall) -> AskedLoop:
         """Return the same network of another call, that is asked in the same way."""
         made = copy.copy(self)
-        made.call = call
+        made.call, call.denoisers = call, self.call.denoisers
         made._rows = {expert: replace(rows, call=call) for expert, rows in self._rows.items()}
         return made
 
