@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-import pushforward
+import pushforward as pf
 from pushforward.errors import PushforwardError
 
 pytest.importorskip("diffusers", reason="optional dependency")
@@ -21,6 +21,7 @@ import diffusers
 
 from pushforward.integrations.diffusers import modular
 from pushforward.integrations.diffusers.modular import save_block, with_pushforward
+from support import pipelines
 from support.modular import FAMILIES, SIZE, drawn, stable_diffusion_xl, table
 
 STEPS = 6
@@ -73,7 +74,7 @@ def test_all_steps_at_once_make_the_same_in_fewer_calls(family: tuple[Any, dict[
     name = "unet" if hasattr(pipe, "unet") else "transformer"
     calls: list[int] = []
     sequential = called(with_pushforward(pipe, "ddim"), told, num_inference_steps=16)
-    with_pushforward(pipe, "ddim", pushforward.Parallel(tolerance=1e-5))
+    with_pushforward(pipe, "ddim", pf.Parallel(tolerance=1e-5))
     called(pipe, told, num_inference_steps=16)  # finds out how many rows it can be asked about
     handle = getattr(pipe, name).register_forward_hook(lambda *_: calls.append(1))
     at_once = called(pipe, told, num_inference_steps=16)
@@ -186,3 +187,39 @@ def test_a_folder_can_be_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     denoising = pipe._blocks.sub_blocks["denoise"].sub_blocks["denoise"]
     denoising.sub_blocks["text2image"] = block
     assert near(called(pipe, told), own)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_pipeline_in_memory_is_a_model(name: str) -> None:
+    pipe, told = FAMILIES[name](images=1)
+    outputs = ["code", "videos" if name.startswith("wan") else "images"]
+    own = called(with_pushforward(pipe, "ddim"), told, outputs, output_type="pt")
+    model = pf.from_pipeline(pipe, height=SIZE, width=SIZE, **told)
+    chain = model.diffusion(solver="ddim", steps=STEPS)
+    images = chain.decode(pf.Code(chain.code(own["code"])))
+    made = (images / 2 + 0.5).clamp(0, 1)
+    seen = torch.as_tensor(np.asarray(own[outputs[1]]))
+    assert near(made if made.ndim == 4 else made.movedim(1, 2), seen)  # videos are frames of channels
+    assert near(model.sample(2, solver="ddim", steps=4, parallel=True), model.sample(2, solver="ddim", steps=4), 1e-3)
+    if name == "flux":
+        assert float(model.invert(images, solver="ddim", steps=STEPS).residual.max()) < 1e-4
+
+
+def test_a_model_of_blocks_reads_prompts(tmp_path: Path) -> None:
+    parts = pipelines.flux(tmp_path).components
+    pipe = diffusers.FluxAutoBlocks().init_pipeline()
+    pipe.update_components(**{name: part for name, part in parts.items() if name in pipe.component_names or part})
+    model = pf.from_pipeline(pipe, height=SIZE, width=SIZE, max_sequence_length=8)
+    fox, dog = (model.sample(1, solver="ddim", steps=3, labels=[prompt]) for prompt in ("a fox", "a dog"))
+    assert not near(fox, dog, 1e-3)
+    both = model.sample(2, solver="ddim", steps=3, labels=["a fox", "a dog"], parallel=True)
+    assert near(both[:1], fox, 1e-3)
+    told = pipe(prompt="a fox", height=SIZE, width=SIZE, max_sequence_length=8, num_inference_steps=3, output="images",
+                output_type="pt", generator=torch.Generator().manual_seed(0))  # fmt: skip
+    assert told.shape == fox.shape
+    with pytest.raises(PushforwardError, match="takes no input 'promt'; do you mean prompt"):
+        pf.from_pipeline(pipe, promt="a fox")
+    with pytest.raises(PushforwardError, match="Leave latents out"):
+        pf.from_pipeline(pipe, latents=drawn(0, 1, 16, 16))
+    with pytest.raises(PushforwardError, match="load its components first"):
+        pf.from_pipeline(diffusers.FluxAutoBlocks().init_pipeline())

@@ -21,7 +21,7 @@ from torch import Tensor
 from pushforward.errors import PushforwardError
 from pushforward.model.diffusers.calls import Answer, Call, Stopped, lock, parts, patched, stand_in
 from pushforward.model.diffusers.package import reason
-from pushforward.model.diffusers.pipeline import Asked
+from pushforward.model.diffusers.pipeline import Asked, refuse_caches
 
 __all__ = ["AskedLoop", "LoopCall", "check_loop"]
 
@@ -61,6 +61,7 @@ class LoopCall(Call):
         self._told = (named | set(more)) - {None, "latents", "timesteps", ROWS}
         self.denoisers = frozenset()
         _check_guiders(pipe)
+        refuse_caches(pipe)
 
     def run(
         self,
@@ -97,7 +98,8 @@ class LoopCall(Call):
                 raise Stopped
             return state
 
-        own: Tensor = self.state.get("latents")
+        begun = self.begun(more or {})
+        own: Tensor = begun.get("latents")
         which = list(range(len(own))) if states is None else [0] * len(states)
         which = [int(k) for k in (more or {}).get(WHICH, which)]
         result = None
@@ -115,7 +117,8 @@ class LoopCall(Call):
                 handle = parts(self.pipe)[name].register_forward_pre_hook(hook, with_kwargs=True)
                 stack.callback(handle.remove)
             try:
-                result = self.loop(self.pipe, self._begun(own if states is None else states, which, len(times)))
+                given = self._with(begun, own if states is None else states, which, len(times))
+                result = self.loop(self.pipe, given)
             except Stopped:
                 pass
             except PushforwardError:
@@ -133,9 +136,13 @@ class LoopCall(Call):
             found.append((name, type(guider), str(said)))
         return tuple(found)
 
-    def _begun(self, states: Tensor, which: Sequence[int], steps: int) -> Any:
-        """Return the pipeline's state with these states in the place of its latents."""
-        values = dict(self.state.values)
+    def begun(self, more: Mapping[str, Any]) -> Any:  # noqa: ARG002 - there are calls that look
+        """Return the state that the loop begins with, where further arguments are given."""
+        return self.state
+
+    def _with(self, begun: Any, states: Tensor, which: Sequence[int], steps: int) -> Any:
+        """Return a pipeline's state with these states in the place of its latents."""
+        values = dict(begun.values)
         for name in self._told & values.keys():
             if name.endswith("_keep"):
                 values[name] = _kept(name, values[name], steps)
@@ -144,7 +151,7 @@ class LoopCall(Call):
         if values.get(ROWS) == self.images:
             values[ROWS] = len(states)
         values |= {"latents": states, "timesteps": self._stand_in.timesteps, "num_inference_steps": steps}
-        return type(self.state)(values, self.state.kwargs_mapping)
+        return type(begun)(values, begun.kwargs_mapping)
 
     def find_denoisers(self) -> None:
         """Find the parts that the loop calls, and those of the same classes.

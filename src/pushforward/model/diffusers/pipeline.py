@@ -28,7 +28,7 @@ from pushforward.model.diffusers.steps import check_step, grid_of
 from pushforward.model.model import Model
 from pushforward.model.network import Network
 
-__all__ = ["Asked", "from_pipeline", "probes"]
+__all__ = ["Asked", "from_pipeline", "probes", "refuse_caches"]
 
 SUBJECTS = ("prompt", "class_labels")  # arguments that say what an image is to be of
 PLACES = 16  # times at which it is looked which network is asked
@@ -72,7 +72,7 @@ def from_pipeline(pipe: Any, *, name: str | None = None, **call: Any) -> Model:
             f"{type(pipe).__name__} is no pipeline of diffusers with a scheduler of its own; combined ones hold "
             "several, of which each can be given."
         )
-    _switch_off_caches(pipe)
+    refuse_caches(pipe)
     settings = {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__}
     schedule = read_schedule(settings, f"The scheduler of {type(pipe).__name__}", scheduler=pipe.scheduler)
     asked = Call(pipe, _arguments(pipe, call))
@@ -290,7 +290,7 @@ def _guidance(call: Call) -> str | None:
     return next((name for name in ("guidance_scale", "true_cfg_scale") if name in known), None)
 
 
-def _switch_off_caches(pipe: Any) -> None:
+def refuse_caches(pipe: Any) -> None:
     """Raise if a network skips work by what it did in the step before."""
     for name, part in parts(pipe).items():
         if getattr(part, "is_cache_enabled", False):
