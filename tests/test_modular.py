@@ -21,6 +21,7 @@ import diffusers
 
 from pushforward.integrations.diffusers import modular
 from pushforward.integrations.diffusers.modular import save_block, with_pushforward
+from pushforward.model.diffusers.blocks import _rows
 from support import pipelines
 from support.modular import FAMILIES, SIZE, drawn, stable_diffusion_xl, table
 
@@ -121,6 +122,8 @@ def test_steps_may_begin_with_a_noisy_image(name: str) -> None:
     found = called(with_pushforward(pipe, "auto"), told, ["latents", "code"], **more)
     assert near(found["latents"], own, 0.5)
     assert found["code"] is None
+    with pytest.raises(PushforwardError, match="give strength=1"):
+        called(with_pushforward(pipe, "ddim:end=0.01"), told, invert=True, **more)
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
@@ -134,6 +137,26 @@ def test_states_of_euler_are_brought_to_ours_and_back(spacing: str) -> None:
     assert near(again["latents"], found["latents"], 1e-5)
     back = called(pipe, told, ["latents", "code"], latents=found["latents"], invert=True)
     assert near(back["code"], found["code"], 1e-3)
+
+
+def test_a_last_step_to_clean_data_has_no_inverse() -> None:
+    pipe, told = stable_diffusion_xl(images=1)
+    for solver in ("auto", "ddim:end=0"):
+        with pytest.raises(PushforwardError, match="has no inverse"):
+            called(with_pushforward(pipe, solver), told, invert=True)
+
+
+def test_how_a_loop_is_asked_is_found_out_once() -> None:
+    pipe, told = FAMILIES["z_image"]()
+    calls: list[int] = []
+    pipe.transformer.register_forward_hook(lambda *_: calls.append(1))
+    counts = []
+    with_pushforward(pipe, "ddim")
+    for prompts in (told, {**told, "prompt_embeds": told["prompt_embeds"][::-1]}, FAMILIES["z_image"](images=4)[1]):
+        calls.clear()
+        called(pipe, prompts)
+        counts.append(len(calls))
+    assert counts[0] > counts[1] == counts[2] == STEPS
 
 
 def test_noise_of_stochastic_solvers_is_the_generators() -> None:
@@ -223,3 +246,15 @@ def test_a_model_of_blocks_reads_prompts(tmp_path: Path) -> None:
         pf.from_pipeline(pipe, latents=drawn(0, 1, 16, 16))
     with pytest.raises(PushforwardError, match="load its components first"):
         pf.from_pipeline(diffusers.FluxAutoBlocks().init_pipeline())
+
+
+def test_what_a_state_says_of_each_image_is_told_for_each_row() -> None:
+    which, (a, b, c) = [1, 1, 0], drawn(0, 3, 2, 5, 4)
+    assert torch.equal(_rows(a, 2, which), a[which])
+    assert torch.equal(_rows({"of": a}, 2, which)["of"], a[which])
+    assert all(map(torch.equal, _rows([a, b, c], 2, which), [a[which], b[which], c[which]]))
+    assert all(map(torch.equal, _rows([a, b], 2, which), [a[which], b[which]]))
+    prompts = [a[0, :2], a[1, :2]]  # of two tokens each
+    assert [one is prompts[k] for one, k in zip(_rows(prompts, 2, which), which, strict=True)] == [True] * 3
+    assert _rows((4, 8), 2, which) == (4, 8)
+    assert _rows("of all", 6, which) == "of all"

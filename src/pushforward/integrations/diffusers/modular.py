@@ -148,7 +148,10 @@ class Loop:
         chain = Diffusion(model, plan, device=latents.device, parallel=self.parallel or self.spec.method(plan))
         unit, signal = _units(scheduler, timesteps)
         last = float(model.process.signal(plan.times[-1:])[0].coefficients) if signal != 1 else 1.0
+        begun = len(timesteps) < len(scheduler.timesteps)
         if state.get("invert"):
+            if begun:
+                raise PushforwardError("A code is at the beginning of all steps; give strength=1.0 to find it.")
             clean = self._clean(state, unit)
             found = chain.invert(clean.float() * last, noisy=False)
             made, start = clean, chain.start(found.code.start) / signal
@@ -164,7 +167,7 @@ class Loop:
                 noises = self._noises(plan, start, state.get("generator"))
                 code = Code(chain.code(start * signal), noises)
                 made = chain.decode(code, callback=lambda _: bar.update()) / last
-        state.set("code", None if len(timesteps) < len(scheduler.timesteps) else (start / unit).to(latents))
+        state.set("code", None if begun else (start / unit).to(latents))
         state.set("latents", made.to(latents))
         return components, state
 
@@ -178,15 +181,15 @@ class Loop:
     def _model(self, components: Any, state: Any, schedule: Schedule) -> Model:
         """Make a model of the loop inside, which is asked as it was the last time if all has the same form."""
         call, latents = LoopCall(self.loop, components, state), state.get("latents")
-        key = call.form, *((name, _form(value)) for name, value in sorted(state.values.items()))
+        seen = [(name, _form(value, call.images)) for name, value in sorted(state.values.items())]
+        key = call.form, tuple(latents.shape[1:]), *seen
         if key not in self._asked:
             call.find_denoisers()
-            self._asked[key] = AskedLoop(call, latents[:1], probes(schedule))
-        network = Network(
-            self._asked[key].again(call),
-            condition=torch.arange(len(latents), device=latents.device),
-            **schedule.network,
-        )
+            bare = copy.copy(call)
+            bare.state = None  # it is not kept
+            self._asked[key] = AskedLoop(call, latents[:1], probes(schedule)).again(bare)
+        which = torch.arange(call.images, device=latents.device)
+        network = Network(self._asked[key].again(call), condition=which, **schedule.network)
         shape = tuple(latents.shape[1:])
         reference = schedule.reference or Gaussian(1.0)
         name = type(components).__name__
@@ -323,12 +326,12 @@ def _units(scheduler: Any, timesteps: Tensor) -> tuple[float, float]:
     return (1.0, 1.0) if signal == 1 else (float(scheduler.init_noise_sigma), signal)
 
 
-def _form(value: Any) -> Any:
-    """What of a value of the pipeline's state decides how the loop is asked."""
+def _form(value: Any, images: int) -> Any:
+    """What of a value of the pipeline's state decides how the loop is asked; the lengths of prompts do not."""
     if isinstance(value, Tensor):
-        return tuple(value.shape), value.dtype, value.device
+        return value.ndim, value.dtype, value.device, bool(value.ndim) and len(value) == images
     if isinstance(value, list | tuple):
-        return tuple(_form(one) for one in value)
+        return type(value), len(value) == images, frozenset(_form(one, images) for one in value)
     return type(value)
 
 

@@ -216,9 +216,10 @@ def _rows(value: Any, images: int, which: Sequence[int]) -> Any:
     if isinstance(value, dict):
         return {key: _rows(one, images, which) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        if value and all(isinstance(one, Tensor) and one.ndim > 1 and len(one) == images for one in value):
+        batches = [one for one in value if isinstance(one, Tensor) and one.ndim > 2 and len(one) == images]
+        if batches and len(batches) == len(value):  # of control networks or image prompts
             return type(value)(_rows(one, images, which) for one in value)
-        return type(value)(value[k] for k in which) if isinstance(value, list) and len(value) == images else value
+        return [value[k] for k in which] if isinstance(value, list) and len(value) == images else value
     return value
 
 
