@@ -219,13 +219,30 @@ def test_a_pipeline_in_memory_is_a_model(name: str) -> None:
     own = called(with_pushforward(pipe, "ddim"), told, outputs, output_type="pt")
     model = pf.from_pipeline(pipe, height=SIZE, width=SIZE, **told)
     chain = model.diffusion(solver="ddim", steps=STEPS)
-    images = chain.decode(pf.Code(chain.code(own["code"])))
+    images = chain.decode(pf.Code(chain.code(own["code"]))).detach()
     made = (images / 2 + 0.5).clamp(0, 1)
     seen = torch.as_tensor(np.asarray(own[outputs[1]]))
     assert near(made if made.ndim == 4 else made.movedim(1, 2), seen)  # videos are frames of channels
     assert near(model.sample(2, solver="ddim", steps=4, parallel=True), model.sample(2, solver="ddim", steps=4), 1e-3)
     if name == "flux":
         assert float(model.invert(images, solver="ddim", steps=STEPS).residual.max()) < 1e-4
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gradients_pass_through_blocks(name: str) -> None:
+    pipe, told = FAMILIES[name](images=1)
+    model = pf.from_pipeline(pipe, height=SIZE, width=SIZE, **told)
+    ask = model.denoiser.at(model.process, torch.tensor([0.5], dtype=torch.float64), torch.zeros(1, *model.shape))
+    towards, step = drawn(1, 1, *model.shape), 2e-3
+
+    def loss(state: torch.Tensor) -> torch.Tensor:
+        return model.images(ask(0, state)).square().mean()
+
+    state = drawn(0, 1, *model.shape).requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(state), state)
+    with torch.no_grad():
+        difference = (loss(state + step * towards) - loss(state - step * towards)) / (2 * step)
+    assert float((gradient * towards).sum()) == pytest.approx(float(difference), rel=2e-2, abs=1e-5)
 
 
 def test_a_model_of_blocks_reads_prompts(tmp_path: Path) -> None:

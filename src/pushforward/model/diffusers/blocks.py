@@ -23,7 +23,7 @@ from pushforward.model.diffusers.calls import Answer, Call, Stopped, lock, parts
 from pushforward.model.diffusers.package import reason
 from pushforward.model.diffusers.pipeline import Asked, refuse_caches
 
-__all__ = ["AskedLoop", "LoopCall", "check_loop"]
+__all__ = ["AskedLoop", "LoopCall", "bare", "check_loop"]
 
 ROWS = "batch_size"  # how many rows a loop is asked about; some loops read it of the state too
 WHICH = "which"  # the image that each row is of
@@ -51,6 +51,8 @@ class LoopCall(Call):
 
     def __init__(self, loop: Any, pipe: Any, state: Any) -> None:
         self.loop, self.pipe, self.state = loop, pipe, state
+        self._bare = bare(loop)
+        self._bare._progress_bar_config = {**getattr(loop, "_progress_bar_config", {}), "disable": True}
         self.arguments, self.entrance, self.kept = {}, None, OrderedDict()
         self.signature = Signature([Parameter(ROWS, Parameter.KEYWORD_ONLY)])
         self.scheduler = pipe.scheduler
@@ -107,8 +109,6 @@ class LoopCall(Call):
             self._stand_in.prepare(times, take, None)
             self._stand_in.set_timesteps(device=own.device)
             stack.enter_context(patched(self.pipe, "scheduler", self._stand_in))
-            quiet = {**getattr(self.loop, "_progress_bar_config", {}), "disable": True}
-            stack.enter_context(patched(self.loop, "_progress_bar_config", quiet))
             for guider in _guiders(self.pipe).values():
                 stack.callback(vars(guider).update, dict(vars(guider)))
             for patch in patches:
@@ -118,7 +118,7 @@ class LoopCall(Call):
                 stack.callback(handle.remove)
             try:
                 given = self._with(begun, own if states is None else states, which, len(times))
-                result = self.loop(self.pipe, given)
+                result = self._bare(self.pipe, given)
             except Stopped:
                 pass
             except PushforwardError:
@@ -207,6 +207,15 @@ class AskedLoop(Asked):
             else:
                 answer[some] = rows.called(states[some], [float(times[some[0]])], more)[0]
         return answer.to(u)
+
+
+def bare(block: Any) -> Any:
+    """Return a block that does what a block does, and lets gradients through if they are wanted."""
+    kind, made = type(block), copy.copy(block)
+    own = getattr(kind.__call__, "__wrapped__", kind.__call__)  # without no_grad
+    made.__class__ = type(kind.__name__, (kind,), {"__call__": own, "__module__": kind.__module__})
+    made.sub_blocks = type(block.sub_blocks)((name, bare(one)) for name, one in block.sub_blocks.items())
+    return made
 
 
 def _rows(value: Any, images: int, which: Sequence[int]) -> Any:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pushforward.errors import PushforwardError
 from pushforward.linear import Flow, Gaussian
-from pushforward.model.diffusers.blocks import ROWS, LoopCall, check_loop
+from pushforward.model.diffusers.blocks import ROWS, LoopCall, bare, check_loop
 from pushforward.model.diffusers.calls import KEPT, Stopped, lock, patched
 from pushforward.model.diffusers.codec import Decoder, decoders, encoder_of
 from pushforward.model.diffusers.package import reason
@@ -108,7 +108,7 @@ class BlocksDecoder(Decoder):
                 stack.enter_context(patched(*patch))
             try:
                 for block in self.call.rest:
-                    block(pipe, going)
+                    bare(block)(pipe, going)
             except Stopped:
                 pass
             except Exception as error:
