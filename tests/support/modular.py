@@ -7,6 +7,8 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers.modular_pipelines import krea2
+from diffusers.modular_pipelines import ltx as ltx_blocks
 
 from support import pipelines
 
@@ -63,19 +65,22 @@ def flux(images: int = 2) -> tuple[Any, dict[str, Any]]:
     return pipe, told
 
 
+def qwen_vae() -> Any:
+    return diffusers.AutoencoderKLQwenImage(
+        base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.1, 0.2, -0.3, 0.4],
+        latents_std=[0.5, 0.6, 0.7, 0.8],
+    ).eval()  # fmt: skip
+
+
 def qwen_image(images: int = 2) -> tuple[Any, dict[str, Any]]:
     net = diffusers.QwenImageTransformer2DModel(
         in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=2,
         joint_attention_dim=16, axes_dims_rope=(8, 4, 4),
     )  # fmt: skip
-    vae = diffusers.AutoencoderKLQwenImage(
-        base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.1, 0.2, -0.3, 0.4],
-        latents_std=[0.5, 0.6, 0.7, 0.8],
-    )  # fmt: skip
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
         use_dynamic_shifting=True, base_image_seq_len=2, max_image_seq_len=30, shift_terminal=0.02
     )
-    pipe = made(diffusers.QwenImageAutoBlocks(), transformer=rough(net), vae=vae.eval(), scheduler=scheduler)
+    pipe = made(diffusers.QwenImageAutoBlocks(), transformer=rough(net), vae=qwen_vae(), scheduler=scheduler)
     masks = {f"{kind}prompt_embeds_mask": torch.ones(images, 5, dtype=torch.long) for kind in ("", "negative_")}
     return pipe, {**embedded(images, 5, 16), **masks}
 
@@ -132,6 +137,49 @@ def wan_experts(images: int = 1) -> tuple[Any, dict[str, Any]]:
     return wan(images, experts=True)
 
 
-FAMILIES: dict[str, Callable[..., tuple[Any, dict[str, Any]]]] = {
-    one.__name__: one for one in (flux, qwen_image, stable_diffusion_xl, stable_diffusion_3, z_image, wan, wan_experts)
-}
+def krea_2(images: int = 2) -> tuple[Any, dict[str, Any]]:
+    net = diffusers.Krea2Transformer2DModel(
+        in_channels=16, num_layers=1, attention_head_dim=8, num_attention_heads=2, num_key_value_heads=2,
+        intermediate_size=32, timestep_embed_dim=8, text_hidden_dim=16, num_text_layers=3, text_num_attention_heads=2,
+        text_num_key_value_heads=2, text_intermediate_size=16, num_layerwise_text_blocks=1, num_refiner_text_blocks=1,
+        axes_dims_rope=(4, 2, 2),
+    )  # fmt: skip
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    pipe = made(krea2.Krea2AutoBlocks(), transformer=rough(net), vae=qwen_vae(), scheduler=scheduler)
+    told = {}
+    for seed, kind in enumerate(("", "negative_")):
+        told[f"{kind}prompt_embeds"] = drawn(seed, images, 5, 3, 16)
+        told[f"{kind}prompt_embeds_mask"] = torch.ones(images, 5, dtype=torch.bool)
+    return pipe, told
+
+
+def flux_2(images: int = 2) -> tuple[Any, dict[str, Any]]:
+    net = diffusers.Flux2Transformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=24, timestep_guidance_channels=8, axes_dims_rope=(4, 4, 4, 4),
+    )  # fmt: skip
+    levels = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    vae = diffusers.AutoencoderKLFlux2(latent_channels=4, block_out_channels=(4, 4), norm_num_groups=2, **levels)
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    pipe = made(diffusers.Flux2AutoBlocks(), transformer=rough(net), vae=vae.eval(), scheduler=scheduler)
+    return pipe, {"prompt_embeds": drawn(0, images, 5, 24)}
+
+
+def ltx(images: int = 1) -> tuple[Any, dict[str, Any]]:
+    net = diffusers.LTXVideoTransformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8, cross_attention_dim=16,
+        num_layers=1, caption_channels=24,
+    )  # fmt: skip
+    width, layers = (4, 4, 4, 4), (1, 1, 1, 1, 1)
+    vae = diffusers.AutoencoderKLLTXVideo(
+        latent_channels=4, block_out_channels=width, decoder_block_out_channels=width, layers_per_block=layers,
+        decoder_layers_per_block=layers,
+    )  # fmt: skip
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    pipe = made(ltx_blocks.LTXBlocks(), transformer=rough(net), vae=vae.eval(), scheduler=scheduler)
+    masks = {f"{kind}prompt_attention_mask": torch.ones(images, 5, dtype=torch.bool) for kind in ("", "negative_")}
+    return pipe, {**embedded(images, 5, 24), **masks, "num_frames": 9, "height": 32, "width": 32}
+
+
+MADE = (flux, flux_2, krea_2, ltx, qwen_image, stable_diffusion_3, stable_diffusion_xl, wan, wan_experts, z_image)
+FAMILIES: dict[str, Callable[..., tuple[Any, dict[str, Any]]]] = {one.__name__: one for one in MADE}

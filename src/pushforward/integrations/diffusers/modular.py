@@ -36,7 +36,7 @@ from pushforward.model.diffusers.blocks import AskedLoop, LoopCall, check_loop
 from pushforward.model.diffusers.package import import_diffusers
 from pushforward.model.diffusers.pipeline import probes
 from pushforward.model.diffusers.schedules import Schedule, read_schedule
-from pushforward.plan import Plan, auto
+from pushforward.plan import SOLVERS, Plan, auto
 
 __all__ = ["Loop", "save_block", "with_pushforward"]
 
@@ -92,6 +92,8 @@ class Loop:
         self.block_classes, self.block_names = list(loop.block_classes), list(loop.block_names)
         self._progress_bar_config = dict(getattr(loop, "_progress_bar_config", {}))
         spec = parse(solver)
+        if not spec.adaptive and spec.solver not in SOLVERS:
+            raise PushforwardError(f"Unknown solver {spec.solver!r}; known are {', '.join(SOLVERS)}.")
         if spec.adaptive or spec.start != 1:
             raise PushforwardError(f"The pipeline says how many steps are taken, and from where; got {solver!r}.")
         self.parallel = parallel if isinstance(parallel, Parallel) else None
