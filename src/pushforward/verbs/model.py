@@ -98,7 +98,7 @@ def from_pipeline(pipe: Any, **call: Any) -> Model:
     time.
 
     Args:
-        pipe: the pipeline.
+        pipe: the pipeline, which may be one of Modular diffusers.
         **call: arguments that the pipeline would be called with, but for those that are a sampler's: `prompt`,
             `image`, `control_image`, `height`, `guidance_scale` and so on. A `generator` seeds what the pipeline draws
             for its conditions. `Model.given` changes prompt (or class) and guidance.
@@ -107,6 +107,7 @@ def from_pipeline(pipe: Any, **call: Any) -> Model:
         PushforwardError: `diffusers` is not installed; the pipeline takes no such argument, or raises an error; or it
             cannot be asked about single states and times. The sentence names what is in the way.
     """
+    from pushforward.model.diffusers.modular import from_blocks
     from pushforward.model.diffusers.pipeline import from_pipeline as read
 
-    return Model.of(read(pipe, **call))
+    return Model.of(from_blocks(pipe, **call) if hasattr(pipe, "_blocks") else read(pipe, **call))

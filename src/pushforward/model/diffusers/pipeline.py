@@ -27,7 +27,7 @@ from pushforward.model.diffusers.steps import check_step, grid_of
 from pushforward.model.model import Model
 from pushforward.model.network import Network
 
-__all__ = ["Asked", "from_pipeline"]
+__all__ = ["Asked", "from_pipeline", "probes", "refuse_caches"]
 
 SUBJECTS = ("prompt", "class_labels")  # arguments that say what an image is to be of
 PLACES = 16  # times at which it is looked which network is asked
@@ -73,11 +73,11 @@ def from_pipeline(pipe: Any, *, name: str | None = None, **call: Any) -> Model:
             f"{type(pipe).__name__} is no pipeline of diffusers with a scheduler of its own; combined ones hold "
             "several, of which each can be given."
         )
-    _switch_off_caches(pipe)
+    refuse_caches(pipe)
     settings = {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__}
     schedule = read_schedule(settings, f"The scheduler of {type(pipe).__name__}", scheduler=pipe.scheduler)
     asked = Call(pipe, _arguments(pipe, call))
-    times = _probes(schedule)
+    times = probes(schedule)
     with torch.no_grad():
         first = asked.find_entrance(times[0])
     check_step(asked, schedule)
@@ -296,7 +296,7 @@ def _guidance(call: Call) -> str | None:
     return next((name for name in ("guidance_scale", "true_cfg_scale") if name in known), None)
 
 
-def _switch_off_caches(pipe: Any) -> None:
+def refuse_caches(pipe: Any) -> None:
     """Raise if a network skips work by what it did in the step before."""
     for name, part in parts(pipe).items():
         if getattr(part, "is_cache_enabled", False):
@@ -306,7 +306,7 @@ def _switch_off_caches(pipe: Any) -> None:
             )
 
 
-def _probes(schedule: Schedule) -> list[float]:
+def probes(schedule: Schedule) -> list[float]:
     """Times of the scheduler from noise to data, such that bfloat16 holds those of a thousand steps."""
     process = schedule.process
     t = process.t_max * torch.tensor([0.96, 0.72, 0.48, 0.224], dtype=torch.float64)
