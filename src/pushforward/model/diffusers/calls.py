@@ -192,6 +192,7 @@ class Call:
                 stack.enter_context(patched(*patch))
             for name, hook in (hooks or {}).items():
                 stack.enter_context(patched(own[name], callee(own[name]), _hooked(own[name], hook)))
+            stack.enter_context(self._said_once(arguments))
             try:
                 result = self._method(self.pipe, **arguments)
             except Stopped:
@@ -203,6 +204,21 @@ class Call:
                     f"{type(self.pipe).__name__} cannot be called with these arguments: {reason(error)}."
                 ) from error
         return answers, result
+
+    @contextmanager
+    def _said_once(self, arguments: Mapping[str, Any]) -> Iterator[None]:
+        """Let `diffusers` say what it has to of a prompt, such as cut words, in the first call with it only."""
+        from diffusers.utils import logging
+
+        key = ("said", *(str(arguments.get(name)) for name in ("prompt", "negative_prompt")))
+        before = logging.get_verbosity()
+        if key in self.kept:
+            logging.set_verbosity_error()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(before)
+            self.kept[key] = None
 
     def asks_for(self, steps: int) -> dict[str, Any]:
         """Return what the pipeline tells its scheduler's `set_timesteps` for so many steps."""

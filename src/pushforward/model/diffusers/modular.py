@@ -23,7 +23,7 @@ from pushforward.model.diffusers.blocks import ROWS, LoopCall, bare, check_loop
 from pushforward.model.diffusers.calls import KEPT, LOCK, Stopped, patched
 from pushforward.model.diffusers.codec import Decoder, decoders, encoder_of
 from pushforward.model.diffusers.package import reason
-from pushforward.model.diffusers.pipeline import OURS, Asked, probes
+from pushforward.model.diffusers.pipeline import Asked, probes, without_ours
 from pushforward.model.diffusers.schedules import Schedule, read_schedule
 from pushforward.model.model import Model
 from pushforward.model.network import Network
@@ -166,9 +166,8 @@ def _model(network: Asked, call: PipelineCall, schedule: Schedule, name: str) ->
 def _arguments(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
     """Check the inputs of a pipeline, and add an empty prompt where one is needed."""
     known = [param.name for param in pipe._blocks.inputs if param.name]
+    call = without_ours(call)
     for argument in call:
-        if argument in OURS:
-            raise PushforwardError(f"Leave {argument} out of the pipeline's inputs: {OURS[argument]}.")
         if argument not in known:
             near = get_close_matches(argument, known, 1)
             hint = f"; do you mean {near[0]}?" if near else f"; it takes {', '.join(known)}."

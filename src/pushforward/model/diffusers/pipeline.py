@@ -8,6 +8,7 @@ weights. Its process is what its scheduler says (`model.diffusers.schedules`).
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -27,10 +28,12 @@ from pushforward.model.diffusers.steps import check_step, grid_of
 from pushforward.model.model import Model
 from pushforward.model.network import Network
 
-__all__ = ["Asked", "from_pipeline", "probes", "refuse_caches"]
+__all__ = ["Asked", "from_pipeline", "probes", "refuse_caches", "without_ours"]
 
+NOTHING_SAID = {"strength": 1.0, "eta": 0.0, **dict.fromkeys(BATCHES, 1)}
 SUBJECTS = ("prompt", "class_labels")  # arguments that say what an image is to be of
 PLACES = 16  # times at which it is looked which network is asked
+ACTING = ("callback", "callback_on_step_end")
 OURS = {  # arguments that the sampler decides about
     "num_inference_steps": "say `steps` where you sample",
     "latents": "decode a code instead",
@@ -38,8 +41,6 @@ OURS = {  # arguments that the sampler decides about
     "return_dict": "images are tensors in [-1, 1]",
     "strength": "say `start`, the share of the steps that is taken, where you translate or edit",
     "eta": "say it of the solver, as in ddim:eta=1",
-    "callback": "it would act in the pipeline's own steps only",
-    "callback_on_step_end": "it would act in the pipeline's own steps only",
     **dict.fromkeys(BATCHES, "say how many images where you sample"),
 }
 
@@ -60,8 +61,8 @@ def from_pipeline(pipe: Any, *, name: str | None = None, **call: Any) -> Model:
     Args:
         pipe: the pipeline.
         name: name for reports; by default its folder's, or its class's.
-        **call: arguments that the pipeline would be called with, besides those that are a sampler's: prompts, guidance,
-            images, sizes. `generator` seeds what the pipeline draws for its conditions.
+        **call: arguments that the pipeline would be called with: prompts, guidance, images, sizes. `generator` seeds
+            what it draws for its conditions. Those that a sampler decides about are left out, with a warning.
 
     Raises:
         PushforwardError: `diffusers` is not installed, or the pipeline takes no such argument, or it cannot be asked in
@@ -265,9 +266,12 @@ def _arguments(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
     import inspect
 
     known = inspect.signature(type(pipe).__call__).parameters
+    call = without_ours(call)
     for argument in call:
-        if argument in OURS:
-            raise PushforwardError(f"Leave {argument} out of the pipeline's call: {OURS[argument]}.")
+        if argument in ACTING and call[argument] is not None:
+            raise PushforwardError(
+                f"Leave {argument} out of the pipeline's call: it would act in the pipeline's own steps only."
+            )
         if argument not in known:
             near = get_close_matches(argument, known, 1)
             hint = f"; do you mean {near[0]}?" if near else f"; it takes {', '.join(k for k in known if k != 'self')}."
@@ -285,6 +289,14 @@ def _arguments(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(given.get("prompt"), list | tuple):
         given["prompt"] = given["prompt"][0]
     return given
+
+
+def without_ours(call: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the arguments of a call that a sampler decides about, with a warning if they say anything."""
+    for argument in OURS:
+        if argument in call and call[argument] != NOTHING_SAID.get(argument):
+            warnings.warn(f"{argument} is left out of the pipeline's call: {OURS[argument]}.", stacklevel=6)
+    return {argument: value for argument, value in call.items() if argument not in OURS}
 
 
 def _guidance(call: Call) -> str | None:
