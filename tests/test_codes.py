@@ -154,7 +154,7 @@ def broken(path, kind):
         ({"times": [1.0, "x"]}, "entry 'times'"),
         ({"labels": "gone"}, "lacks the entry 'labels'"),
         ({"labels": [0]}, "a label each"),
-        ({"guidance": None}, "entry 'guidance'"),
+        ({"guidance": "much"}, "entry 'guidance'"),
     ],
     ids=str,
 )

@@ -14,14 +14,12 @@ from pushforward.linear import PROCESSES as KNOWN
 from pushforward.linear import VP, Gaussian, process_from_config
 from pushforward.maps.code import Code
 from pushforward.maps.spec import SamplerSpec
-from pushforward.model.diffusers.families import FAMILIES
-from pushforward.model.diffusers.load import diffusers_model
 from pushforward.plan import SOLVERS, ddim, grid
 from support.helpers import PROCESSES, exact_flow, gaussian_denoiser, normal, point_denoiser, times
 from support.models import tiny
 
 PAGE = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
-LISTS: tuple[dict[str, Any], ...] = (SOLVERS, KNOWN, ENERGIES, FAMILIES)
+LISTS: tuple[dict[str, Any], ...] = (SOLVERS, KNOWN, ENERGIES)
 
 
 @pytest.fixture(autouse=True)
@@ -80,32 +78,3 @@ def test_an_energy_is_made_of_words() -> None:
     images = torch.zeros(2, 1, 4, 4)
     images[1, ..., 2:] = 1
     assert made(images, Code(torch.zeros(2, 1))).tolist() == pytest.approx([0, 2 * (4 / 12) / (2 * 0.25)])
-
-
-@pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
-def test_a_family_draws_what_its_pipeline_draws(tmp_path: Path) -> None:
-    import diffusers
-    import transformers
-
-    from support.pipelines import t5_tokenizer, vae
-
-    add("a model family")
-    torch.manual_seed(3)
-    net = diffusers.AuraFlowTransformer2DModel(
-        sample_size=4, num_mmdit_layers=1, num_single_dit_layers=1, attention_head_dim=8, num_attention_heads=2,
-        joint_attention_dim=24, caption_projection_dim=16, pos_embed_max_size=16,
-    )  # fmt: skip
-    sizes = {"vocab_size": 40, "d_model": 24, "d_kv": 4, "d_ff": 16, "num_layers": 2, "num_heads": 2}
-    encoder = transformers.UMT5EncoderModel(transformers.UMT5Config(**sizes)).eval()
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=1.73)
-    pipe = diffusers.AuraFlowPipeline(t5_tokenizer(), encoder, vae(), net.eval(), scheduler)
-    pipe.set_progress_bar_config(disable=True)
-    pipe.save_pretrained(tmp_path / "aura")
-    model = diffusers_model(tmp_path / "aura")
-    start = torch.randn(1, 4, 4, 4)
-    theirs = pipe(
-        "a fox", height=8, width=8, num_inference_steps=4, guidance_scale=3.0, latents=start, output_type="latent"
-    ).images
-    given = model.given(["a fox"], guidance=3.0)
-    ours = run(ddim(model.process, grid.default(model.process, 4, **model.grid)), given.denoiser, start)
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)

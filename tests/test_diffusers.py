@@ -830,10 +830,10 @@ def test_hub(monkeypatch: pytest.MonkeyPatch, save: Callable[..., Path], unet: A
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     model = pf.load("someone/model", revision="v1")
     assert model.name == "someone/model"
-    assert asked == [("someone/model", "v1")] * 2  # again, as there are no safe weights
+    assert asked == [("someone/model", "v1")] * 3  # the index, its parts, again, as there are no safe weights
     (folder / "safe").rename(folder / "unet" / "diffusion_pytorch_model.safetensors")
     pf.load("someone/model")
-    assert len(asked) == 3
+    assert len(asked) == 5
 
 
 # -- errors ---------------------------------------------------------------------------------------------------------
@@ -848,7 +848,10 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no index": (lambda f: (f / "model_index.json").unlink(), "holds no model"),
     "broken index": (lambda f: (f / "model_index.json").write_text("{"), "not valid JSON"),
-    "no unet in index": (lambda f: edit(f / "model_index.json", unet=[None, None]), "has no unet or transformer"),
+    "no unet in index": (
+        lambda f: edit(f / "model_index.json", unet=[None, None]),
+        "cannot be called with these arguments",
+    ),
     "no unet": (lambda f: shutil.rmtree(f / "unet"), "has no unet/config.json"),
     "no scheduler": (lambda f: shutil.rmtree(f / "scheduler"), "has no scheduler/scheduler_config.json"),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "lacks its weights"),
@@ -858,7 +861,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "deeper": (lambda f: edit(f / "unet/config.json", layers_per_block=2), "cannot be read|lack"),
     "other network": (
         lambda f: edit(f / "unet/config.json", _class_name="UNet2DConditionModel"),
-        "has no text_encoder",
+        "is a UNet2DConditionModel alone",
     ),
     "no size": (lambda f: edit(f / "unet/config.json", sample_size=None), "sample_size"),
     "unknown block": (lambda f: edit(f / "unet/config.json", down_block_types=["A", "B"]), "cannot be read"),

@@ -25,6 +25,7 @@ from pushforward.cli._shared.options import (
     ImageOptions,
     ImagesArgument,
     NegativeOption,
+    PipelineOptions,
     PlaceOptions,
     ReportOptions,
     SamplerOptions,
@@ -106,7 +107,11 @@ def edit(
         str | None, typer.Option(help="Report the scores of this other CLIP; those of the selecting one are too good.")
     ] = None,
     method: Annotated[
-        str, typer.Option(help="Find codes by: stochastic, independent (edit-friendly), deterministic or sdedit.")
+        str,
+        typer.Option(
+            help="Edit by codes: stochastic, independent (edit-friendly), deterministic, uni-inv or direct; or "
+            "without: flowedit, flowalign or sdedit."
+        ),
     ] = "stochastic",
     seed: Annotated[int, typer.Option(help="Seed the codes.")] = 0,
     batch: Annotated[
@@ -115,6 +120,7 @@ def edit(
     inputs: ImageOptions,
     out: Annotated[Path, typer.Option(help="Write the results into this folder.")] = Path("edited"),
     place: PlaceOptions,
+    pipeline: PipelineOptions,
     reports: ReportOptions,
 ) -> None:
     r"""Edit images by text or class: the code of an image under one, decoded under another.
@@ -133,7 +139,7 @@ def edit(
     check_outputs({"--json": reports.json}, {"--out": out})
     inputs.check(images)
     in_vain({"source_guidance": "sdedit does not encode the image" if way == "sdedit" else None})
-    network = open_model(model, place, negative)
+    network = open_model(model, place, negative, **pipeline.asked)
     search = Search(_numbers(guidance, "guidance"), _numbers(skip, "skip"), trials, source_guidance, way)
     spec = sampler.plan_spec
     network.given([target], max(search.guidances))  # what is wrong is said before all work

@@ -22,6 +22,7 @@ from pushforward.cli._shared.options import (
     ImagesArgument,
     ModelArgument,
     PictureOption,
+    PipelineOptions,
     PlaceOptions,
     ReportOptions,
     SamplerOptions,
@@ -44,7 +45,7 @@ __all__ = ["encode"]
 _EXACT = 1e-4  # what rounding leaves, at most
 
 
-@grouped(solver="ddim", steps=100)
+@grouped(solver="ddim", steps=100, guidance=1.0)
 def encode(
     model: ModelArgument,
     images: ImagesArgument,
@@ -69,6 +70,7 @@ def encode(
     ),
     picture: PictureOption = None,
     place: PlaceOptions,
+    pipeline: PipelineOptions,
     reports: ReportOptions,
 ) -> None:
     r"""Draw a Gaussian code for each image, under any stochastic plan: decoded again, it gives the image.
@@ -89,7 +91,7 @@ def encode(
     check_outputs({"--out": out, "--picture": picture, "--json": reports.json}, inputs=images)
     inputs.check(images)
     condition.check()
-    network = open_model(model, place, condition.negative)
+    network = open_model(model, place, condition.negative, **pipeline.asked)
     spec = noisy(started(sampler.plan_spec, start))
     if spec.adaptive:
         raise PushforwardError(

@@ -16,7 +16,7 @@ import typer
 
 from pushforward.cli._shared.checks import check_outputs, check_split, in_vain
 from pushforward.cli._shared.models import pick_device
-from pushforward.cli._shared.options import DeviceOption, FitOption, JsonOption, QuietOption
+from pushforward.cli._shared.options import DeviceOption, FitOption, JsonOption, PipelineOptions, QuietOption, grouped
 from pushforward.cli._shared.report import progress, write_json
 from pushforward.data.datasets import load_images
 from pushforward.data.files import atomic_path
@@ -38,6 +38,7 @@ _DEFAULT = Evaluation()
 _SHOWN = 12  # images of each sampler, side by side
 
 
+@grouped()
 def evaluate(
     models: Annotated[
         list[str], typer.Argument(help="Models: names of embedded ones, folders, or hub names of `diffusers`.")
@@ -48,6 +49,7 @@ def evaluate(
             help="Compare with these real images: a folder, an .npz file, or the name of a data set of `datasets`."
         ),
     ],
+    *,
     split: Annotated[str, typer.Option(help="Read this split of the data: train, validation or test.")] = "train",
     size: Annotated[
         int | None, typer.Option(help="Resize the data to this side, as in training; by default they stay as they are.")
@@ -103,6 +105,7 @@ def evaluate(
         Path, typer.Option(help="Write images, table.txt, results.json and distances.png into this folder.")
     ] = Path("evaluation"),
     device: DeviceOption = "auto",
+    pipeline: PipelineOptions,
     json: JsonOption = None,
     quiet: QuietOption = False,
 ) -> None:
@@ -127,7 +130,7 @@ def evaluate(
     wanted = _samplers(solvers, steps, nfe)
     alone = "each solver has its own steps" if all(number is None for _, number, _ in wanted) else None
     in_vain({"steps": alone, "nfe": alone})
-    known = _loaded(models)
+    known = _loaded(models, pipeline.asked)
     images = load_images(data, size=size, channels=channels, split=split, fit=fit)
     nets = _nets(features, statistics)
     published = None if statistics is None else {nets[0].name: Reference(*published_statistics(statistics))}
@@ -197,11 +200,11 @@ def _write(out: Path, rows: list[Row], models: list[Model], every: list[list[Run
         save_image(sheet(torch.cat(versions), columns=len(versions[0])), out / name)
 
 
-def _loaded(names: list[str]) -> list[Model]:
-    """The models; those of the same name go by what the user calls them."""
+def _loaded(names: list[str], asked: dict[str, Any]) -> list[Model]:
+    """The models, with their pipelines' call; those of the same name go by what the user calls them."""
     if len(set(names)) < len(names):
         raise PushforwardError("A model is named twice.")
-    models = [load(name) for name in names]
+    models = [load(name, **asked) for name in names]
     own = [model.name for model in models]
     return [replace(m, name=name) if own.count(m.name) > 1 else m for m, name in zip(models, names, strict=True)]
 

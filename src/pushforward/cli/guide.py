@@ -20,7 +20,14 @@ from torch import Tensor
 from pushforward.cli._shared.batch import made_of, open_folder
 from pushforward.cli._shared.checks import check_outputs
 from pushforward.cli._shared.models import choose_labels, image_size, open_model, pick_device
-from pushforward.cli._shared.options import ConditionOptions, FitOption, PlaceOptions, ReportOptions, grouped
+from pushforward.cli._shared.options import (
+    ConditionOptions,
+    FitOption,
+    PipelineOptions,
+    PlaceOptions,
+    ReportOptions,
+    grouped,
+)
 from pushforward.cli._shared.report import progress, write_json
 from pushforward.cli._shared.runs import Kept
 from pushforward.data.files import digest, save_tensors
@@ -118,6 +125,7 @@ def guide(
     ] = Path("guided"),
     fit: FitOption = "crop",
     place: PlaceOptions,
+    pipeline: PipelineOptions,
     reports: ReportOptions,
 ) -> None:
     r"""Guide a model or a GAN by energies of its images.
@@ -137,20 +145,20 @@ def guide(
         typer.echo("pushforward: --steps of guide is called --moves now.", err=True)
         moves = moves or steps
     how = parse_sampler(sampler)
-    _check(how, gan=is_generator(model), place=place, moves=moves, solver=solver, gradient=gradient,
-           latent=latent, scheduled=(warm_up, anneal, draws) != (None, 0, 1))  # fmt: skip
+    _check(how, gan=is_generator(model), place=place, pipeline=pipeline, moves=moves, solver=solver,
+           gradient=gradient, latent=latent, scheduled=(warm_up, anneal, draws) != (None, 0, 1))  # fmt: skip
     check_outputs({"--json": reports.json}, {"--out": out})
     condition.check(chains)
     moves, solver, gradient = moves or _MOVES, solver or _SOLVER, gradient or "exact"
     schedule = Schedule(moves, warm_up, anneal, draws) if isinstance(how, Dynamics) else None
-    free, shape = _open(model, parse(solver), condition, place, latent)
-    pushforward, labels = _given(free, condition, chains)
+    free, shape = _open(model, parse(solver), condition, place, pipeline, latent)
+    pushforward, labels, guidance = _given(free, condition, chains)
     setting = Setting(lambda path: read_like(path, shape, fit), shape, pick_device(place.device))
     first, *others = (energy(text, setting) for text in energies)
     settings: dict[str, Any] = {
         "model": model, "energies": energies, "sampler": sampler, "chains": chains, "seed": seed,
         "labels": condition.label, "prompts": condition.prompt, "negative": condition.negative,
-        "guidance": condition.guidance, "fit": fit,
+        "guidance": guidance, "fit": fit,
     }  # fmt: skip
     if not isinstance(how, Steering):
         settings["steps"] = moves  # as folders of earlier versions call them
@@ -171,7 +179,7 @@ def guide(
     _write(found, schedule, out)
     if not isinstance(how, Steering):
         more = {"seed": seed, "dtype": place.dtype, "size": place.size}
-        _write_codes(found, free, model, parse(solver), labels, condition.guidance, more, out)
+        _write_codes(found, free, model, parse(solver), labels, guidance, more, out)
     report = {
         **settings, "asked": energies, **report_of(found, schedule), "unguided_energy": plain, "seconds": seconds,
         "out": out,
@@ -185,8 +193,8 @@ def guide(
 
 
 def _check(
-    how: Dynamics | Steering | dict[str, Any], *, gan: bool, place: PlaceOptions, moves: int | None,
-    solver: str | None, gradient: str | None, latent: str | None, scheduled: bool,
+    how: Dynamics | Steering | dict[str, Any], *, gan: bool, place: PlaceOptions, pipeline: PipelineOptions,
+    moves: int | None, solver: str | None, gradient: str | None, latent: str | None, scheduled: bool,
 ) -> None:  # fmt: skip
     """Raise unless the options fit the sampler and the kind of the model."""
     steered_ = isinstance(how, Steering)
@@ -199,6 +207,8 @@ def _check(
         "Steering takes no gradient through the plan; leave --gradient out.": steered_ and gradient is not None,
         "A GAN has no plan, and its own gradient, precision and size; leave out --solver, --gradient, --dtype, --size.":
             gan and (solver, gradient, place.dtype, place.size) != (None, None, "float32", None),
+        "A GAN is no pipeline of diffusers; leave out --call, --image, --control and --lora.":
+            gan and pipeline != PipelineOptions(),
         "The codes of a diffusion have the shape that its plan gives them; leave --latent out.":
             not gan and latent is not None,
         f"The gradient is one of {', '.join(_GRADIENTS)}; got {gradient!r}.":
@@ -210,31 +220,38 @@ def _check(
 
 
 def _open(
-    source: str, spec: SamplerSpec, condition: ConditionOptions, place: PlaceOptions, latent: str | None
+    source: str,
+    spec: SamplerSpec,
+    condition: ConditionOptions,
+    place: PlaceOptions,
+    pipeline: PipelineOptions,
+    latent: str | None,
 ) -> tuple[Diffusion | Generator, tuple[int, ...]]:
     """What makes images of codes, under no condition yet, and the shape of these images."""
     if is_generator(source):
         if condition.negative:
             raise PushforwardError(f"{source} reads no prompts; leave --negative out.")
-        if condition.prompt or condition.guidance != 1:
+        if condition.prompt or condition.guidance not in (None, 1):
             raise PushforwardError("A GAN takes no prompts and no guidance by labels; leave them out.")
         generator = load_generator(source, _shape(latent), device=pick_device(place.device))
         assert generator.image_shape is not None
         return generator, generator.image_shape
-    model = open_model(source, place, condition.negative)
+    model = open_model(source, place, condition.negative, **pipeline.asked)
     plan = spec.plan(model)
     return Diffusion(model, plan, parallel=spec.method(plan)), image_size(model)
 
 
 def _given(
     free: Diffusion | Generator, condition: ConditionOptions, count: int
-) -> tuple[Diffusion | Generator, Labels]:
-    """The map under the labels or prompts that are asked for, and these."""
+) -> tuple[Diffusion | Generator, Labels, float | None]:
+    """The map under the labels or prompts that are asked for, these, and the weight of guidance."""
     if isinstance(free, Diffusion):
+        guidance = condition.weight(free.model)
+        condition.check(weight=guidance)
         labels = choose_labels(free.model, count, condition.label, condition.prompt)
-        return free.given(labels, condition.guidance), labels
+        return free.given(labels, guidance), labels, guidance
     labels = choose_labels(free, count, condition.label)
-    return free.given(labels), labels
+    return free.given(labels), labels, 1.0
 
 
 def _shape(text: str | None) -> tuple[int, ...] | None:
@@ -383,8 +400,8 @@ def _write(found: Guided, schedule: Schedule | None, out: Path) -> None:
 
 
 def _write_codes(
-    found: Guided, pushforward: Diffusion | Generator, source: str, spec: SamplerSpec, labels: Labels, guidance: float,
-    more: Mapping[str, Any], out: Path,
+    found: Guided, pushforward: Diffusion | Generator, source: str, spec: SamplerSpec, labels: Labels,
+    guidance: float | None, more: Mapping[str, Any], out: Path,
 ) -> None:  # fmt: skip
     """`codes.safetensors`: of a diffusion, for `pushforward decode`; of anything else, the bare tensors."""
     path = out / "codes.safetensors"

@@ -23,6 +23,7 @@ from pushforward.cli._shared.options import (
     ImageOptions,
     ImagesArgument,
     ModelArgument,
+    PipelineOptions,
     PlaceOptions,
     ReportOptions,
     SamplerOptions,
@@ -61,6 +62,7 @@ def inpaint(
     inputs: ImageOptions,
     out: Annotated[Path, typer.Option(help="Write the results into this folder.")] = Path("inpainted"),
     place: PlaceOptions,
+    pipeline: PipelineOptions,
     reports: ReportOptions,
 ) -> None:
     r"""Paint parts of images anew, by a model of what such images are.
@@ -76,25 +78,25 @@ def inpaint(
     check_outputs({"--json": reports.json}, {"--out": out}, inputs=[mask])
     inputs.check(images)
     condition.check()
-    network = open_model(model, place, condition.negative)
-    shape = image_size(network)
+    network = open_model(model, place, condition.negative, **pipeline.asked)
+    guidance, shape = condition.weight(network), image_size(network)
     known = ~read_mask(mask, lambda path: read_like(path, shape, inputs.fit, background="black"))
     spec = sampler.plan_spec
     spec = replace(spec, settings={**spec.settings, **({"repeats": repeats} if repeats > 1 else {})})
     plan = spec.plan(network)
     inpainted(network, torch.zeros(network.shape), known)  # what is wrong is said before all work
-    network.given(choose_labels(network, 1, condition.label, condition.prompt), condition.guidance)
+    network.given(choose_labels(network, 1, condition.label, condition.prompt), guidance)
     items = list_items(images, shape, out=out, split=inputs.split, count=inputs.count, fit=inputs.fit)
     settings = {
         "command": "inpaint", "images": [str(path.resolve()) for path in images], "split": inputs.split,
         "model": model, "mask": str(mask.resolve()), "known": digest(known), "sampler": asdict(spec), "draws": draws,
         "labels": condition.label, "prompts": condition.prompt, "negative": condition.negative,
-        "guidance": condition.guidance, "seed": seed, "dtype": place.dtype, "fit": inputs.fit, "size": place.size,
+        "guidance": guidance, "seed": seed, "dtype": place.dtype, "fit": inputs.fit, "size": place.size,
     }  # fmt: skip
-    condition.check(len(items))
+    condition.check(len(items), weight=guidance)
     open_folder(out, settings, items)
     labels = choose_labels(network, len(items), condition.label, condition.prompt)
-    diffusion = Diffusion(network, plan).given(labels, condition.guidance)
+    diffusion = Diffusion(network, plan).given(labels, guidance)
     same = made_of(settings, model_digest(network))
 
     def made(item: Item) -> str:

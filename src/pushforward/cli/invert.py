@@ -25,6 +25,7 @@ from pushforward.cli._shared.options import (
     ImagesArgument,
     ModelArgument,
     PictureOption,
+    PipelineOptions,
     PlaceOptions,
     ReportOptions,
     SamplerOptions,
@@ -45,14 +46,18 @@ from pushforward.maps.spec import SamplerSpec
 from pushforward.maps.storage import check_path, header
 from pushforward.model import Model
 from pushforward.plan import Plan
+from pushforward.plan.gddim import with_residuals
 
 __all__ = ["invert"]
 
-_METHODS: dict[str, Method] = {"exact": "exact", "optimise": "optimised", "naive": "naive"}
+_METHODS: dict[str, Method] = {
+    "exact": "exact", "optimise": "optimised", "naive": "naive", "uni-inv": "uni-inv", "direct": "direct",
+    "flowopt": "flowopt",
+}  # fmt: skip
 _BEGINNINGS: dict[str, Beginning] = {"forward": "forward", "random": "random"}
 
 
-@grouped(solver="ddim", steps=50)
+@grouped(solver="ddim", steps=50, guidance=1.0)
 def invert(
     model: ModelArgument,
     images: ImagesArgument,
@@ -60,12 +65,17 @@ def invert(
     condition: ConditionOptions,
     *,
     method: Annotated[
-        str, typer.Option(help="Find codes by: exact (a fixed point), optimise (least squares) or naive (one pass).")
+        str,
+        typer.Option(
+            help="Find codes by: exact (a fixed point), optimise (least squares), naive (one pass), uni-inv (a nearer "
+            "one), direct (one with what it misses) or flowopt (moved by the error)."
+        ),
     ] = "exact",
     begin: Annotated[
-        str, typer.Option(help="Begin optimise at naive codes (forward) or at random ones (random).")
+        str,
+        typer.Option(help="Begin optimise or flowopt at the codes of a pass (forward) or at random ones (random)."),
     ] = "forward",
-    iterations: Annotated[int, typer.Option(help="Take at most this many steps of L-BFGS with optimise.", min=1)] = 60,
+    iterations: Annotated[int, typer.Option(help="Take at most this many steps of optimise or flowopt.", min=1)] = 60,
     clean: Annotated[
         bool,
         typer.Option(
@@ -84,6 +94,7 @@ def invert(
     ),
     picture: PictureOption = None,
     place: PlaceOptions,
+    pipeline: PipelineOptions,
     reports: ReportOptions,
 ) -> None:
     r"""Find the exact codes behind images: decoded by the same solver, they give the images back.
@@ -93,7 +104,8 @@ def invert(
 
     Where there is no exact code, as for stochastic samplers or a grid to time 0, --method optimise finds one that
     decodes to nearly the image; noises stay as the seed draws them. The naive method is DDIM's run forwards, which is
-    no inverse but nearly so. Both are of the clean image.
+    no inverse but nearly so; uni-inv is nearer at one call more, and direct keeps what the pass misses with the code,
+    so that decoding is exact. All of them are of the clean image.
 
     Every code is decoded again, and that error is what is reported. Images whose exact codes miss the tolerance are
     named, and the exit status is then 1, though all is written.
@@ -102,6 +114,7 @@ def invert(
     pushforward invert fashion-vp shoe.png --picture both.png
     pushforward invert fashion-vp data.npz --split test --count 64 --out codes.safetensors --json report.json
     pushforward invert fashion-langevin photos/ --solver gddim --order 2 --steps 100 --label sneaker
+    pushforward invert fashion-vp shoe.png --method direct --steps 10
     pushforward invert fashion-vp shoe.png --method optimise --solver ddpm --steps 20 --begin random
     pushforward decode codes.safetensors --out again.png
     """
@@ -112,7 +125,7 @@ def invert(
     inputs.check(images)
     condition.check()
     _check_method(method, begin, clean=clean)
-    network = open_model(model, place, condition.negative)
+    network = open_model(model, place, condition.negative, **pipeline.asked)
     spec = sampler.plan_spec
     plan = _invertible(network, spec, method, quiet=reports.quiet)
     given = inputs.read(images, image_size(network))
@@ -138,9 +151,15 @@ def invert(
                      callback=tell)
             )  # fmt: skip
             seconds.append(time.perf_counter() - began)
-    info = header(
-        model, network, spec.solver, spec.settings, plan.times, labels=labels, guidance=condition.guidance
-    ) | {"images": given.names, "seed": seed, "dtype": place.dtype, "size": place.size}
+    settings = {**spec.settings, "residuals": True} if method == "direct" else spec.settings
+    info = header(model, network, spec.solver, settings, plan.times, labels=labels, guidance=condition.guidance) | {
+        "images": given.names,
+        "seed": seed,
+        "dtype": place.dtype,
+        "size": place.size,
+    }
+    if method == "direct":
+        diffusion = replace(diffusion, plan=with_residuals(plan))
     code, again = written(out, [one.code for one in found], info, given, diffusion, batch=batch, picture=picture,
                           quiet=reports.quiet)  # fmt: skip
     report = {
@@ -171,12 +190,13 @@ def _check_method(method: str, begin: str, *, clean: bool) -> None:
         raise PushforwardError(
             f"--method is {', '.join(_METHODS)}, and --begin forward or random; got {method!r} and {begin!r}."
         )
-    only = None if method == "optimise" else "it is of --method optimise"
+    only = None if method in ("optimise", "flowopt") else "it is of --method optimise or flowopt"
+    one_pass = method in ("naive", "uni-inv", "direct")
     in_vain({
         "begin": only, "iterations": only,
         "clean": None if method == "exact" else f"--method {method} adds no noise",
-        "tolerance": "the naive method makes one pass, whatever it leads to" if method == "naive" else None,
-        "seed": "no noise is drawn" if method == "naive" or (method == "exact" and clean) else None,
+        "tolerance": f"the {method} method makes one pass, whatever it leads to" if one_pass else None,
+        "seed": "no noise is drawn" if one_pass or (method == "exact" and clean) else None,
     })  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from pushforward.cli._shared.models import make_plan
 from pushforward.cli._shared.options import (
     JsonOption,
     ModelArgument,
+    PipelineOptions,
     SamplerOptions,
     grouped,
 )
@@ -34,6 +35,7 @@ def plot_plan(
     sampler: SamplerOptions,
     *,
     out: Annotated[Path, typer.Option(help="Write the picture here (.png, .pdf, .svg).")] = Path("plan.png"),
+    pipeline: PipelineOptions,
     json: JsonOption = None,
 ) -> None:
     r"""Draw a plan: where it steps, and with which coefficients.
@@ -45,7 +47,7 @@ def plot_plan(
     """
     check_suffix(out, {".png", ".jpg", ".webp", ".pdf", ".svg"})
     check_outputs({"--out": out, "--json": json})
-    chosen = load(model)
+    chosen = load(model, **pipeline.asked)
     made = make_plan(chosen, sampler.plan_spec)
     with atomic_path(out) as path:
         draw(made, path)

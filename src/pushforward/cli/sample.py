@@ -21,6 +21,7 @@ from pushforward.cli._shared.options import (
     BatchOption,
     ConditionOptions,
     ModelArgument,
+    PipelineOptions,
     PlaceOptions,
     ReportOptions,
     SamplerOptions,
@@ -84,6 +85,7 @@ def sample(
         Path | None, typer.Option(help="Write the way from noise to images as an animation (.gif, .webp).")
     ] = None,
     place: PlaceOptions,
+    pipeline: PipelineOptions,
     reports: ReportOptions,
 ) -> None:
     r"""Sample images from a model, with any solver.
@@ -106,12 +108,13 @@ def sample(
     spec = sampler.spec
     if parallel is not None and spec.parallel not in (None, parallel):
         raise PushforwardError(f"The solver says parallel={spec.parallel}, and --parallel {parallel}: give it once.")
-    network = open_model(model, place, condition.negative)
+    network = open_model(model, place, condition.negative, **pipeline.asked)
     with waiting("making the plan", quiet=reports.quiet):
         diffusion = spec.diffusion(network)
     plan = diffusion.plan if isinstance(diffusion, Diffusion) else None
     labels = _labels(network, condition, count, reports)
-    diffusion = diffusion.given(labels, condition.guidance)
+    guidance = condition.weight(network)
+    diffusion = diffusion.given(labels, guidance)
     parallel = parallel or spec.parallel
     given = {"--tolerance": tolerance, "--window": window, "--max-rows": max_rows, "--check": check or None}
     _check_at_once(plan, parallel, [name for name, value in given.items() if value is not None])
@@ -147,7 +150,7 @@ def sample(
     reports.write({
         "model": model, "process": network.process.name, "solver": spec.solver, "settings": dict(diffusion.settings),
         "steps": None if plan is None else len(plan.steps) - 1, "times": diffusion.times.tolist(),
-        "count": count, "seed": seed, "guidance": condition.guidance,
+        "count": count, "seed": seed, "guidance": guidance,
         "labels": labels.tolist() if isinstance(labels, Tensor) else labels,
         "parallel": None if method is None else parallel, "reason": reason,
         "tolerance": None if method is None else method.tolerance, **measured, "out": out,

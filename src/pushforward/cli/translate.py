@@ -22,6 +22,7 @@ from pushforward.cli._shared.options import (
     ImageOptions,
     ImagesArgument,
     NegativeOption,
+    PipelineOptions,
     PlaceOptions,
     ReportOptions,
     SamplerOptions,
@@ -68,7 +69,8 @@ def translate(
     method: Annotated[
         str,
         typer.Option(
-            help="Find codes by stochastic (CycleDiffusion), independent (edit-friendly), deterministic (DDIB), sdedit."
+            help="Translate by codes: stochastic (CycleDiffusion), independent (edit-friendly), deterministic (DDIB), "
+            "uni-inv or direct; or without: flowedit, flowalign or sdedit."
         ),
     ] = "stochastic",
     refine: Annotated[
@@ -83,6 +85,7 @@ def translate(
     inputs: ImageOptions,
     out: Annotated[Path, typer.Option(help="Write the results into this folder.")] = Path("translated"),
     place: PlaceOptions,
+    pipeline: PipelineOptions,
     reports: ReportOptions,
 ) -> None:
     r"""Translate images from one model's data to another's: an image's code under the source, decoded by the target.
@@ -104,8 +107,8 @@ def translate(
     tell_in_vain({"source_label": unread, "source_prompt": unread, "source_guidance": unread})
     unguided = source_guidance == target_guidance == 1 and source_prompt and target_prompt
     in_vain({"negative": "guidance is 1" if unguided else None})
-    one = open_model(source, place, negative)
-    other = one if target is None else open_model(target, place, negative)
+    one = open_model(source, place, negative, **pipeline.asked)
+    other = one if target is None else open_model(target, place, negative, **pipeline.asked)
     spec = started(sampler.plan_spec, start)
     ends = tuple(
         Diffusion(model, sampler_for(model, spec, way).plan(model)).given(_label(model, label, prompt), guidance)

@@ -1,7 +1,10 @@
-r"""Codes behind images, by one of three methods that return one type.
+r"""Codes behind images, by one of several methods that return one type.
 
     exact       the inverse of a deterministic plan that ends above time 0, by fixed point (`Diffusion.invert`)
     naive       DDIM run forwards, the field's plain inversion: one network call per step, nearly the code
+    uni-inv     the same with the answers about where each step will lead: one call more, nearer by an order
+    direct      the plain inversion, and what its steps miss as part of the code: exact, but not the code of the plan
+    flowopt     moved by how far the decoded image is off, time and again; no gradient
     optimised   least squares, for all plans and other maps
 
 The least squares are of decoding. For each image of a batch, alone,
@@ -16,7 +19,9 @@ The gradient of all images' losses comes by any of the ways of `execute.adjoint`
 `Skeleton`) may not lead to the least loss. The code returned for an image is the best of all that were tried.
 
 References:
-    Deep Equilibrium Approaches to Diffusion Models, Pokle et al., arXiv 2210.12867, section 4 (inversion).
+    Deep Equilibrium Approaches to Diffusion Models, Pokle et al., arXiv 2210.12867, section 4 (inversion);
+    UniEdit-Flow, arXiv 2504.13109 (uni-inv); Direct Inversion, arXiv 2310.01506, and DirectEdit, arXiv 2605.02417
+    (direct); FlowOpt, arXiv 2510.22010 (flowopt).
 """
 
 from __future__ import annotations
@@ -32,20 +37,21 @@ from torch import Tensor
 
 from pushforward.errors import PushforwardError
 from pushforward.execute import INVERSE, Implicit, Parallel
-from pushforward.execute.backward import naive_inversion
 from pushforward.guidance.decoding import Counted
 from pushforward.guidance.optimisers import OPTIMISERS
 from pushforward.maps.code import Code
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.inversion import Inversion, Record
+from pushforward.maps.passes import gaps, last_states, passed
 from pushforward.maps.protocol import Pushforward
 
 __all__ = ["METHODS", "Beginning", "Method", "invert", "optimise"]
 
-Method = Literal["exact", "naive", "optimised"]
+Method = Literal["exact", "naive", "uni-inv", "direct", "flowopt", "optimised"]
 METHODS: tuple[Method, ...] = get_args(Method)
 Beginning = Literal["random", "forward"]
 
+MOVE = 0.5  # of flowopt, in parts of the error
 _TOGETHER = Parallel(tolerance=1e-5)  # for plans that have no other way
 
 
@@ -66,16 +72,16 @@ def invert(
 
     Args:
         diffusion: bound to the images' classes or prompts. The plan is deterministic and ends above time 0 for `exact`
-            codes, and is deterministic with one answer per step for `naive` ones.
+            codes, and is deterministic with one answer per step for those of a pass (`naive`, `uni-inv`, `direct`).
         images: in [-1, 1], `(count, channels, height, width)`.
         method: see the module's docstring.
         seed: seed of the noise that exact codes have at their last time, and of an optimisation's beginning; image i's
             depends on the seed and `first + i` alone.
         first: number of the first image.
         noisy: whether exact codes have such noise (see `Diffusion.invert`).
-        tolerance: error allowed in any value of an image, for exact and optimised codes.
-        begin: where an optimisation begins; see `optimise`.
-        iterations: most steps of an optimisation, by L-BFGS.
+        tolerance: error allowed in any value of an image, for exact, flowopt's and optimised codes.
+        begin: where an optimisation begins, see `optimise`; flowopt begins at random or at uni-inv's codes (`forward`).
+        iterations: most steps of an optimisation, by L-BFGS, or of flowopt.
         callback: told after every round of network calls (`Round`) or step of optimisation (`Record`).
 
     Raises:
@@ -84,8 +90,12 @@ def invert(
     if method == "exact":
         way = replace(INVERSE, tolerance=tolerance)
         return diffusion.invert(images, seed=seed, first=first, noisy=noisy, parallel=way, callback=callback)
-    if method == "naive":
-        return _naive(diffusion, images)
+    if method in ("naive", "uni-inv", "direct"):
+        _check_images(images)
+        return passed(diffusion, images, method)
+    if method == "flowopt":
+        start = passed(diffusion, images, "uni-inv") if begin == "forward" else None
+        return _moved(diffusion, images, start, seed, first, iterations, tolerance)
     if method != "optimised":
         raise PushforwardError(f"Codes are found by one of {', '.join(METHODS)}; got {method!r}.")
     if diffusion.plan.implicit:
@@ -181,27 +191,33 @@ def optimise(
 
 
 @torch.no_grad()
-def _naive(diffusion: Diffusion, images: Tensor) -> Inversion:
-    """The field's plain inversion of DDIM: nearly the codes behind images, by one network evaluation per step."""
-    code = _forward(diffusion, images)
-    error = diffusion.decode(code).cpu() - images.cpu()
-    steps = len(diffusion.plan.steps) - 1
-    nfe = torch.full((len(images),), 2 * steps)
-    return Inversion(code, diffusion, steps, steps, nfe, error.flatten(1).abs().amax(1))
-
-
-def _forward(diffusion: Diffusion, images: Tensor) -> Code:
-    """The codes that one pass of DDIM from the images to noise leads to."""
+@torch.no_grad()
+def _moved(
+    diffusion: Diffusion,
+    images: Tensor,
+    start: Inversion | None,
+    seed: int,
+    first: int,
+    iterations: int,
+    tolerance: float,
+) -> Inversion:
+    """The nearest of the codes that moving against the error of the decoded image leads to (FlowOpt)."""
     _check_images(images)
-    plan, model = diffusion.plan, diffusion.model
-    if plan.noises or model.decoder is not None:
-        what = f"plan of {plan.solver!r} takes noises" if plan.noises else f"model {model.name!r} diffuses no images"
-        raise PushforwardError(
-            f"A forward pass needs a deterministic plan and a model of images, but the {what}; begin at random."
-        )
-    end, like = plan.times[-1:], diffusion.start(torch.zeros(model.state_shape(1)))
-    state = plan.process.signal(end)[0](plan.process.lift(model.latents(images.to(like))))
-    return Code(diffusion.code(naive_inversion(plan, diffusion.told(len(images)).denoiser, state)))
+    clean, calls = last_states(diffusion, images), diffusion.plan.nfe
+    z = diffusion.draw(len(images), seed=seed, first=first).start if start is None else start.code.start.clone()
+    best, least = z.clone(), z.new_full((len(z),), math.inf)
+    nfe = torch.zeros(len(z), dtype=torch.long) if start is None else start.nfe.cpu() - start.decoding
+    some, rounds = torch.arange(len(z), device=z.device), 0
+    while len(some):
+        gap = gaps(diffusion.some(some), Code(z[some]), clean[some])
+        size = gap.flatten(1).abs().amax(1).nan_to_num(math.inf)
+        better = some[size < least[some]]
+        best[better], least[some] = z[better], torch.minimum(least[some], size)
+        nfe[some.cpu()], rounds = nfe[some.cpu()] + calls, rounds + 1
+        z[some] -= MOVE * gap
+        some = some[(size > tolerance) & size.isfinite()] if rounds <= iterations else some[:0]
+    begun = 0 if start is None else start.rounds
+    return Inversion(Code(best), diffusion, begun + (rounds - 1) * calls, calls, nfe, least.cpu())
 
 
 def _losses(images: Tensor, wanted: Tensor) -> Tensor:
@@ -229,7 +245,11 @@ def _beginning(counted: Counted, images: Tensor, begin: Beginning | Code, seed: 
     there = counted.some(torch.arange(len(images), device=images.device))
     if not isinstance(there, Diffusion):
         raise PushforwardError("Only a diffusion has a forward pass to begin at; begin at random.")
-    return Code(_forward(there, images).start.to(drawn.start))
+    if there.model.decoder is not None:
+        raise PushforwardError(
+            f"A forward pass needs a model of images, but model {there.model.name!r} diffuses none; begin at random."
+        )
+    return Code(passed(there, images, "naive").code.start.to(drawn.start))
 
 
 def _packed(start: Code, noises: bool) -> tuple[Tensor, Callable[[Tensor, Tensor], Code]]:

@@ -443,7 +443,7 @@ def _consistency_folder(place: Path, steps: int, device: torch.device | str) -> 
     count, low, high = (config.get(key, value) for key, value in DEFAULTS.items())
     if not 1 <= steps <= count:
         raise PushforwardError(f"The consistency model in {place} takes 1 to {count} steps; got {steps}.")
-    unet = folders.load_network(folder.place(folder.network), ("UNet2DModel",), None).to(device)
+    unet = folders.load_network(folder.place("unet"), ("UNet2DModel",), None).to(device)
     sample, channels, classes = (unet.config[key] for key in ("sample_size", "in_channels", "num_class_embeds"))
     if sample is None:
         raise PushforwardError(f"The network in {place} does not say its sample_size; add it to its configuration.")

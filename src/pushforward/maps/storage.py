@@ -10,7 +10,8 @@ and which plan the codes belong to, in full, so that they decode to the same ima
     solver, settings, times    of the plan; a `reference` among the settings is the variance of a Gaussian
     labels      a class or prompt an image, or null
     negative    the negative prompt, of a model that is told in words what to draw
-    guidance    weight of classifier-free guidance
+    guidance    weight of classifier-free guidance, or null for a pipeline's own
+    call, lora  what a pipeline of `diffusers` is called with, as far as JSON can say it, and what is added to it
     digest      of the model, its weights included (see `model.contents`); files of earlier versions lack it
 
 A header may say more; what it says is handed back.
@@ -68,7 +69,7 @@ class _Header:
     settings: dict[str, Any]
     times: tuple[float, ...]
     labels: tuple[int, ...] | tuple[str, ...] | None
-    guidance: float
+    guidance: float | None
     dtype: str = "float32"
     negative: str = ""
     images: tuple[str, ...] = ()
@@ -82,7 +83,7 @@ def header(
     times: Tensor,
     *,
     labels: Labels = None,
-    guidance: float = 1.0,
+    guidance: float | None = 1.0,
 ) -> dict[str, Any]:
     """What a file of codes says of the model and plan they belong to.
 
@@ -93,7 +94,7 @@ def header(
         settings: of that solver, numbers and words only (see `plan.plan_of`).
         times: the plan's grid, `(steps + 1,)`.
         labels: `(count,)`, as many prompts, or `None`.
-        guidance: weight of classifier-free guidance.
+        guidance: weight of classifier-free guidance; `None`: a pipeline's own.
     """
     return {
         "model": full_name(source),
@@ -106,6 +107,7 @@ def header(
         "guidance": guidance,
         "digest": model_digest(model),
         **({} if model.text is None else {"negative": model.negative}),
+        **{key: model.info[key] for key in ("call", "lora") if key in model.info},
     }
 
 

@@ -43,7 +43,6 @@ _KNOWN_AS = {
     "pushforward.model.diffusers.folders": "pushforward.model.folders",
     "pushforward.model.diffusers.networks": "pushforward.model.pipelines",
     "pushforward.model.diffusers.schedules": "pushforward.model.schedulers",
-    "pushforward.model.diffusers.text": "pushforward.model.text",
     "pushforward.vision.classifiers": "pushforward.tasks.energies.networks",
     "pushforward.vision.clip": "pushforward.tasks.clip",
     "pushforward.vision.faces": "pushforward.tasks.energies.faces",

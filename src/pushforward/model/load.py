@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,36 +21,51 @@ def load(
     dtype: torch.dtype | None = None,
     revision: str | None = None,
     size: int | tuple[int, int] | None = None,
+    call: Mapping[str, Any] | None = None,
+    lora: str | Path | Sequence[str | Path] = (),
 ) -> Model:
     """Load a model of the package, of a folder, or of the hub.
 
     Args:
         source: the name of an embedded model (`pushforward models` lists them), a folder that `pushforward train`
-            wrote, or a folder or hub name of a `diffusers` model.
+            wrote, or a folder, a checkpoint (`.safetensors`, `.ckpt`) or a hub name of a `diffusers` model.
         device: device of the network.
         dtype: dtype of its weights; by default float32.
         revision: branch, tag or commit on the hub.
         size: side, or height and width, in pixels, of the images of a `diffusers` model; by default its own.
+        call: arguments that a `diffusers` pipeline is called with, besides those that are a sampler's: prompt, images
+            (or their files), `control` (the control image, whatever it is called there), guidance.
+        lora: LoRA for a `diffusers` pipeline: a file, a folder or a hub name, each with its weight after a colon, as
+            `style.safetensors:0.8`, by default 1.
 
     Raises:
         PushforwardError: there is no model of that name, it cannot be read, or it makes no images of this size.
     """
+    loras = [str(one) for one in ([lora] if isinstance(lora, str | Path) else lora)]
     if str(source) in zoo.names():
+        _check_call(str(source), call, loras)
         return _placed(zoo.load_zoo(str(source)), device, dtype, size)
     folder = Path(source).expanduser()
     if folder.is_dir():
         config = folder / CONFIG
         if config.is_file() and read_json(config).get("format") == FORMAT:
+            _check_call(str(source), call, loras)
             return _placed(load_model(folder, folder.name), device, dtype, size)
-    elif folder.exists():
+    elif folder.exists() and folder.suffix not in (".safetensors", ".ckpt"):
         raise PushforwardError(f"{source} is a file; name the folder of a model.")
-    elif str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
+    elif not folder.exists() and (str(source).count("/") != 1 or str(source).startswith((".", "/", "~"))):
         raise PushforwardError(
             f"No model {str(source)!r}: neither a folder nor one of the package's ({', '.join(zoo.names()) or 'none'})."
         )
     from pushforward.model.diffusers.load import diffusers_model
 
-    return diffusers_model(source, device=device, dtype=dtype, revision=revision, size=size)
+    return diffusers_model(source, device=device, dtype=dtype, revision=revision, size=size, call=call, lora=loras)
+
+
+def _check_call(name: str, call: Mapping[str, Any] | None, lora: Sequence[str]) -> None:
+    if call or lora:
+        what = " and ".join(word for word, given in (("call", call), ("LoRA", lora)) if given)
+        raise PushforwardError(f"Model {name!r} is no pipeline of diffusers, and takes no {what}; leave it out.")
 
 
 def _placed(

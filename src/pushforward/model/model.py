@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from pushforward.denoiser import Denoiser, Wrapper
 from pushforward.errors import FarOutside, PushforwardError
-from pushforward.linear import POINT, Gaussian, Process
+from pushforward.linear import POINT, Flow, Gaussian, Process, ScaledProcess
 from pushforward.model.backbone import Backbone
+from pushforward.model.flow import AsFlow, flow_of
 from pushforward.model.network import Network
 from pushforward.model.prompts import Guided, Prompted, TextEncoder, prompted
 from pushforward.model.tokens import tokens, warn_of_lost_words
@@ -223,6 +224,21 @@ class Model:
         module, rows = prompted(bare, text, prompts, self.negative)
         told = replace(network, module=module, unconditional=torch.zeros(1, dtype=torch.long))
         return replace(self, denoiser=told.given(None if condition is None else rows, guidance))
+
+    def as_flow(self) -> Self:
+        """Return this model as one of flow matching, `(1 - t) x + t noise`: the same network, and the same images.
+
+        Times are mapped by equal signal-to-noise ratio and states are rescaled, which is exact (see `model.flow`). Its
+        scheduler's own grid, which counts the times of its own process, is left out.
+
+        Raises:
+            PushforwardError: the process is not scalar.
+        """
+        if isinstance(self.process, Flow):
+            return self
+        process = flow_of(self.process)
+        assert isinstance(self.process, ScaledProcess)
+        return replace(self, process=process, denoiser=AsFlow(self.denoiser, self.process), grid={})
 
     def to(self, device: torch.device | str) -> Self:
         """Return this model with its network on a device (moved in place)."""

@@ -42,13 +42,8 @@ def warn_of_lost_words(text: str) -> None:
     places = {piece: place for place, piece in enumerate(_pieces(text))}
     lost = [word for word in _words(text) if any(places[piece] >= LENGTH for piece in _pieces(word))]
     if lost:
-        tell_lost(text, "The model", LENGTH, " ".join(dict.fromkeys(lost)))
-
-
-def tell_lost(text: str, reader: str, length: int, lost: str) -> None:
-    """Warn that a prompt is too long for its reader, and name what is not read."""
-    start = text if len(text) < 40 else f"{text[:36]} ..."
-    warnings.warn(f"{reader} reads {length} tokens of the prompt {start!r}, but not: {lost}", stacklevel=4)
+        start, words = text if len(text) < 40 else f"{text[:36]} ...", " ".join(dict.fromkeys(lost))
+        warnings.warn(f"The model reads {LENGTH} tokens of the prompt {start!r}, but not: {words}", stacklevel=3)
 
 
 def _words(text: str) -> list[str]:

@@ -29,6 +29,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -46,7 +47,7 @@ from pushforward.plan.exponential import (
     interpolation_nodes,
     variable_at,
 )
-from pushforward.plan.plan import Builder, Handle, Plan, Terms, total
+from pushforward.plan.plan import Builder, Handle, Plan, Register, Terms, total
 from pushforward.plan.quadrature import kernels, lagrange, weighted
 
 
@@ -142,7 +143,9 @@ def _cholesky(process: Process, t: Tensor, reference: Gaussian) -> Operator:
     return reference.covariance(process, t).cholesky()
 
 
-def ddim(process: Process, grid: Tensor, *, eta: float = 0.0, arrivals: Tensor | None = None) -> Plan:
+def ddim(
+    process: Process, grid: Tensor, *, eta: float = 0.0, arrivals: Tensor | None = None, residuals: bool = False
+) -> Plan:
     """Make DDIM(eta): `u' = Psi' D + S R^-1 (u - Psi D) + eta P^(1/2) xi`, with `S S^T = Sigma' - eta^2 P`.
 
     P is the posterior's covariance `Cov[u' | u, x_0]`. For images alone S is a square root of numbers; for blocks it is
@@ -155,8 +158,26 @@ def ddim(process: Process, grid: Tensor, *, eta: float = 0.0, arrivals: Tensor |
         eta: share of the posterior's noise, in [0, 1]; 0 is deterministic, 1 is DDPM.
         arrivals: times that the steps really go to, `(steps,)`, if they are not the next grid times: `diffusers` does
             so for spacings other than `leading`, and this reproduces it.
+        residuals: add to every state a residual that is part of the code; see `with_residuals`.
     """
-    return _posterior_family(process, grid, eta, "ddim", arrivals, large=False)
+    plan = _posterior_family(process, grid, eta, "ddim", arrivals, large=False)
+    return with_residuals(plan) if residuals else plan
+
+
+def with_residuals(plan: Plan) -> Plan:
+    """Add to every state but the first a variable of the code, as it is: what a given path has more than the plan's.
+
+    Any states whatever are then a path of the plan, so that every image has a code that decodes to it exactly.
+
+    Raises:
+        PushforwardError: the plan takes noises already.
+    """
+    if plan.noises:
+        raise PushforwardError(f"The plan of {plan.solver!r} takes noises; residuals are added to a deterministic one.")
+    one = Operator.scalar(1.0, plan.process.blocks)
+    first, *rest = plan.nodes
+    nodes = (replace(node, terms={**node.terms, Register("noise", k): one}) for k, node in enumerate(rest, 1))
+    return replace(plan, nodes=(first, *nodes), settings={**plan.settings, "residuals": True})
 
 
 def ddpm(process: Process, grid: Tensor, *, variance: Literal["small", "large"] = "small") -> Plan:

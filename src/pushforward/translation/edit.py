@@ -26,7 +26,7 @@ from pushforward.maps.spec import SamplerSpec
 from pushforward.model import Model
 from pushforward.plan import Plan
 from pushforward.plan.grid import spread_times
-from pushforward.translation.translate import Method, code_of, sampler_for
+from pushforward.translation.translate import CODELESS, Coded, Method, code_of, decoded, sampler_for, translate
 
 __all__ = ["Candidate", "Search", "edits", "likelihood", "plans"]
 
@@ -52,7 +52,7 @@ class Search:
     def __post_init__(self) -> None:
         if self.trials < 1 or not self.guidances or not self.skips or not all(0 <= s < 1 for s in self.skips):
             raise PushforwardError("A search needs a trial, a guidance, and skips from 0 up to below 1.")
-        if self.method == "deterministic" and self.trials > 1:
+        if self.method in ("deterministic", "uni-inv", "direct") and self.trials > 1:
             raise PushforwardError(
                 "Deterministic codes are the same in every trial; take 1 trial, or the stochastic method."
             )
@@ -125,10 +125,15 @@ def edits(
             trials = range(first, min(first + batch, search.trials))
             images, size = image[None].expand(len(trials), *image.shape), len(trials)
             shown = diffusion.given(source, search.source_guidance)
-            code = code_of(images, shown, shown, method=search.method, seed=seed, first=first, rows=batch).code
+            coded: Coded | None = None
             for guidance in search.guidances:
-                with torch.no_grad():
-                    found = diffusion.given(target, guidance).decode(code).float().cpu()
+                to = diffusion.given(target, guidance)
+                if search.method in CODELESS:
+                    found = translate(images, shown, to, method=search.method, seed=seed, first=first).images
+                else:
+                    if coded is None:
+                        coded = code_of(images, shown, shown, method=search.method, seed=seed, first=first, rows=batch)
+                    found = decoded(coded.code, to, search.method)
                 for trial, edited in zip(trials, found, strict=True):
                     yield Candidate(edited, skip, guidance, trial)
                 if callback is not None:

@@ -7,6 +7,10 @@ images are needed, nor training. The models may be one network under two conditi
     stochastic      codes drawn under a stochastic plan (DPM-Encoder): CycleDiffusion
     independent     the same with states drawn one by one: "edit-friendly" codes
     deterministic   the one code of a deterministic plan, by exact inversion: DDIB
+    uni-inv         one code of a deterministic plan, by one nearly exact pass
+    direct          that of a plain pass, with what it misses, so that the source decodes it exactly
+    flowedit        no code: the difference of the ends' answers moves the image (see `translation.flowedit`)
+    flowalign       the same, guided from the source's condition to the target's, and pulled to the source
     sdedit          the baseline: noise, then denoise by the target model; the source model is not used
 
 What decides how much is kept is the plan's first time (`SamplerSpec.start`): less noise, more of the source.
@@ -21,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -29,22 +33,29 @@ from torch import Tensor
 from pushforward.errors import PushforwardError
 from pushforward.maps.code import Code
 from pushforward.maps.diffusion import Diffusion
+from pushforward.maps.passes import passed
 from pushforward.maps.spec import SamplerSpec, noisy
 from pushforward.model import Model
+from pushforward.plan.gddim import with_residuals
+from pushforward.translation.flowedit import flowedit
 
 __all__ = [
+    "CODELESS",
     "TRANSLATIONS",
+    "Coded",
     "Method",
     "Translation",
     "code_of",
+    "decoded",
     "method_named",
     "refined",
     "sampler_for",
     "translate",
 ]
 
-Method = Literal["stochastic", "independent", "deterministic", "sdedit"]
-TRANSLATIONS: tuple[Method, ...] = ("stochastic", "independent", "deterministic", "sdedit")
+Method = Literal["stochastic", "independent", "deterministic", "uni-inv", "direct", "flowedit", "flowalign", "sdedit"]
+TRANSLATIONS: tuple[Method, ...] = get_args(Method)
+CODELESS = ("flowedit", "flowalign")
 
 
 @dataclass(frozen=True)
@@ -53,14 +64,14 @@ class Translation:
 
     Args:
         images: in [-1, 1], `(count, channels, height, width)`, on the CPU.
-        code: the common one.
+        code: the common one; `None` for methods that need none.
         rounds: batched network calls on the critical path.
         nfe: network evaluations of an image, on average (guidance's second ones not counted).
         residual: of deterministic codes, how far each image is from its own decoded under the source, `(count,)`.
     """
 
     images: Tensor = field(repr=False)
-    code: Code
+    code: Code | None
     rounds: int
     nfe: float
     residual: Tensor | None = field(default=None, repr=False)
@@ -102,7 +113,9 @@ def sampler_for(model: Model, sampler: SamplerSpec, method: Method) -> SamplerSp
     method = method_named(method)
     if sampler.grid is None and not model.grid:
         sampler = replace(sampler, grid="uniform")
-    if method == "deterministic":
+    if method in CODELESS:
+        return sampler
+    if method in ("deterministic", "uni-inv", "direct"):
         return sampler if sampler.end is not None else replace(sampler, end=model.process.t_min)
     if model.process.blocks > 1 and sampler.solver in ("gddim", "exponential") and sampler.end is None:
         sampler = replace(sampler, end=model.process.t_min)  # into time 0 their noise reaches velocities alone
@@ -136,9 +149,23 @@ def translate(
     Raises:
         PushforwardError: plans that do not fit the method or each other.
     """
+    if method in CODELESS:
+        align = target.guidance if method == "flowalign" else None
+        to = target if align is None else target.given(guidance=1.0)
+        edited = flowedit(images, source, to, align=align, seed=seed, first=first, callback=callback)
+        calls = (2 if align is None else 3) * target.plan.nfe
+        return Translation(edited, None, calls, float(calls))
     found = code_of(images, source, target, method=method, seed=seed, first=first, rows=rows, callback=callback)
-    result, calls = target.decode(found.code, callback=callback).float().cpu(), target.plan.nfe
+    result, calls = decoded(found.code, target, method, callback), target.plan.nfe
     return Translation(result, found.code, found.rounds + calls, found.nfe + calls, found.residual)
+
+
+@torch.no_grad()
+def decoded(code: Code, target: Diffusion, method: Method, callback: Callable[[object], None] | None = None) -> Tensor:
+    """The images of a method's codes under the target, the second half of `translate`, on the CPU."""
+    if method == "direct":
+        target = replace(target, plan=with_residuals(target.plan))
+    return target.decode(code, callback=callback).float().cpu()
 
 
 @torch.no_grad()
@@ -164,6 +191,11 @@ def code_of(
         found = source.invert(images, seed=seed, first=first, callback=callback)
         nfe = float(found.nfe.double().mean())
         return Coded(found.code, found.rounds + found.decoding, nfe, found.residual)
+    if method in ("uni-inv", "direct"):
+        near = passed(source, images, method)
+        return Coded(near.code, near.rounds + near.decoding, float(near.nfe[0]), near.residual)
+    if method in CODELESS:
+        raise PushforwardError(f"The method {method!r} finds no code; call translate.")
     drawn = source.encode(
         images, seed=seed, first=first, independent=method == "independent", rows=rows, callback=callback
     )

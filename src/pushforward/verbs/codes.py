@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from pushforward.maps.labels import UNSAID
 from pushforward.maps.spec import noisy as with_noise
 from pushforward.model import Model
 from pushforward.plan import Plan
+from pushforward.plan.gddim import with_residuals
 from pushforward.verbs.samplers import AtOnce, Given, Solver, as_batch, back_from, diffusion_of, map_of, read
 
 __all__ = ["decode", "encode", "invert", "sample"]
@@ -98,12 +100,13 @@ def invert(
             a last step to clean data has no inverse.
         steps: 50 by default.
         method: `exact`, by fixed point to the tolerance; `naive`, one pass of DDIM forwards, which is nearly inverse;
-            or `optimised`, least squares, for any solver.
+            `uni-inv`, the same, nearer by an order; `direct`, a pass whose errors become part of the code, which is
+            exact; `flowopt`, moved by the error of the decoded image; or `optimised`, least squares, for any solver.
         labels: what the images show, as in `sample`; by default what the model was given, or nothing.
         guidance: weight of classifier-free guidance, 1 by default; strong guidance may have no inverse.
         noisy: whether noise of the level of the last time is added to the images, and kept with their exact codes. It
             makes the codes properly Gaussian.
-        tolerance: error allowed in any value of an image, of a range of 2, for exact and optimised codes.
+        tolerance: error allowed in any value of an image, of a range of 2, for exact, flowopt's and optimised codes.
         seed: seeds that noise; image i's depends on the seed and `first + i` alone.
         first: number of the first image.
         batch: images at a time.
@@ -130,7 +133,7 @@ def invert(
     losses = [one.loss for one in found if one.loss is not None]
     return Inversion(
         Code.cat([one.code for one in found]),
-        there,
+        replace(there, plan=with_residuals(there.plan)) if method == "direct" else there,
         rounds=sum(one.rounds for one in found),
         decoding=sum(one.decoding for one in found),
         nfe=torch.cat([one.nfe.cpu() for one in found]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -58,21 +59,29 @@ def load(
     dtype: torch.dtype | None = None,
     revision: str | None = None,
     size: int | tuple[int, int] | None = None,
+    call: Mapping[str, Any] | None = None,
+    lora: str | Path | Sequence[str | Path] = (),
 ) -> Model:
     """Load a model that comes with the package, from a folder, or from the hub.
 
     Args:
-        source: a name (`pushforward models` lists them), a folder that `train` made, or a folder or hub name of a
-            `diffusers` model.
+        source: a name (`pushforward models` lists them), a folder that `train` made, or a folder, a checkpoint
+            (`.safetensors`, `.ckpt`) or a hub name of a `diffusers` model.
         device: where the network runs.
         dtype: dtype of its weights; by default float32.
         revision: revision to take from the hub.
         size: side of the images of a `diffusers` model in pixels, or their height and width; by default its own.
+        call: arguments that a `diffusers` pipeline is called with, as for `from_pipeline`; images may be files.
+            `control` is the control image, whatever the pipeline calls it.
+        lora: LoRA for a `diffusers` pipeline: a file, a folder or a hub name, each with its weight after a colon, as
+            `style.safetensors:0.8`, by default 1.
+
+    A pipeline has its own default guidance, until `given` says another.
 
     Raises:
         PushforwardError: nothing of that name, or it cannot be read; it makes no images of this size.
     """
-    return Model.of(below.load(source, device=device, dtype=dtype, revision=revision, size=size))
+    return Model.of(below.load(source, device=device, dtype=dtype, revision=revision, size=size, call=call, lora=lora))
 
 
 def from_pipeline(pipe: Any, **call: Any) -> Model:
@@ -89,7 +98,7 @@ def from_pipeline(pipe: Any, **call: Any) -> Model:
     time.
 
     Args:
-        pipe: the pipeline.
+        pipe: the pipeline, which may be one of Modular diffusers.
         **call: arguments that the pipeline would be called with, but for those that are a sampler's: `prompt`,
             `image`, `control_image`, `height`, `guidance_scale` and so on. A `generator` seeds what the pipeline draws
             for its conditions. `Model.given` changes prompt (or class) and guidance.
@@ -98,6 +107,7 @@ def from_pipeline(pipe: Any, **call: Any) -> Model:
         PushforwardError: `diffusers` is not installed; the pipeline takes no such argument, or raises an error; or it
             cannot be asked about single states and times. The sentence names what is in the way.
     """
+    from pushforward.model.diffusers.modular import from_blocks
     from pushforward.model.diffusers.pipeline import from_pipeline as read
 
-    return Model.of(read(pipe, **call))
+    return Model.of(from_blocks(pipe, **call) if hasattr(pipe, "_blocks") else read(pipe, **call))

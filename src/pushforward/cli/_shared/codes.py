@@ -42,7 +42,7 @@ def open_codes(path: Path, source: str | None, device: str) -> tuple[Code, dict[
     code, info = load_codes(path)
     try:
         place = PlaceOptions(info.get("size"), str(info.get("dtype", "float32")), device)
-        model = open_model(source or info["model"], place)
+        model = open_model(source or info["model"], place, call=info.get("call"), lora=info.get("lora", ()))
     except PushforwardError as error:
         if source is not None:
             raise

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pushforward.cli._shared.report import waiting
 from pushforward.data.memory import check_images
@@ -60,11 +60,18 @@ def pick_device(name: str) -> str:
     return name
 
 
-def open_model(source: str, place: PlaceOptions, negative: str = "") -> Model:
-    """The model that `source` names, where and as `place` says, under a negative prompt.
+def open_model(
+    source: str,
+    place: PlaceOptions,
+    negative: str = "",
+    *,
+    call: Mapping[str, Any] | None = None,
+    lora: Sequence[str] = (),
+) -> Model:
+    """The model that `source` names, where and as `place` says, under a negative prompt; see `load` for call and LoRA.
 
     Raises:
-        PushforwardError: no such model, device, dtype or size, or it takes no prompts.
+        PushforwardError: no such model, device, dtype or size, or it takes no prompts, or no such call or LoRA.
     """
     import torch
 
@@ -74,7 +81,8 @@ def open_model(source: str, place: PlaceOptions, negative: str = "") -> Model:
     if place.dtype not in kinds:
         raise PushforwardError(f"The dtype is one of {', '.join(kinds)}; got {place.dtype!r}.")
     size = None if place.size is None else _pixels(place.size)
-    model = load(source, device=pick_device(place.device), dtype=kinds[place.dtype], size=size)
+    where = pick_device(place.device)
+    model = load(source, device=where, dtype=kinds[place.dtype], size=size, call=call, lora=lora)
     if negative and model.text is None:
         raise PushforwardError(f"Model {model.name!r} reads no prompts; leave --negative out.")
     return replace(model, negative=negative)

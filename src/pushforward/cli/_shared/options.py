@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import wraps
+from json import loads
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -23,12 +24,14 @@ from pushforward.data.inputs import Images, read_inputs
 from pushforward.data.reading import Fit
 from pushforward.errors import PushforwardError
 from pushforward.maps.spec import SamplerSpec, parse
+from pushforward.model import Model
+from pushforward.model.prompts import Guided
 from pushforward.plan import SOLVERS
 
 __all__ = [
     "BatchOption", "ConditionOptions", "DeviceOption", "FitOption", "GuidanceOption", "ImageOptions", "ImagesArgument",
-    "JsonOption", "LabelOption", "ModelArgument", "NegativeOption", "PictureOption", "PlaceOptions", "PromptOption",
-    "QuietOption", "ReportOptions", "SamplerOptions", "SeedOption", "grouped", "sampler_of", "started",
+    "JsonOption", "LabelOption", "ModelArgument", "NegativeOption", "PictureOption", "PipelineOptions", "PlaceOptions",
+    "PromptOption", "QuietOption", "ReportOptions", "SamplerOptions", "SeedOption", "grouped", "sampler_of", "started",
 ]  # fmt: skip
 
 SHOWN = 64  # images that a picture of reconstructions shows
@@ -48,7 +51,13 @@ PromptOption = Annotated[
     ),
 ]
 NegativeOption = Annotated[str, typer.Option(help="Prompt that guidance leads away from.")]
-GuidanceOption = Annotated[float, typer.Option(help="Set the weight of classifier-free guidance; 1 is none.")]
+GuidanceOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Set the weight of classifier-free guidance; 1 is none, and the default but for a `diffusers` pipeline, "
+        "which has its own."
+    ),
+]
 SeedOption = Annotated[int, typer.Option(help="Seed the codes; image i depends on the seed and i alone.")]
 BatchOption = Annotated[int, typer.Option(help="Process this many images at a time.", min=1)]
 FitOption = Annotated[
@@ -136,11 +145,21 @@ class ConditionOptions:
     label: LabelOption = None
     prompt: PromptOption = None
     negative: NegativeOption = ""
-    guidance: GuidanceOption = 1.0
+    guidance: GuidanceOption = None
 
-    def check(self, count: int | None = None) -> None:
-        """Raise if an option has no effect, as far as is known; `count` images are to take labels or prompts."""
-        in_vain({"negative": "guidance is 1" if self.guidance == 1 and self.prompt else None})
+    def weight(self, model: Model) -> float | None:
+        """The weight of guidance for a model: what is asked for, or 1; `None`: a pipeline's own."""
+        return 1.0 if self.guidance is None and not isinstance(model.module, Guided) else self.guidance
+
+    def check(self, count: int | None = None, *, weight: float | None = None) -> None:
+        """Raise if an option has no effect, as far as is known.
+
+        Args:
+            count: images that are to take labels or prompts.
+            weight: of guidance; by default what is asked for.
+        """
+        alone = 1 in (weight, self.guidance) and self.prompt
+        in_vain({"negative": "guidance is 1" if alone else None})
         if count is not None:
             spare(count, label=self.label, prompt=self.prompt)
 
@@ -184,6 +203,60 @@ class PlaceOptions:
         typer.Option(help="Load the network's weights as float32, bfloat16 or float16; states stay float32."),
     ] = "float32"
     device: DeviceOption = "auto"
+
+
+@dataclass(frozen=True)
+class PipelineOptions:
+    """What a `diffusers` pipeline is called with, and what is added to it."""
+
+    call: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Call a `diffusers` pipeline with this argument: a number, a text, JSON, or the file of an image, as "
+            "in --call guidance_rescale=0.7 --call mask_image=mask.png. Repeat for several.",
+        ),
+    ] = None
+    image: Annotated[
+        Path | None, typer.Option(help="Give a `diffusers` pipeline this image to begin with, or to look at.")
+    ] = None
+    control: Annotated[
+        Path | None, typer.Option(help="Give a `diffusers` pipeline with a control network this image to follow.")
+    ] = None
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH[:WEIGHT]",
+            help="Add this LoRA to a `diffusers` pipeline: a file, a folder or a hub name, with its weight, by default "
+            "1. Repeat for several.",
+        ),
+    ] = None
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The arguments `call` and `lora` of `load`.
+
+        Raises:
+            PushforwardError: an argument has no value, or is given twice.
+        """
+        pictures = {"image": self.image, "control": self.control}
+        call: dict[str, Any] = {name: str(path) for name, path in pictures.items() if path is not None}
+        for text in self.call or []:
+            name, equals, value = text.partition("=")
+            if not name or not equals:
+                raise PushforwardError(f"--call is an argument and its value, as guidance_rescale=0.7; got {text!r}.")
+            if name in call:
+                raise PushforwardError(f"The argument {name} is given twice; say it once.")
+            call[name] = _value(value)
+        return {"call": call, "lora": tuple(self.lora or ())}
+
+
+def _value(text: str) -> Any:
+    """A value as JSON says it, or the text itself."""
+    try:
+        return loads(text)
+    except ValueError:
+        return text
 
 
 @dataclass(frozen=True)

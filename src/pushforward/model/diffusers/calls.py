@@ -27,11 +27,23 @@ from torch.utils._pytree import tree_flatten, tree_map
 from pushforward.errors import PushforwardError
 from pushforward.model.diffusers.package import reason
 
-__all__ = ["Answer", "Call", "Stopped", "alone", "as_wide", "callee", "numbered", "parts", "patched"]
+__all__ = [
+    "LOCK",
+    "Answer",
+    "Call",
+    "Stopped",
+    "alone",
+    "as_wide",
+    "callee",
+    "numbered",
+    "parts",
+    "patched",
+    "stand_in",
+]  # fmt: skip
 
 DIGITS = 8  # numbers are sent in digits of this base, which bfloat16 holds when scaled and shifted, too
 KEPT = 64  # answers of an encoder that are kept
-_LOCK = threading.RLock()  # one call at a time: pipelines share parts, and functions of their modules
+LOCK = threading.RLock()  # one call at a time: pipelines share parts, and functions of their modules
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
@@ -41,7 +53,7 @@ def alone(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
     @wraps(function)
     def waiting(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        with _LOCK:
+        with LOCK:
             return function(*args, **kwargs)
 
     return waiting
@@ -216,7 +228,7 @@ class Call:
         entrance = self.entrance
         assert entrance is not None
         if entrance.kind == "latents":
-            return {"latents": states}
+            return {"latents": states.to(self.pipe.dtype)}
         if entrance.kind == "method":
             own = getattr(self.pipe, entrance.name)
 

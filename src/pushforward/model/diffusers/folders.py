@@ -15,24 +15,25 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 
 from pushforward.errors import PushforwardError
 from pushforward.model.diffusers.package import MISSING, import_diffusers, reason
 from pushforward.model.diffusers.tables import Settings
 from pushforward.model.storage import read_json
 
-__all__ = ["CONFIG", "Folder", "download", "find", "load_encoder", "load_network", "load_tokenizer"]
+__all__ = ["CONFIG", "FAULTS", "INDEX", "Folder", "class_of", "download", "fetch", "find", "load_network", "load_part"]
 
 INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
-NETWORKS, DECODERS = ("unet", "transformer"), ("vqvae", "vae")
-ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "bert")
-TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
+DECODERS = ("vqvae", "vae")
+JUDGES = ("safety_checker",)  # parts that judge a finished image; they are not run
 OF_DIFFUSERS = ("diffusion_pytorch_model", "diffusion_pytorch_model")  # .safetensors, .bin
 OF_TRANSFORMERS = ("model", "pytorch_model")
 VARIANTS = (
     "fp16",
     "bf16",
 )  # of weights, `stem.fp16.safetensors`, that are taken for the plain ones where there are none
+LORA = "pytorch_lora_weights.safetensors"
 MISSING_TEXT = "Models that read prompts need the package transformers: pip install 'pushforward[diffusers]'."
 FAULTS = (  # what damaged files raise
     ArithmeticError, AttributeError, EOFError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError,
@@ -47,12 +48,10 @@ class Folder:
     Args:
         root: the folder.
         index: content of a pipeline's index; empty for a network with its scheduler.
-        network: name of the part that denoises.
     """
 
     root: Path
     index: Settings
-    network: str = ""
 
     @property
     def decoder(self) -> str | None:
@@ -64,9 +63,24 @@ class Folder:
         """The scheduler's file."""
         return self.place("scheduler", SCHEDULER) / SCHEDULER
 
+    @property
+    def parts(self) -> dict[str, tuple[str, str]]:
+        """The library and the class of each part that is run."""
+        return {name: (kind[0], kind[1]) for name, kind in self.index.items() if self.has(name) and name not in JUDGES}
+
+    @property
+    def models(self) -> dict[str, type[Any]]:
+        """The classes of the parts that have weights, and are read as their package reads them."""
+        found = {name: _class(self, name, *kind) for name, kind in self.parts.items()}
+        return {
+            name: cls for name, cls in found.items()
+            if cls is not None and issubclass(cls, nn.Module) and not cls.__name__.startswith("Multi")
+        }  # fmt: skip
+
     def has(self, part: str) -> bool:
         """Say whether the pipeline has a part: `[library, class]`, or `[null, null]` where it is left out."""
-        return isinstance(self.index.get(part), list) and None not in self.index[part]
+        named = self.index.get(part)
+        return isinstance(named, list) and not part.startswith("_") and list(map(type, named)) == [str, str]
 
     def place(self, part: str, file: str = CONFIG) -> Path:
         """Find the folder of a part's configuration: its own, or the root, as in old repositories.
@@ -84,23 +98,22 @@ def find(root: Path) -> Folder:
     """Find the model in a folder.
 
     Raises:
-        PushforwardError: there is none, or none of its parts denoises.
+        PushforwardError: there is none.
     """
     if (root / INDEX).is_file():
-        index = read_json(root / INDEX)
-        network = next((name for name in NETWORKS if Folder(root, index).has(name)), None)
-        if network is None:
-            raise PushforwardError(
-                f"The pipeline in {root}, a {index.get('_class_name')}, has no {' or '.join(NETWORKS)} to denoise with."
-            )
-        return Folder(root, index, network)
+        return Folder(root, read_json(root / INDEX))
     if (root / CONFIG).is_file():
         return Folder(root, {})
+    if (root / LORA).is_file():
+        raise PushforwardError(
+            f"{root} holds a LoRA alone; name the model that it changes, and this folder as its LoRA: --lora {root}, "
+            "or load(..., lora=...)."
+        )
     raise PushforwardError(f"{root} holds no model: neither {INDEX} (a pipeline) nor {CONFIG} (a network).")
 
 
-def download(source: str, revision: str | None) -> Path:
-    """Download a hub repository's configurations, tokenizers and weights to a folder of the hub's cache.
+def fetch(source: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """Download a hub repository's files of these patterns to a folder of the hub's cache.
 
     Raises:
         PushforwardError: there is no such repository or revision or no connection, or `huggingface_hub` is missing.
@@ -110,33 +123,40 @@ def download(source: str, revision: str | None) -> Path:
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     except ImportError as error:
         raise PushforwardError(MISSING) from error
+    try:
+        return Path(snapshot_download(source, revision=revision, allow_patterns=list(patterns)))
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        at = f" at revision {revision!r}" if revision else ""
+        raise PushforwardError(
+            f"No folder {source!r}, and the hub gives no model of that name{at}: {reason(error)}."
+        ) from error
 
-    def fetch(patterns: list[str]) -> Path:
-        try:
-            return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
-        except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-            at = f" at revision {revision!r}" if revision else ""
-            raise PushforwardError(
-                f"No folder {source!r}, and the hub gives no model of that name{at}: {reason(error)}."
-            ) from error
 
-    stems = {"": OF_DIFFUSERS[0], **{f"{name}/": OF_DIFFUSERS[0] for name in (*NETWORKS, *DECODERS)}}
-    stems |= {f"{name}/": OF_TRANSFORMERS[0] for name in ENCODERS}
-    wanted = [INDEX, CONFIG, SCHEDULER, f"scheduler/{SCHEDULER}"]
-    for place, stem in stems.items():
-        wanted += [f"{place}{CONFIG}", f"{place}{stem}.safetensors", f"{place}{stem}.safetensors.index.json"]
-        wanted += [f"{place}{stem}-*-of-*.safetensors"]
-    wanted += [f"{name}/*.{end}" for name in TOKENIZERS for end in ("json", "txt", "model")]
-    root = fetch(wanted)
+def download(source: str, revision: str | None) -> Path:
+    """Download a hub repository's model: the parts that its index names, with one kind of weights of each.
+
+    Raises:
+        PushforwardError: as `fetch`, or it holds no model.
+    """
+    wanted = [INDEX, SCHEDULER, f"scheduler/{SCHEDULER}", *_files("", OF_DIFFUSERS)]
+    root = fetch(source, revision, wanted)
     folder = find(root)
-    networks = {folder.place(name) for name in (folder.network, folder.decoder) if name is not None}
-    encoders = {folder.place(name) for name in ENCODERS if folder.has(name)}
-    parts = [(place, OF_DIFFUSERS) for place in networks] + [(place, OF_TRANSFORMERS) for place in encoders]
+    stems = {name: _stems(cls) for name, cls in folder.models.items()} if folder.index else {"": OF_DIFFUSERS}
+    if folder.index:
+        wanted += [pattern for name in stems for pattern in _files(f"{name}/", stems[name])]
+        wanted += [f"{name}/*" for name in folder.parts if name not in stems]
+        root = fetch(source, revision, wanted)
+    places = [(folder.place(name), own) for name, own in stems.items()]
     for asked in (_pickled, _variant):  # what is still missing
-        lacking = [(place, stems) for place, stems in parts if None not in _variants(place, stems)]
-        more = [f"{place.relative_to(root)}/{name}" for place, stems in lacking for name in asked(stems)]
-        root = fetch([*wanted, *more]) if more else root
+        lacking = [(place, own) for place, own in places if None not in _variants(place, own)]
+        more = [f"{place.relative_to(root)}/{name}" for place, own in lacking for name in asked(own)]
+        root = fetch(source, revision, [*wanted, *more]) if more else root
     return root
+
+
+def _files(place: str, stems: tuple[str, str]) -> list[str]:
+    ends = (".safetensors", ".safetensors.index.json", "-*-of-*.safetensors")
+    return [f"{place}*{CONFIG}", *(f"{place}{stems[0]}{end}" for end in ends)]
 
 
 def _pickled(stems: tuple[str, str]) -> list[str]:
@@ -170,43 +190,37 @@ def class_of(folder: Path) -> str:
     return str(read_json(folder / CONFIG).get("_class_name"))
 
 
-def load_encoder(folder: Folder, part: str, wanted: str, dtype: torch.dtype | None) -> Any:
-    """Load a text encoder of a pipeline.
-
-    Args:
-        folder: the pipeline.
-        part: the encoder's name there.
-        wanted: the class that it must have.
-        dtype: dtype of its weights.
+def load_part(folder: Folder, name: str, dtype: torch.dtype | None) -> Any:
+    """Load a part of a pipeline that has weights.
 
     Raises:
-        PushforwardError: `transformers` is not installed; the pipeline has no such part, or it has another class; or
-            files are missing or damaged.
+        PushforwardError: files are missing or damaged.
     """
-    transformers = import_transformers()
-    _check(folder, part, (wanted,))
-    if wanted == "LDMBertModel":
-        transformers = import_diffusers().pipelines.latent_diffusion
-    return _pretrained(getattr(transformers, wanted), folder.place(part), OF_TRANSFORMERS, dtype)
+    cls = folder.models[name]
+    return _pretrained(cls, folder.place(name), _stems(cls), dtype)
 
 
-def load_tokenizer(folder: Folder, part: str) -> Any:
-    """Load a tokenizer of a pipeline.
+def _stems(cls: type[Any]) -> tuple[str, str]:
+    return OF_TRANSFORMERS if hasattr(cls, "get_input_embeddings") else OF_DIFFUSERS
+
+
+def _class(folder: Folder, part: str, library: str, name: str) -> type[Any] | None:
+    """Find the class of a part; `None` if it is of another library, which is left to `diffusers`.
 
     Raises:
-        PushforwardError: for the reasons of `load_encoder`.
+        PushforwardError: its package is not installed, or lacks it.
     """
-    transformers = import_transformers()
-    _check(folder, part)
-    place, name = folder.root / part, folder.index[part][1]
-    if not place.is_dir():
-        raise PushforwardError(f"{folder.root} has no {part}; fetch the model again.")
-    try:
-        return getattr(transformers, name).from_pretrained(place, local_files_only=True)
-    except FAULTS as error:
+    diffusers = import_diffusers()
+    known = {"diffusers": diffusers, "transformers": import_transformers() if library == "transformers" else None}
+    module = known[library] if library in known else getattr(diffusers.pipelines, library, None)
+    if module is None:
+        return None
+    cls = getattr(module, name, None)
+    if not isinstance(cls, type):
         raise PushforwardError(
-            f"The {name} in {place} cannot be read: {reason(error)}; fetch the model again."
-        ) from error
+            f"The {part} of {folder.root} is a {name}, which this version of {library} lacks; install a newer one."
+        )
+    return cls
 
 
 def import_transformers() -> Any:
@@ -220,19 +234,6 @@ def import_transformers() -> Any:
     except ImportError as error:
         raise PushforwardError(MISSING_TEXT) from error
     return transformers
-
-
-def _check(folder: Folder, part: str, classes: Sequence[str] = ()) -> None:
-    kind = folder.index.get("_class_name", "network alone")
-    if not folder.has(part):
-        raise PushforwardError(
-            f"The model in {folder.root}, a {kind}, has no {part} to read its prompts; fetch the model again."
-        )
-    name = folder.index[part][1]
-    if classes and name not in classes:
-        raise PushforwardError(
-            f"The {part} of {folder.root} is a {name}; for a {kind}, only {' or '.join(classes)} can be read."
-        )
 
 
 def _weights(folder: Path, stems: tuple[str, str]) -> tuple[bool, str | None]:

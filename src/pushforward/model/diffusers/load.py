@@ -1,13 +1,15 @@
-"""Models in the format of `diffusers`: a folder or a name on the hub.
+"""Models in the format of `diffusers`: a folder, a checkpoint in one file, or a name on the hub.
 
-A network does not say what it predicts, or for which diffusion: its scheduler does (`model.diffusers.schedules`). A
-model of latents has an autoencoder, a model that reads prompts has text encoders (`model.diffusers.text`). No pipeline
-of `diffusers` is run: `model.diffusers.networks` passes each network the inputs that its pipeline would pass, and
-`model.diffusers.families` lists the classes of networks that can be read.
+A pipeline is opened as it is, and is the model's network (`model.diffusers.pipeline`). Only a `UNet2DModel`, alone with
+its scheduler or in one of the pipelines that draw with nothing else, is called without a pipeline
+(`model.diffusers.networks`).
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,11 @@ import torch
 from pushforward.errors import PushforwardError
 from pushforward.linear import Gaussian
 from pushforward.model.diffusers import folders
-from pushforward.model.diffusers.families import FAMILIES, numbered
-from pushforward.model.diffusers.folders import CONFIG, ENCODERS, TOKENIZERS, Folder
-from pushforward.model.diffusers.networks import Decoder, Encoder, Rescaled
+from pushforward.model.diffusers.folders import CONFIG, Folder
+from pushforward.model.diffusers.networks import Decoder, Encoder, Rescaled, Unet
+from pushforward.model.diffusers.opening import add_lora, open_checkpoint, open_pipeline
+from pushforward.model.diffusers.package import import_diffusers
+from pushforward.model.diffusers.pipeline import from_pipeline
 from pushforward.model.diffusers.schedules import read_schedule
 from pushforward.model.diffusers.tables import Settings
 from pushforward.model.model import Model
@@ -27,7 +31,9 @@ from pushforward.model.storage import read_json
 
 __all__ = ["diffusers_model"]
 
-FLUX_SIZE = 128  # height and width of its latents, which its configuration does not state
+KIND = "UNet2DModel"
+PLAIN = ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline", "ScoreSdeVePipeline", "KarrasVePipeline", "LDMPipeline")
+PICTURES = ("image", "mask", "control")  # arguments with these in their names may be files
 
 
 def diffusers_model(
@@ -37,137 +43,178 @@ def diffusers_model(
     dtype: torch.dtype | None = None,
     revision: str | None = None,
     size: int | tuple[int, int] | None = None,
-    embedded_guidance: float = 3.5,
+    call: Mapping[str, Any] | None = None,
+    lora: Sequence[str] = (),
 ) -> Model:
-    """Load a model from a folder or a hub repository of `diffusers`.
-
-    It may be a pipeline (`model_index.json`) around a network of `model.diffusers.families.FAMILIES`, or the folder of
-    a UNet2DModel with `scheduler_config.json` in it or in `scheduler/`.
+    """Load a model from a folder, a checkpoint or a hub repository of `diffusers`.
 
     Args:
-        source: a folder, or a name on the hub, `owner/model`.
+        source: a folder, a file (`.safetensors`, `.ckpt`), or a name on the hub, `owner/model`.
         device: device of the networks.
-        dtype: dtype of their weights, by default float32; states keep their own. An autoencoder that overflows in
-            float16 (`force_upcast`) stays in float32.
+        dtype: dtype of their weights, by default float32.
         revision: branch, tag or commit on the hub.
-        size: side, or height and width, of the images in pixels; by default what the configuration says.
-        embedded_guidance: guidance to pass to a Flux network that was distilled from guided ones, besides the guidance
-            of `Model.given`.
+        size: side, or height and width, of the images in pixels; by default the pipeline's own.
+        call: arguments that the pipeline is called with, see `from_pipeline`. Images may be files; `control` is what
+            the pipeline names `control_image`, or `image` if it has only that.
+        lora: LoRA for the pipeline: files, folders or hub names, each with its weight after a colon.
 
     Raises:
-        PushforwardError: `diffusers` or `transformers` is not installed; the source does not exist, lacks a part, is
-            damaged, or is a model of another kind; or the model makes no images of this size.
+        PushforwardError: `diffusers` or `transformers` is not installed; the source does not exist, lacks a part or is
+            damaged; the pipeline cannot be asked in this way (see `from_pipeline`), or makes no images of this size.
     """
-    local = Path(source).expanduser()
-    folder = folders.find(local if local.is_dir() else folders.download(str(source), revision))
+    import_diffusers()
+    local, weights = Path(source).expanduser(), dtype or torch.float32
+    if local.is_file():
+        pipe = open_checkpoint(local, weights)
+    else:
+        folder = folders.find(local if local.is_dir() else folders.download(str(source), revision))
+        if _is_plain(folder):
+            if call or lora:
+                raise PushforwardError(f"{source} is a {KIND}, which takes no call and no LoRA; leave these out.")
+            return _plain(folder, source, device, dtype, size)
+        pipe = open_pipeline(folder, weights)
+    add_lora(pipe, lora)
+    pipe.to(device)
+    asked, told = _arguments(pipe, call or {}, size)
+    name = local.stem if local.is_file() else local.name if local.is_dir() else str(source)
+    model = from_pipeline(pipe, name=name, **asked)
+    made = None if model.image_shape is None else model.image_shape[-2:]
+    if size is not None and made != _sides(size):
+        raise PushforwardError(
+            f"{type(pipe).__name__} makes images of {'x'.join(map(str, made or ()))} where it is asked for {size}; "
+            "name that size."
+        )
+    info = {**model.info, "source": str(source)}
+    return replace(model, info={**info, **({"call": told} if told else {}), **({"lora": list(lora)} if lora else {})})
+
+
+def _arguments(
+    pipe: Any, call: Mapping[str, Any], size: int | tuple[int, int] | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the arguments of a pipeline's call, and those that JSON can say, images as their files' full paths."""
+    import inspect
+
+    known = inspect.signature(type(pipe).__call__).parameters
+    asked = dict(call)
+    if "control" in asked and "control" not in known:
+        name = "control_image" if "control_image" in known else "image"
+        if name in asked or not any(part.startswith(("controlnet", "adapter")) or name == "control_image"
+                                    for part in pipe.components):  # fmt: skip
+            raise PushforwardError(f"{type(pipe).__name__} takes no control image; leave it out.")
+        asked = {name if key == "control" else key: value for key, value in asked.items()}
+    told: dict[str, Any] = {}
+    for name, value in asked.items():
+        if isinstance(value, str | Path) and any(word in name for word in PICTURES):
+            path = Path(value).expanduser().resolve()
+            asked[name], told[name] = _picture(path), str(path)
+        elif _is_json(value):
+            told[name] = value
+    if size is not None:
+        if not {"height", "width"} <= set(known):
+            raise PushforwardError(
+                f"{type(pipe).__name__} takes no height and width, as an image that it is given has its own; leave the "
+                "size out."
+            )
+        asked["height"], asked["width"] = _sides(size)
+    return asked, told
+
+
+def _picture(path: Path) -> Any:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise PushforwardError(f"{path} is no image that can be read; name a file of one.") from error
+
+
+def _is_json(value: object) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+# -- networks without a pipeline ---------------------------------------------------------------------------------------
+
+
+def _is_plain(folder: Folder) -> bool:
+    """Say whether a folder is a network alone, or a pipeline that calls one of KIND and nothing else."""
+    kinds = [kind for _, kind in folder.parts.values()]
+    return not folder.index or (KIND in kinds and folder.index.get("_class_name") in PLAIN)
+
+
+def _plain(
+    folder: Folder, source: str | Path, device: torch.device | str, dtype: torch.dtype | None,
+    size: int | tuple[int, int] | None,
+) -> Model:  # fmt: skip
+    """Load a UNet2DModel, its scheduler and, in a pipeline, its autoencoder."""
     config = read_json(folder.scheduler)
-    place = folder.place(folder.network)
-    settings, kind = read_json(place / CONFIG), folders.class_of(place)
-    _check_kind(settings, kind, folder, place)
-    reader = FAMILIES[kind]
-    text = None if reader.text is None else reader.text(folder, settings, dtype).to(device)
-    _check_pipeline(folder, kind)
+    place = folder.place("unet")
+    if (kind := folders.class_of(place)) != KIND:
+        raise PushforwardError(
+            f"{place} is a {kind} alone; name the folder of its whole pipeline, with model_index.json."
+        )
     vae = None if folder.decoder is None else _autoencoder(folder.place(folder.decoder), dtype).to(device)
-    network = folders.load_network(place, (kind,), dtype).to(device)
+    network = folders.load_network(place, (KIND,), dtype).to(device)
     settings = network.config
     factor = 1 if vae is None else 2 ** (len(vae.config["block_out_channels"]) - 1)
-    patch = 2 if reader.packed else settings.get("patch_size") or 1
-    height, width = _field({"sample_size": FLUX_SIZE, **settings}, place, size, factor, patch)
-    schedule = read_schedule(config, folder.scheduler, height * width // patch**2)
-    varied = reader.classes is not None or "learned" in str(config.get("variance_type"))
-    channels = _channels(settings, source, reader.packed, varied)
-    module = reader.module(network, (height * factor, width * factor), embedded_guidance).eval()
+    height, width = _field(settings, place, size, factor)
+    schedule = read_schedule(config, folder.scheduler, height * width)
+    channels = _channels(settings, source, varied="learned" in str(config.get("variance_type")))
+    module: torch.nn.Module = Unet(network).eval()
     units = schedule.gain, schedule.scale, schedule.shift
     if units != (1, 1, 0):
         module = Rescaled(module, *units)
-    classes = numbered(settings) if reader.classes is None else reader.classes(folder.index, settings)
     return Model(
-        local.name if local.is_dir() else str(source),
+        folder.root.name if Path(source).expanduser().is_dir() else str(source),
         schedule.process,
-        Network(
-            module,
-            unconditional=torch.tensor([len(classes)]) if reader.classes is not None else None,
-            **schedule.network,
-        ),
+        Network(module, **schedule.network),
         (channels, height, width),
         schedule.reference or Gaussian(0.25 if vae is None else 1.0),  # latents are scaled to unit variance
-        classes,
+        _classes(settings),
         None if vae is None else Decoder(vae),
-        {key: value for key, value in schedule.grid.items() if key not in reader.not_its_grid},
+        schedule.grid,
         {"source": str(source), "scheduler": config["_class_name"]},
-        text=text,
         encoder=None if vae is None else Encoder(vae),
         image_shape=None if vae is None else (vae.config["out_channels"], height * factor, width * factor),
         solvers=schedule.solvers,
     )
 
 
-_WITHOUT_EFFECT = ("safety_checker", "feature_extractor")  # parts that judge a finished image
+def _classes(settings: Settings) -> tuple[str, ...]:
+    """Return numbers as the names of the classes of a network that has a table of them."""
+    if settings.get("class_embed_type") is not None:
+        return ()
+    return tuple(map(str, range(settings.get("num_class_embeds") or 0)))
 
 
-def _check_kind(settings: Settings, kind: str, folder: Folder, place: Path) -> None:
-    if kind not in FAMILIES:
-        raise PushforwardError(f"{place / CONFIG} describes a {kind}; only {', '.join(FAMILIES)} can be read here.")
-    if not folder.index and kind != "UNet2DModel":
-        raise PushforwardError(
-            f"{folder.root} is a {kind} alone; name the folder of its whole pipeline, with model_index.json."
-        )
-    _check_parts(folder, kind)
-    for key, known in FAMILIES[kind].only.items():
-        if settings.get(key) not in known:
-            raise PushforwardError(
-                f"{place / CONFIG} has {key} {settings.get(key)!r}; such a {kind} cannot be read here."
-            )
-    if folder.index.get("requires_aesthetics_score"):
-        raise PushforwardError(
-            f"{folder.root} is a refiner, which takes scores besides prompts; name the model whose images it refines."
-        )
-
-
-def _check_parts(folder: Folder, kind: str) -> None:
-    """Raise if the pipeline has parts that are not run here."""
-    reader = FAMILIES[kind]
-    run = {"scheduler", folder.network, folder.decoder, *_WITHOUT_EFFECT}
-    run |= {*ENCODERS, *TOKENIZERS} if reader.text is not None else set()
-    others = [name for name in folder.index if folder.has(name) and name not in run]
-    if others:
-        parts = ", ".join(f"{name} ({folder.index[name][1]})" for name in others)
-        raise PushforwardError(
-            f"{folder.root} draws with parts that cannot be run here, {parts}; its images would differ without them."
-        )
-
-
-def _check_pipeline(folder: Folder, kind: str) -> None:
-    """Raise unless the pipeline draws with these parts as it is done here."""
-    reader, pipeline = FAMILIES[kind], folder.index.get("_class_name")
-    if folder.index and pipeline not in reader.pipelines:
-        known = ", ".join(reader.pipelines)
-        raise PushforwardError(
-            f"{folder.root} is a {pipeline}; for a {kind}, only the pipelines {known} can be reproduced here."
-        )
-
-
-def _channels(settings: Settings, source: str | Path, packed: bool, varied: bool) -> int:
+def _channels(settings: Settings, source: str | Path, *, varied: bool) -> int:
     """Return the channels of what is denoised; a variance may follow it in the answer."""
-    channels, given = settings["in_channels"], settings.get("out_channels") or settings["in_channels"]
+    channels: int = settings["in_channels"]
+    given = settings.get("out_channels") or channels
     if given not in ((channels, 2 * channels) if varied else (channels,)):
         raise PushforwardError(
             f"The network of {source} takes {channels} channels and gives {given}; only networks that take no image "
             "besides the noisy one can be read."
         )
-    return channels // 4 if packed else channels
+    return channels
 
 
-def _field(
-    settings: Settings, place: Path, size: int | tuple[int, int] | None, factor: int, patch: int
-) -> tuple[int, int]:
+def _field(settings: Settings, place: Path, size: int | tuple[int, int] | None, factor: int) -> tuple[int, int]:
     """Return height and width of what is denoised."""
     sample = settings["sample_size"]
     if size is not None:
-        pixels = (size, size) if isinstance(size, int) else size
-        if any(n < 1 or n % (factor * patch) for n in pixels):
+        pixels = _sides(size)
+        if any(n < 1 or n % factor for n in pixels):
             raise PushforwardError(
-                f"Images of this model have sides that are multiples of {factor * patch} pixels; got {size}."
+                f"Images of this model have sides that are multiples of {factor} pixels; got {size}."
             )
         height, width = (n // factor for n in pixels)
     elif sample is None:
@@ -176,11 +223,6 @@ def _field(
         )
     else:
         height, width = (sample, sample) if isinstance(sample, int) else sample
-    most = settings.get("pos_embed_max_size")
-    if most and max(height, width) > most * patch:
-        raise PushforwardError(
-            f"Images of this model have at most {most * patch * factor} pixels per side; got {size}."
-        )
     return height, width
 
 

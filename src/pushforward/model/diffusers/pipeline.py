@@ -11,7 +11,6 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from inspect import Parameter
 from typing import Any, Self
 
 import torch
@@ -28,7 +27,7 @@ from pushforward.model.diffusers.steps import check_step, grid_of
 from pushforward.model.model import Model
 from pushforward.model.network import Network
 
-__all__ = ["Asked", "from_pipeline"]
+__all__ = ["Asked", "from_pipeline", "probes", "refuse_caches"]
 
 SUBJECTS = ("prompt", "class_labels")  # arguments that say what an image is to be of
 PLACES = 16  # times at which it is looked which network is asked
@@ -74,15 +73,16 @@ def from_pipeline(pipe: Any, *, name: str | None = None, **call: Any) -> Model:
             f"{type(pipe).__name__} is no pipeline of diffusers with a scheduler of its own; combined ones hold "
             "several, of which each can be given."
         )
-    _switch_off_caches(pipe)
+    refuse_caches(pipe)
     settings = {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__}
     schedule = read_schedule(settings, f"The scheduler of {type(pipe).__name__}", scheduler=pipe.scheduler)
     asked = Call(pipe, _arguments(pipe, call))
-    times = _probes(schedule)
+    times = probes(schedule)
     with torch.no_grad():
         first = asked.find_entrance(times[0])
     check_step(asked, schedule)
     network = Asked(asked, first.state[:1].detach(), times)
+    network._shared.gain = schedule.gain
     return _model(network, schedule, name or _name(pipe))
 
 
@@ -93,11 +93,13 @@ class _Shared:
     Args:
         subject: the argument that says what an image is to be of.
         guidance: the argument that weighs its guidance.
+        gain: factor of its predictions, see `Schedule`.
         variants: networks of calls with other guidance.
     """
 
     subject: str | None
     guidance: str | None
+    gain: float = 1.0
     variants: dict[Any, Asked] = field(default_factory=dict)
 
 
@@ -212,13 +214,15 @@ class Asked(nn.Module):
             found.append(self._rows[expert].ask(states, t[some], more))
             order.append(some)
         answer = found[0] if len(found) == 1 else torch.cat(found)[torch.cat(order).argsort()]
-        return answer.to(u)
+        return self._shared.gain * answer.to(u)
 
     def contents(self) -> Any:
         """Return what it is made of, see `model.contents`."""
         pipe, arguments = self.call.pipe, self.call.arguments
         told = {name: value for name, value in arguments.items() if value is not None and name != "generator"}
-        return [type(pipe).__name__, dict(pipe.scheduler.config), parts(pipe), told]
+        words = {name: part for name, part in pipe.components.items() if callable(getattr(part, "get_vocab", None))}
+        settings = {name: value for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
+        return [type(pipe).__name__, type(pipe.scheduler).__name__, settings, {**parts(pipe), **words}, told]
 
     def _subject(self, number: int) -> Any:
         return self.subjects[number] if self.reads else [number]
@@ -261,11 +265,10 @@ def _arguments(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
     import inspect
 
     known = inspect.signature(type(pipe).__call__).parameters
-    free = any(p.kind is Parameter.VAR_KEYWORD for p in known.values())
     for argument in call:
         if argument in OURS:
             raise PushforwardError(f"Leave {argument} out of the pipeline's call: {OURS[argument]}.")
-        if argument not in known and not free:
+        if argument not in known:
             near = get_close_matches(argument, known, 1)
             hint = f"; do you mean {near[0]}?" if near else f"; it takes {', '.join(k for k in known if k != 'self')}."
             raise PushforwardError(f"{type(pipe).__name__} takes no argument {argument!r}{hint}")
@@ -293,7 +296,7 @@ def _guidance(call: Call) -> str | None:
     return next((name for name in ("guidance_scale", "true_cfg_scale") if name in known), None)
 
 
-def _switch_off_caches(pipe: Any) -> None:
+def refuse_caches(pipe: Any) -> None:
     """Raise if a network skips work by what it did in the step before."""
     for name, part in parts(pipe).items():
         if getattr(part, "is_cache_enabled", False):
@@ -303,7 +306,7 @@ def _switch_off_caches(pipe: Any) -> None:
             )
 
 
-def _probes(schedule: Schedule) -> list[float]:
+def probes(schedule: Schedule) -> list[float]:
     """Times of the scheduler from noise to data, such that bfloat16 holds those of a thousand steps."""
     process = schedule.process
     t = process.t_max * torch.tensor([0.96, 0.72, 0.48, 0.224], dtype=torch.float64)

@@ -44,7 +44,7 @@ class Steps:
 
     def contents(self) -> Any:
         """Return what it is made of, see `model.contents`."""
-        return dict(self.call.scheduler.config)
+        return {name: value for name, value in self.call.scheduler.config.items() if not name.startswith("_")}
 
 
 def grid_of(call: Call, schedule: Schedule) -> Mapping[str, Any]:

@@ -1,0 +1,1 @@
+"""Families of pipelines of `diffusers`, made tiny, with random weights."""
