@@ -117,7 +117,8 @@ class Encoder:
             if part.dtype == torch.float16 and part.config.get("force_upcast"):  # pipelines widen it for images, too
                 part.to(torch.float32)
             states = torch.stack([self._state(part, one) for one in images])
-        self.pipe.maybe_free_model_hooks()
+        if callable(free := getattr(self.pipe, "maybe_free_model_hooks", None)):
+            free()
         return states
 
     def _state(self, autoencoder: Any, image: Tensor) -> Tensor:
