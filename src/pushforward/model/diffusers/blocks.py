@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
-from pushforward.model.diffusers.calls import Answer, Call, Stopped, alone, parts, patched, stand_in
+from pushforward.model.diffusers.calls import Answer, Call, Stopped, alone, hooked, parts, patched, stand_in
 from pushforward.model.diffusers.package import reason
 from pushforward.model.diffusers.pipeline import Asked, refuse_caches
 
@@ -115,14 +115,13 @@ class LoopCall(Call):
             for patch in patches:
                 stack.enter_context(patched(*patch))
             for name, hook in (hooks or {}).items():
-                handle = parts(self.pipe)[name].register_forward_pre_hook(hook, with_kwargs=True)
-                stack.callback(handle.remove)
+                stack.enter_context(hooked(parts(self.pipe)[name], hook))
             try:
                 given = self._with(begun, own if states is None else states, which, len(times))
                 result = self._bare(self.pipe, given)
             except Stopped:
                 pass
-            except PushforwardError:
+            except (PushforwardError, torch.OutOfMemoryError):
                 raise
             except Exception as error:
                 raise PushforwardError(f"{type(self.loop).__name__} cannot be run so: {reason(error)}.") from error

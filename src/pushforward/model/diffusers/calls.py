@@ -14,7 +14,7 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial, wraps
 from hashlib import sha256
@@ -35,6 +35,7 @@ __all__ = [
     "alone",
     "as_wide",
     "callee",
+    "hooked",
     "numbered",
     "parts",
     "patched",
@@ -191,7 +192,7 @@ class Call:
             for patch in patches:
                 stack.enter_context(patched(*patch))
             for name, hook in (hooks or {}).items():
-                stack.enter_context(patched(own[name], callee(own[name]), _hooked(own[name], hook)))
+                stack.enter_context(hooked(own[name], hook))
             stack.enter_context(self._said_once(arguments))
             try:
                 result = self._method(self.pipe, **arguments)
@@ -270,6 +271,7 @@ class Call:
         """A part's method that is run once for the same input, and draws the same noise for equal rows."""
         own = getattr(part, method)
 
+        @wraps(own)
         def asked(*args: Any, **kwargs: Any) -> Any:
             leaves, form = tree_flatten((args, kwargs))
             if any(isinstance(x, Tensor) and x.requires_grad for x in leaves):
@@ -448,15 +450,16 @@ def callee(part: nn.Module) -> str:
     return "forward" if getattr(part, "_compiled_call_impl", None) is None else "_compiled_call_impl"
 
 
-def _hooked(part: nn.Module, hook: Callable[..., Any]) -> Callable[..., Any]:
-    """A module's method with a hook before it, which may change its arguments."""
+def hooked(part: nn.Module, hook: Callable[..., Any]) -> AbstractContextManager[None]:
+    """Put a hook before a module's calls, which may change their arguments."""
     own = getattr(part, callee(part))
 
+    @wraps(own)  # some pipelines look at its signature
     def called(*args: Any, **kwargs: Any) -> Any:
         args, kwargs = hook(part, args, kwargs) or (args, kwargs)
         return own(*args, **kwargs)
 
-    return called
+    return patched(part, callee(part), called)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import torch
@@ -72,7 +73,7 @@ class Decoder:
 
     def leave(self, state: Tensor, patches: Sequence[tuple[Any, str, Any]]) -> Any:
         """Call the pipeline with its networks passed over, and let it go on from this last state `(1, ...)`."""
-        given = [(part, callee(part), _given(self.outputs[name])) for name, part in parts(self.call.pipe).items()
+        given = [(part, callee(part), _given(part, self.outputs[name])) for name, part in parts(self.call.pipe).items()
                  if name in self.outputs]  # fmt: skip
         more = {"output_type": "pt"} if "output_type" in self.call.signature.parameters else {}
         last: list[Tensor] = []
@@ -157,6 +158,7 @@ def decoder_of(call: Call, state: Tensor, time: float) -> Decoder:
     def kept(name: str, own: Callable[..., Any]) -> Callable[..., Any]:
         outputs[name] = []
 
+        @wraps(own)
         def called(*args: Any, **kwargs: Any) -> Any:
             output = own(*args, **kwargs)
             outputs[name].append(detached(output))
@@ -249,10 +251,11 @@ def _sent(
     return torch.cat(met).to(state.dtype), image
 
 
-def _given(outputs: Sequence[Any]) -> Callable[..., Any]:
+def _given(part: Any, outputs: Sequence[Any]) -> Callable[..., Any]:
     """A network's call that answers what it answered before."""
     rest = list(outputs)
 
+    @wraps(part.forward)
     def forward(*_: Any, **__: Any) -> Any:
         rest.append(rest.pop(0))
         return rest[-1]
