@@ -224,7 +224,7 @@ SETTINGS: dict[str, tuple[str, Any]] = {
     "shift": ("honoured", 3.0), "shift_terminal": ("honoured", 0.1), "base_shift": ("honoured", 0.4),
     "max_shift": ("honoured", 1.3), "base_image_seq_len": ("honoured", 100), "max_image_seq_len": ("honoured", 5000),
     "sampling_eps": ("honoured", 0.1),
-    "invert_sigmas": ("refused", True), "stochastic_sampling": ("refused", True),
+    "invert_sigmas": ("honoured", True), "stochastic_sampling": ("refused", True),
     "interpolation_type": ("refused", "log_linear"),
     "solver_order": ("solver", 3), "algorithm_type": ("solver", "x"), "solver_type": ("solver", "x"),
     "lower_order_final": ("solver", False), "euler_at_final": ("solver", True), "predict_x0": ("solver", False),

@@ -50,7 +50,7 @@ def first_order(pipe: Any) -> bool:
     if name == "DDIMScheduler" and scheduler.config.clip_sample:
         pipe.scheduler = diffusers.DDIMScheduler.from_config(scheduler.config, clip_sample=False)
     if name in ("DDIMScheduler", "FlowMatchEulerDiscreteScheduler", "CogVideoXDDIMScheduler"):
-        return not scheduler.config.get("invert_sigmas")
+        return True
     if name in ("PNDMScheduler", "EulerDiscreteScheduler", "DDPMScheduler") or (
         name == "DPMSolverMultistepScheduler" and not scheduler.config.use_flow_sigmas
     ):
@@ -112,7 +112,7 @@ def of_the_pipeline(pipe: Any, call: dict[str, Any], model: pf.Model) -> float:
     try:
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(0)  # some draw their conditions without the generator
-            pipe(**call, **more, **generator, num_inference_steps=STEPS)
+            pipe(**{**call, **more, **generator, "num_inference_steps": STEPS})
     finally:
         del pipe.scheduler.step
     plan = model.plan("ddim", STEPS)
@@ -124,7 +124,7 @@ def of_the_pipeline(pipe: Any, call: dict[str, Any], model: pf.Model) -> float:
 def inverse_error(model: pf.Model) -> float:
     """Find the code of a drawn state, and return the error of what it leads back to."""
     with torch.no_grad():
-        made = model.diffusion("ddim:end=" + repr(model.process.t_min), 2 * STEPS)
+        made = model.diffusion("ddim:end=" + repr(model.process.t_min), 4 * STEPS)
         start = made.start(made.draw(1, seed=2).start)
         state = run(made.plan, model.denoiser, start)
         from pushforward.execute import INVERSE, invert
@@ -141,7 +141,7 @@ def gradient_error(model: pf.Model) -> float:
     state.requires_grad_()
     value = (ask(0, state) * cotangent).sum()
     slope = float((torch.autograd.grad(value, state)[0] * way).sum())
-    h = 1e-2
+    h = 2e-3
     with torch.no_grad():
         ahead, behind = ((ask(0, state + s * h * way) * cotangent).sum() for s in (1, -1))
     scale = float(way.norm() * cotangent.norm()) / way.numel() ** 0.5

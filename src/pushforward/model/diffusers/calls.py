@@ -116,6 +116,7 @@ class Call:
         entrance: where its first state comes from; see `find_entrance`.
         denoisers: names of the parts that are called in every step; all others are asked once for the same input.
         kept: answers of the other parts.
+        fewest: least number of steps that it can be called for.
     """
 
     pipe: Any
@@ -123,6 +124,7 @@ class Call:
     entrance: Entrance | None = None
     denoisers: frozenset[str] = frozenset()
     kept: OrderedDict[Any, Any] = field(default_factory=OrderedDict)
+    fewest: int = 1
 
     def __post_init__(self) -> None:
         method = type(self.pipe).__call__
@@ -172,7 +174,11 @@ class Call:
             return state
 
         known = self.signature.parameters
-        usual = {"num_inference_steps": len(times), "strength": 1.0, "generator": self._fresh_generator()}
+        usual = {
+            "num_inference_steps": max(len(times), self.fewest),
+            "strength": 1.0,
+            "generator": self._fresh_generator(),
+        }
         arguments = {**self.arguments, **{k: v for k, v in usual.items() if k in known}, **(more or {})}
         result = None
         with restored(self.pipe), ExitStack() as stack:
@@ -327,7 +333,12 @@ class Call:
             return hook
 
         patches = [(self.pipe, name, watched(name)) for name in names]
-        answers, _ = self.run([time], patches=patches, hooks={name: noting(name) for name in parts(self.pipe)})
+        hooks = {name: noting(name) for name in parts(self.pipe)}
+        try:
+            answers, _ = self.run([time], patches=patches, hooks=hooks)
+        except PushforwardError:
+            self.fewest = 2  # some divide by the number of steps after the first
+            answers, _ = self.run([time], patches=patches, hooks=hooks)
         classes = {type(parts(self.pipe)[name]) for name in called}
         self.denoisers = frozenset(name for name, part in parts(self.pipe).items() if type(part) in classes)
         if not answers:

@@ -191,7 +191,7 @@ class Asked(nn.Module):
         key = tuple(sorted(changes.items()))
         if key not in self._shared.variants:
             call = Call(self.call.pipe, {**self.call.arguments, **changes}, self.call.entrance, self.call.denoisers,
-                        self.call.kept)  # fmt: skip
+                        self.call.kept, self.call.fewest)  # fmt: skip
             self._shared.variants[key] = Asked(call, self.like, self.times, self._shared)
         made = copy.copy(self._shared.variants[key])
         made.subjects = self.subjects

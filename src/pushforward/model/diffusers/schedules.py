@@ -108,7 +108,8 @@ def _tabled(settings: Settings, scheduler: Any) -> Schedule:
         "time_scale": float(process.timesteps),
         "time_shift": -1.0,
     }
-    return Schedule(process, {**network, **_bounds(settings)}, {})
+    bounds = {} if "CogVideoX" in settings["_class_name"] else _bounds(settings)  # these do not clip, whatever they say
+    return Schedule(process, {**network, **bounds}, {})
 
 
 _PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample", "flow_prediction": "velocity"}
@@ -264,15 +265,14 @@ def _cosine(settings: Settings) -> Schedule:
 
 def _flow(settings: Settings) -> Schedule:
     """Read a flow on straight lines. Settings that bend the grid's times do not bend those passed to the network."""
-    for key, why in (
-        ("invert_sigmas", "time runs the other way"),
-        ("stochastic_sampling", "every step renews all noise"),
-    ):
-        if settings.get(key):
-            raise PushforwardError(f"Flow models with {key} cannot be read: their {why}.")
+    if settings.get("stochastic_sampling"):
+        raise PushforwardError("Flow models with stochastic_sampling cannot be read: every step renews all noise.")
     count, spread = settings["num_train_timesteps"], _spread(settings)
     process = Flow(t_min=1 / count if count > 1 else 1e-3)
-    network = {"prediction": _prediction(settings), "time_scale": float(count), **_bounds(settings)}
+    back = bool(settings.get("invert_sigmas"))  # the network's time runs the other way, and so does its velocity
+    clock = {"time_scale": -float(count), "time_shift": float(count)} if back else {"time_scale": float(count)}
+    network = {"prediction": _prediction(settings), **clock, **_bounds(settings)}
+    gain = -1.0 if back else 1.0
     grid: dict[str, Any] = {"name": "shifted", "shift": settings.get("shift", settings.get("flow_shift", 1.0))}
     if "shift" in settings:  # these move the end of their range, then all: twice
         grid["last"] = grid["shift"] / (count + grid["shift"] - 1)
@@ -285,7 +285,7 @@ def _flow(settings: Settings) -> Schedule:
     if settings.get("shift_terminal"):
         grid["terminal"] = settings["shift_terminal"]
     if "shift" in settings:
-        return Schedule(process, network, {**grid, **({} if spread is None else {"spread": spread})})
+        return Schedule(process, network, {**grid, **({} if spread is None else {"spread": spread})}, gain=gain)
     low, high = _levels(Discrete(tuple(alphas_cumprod(settings).tolist())))
     if spread is not None:  # at the noise levels of the table
         if settings["_class_name"] != "UniPCMultistepScheduler" or spread != "karras":
@@ -296,7 +296,7 @@ def _flow(settings: Settings) -> Schedule:
         grid = {"name": "levels", "spread": spread, "low": low, "high": high}
     if not _to_zero(settings):
         grid |= {"stay": True} if settings["_class_name"] in _STAYING else {"end": low}
-    return Schedule(process, network, grid)
+    return Schedule(process, network, grid, gain=gain)
 
 
 def _dynamic_shift(settings: Settings) -> float:

@@ -40,7 +40,8 @@ class Steps:
         if isinstance(self.process, Discrete):
             times = (scheduler.timesteps.double().cpu() + 1) * self.process.t_min
             return torch.cat([times, torch.zeros(1, dtype=torch.float64)])
-        return torch.unique_consecutive(scheduler.sigmas.double().cpu())
+        sigmas = torch.as_tensor(scheduler.sigmas).double().cpu()
+        return torch.unique_consecutive(1 - sigmas if scheduler.config.get("invert_sigmas") else sigmas)
 
     def contents(self) -> Any:
         """Return what it is made of, see `model.contents`."""
@@ -56,23 +57,30 @@ def grid_of(call: Call, schedule: Schedule) -> Mapping[str, Any]:
 
 
 def check_step(call: Call, schedule: Schedule) -> None:
-    """Check a step of the pipeline's own scheduler against ours, where both are DDIM's.
+    """Check the times of the pipeline's own scheduler, and a step against ours, where both are DDIM's.
 
     Raises:
-        PushforwardError: they differ, so the scheduler is not what its settings say.
+        PushforwardError: the scheduler is not what its settings say.
     """
     process, bounded = schedule.process, {"clip", "threshold"} & set(schedule.network)
     name = type(call.scheduler).__name__
-    if name not in FIRST_ORDER or bounded or not isinstance(process, ScaledProcess):
+    if not isinstance(process, ScaledProcess):
         return
-    times = Steps(call, process)(4)
+    times = Steps(call, process)(4) if isinstance(process, Discrete | Flow) else None
+    if times is not None and float(times.max()) > process.t_max * (1 + 1e-6):
+        raise PushforwardError(
+            f"{type(call.pipe).__name__} counts time to {float(times.max()):g}, not to {process.t_max:g} as its {name} "
+            "is set to, so it turns predictions around its network; it cannot be asked for single ones."
+        )
+    if name not in FIRST_ORDER or bounded or times is None:
+        return
     scheduler = copy.deepcopy(call.scheduler)
     scheduler.set_timesteps(**call.asks_for(4))
     state, prediction = torch.randn((2, 1, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     theirs = scheduler.step(prediction, scheduler.timesteps[0], state, return_dict=False)[0]
     on_state, on_prediction = denoising(process, schedule.network["prediction"], times[:1])
     alpha, sigma = process.alpha_sigma(times[:2])
-    denoised = on_state[0](state) + on_prediction[0](prediction)
+    denoised = on_state[0](state) + on_prediction[0](schedule.gain * prediction)
     ours = alpha[1] * denoised + sigma[1] / sigma[0] * (state - alpha[0] * denoised)
     if float((ours - theirs).abs().max()) > CLOSE * max(float(theirs.abs().max()), 1.0):
         raise PushforwardError(

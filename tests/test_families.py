@@ -1,0 +1,79 @@
+"""Pipelines of many families as models: each is made tiny, and measured against itself."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+import pushforward as pf
+from support.conformance import examine
+from support.families import transformers, unets, videos
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of diffusers
+
+FAMILIES = {**unets.FAMILIES, **transformers.FAMILIES, **videos.FAMILIES}
+REFUSED = {
+    "Stable Diffusion inpaint with 4 channels": "blend an image in",
+    "Flux inpainting": "blend an image in",
+    "LTX Condition": "makes its first state in a way",
+    "Cosmos": "makes its first state in a way",
+    "Cosmos 2": "counts time to 80",
+    "Cosmos 2 image": "counts time to 80",
+    "Sana Sprint": "SCMScheduler, which cannot be read",
+}
+NO_ENCODER = {"Wan 2.2 5B image", "Allegro", "HunyuanVideo image", "Kandinsky 5 video of an image"}
+ONE_BY_ONE = {"Latte", "Wan VACE", "Sana Video image", "CogVideoX Fun control"}
+NO_METHOD_OF_OURS = {"LCM", "Sana Video", "Sana Video image"}
+ROUNDING = 1e-4  # of float32 over four guided steps, and of tables that are float32 in diffusers
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in REFUSED])
+def test_a_family_is_a_model(name: str) -> None:
+    found = examine(FAMILIES[name]())
+    assert found.left
+    assert (found.own is None) == (name in NO_METHOD_OF_OURS)
+    assert found.own is None or found.own < ROUNDING
+    assert found.parallel < ROUNDING  # the tolerance is 1e-5 of the data's size
+    assert found.batch < ROUNDING
+    assert found.inverse < 10 * ROUNDING
+    assert found.gradient < 0.03  # networks of noise bend within a difference of float32
+    assert found.encoder == (name not in NO_ENCODER)
+    assert found.together == ("state" if name in ONE_BY_ONE else "times")
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_asked_is_refused_in_a_sentence(name: str) -> None:
+    tiny = FAMILIES[name]()
+    tiny.pipe.set_progress_bar_config(disable=True)
+    scheduler = tiny.pipe.scheduler
+    with pytest.raises(pf.PushforwardError, match=REFUSED[name]) as error:
+        pf.from_pipeline(tiny.pipe, **tiny.call)
+    assert "\n" not in str(error.value)
+    assert tiny.pipe.scheduler is scheduler
+
+
+def test_what_acts_in_some_steps_only_is_refused() -> None:
+    """A one-step run of these would silently do without."""
+    for name, more in (("ControlNet", {"control_guidance_end": 0.5}), ("Lumina 2", {"cfg_trunc_ratio": 0.5})):
+        tiny = FAMILIES[name]()
+        tiny.pipe.set_progress_bar_config(disable=True)
+        with pytest.raises(pf.PushforwardError, match="otherwise in a later step"):
+            pf.from_pipeline(tiny.pipe, **{**tiny.call, **more})
+
+
+def test_what_a_sampler_decides_is_left_out_with_a_warning() -> None:
+    tiny = FAMILIES["Stable Diffusion 1"]()
+    tiny.pipe.set_progress_bar_config(disable=True)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        pf.from_pipeline(tiny.pipe, **tiny.call, num_inference_steps=5)
+    assert [str(one.message) for one in told if "left out" in str(one.message)] == [
+        "num_inference_steps is left out of the pipeline's call: say `steps` where you sample."
+    ]
