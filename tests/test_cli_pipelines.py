@@ -144,7 +144,7 @@ def test_sizes(folders: Any, tmp_path: Path, pictures: list[Path]) -> None:
     ("kind", "options", "message"),
     [
         ("plain", ["--call", "guidanc_scale=3"], "do you mean guidance_scale?"),
-        ("plain", ["--call", "eta=0.5"], "say it of the solver"),
+        ("plain", ["--call", "callback=1"], "own steps only"),
         ("plain", ["--call", "guidance_scale"], "an argument and its value"),
         ("plain", ["--control", "0.png"], "takes no control image"),
         ("plain", ["--image", "0.png"], "takes no argument 'image'"),
