@@ -139,6 +139,18 @@ def test_states_of_euler_are_brought_to_ours_and_back(spacing: str) -> None:
     assert near(back["code"], found["code"], 1e-3)
 
 
+def test_flows_whose_time_runs_the_other_way() -> None:
+    pipe, told = FAMILIES["flux"](images=1)
+    pipe.update_components(scheduler=diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True))
+    theirs = torch.as_tensor(np.asarray(called(pipe, told, "images", output_type="pt")))
+    made = called(with_pushforward(pipe, "ddim"), told, ["images", "code"], output_type="pt")
+    assert near(torch.as_tensor(np.asarray(made["images"])), theirs)
+    model = pf.from_pipeline(pipe, **{"height": SIZE, "width": SIZE, **told})
+    chain = model.diffusion(solver="ddim", steps=STEPS)
+    images = chain.decode(pf.Code(chain.code(made["code"]))).detach()
+    assert near((images / 2 + 0.5).clamp(0, 1), theirs)
+
+
 def test_a_last_step_to_clean_data_has_no_inverse() -> None:
     pipe, told = stable_diffusion_xl(images=1)
     for solver in ("auto", "ddim:end=0"):

@@ -35,7 +35,8 @@ from pushforward.model import Model, Network
 from pushforward.model.diffusers.blocks import AskedLoop, LoopCall, check_loop
 from pushforward.model.diffusers.package import import_diffusers
 from pushforward.model.diffusers.pipeline import probes
-from pushforward.model.diffusers.schedules import Schedule, read_schedule
+from pushforward.model.diffusers.schedules import Schedule, schedule_of
+from pushforward.model.diffusers.steps import flow_times
 from pushforward.plan import SOLVERS, Plan, auto
 
 __all__ = ["Loop", "save_block", "with_pushforward"]
@@ -143,8 +144,7 @@ class Loop:
         """Denoise a state's latents, or find the noise behind them."""
         self.get_block_state(state)  # raises if an input is missing
         scheduler, latents, timesteps = components.scheduler, state.get("latents"), state.get("timesteps")
-        settings = {**scheduler.config, "_class_name": type(scheduler).__name__}
-        schedule = read_schedule(settings, f"The scheduler of {type(components).__name__}", scheduler=scheduler)
+        schedule = schedule_of(components)
         model = self._model(components, state, schedule)
         plan = self._plan(model, scheduler, timesteps)
         chain = Diffusion(model, plan, device=latents.device, parallel=self.parallel or self.spec.method(plan))
@@ -189,7 +189,7 @@ class Loop:
             call.find_denoisers()
             bare = copy.copy(call)
             bare.state = None  # it is not kept
-            self._asked[key] = AskedLoop(call, latents[:1], probes(schedule)).again(bare)
+            self._asked[key] = AskedLoop(call, latents[:1], probes(schedule), schedule.gain).again(bare)
         which = torch.arange(call.images, device=latents.device)
         network = Network(self._asked[key].again(call), condition=which, **schedule.network)
         shape = tuple(latents.shape[1:])
@@ -308,9 +308,7 @@ def _times(model: Model, scheduler: Any, timesteps: Tensor) -> Tensor:
     """Return the process's times at a pipeline's timesteps, and where they end."""
     process, own = model.process, timesteps.double().cpu()
     if isinstance(process, Flow):
-        sigmas = torch.as_tensor(scheduler.sigmas).double().cpu()
-        rest = sigmas[len(scheduler.timesteps) - len(own) :]
-        return torch.unique_consecutive(rest)
+        return torch.unique_consecutive(flow_times(scheduler)[len(scheduler.timesteps) - len(own) :])
     if not isinstance(process, Discrete):
         raise PushforwardError(f"{type(scheduler).__name__} has no table of timesteps and is no flow's.")
     end = model.grid.get("final", model.grid.get("end", 0.0))

@@ -19,7 +19,18 @@ import torch
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
-from pushforward.model.diffusers.calls import Answer, Call, Stopped, alone, hooked, parts, patched, stand_in
+from pushforward.model.diffusers.calls import (
+    Answer,
+    Call,
+    Stopped,
+    alike,
+    alone,
+    hooked,
+    parts,
+    patched,
+    recorded,
+    stand_in,
+)
 from pushforward.model.diffusers.package import reason
 from pushforward.model.diffusers.pipeline import Asked, refuse_caches
 
@@ -65,6 +76,11 @@ class LoopCall(Call):
         _check_guiders(pipe)
         refuse_caches(pipe)
 
+    @property
+    def name(self) -> str:
+        """Name for messages."""
+        return type(self.loop).__name__
+
     @alone
     def run(
         self,
@@ -91,16 +107,7 @@ class LoopCall(Call):
         Raises:
             PushforwardError: a block raises an error.
         """
-        answers: list[Answer] = []
-
-        def take(prediction: Tensor, state: Tensor) -> Tensor:
-            answers.append(Answer(state, prediction))
-            if step is not None:
-                return step(answers[-1])
-            if len(answers) == len(times):
-                raise Stopped
-            return state
-
+        answers, take = recorded(len(times), step)
         begun = self.begun(more or {})
         own: Tensor = begun.get("latents")
         which = list(range(len(own))) if states is None else [0] * len(states)
@@ -164,14 +171,12 @@ class LoopCall(Call):
         def noting(name: str) -> Callable[..., None]:
             return lambda *_: called.add(name)
 
-        own = parts(self.pipe)
         time = float(self.state.get("timesteps")[0])
         with torch.no_grad():
-            answers, _ = self.run([time], hooks={name: noting(name) for name in own})
+            answers, _ = self.run([time], hooks={name: noting(name) for name in parts(self.pipe)})
         if not answers:
             raise PushforwardError(f"{type(self.loop).__name__} takes no step of the pipeline's scheduler.")
-        classes = {type(own[name]) for name in called}
-        self.denoisers = frozenset(name for name, part in own.items() if type(part) in classes)
+        self.denoisers = alike(self.pipe, called)
 
 
 class AskedLoop(Asked):
@@ -192,11 +197,6 @@ class AskedLoop(Asked):
         groups: dict[Any, list[int]] = {}
         for row, time in enumerate(times.tolist()):
             expert = self._expert(time)
-            if expert not in self._rows:
-                raise PushforwardError(
-                    f"{type(self.call.loop).__name__} asks its {expert} at time {time:g} only, so nearby that it was "
-                    "not tried."
-                )
             apart = {"times": None, "states": time, "state": row}[self._rows[expert].together]
             groups.setdefault((expert, apart), []).append(row)
         answer = torch.empty_like(states)
@@ -206,7 +206,7 @@ class AskedLoop(Asked):
                 answer[some] = rows.ask(states[some], times[some], more)
             else:
                 answer[some] = rows.called(states[some], [float(times[some[0]])], more)[0]
-        return answer.to(u)
+        return self.gain * answer.to(u)
 
 
 def bare(block: Any) -> Any:

@@ -13,7 +13,7 @@ import math
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial, wraps
@@ -32,6 +32,7 @@ __all__ = [
     "Answer",
     "Call",
     "Stopped",
+    "alike",
     "alone",
     "as_wide",
     "callee",
@@ -39,8 +40,9 @@ __all__ = [
     "numbered",
     "parts",
     "patched",
+    "recorded",
     "stand_in",
-]  # fmt: skip
+]
 
 DIGITS = 8  # numbers are sent in digits of this base, which bfloat16 holds when scaled and shifted, too
 KEPT = 64  # answers of an encoder that are kept
@@ -136,6 +138,11 @@ class Call:
         self._noise, self._drawn = torch.Generator(), dict[int, Tensor]()
         self._generator = generator[0] if isinstance(generator, list | tuple) else generator
 
+    @property
+    def name(self) -> str:
+        """Name for messages."""
+        return type(self.pipe).__name__
+
     @alone
     def run(
         self,
@@ -163,16 +170,7 @@ class Call:
         Raises:
             PushforwardError: the pipeline raises an error, or takes no step.
         """
-        answers: list[Answer] = []
-
-        def take(prediction: Tensor, state: Tensor) -> Tensor:
-            answers.append(Answer(state, prediction))
-            if step is not None:
-                return step(answers[-1])
-            if len(answers) == len(times):
-                raise Stopped
-            return state
-
+        answers, take = recorded(len(times), step)
         known = self.signature.parameters
         usual = {
             "num_inference_steps": max(len(times), self.fewest),
@@ -339,8 +337,7 @@ class Call:
         except PushforwardError:
             self.fewest = 2  # some divide by the number of steps after the first
             answers, _ = self.run([time], patches=patches, hooks=hooks)
-        classes = {type(parts(self.pipe)[name]) for name in called}
-        self.denoisers = frozenset(name for name, part in parts(self.pipe).items() if type(part) in classes)
+        self.denoisers = alike(self.pipe, called)
         if not answers:
             raise PushforwardError(
                 f"{type(self.pipe).__name__} takes no step of its own scheduler when called with these arguments; "
@@ -381,6 +378,28 @@ class Call:
                     self.entrance = replace(self.entrance, numbers=numbers)
                     return True
         return False
+
+
+def recorded(
+    count: int, step: Callable[[Answer], Tensor] | None
+) -> tuple[list[Answer], Callable[[Tensor, Tensor], Tensor]]:
+    """Make a list of answers and what takes the steps that fill it; see `Call.run`.
+
+    Args:
+        count: how many steps there are.
+        step: what takes a step; by default states stay, and the call ends at the last step.
+    """
+    answers: list[Answer] = []
+
+    def take(prediction: Tensor, state: Tensor) -> Tensor:
+        answers.append(Answer(state, prediction))
+        if step is not None:
+            return step(answers[-1])
+        if len(answers) == count:
+            raise Stopped
+        return state
+
+    return answers, take
 
 
 def numbered(like: Tensor, send: Callable[[Tensor], Tensor]) -> Tensor | None:
@@ -454,6 +473,13 @@ def stand_in(scheduler: Any) -> Any:
 def parts(pipe: Any) -> dict[str, nn.Module]:
     """List the pipeline's modules by name."""
     return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+
+
+def alike(pipe: Any, names: Collection[str]) -> frozenset[str]:
+    """Name the parts of a pipeline of the same classes as these."""
+    own = parts(pipe)
+    classes = {type(own[name]) for name in names}
+    return frozenset(name for name, part in own.items() if type(part) in classes)
 
 
 def callee(part: nn.Module) -> str:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
-from pushforward.model.diffusers.calls import Call, Stopped, alone, as_wide, callee, detached, numbered, parts
+from pushforward.model.diffusers.calls import Answer, Call, Stopped, alone, as_wide, callee, detached, numbered, parts
 
 __all__ = ["Decoder", "Encoder", "decoder_of", "encoder_of"]
 
@@ -76,12 +76,9 @@ class Decoder:
         given = [(part, callee(part), _given(part, self.outputs[name])) for name, part in parts(self.call.pipe).items()
                  if name in self.outputs]  # fmt: skip
         more = {"output_type": "pt"} if "output_type" in self.call.signature.parameters else {}
-        last: list[Tensor] = []
 
-        def step(answer: Any) -> Tensor:
-            rows = [state.to(answer.state)] * (len(answer.state) // len(state))
-            last.append(torch.cat(rows))
-            return last[-1]
+        def step(answer: Answer) -> Tensor:
+            return torch.cat([state.to(answer.state)] * (len(answer.state) // len(state)))
 
         return self.call.run([self.time], state, more=more, step=step, patches=[*given, *patches])[1]
 
@@ -242,9 +239,9 @@ def _sent(
         if not values:
             return result
         filled = values.pop(0).view_as(_first(result)).to(_first(result))
-        return (
-            filled if isinstance(result, Tensor) else (filled,) if isinstance(result, tuple) else type(result)(filled)
-        )
+        if isinstance(result, Tensor):
+            return filled
+        return (filled,) if isinstance(result, tuple) else type(result)(filled)
 
     patches = [(part, "decode", decode) for part in decoders(decoder.call.pipe).values()]
     image = decoder.caught(state, patches)

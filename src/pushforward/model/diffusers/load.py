@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +93,7 @@ def _arguments(
     pipe: Any, call: Mapping[str, Any], size: int | tuple[int, int] | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the arguments of a pipeline's call, and those that JSON can say, images as their files' full paths."""
-    import inspect
-
-    known = inspect.signature(type(pipe).__call__).parameters
+    known = signature(type(pipe).__call__).parameters
     asked = dict(call)
     if "control" in asked and "control" not in known:
         name = "control_image" if "control_image" in known else "image"

@@ -10,7 +10,6 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from difflib import get_close_matches
 from inspect import Parameter, Signature
 from typing import Any
 
@@ -18,15 +17,15 @@ import torch
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
-from pushforward.linear import Flow, Gaussian
+from pushforward.linear import Flow
 from pushforward.model.diffusers.blocks import ROWS, LoopCall, bare, check_loop
 from pushforward.model.diffusers.calls import KEPT, LOCK, Stopped, patched
-from pushforward.model.diffusers.codec import Decoder, decoders, encoder_of
+from pushforward.model.diffusers.codec import Decoder, decoders
 from pushforward.model.diffusers.package import reason
-from pushforward.model.diffusers.pipeline import Asked, probes, without_ours
-from pushforward.model.diffusers.schedules import Schedule, read_schedule
+from pushforward.model.diffusers.pipeline import Asked, check_known, made_of, probes, without_ours
+from pushforward.model.diffusers.schedules import Schedule, schedule_of
+from pushforward.model.diffusers.steps import flow_times, settings_of
 from pushforward.model.model import Model
-from pushforward.model.network import Network
 
 __all__ = ["from_blocks"]
 
@@ -46,12 +45,11 @@ def from_blocks(pipe: Any, *, name: str | None = None, **call: Any) -> Model:
     """
     if getattr(pipe, "scheduler", None) is None:
         raise PushforwardError(f"{type(pipe).__name__} has no scheduler; load its components first.")
-    settings = {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__}
-    schedule = read_schedule(settings, f"The scheduler of {type(pipe).__name__}", scheduler=pipe.scheduler)
+    schedule = schedule_of(pipe)
     with torch.no_grad():
         asked = PipelineCall(pipe, _arguments(pipe, call))
         asked.find_denoisers()
-    network = Asked(asked, asked.state.get("latents"), probes(schedule))
+    network = Asked(asked, asked.state.get("latents"), probes(schedule), schedule.gain)
     return _model(network, asked, schedule, name or type(pipe).__name__)
 
 
@@ -125,53 +123,30 @@ class FlowSteps:
         pipe, scheduler = self.call.pipe, copy.deepcopy(self.call.scheduler)
         with LOCK, patched(pipe, "scheduler", scheduler), torch.no_grad():
             _until_loop(pipe, {**self.call.arguments, "num_inference_steps": steps})
-        times = torch.unique_consecutive(torch.as_tensor(scheduler.sigmas).double().cpu())
+        times = torch.unique_consecutive(flow_times(scheduler))
         if len(times) != steps + 1:
             raise PushforwardError(f"The pipeline takes {len(times) - 1} steps with these inputs, not {steps}.")
         return times
 
     def contents(self) -> Any:
         """Return what it is made of, see `model.contents`."""
-        return dict(self.call.scheduler.config)
+        return settings_of(self.call.scheduler)
 
 
 def _model(network: Asked, call: PipelineCall, schedule: Schedule, name: str) -> Model:
-    pipe, like = call.pipe, network.like
-    state = torch.randn(like.shape, generator=torch.Generator().manual_seed(0)).to(like.device)
-    decoder = encoder = None
-    shape = image_shape = tuple(like.shape[1:])
-    if decoders(pipe) and any(True for _ in call.rest):
+    decoder = None
+    if decoders(call.pipe) and any(True for _ in call.rest):
         decoder = BlocksDecoder(call, {}, network.times[-1])
-        with torch.no_grad():
-            image = decoder(state)
-            encoder = encoder_of(decoder, state, image)
-        image_shape = tuple(image.shape[1:])
     own = isinstance(schedule.process, Flow) or not schedule.grid
-    return Model(
-        name,
-        schedule.process,
-        Network(network, **schedule.network),
-        shape,
-        schedule.reference or Gaussian(0.25 if decoder is None else 1.0),
-        decoder=decoder,
-        grid={"name": "own", "times": FlowSteps(call)} if own else schedule.grid,
-        info={"source": name, "pipeline": type(pipe).__name__, "scheduler": type(pipe.scheduler).__name__},
-        text=network.told if network.reads else None,
-        encoder=encoder,
-        image_shape=image_shape,
-        solvers=schedule.solvers,
-    )
+    grid = {"name": "own", "times": FlowSteps(call)} if own else schedule.grid
+    return made_of(network, schedule, name, decoder, grid)
 
 
 def _arguments(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
     """Check the inputs of a pipeline, and add an empty prompt where one is needed."""
     known = [param.name for param in pipe._blocks.inputs if param.name]
     call = without_ours(call)
-    for argument in call:
-        if argument not in known:
-            near = get_close_matches(argument, known, 1)
-            hint = f"; do you mean {near[0]}?" if near else f"; it takes {', '.join(known)}."
-            raise PushforwardError(f"{type(pipe).__name__} takes no input {argument!r}{hint}")
+    check_known(pipe, call, known, "input")
     given = dict(call)
     embedded = any("embeds" in argument for argument in call)
     if "prompt" in known and given.get("prompt") is None and not embedded:

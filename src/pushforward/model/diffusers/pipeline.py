@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from inspect import signature
 from typing import Any, Self
 
 import torch
@@ -20,15 +21,15 @@ from torch import Tensor, nn
 from pushforward.errors import PushforwardError
 from pushforward.linear import Gaussian
 from pushforward.model.diffusers.calls import Call, Stopped, alone, parts
-from pushforward.model.diffusers.codec import decoder_of, decoders, encoder_of
+from pushforward.model.diffusers.codec import Decoder, decoder_of, decoders, encoder_of
 from pushforward.model.diffusers.package import import_diffusers
 from pushforward.model.diffusers.rows import BATCHES, Rows, learn
-from pushforward.model.diffusers.schedules import Schedule, read_schedule
-from pushforward.model.diffusers.steps import check_step, grid_of
+from pushforward.model.diffusers.schedules import Schedule, schedule_of
+from pushforward.model.diffusers.steps import check_step, grid_of, settings_of
 from pushforward.model.model import Model
 from pushforward.model.network import Network
 
-__all__ = ["Asked", "from_pipeline", "probes", "refuse_caches", "without_ours"]
+__all__ = ["Asked", "check_known", "from_pipeline", "made_of", "probes", "refuse_caches", "without_ours"]
 
 NOTHING_SAID = {"strength": 1.0, "eta": 0.0, **dict.fromkeys(BATCHES, 1)}
 SUBJECTS = ("prompt", "class_labels")  # arguments that say what an image is to be of
@@ -75,15 +76,13 @@ def from_pipeline(pipe: Any, *, name: str | None = None, **call: Any) -> Model:
             "several, of which each can be given."
         )
     refuse_caches(pipe)
-    settings = {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__}
-    schedule = read_schedule(settings, f"The scheduler of {type(pipe).__name__}", scheduler=pipe.scheduler)
+    schedule = schedule_of(pipe)
     asked = Call(pipe, _arguments(pipe, call))
     times = probes(schedule)
     with torch.no_grad():
         first = asked.find_entrance(times[0])
     check_step(asked, schedule)
-    network = Asked(asked, first.state[:1].detach(), times)
-    network._shared.gain = schedule.gain
+    network = Asked(asked, first.state[:1].detach(), times, schedule.gain)
     return _model(network, schedule, name or _name(pipe))
 
 
@@ -94,13 +93,11 @@ class _Shared:
     Args:
         subject: the argument that says what an image is to be of.
         guidance: the argument that weighs its guidance.
-        gain: factor of its predictions, see `Schedule`.
         variants: networks of calls with other guidance.
     """
 
     subject: str | None
     guidance: str | None
-    gain: float = 1.0
     variants: dict[Any, Asked] = field(default_factory=dict)
 
 
@@ -111,24 +108,28 @@ class Asked(nn.Module):
         call: the call.
         like: a state `(1, ...)` in the pipeline's dtype and place.
         times: times of its scheduler, decreasing.
+        gain: factor of its predictions, see `Schedule`.
         shared: what the same pipeline's calls with other guidance share; by default nothing is known yet.
     """
 
-    def __init__(self, call: Call, like: Tensor, times: Sequence[float], shared: _Shared | None = None) -> None:
+    def __init__(
+        self, call: Call, like: Tensor, times: Sequence[float], gain: float = 1.0, shared: _Shared | None = None
+    ) -> None:
         super().__init__()
-        self.call, self.like, self.times = call, like, tuple(times)
+        self.call, self.like, self.times, self.gain = call, like, tuple(times), gain
         self.subjects: tuple[Any, ...] = ()
         known = call.signature.parameters
         subject = next((name for name in SUBJECTS if name in known and call.arguments.get(name) is not None), None)
         self._shared = _Shared(subject, _guidance(call)) if shared is None else shared
         self._experts: dict[float, str] = {}
-        every = torch.linspace(times[0], times[-1], PLACES, dtype=torch.float64) if len(self._twins) > 1 else times
+        self._twins = _twins(call)
+        every = torch.linspace(times[0], times[-1], PLACES, dtype=torch.float64).tolist() if self._twins else times
         groups: dict[str, list[float]] = {}
-        for t in torch.as_tensor(every, dtype=torch.float64).tolist():
-            groups.setdefault(self._expert(t), []).append(t)
+        for t in every:
+            groups.setdefault(self._found(t), []).append(t)
         self._rows: dict[str, Rows] = {}
         for expert, some in groups.items():
-            self._rows[expert] = learn(call, like, {}, [some[0], some[len(some) // 2], some[-1]])
+            self._rows[expert] = learn(call, like, [some[0], some[len(some) // 2], some[-1]])
 
     @property
     def reads(self) -> bool:
@@ -192,7 +193,7 @@ class Asked(nn.Module):
         if key not in self._shared.variants:
             call = Call(self.call.pipe, {**self.call.arguments, **changes}, self.call.entrance, self.call.denoisers,
                         self.call.kept, self.call.fewest)  # fmt: skip
-            self._shared.variants[key] = Asked(call, self.like, self.times, self._shared)
+            self._shared.variants[key] = Asked(call, self.like, self.times, self.gain, self._shared)
         made = copy.copy(self._shared.variants[key])
         made.subjects = self.subjects
         return made
@@ -205,38 +206,39 @@ class Asked(nn.Module):
         found, order = [], []
         for (number, expert), rows in groups.items():
             some = torch.tensor(rows, device=u.device)
-            if expert not in self._rows:
-                raise PushforwardError(
-                    f"{type(self.call.pipe).__name__} asks its {expert} at time {t[rows[0]]:g} only, so nearby that it "
-                    "was not tried."
-                )
             more = {} if number < 0 else {str(self._shared.subject): self._subject(number)}
             states = u[some].to(device=self.like.device, dtype=self.like.dtype)
             found.append(self._rows[expert].ask(states, t[some], more))
             order.append(some)
         answer = found[0] if len(found) == 1 else torch.cat(found)[torch.cat(order).argsort()]
-        return self._shared.gain * answer.to(u)
+        return self.gain * answer.to(u)
 
     def contents(self) -> Any:
         """Return what it is made of, see `model.contents`."""
         pipe, arguments = self.call.pipe, self.call.arguments
         told = {name: value for name, value in arguments.items() if value is not None and name != "generator"}
         words = {name: part for name, part in pipe.components.items() if callable(getattr(part, "get_vocab", None))}
-        settings = {name: value for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
+        settings = settings_of(pipe.scheduler)
         return [type(pipe).__name__, type(pipe.scheduler).__name__, settings, {**parts(pipe), **words}, told]
 
     def _subject(self, number: int) -> Any:
         return self.subjects[number] if self.reads else [number]
 
-    @property
-    def _twins(self) -> list[str]:
-        """The networks among which the pipeline may choose by the time."""
-        own = parts(self.call.pipe)
-        kinds = [type(own[name]) for name in self.call.denoisers]
-        return [name for name in self.call.denoisers if kinds.count(type(own[name])) > 1]
-
     def _expert(self, time: float) -> str:
-        """Name the network that the pipeline asks at a time of its scheduler; empty if it has one."""
+        """Name the network that the pipeline asks at a time of its scheduler; empty if it has one.
+
+        Raises:
+            PushforwardError: it was asked at no time that was tried.
+        """
+        expert = self._found(time)
+        if expert not in self._rows:
+            raise PushforwardError(
+                f"{self.call.name} asks its {expert} at time {time:g} only, so nearby that it was not tried."
+            )
+        return expert
+
+    def _found(self, time: float) -> str:
+        """Name that network, whether or not it was tried."""
         if not self._twins:
             return ""
         if time not in self._experts:
@@ -254,6 +256,13 @@ class Asked(nn.Module):
         return self._experts[time]
 
 
+def _twins(call: Call) -> list[str]:
+    """Name the networks among which a pipeline may choose by the time."""
+    own = parts(call.pipe)
+    kinds = [type(own[name]) for name in call.denoisers]
+    return [name for name in call.denoisers if kinds.count(type(own[name])) > 1]
+
+
 # -- what a pipeline is called with ------------------------------------------------------------------------------------
 
 
@@ -263,19 +272,14 @@ def _arguments(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         PushforwardError: the pipeline takes no such argument, or the sampler decides about it.
     """
-    import inspect
-
-    known = inspect.signature(type(pipe).__call__).parameters
+    known = signature(type(pipe).__call__).parameters
     call = without_ours(call)
-    for argument in call:
-        if argument in ACTING and call[argument] is not None:
+    for argument in ACTING:
+        if call.get(argument) is not None:
             raise PushforwardError(
                 f"Leave {argument} out of the pipeline's call: it would act in the pipeline's own steps only."
             )
-        if argument not in known:
-            near = get_close_matches(argument, known, 1)
-            hint = f"; do you mean {near[0]}?" if near else f"; it takes {', '.join(k for k in known if k != 'self')}."
-            raise PushforwardError(f"{type(pipe).__name__} takes no argument {argument!r}{hint}")
+    check_known(pipe, call, [name for name in known if name != "self"], "argument")
     embedded = any("embeds" in argument and call[argument] is not None for argument in call)
     given = dict(call)
     if "prompt" in known and given.get("prompt") is None and not embedded:
@@ -289,6 +293,15 @@ def _arguments(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(given.get("prompt"), list | tuple):
         given["prompt"] = given["prompt"][0]
     return given
+
+
+def check_known(pipe: Any, call: Mapping[str, Any], known: Sequence[str], what: str) -> None:
+    """Raise if a pipeline is called with something that it does not take."""
+    for name in call:
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            hint = f"; do you mean {near[0]}?" if near else f"; it takes {', '.join(known)}."
+            raise PushforwardError(f"{type(pipe).__name__} takes no {what} {name!r}{hint}")
 
 
 def without_ours(call: Mapping[str, Any]) -> dict[str, Any]:
@@ -343,35 +356,51 @@ def _name(pipe: Any) -> str:
 
 
 def _model(network: Asked, schedule: Schedule, name: str) -> Model:
-    call, like = network.call, network.like
-    pipe = call.pipe
-    state = torch.randn(like.shape, generator=torch.Generator().manual_seed(0)).to(like.device)
-    decoder = encoder = None
-    image_shape: tuple[int, ...] | None = tuple(like.shape[1:])
-    if decoders(pipe):
-        decoder = decoder_of(call, state, network.times[-1])
+    call = network.call
+    decoder = None
+    if decoders(call.pipe):
+        decoder = decoder_of(call, noise_like(network.like), network.times[-1])
+    classes = _classes(call.pipe) if "class_labels" in call.signature.parameters else ()
+    return made_of(network, schedule, name, decoder, grid_of(call, schedule), classes)
+
+
+def made_of(
+    network: Asked,
+    schedule: Schedule,
+    name: str,
+    decoder: Decoder | None,
+    grid: Mapping[str, Any],
+    classes: tuple[str, ...] = (),
+) -> Model:
+    """Make the model of a pipeline's network, its schedule and its way to images, and find the way back."""
+    pipe, shape = network.call.pipe, tuple(network.like.shape[1:])
+    encoder, image_shape = None, shape
+    if decoder is not None:
+        state = noise_like(network.like)
         with torch.no_grad():
             image = decoder(state)
             encoder = encoder_of(decoder, state, image)
         image_shape = tuple(image.shape[1:])
-    classes: tuple[str, ...] = ()
-    if "class_labels" in call.signature.parameters:
-        classes = _classes(pipe)
     return Model(
         name,
         schedule.process,
         Network(network, **schedule.network),
-        tuple(like.shape[1:]),
+        shape,
         schedule.reference or Gaussian(0.25 if decoder is None else 1.0),
         classes,
         decoder,
-        grid_of(call, schedule),
+        grid,
         {"source": name, "pipeline": type(pipe).__name__, "scheduler": type(pipe.scheduler).__name__},
         text=network.told if network.reads else None,
         encoder=encoder,
         image_shape=image_shape,
         solvers=schedule.solvers,
     )
+
+
+def noise_like(like: Tensor) -> Tensor:
+    """Draw a state, float32, the same in every process."""
+    return torch.randn(like.shape, generator=torch.Generator().manual_seed(0)).to(like.device)
 
 
 def _classes(pipe: Any) -> tuple[str, ...]:

@@ -23,7 +23,6 @@ from pushforward.model.diffusers.calls import Answer, Call, parts
 __all__ = ["BATCHES", "Clock", "Rows", "learn"]
 
 BATCHES = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt", "batch_size")
-BASES = (960.0, 480.0, 224.0)  # of 1000 timesteps; bfloat16 holds them exactly
 SEED = 271828  # other than any that pipelines draw noise from, which is blended in by some
 AFFINE = 1e-5
 CLOSE = {torch.float32: 2e-4, torch.float64: 1e-6}  # rounding of a batched network, of the largest value; else:
@@ -126,13 +125,12 @@ def taken(answer: Answer, states: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def learn(call: Call, like: Tensor, more: Mapping[str, Any], times: Sequence[float]) -> Rows:
+def learn(call: Call, like: Tensor, times: Sequence[float]) -> Rows:
     """Find out how a pipeline can be asked about many states at once.
 
     Args:
         call: the pipeline's call.
         like: a state `(1, ...)`.
-        more: arguments of the call besides the usual.
         times: three times of its scheduler, at which it asks the same networks.
 
     Raises:
@@ -144,12 +142,12 @@ def learn(call: Call, like: Tensor, more: Mapping[str, Any], times: Sequence[flo
     at = torch.tensor(list(times), dtype=torch.float64)
     close = CLOSE.get(like.dtype, ROUGH)
     alone = Rows(call, None, {}, "state")
-    single = alone.ask(states, at, more)
-    _check_steps(alone, states[:1], times[0], more, single[:1], close)
+    single = alone.ask(states, at, {})
+    _check_steps(alone, states[:1], times[0], single[:1], close)
     best, reasons = alone, []
     for batch in [*(name for name in BATCHES if name in call.signature.parameters), None]:
         try:
-            found = _with_batch(Rows(call, batch, {}, "states"), states, times, more, single, close)
+            found = _with_batch(Rows(call, batch, {}, "states"), states, times, single, close)
         except (PushforwardError, torch.OutOfMemoryError) as error:
             reasons.append(str(error))
             continue
@@ -160,9 +158,7 @@ def learn(call: Call, like: Tensor, more: Mapping[str, Any], times: Sequence[flo
     return replace(best, why=best.why or " ".join(reasons))
 
 
-def _with_batch(
-    rows: Rows, states: Tensor, times: Sequence[float], more: Mapping[str, Any], single: Tensor, close: float
-) -> Rows:
+def _with_batch(rows: Rows, states: Tensor, times: Sequence[float], single: Tensor, close: float) -> Rows:
     """Find out whether states can be asked about together by one way of making several images in a call.
 
     Raises:
@@ -170,23 +166,23 @@ def _with_batch(
     """
     seen: list[dict[_Place, Tensor]] = []
     for k, t in enumerate(times):
-        answers = _recorded(rows, states, t, more, seen)
+        answers = _recorded(rows, states, t, seen)
         if len(answers) != len(states) or not _near(answers[k], single[k], close):
             raise PushforwardError(f"With {rows.batch or 'repeated arguments'}, answers depend on the images beside.")
     hooked = replace(rows, clocks=_clocks(seen, times, len(states)), together="times")
     why = "Not all that depends on the time is told to a network."
     try:
         at = torch.tensor(list(times), dtype=torch.float64)
-        if all(_near(hooked.ask(states, at, more, base), single, close) for base in times[:2]):
+        if all(_near(hooked.ask(states, at, {}, base), single, close) for base in times[:2]):
             return hooked
     except PushforwardError as error:
         why = str(error)
     return replace(rows, why=why)
 
 
-def _check_steps(rows: Rows, state: Tensor, time: float, more: Mapping[str, Any], wanted: Tensor, close: float) -> None:
+def _check_steps(rows: Rows, state: Tensor, time: float, wanted: Tensor, close: float) -> None:
     """Raise if the same state at the same time is answered otherwise in a later step than in the first."""
-    answers = rows.called(state, [time] * 3, more)
+    answers = rows.called(state, [time] * 3, {})
     if not all(_near(one, wanted, close) for one in answers):
         raise PushforwardError(
             f"{type(rows.call.pipe).__name__} answers the same state at the same time otherwise in a later step: some "
@@ -201,9 +197,7 @@ def _near(one: Tensor, other: Tensor, close: float) -> bool:
     return float((one - other).abs().max()) <= close * float(other.abs().max())
 
 
-def _recorded(
-    rows: Rows, states: Tensor, time: float, more: Mapping[str, Any], seen: list[dict[_Place, Tensor]]
-) -> Tensor:
+def _recorded(rows: Rows, states: Tensor, time: float, seen: list[dict[_Place, Tensor]]) -> Tensor:
     """Ask about states at one time, and note what all parts are told that is not an image."""
     noted: dict[_Place, Tensor] = {}
     calls: Counter[str] = Counter()
@@ -219,7 +213,7 @@ def _recorded(
         return hook
 
     hooks = {name: noting(name) for name in parts(rows.call.pipe)}
-    answer = rows.called(states, [time], more, hooks)[0]
+    answer = rows.called(states, [time], {}, hooks)[0]
     seen.append(noted)
     return answer
 

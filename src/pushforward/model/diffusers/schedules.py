@@ -37,7 +37,7 @@ from pushforward.linear import VE, Discrete, Flow, Gaussian, Process
 from pushforward.model.diffusers.package import import_diffusers, reason
 from pushforward.model.diffusers.tables import Settings, alphas_cumprod
 
-__all__ = ["READERS", "Schedule", "read_schedule"]
+__all__ = ["READERS", "Schedule", "read_schedule", "schedule_of"]
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,16 @@ def _tabled(settings: Settings, scheduler: Any) -> Schedule:
     }
     bounds = {} if "CogVideoX" in settings["_class_name"] else _bounds(settings)  # these do not clip, whatever they say
     return Schedule(process, {**network, **bounds}, {})
+
+
+def schedule_of(pipe: Any) -> Schedule:
+    """Read the schedule of the scheduler that a pipeline holds in memory.
+
+    Raises:
+        PushforwardError: as `read_schedule`.
+    """
+    settings = {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__}
+    return read_schedule(settings, f"The scheduler of {type(pipe).__name__}", scheduler=pipe.scheduler)
 
 
 _PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample", "flow_prediction": "velocity"}

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
-from pushforward.linear import Discrete, Flow, Process, ScaledProcess
+from pushforward.linear import Discrete, Flow, Process
 from pushforward.model.diffusers.calls import Call
 from pushforward.model.diffusers.schedules import Schedule
 from pushforward.model.prediction import denoising
 
-__all__ = ["Steps", "check_step", "grid_of"]
+__all__ = ["Steps", "check_step", "flow_times", "grid_of", "settings_of"]
 
 FIRST_ORDER = ("DDIMScheduler", "DDIMParallelScheduler", "CogVideoXDDIMScheduler", "FlowMatchEulerDiscreteScheduler")
 CLOSE = 2e-3  # tables are float32 in diffusers, times are rounded to integers
@@ -30,6 +30,10 @@ class Steps:
     process: Process
 
     def __call__(self, steps: int) -> Tensor:
+        return self.times(self.scheduler(steps))
+
+    def scheduler(self, steps: int) -> Any:
+        """Return a copy of the scheduler that has been told what the pipeline tells it for so many steps."""
         told = self.call.asks_for(steps)
         for name in ("sigmas", "timesteps"):
             if self.call.arguments.get(name) is not None and len(told.get(name, ())) != steps:
@@ -37,15 +41,29 @@ class Steps:
                 raise PushforwardError(f"The pipeline's call has {count} {name}; take as many steps, not {steps}.")
         scheduler = copy.deepcopy(self.call.scheduler)
         scheduler.set_timesteps(**told)
+        return scheduler
+
+    def times(self, scheduler: Any) -> Tensor:
+        """Return the times of the steps that a scheduler has been told, and where the last one ends."""
         if isinstance(self.process, Discrete):
             times = (scheduler.timesteps.double().cpu() + 1) * self.process.t_min
             return torch.cat([times, torch.zeros(1, dtype=torch.float64)])
-        sigmas = torch.as_tensor(scheduler.sigmas).double().cpu()
-        return torch.unique_consecutive(1 - sigmas if scheduler.config.get("invert_sigmas") else sigmas)
+        return torch.unique_consecutive(flow_times(scheduler))
 
     def contents(self) -> Any:
         """Return what it is made of, see `model.contents`."""
-        return {name: value for name, value in self.call.scheduler.config.items() if not name.startswith("_")}
+        return settings_of(self.call.scheduler)
+
+
+def flow_times(scheduler: Any) -> Tensor:
+    """Return a flow's times at the steps that its scheduler has been told, from 1 down, float64."""
+    sigmas = torch.as_tensor(scheduler.sigmas).double().cpu()
+    return 1 - sigmas if scheduler.config.get("invert_sigmas") else sigmas
+
+
+def settings_of(scheduler: Any) -> dict[str, Any]:
+    """Return a scheduler's settings, without those that its library keeps for itself."""
+    return {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
 
 
 def grid_of(call: Call, schedule: Schedule) -> Mapping[str, Any]:
@@ -64,18 +82,18 @@ def check_step(call: Call, schedule: Schedule) -> None:
     """
     process, bounded = schedule.process, {"clip", "threshold"} & set(schedule.network)
     name = type(call.scheduler).__name__
-    if not isinstance(process, ScaledProcess):
+    if not isinstance(process, Discrete | Flow):
         return
-    times = Steps(call, process)(4) if isinstance(process, Discrete | Flow) else None
-    if times is not None and float(times.max()) > process.t_max * (1 + 1e-6):
+    steps = Steps(call, process)
+    scheduler = steps.scheduler(4)
+    times = steps.times(scheduler)
+    if float(times.max()) > process.t_max * (1 + 1e-6):
         raise PushforwardError(
             f"{type(call.pipe).__name__} counts time to {float(times.max()):g}, not to {process.t_max:g} as its {name} "
             "is set to, so it turns predictions around its network; it cannot be asked for single ones."
         )
-    if name not in FIRST_ORDER or bounded or times is None:
+    if name not in FIRST_ORDER or bounded:
         return
-    scheduler = copy.deepcopy(call.scheduler)
-    scheduler.set_timesteps(**call.asks_for(4))
     state, prediction = torch.randn((2, 1, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     theirs = scheduler.step(prediction, scheduler.timesteps[0], state, return_dict=False)[0]
     on_state, on_prediction = denoising(process, schedule.network["prediction"], times[:1])
