@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from pushforward.denoiser import Ask, Denoiser
+from pushforward.denoiser import Around, Ask, Denoiser
 from pushforward.linear import Process
 
 __all__ = ["Altered", "Change"]
@@ -17,7 +17,7 @@ Change = Callable[[Callable[[Tensor], Tensor], int | Tensor, Tensor, Tensor | No
 
 
 @dataclass(frozen=True)
-class Altered:
+class Altered(Around):
     """A denoiser that changes the answers of another.
 
     Args:
@@ -28,18 +28,6 @@ class Altered:
 
     inner: Denoiser
     change: Callable[[Process, Tensor, Tensor, bool], Change]
-
-    @property
-    def module(self) -> nn.Module | None:
-        """The network's module, if it has one."""
-        found = getattr(self.inner, "module", None)
-        return found if isinstance(found, nn.Module) else None
-
-    @property
-    def condition(self) -> Tensor | None:
-        """The condition that the network gets."""
-        found: Tensor | None = getattr(self.inner, "condition", None)
-        return found
 
     def around(self, inner: Denoiser) -> Altered:
         """Return the denoiser that makes the same change to the answers of `inner`."""

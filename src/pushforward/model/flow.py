@@ -13,9 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pushforward.denoiser import Ask, Denoiser
+from pushforward.denoiser import Around, Ask, Denoiser
 from pushforward.errors import PushforwardError
 from pushforward.linear import Flow, Process, ScaledProcess
 from pushforward.plan.grid import solve_for_time
@@ -24,7 +24,7 @@ __all__ = ["AsFlow", "flow_of"]
 
 
 @dataclass(frozen=True)
-class AsFlow:
+class AsFlow(Around):
     """A denoiser of flow matching that asks one of another process.
 
     Args:
@@ -34,18 +34,6 @@ class AsFlow:
 
     inner: Denoiser
     own: ScaledProcess
-
-    @property
-    def module(self) -> nn.Module | None:
-        """The network's module, if it has one."""
-        found = getattr(self.inner, "module", None)
-        return found if isinstance(found, nn.Module) else None
-
-    @property
-    def condition(self) -> Tensor | None:
-        """The condition that the network gets."""
-        found: Tensor | None = getattr(self.inner, "condition", None)
-        return found
 
     def around(self, inner: Denoiser) -> AsFlow:
         """Return the same view of another denoiser of the process."""

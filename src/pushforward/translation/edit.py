@@ -26,7 +26,16 @@ from pushforward.maps.spec import SamplerSpec
 from pushforward.model import Model
 from pushforward.plan import Plan
 from pushforward.plan.grid import spread_times
-from pushforward.translation.translate import CODELESS, Coded, Method, code_of, decoded, sampler_for, translate
+from pushforward.translation.translate import (
+    CODELESS,
+    ONE_CODE,
+    Coded,
+    Method,
+    code_of,
+    decoded,
+    sampler_for,
+    translate,
+)
 
 __all__ = ["Candidate", "Search", "edits", "likelihood", "plans"]
 
@@ -52,7 +61,7 @@ class Search:
     def __post_init__(self) -> None:
         if self.trials < 1 or not self.guidances or not self.skips or not all(0 <= s < 1 for s in self.skips):
             raise PushforwardError("A search needs a trial, a guidance, and skips from 0 up to below 1.")
-        if self.method in ("deterministic", "uni-inv", "direct") and self.trials > 1:
+        if self.method in ONE_CODE and self.trials > 1:
             raise PushforwardError(
                 "Deterministic codes are the same in every trial; take 1 trial, or the stochastic method."
             )

@@ -30,6 +30,7 @@ from pushforward.execute import run
 from pushforward.linear import Operator, Process, ScaledProcess
 from pushforward.maps.code import GaussianStream, numbered
 from pushforward.maps.diffusion import Diffusion
+from pushforward.maps.passes import last_states
 from pushforward.plan import Plan, Register
 
 __all__ = ["flowedit"]
@@ -65,7 +66,7 @@ def flowedit(
     plan, process = target.plan, target.model.process
     if plan.noises or source.model.process != process:
         raise PushforwardError("FlowEdit needs one process for both ends and a deterministic plan: ddim with eta 0.")
-    clean = process.lift(target.model.latents(images.to(target.start(torch.zeros(target.model.state_shape(1))))))
+    clean = last_states(target, images)
     noise = GaussianStream(seed, numbered(first, len(images)), clean.shape[1:])
     one, other = (end.told(len(images)).denoiser for end in (source, target))
     difference = _Difference(one, other, clean, noise, align)

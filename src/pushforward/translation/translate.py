@@ -41,6 +41,7 @@ from pushforward.translation.flowedit import flowedit
 
 __all__ = [
     "CODELESS",
+    "ONE_CODE",
     "TRANSLATIONS",
     "Coded",
     "Method",
@@ -56,6 +57,7 @@ __all__ = [
 Method = Literal["stochastic", "independent", "deterministic", "uni-inv", "direct", "flowedit", "flowalign", "sdedit"]
 TRANSLATIONS: tuple[Method, ...] = get_args(Method)
 CODELESS = ("flowedit", "flowalign")
+ONE_CODE = ("deterministic", "uni-inv", "direct")  # per image, whatever the seed
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def sampler_for(model: Model, sampler: SamplerSpec, method: Method) -> SamplerSp
         sampler = replace(sampler, grid="uniform")
     if method in CODELESS:
         return sampler
-    if method in ("deterministic", "uni-inv", "direct"):
+    if method in ONE_CODE:
         return sampler if sampler.end is not None else replace(sampler, end=model.process.t_min)
     if model.process.blocks > 1 and sampler.solver in ("gddim", "exponential") and sampler.end is None:
         sampler = replace(sampler, end=model.process.t_min)  # into time 0 their noise reaches velocities alone
