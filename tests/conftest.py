@@ -3,6 +3,7 @@
 import json
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,15 @@ def seed() -> int:
     np.random.seed(value)  # noqa: NPY002
     torch.manual_seed(value)
     return value
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """A single thread for the tests of a file: more only wait for one another on small networks."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import json
 import pkgutil
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,10 @@ from pushforward.model.diffusers.load import diffusers_model
 from pushforward.model.diffusers.tables import alphas_cumprod
 from pushforward.plan import Plan, ddim, ddpm, dpm_solver_pp, grid, runge_kutta, unipc
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")  # of diffusers
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),  # of diffusers
+]
 
 EXACT, SINGLE = 1e-9, 2e-5
 STEPS = 6
@@ -52,15 +55,6 @@ SPACINGS = ["leading", "linspace", "trailing"]
 def network(**changes: Any) -> diffusers.UNet2DModel:
     torch.manual_seed(1)
     return diffusers.UNet2DModel(**{**SIZES, **changes}).double().eval().requires_grad_(False)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """More only wait for one another on networks this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,10 @@ from pushforward.plan import SOLVERS, ddim, plan_of
 from support.helpers import FIELD
 from support.pipelines import flux, stable_diffusion_3, stable_diffusion_xl
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")  # of diffusers
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),  # of diffusers
+]
 
 EXACT, SINGLE = 1e-9, 1e-4
 STEPS = 5
@@ -51,15 +54,6 @@ UNET: dict[str, Any] = {
     "norm_num_groups": 2, "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
     "up_block_types": ("AttnUpBlock2D", "UpBlock2D"), "attention_head_dim": 4,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """More only wait for one another on networks this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def toy(u: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import warnings
 
 import pytest
-import torch
 
 import pushforward as pf
 from support.conformance import examine
 from support.families import transformers, unets, videos
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of diffusers
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore"),  # of diffusers
+]
 
 FAMILIES = {**unets.FAMILIES, **transformers.FAMILIES, **videos.FAMILIES}
 REFUSED = {
@@ -27,11 +29,6 @@ NO_ENCODER = {"Wan 2.2 5B image", "Allegro", "HunyuanVideo image", "Kandinsky 5 
 ONE_BY_ONE = {"Latte", "Wan VACE", "Sana Video image", "CogVideoX Fun control"}
 NO_METHOD_OF_OURS = {"LCM", "Sana Video", "Sana Video image"}
 ROUNDING = 1e-4  # of float32 over four guided steps, and of tables that are float32 in diffusers
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name not in REFUSED])

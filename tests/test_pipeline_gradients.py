@@ -3,7 +3,7 @@
 Tiny random networks; gradients in float64, against central differences.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,11 @@ import pushforward as pf
 from pushforward.maps.spec import parse
 from support.pipelines import flux, stable_diffusion
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CALL: dict[str, Any] = {"prompt": "a fox", "guidance_scale": 3.0, "height": 8, "width": 8}
 WAYS = {"plain": None, "exact": pf.Exact(), "implicit": pf.Implicit(tolerance=1e-10)}
 STEP = 1e-4
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """More only wait for one another on networks this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=[stable_diffusion, flux], ids=["unet", "transformer"])

@@ -6,7 +6,7 @@ round otherwise than single rows: to 1e-5 of the largest value in float32.
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,10 @@ from torch import Tensor, nn
 import pushforward as pf
 from support.pipelines import flux, stable_diffusion, stable_diffusion_xl
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CALL: dict[str, Any] = {"prompt": "a fox", "guidance_scale": 3.0, "height": 8, "width": 8}
 PARTS = ("unet", "transformer", "vae", "text_encoder")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """More only wait for one another on networks this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=[stable_diffusion, flux], ids=["unet", "transformer"])

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from support.pipelines import (
 )
 
 pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),  # of diffusers
 ]
 
@@ -45,15 +46,6 @@ PROMPTS = ["a fox", "the red house by the sea, at night"]  # the second is cut: 
 TEXTS = ["sd", "sd-v", "sdxl", "sdxl-one", "ldm", "sd3", "sd3-no-t5", "flux", "schnell"]
 KINDS = [*TEXTS, "dit"]
 FLUX = ("flux", "schnell")  # its states are packed: squares of 2 x 2 as tokens
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """More only wait for one another on networks this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 MAKE: dict[str, Callable[[Path], Any]] = {

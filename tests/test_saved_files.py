@@ -24,6 +24,8 @@ from typer.testing import CliRunner
 import pushforward as pf
 from pushforward.cli import app
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 KEPT = Path(__file__).parent / "fixtures" / "v0.1"
 PLACE = "/place/of/the/files"  # in what is kept, where the files lay
 SAME, SIMILAR = 1e-4, 1e-3  # of one pass through a plan; of what is learnt, or moved by gradients
@@ -68,14 +70,6 @@ needs_the_version = pytest.mark.skipif(
     version("pushforward") != known("versions")["pushforward"],
     reason="every version makes the images that it evaluates itself",
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

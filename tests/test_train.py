@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,16 +32,9 @@ from pushforward.training.trainer import Interrupted, TrainConfig, train
 from support.pictures import save_png
 from support.training import SIDE, TINY, some_data
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PROCESSES = [name for name in EVERY if name != "discrete"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The networks here are too small to share out."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def a_process(name: str) -> Process:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import pushforward as pf
-from pushforward.execute import run
+from pushforward.execute import INVERSE, invert, run
 from support.families.tiny import Tiny
 
 STEPS = 4
@@ -127,8 +127,6 @@ def inverse_error(model: pf.Model) -> float:
         made = model.diffusion("ddim:end=" + repr(model.process.t_min), 4 * STEPS)
         start = made.start(made.draw(1, seed=2).start)
         state = run(made.plan, model.denoiser, start)
-        from pushforward.execute import INVERSE, invert
-
         found = invert(made.plan, model.denoiser, state, method=INVERSE)
         return relative(run(made.plan, model.denoiser, found.first), state)
 
