@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pushforward.errors import PushforwardError
 from pushforward.linear import Process
 
-__all__ = ["Around", "Ask", "Denoiser", "Function", "Priced", "Wrapper", "check_output"]
+__all__ = ["Ask", "Denoiser", "Function", "Priced", "Wrapper", "check_output"]
 
 
 class Ask(Protocol):
@@ -56,24 +56,6 @@ class Wrapper(Denoiser, Protocol):
 
     def around(self, inner: Denoiser) -> Denoiser:
         """Return the wrapper that makes the same change to the answers of `inner`."""
-
-
-class Around:
-    """What a wrapper shows of the network in it."""
-
-    inner: Denoiser
-
-    @property
-    def module(self) -> nn.Module | None:
-        """The network's module, if it has one."""
-        found = getattr(self.inner, "module", None)
-        return found if isinstance(found, nn.Module) else None
-
-    @property
-    def condition(self) -> Tensor | None:
-        """The condition that the network gets."""
-        found: Tensor | None = getattr(self.inner, "condition", None)
-        return found
 
 
 @runtime_checkable

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from pushforward.denoiser import Around, Ask, Denoiser
+from pushforward.denoiser import Ask, Denoiser
 from pushforward.linear import Process
+from pushforward.model.network import Around
 
 __all__ = ["Altered", "Change"]
 

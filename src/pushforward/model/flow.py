@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pushforward.denoiser import Around, Ask, Denoiser
+from pushforward.denoiser import Ask, Denoiser
 from pushforward.errors import PushforwardError
 from pushforward.linear import Flow, Process, ScaledProcess
+from pushforward.model.network import Around
 from pushforward.plan.grid import solve_for_time
 
 __all__ = ["AsFlow", "flow_of"]

@@ -15,13 +15,31 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from pushforward.denoiser import Ask, check_output
+from pushforward.denoiser import Ask, Denoiser, check_output
 from pushforward.errors import PushforwardError
 from pushforward.linear import IDENTITY, POINT, Discrete, Gaussian, Operator, Process, apply_coefficients
 from pushforward.model.prediction import Prediction, denoising, is_image
 
 _NOTICED: WeakSet[nn.Module] = WeakSet()  # modules whose units of time have been checked
 LOST = torch.finfo(torch.float32).eps ** 2  # signal-to-noise ratio at which float32 holds the noise alone
+
+
+class Around:
+    """What a wrapper shows of the network in it."""
+
+    inner: Denoiser
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The network's module, if it has one."""
+        found = getattr(self.inner, "module", None)
+        return found if isinstance(found, nn.Module) else None
+
+    @property
+    def condition(self) -> Tensor | None:
+        """The condition that the network gets."""
+        found: Tensor | None = getattr(self.inner, "condition", None)
+        return found
 
 
 @dataclass(frozen=True)
