@@ -19,20 +19,11 @@ import torch
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
-from pushforward.model.diffusers.calls import (
-    Answer,
-    Call,
-    Stopped,
-    alike,
-    alone,
-    hooked,
-    parts,
-    patched,
-    recorded,
-    stand_in,
-)
+from pushforward.model.diffusers.calls import Call
 from pushforward.model.diffusers.package import reason
+from pushforward.model.diffusers.patches import alike, alone, hooked, parts, patched
 from pushforward.model.diffusers.pipeline import Asked, refuse_caches
+from pushforward.model.diffusers.standin import Answer, Stopped, recorded, stand_in
 
 __all__ = ["AskedLoop", "LoopCall", "bare", "check_loop"]
 

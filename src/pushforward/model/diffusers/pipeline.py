@@ -20,11 +20,13 @@ from torch import Tensor, nn
 
 from pushforward.errors import PushforwardError
 from pushforward.linear import Gaussian
-from pushforward.model.diffusers.calls import Call, Stopped, alone, parts
+from pushforward.model.diffusers.calls import Call
 from pushforward.model.diffusers.codec import Decoder, decoder_of, decoders, encoder_of
 from pushforward.model.diffusers.package import import_diffusers
+from pushforward.model.diffusers.patches import alone, parts
 from pushforward.model.diffusers.rows import BATCHES, Rows, learn
 from pushforward.model.diffusers.schedules import Schedule, schedule_of
+from pushforward.model.diffusers.standin import Stopped
 from pushforward.model.diffusers.steps import check_step, grid_of, settings_of
 from pushforward.model.model import Model
 from pushforward.model.network import Network

@@ -18,7 +18,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten_with_path, tree_map_with_path
 
 from pushforward.errors import PushforwardError
-from pushforward.model.diffusers.calls import Answer, Call, parts
+from pushforward.model.diffusers.calls import Call
+from pushforward.model.diffusers.patches import parts
+from pushforward.model.diffusers.standin import Answer
 
 __all__ = ["BATCHES", "Clock", "Rows", "learn"]
 
