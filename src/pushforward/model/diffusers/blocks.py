@@ -182,22 +182,8 @@ class AskedLoop(Asked):
         made._rows = {expert: replace(rows, call=call) for expert, rows in self._rows.items()}
         return made
 
-    def forward(self, u: Tensor, t: Tensor, which: Tensor | None = None) -> Tensor:
-        which = torch.zeros(len(u), dtype=torch.long) if which is None else which.cpu()
-        states, times = u.to(device=self.like.device, dtype=self.like.dtype), t.cpu().double()
-        groups: dict[Any, list[int]] = {}
-        for row, time in enumerate(times.tolist()):
-            expert = self._expert(time)
-            apart = {"times": None, "states": time, "state": row}[self._rows[expert].together]
-            groups.setdefault((expert, apart), []).append(row)
-        answer = torch.empty_like(states)
-        for (expert, _), some in groups.items():
-            rows, more = self._rows[expert], {WHICH: which[some]}
-            if rows.together == "times":
-                answer[some] = rows.ask(states[some], times[some], more)
-            else:
-                answer[some] = rows.called(states[some], [float(times[some[0]])], more)[0]
-        return self.gain * answer.to(u)
+    def _about(self, numbers: Sequence[int]) -> dict[str, Any]:
+        return {WHICH: numbers}
 
 
 def bare(block: Any) -> Any:

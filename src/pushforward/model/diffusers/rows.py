@@ -22,7 +22,7 @@ from pushforward.model.diffusers.calls import Call
 from pushforward.model.diffusers.patches import parts
 from pushforward.model.diffusers.standin import Answer
 
-__all__ = ["BATCHES", "Clock", "Rows", "learn"]
+__all__ = ["BATCHES", "Clock", "Rows", "flat", "learn", "mixes"]
 
 BATCHES = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt", "batch_size")
 SEED = 271828  # other than any that pipelines draw noise from, which is blended in by some
@@ -69,20 +69,21 @@ class Rows:
     why: str = ""
 
     def ask(self, states: Tensor, times: Tensor, more: Mapping[str, Any], base: float | None = None) -> Tensor:
-        """Return the pipeline's predictions for states `(rows, ...)` at times of its scheduler `(rows,)`.
+        """Return the pipeline's predictions for states `(rows, ...)` at times of its scheduler `(rows,)`, in one call.
 
         Args:
-            states: the states.
+            states: the states, of which no more go `together`.
             times: the times.
             more: arguments of the call besides the usual.
             base: the time that the pipeline itself is told; by default that of the first row.
         """
-        if self.together != "times" and len(states) > 1:
-            return self._in_turn(states, times, more)
         base = float(times[0]) if base is None else base
-        count = len(states)
-        hooks = _telling(self.clocks, times) if self.together == "times" and (count > 1 or base != times[0]) else {}
+        hooks = _telling(self.clocks, times) if bool((times != base).any()) else {}
         return self.called(states, [base], more, hooks)[0]
+
+    def apart(self, row: int, time: float) -> Any:
+        """Return what is the same for rows that go together."""
+        return {"times": None, "states": time, "state": row}[self.together]
 
     def called(
         self, states: Tensor, times: Sequence[float], more: Mapping[str, Any], hooks: Mapping[str, Any] | None = None
@@ -101,20 +102,13 @@ class Rows:
         return [taken(answer, states) for answer in answers]
 
     def repeated(self, count: int, more: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the arguments of a call for so many states."""
-        if self.batch is not None:
+        """Return the arguments of a call for so many states; lists in `more` have an entry for each."""
+        if self.batch is not None and not any(isinstance(value, list) and len(value) > 1 for value in more.values()):
             return {**more, self.batch: count}
         if count == 1:
             return dict(more)
         given = {**self.call.arguments, **more}
         return {name: _repeat(name, value, count) for name, value in given.items() if name != "generator"}
-
-    def _in_turn(self, states: Tensor, times: Tensor, more: Mapping[str, Any]) -> Tensor:
-        groups = [(times == t).nonzero()[:, 0] for t in times.unique()]
-        if self.together == "state":
-            groups = list(torch.arange(len(times)).split(1))
-        found = [self.called(states[some], [float(times[some[0]])], more)[0] for some in groups]
-        return torch.cat(found)[torch.cat(groups).argsort().to(states.device)]
 
 
 def taken(answer: Answer, states: Tensor) -> Tensor:
@@ -141,10 +135,9 @@ def learn(call: Call, like: Tensor, times: Sequence[float]) -> Rows:
     """
     generator = torch.Generator().manual_seed(SEED)
     states = torch.randn((len(times), *like.shape[1:]), generator=generator, dtype=torch.float32).to(like)
-    at = torch.tensor(list(times), dtype=torch.float64)
     close = CLOSE.get(like.dtype, ROUGH)
     alone = Rows(call, None, {}, "state")
-    single = alone.ask(states, at, {})
+    single = torch.cat([alone.called(one, [t], {})[0] for one, t in zip(states.split(1), times, strict=True)])
     _check_steps(alone, states[:1], times[0], single[:1], close)
     best, reasons = alone, []
     for batch in [*(name for name in BATCHES if name in call.signature.parameters), None]:
@@ -158,6 +151,34 @@ def learn(call: Call, like: Tensor, times: Sequence[float]) -> Rows:
         best = found if best is alone else best
         reasons.append(found.why)
     return replace(best, why=best.why or " ".join(reasons))
+
+
+@torch.no_grad()
+def mixes(rows: Rows, like: Tensor, times: Sequence[float], subject: str, values: Sequence[Any]) -> bool:
+    """Find out whether states of several subjects can be asked about together, as well as one subject's.
+
+    Args:
+        rows: how those of one subject are asked about.
+        like: a state `(1, ...)`.
+        times: times of its scheduler.
+        subject: the argument that says what an image is to be of.
+        values: two values of it.
+    """
+    if rows.together == "state":
+        return False
+    states = torch.cat([like, -like])
+    at = torch.tensor([times[0], times[-1] if rows.together == "times" else times[0]], dtype=torch.float64)
+    try:
+        single = [rows.ask(states[k : k + 1], at[k : k + 1], {subject: values[k]}) for k in range(2)]
+        both = rows.ask(states, at, {subject: flat(values)})
+    except (PushforwardError, torch.OutOfMemoryError):
+        return False
+    return _near(both, torch.cat(single), CLOSE.get(like.dtype, ROUGH))
+
+
+def flat(values: Sequence[Any]) -> list[Any]:
+    """List values of an argument, each of one image, that may be lists themselves."""
+    return [one for value in values for one in (value if isinstance(value, list) else [value])]
 
 
 def _with_batch(rows: Rows, states: Tensor, times: Sequence[float], single: Tensor, close: float) -> Rows:
