@@ -8,14 +8,14 @@ import pytest
 
 import pushforward as pf
 from support.conformance import examine
-from support.families import transformers, unets, videos
+from support.families import dits, transformers, unets, videos
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore"),  # of diffusers
 ]
 
-FAMILIES = {**unets.FAMILIES, **transformers.FAMILIES, **videos.FAMILIES}
+FAMILIES = {**unets.FAMILIES, **transformers.FAMILIES, **dits.FAMILIES, **videos.FAMILIES}
 REFUSED = {
     "Stable Diffusion inpaint with 4 channels": "blend an image in",
     "Flux inpainting": "blend an image in",
