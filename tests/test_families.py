@@ -19,6 +19,8 @@ FAMILIES = {**unets.FAMILIES, **transformers.FAMILIES, **dits.FAMILIES, **videos
 REFUSED = {
     "Stable Diffusion inpaint with 4 channels": "blend an image in",
     "Flux inpainting": "blend an image in",
+    "HunyuanImage 2.1 with projected guidance": "otherwise in a later step",
+    "HunyuanImage 2.1 distilled": "otherwise in a later step",
     "LTX Condition": "makes its first state in a way",
     "Cosmos": "makes its first state in a way",
     "Cosmos 2": "counts time to 80",
