@@ -8,17 +8,19 @@ import pytest
 
 import pushforward as pf
 from support.conformance import examine
-from support.families import transformers, unets, videos
+from support.families import dits, transformers, unets, videos
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore"),  # of diffusers
 ]
 
-FAMILIES = {**unets.FAMILIES, **transformers.FAMILIES, **videos.FAMILIES}
+FAMILIES = {**unets.FAMILIES, **transformers.FAMILIES, **dits.FAMILIES, **videos.FAMILIES}
 REFUSED = {
     "Stable Diffusion inpaint with 4 channels": "blend an image in",
     "Flux inpainting": "blend an image in",
+    "HunyuanImage 2.1 with projected guidance": "otherwise in a later step",
+    "HunyuanImage 2.1 distilled": "otherwise in a later step",
     "LTX Condition": "makes its first state in a way",
     "Cosmos": "makes its first state in a way",
     "Cosmos 2": "counts time to 80",

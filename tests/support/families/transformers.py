@@ -180,15 +180,18 @@ def flow(**settings: Any) -> Any:
     return diffusers.FlowMatchEulerDiscreteScheduler(**settings)
 
 
+def flux2_vae() -> Any:
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    return diffusers.AutoencoderKLFlux2(**blocks, block_out_channels=(4, 4), norm_num_groups=2, latent_channels=4)
+
+
 def flux2_parts(distilled: bool, language: str) -> dict[str, Any]:
     net = diffusers.Flux2Transformer2DModel(
         patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2,
         joint_attention_dim=16, timestep_guidance_channels=16, axes_dims_rope=(2, 2, 2, 2), guidance_embeds=distilled,
     )  # fmt: skip
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    vae = diffusers.AutoencoderKLFlux2(**blocks, block_out_channels=(4, 4), norm_num_groups=2, latent_channels=4)
     parts = {"text_encoder": language_model(language), "tokenizer": byte_tokenizer()}
-    return {**parts, "scheduler": flow(), "vae": vae, "transformer": louder(net)}
+    return {**parts, "scheduler": flow(), "vae": flux2_vae(), "transformer": louder(net)}
 
 
 FLUX2: dict[str, Any] = {**DISTILLED, "max_sequence_length": 24, "text_encoder_out_layers": (1, 2)}

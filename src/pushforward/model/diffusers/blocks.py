@@ -21,7 +21,7 @@ from torch import Tensor
 from pushforward.errors import PushforwardError
 from pushforward.model.diffusers.calls import Call
 from pushforward.model.diffusers.package import reason
-from pushforward.model.diffusers.patches import alike, alone, hooked, parts, patched
+from pushforward.model.diffusers.patches import alike, alone, guiders, hooked, parts, patched
 from pushforward.model.diffusers.pipeline import Asked, refuse_caches
 from pushforward.model.diffusers.standin import Answer, Stopped, recorded, stand_in
 
@@ -108,7 +108,7 @@ class LoopCall(Call):
             self._stand_in.prepare(times, take, None)
             self._stand_in.set_timesteps(device=own.device)
             stack.enter_context(patched(self.pipe, "scheduler", self._stand_in))
-            for guider in _guiders(self.pipe).values():
+            for guider in guiders(self.pipe).values():
                 stack.callback(vars(guider).update, dict(vars(guider)))
             for patch in patches:
                 stack.enter_context(patched(*patch))
@@ -129,7 +129,7 @@ class LoopCall(Call):
     def form(self) -> tuple[Any, ...]:
         """The parts of the pipeline and how it is guided, which decide how the loop can be asked."""
         found: list[Any] = [(name, type(part)) for name, part in parts(self.pipe).items()]
-        for name, guider in _guiders(self.pipe).items():
+        for name, guider in guiders(self.pipe).items():
             said = [item for item in vars(guider).items() if item[0] == "_enabled" or not item[0].startswith("_")]
             found.append((name, type(guider), str(said)))
         return tuple(found)
@@ -216,13 +216,9 @@ def _kept(name: str, value: Any, steps: int) -> Any:
     return list(value[:1]) * steps
 
 
-def _guiders(pipe: Any) -> dict[str, Any]:
-    return {name: part for name, part in pipe.components.items() if hasattr(part, "prepare_inputs")}
-
-
 def _check_guiders(pipe: Any) -> None:
     """Raise if guidance acts in some steps only."""
-    for name, guider in _guiders(pipe).items():
+    for name, guider in guiders(pipe).items():
         if (getattr(guider, "_start", 0.0), getattr(guider, "_stop", 1.0)) != (0.0, 1.0):
             raise PushforwardError(
                 f"The {name} acts in a part of the steps only (start, stop), which a network has not; let it act in "

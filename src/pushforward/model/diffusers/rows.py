@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_flatten_with_path, tree_map_with_path
 
 from pushforward.errors import PushforwardError
 from pushforward.model.diffusers.calls import Call
-from pushforward.model.diffusers.patches import parts
+from pushforward.model.diffusers.patches import guiders, parts
 from pushforward.model.diffusers.standin import Answer
 
 __all__ = ["BATCHES", "Clock", "Rows", "flat", "learn", "mixes"]
@@ -29,6 +29,7 @@ SEED = 271828  # other than any that pipelines draw noise from, which is blended
 AFFINE = 1e-5
 CLOSE = {torch.float32: 2e-4, torch.float64: 1e-6}  # rounding of a batched network, of the largest value; else:
 ROUGH = 5e-2
+LATE = 300  # steps
 
 _Place = tuple[str, int, Any]  # a part, which of its calls, and where in its arguments
 
@@ -86,12 +87,17 @@ class Rows:
         return {"times": None, "states": time, "state": row}[self.together]
 
     def called(
-        self, states: Tensor, times: Sequence[float], more: Mapping[str, Any], hooks: Mapping[str, Any] | None = None
+        self,
+        states: Tensor,
+        times: Sequence[float],
+        more: Mapping[str, Any],
+        hooks: Mapping[str, Any] | None = None,
+        patches: Sequence[tuple[Any, str, Any]] = (),
     ) -> list[Tensor]:
         """Return the predictions for states at times that all rows are told."""
         count = len(states)
         rows = self.repeated(count, more)
-        answers, _ = self.call.run(times, states, more=rows, hooks=hooks)
+        answers, _ = self.call.run(times, states, more=rows, hooks=hooks, patches=patches)
         for answer in answers:
             if not torch.equal(answer.state[:count], states.to(answer.state)):
                 raise PushforwardError(
@@ -205,13 +211,24 @@ def _with_batch(rows: Rows, states: Tensor, times: Sequence[float], single: Tens
 
 def _check_steps(rows: Rows, state: Tensor, time: float, wanted: Tensor, close: float) -> None:
     """Raise if the same state at the same time is answered otherwise in a later step than in the first."""
-    answers = rows.called(state, [time] * 3, {})
+    late = [(guider, "set_state", _late(guider)) for guider in guiders(rows.call.pipe).values()]
+    answers = rows.called(state, [time] * 3, {}, patches=late)
     if not all(_near(one, wanted, close) for one in answers):
         raise PushforwardError(
             f"{type(rows.call.pipe).__name__} answers the same state at the same time otherwise in a later step: some "
             "of its arguments or its parts act in some steps only (control_guidance_end, cfg_trunc_ratio, skip layers, "
-            "a cache); leave those out, or sample with pushforward.PushforwardScheduler in the pipeline."
+            "a guider, a cache); leave those out, or sample with pushforward.PushforwardScheduler in the pipeline."
         )
+
+
+def _late(guider: Any) -> Callable[..., None]:
+    """Tell a guider of steps far apart: some guide otherwise after a number of steps."""
+    own = guider.set_state
+
+    def set_state(step: int, num_inference_steps: int, timestep: Any) -> None:
+        own(step=step * LATE, num_inference_steps=num_inference_steps * LATE, timestep=timestep)
+
+    return set_state
 
 
 def _near(one: Tensor, other: Tensor, close: float) -> bool:

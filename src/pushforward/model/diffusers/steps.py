@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,9 +16,10 @@ from pushforward.model.diffusers.calls import Call
 from pushforward.model.diffusers.schedules import Schedule
 from pushforward.model.prediction import denoising
 
-__all__ = ["Steps", "check_step", "flow_times", "grid_of", "settings_of"]
+__all__ = ["Steps", "check_step", "clocked", "flow_times", "grid_of", "settings_of"]
 
 FIRST_ORDER = ("DDIMScheduler", "DDIMParallelScheduler", "CogVideoXDDIMScheduler", "FlowMatchEulerDiscreteScheduler")
+CLOCKED = 9  # steps whose times are compared
 CLOSE = 2e-3  # tables are float32 in diffusers, times are rounded to integers
 
 
@@ -72,6 +73,38 @@ def grid_of(call: Call, schedule: Schedule) -> Mapping[str, Any]:
     if schedule.grid and not told and not isinstance(schedule.process, Flow):
         return schedule.grid
     return {"name": "own", "times": Steps(call, schedule.process)}
+
+
+def clocked(call: Call, schedule: Schedule) -> Schedule:
+    """Return the schedule with the clock by which a pipeline tells its network the times of a flow.
+
+    Schedulers shift noise levels, so that more steps are taken where there is more noise. Networks are told the shifted
+    ones, unless the pipeline gives its scheduler timesteps beside them, which stay as they are.
+
+    Raises:
+        PushforwardError: the network is told neither these times nor those before a shift.
+    """
+    if not isinstance(schedule.process, Flow) or "clock" in schedule.network:
+        return schedule
+    scheduler = Steps(call, schedule.process).scheduler(CLOCKED)
+    t = flow_times(scheduler)[: len(scheduler.timesteps)]
+    scale, offset = schedule.network["time_scale"], schedule.network.get("time_shift", 0.0)
+    before = (scheduler.timesteps.double().cpu() - offset) / scale
+    if float((before - t).abs().max()) < CLOSE:
+        return schedule
+    t, before = (x[(t > 0.01) & (t < 0.99)] for x in (t, before))
+    found = t * (1 - before) / (before * (1 - t))
+    shift = float(found.median())
+    if float((found / shift - 1).abs().max()) > CLOSE:
+        raise PushforwardError(
+            f"{type(call.pipe).__name__} tells its network other times than the noise levels of its "
+            f"{type(call.scheduler).__name__}; sample with pushforward.PushforwardScheduler in the pipeline instead."
+        )
+
+    def clock(times: Tensor) -> Tensor:
+        return scale * times / (times + shift * (1 - times)) + offset
+
+    return replace(schedule, network={**schedule.network, "clock": clock})
 
 
 def check_step(call: Call, schedule: Schedule) -> None:
