@@ -16,8 +16,9 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import pushforward as pf  # noqa: E402
 from support.conformance import examine  # noqa: E402
-from support.families import transformers, unets, videos  # noqa: E402
+from support.families import sounds, stages, transformers, unets, videos  # noqa: E402
 
+FAMILIES = {**unets.FAMILIES, **stages.FAMILIES, **transformers.FAMILIES, **videos.FAMILIES, **sounds.FAMILIES}
 HEAD = """# Pipelines
 
 `pushforward.from_pipeline(pipe, **call)` makes a model of any pipeline of `diffusers`. Each row below is a family, made
@@ -50,7 +51,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     rows, refused = [], []
-    for name, make in {**unets.FAMILIES, **transformers.FAMILIES, **videos.FAMILIES}.items():
+    for name, make in FAMILIES.items():
         try:
             found = examine(make())
         except pf.PushforwardError as error:
