@@ -8,14 +8,13 @@ import pytest
 
 import pushforward as pf
 from support.conformance import examine
-from support.families import dits, transformers, unets, videos
+from support.families import FAMILIES
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore"),  # of diffusers
 ]
 
-FAMILIES = {**unets.FAMILIES, **transformers.FAMILIES, **dits.FAMILIES, **videos.FAMILIES}
 REFUSED = {
     "Stable Diffusion inpaint with 4 channels": "blend an image in",
     "Flux inpainting": "blend an image in",
@@ -27,8 +26,15 @@ REFUSED = {
     "Cosmos 2 image": "counts time to 80",
     "Sana Sprint": "SCMScheduler, which cannot be read",
 }
-NO_ENCODER = {"Wan 2.2 5B image", "Allegro", "HunyuanVideo image", "Kandinsky 5 video of an image"}
-ONE_BY_ONE = {"Latte", "Wan VACE", "Sana Video image", "CogVideoX Fun control"}
+NO_ENCODER = {
+    "Wan 2.2 5B image",
+    "Allegro",
+    "HunyuanVideo image",
+    "Kandinsky 5 video of an image",
+    "Marigold intrinsics",
+}
+ONE_BY_ONE = {"Latte", "Wan VACE", "Sana Video image", "CogVideoX Fun control", "DeepFloyd IF super-resolution"}
+ONE_BY_ONE |= {"Marigold depth", "Marigold normals", "Marigold intrinsics"}
 NO_METHOD_OF_OURS = {"LCM", "Sana Video", "Sana Video image"}
 ROUNDING = 1e-4  # of float32 over four guided steps, and of tables that are float32 in diffusers
 

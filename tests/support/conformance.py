@@ -56,7 +56,12 @@ def first_order(pipe: Any) -> bool:
         name == "DPMSolverMultistepScheduler" and not scheduler.config.use_flow_sigmas
     ):
         settings = {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
+        if "variance_type" in settings:  # pipelines leave a learned one out for schedulers of fixed ones
+            settings["variance_type"] = "fixed_small"
         pipe.scheduler = diffusers.DDIMScheduler.from_config({**settings, "clip_sample": False})
+        return True
+    if name == "EDMDPMSolverMultistepScheduler":
+        pipe.scheduler = diffusers.EDMEulerScheduler.from_config(scheduler.config)
         return True
     if name == "UniPCMultistepScheduler" and scheduler.config.use_flow_sigmas:
         pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=scheduler.config.flow_shift)
