@@ -116,11 +116,11 @@ def upscale() -> Tiny:
 @seeded
 def latent_upscale() -> Tiny:
     net = diffusers.UNet2DConditionModel(
-        act_fn="gelu", attention_head_dim=8, norm_num_groups=None, block_out_channels=(32, 32), time_cond_proj_dim=136,
-        conv_in_kernel=1, conv_out_kernel=1, cross_attention_dim=8, in_channels=8, out_channels=5, mid_block_type=None,
-        down_block_types=("KDownBlock2D", "KCrossAttnDownBlock2D"), timestep_post_act="gelu",
-        up_block_types=("KCrossAttnUpBlock2D", "KUpBlock2D"), time_embedding_type="fourier",
-        resnet_time_scale_shift="scale_shift",
+        act_fn="gelu", attention_head_dim=8, norm_num_groups=None, block_out_channels=(32, 32, 64, 64),
+        time_cond_proj_dim=136, conv_in_kernel=1, conv_out_kernel=1, cross_attention_dim=8, in_channels=8,
+        out_channels=5, mid_block_type=None, down_block_types=("KDownBlock2D", *3 * ("KCrossAttnDownBlock2D",)),
+        timestep_post_act="gelu", up_block_types=(*3 * ("KCrossAttnUpBlock2D",), "KUpBlock2D"),
+        time_embedding_type="fourier", resnet_time_scale_shift="scale_shift",
     )  # fmt: skip
     pipe = diffusers.StableDiffusionLatentUpscalePipeline(
         vae=vae(), text_encoder=clip(), tokenizer=words(), unet=roughen(net),

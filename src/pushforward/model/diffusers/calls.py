@@ -195,7 +195,7 @@ class Call:
             if any(x.requires_grad for x in tensors):
                 return own(*args, **kwargs)
             counts = {len(x) if x.ndim else 0 for x in tensors}
-            if len(counts) > 1 or max(counts, default=0) < 2:
+            if not self.denoisers or len(counts) > 1 or max(counts, default=0) < 2:
                 return once((args, kwargs))
             found: list[Any] = []
             for k in range(counts.pop()):
