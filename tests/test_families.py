@@ -20,6 +20,7 @@ REFUSED = {
     "Flux inpainting": "blend an image in",
     "HunyuanImage 2.1 with projected guidance": "otherwise in a later step",
     "HunyuanImage 2.1 distilled": "otherwise in a later step",
+    "PRX in pixels": "begins with noise of a deviation near 2",
     "LTX Condition": "makes its first state in a way",
     "Cosmos": "makes its first state in a way",
     "Cosmos 2": "counts time to 80",
@@ -34,7 +35,7 @@ NO_ENCODER = {
     "Marigold intrinsics",
 }
 ONE_BY_ONE = {"Latte", "Wan VACE", "Sana Video image", "CogVideoX Fun control", "DeepFloyd IF super-resolution"}
-ONE_BY_ONE |= {"Marigold depth", "Marigold normals", "Marigold intrinsics"}
+ONE_BY_ONE |= {"PRX", "Marigold depth", "Marigold normals", "Marigold intrinsics"}
 NO_METHOD_OF_OURS = {"LCM", "Sana Video", "Sana Video image"}
 ROUNDING = 1e-4  # of float32 over four guided steps, and of tables that are float32 in diffusers
 

@@ -18,7 +18,6 @@ from support.families.transformers import (
     MEDIUM,
     SIZE,
     SMALL,
-    WORDS,
     build,
     byte_tokenizer,
     flow,
@@ -42,12 +41,12 @@ def t5_parts(**more: Any) -> dict[str, Any]:
     return {**parts, "image_encoder": None, "feature_extractor": None, **more}
 
 
-def pixart(cls: Any, size: int) -> Tiny:
+def pixart(cls: Any, size: int, **more: Any) -> Tiny:
     sizes = {"num_layers": 1, "attention_head_dim": 8, "num_attention_heads": 3, "cross_attention_dim": 24}
     net = diffusers.PixArtTransformer2DModel(
         sample_size=size, patch_size=2, in_channels=4, out_channels=8, caption_channels=24, **sizes
     )
-    pipe = build(cls, t5_parts(scheduler=diffusers.DDIMScheduler(**pipelines.TABLE), transformer=net))
+    pipe = build(cls, t5_parts(scheduler=diffusers.DDIMScheduler(**pipelines.TABLE), transformer=net, **more))
     return Tiny(pipe, {**UNBINNED, **SHORT, "clean_caption": False})
 
 
@@ -59,6 +58,12 @@ def pixart_alpha() -> Tiny:
 @seeded
 def pixart_sigma() -> Tiny:
     return pixart(diffusers.PixArtSigmaPipeline, 8)
+
+
+@seeded
+def pixart_perturbed() -> Tiny:
+    tiny = pixart(diffusers.PixArtSigmaPAGPipeline, 8, pag_applied_layers=["blocks.0"])
+    return Tiny(tiny.pipe, {**tiny.call, "pag_scale": 2.0})
 
 
 def hunyuan_dit_parts(**more: Any) -> dict[str, Any]:
@@ -85,6 +90,17 @@ def hunyuan_dit_parts(**more: Any) -> dict[str, Any]:
 @seeded
 def hunyuan_dit() -> Tiny:
     return Tiny(build(diffusers.HunyuanDiTPipeline, hunyuan_dit_parts()), {**UNBINNED, **MEDIUM})
+
+
+@seeded
+def hunyuan_dit_controlnet() -> Tiny:
+    net = diffusers.HunyuanDiT2DControlNetModel(
+        conditioning_channels=4, num_attention_heads=2, attention_head_dim=8, in_channels=4, patch_size=2,
+        sample_size=8, hidden_size=16, transformer_num_layers=2, cross_attention_dim=8, cross_attention_dim_t5=24,
+        pooled_projection_dim=8, text_len=77, text_len_t5=256,
+    )  # fmt: skip
+    pipe = build(diffusers.HunyuanDiTControlNetPipeline, hunyuan_dit_parts(controlnet=net))
+    return Tiny(pipe, {**UNBINNED, **MEDIUM, "control_image": picture(0, 32, 32)})
 
 
 def chroma_parts() -> dict[str, Any]:
@@ -186,25 +202,6 @@ def hunyuan_image_projected() -> Tiny:
 def hunyuan_image_distilled() -> Tiny:
     parts = hunyuan_image_parts(guidance_embeds=True, use_meanflow=True)
     return hunyuan_image_of({**parts, "guider": None, "ocr_guider": None}, distilled_guidance_scale=3.0)
-
-
-@seeded
-def hidream() -> Tiny:
-    net = diffusers.HiDreamImageTransformer2DModel(
-        patch_size=2, in_channels=4, out_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=8,
-        num_attention_heads=2, caption_channels=[24, 8], text_emb_dim=20, num_routed_experts=2, num_activated_experts=2,
-        axes_dims_rope=(4, 2, 2), max_resolution=(16, 16), llama_layers=(0, 1),
-    )  # fmt: skip
-    cls, llama = transformers.CLIPTextModelWithProjection, transformers.LlamaConfig
-    sizes: dict[str, Any] = {"vocab_size": WORDS, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2}
-    fourth = transformers.LlamaForCausalLM(llama(**sizes, num_attention_heads=2, attn_implementation="eager"))
-    parts = {"vae": pipelines.vae(shift_factor=0.1), "scheduler": flow(), "transformer": net}
-    texts: dict[str, Any] = {
-        "text_encoder": pipelines.clip(cls), "text_encoder_2": pipelines.clip(cls, 12, 12),
-        "text_encoder_3": pipelines.t5(), "text_encoder_4": fourth, "tokenizer": words(), "tokenizer_2": words(),
-        "tokenizer_3": pipelines.t5_tokenizer(), "tokenizer_4": byte_tokenizer(),
-    }  # fmt: skip
-    return Tiny(build(diffusers.HiDreamImagePipeline, {**parts, **texts}), {**GUIDED, "max_sequence_length": 9})
 
 
 def bria_net(cls: Any, **settings: Any) -> Any:
@@ -320,7 +317,9 @@ def longcat() -> Tiny:
 FAMILIES: dict[str, Callable[[], Tiny]] = {
     "PixArt-α": pixart_alpha,
     "PixArt-Σ": pixart_sigma,
+    "PixArt-Σ PAG": pixart_perturbed,
     "HunyuanDiT": hunyuan_dit,
+    "HunyuanDiT ControlNet": hunyuan_dit_controlnet,
     "Chroma": chroma,
     "Chroma image to image": chroma_image,
     "CogView3+": cogview3,
@@ -329,7 +328,6 @@ FAMILIES: dict[str, Callable[[], Tiny]] = {
     "HunyuanImage 2.1": hunyuan_image,
     "HunyuanImage 2.1 with projected guidance": hunyuan_image_projected,
     "HunyuanImage 2.1 distilled": hunyuan_image_distilled,
-    "HiDream": hidream,
     "Bria": bria,
     "Bria with DDIM": bria_table,
     "Bria Fibo": bria_fibo,

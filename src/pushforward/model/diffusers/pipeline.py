@@ -27,7 +27,7 @@ from pushforward.model.diffusers.patches import alone, parts
 from pushforward.model.diffusers.rows import BATCHES, Rows, flat, learn, mixes
 from pushforward.model.diffusers.schedules import Schedule, schedule_of
 from pushforward.model.diffusers.standin import Stopped
-from pushforward.model.diffusers.steps import check_step, clocked, grid_of, settings_of
+from pushforward.model.diffusers.steps import check_noise, check_step, clocked, grid_of, settings_of
 from pushforward.model.model import Model
 from pushforward.model.network import Network
 
@@ -85,6 +85,7 @@ def from_pipeline(pipe: Any, *, name: str | None = None, **call: Any) -> Model:
     with torch.no_grad():
         first = asked.find_entrance(times[0])
     check_step(asked, schedule)
+    check_noise(asked, first.state)
     schedule = clocked(asked, schedule)
     network = Asked(asked, first.state[:1].detach(), times, schedule.gain)
     return _model(network, schedule, name or _name(pipe))

@@ -16,10 +16,11 @@ from pushforward.model.diffusers.calls import Call
 from pushforward.model.diffusers.schedules import Schedule
 from pushforward.model.prediction import denoising
 
-__all__ = ["Steps", "check_step", "clocked", "flow_times", "grid_of", "settings_of"]
+__all__ = ["Steps", "check_noise", "check_step", "clocked", "flow_times", "grid_of", "settings_of"]
 
 FIRST_ORDER = ("DDIMScheduler", "DDIMParallelScheduler", "CogVideoXDDIMScheduler", "FlowMatchEulerDiscreteScheduler")
 CLOCKED = 9  # steps whose times are compared
+LOUD = 1.5  # deviation of noise that no draw of unit variance has
 CLOSE = 2e-3  # tables are float32 in diffusers, times are rounded to integers
 
 
@@ -105,6 +106,21 @@ def clocked(call: Call, schedule: Schedule) -> Schedule:
         return scale * times / (times + shift * (1 - times)) + offset
 
     return replace(schedule, network={**schedule.network, "clock": clock})
+
+
+def check_noise(call: Call, state: Tensor) -> None:
+    """Check that a pipeline's first state is no larger than noise of unit variance.
+
+    Raises:
+        PushforwardError: it is, so it does not begin where its scheduler says.
+    """
+    deviation = float(state.detach().float().abs().median()) / 0.6745  # of a Gaussian; single images in it do not count
+    if state.numel() > 32 and deviation > LOUD:
+        raise PushforwardError(
+            f"{type(call.pipe).__name__} begins with noise of a deviation near {deviation:.1f}, not 1 as its "
+            f"{type(call.scheduler).__name__} counts it; sample with pushforward.PushforwardScheduler in the pipeline "
+            "instead."
+        )
 
 
 def check_step(call: Call, schedule: Schedule) -> None:
