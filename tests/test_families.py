@@ -20,7 +20,7 @@ REFUSED = {
     "Flux inpainting": "blend an image in",
     "HunyuanImage 2.1 with projected guidance": "otherwise in a later step",
     "HunyuanImage 2.1 distilled": "otherwise in a later step",
-    "PRX in pixels": "begins with noise of a deviation near 2",
+    "PRX in pixels": "begins with noise of a deviation near",
     "LTX Condition": "makes its first state in a way",
     "Cosmos": "makes its first state in a way",
     "Cosmos 2": "counts time to 80",

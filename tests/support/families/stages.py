@@ -126,7 +126,7 @@ def latent_upscale() -> Tiny:
         vae=vae(), text_encoder=clip(), tokenizer=words(), unet=roughen(net),
         scheduler=diffusers.EulerDiscreteScheduler(prediction_type="sample"),
     )  # fmt: skip
-    return Tiny(pipe, {**GUIDED, "image": embeds(1, 1, 4, 4, 4)})
+    return Tiny(pipe, {**GUIDED, "image": embeds(1, 1, 4, 8, 8)})
 
 
 def marigold(cls: Any, **settings: Any) -> Tiny:
