@@ -234,7 +234,7 @@ def test_several_beginnings_find_several_roots():
 
     All three roots are known from a fine grid of first states; beginnings far on either side find the outer two.
     """
-    process, plan = VP(), ddim(VP(), torch.tensor([0.6, 0.3], dtype=torch.float64))
+    process, plan = VP(), ddim(VP(), torch.tensor([0.3, 0.1], dtype=torch.float64))
     both, right = (
         mixture_denoiser(process, torch.tensor(at, dtype=torch.float64).view(-1, 1, 1, 1), 0.02)
         for at in ([-1.0, 1.0], [1.0])
