@@ -10,7 +10,7 @@ found, one step after another (as many network evaluations as one round), and th
 Images that it leaves above the tolerance go on from their states with a tighter one.
 
 A plan whose rows are `u_{n+1} = a u_n + b D(u_n)` can be solved row by row, too, from the last to the first. Each row
-begins near its solution and takes about three calls, which is a quarter of the evaluations in five times as many
+begins near its solution and takes about three calls, which is a quarter of the evaluations in six times as many
 rounds. It is also what is left where the steps are few and large, and all times together may find no solution. A
 denoiser that is a posterior mean is the gradient of a convex function, so that with `a, b > 0` every row has exactly
 one solution, however long the step.
@@ -92,7 +92,7 @@ def invert(
             solutions, others may be found.
         method: how; `tolerance` is the greatest error allowed when the plan is run again from the state found. The
             rounds that find states stop at `max_rounds` whatever the error, or at `MORE` where they go on.
-        sequential: solve plans with an answer per step row after row: a quarter of the network evaluations, in five
+        sequential: solve plans with an answer per step row after row: a quarter of the network evaluations, in six
             times as many rounds. Images that miss the tolerance so are solved for at all times at once, and the other
             way about.
         error: the size of a difference of last states, `(n, k * channels, *field) -> (n,)`; by default the greatest

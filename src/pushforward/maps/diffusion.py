@@ -275,7 +275,7 @@ class Diffusion(ModelMap):
             noisy: whether there is such noise.
             begin: codes to begin at, by default those of a reference; with strong guidance an image may have several.
             sequential: solve for one state after another, where the plan has one answer per step: with a quarter of the
-                network evaluations, in five times as many rounds: for a CPU, or one image of a large model.
+                network evaluations, in some six times as many rounds: for a CPU, or one image of a large model.
             parallel: how to solve for the states, whichever way the map is run forwards, and to what tolerance of
                 `Inversion.residual`. Its reference is, by default, the
                 model's data's spectrum drawn towards white, with 0.15 of its size: what answers near an image respond

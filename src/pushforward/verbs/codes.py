@@ -108,7 +108,7 @@ def invert(
         noisy: whether noise of the level of the last time is added to the images, and kept with their exact codes. It
             makes the codes properly Gaussian.
         sequential: whether exact codes are sought one state after another, where the solver asks once per step: a
-            quarter of the network evaluations in five times as many calls, for a CPU or one image of a large model.
+            quarter of the network evaluations in three times as many calls, for a CPU or one image of a large model.
         tolerance: error allowed in any value of an image, of a range of 2, for exact, flowopt's and optimised codes.
         seed: seeds that noise; image i's depends on the seed and `first + i` alone.
         first: number of the first image.
