@@ -34,8 +34,7 @@ NO_ENCODER = {
     "Kandinsky 5 video of an image",
     "Marigold intrinsics",
 }
-ONE_BY_ONE = {"Latte", "Wan VACE", "Sana Video image", "CogVideoX Fun control", "DeepFloyd IF super-resolution"}
-ONE_BY_ONE |= {"PRX", "Marigold depth", "Marigold normals", "Marigold intrinsics"}
+ONE_BY_ONE = {"DeepFloyd IF super-resolution"}
 NO_METHOD_OF_OURS = {"LCM", "Sana Video", "Sana Video image"}
 ROUNDING = 1e-4  # of float32 over four guided steps, and of tables that are float32 in diffusers
 

@@ -122,7 +122,7 @@ def invert(
         PushforwardError: no such solver, setting, class or method, a plan that it cannot invert, or images that do not
             fit the model.
     """
-    images = as_batch(images)
+    images = as_batch(images, model)
     there = diffusion_of(model, back_from(model, solver, steps, 50), labels=labels, guidance=guidance)
     there.told(len(images))
     plain = there.plan.solver == "ddim" and not there.noises and model.decoder is None
@@ -181,7 +181,7 @@ def encode(
     Raises:
         PushforwardError: no such solver, setting or class, a deterministic plan, or images that do not fit the model.
     """
-    images = as_batch(images)
+    images = as_batch(images, model)
     sampler = back_from(model, solver, steps, 100)
     sampler = sampler if isinstance(sampler, Plan) else with_noise(sampler)
     there = diffusion_of(model, sampler, labels=labels, guidance=guidance)

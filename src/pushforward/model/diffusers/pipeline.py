@@ -44,6 +44,8 @@ OURS = {  # arguments that the sampler decides about
     "output_type": "images are tensors in [-1, 1]",
     "return_dict": "images are tensors in [-1, 1]",
     "strength": "say `start`, the share of the steps that is taken, where you translate or edit",
+    "denoising_start": "say `start`, the share of the steps that is taken, where you translate or edit",
+    "denoising_end": "say `end` of the solver, as in ddim:end=0.2",
     "eta": "say it of the solver, as in ddim:eta=1",
     **dict.fromkeys(BATCHES, "say how many images where you sample"),
 }

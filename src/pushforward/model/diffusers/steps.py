@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
@@ -42,8 +43,21 @@ class Steps:
                 count = len(told.get(name, ()))
                 raise PushforwardError(f"The pipeline's call has {count} {name}; take as many steps, not {steps}.")
         scheduler = copy.deepcopy(self.call.scheduler)
+        taken = signature(scheduler.set_timesteps).parameters
+        for name in told:
+            if name not in taken and not any(p.kind is Parameter.VAR_KEYWORD for p in taken.values()):
+                raise PushforwardError(
+                    f"{self.call.name} tells its scheduler its {name}, which a {type(scheduler).__name__} does not "
+                    "take; give it a scheduler of the kind that it comes with."
+                )
         scheduler.set_timesteps(**told)
         return scheduler
+
+    @property
+    def usual(self) -> int:
+        """How many steps the pipeline's call says to take, else 4."""
+        given = [self.call.arguments.get(name) for name in ("sigmas", "timesteps")]
+        return next((len(times) for times in given if times is not None), 4)
 
     def times(self, scheduler: Any) -> Tensor:
         """Return the times of the steps that a scheduler has been told, and where the last one ends."""
@@ -134,8 +148,13 @@ def check_step(call: Call, schedule: Schedule) -> None:
     if not isinstance(process, Discrete | Flow):
         return
     steps = Steps(call, process)
-    scheduler = steps.scheduler(4)
+    scheduler = steps.scheduler(steps.usual)
     times = steps.times(scheduler)
+    if float(times[0]) < float(times[-2]):
+        raise PushforwardError(
+            f"The {name} of {call.name} goes from images to noise; give the pipeline one that goes from noise to "
+            "images, and find the codes of images by pushforward's own invert."
+        )
     if float(times.max()) > process.t_max * (1 + 1e-6):
         raise PushforwardError(
             f"{type(call.pipe).__name__} counts time to {float(times.max()):g}, not to {process.t_max:g} as its {name} "
