@@ -1,0 +1,75 @@
+"""States and images as a page shows them."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from pushforward.verbs import Model
+
+__all__ = ["copying", "embedded", "picture", "row", "table", "viewed"]
+
+
+def viewed(model: Model, states: Tensor) -> Tensor:
+    """States `(count, k * channels, *field)` as images, each scaled to their range; of latents, three channels."""
+    images = model.process.image(states).detach().float().cpu()
+    if images.shape[1] not in (1, 3):
+        images = images[:, :3] if images.shape[1] > 3 else images[:, :1]
+    return images / images.flatten(1).abs().amax(1).clamp_min(1.0)[:, None, None, None]
+
+
+def picture(images: Tensor, smallest: int = 96) -> Image.Image:
+    """Images `(count, channels, height, width)` in one picture, about square."""
+    from pushforward.data.pictures import sheet
+
+    return sheet(images, smallest=smallest)
+
+
+def row(images: Tensor) -> Image.Image:
+    """Images side by side, in their own pixels."""
+    from pushforward.data.pictures import sheet
+
+    return sheet(images, columns=len(images), smallest=0)
+
+
+def embedded(image: Image.Image, says: str) -> str:
+    """An image in HTML, as wide as there is room; `says` is read out where it is not seen."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    data = base64.b64encode(file.getvalue()).decode("ascii")
+    style = "width:100%;image-rendering:pixelated;display:block;margin:0"
+    return f'<img alt="{escape(says)}" title="{escape(says)}" style="{style}" src="data:image/png;base64,{data}">'
+
+
+def copying(name: str, text: str) -> str:
+    """A button in HTML that copies a text."""
+    does = "navigator.clipboard.writeText(this.dataset.text);this.setAttribute('aria-pressed','true')"
+    style = "text-decoration:underline;cursor:pointer;display:block"
+    return f'<button type="button" style="{style}" data-text="{escape(text)}" onclick="{does}">{escape(name)}</button>'
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str, first: str = "auto") -> str:
+    """A table in HTML, of cells that are HTML; it scrolls sideways where there is no room.
+
+    Args:
+        header: the columns' names.
+        rows: the cells.
+        caption: what it shows.
+        first: width of the first column.
+    """
+    left = "text-align:left"
+    head = "".join(f'<th scope="col" style="{left}">{escape(cell)}</th>' for cell in header)
+    head = head.replace(left, f"{left};width:{first};min-width:120px", 1) if first != "auto" else head
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>" for cells in rows)
+    return (
+        f'<div style="overflow-x:auto" tabindex="0" role="region" aria-label="{escape(caption)}">'
+        f'<table style="width:100%"><caption style="{left}">{escape(caption)}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )

@@ -1,0 +1,73 @@
+"""The page: a model, and a tab for each thing to do with it."""
+
+from __future__ import annotations
+
+from threading import Thread
+from typing import Any
+
+from pushforward.studio import compare, sample
+from pushforward.studio._shared.models import Shelf, choices_of
+from pushforward.studio._shared.told import spoken
+
+__all__ = ["UPLOAD", "make_page", "open_page"]
+
+TABS = {"Sample": sample, "Compare": compare}
+UPLOAD = "20mb"
+_FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none is fetched
+
+
+def make_page(shelf: Shelf) -> Any:
+    """The page as Gradio's `Blocks`, to be launched."""
+    import gradio as gr
+
+    with gr.Blocks(title="Pushforward studio", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+        gr.Markdown("# Pushforward studio\nDiffusion models as maps between Gaussian codes and images.")
+        model = gr.Dropdown(list(shelf.names), value=shelf.names[0], label="Model", elem_id="model")
+        told: list[Any] = []
+        for name, tab in TABS.items():
+            with gr.Tab(name):
+                told += tab.layout(shelf, model)
+
+        @spoken
+        def offer(name: str) -> Any:
+            choices = choices_of(shelf.open(name))
+            yield {one: gr.Dropdown(choices=choices, value=[] if one.multiselect else None) for one in told}
+
+        for event in (page.load, model.change):
+            event(offer, model, told, show_progress="hidden", api_visibility="private")
+    page.queue(default_concurrency_limit=1, max_size=32)
+    return page
+
+
+def open_page(
+    shelf: Shelf,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    browser: bool = True,
+    auth: tuple[str, str] | None = None,
+    wait: bool = True,
+) -> Any:
+    """Serve the page until it is interrupted.
+
+    Args:
+        shelf: models that it offers.
+        host: address that it listens on.
+        port: by default the first free one from 7860 on.
+        browser: open it in the browser.
+        auth: name and password that visitors must give.
+        wait: return only at the end.
+    """
+    import gradio as gr
+
+    theme = gr.themes.Default(primary_hue="blue", secondary_hue="orange", neutral_hue="slate", **_FONTS)
+    page = make_page(shelf)
+    page.launch(
+        server_name=host, server_port=port, inbrowser=browser, auth=auth, theme=theme, share=False,
+        allowed_paths=[], max_file_size=UPLOAD, show_error=True, footer_links=[], quiet=True, enable_monitoring=False,
+        ssr_mode=False, prevent_thread_lock=True,
+    )  # fmt: skip
+    Thread(target=shelf.open, args=shelf.names[:1], daemon=True).start()  # it takes as long as the first look around
+    if wait:
+        page.block_thread()
+    return page
