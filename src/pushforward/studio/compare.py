@@ -22,6 +22,7 @@ from pushforward.studio._shared.live import live
 from pushforward.studio._shared.models import Shelf, steps_beside, take_turns
 from pushforward.studio._shared.pictures import copying, embedded, picture, row, table
 from pushforward.studio._shared.results import line, png
+from pushforward.studio._shared.told import Updates
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -196,7 +197,7 @@ def layout(shelf: Shelf, model: Any) -> list[Any]:
             shown = gr.HTML(elem_id="compare-table")
             taken = TakeAway("comparison")
 
-    def act(data: Mapping[Any, Any]) -> Generator[dict[Any, Any], None, None]:
+    def act(data: Mapping[Any, Any]) -> Updates:
         settings = Settings(
             model=data[model], solvers=tuple(data[solvers] or ()), calls=tuple(map(int, data[calls] or ())),
             count=int(data[count]), what=tuple(data[what] or ()), guidance=data[guidance] or None,

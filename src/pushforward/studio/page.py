@@ -5,13 +5,13 @@ from __future__ import annotations
 from threading import Thread
 from typing import Any
 
-from pushforward.studio import compare, sample
+from pushforward.studio import compare, edit, sample
 from pushforward.studio._shared.models import Shelf, choices_of
-from pushforward.studio._shared.told import spoken
+from pushforward.studio._shared.told import said
 
 __all__ = ["UPLOAD", "make_page", "open_page"]
 
-TABS = {"Sample": sample, "Compare": compare}
+TABS = {"Sample": sample, "Compare": compare, "Edit": edit}
 UPLOAD = "20mb"
 _FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none is fetched
 
@@ -28,13 +28,16 @@ def make_page(shelf: Shelf) -> Any:
             with gr.Tab(name):
                 told += tab.layout(shelf, model)
 
-        @spoken
-        def offer(name: str) -> Any:
+        def offer(name: str) -> dict[Any, Any]:
             choices = choices_of(shelf.open(name))
-            yield {one: gr.Dropdown(choices=choices, value=[] if one.multiselect else None) for one in told}
+            return {one: gr.Dropdown(choices=choices) for one in told}
 
-        for event in (page.load, model.change):
-            event(offer, model, told, show_progress="hidden", api_visibility="private")
+        def offer_anew(name: str) -> dict[Any, Any]:
+            choices = choices_of(shelf.open(name))
+            return {one: gr.Dropdown(choices=choices, value=[] if one.multiselect else None) for one in told}
+
+        for event, does in ((page.load, offer), (model.change, offer_anew)):
+            event(said(does), model, told, show_progress="hidden", api_visibility="private")
     page.queue(default_concurrency_limit=1, max_size=32)
     return page
 

@@ -21,6 +21,7 @@ from pushforward.studio._shared.live import live
 from pushforward.studio._shared.models import Shelf, steps_beside, take_turns, weight_of
 from pushforward.studio._shared.pictures import embedded, picture, row, table, viewed
 from pushforward.studio._shared.results import Name, call, codes_file, line, png
+from pushforward.studio._shared.told import Updates
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -190,7 +191,7 @@ def layout(shelf: Shelf, model: Any) -> list[Any]:
             rounds = gr.HTML(elem_id="sample-rounds")
             taken = TakeAway("samples")
 
-    def act(data: Mapping[Any, Any]) -> Generator[dict[Any, Any], None, None]:
+    def act(data: Mapping[Any, Any]) -> Updates:
         settings = Settings(
             model=data[model], count=int(data[count]), solver=data[solver].strip(), steps=int(data[steps]),
             what=tuple(data[what] or ()), guidance=data[guidance] or None, seed=int(data[seed] or 0),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pushforward.studio._shared.results import packed
-from pushforward.studio._shared.told import spoken
+from pushforward.studio._shared.told import Updates, spoken
 
 __all__ = [
     "SOLVERS_OFFERED",
@@ -113,7 +113,7 @@ class TakeAway:
 def wire(
     go: Any,
     stop: Any,
-    act: Callable[[Mapping[Any, Any]], Generator[dict[Any, Any], None, None]],
+    act: Callable[[Any], Updates],
     inputs: set[Any],
     outputs: list[Any],
     says: Any,
@@ -129,7 +129,7 @@ def wire(
         says: the output that tells how far it is.
     """
     event = go.click(
-        spoken(act), inputs, outputs, concurrency_id="models", concurrency_limit=1, show_progress="minimal",
+        spoken(act, says), inputs, outputs, concurrency_id="models", concurrency_limit=1, show_progress="minimal",
         show_progress_on=says, api_visibility="private", trigger_mode="once",
     )  # fmt: skip
     stop.click(lambda: "Stopped.", None, says, cancels=[event], queue=False, api_visibility="private")

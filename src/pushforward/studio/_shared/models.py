@@ -12,7 +12,7 @@ from pushforward.errors import PushforwardError
 if TYPE_CHECKING:
     from pushforward.verbs import Model
 
-__all__ = ["Shelf", "choices_of", "steps_beside", "take_turns", "weight_of"]
+__all__ = ["Shelf", "asked_what", "choices_of", "steps_beside", "take_turns", "weight_of"]
 
 MOST_CHOICES = 300
 MOST_STEPS = 1000
@@ -56,6 +56,11 @@ def choices_of(model: Model) -> list[str]:
     """What a model can be asked to draw, as far as it can be listed: its classes, or some captions that it knows."""
     known = model.info.get("captions", ()) if model.text is not None else model.classes
     return [str(one) for one in known[:MOST_CHOICES]]
+
+
+def asked_what(what: str | None, *, text: bool, prefix: str = "") -> list[str]:
+    """The option of a command that says what an image shows: a prompt to a model that reads them, else a class."""
+    return [] if what is None else [f"--{prefix}{'prompt' if text else 'label'}", what]
 
 
 def take_turns(what: Sequence[str], count: int) -> list[str]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from pushforward.verbs import Model
 
-__all__ = ["copying", "embedded", "picture", "row", "table", "viewed"]
+__all__ = ["copying", "embedded", "figures", "picture", "row", "table", "viewed"]
 
 
 def viewed(model: Model, states: Tensor) -> Tensor:
@@ -46,6 +46,16 @@ def embedded(image: Image.Image, says: str) -> str:
     data = base64.b64encode(file.getvalue()).decode("ascii")
     style = "width:100%;image-rendering:pixelated;display:block;margin:0"
     return f'<img alt="{escape(says)}" title="{escape(says)}" style="{style}" src="data:image/png;base64,{data}">'
+
+
+def figures(shown: Sequence[tuple[Image.Image | None, str, str]]) -> str:
+    """Pictures side by side, each with its name and, in HTML, what there is to say of it; they wrap on a phone."""
+    parts = [
+        f'<figure style="width:150px;margin:0">{"" if image is None else embedded(image, name)}'
+        f"<figcaption><b>{escape(name)}</b><br>{says}</figcaption></figure>"
+        for image, name, says in shown
+    ]
+    return f'<div style="display:flex;flex-wrap:wrap;gap:16px">{"".join(parts)}</div>'
 
 
 def copying(name: str, text: str) -> str:

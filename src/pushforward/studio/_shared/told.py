@@ -6,11 +6,14 @@ import traceback
 from collections.abc import Callable, Generator
 from functools import wraps
 from html import escape
-from typing import Any
+from typing import Any, TypeVar
 
 from pushforward.errors import PushforwardError
 
-__all__ = ["sentence", "spoken"]
+__all__ = ["Updates", "said", "sentence", "spoken"]
+
+T = TypeVar("T")
+Updates = Generator[dict[Any, Any], None, None]  # new values of outputs
 
 _NO_MEMORY = ("allocate memory", "out of memory", "array is too big")
 
@@ -26,20 +29,37 @@ def sentence(error: Exception) -> str:
     )
 
 
-def spoken(function: Callable[..., Generator[Any, None, None]]) -> Callable[..., Generator[Any, None, None]]:
-    """The generator, with its errors told in the page."""
+def said(function: Callable[..., T]) -> Callable[..., T]:
+    """The function, with its errors told in the page."""
 
     @wraps(function)
-    def told(*arguments: Any) -> Generator[Any, None, None]:
-        import gradio as gr
-
+    def told(*arguments: Any) -> T:
         try:
-            yield from function(*arguments)
+            return function(*arguments)
         except Exception as error:
-            if isinstance(error, gr.Error):
-                raise
-            if not isinstance(error, PushforwardError):
-                traceback.print_exc()
-            raise gr.Error(escape(sentence(error), quote=False), duration=15, print_exception=False) from None
+            raise _shown(error) from None
 
     return told
+
+
+def spoken(function: Callable[[Any], Updates], says: Any) -> Callable[[Any], Updates]:
+    """The generator of updates, with its errors told in the page, and in its output `says`, where they stay."""
+
+    @wraps(function)
+    def told(data: Any) -> Updates:
+        try:
+            yield from function(data)
+        except Exception as error:
+            yield {says: f"**{escape(sentence(error), quote=False)}**"}
+            raise _shown(error) from None
+
+    return told
+
+
+def _shown(error: Exception) -> Exception:
+    """An error as Gradio shows it; what is not ours is printed with all that is known of it."""
+    import gradio as gr
+
+    if not isinstance(error, PushforwardError):
+        traceback.print_exception(error)
+    return gr.Error(escape(sentence(error), quote=False), duration=15, print_exception=False)
