@@ -120,12 +120,12 @@ def run(model: Model, photos: list[Photo], settings: Settings) -> Generator[Show
         seconds = time.perf_counter() - began
         frames = _frames(found) if len(photos) > 1 else None
         files = {f"picture-{k}.png": photo.file for k, photo in enumerate(photos)}
-        files |= _codes(model, found, settings) | {"again.png": png(picture(again, 0))}
+        files |= _codes(found, settings) | {"again.png": png(picture(again, 0))}
         if frames is not None:
             files["between.png"] = png(row(frames))
         return Shown(
             f"{int(found.nfe.double().mean())} network evaluations each in {found.rounds} rounds, {seconds:.1f} s",
-            picture(images, 256), picture(again, 256), picture(viewed(model, found.code.start), 256),
+            row(images, 256), row(again, 256), row(viewed(model, found.code.start), 256),
             _figures(images, again, found), () if frames is None else tuple(picture(one[None], 256) for one in frames),
             files, found,
         )  # fmt: skip
@@ -145,21 +145,14 @@ def _frames(found: Inversion) -> Tensor:
         return found.pushforward.decode(between).float().cpu()
 
 
-def _codes(model: Model, found: Inversion, settings: Settings) -> dict[str, bytes]:
+def _codes(found: Inversion, settings: Settings) -> dict[str, bytes]:
     """The file that `pushforward invert` would write."""
     from pushforward.maps.diffusion import Diffusion
-    from pushforward.maps.spec import parse
-    from pushforward.maps.storage import header
 
-    there = found.pushforward
+    there, weight = found.pushforward, 1.0 if settings.guidance is None else settings.guidance
     assert isinstance(there, Diffusion)
-    spec = parse(settings.solver)
-    own = {**spec.settings, "residuals": True} if settings.method == "direct" else spec.settings
-    labels = None if settings.what is None else [settings.what] * len(found.code)
-    bound = there.given(labels).labels if labels else None
-    info = header(settings.model, model, spec.solver, own, there.times, labels=bound,  # type: ignore[arg-type]
-                  guidance=1.0 if settings.guidance is None else settings.guidance)  # fmt: skip
-    return {"codes.safetensors": codes_file(found.code, info)}
+    more = {"residuals": True} if settings.method == "direct" else {}
+    return codes_file(settings.model, there, settings.solver, found.code, weight, **more)
 
 
 def _figures(images: Tensor, again: Tensor, found: Inversion) -> str:

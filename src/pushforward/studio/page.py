@@ -5,13 +5,13 @@ from __future__ import annotations
 from threading import Thread
 from typing import Any
 
-from pushforward.studio import compare, edit, sample
+from pushforward.studio import compare, edit, guide, inpaint, plan, sample
 from pushforward.studio._shared.models import Shelf, choices_of
 from pushforward.studio._shared.told import said
 
 __all__ = ["UPLOAD", "make_page", "open_page"]
 
-TABS = {"Sample": sample, "Compare": compare, "Edit": edit}
+TABS = {"Sample": sample, "Compare": compare, "Edit": edit, "Inpaint": inpaint, "Guide": guide, "Plan": plan}
 UPLOAD = "20mb"
 _FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none is fetched
 

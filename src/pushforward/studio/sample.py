@@ -154,7 +154,6 @@ def _codes(model: Model, settings: Settings) -> dict[str, bytes]:
     """The file of the images' codes, for `pushforward decode`; none where steps are chosen on the way."""
     from pushforward.maps.labels import UNSAID, in_turn
     from pushforward.maps.spec import parse
-    from pushforward.maps.storage import header
 
     steps = steps_beside(settings.solver, settings.steps)
     spec = parse(settings.solver, {} if steps is None else {"steps": steps})
@@ -163,10 +162,8 @@ def _codes(model: Model, settings: Settings) -> dict[str, bytes]:
     labels = take_turns(settings.what, settings.count) or in_turn(model, settings.count)
     there = model.diffusion(settings.solver, steps, labels=UNSAID if labels is None else labels,
                             guidance=settings.guidance)  # fmt: skip
-    bound = None if labels is None or there.labels is UNSAID else there.labels
-    info = header(settings.model, model, spec.solver, spec.settings, there.times, labels=bound,
-                  guidance=weight_of(model, settings.guidance))  # fmt: skip
-    return {"codes.safetensors": codes_file(there.draw(settings.count, seed=settings.seed), info)}
+    code = there.draw(settings.count, seed=settings.seed)
+    return codes_file(settings.model, there, settings.solver, code, weight_of(model, settings.guidance))
 
 
 def layout(shelf: Shelf, model: Any) -> list[Any]:

@@ -26,10 +26,12 @@ class Shelf:
     Args:
         names: what `load` finds them by.
         device: where their networks run; `auto`: on a GPU if there is one.
+        clip: a CLIP of `transformers` that guides by texts; `None`: no texts.
     """
 
     names: tuple[str, ...] = EMBEDDED
     device: str = "auto"
+    clip: str | None = None
     _open: dict[str, Model] = field(default_factory=dict, repr=False)
     _lock: Lock = field(default_factory=Lock, repr=False)
 

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
     from pushforward.verbs import Model
 
-__all__ = ["copying", "embedded", "figures", "picture", "row", "table", "viewed"]
+__all__ = ["copying", "embedded", "figures", "picture", "row", "table", "traces", "viewed"]
+
+# Okabe and Ito's, which the colour-blind tell apart
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#999999")
 
 
 def viewed(model: Model, states: Tensor) -> Tensor:
@@ -32,11 +35,11 @@ def picture(images: Tensor, smallest: int = 96) -> Image.Image:
     return sheet(images, smallest=smallest)
 
 
-def row(images: Tensor) -> Image.Image:
-    """Images side by side, in their own pixels."""
+def row(images: Tensor, smallest: int = 0) -> Image.Image:
+    """Images side by side, by default in their own pixels."""
     from pushforward.data.pictures import sheet
 
-    return sheet(images, columns=len(images), smallest=0)
+    return sheet(images, columns=len(images), smallest=smallest)
 
 
 def embedded(image: Image.Image, says: str) -> str:
@@ -61,7 +64,7 @@ def figures(shown: Sequence[tuple[Image.Image | None, str, str]]) -> str:
 def copying(name: str, text: str) -> str:
     """A button in HTML that copies a text."""
     does = "navigator.clipboard.writeText(this.dataset.text);this.setAttribute('aria-pressed','true')"
-    style = "text-decoration:underline;cursor:pointer;display:block"
+    style = "font-size:.8em;padding:2px 8px;margin:2px;cursor:pointer"
     return f'<button type="button" style="{style}" data-text="{escape(text)}" onclick="{does}">{escape(name)}</button>'
 
 
@@ -82,4 +85,22 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str, fi
         f'<div style="overflow-x:auto" tabindex="0" role="region" aria-label="{escape(caption)}">'
         f'<table style="width:100%"><caption style="{left}">{escape(caption)}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def traces(lines: Sequence[Sequence[float]], says: str) -> str:
+    """Curves in HTML, one of each chain, on one scale."""
+    values = [value for curve in lines for value in curve]
+    low, high = min(values), max(values)
+    span, longest = (high - low) or 1.0, max(2, max(map(len, lines)))
+    curves = []
+    for k, curve in enumerate(lines):
+        places = " ".join(f"{600 * i / (longest - 1):.1f},{150 - 140 * (value - low) / span:.1f}"
+                          for i, value in enumerate(curve))  # fmt: skip
+        stroke = f'stroke="{COLOURS[k % len(COLOURS)]}" stroke-width="1.5" vector-effect="non-scaling-stroke"'
+        curves.append(f'<polyline points="{places}" fill="none" {stroke}><title>Chain {k}</title></polyline>')
+    return (
+        f'<svg viewBox="0 0 600 160" role="img" aria-label="{escape(says)}" preserveAspectRatio="none" '
+        f'style="width:100%;height:160px">{"".join(curves)}</svg>'
+        f"<div>{escape(says)}: from {low:.4g} to {high:.4g}</div>"
     )

@@ -9,14 +9,15 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from pushforward.maps.code import Code
+    from pushforward.maps.diffusion import Diffusion
 
-__all__ = ["call", "codes_file", "line", "packed", "png"]
+__all__ = ["Name", "call", "codes_file", "line", "packed", "png"]
 
 
 def line(arguments: Sequence[str]) -> str:
@@ -47,14 +48,35 @@ def png(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def codes_file(code: Code, info: Mapping[str, Any]) -> bytes:
-    """Codes as the bytes of a file that `pushforward decode` takes."""
-    from pushforward.maps.storage import save_codes
+def codes_file(
+    source: str, there: Diffusion, solver: str, code: Code, guidance: float | None, **more: object
+) -> dict[str, bytes]:
+    """The file of codes that commands write, and `pushforward decode` takes.
 
+    Args:
+        source: what `load` finds the model by.
+        there: the map that decodes them, bound to their classes or prompts.
+        solver: its plan's, in words.
+        code: the codes.
+        guidance: weight of guidance; `None`: a pipeline's own.
+        more: settings of the solver besides its words.
+    """
+    from torch import Tensor
+
+    from pushforward.maps.labels import UNSAID, Labels
+    from pushforward.maps.spec import parse
+    from pushforward.maps.storage import header, save_codes
+
+    spec, count = parse(solver), len(code)
+    labels: Labels = None if there.labels is UNSAID else there.labels
+    if labels is not None and len(labels) == 1:
+        labels = labels.expand(count) if isinstance(labels, Tensor) else [str(labels[0])] * count
+    info = header(source, there.model, spec.solver, {**spec.settings, **more}, there.times, labels=labels,
+                  guidance=guidance)  # fmt: skip
     with TemporaryDirectory() as folder:
         path = Path(folder) / "codes.safetensors"
-        save_codes(path, code, info)
-        return path.read_bytes()
+        save_codes(path, code, {**info, "model": source})
+        return {path.name: path.read_bytes()}
 
 
 def packed(files: Mapping[str, bytes], command: str, program: str) -> bytes:
