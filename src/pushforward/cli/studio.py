@@ -37,6 +37,9 @@ def studio(
         str | None, typer.Option(metavar="NAME:PASSWORD", help="Let in only who gives this name and password.")
     ] = None,
     no_open: Annotated[bool, typer.Option("--no-open", help="Do not open the browser.")] = False,
+    clip: Annotated[
+        str | None, typer.Option(help="Guide by texts with this CLIP: a folder or hub name of `transformers`.")
+    ] = None,
     device: DeviceOption = "auto",
 ) -> None:
     r"""Open a page in the browser to sample, compare, edit, inpaint and guide.
@@ -63,8 +66,10 @@ def studio(
     from pushforward.studio._shared.models import EMBEDDED, Shelf
     from pushforward.studio.page import open_page
 
-    shelf = Shelf(tuple(dict.fromkeys(models or EMBEDDED)), device)
-    open_page(shelf, host=host, port=port, browser=not no_open, auth=(name, password) if auth else None)
+    shelf = Shelf(tuple(dict.fromkeys(models or EMBEDDED)), device, clip)
+    page = open_page(shelf, host=host, port=port, browser=not no_open, auth=(name, password) if auth else None)
+    typer.echo(f"The page is at {page.local_url} until Ctrl-C.")
+    page.block_thread()
 
 
 def _own(host: str) -> bool:

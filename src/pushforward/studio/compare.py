@@ -211,5 +211,5 @@ def layout(shelf: Shelf, model: Any) -> list[Any]:
             yield {says: news.says, shown: news.table, **taken.handed(news.files, words, script)}
 
     inputs = {model, solvers, calls, what, count, guidance, seed}
-    wire(go, stop, act, inputs, [says, shown, *taken.components], says)
+    wire(go, stop, act, inputs, [says, shown, *taken.components], says, shown)
     return [what]

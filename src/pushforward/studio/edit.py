@@ -221,5 +221,5 @@ def _change(shelf: Shelf, model: Any, photo: Any, source: Any) -> tuple[Any, Any
             yield {says: news.says, shown: news.row, **taken.handed(news.files, words, script)}
 
     inputs = {model, photo, source, target, to, methods, start, steps, guidance, seed}
-    wire(go, stop, act, inputs, [says, shown, *taken.components], says)
+    wire(go, stop, act, inputs, [says, shown, *taken.components], says, shown)
     return target, seed

@@ -253,11 +253,11 @@ def layout(shelf: Shelf, model: Any) -> list[Any]:
                 **taken.handed(news.files, words, script),
             }
 
-    for control, area, when in ((coloured, colour, True), (like, part, "a part of it")):
-        control.change(lambda value, kind=type(area), when=when: kind(visible=value == when), control, area,
-                       queue=False, api_visibility="private")  # fmt: skip
+    coloured.change(lambda on: gr.ColorPicker(visible=on), coloured, colour, queue=False, api_visibility="private")
+    like.change(lambda kind: gr.Dropdown(visible=kind == "a part of it"), like, part, queue=False,
+                api_visibility="private")  # fmt: skip
     inputs = {
         model, coloured, colour, label, text, like, photo, part, weight, what, sampler, moves, chains, seed,
     }  # fmt: skip
-    wire(go, stop, act, inputs, [says, shown, curves, *taken.components], says)
+    wire(go, stop, act, inputs, [says, shown, curves, *taken.components], says, shown)
     return [label, what]

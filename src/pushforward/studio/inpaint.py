@@ -134,7 +134,8 @@ def run(model: Model, photo: Photo, mask: Tensor, settings: Settings) -> Generat
                          callback=watch)[0]  # fmt: skip
         files = {"picture-0.png": photo.file, "mask.png": mask_file(mask)}
         files |= {f"{k}.png": png(picture(one[None], 0)) for k, one in enumerate(images)}
-        says = f"{len(images)} draws, {there.plan.nfe} network evaluations each, {time.perf_counter() - began:.1f} s"
+        draws = f"{len(images)} draw{'s' * (len(images) > 1)}"
+        says = f"{draws}, {there.plan.nfe} network evaluations each, {time.perf_counter() - began:.1f} s"
         return Shown(says, picture(images), images, files)
 
     yield from live(work)
@@ -197,5 +198,5 @@ def layout(shelf: Shelf, model: Any) -> list[Any]:
     draw.click(take, [model, what, seed], photo, concurrency_id="models", show_progress="minimal",
                api_visibility="private")  # fmt: skip
     inputs = {model, photo, what, editor, part, solver, steps, repeats, draws, guidance, seed}
-    wire(go, stop, act, inputs, [says, shown, *taken.components], says)
+    wire(go, stop, act, inputs, [says, shown, *taken.components], says, shown)
     return [what]

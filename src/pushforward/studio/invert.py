@@ -221,4 +221,4 @@ def layout(shelf: Shelf, model: Any, photo: Any, other: Any, what: Any) -> None:
     at.change(lambda k, all_: all_[int(k)] if all_ else None, [at, frames], walked, show_progress="hidden",
               queue=False, api_visibility="private")  # fmt: skip
     inputs = {model, photo, other, two, what, method, solver, steps, guidance}
-    wire(go, stop, act, inputs, [says, slider, code, figures, frames, at, walked, *taken.components], says)
+    wire(go, stop, act, inputs, [says, slider, code, figures, frames, at, walked, *taken.components], says, slider)

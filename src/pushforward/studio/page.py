@@ -5,14 +5,16 @@ from __future__ import annotations
 from threading import Thread
 from typing import Any
 
+from pushforward.errors import PushforwardError
 from pushforward.studio import compare, edit, guide, inpaint, plan, sample
 from pushforward.studio._shared.models import Shelf, choices_of
 from pushforward.studio._shared.told import said
 
-__all__ = ["UPLOAD", "make_page", "open_page"]
+__all__ = ["CSS", "UPLOAD", "make_page", "open_page", "theme"]
 
 TABS = {"Sample": sample, "Compare": compare, "Edit": edit, "Inpaint": inpaint, "Guide": guide, "Plan": plan}
 UPLOAD = "20mb"
+CSS = ".photo img {width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated}"
 _FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none is fetched
 
 
@@ -43,15 +45,10 @@ def make_page(shelf: Shelf) -> Any:
 
 
 def open_page(
-    shelf: Shelf,
-    *,
-    host: str = "127.0.0.1",
-    port: int | None = None,
-    browser: bool = True,
+    shelf: Shelf, *, host: str = "127.0.0.1", port: int | None = None, browser: bool = True,
     auth: tuple[str, str] | None = None,
-    wait: bool = True,
-) -> Any:
-    """Serve the page until it is interrupted.
+) -> Any:  # fmt: skip
+    """Serve the page; what is returned has its `local_url`, and `block_thread()` waits for its end.
 
     Args:
         shelf: models that it offers.
@@ -59,18 +56,25 @@ def open_page(
         port: by default the first free one from 7860 on.
         browser: open it in the browser.
         auth: name and password that visitors must give.
-        wait: return only at the end.
+
+    Raises:
+        PushforwardError: no port is free, or not this one.
     """
+    page = make_page(shelf)
+    try:
+        page.launch(
+            server_name=host, server_port=port, inbrowser=browser, auth=auth, theme=theme(), css=CSS, share=False,
+            allowed_paths=[], max_file_size=UPLOAD, show_error=True, footer_links=[], quiet=True,
+            enable_monitoring=False, ssr_mode=False, prevent_thread_lock=True,
+        )  # fmt: skip
+    except OSError as error:
+        raise PushforwardError(f"The page cannot be served at {host}, port {port or '7860 to 7959'}: {error}") from None
+    Thread(target=shelf.open, args=shelf.names[:1], daemon=True).start()  # it takes as long as the first look around
+    return page
+
+
+def theme() -> Any:
+    """Gradio's own theme, in colours that the colour-blind tell apart and with fonts that are there."""
     import gradio as gr
 
-    theme = gr.themes.Default(primary_hue="blue", secondary_hue="orange", neutral_hue="slate", **_FONTS)
-    page = make_page(shelf)
-    page.launch(
-        server_name=host, server_port=port, inbrowser=browser, auth=auth, theme=theme, share=False,
-        allowed_paths=[], max_file_size=UPLOAD, show_error=True, footer_links=[], quiet=True, enable_monitoring=False,
-        ssr_mode=False, prevent_thread_lock=True,
-    )  # fmt: skip
-    Thread(target=shelf.open, args=shelf.names[:1], daemon=True).start()  # it takes as long as the first look around
-    if wait:
-        page.block_thread()
-    return page
+    return gr.themes.Default(primary_hue="blue", secondary_hue="orange", neutral_hue="slate", **_FONTS)

@@ -138,5 +138,5 @@ def layout(shelf: Shelf, model: Any) -> list[Any]:
             yield {says: f"{news.says}. A row is a state, and hovering says what it takes of which.", shown: wrapped,
                    **taken.handed(files, words, script)}  # fmt: skip
 
-    wire(go, stop, act, {model, solver, steps}, [says, shown, *taken.components], says)
+    wire(go, stop, act, {model, solver, steps}, [says, shown, *taken.components], says, shown)
     return []

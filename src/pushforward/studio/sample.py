@@ -103,7 +103,7 @@ def run(model: Model, settings: Settings) -> Generator[Shown, None, None]:
     labels = take_turns(settings.what, settings.count) or UNSAID
 
     def work(tell: Callable[[Shown], None]) -> Shown:
-        began, shown, evaluations = time.perf_counter(), 0.0, 0
+        began, shown, evaluations = time.perf_counter(), -1.0, 0
         rows: list[list[str]] = []
         tell(Shown("Making the plan …"))
 
@@ -127,7 +127,9 @@ def run(model: Model, settings: Settings) -> Generator[Shown, None, None]:
             seed=settings.seed, parallel=Parallel(settings.tolerance) if settings.parallel else None, callback=watch,
         )  # fmt: skip
         took = f"{evaluations / settings.count:.0f} network evaluations each"
-        says = f"{settings.count} images, {took}{f' in {len(rows)} rounds' if rows else ''}, "
+        says = (
+            f"{settings.count} image{'s' * (settings.count > 1)}, {took}{f' in {len(rows)} rounds' if rows else ''}, "
+        )
         says += f"{time.perf_counter() - began:.1f} s"
         files = {"samples.png": png(picture(images, 64)), **_codes(model, settings)}
         return Shown(says, picture(images), _grid(rows) if rows else "", images, files)
@@ -207,5 +209,5 @@ def layout(shelf: Shelf, model: Any) -> list[Any]:
 
     parallel.change(lambda on: gr.Dropdown(visible=on), parallel, tolerance, queue=False, api_visibility="private")
     inputs = {model, what, solver, steps, count, guidance, seed, parallel, tolerance}
-    wire(go, stop, act, inputs, [says, shown, rounds, *taken.components], says)
+    wire(go, stop, act, inputs, [says, shown, rounds, *taken.components], says, shown)
     return [what]

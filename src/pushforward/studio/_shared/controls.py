@@ -117,6 +117,7 @@ def wire(
     inputs: set[Any],
     outputs: list[Any],
     says: Any,
+    busy: Any,
 ) -> None:
     """Have a button start work, one visitor's after another's, and another one stop it.
 
@@ -127,9 +128,10 @@ def wire(
         inputs: whose values it takes.
         outputs: that it changes.
         says: the output that tells how far it is.
+        busy: the one that shows that there is work, or a place in the queue.
     """
     event = go.click(
         spoken(act, says), inputs, outputs, concurrency_id="models", concurrency_limit=1, show_progress="minimal",
-        show_progress_on=says, api_visibility="private", trigger_mode="once",
+        show_progress_on=busy, api_visibility="private", trigger_mode="once",
     )  # fmt: skip
     stop.click(lambda: "Stopped.", None, says, cancels=[event], queue=False, api_visibility="private")

@@ -37,7 +37,8 @@ def photo_area(label: str, elem_id: str) -> Any:
     import gradio as gr
 
     return gr.Image(label=label, type="filepath", image_mode=None, sources=["upload", "clipboard"], elem_id=elem_id,
-                    format="png", height=260, placeholder="Drop a picture here, or click to choose one.")  # fmt: skip
+                    format="png", height=220, elem_classes="photo",
+                    placeholder="Drop a picture here, or click to choose one.")  # fmt: skip
 
 
 def read_photo(path: str | None, model: Model) -> Photo:
@@ -71,6 +72,8 @@ def read_photo(path: str | None, model: Model) -> Photo:
                 f"The picture has {width} x {height} pixels; this page takes {PIXELS // 10**6} million at most."
             )
         read = read_image(path, size=(shape[1], shape[2]), channels=shape[0])
+    except PushforwardError:  # a ValueError, too
+        raise
     except UNREADABLE:
         raise PushforwardError("This file cannot be read as a picture; give a PNG, JPEG or WebP.") from None
     return photo_of(read)
