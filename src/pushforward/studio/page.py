@@ -10,11 +10,11 @@ from pushforward.studio import compare, edit, guide, inpaint, plan, sample
 from pushforward.studio._shared.models import Shelf, choices_of
 from pushforward.studio._shared.told import said
 
-__all__ = ["CSS", "UPLOAD", "make_page", "open_page", "theme"]
+__all__ = ["Shelf", "make_page", "open_page", "settings"]
 
 TABS = {"Sample": sample, "Compare": compare, "Edit": edit, "Inpaint": inpaint, "Guide": guide, "Plan": plan}
-UPLOAD = "20mb"
-CSS = ".photo img {width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated}"
+_UPLOAD = "20mb"
+_CSS = ".photo img {width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated}"
 _FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none is fetched
 
 
@@ -63,9 +63,8 @@ def open_page(
     page = make_page(shelf)
     try:
         page.launch(
-            server_name=host, server_port=port, inbrowser=browser, auth=auth, theme=theme(), css=CSS, share=False,
-            allowed_paths=[], max_file_size=UPLOAD, show_error=True, footer_links=[], quiet=True,
-            enable_monitoring=False, ssr_mode=False, prevent_thread_lock=True,
+            **settings(), server_name=host, server_port=port, inbrowser=browser, auth=auth, share=False, quiet=True,
+            prevent_thread_lock=True,
         )  # fmt: skip
     except OSError as error:
         raise PushforwardError(f"The page cannot be served at {host}, port {port or '7860 to 7959'}: {error}") from None
@@ -73,8 +72,12 @@ def open_page(
     return page
 
 
-def theme() -> Any:
-    """Gradio's own theme, in colours that the colour-blind tell apart and with fonts that are there."""
+def settings() -> dict[str, Any]:
+    """How a page is launched, wherever: colours that the colour-blind tell apart, fonts that are there, and limits."""
     import gradio as gr
 
-    return gr.themes.Default(primary_hue="blue", secondary_hue="orange", neutral_hue="slate", **_FONTS)
+    theme = gr.themes.Default(primary_hue="blue", secondary_hue="orange", neutral_hue="slate", **_FONTS)
+    return {
+        "theme": theme, "css": _CSS, "max_file_size": _UPLOAD, "allowed_paths": [], "footer_links": [],
+        "show_error": True, "enable_monitoring": False, "ssr_mode": False,
+    }  # fmt: skip
