@@ -41,12 +41,12 @@ class Settings:
         colour: `#rrggbb`, or `None`.
         label: a class that a classifier of clothes is to see.
         text: what CLIP is to see.
-        like: of a reference picture, one of `REFERENCES`.
+        like: what images have in common with the reference picture, one of `REFERENCES`.
         part: which part, for `a part of it`.
-        weight: of all energies.
+        weight: weight of each energy.
         what: a class or prompt that the model is given.
         sampler: `langevin`, `mala` or `hmc`.
-        moves: of each chain.
+        moves: number of moves of each chain.
         chains: how many.
         solver: decodes the codes.
         seed: seeds the chains.

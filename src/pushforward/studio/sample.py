@@ -58,7 +58,7 @@ class Shown:
     Args:
         says: in words.
         picture: all images, as they are now.
-        rounds: of all steps at once, a table: time across, rounds down.
+        rounds: where all steps are taken at once, a table: time across, rounds down.
         images: at the end, in [-1, 1].
         files: at the end, by name.
     """

@@ -75,7 +75,7 @@ class TakeAway:
     """The command, the program, and the files of a result.
 
     Args:
-        name: of the file, without its end.
+        name: name of the file, without its end.
     """
 
     def __init__(self, name: str) -> None:

@@ -26,7 +26,7 @@ def mask_of(painted: Mapping[str, Any] | None, part: str | None, size: tuple[int
     Args:
         painted: the editor's value, of arrays.
         part: one of `PARTS`, or `None`.
-        size: of the mask.
+        size: height and width of the mask.
     """
     import numpy as np
     import torch
