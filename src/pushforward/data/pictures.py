@@ -148,7 +148,7 @@ def _wrapped(text: str, width: float, font: ImageFont.FreeTypeFont, lines: int =
     """The text in lines of at most that width; what is too much is cut, with an ellipsis."""
 
     def cut(line: str) -> str:
-        while font.getlength(line) > width:
+        while line != "…" and font.getlength(line) > width:
             line = line.removesuffix("…")[:-1].rstrip() + "…"
         return line
 
