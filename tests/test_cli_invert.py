@@ -117,6 +117,19 @@ def test_an_images_code_depends_on_seed_and_place_alone(models, pictures, tmp_pa
     torch.testing.assert_close(found["whole"].start, found["batches"].start, rtol=0, atol=0.02)
 
 
+def test_one_state_after_another_takes_fewer_evaluations(models, pictures, tmp_path):
+    """The codes are the same, to the tolerance as a code magnifies it; other methods refuse the option."""
+    found = {}
+    for name, options in {"rounds": (), "rows": ("--sequential",)}.items():
+        (tmp_path / name).mkdir()
+        codes, report = inverted(models["vp"], pictures, tmp_path / name, "--steps", 20, *options)
+        found[name] = load_codes(codes)[0].start, report["nfe"], report["rounds"]
+    torch.testing.assert_close(found["rows"][0], found["rounds"][0], rtol=0, atol=0.02)
+    assert found["rows"][1] < found["rounds"][1]
+    result = invoke("invert", models["vp"], pictures, "--method", "naive", "--sequential")
+    assert "an order of its own" in str(result.exception)
+
+
 def test_labels_and_guidance_travel_with_the_codes(models, pictures, tmp_path):
     """Decoded under another label, the codes give other images."""
     codes, report = inverted(models["vp"], pictures, tmp_path, *FEW, "--label", "b", "--label", 0, "--guidance", 1.5)

@@ -207,7 +207,8 @@ def test_digests_do_not_tell_the_place(folders: Any, tmp_path: Path) -> None:
 @pytest.fixture
 def lora(folders: Any, tmp_path: Path) -> Path:
     """A folder with a LoRA for the plain pipeline."""
-    peft = pytest.importorskip("peft")
+    import peft
+
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(folders["plain"])
     torch.manual_seed(0)
     pipe.unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))

@@ -315,7 +315,6 @@ def test_a_photograph_is_edited(kind, example, capsys, tmp_path):
     assert not torch.equal(snow, sea)
     assert "from the photograph" in capsys.readouterr().out
     assert size("edited.png")[0] > 2 * 96
-    pytest.importorskip("peft")
     prefix = "unet" if kind == "stable_diffusion" else "transformer"
     network = pipe.components[prefix]
     layers = {name: layer for name, layer in network.named_modules() if name.endswith("to_q")}

@@ -107,7 +107,7 @@ class Round:
         active: images that are not done.
         nfe: network evaluations of this round.
         last: the present last state, in pixels `(batch, k * channels, *field)`, where rounds move states.
-        states: the present states of all nodes, `(nodes, batch, k * channels, *field)`.
+        states: the present states of all nodes, in pixels `(nodes, batch, k * channels, *field)`, in the same case.
     """
 
     done: int

@@ -1,111 +1,33 @@
 """Calls of a `diffusers` pipeline that end where its scheduler would take a step.
 
 The pipeline runs unchanged, with a stand-in for its scheduler that takes no steps: what reaches `step` is the state and
-the pipeline's complete, guided prediction. The stand-in has the scheduler's class and configuration, since pipelines
-look at both. Everything that is changed for a call is put back after it, however it ends.
+the pipeline's complete, guided prediction.
 """
 
 from __future__ import annotations
 
-import copy
 import inspect
-import math
-import sys
-import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial, wraps
 from hashlib import sha256
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
 from pushforward.errors import PushforwardError
+from pushforward.model.diffusers.entrance import Entrance, numbered
 from pushforward.model.diffusers.package import reason
+from pushforward.model.diffusers.patches import alike, alone, as_wide, callee, hooked, parts, patched, restored
+from pushforward.model.diffusers.standin import Answer, Stopped, recorded, stand_in
 
-__all__ = [
-    "LOCK",
-    "Answer",
-    "Call",
-    "Stopped",
-    "alike",
-    "alone",
-    "as_wide",
-    "callee",
-    "hooked",
-    "numbered",
-    "parts",
-    "patched",
-    "recorded",
-    "stand_in",
-]
+__all__ = ["KEPT", "Call"]
 
-DIGITS = 8  # numbers are sent in digits of this base, which bfloat16 holds when scaled and shifted, too
 KEPT = 64  # answers of an encoder that are kept
-LOCK = threading.RLock()  # one call at a time: pipelines share parts, and functions of their modules
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-
-
-def alone(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Let one thread at a time call this function and the others that are marked so."""
-
-    @wraps(function)
-    def waiting(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        with LOCK:
-            return function(*args, **kwargs)
-
-    return waiting
-
-
-class Stopped(BaseException):
-    """Ends a call of a pipeline; no handler of errors in it takes this for one."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a step of the scheduler would be made of.
-
-    Args:
-        state: the state, `(rows, ...)`.
-        prediction: what the pipeline predicts for it.
-    """
-
-    state: Tensor
-    prediction: Tensor
-
-
-@dataclass(frozen=True)
-class Entrance:
-    """Where a pipeline takes its first state from.
-
-    Args:
-        kind: `method` of the pipeline, whose result it is or is in; the argument `latents`; or `noise` that it draws.
-        name: name of the method.
-        place: place in the method's result, if that is a tuple.
-        numbers: where in the result's rows the state's numbers are, if it holds more than them.
-    """
-
-    kind: str
-    name: str = ""
-    place: int | None = None
-    numbers: Tensor | None = None
-
-    def put(self, states: Tensor, result: Any) -> Any:
-        """Return the method's result with these states in it."""
-        if self.place is not None:
-            several = list(result)
-            several[self.place] = replace(self, place=None).put(states, several[self.place])
-            return tuple(several)
-        if self.numbers is None:
-            return states.to(result)
-        numbers = self.numbers.to(result.device).expand(len(result), -1)
-        whole: Tensor = result.flatten(1).scatter(1, numbers, states.flatten(1).to(result))
-        return whole.view_as(result)
 
 
 @dataclass(eq=False, repr=False)
@@ -146,7 +68,7 @@ class Call:
     @alone
     def run(
         self,
-        times: Sequence[float],
+        times: Sequence[float | Tensor],
         states: Tensor | None = None,
         *,
         more: Mapping[str, Any] | None = None,
@@ -192,7 +114,8 @@ class Call:
                         if callable(getattr(part, method, None)):
                             stack.enter_context(patched(part, method, self._once(name, part, method)))
             if states is not None:
-                arguments |= self._enter(states, stack)
+                assert self.entrance is not None
+                arguments |= self.entrance.enter(self.pipe, states, stack)
             for patch in patches:
                 stack.enter_context(patched(*patch))
             for name, hook in (hooks or {}).items():
@@ -215,15 +138,16 @@ class Call:
         """Let `diffusers` say what it has to of a prompt, such as cut words, in the first call with it only."""
         from diffusers.utils import logging
 
-        key = ("said", *(str(arguments.get(name)) for name in ("prompt", "negative_prompt")))
+        prompts = tree_flatten([arguments.get(name) for name in ("prompt", "negative_prompt")])[0]
+        said = {("said", str(prompt)): None for prompt in prompts}
         before = logging.get_verbosity()
-        if key in self.kept:
+        if said.keys() <= self.kept.keys():
             logging.set_verbosity_error()
         try:
             yield
         finally:
             logging.set_verbosity(before)
-            self.kept[key] = None
+            self.kept.update(said)
 
     def asks_for(self, steps: int) -> dict[str, Any]:
         """Return what the pipeline tells its scheduler's `set_timesteps` for so many steps."""
@@ -244,46 +168,19 @@ class Call:
         fresh.set_state(self._generator.get_state())
         return fresh
 
-    def _enter(self, states: Tensor, stack: ExitStack) -> dict[str, Any]:
-        """Put states in place of the pipeline's own; return further arguments."""
-        entrance = self.entrance
-        assert entrance is not None
-        if entrance.kind == "latents":
-            return {"latents": states.to(self.pipe.dtype)}
-        if entrance.kind == "method":
-            own = getattr(self.pipe, entrance.name)
-
-            def prepare(*args: Any, **kwargs: Any) -> Any:
-                return entrance.put(states, own(*args, **kwargs))
-
-            stack.enter_context(patched(self.pipe, entrance.name, prepare))
-            return {}
-
-        def draw(shape: Any, *args: Any, **kwargs: Any) -> Tensor:
-            drawn: Tensor = own_draw(shape, *args, **kwargs)
-            return states.to(drawn) if tuple(shape) == tuple(states.shape) else drawn
-
-        for cls in type(self.pipe).__mro__:
-            module = sys.modules.get(cls.__module__)
-            own_draw: Any = getattr(module, "randn_tensor", None)
-            if own_draw is not None:
-                stack.enter_context(patched(module, "randn_tensor", draw))
-                break
-        return {}
-
     def _once(self, name: str, part: Any, method: str) -> Callable[..., Any]:
-        """A part's method that is run once for the same input, and draws the same noise for equal rows."""
+        """A part's method that is run once for the same input, and draws the same noise for equal rows.
+
+        Rows of a batch are inputs of their own where what is made of them can be put together again.
+        """
         own = getattr(part, method)
 
-        @wraps(own)
-        def asked(*args: Any, **kwargs: Any) -> Any:
-            leaves, form = tree_flatten((args, kwargs))
-            if any(isinstance(x, Tensor) and x.requires_grad for x in leaves):
-                return own(*args, **kwargs)
+        def once(given: tuple[Any, Any]) -> Any:
+            leaves, form = tree_flatten(given)
             key = (name, method, str(form), *map(_key, leaves))
             if key not in self.kept:
                 with torch.no_grad():
-                    found = own(*args, **kwargs)
+                    found = own(*given[0], **given[1])
                 if (drawn := getattr(found, "latent_dist", None)) is not None and hasattr(drawn, "std"):
                     drawn.sample = partial(self._draw, drawn)
                 self.kept[key] = found
@@ -291,6 +188,21 @@ class Call:
                     self.kept.popitem(last=False)
             self.kept.move_to_end(key)
             return self.kept[key]
+
+        @wraps(own)
+        def asked(*args: Any, **kwargs: Any) -> Any:
+            tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
+            if any(x.requires_grad for x in tensors):
+                return own(*args, **kwargs)
+            counts = {len(x) if x.ndim else 0 for x in tensors}
+            if not self.denoisers or len(counts) > 1 or max(counts, default=0) < 2:
+                return once((args, kwargs))
+            found: list[Any] = []
+            for k in range(counts.pop()):
+                found.append(once(_row((args, kwargs), k)))
+                if not all(isinstance(x, Tensor) and x.ndim and len(x) == 1 for x in tree_flatten(found[-1])[0]):
+                    return once((args, kwargs))
+            return tree_map(lambda *rows: torch.cat(rows), *found)
 
         return asked
 
@@ -380,160 +292,9 @@ class Call:
         return False
 
 
-def recorded(
-    count: int, step: Callable[[Answer], Tensor] | None
-) -> tuple[list[Answer], Callable[[Tensor, Tensor], Tensor]]:
-    """Make a list of answers and what takes the steps that fill it; see `Call.run`.
-
-    Args:
-        count: how many steps there are.
-        step: what takes a step; by default states stay, and the call ends at the last step.
-    """
-    answers: list[Answer] = []
-
-    def take(prediction: Tensor, state: Tensor) -> Tensor:
-        answers.append(Answer(state, prediction))
-        if step is not None:
-            return step(answers[-1])
-        if len(answers) == count:
-            raise Stopped
-        return state
-
-    return answers, take
-
-
-def numbered(like: Tensor, send: Callable[[Tensor], Tensor]) -> Tensor | None:
-    """Find which number of a tensor each one is that comes out; `None` if one comes twice, or is not among them."""
-    numbers = torch.arange(like.numel(), device=like.device)
-    index: Tensor | None = None
-    for digit in range(math.ceil(math.log(max(like.numel(), 2), DIGITS))):
-        came = send((numbers // DIGITS**digit % DIGITS).to(like).view_as(like)).flatten().to(torch.float64)
-        if not bool(((came - came.round()).abs() < 0.1).all()):
-            return None
-        part = came.round().long().to(like.device) * DIGITS**digit
-        index = part if index is None else index + part
-    assert index is not None
-    within = bool(((index >= 0) & (index < like.numel())).all())
-    return index if within and len(index.unique()) == len(index) else None
-
-
-def stand_in(scheduler: Any) -> Any:
-    """Make a scheduler of the same class and settings that takes the times and the step that it is given."""
-    kind = type(scheduler)
-    form = inspect.signature(kind.step)
-
-    def prepare(self: Any, times: Sequence[float], take: Any, told: Any) -> None:
-        self._times, self._take, self._told, self.begun = list(times), take, told, False
-
-    def set_timesteps(
-        self: Any,
-        num_inference_steps: int | None = None,
-        device: Any = None,
-        timesteps: Any = None,  # pipelines look for these names
-        sigmas: Any = None,
-        mu: Any = None,
-        **more: Any,
-    ) -> None:
-        if self._told is not None:
-            said = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas, "mu": mu}
-            self._told({name: value for name, value in {**said, **more}.items() if value is not None})
-        self.timesteps = torch.tensor(self._times, dtype=torch.float32, device=device)
-        count = getattr(self.config, "num_train_timesteps", 1000)
-        self.sigmas = torch.tensor([*(t / count for t in self._times), 0.0], dtype=torch.float32, device=device)
-        self.num_inference_steps = len(self._times)
-        self._step_index = self._begin_index = None
-        self.begun = True
-
-    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        given = form.bind(self, *args, **kwargs).arguments
-        following = self._take(given["model_output"], given["sample"])
-        if given.get("return_dict", True):
-            from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
-
-            return DDIMSchedulerOutput(prev_sample=following, pred_original_sample=following)
-        return following, following
-
-    own = {
-        "prepare": prepare,
-        "set_timesteps": set_timesteps,
-        "step": step,
-        "scale_model_input": lambda _, sample, *__, **___: sample,
-        "add_noise": lambda _, __, noise, *___: noise,
-        "scale_noise": lambda _, sample, *args, **kwargs: kwargs.get("noise", args[-1] if args else sample),
-        "init_noise_sigma": property(lambda _: 1.0),
-        "order": 1,
-        "__module__": kind.__module__,
-        "__qualname__": kind.__qualname__,
-    }
-    made = copy.copy(scheduler)
-    made.__class__ = type(kind.__name__, (kind,), own)
-    return made
-
-
-def parts(pipe: Any) -> dict[str, nn.Module]:
-    """List the pipeline's modules by name."""
-    return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
-
-
-def alike(pipe: Any, names: Collection[str]) -> frozenset[str]:
-    """Name the parts of a pipeline of the same classes as these."""
-    own = parts(pipe)
-    classes = {type(own[name]) for name in names}
-    return frozenset(name for name, part in own.items() if type(part) in classes)
-
-
-def callee(part: nn.Module) -> str:
-    """Name the method through which a module is called: what comes before it is not compiled with it."""
-    return "forward" if getattr(part, "_compiled_call_impl", None) is None else "_compiled_call_impl"
-
-
-def hooked(part: nn.Module, hook: Callable[..., Any]) -> AbstractContextManager[None]:
-    """Put a hook before a module's calls, which may change their arguments."""
-    own = getattr(part, callee(part))
-
-    @wraps(own)  # some pipelines look at its signature
-    def called(*args: Any, **kwargs: Any) -> Any:
-        args, kwargs = hook(part, args, kwargs) or (args, kwargs)
-        return own(*args, **kwargs)
-
-    return patched(part, callee(part), called)
-
-
-@contextmanager
-def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Put something in an object's attribute, past whatever watches its assignment, and put the old back at the end."""
-    had, old = name in vars(owner), vars(owner).get(name)
-    vars(owner)[name] = value
-    try:
-        yield
-    finally:
-        if had:
-            vars(owner)[name] = old
-        else:
-            del vars(owner)[name]
-
-
-@contextmanager
-def restored(owner: Any) -> Iterator[None]:
-    """Have an object hold at the end what it holds now, and nothing else."""
-    before = dict(vars(owner))
-    try:
-        yield
-    finally:
-        for name in vars(owner).keys() - before.keys():
-            del vars(owner)[name]
-        vars(owner).update(before)
-
-
-@contextmanager
-def as_wide(part: Any) -> Iterator[None]:
-    """Have a part at the end in the dtype that it is in now: pipelines widen decoders for a while."""
-    before = getattr(part, "dtype", None)
-    try:
-        yield
-    finally:
-        if getattr(part, "dtype", None) != before:
-            part.to(before)
+def _row(given: Any, k: int) -> Any:
+    """Return a row of a batch of inputs."""
+    return tree_map(lambda x: x[k : k + 1] if isinstance(x, Tensor) else x, given)
 
 
 def _key(leaf: object) -> Any:
@@ -546,8 +307,3 @@ def _key(leaf: object) -> Any:
     except TypeError:
         return id(leaf)
     return leaf
-
-
-def detached(value: Any) -> Any:
-    """The same structure with tensors cut from their graph."""
-    return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, value)

@@ -15,9 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from pushforward.errors import PushforwardError
-from pushforward.model.diffusers.calls import Answer, Call, Stopped, alone, as_wide, callee, detached, numbered, parts
+from pushforward.model.diffusers.calls import Call
+from pushforward.model.diffusers.entrance import numbered
+from pushforward.model.diffusers.patches import alone, as_wide, callee, parts
+from pushforward.model.diffusers.standin import Answer, Stopped
 
 __all__ = ["Decoder", "Encoder", "decoder_of", "encoder_of"]
 
@@ -264,3 +268,8 @@ def _first(result: Any) -> Tensor:
     """Return the tensor of a part's output."""
     tensor: Tensor = result if isinstance(result, Tensor) else result[0]
     return tensor
+
+
+def detached(value: Any) -> Any:
+    """The same structure with tensors cut from their graph."""
+    return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, value)
