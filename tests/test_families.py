@@ -25,9 +25,14 @@ REFUSED = {
     "Cosmos 2 image": "counts time to 80",
     "Sana Sprint": "SCMScheduler, which cannot be read",
 }
-NO_ENCODER = {"Wan 2.2 5B image", "Allegro", "HunyuanVideo image", "Kandinsky 5 video of an image", "Marigold intrinsics"}
-ONE_BY_ONE = {"Latte", "Wan VACE", "Sana Video image", "CogVideoX Fun control", "DeepFloyd IF super-resolution"}
-ONE_BY_ONE |= {"Marigold depth", "Marigold normals", "Marigold intrinsics"}
+NO_ENCODER = {
+    "Wan 2.2 5B image",
+    "Allegro",
+    "HunyuanVideo image",
+    "Kandinsky 5 video of an image",
+    "Marigold intrinsics",
+}
+ONE_BY_ONE = {"DeepFloyd IF super-resolution"}
 NO_METHOD_OF_OURS = {"LCM", "Sana Video", "Sana Video image"}
 ROUNDING = 1e-4  # of float32 over four guided steps, and of tables that are float32 in diffusers
 

@@ -6,14 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import diffusers
-import tokenizers
 import torch
 import transformers
 
 from support import pipelines
 from support.families.parts import embeds, roughen, seeded
 from support.families.tiny import Tiny
-from support.pipelines import TABLE, unet, vae
+from support.pipelines import TABLE, vae
 
 TEXT: dict[str, Any] = {"prompt": "a red fox", "negative_prompt": "noise", "guidance_scale": 3.0}
 
@@ -29,7 +28,9 @@ def stable_audio() -> Tiny:
         encoder_hidden_size=6, downsampling_ratios=[1, 2], decoder_channels=3, decoder_input_channels=3,
         audio_channels=2, channel_multiples=[2, 4], sampling_rate=4,
     )  # fmt: skip
-    projection = diffusers.StableAudioProjectionModel(text_encoder_dim=24, conditioning_dim=4, min_value=0, max_value=32)
+    projection = diffusers.StableAudioProjectionModel(
+        text_encoder_dim=24, conditioning_dim=4, min_value=0, max_value=32
+    )
     tokenizer = pipelines.t5_tokenizer()
     tokenizer.model_max_length = 8
     scheduler = diffusers.EDMDPMSolverMultistepScheduler(prediction_type="v_prediction", sigma_data=1.0)
@@ -40,44 +41,12 @@ def stable_audio() -> Tiny:
     return Tiny(pipe, {**TEXT, "audio_end_in_s": 2.0})
 
 
-def roberta() -> Any:
-    """Make a tokenizer of single letters."""
-    letters = ["<pad>", "<unk>", "<s>", "</s>", *"▁abcdefghijklmnopqrstuvwxyz"]
-    own = tokenizers.Tokenizer(tokenizers.models.BPE({c: k for k, c in enumerate(letters)}, [], unk_token="<unk>"))
-    own.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
-    names = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=own, model_max_length=8, **names)
-
-
 def vocoder() -> Any:
     config = transformers.SpeechT5HifiGanConfig(
         model_in_dim=8, upsample_initial_channel=16, upsample_rates=[2, 2], upsample_kernel_sizes=[4, 4],
         resblock_kernel_sizes=[3], resblock_dilation_sizes=[[1, 3]], normalize_before=False, sampling_rate=64,
     )  # fmt: skip
     return transformers.SpeechT5HifiGan(config)
-
-
-def clap() -> Any:
-    text = {"vocab_size": 40, "hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 1,
-            "num_hidden_layers": 1, "projection_dim": 8, "pad_token_id": 0, "max_position_embeddings": 12}  # fmt: skip
-    sound = {"spec_size": 8, "window_size": 4, "num_mel_bins": 8, "depths": [1, 1], "num_attention_heads": [1, 1],
-             "hidden_size": 16, "projection_dim": 8, "patch_size": 2, "patch_stride": 2,
-             "patch_embeds_hidden_size": 8, "patch_embed_input_channels": 1}  # fmt: skip
-    return transformers.ClapModel(transformers.ClapConfig(text_config=text, audio_config=sound, projection_dim=8))
-
-
-def sounding(cls: Any, text_encoder: Any, **more: Any) -> Any:
-    net = unet((4, 8), class_embed_type="simple_projection", class_embeddings_concat=True,
-               projection_class_embeddings_input_dim=8)  # fmt: skip
-    return cls(
-        vae=vae(in_channels=1, out_channels=1), text_encoder=text_encoder, tokenizer=roberta(), unet=roughen(net),
-        scheduler=diffusers.DDIMScheduler(**TABLE), vocoder=vocoder(), **more,
-    )  # fmt: skip
-
-
-@seeded
-def music() -> Tiny:
-    return Tiny(sounding(diffusers.MusicLDMPipeline, clap(), feature_extractor=None), {**TEXT, "audio_length_in_s": 0.5})
 
 
 @seeded
@@ -96,7 +65,7 @@ def audio_2() -> Tiny:
     )  # fmt: skip
     given = {
         "prompt_embeds": embeds(1, 1, 6, 16), "negative_prompt_embeds": embeds(2, 1, 6, 16),
-        "generated_prompt_embeds": embeds(3, 1, 8, 8), "negative_generated_prompt_embeds": embeds(4, 1, 8, 8),
+        "generated_prompt_embeds": embeds(3, 1, 8, 16), "negative_generated_prompt_embeds": embeds(4, 1, 8, 16),
         "attention_mask": torch.ones(1, 6, dtype=torch.long),
         "negative_attention_mask": torch.ones(1, 6, dtype=torch.long),
     }  # fmt: skip
@@ -105,6 +74,5 @@ def audio_2() -> Tiny:
 
 FAMILIES: dict[str, Callable[[], Tiny]] = {
     "Stable Audio": stable_audio,
-    "MusicLDM": music,
     "AudioLDM 2": audio_2,
 }

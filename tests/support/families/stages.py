@@ -113,22 +113,6 @@ def upscale() -> Tiny:
     return Tiny(pipe, {**GUIDED, "image": picture(), "noise_level": 20})
 
 
-@seeded
-def latent_upscale() -> Tiny:
-    net = diffusers.UNet2DConditionModel(
-        act_fn="gelu", attention_head_dim=8, norm_num_groups=None, block_out_channels=(32, 32), time_cond_proj_dim=136,
-        conv_in_kernel=1, conv_out_kernel=1, cross_attention_dim=8, in_channels=8, out_channels=5, mid_block_type=None,
-        down_block_types=("KDownBlock2D", "KCrossAttnDownBlock2D"), timestep_post_act="gelu",
-        up_block_types=("KCrossAttnUpBlock2D", "KUpBlock2D"), time_embedding_type="fourier",
-        resnet_time_scale_shift="scale_shift",
-    )  # fmt: skip
-    pipe = diffusers.StableDiffusionLatentUpscalePipeline(
-        vae=vae(), text_encoder=clip(), tokenizer=words(), unet=roughen(net),
-        scheduler=diffusers.EulerDiscreteScheduler(prediction_type="sample"),
-    )  # fmt: skip
-    return Tiny(pipe, {**GUIDED, "image": embeds(1, 1, 4, 4, 4)})
-
-
 def marigold(cls: Any, **settings: Any) -> Tiny:
     table = {**TABLE, "prediction_type": "v_prediction"}
     pipe = cls(
@@ -230,7 +214,6 @@ FAMILIES: dict[str, Callable[[], Tiny]] = {
     "DeepFloyd IF": floyd_first,
     "DeepFloyd IF super-resolution": floyd_second,
     "Stable Diffusion upscaler": upscale,
-    "Stable Diffusion latent upscaler": latent_upscale,
     "Marigold depth": marigold_depth,
     "Marigold normals": marigold_normals,
     "Marigold intrinsics": marigold_intrinsics,

@@ -75,7 +75,7 @@ class LoopCall(Call):
     @alone
     def run(
         self,
-        times: Sequence[float],
+        times: Sequence[float | Tensor],
         states: Tensor | None = None,
         *,
         more: Mapping[str, Any] | None = None,

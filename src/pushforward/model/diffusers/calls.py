@@ -68,7 +68,7 @@ class Call:
     @alone
     def run(
         self,
-        times: Sequence[float],
+        times: Sequence[float | Tensor],
         states: Tensor | None = None,
         *,
         more: Mapping[str, Any] | None = None,

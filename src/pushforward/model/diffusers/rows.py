@@ -3,7 +3,8 @@
 A pipeline tells its network one time. A hook on the network puts each row's own in its place. Which arguments of which
 parts are times, and what they are at a time of the scheduler, is learned: they are the arguments that change with it
 and with nothing else, and they are affine in it. Then the answers are compared with those of single calls of the
-pipeline as it is; where they differ, fewer rows are asked at a time.
+pipeline as it is. Where they differ, as the pipeline refuses batches or reckons with the time itself, single calls are
+mapped over the rows (`torch.vmap`); where that fails too, fewer rows are asked at a time.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class Rows:
         clocks: where the times are told that are replaced by each row's.
         together: `times`: states at any times in one call; `states`: those at one time; or one `state` per call.
         why: why not more.
+        mapped: whether a call is of one state, and is mapped over the rows.
     """
 
     call: Call
@@ -67,6 +69,7 @@ class Rows:
     clocks: Mapping[_Place, Clock]
     together: str = "times"
     why: str = ""
+    mapped: bool = False
 
     def ask(self, states: Tensor, times: Tensor, more: Mapping[str, Any], base: float | None = None) -> Tensor:
         """Return the pipeline's predictions for states `(rows, ...)` at times of its scheduler `(rows,)`, in one call.
@@ -77,9 +80,21 @@ class Rows:
             more: arguments of the call besides the usual.
             base: the time that the pipeline itself is told; by default that of the first row.
         """
+        if self.mapped:
+            return self._each(states, times, more)
         base = float(times[0]) if base is None else base
         hooks = _telling(self.clocks, times) if bool((times != base).any()) else {}
         return self.called(states, [base], more, hooks)[0]
+
+    def _each(self, states: Tensor, times: Tensor, more: Mapping[str, Any]) -> Tensor:
+        """Map a call of one state over states and their times."""
+
+        def one(state: Tensor, time: Tensor) -> Tensor:
+            answers, _ = self.call.run([time], state[None], more=more)
+            return taken(answers[0], state[None])[0]
+
+        found: Tensor = torch.vmap(one, randomness="same")(states, times.to(states.device, torch.float32))
+        return found
 
     def apart(self, row: int, time: float) -> Any:
         """Return what is the same for rows that go together."""
@@ -96,8 +111,8 @@ class Rows:
             if not torch.equal(answer.state[:count], states.to(answer.state)):
                 raise PushforwardError(
                     f"{type(self.call.pipe).__name__} changes its states before or between its steps, as it does to "
-                    "blend an image in or in a callback; leave that out, or sample with pushforward."
-                    "PushforwardScheduler in the pipeline."
+                    "blend an image in or in a callback; leave that out (pushforward.inpaint keeps what is around a "
+                    "hole by guidance), or sample with pushforward.PushforwardScheduler in the pipeline."
                 )
         return [taken(answer, states) for answer in answers]
 
@@ -150,6 +165,12 @@ def learn(call: Call, like: Tensor, times: Sequence[float]) -> Rows:
             return found
         best = found if best is alone else best
         reasons.append(found.why)
+    try:
+        mapped = replace(alone, together="times", mapped=True)
+        if _near(mapped.ask(states, torch.tensor(list(times), dtype=torch.float64), {}), single, close):
+            return mapped
+    except (PushforwardError, RuntimeError) as error:
+        reasons.append(str(error).partition("\n")[0])
     return replace(best, why=best.why or " ".join(reasons))
 
 
@@ -164,7 +185,7 @@ def mixes(rows: Rows, like: Tensor, times: Sequence[float], subject: str, values
         subject: the argument that says what an image is to be of.
         values: two values of it.
     """
-    if rows.together == "state":
+    if rows.together == "state" or rows.mapped:
         return False
     states = torch.cat([like, -like])
     at = torch.tensor([times[0], times[-1] if rows.together == "times" else times[0]], dtype=torch.float64)
