@@ -33,7 +33,7 @@ from torch import Tensor
 from pushforward.errors import PushforwardError
 from pushforward.maps.code import Code
 from pushforward.maps.diffusion import Diffusion
-from pushforward.maps.passes import passed
+from pushforward.maps.passes import passing
 from pushforward.maps.spec import SamplerSpec, noisy
 from pushforward.model import Model
 from pushforward.plan.gddim import with_residuals
@@ -69,7 +69,7 @@ class Translation:
         code: the common one; `None` for methods that need none.
         rounds: batched network calls on the critical path.
         nfe: network evaluations of an image, on average (guidance's second ones not counted).
-        residual: of deterministic codes, how far each image is from its own decoded under the source, `(count,)`.
+        residual: of exactly inverted codes, how far each image is from its own decoded under the source, `(count,)`.
     """
 
     images: Tensor = field(repr=False)
@@ -194,8 +194,8 @@ def code_of(
         nfe = float(found.nfe.double().mean())
         return Coded(found.code, found.rounds + found.decoding, nfe, found.residual)
     if method in ("uni-inv", "direct"):
-        near = passed(source, images, method)
-        return Coded(near.code, near.rounds + near.decoding, float(near.nfe[0]), near.residual)
+        code, _, calls = passing(source, images, method, callback)
+        return Coded(code, calls, float(calls))
     if method in CODELESS:
         raise PushforwardError(f"The method {method!r} finds no code; call translate.")
     drawn = source.encode(
