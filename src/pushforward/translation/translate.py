@@ -11,6 +11,7 @@ images are needed, nor training. The models may be one network under two conditi
     direct          that of a plain pass, with what it misses, so that the source decodes it exactly
     flowedit        no code: the difference of the ends' answers moves the image (see `translation.flowedit`)
     flowalign       the same, guided from the source's condition to the target's, and pulled to the source
+    flowblend       the same, with a share of what the source's answer misses left to the target
     sdedit          the baseline: noise, then denoise by the target model; the source model is not used
 
 What decides how much is kept is the plan's first time (`SamplerSpec.start`): less noise, more of the source.
@@ -31,13 +32,13 @@ import torch
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
-from pushforward.maps.code import Code
+from pushforward.maps.code import Code, numbered
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.passes import passing
 from pushforward.maps.spec import SamplerSpec, noisy
 from pushforward.model import Model
 from pushforward.plan.gddim import with_residuals
-from pushforward.translation.flowedit import flowedit
+from pushforward.translation.flowedit import BLEND, flowedit
 
 __all__ = [
     "CODELESS",
@@ -54,9 +55,11 @@ __all__ = [
     "translate",
 ]
 
-Method = Literal["stochastic", "independent", "deterministic", "uni-inv", "direct", "flowedit", "flowalign", "sdedit"]
+Method = Literal[
+    "stochastic", "independent", "deterministic", "uni-inv", "direct", "flowedit", "flowalign", "flowblend", "sdedit"
+]
 TRANSLATIONS: tuple[Method, ...] = get_args(Method)
-CODELESS = ("flowedit", "flowalign")
+CODELESS = ("flowedit", "flowalign", "flowblend")
 ONE_CODE = ("deterministic", "uni-inv", "direct")  # per image, whatever the seed
 
 
@@ -67,7 +70,7 @@ class Translation:
     Args:
         images: in [-1, 1], `(count, channels, height, width)`, on the CPU.
         code: the common one; `None` for methods that need none.
-        rounds: batched network calls on the critical path.
+        rounds: batched network calls on the critical path; the most of any batch.
         nfe: network evaluations of an image, on average (guidance's second ones not counted).
         residual: of exactly inverted codes, how far each image is from its own decoded under the source, `(count,)`.
     """
@@ -145,21 +148,53 @@ def translate(
         method: see the module's docstring.
         seed: of what is drawn; image i's depends on the seed and its number alone.
         first: number of the first image, or the number of each.
-        rows: states in a network call while codes are drawn.
+        rows: images at a time, and states in a network call while codes are drawn.
         callback: told after every network call.
 
     Raises:
         PushforwardError: plans that do not fit the method or each other.
     """
+    if len(images) > rows:
+        return _joined(images, source, target, method, seed, numbered(first, len(images)), rows, callback)
     if method in CODELESS:
         align = target.guidance if method == "flowalign" else None
         to = target if align is None else target.given(guidance=1.0)
-        edited = flowedit(images, source, to, align=align, seed=seed, first=first, callback=callback)
+        blend = BLEND if method == "flowblend" else 0.0
+        edited = flowedit(images, source, to, align=align, blend=blend, seed=seed, first=first, callback=callback)
         calls = (2 if align is None else 3) * target.plan.nfe
         return Translation(edited, None, calls, float(calls))
     found = code_of(images, source, target, method=method, seed=seed, first=first, rows=rows, callback=callback)
     result, calls = decoded(found.code, target, method, callback), target.plan.nfe
     return Translation(result, found.code, found.rounds + calls, found.nfe + calls, found.residual)
+
+
+def _joined(
+    images: Tensor,
+    source: Diffusion,
+    target: Diffusion,
+    method: Method,
+    seed: int,
+    numbers: Sequence[int],
+    rows: int,
+    callback: Callable[[object], None] | None,
+) -> Translation:
+    """The translations of images taken batch after batch."""
+    for end in (source, target):
+        end.told(len(images))
+    found = [
+        translate(images[some], source.some(some), target.some(some), method=method, seed=seed, first=numbers[some],
+                  rows=rows, callback=callback)
+        for some in (slice(k, k + rows) for k in range(0, len(images), rows))
+    ]  # fmt: skip
+    codes = [one.code for one in found if one.code is not None]
+    residuals = [one.residual for one in found if one.residual is not None]
+    return Translation(
+        torch.cat([one.images for one in found]),
+        Code.cat(codes) if codes else None,
+        max(one.rounds for one in found),
+        sum(one.nfe * len(one.images) for one in found) / len(images),
+        torch.cat(residuals) if residuals else None,
+    )
 
 
 @torch.no_grad()

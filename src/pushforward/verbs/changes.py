@@ -50,8 +50,8 @@ def translate(
             none.
         target: classes or prompts of what they become, given in the same way.
         method: `stochastic` codes (CycleDiffusion), `independent` ones ("edit-friendly"), `deterministic` ones (DDIB),
-            those of one pass (`uni-inv`, `direct`), none (`flowedit`, `flowalign`: the difference of both ends moves
-            the image), or `sdedit`, the baseline that takes nothing from the first model.
+            those of one pass (`uni-inv`, `direct`), none (`flowedit`, `flowalign`, `flowblend`: the difference of both
+            ends moves the image), or `sdedit`, the baseline that takes nothing from the first model.
         solver: words or a plan, as in `sample`. What its words leave open is chosen for the method: DDIM's eta is 0.1,
             the noise of others 1, the grid the model's own or uniform.
         steps: 100 by default.
@@ -60,7 +60,7 @@ def translate(
         guidance: the same when they are decoded.
         seed: seeds what is drawn; image i depends on the seed and its number alone.
         first: number of the first image, or the number of each.
-        batch: states in a network call while codes are drawn.
+        batch: images at a time, and states in a network call while codes are drawn.
         callback: told after every network call.
 
     Returns:
