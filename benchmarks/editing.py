@@ -6,17 +6,18 @@
 A held-out emoji in one drawing style is edited into the other by its caption ("grinning face, noto" to "grinning face,
 twemoji"); the truth is the same emoji as the other style draws it. The embedded network is run as one of flow matching
 (`Model.as_flow`), in which Euler's steps of `flowedit` and `flowalign` are those of the papers, and in 16 bits. With
-the default counts that takes ten minutes on one core. `deterministic` is left out: exact inversion takes about ten
-evaluations a step.
+the default counts that takes a quarter of an hour of one core's time. `deterministic` is left out: exact inversion
+takes too many evaluations for these budgets.
 
 *Calls* are network evaluations of an image, all of them: both ends' and guidance's second ones. A method takes as many
 steps as its budget has room for. Methods differ in how much they change, so each is run from several first times and
 with several weights of guidance, and compared at equal similarity (SSIM) to the source: the points of one weight make a
-line, and a method's PSNR to the truth at a similarity is that of its best line.
+line that begins at the copy, and a method's PSNR to the truth at a similarity is the best on its lines at that SSIM or
+above.
 
-A paler image is nearer to any truth, on average, and hardly less similar to the source. So there is a second table, in
-which all images of a point are drawn towards, or off, the mean of the target's style by the one factor that brings them
-nearest to the truths. What a method gains in the first table alone, it gains by being pale.
+A paler image is nearer to any truth, on average, and hardly less similar to the source. So there are second tables, in
+which any method's images, and the copy, may be drawn towards the mean of the target's style by a factor (`CONTRASTS`),
+one for all images of a point. What a method gains in the first tables alone, it gains by being pale.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ CALLS = (8, 15, 28, 50)
 GUIDANCE = (1.0, 2.0, 3.0, 5.0)
 STARTS = (0.5, 0.7, 0.85, 1.0)  # times of flow matching, at which steps begin
 LEVELS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7)  # of SSIM, at which methods are compared
-CHOSEN = 32  # first images, by which flowblend's share was chosen
+TRIED = 32  # first images, on which methods were tried out
+CONTRASTS = (1.0, 0.9, 0.8, 0.7, 0.6)  # the first: images as made
 PEER = "flowedit"
 
 
@@ -62,7 +64,6 @@ class Way:
         guided: whether guidance takes one more.
         more: evaluations besides those of steps.
         end: time of the last state.
-        ours: whether it is a method of ours, or of a paper.
     """
 
     method: Method
@@ -71,7 +72,6 @@ class Way:
     guided: bool = True
     more: int = 0
     end: float = 0.0
-    ours: bool = False
 
     def steps(self, calls: int, guidance: float) -> int:
         """Of so many calls."""
@@ -86,7 +86,6 @@ class Way:
 
 WAYS: dict[str, Way] = {
     PEER: Way("flowedit"),
-    "flowblend": Way("flowblend", ours=True),
     "flowalign": Way("flowalign", ends=3, guided=False),
     "sdedit": Way("sdedit", "ddim:eta=1", ends=1),
     "uni-inv": Way("uni-inv", more=1, end=1.0),
@@ -94,6 +93,14 @@ WAYS: dict[str, Way] = {
     "codes along a path": Way("stochastic", "ddim:eta=1"),
     "independent codes": Way("independent", "ddim:eta=1"),
 }
+
+
+class Seen(NamedTuple):
+    """How near images are to source and truth at one contrast."""
+
+    contrast: float
+    ssim: float
+    psnr: float
 
 
 @dataclass(frozen=True)
@@ -105,21 +112,8 @@ class Point:
     guidance: float
     start: float
     steps: int
-    ssim: float
-    psnr: float
-    error: float
-    contrast: float
-    ssim_fitted: float
-    psnr_fitted: float
+    seen: list[Seen]
     seconds: float
-
-
-class Spot(NamedTuple):
-    """A point, as it is compared."""
-
-    guidance: float
-    ssim: float
-    psnr: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,11 +125,13 @@ class Pairs:
     prompts: tuple[list[str], list[str]]
     mean: Tensor
 
-    def fitted(self, made: Tensor) -> tuple[float, Tensor]:
-        """The contrast that brings all images of a kind nearest to the truths, and the images with it."""
-        off = made - self.mean
-        contrast = float((off * (self.truth - self.mean)).sum() / off.square().sum())
-        return contrast, self.mean + contrast * off
+    def seen(self, made: Tensor) -> list[Seen]:
+        """How near images are at each contrast."""
+        found = []
+        for contrast in CONTRASTS:
+            x = self.mean + contrast * (made - self.mean)
+            found.append(Seen(contrast, float(ssim(x, self.images).mean()), float(psnr(x, self.truth).mean())))
+        return found
 
 
 def measure(name: str, model: Model, pairs: Pairs, calls: int, g: float) -> list[Point]:
@@ -152,58 +148,56 @@ def measure(name: str, model: Model, pairs: Pairs, calls: int, g: float) -> list
         seconds = time.perf_counter() - began
         if g == 1 and made.nfe != way.ends * steps + way.more:
             raise ValueError(f"{name} made {made.nfe:g} calls in {steps} steps.")
-        near = psnr(made.images, pairs.truth).double()
-        mean, error = float(near.mean()), float(near.std() / len(near) ** 0.5)
-        contrast, fitted = pairs.fitted(made.images)
-        kept, other = (float(ssim(x, pairs.images).mean()) for x in (made.images, fitted))
-        best = float(psnr(fitted, pairs.truth).mean())
-        found.append(Point(name, calls, g, start, steps, kept, mean, error, contrast, other, best, round(seconds, 2)))
+        found.append(Point(name, calls, g, start, steps, pairs.seen(made.images), round(seconds, 2)))
     return found
 
 
-def at_similarity(points: Sequence[Spot], level: float) -> float | None:
-    """The best PSNR at an SSIM, on the lines from the copy through the points of a weight; `None`: off them all."""
-    best: list[float] = []
-    for weight in {p.guidance for p in points}:
-        line = sorted((p.ssim, p.psnr) for p in points if p.guidance == weight)
-        for (low, one), (high, other) in itertools.pairwise(line):
-            if low <= level <= high and low < high:
-                best.append(one + (other - one) * (level - low) / (high - low))
-    return max(best, default=None)
+Line = list[tuple[float, float]]
 
 
-def spots(points: Sequence[Point], way: str, calls: int, copy: dict[str, float], *, fitted: bool) -> list[Spot]:
-    """Where a way's points are, and the copy, at which every line begins; as made, or at the best contrast."""
+def lines(points: Sequence[Point], way: str, calls: int, copy: list[Seen], *, pale: bool) -> list[Line]:
+    """A way's SSIM and PSNR from the copy on, a line for each weight of guidance, and each contrast if `pale`."""
     own = [p for p in points if (p.way, p.calls) == (way, calls)]
-    begin = [Spot(weight, 1.0 if not fitted else copy["ssim_fitted"], copy["psnr_fitted" if fitted else "psnr"])
-             for weight in {p.guidance for p in own}]  # fmt: skip
-    return begin + [
-        Spot(p.guidance, p.ssim_fitted, p.psnr_fitted) if fitted else Spot(p.guidance, p.ssim, p.psnr) for p in own
+    return [
+        sorted([copy[k][1:], *(p.seen[k][1:] for p in own if p.guidance == weight)])
+        for weight in dict.fromkeys(p.guidance for p in own)
+        for k in range(len(CONTRASTS) if pale else 1)
     ]
 
 
-def compared(points: Sequence[Point], copy: dict[str, float], *, fitted: bool) -> str:
+def at_similarity(some: Sequence[Line], level: float) -> float | None:
+    """The best PSNR on any line at an SSIM or above; `None` if no line comes down to it."""
+    if not any(line[0][0] <= level for line in some):
+        return None
+    best = [near for line in some for kept, near in line if kept >= level]
+    for line in some:
+        for (low, one), (high, other) in itertools.pairwise(line):
+            if low <= level <= high and low < high:
+                best.append(one + (other - one) * (level - low) / (high - low))
+    return max(best)
+
+
+def compared(points: Sequence[Point], copy: list[Seen], *, pale: bool) -> str:
     """PSNR to the truth of every way at equal similarity, a table for each budget of calls."""
     texts = []
     for calls in dict.fromkeys(p.calls for p in points):
         rows = []
         for name in dict.fromkeys(p.way for p in points):
-            own = spots(points, name, calls, copy, fitted=fitted)
-            best = max(own, key=lambda p: p.psnr, default=None)
-            label = f"**{name}**" if WAYS[name].ours else name
-            most = "-" if best is None else f"{best.psnr:.2f} at {best.ssim:.2f}"
-            rows.append([label, *(_decibels(at_similarity(own, level)) for level in LEVELS), most])
+            own = lines(points, name, calls, copy, pale=pale)
+            top = max((spot for line in own for spot in line), key=lambda spot: spot[1], default=None)
+            most = "-" if top is None else f"{top[1]:.2f} at {top[0]:.2f}"
+            rows.append([name, *(_decibels(at_similarity(own, level)) for level in LEVELS), most])
         head = [f"{calls} calls", *(f"at SSIM {level:g}" for level in LEVELS), "highest"]
         texts.append(table(head, rows))
     return "\n\n".join(texts)
 
 
-def gains(points: Sequence[Point], copy: dict[str, float], *, fitted: bool) -> dict[str, dict[str, dict[str, float]]]:
+def gains(points: Sequence[Point], copy: list[Seen], *, pale: bool) -> dict[str, dict[str, dict[str, float]]]:
     """By how much each way is nearer to the truth than the peer: by calls and similarity, in dB."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     for name in dict.fromkeys(p.way for p in points if p.way != PEER):
         for calls in dict.fromkeys(p.calls for p in points):
-            own, peer = (spots(points, one, calls, copy, fitted=fitted) for one in (name, PEER))
+            own, peer = (lines(points, one, calls, copy, pale=pale) for one in (name, PEER))
             for level in LEVELS:
                 ends = [at_similarity(some, level) for some in (own, peer)]
                 if ends[0] is not None and ends[1] is not None:
@@ -215,8 +209,8 @@ def _decibels(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def picture(name: str, points: Sequence[Point], copy: dict[str, float]) -> None:
-    """PSNR against SSIM, a panel for each budget; lines are at the weight of guidance that leads highest."""
+def picture(name: str, points: Sequence[Point], copy: list[Seen]) -> None:
+    """PSNR against SSIM, a panel for each budget: as made, and the best at any contrast."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -224,21 +218,20 @@ def picture(name: str, points: Sequence[Point], copy: dict[str, float]) -> None:
 
     budgets = list(dict.fromkeys(p.calls for p in points))
     figure, axes = plt.subplots(2, len(budgets), figsize=(4.2 * len(budgets), 7.5), squeeze=False, sharey="row")
-    for row, fitted in zip(axes, (False, True), strict=True):
+    levels = [k / 200 for k in range(198, 119, -1)]
+    for row, pale in zip(axes, (False, True), strict=True):
         for axis, calls in zip(row, budgets, strict=True):
             for k, way in enumerate(dict.fromkeys(p.way for p in points)):
-                own = spots(points, way, calls, copy, fitted=fitted)
-                if not own:
-                    continue
-                best = max(own, key=lambda p: p.psnr)
-                line = sorted((p.ssim, p.psnr) for p in own if p.guidance == best.guidance)
-                colour = f"C{k}"
-                axis.scatter([p.ssim for p in own], [p.psnr for p in own], s=7, color=colour, alpha=0.5)
-                axis.plot(*zip(*line, strict=True), color=colour, linewidth=2 if WAYS[way].ours else 1)
-                axis.annotate(way, line[0], color=colour, fontsize=7, xytext=(2, 3), textcoords="offset points")
-            axis.set_title(f"{calls} calls" + (", at the best contrast" if fitted else ""))
+                own = lines(points, way, calls, copy, pale=pale)
+                if not pale:
+                    dots = zip(*itertools.chain.from_iterable(own), strict=True)
+                    axis.scatter(*dots, s=7, color=f"C{k}", alpha=0.5)
+                found = [(x, y) for x in levels if (y := at_similarity(own, x)) is not None]
+                axis.plot(*zip(*found, strict=True), color=f"C{k}")
+                axis.annotate(way, found[-1], color=f"C{k}", fontsize=7, xytext=(3, -3), textcoords="offset points")
+            axis.set_title(f"{calls} calls" + (", any contrast" if pale else ""))
             axis.set_xlim(1.01, 0.5)
-            axis.set_ylim(copy["psnr_fitted" if fitted else "psnr"] - 1, None)
+            axis.set_ylim(copy[0].psnr - 0.2, copy[0].psnr + (2.8 if pale else 1.9))
             axis.grid(visible=True, alpha=0.2)
         row[0].set_ylabel("PSNR to the truth, dB")
     for axis in axes[-1]:
@@ -257,7 +250,7 @@ def emoji(path: Path, count: int) -> Pairs:
         for split in ("test", "train")
     )
     captions = [str(text).rsplit(", ", 1)[0] for text in data["captions_test"][: len(styles[0])]]
-    order = np.random.default_rng(0).permutation(len(captions))[CHOSEN : CHOSEN + count]
+    order = np.random.default_rng(0).permutation(len(captions))[TRIED : TRIED + count]
     ways = [n % 2 for n in range(count)]
     ends = [torch.stack([styles[w ^ side][i] for i, w in zip(order, ways, strict=True)]) for side in (0, 1)]
     told = [[f"{captions[i]}, {STYLES[w ^ side]}" for i, w in zip(order, ways, strict=True)] for side in (0, 1)]
@@ -276,10 +269,7 @@ def main() -> None:
     pairs, model = emoji(options.emoji, options.count), load("emoji")
     assert isinstance(model.denoiser, Network)
     model = replace(model, denoiser=replace(model.denoiser, autocast=torch.bfloat16)).as_flow()
-    contrast, fitted = pairs.fitted(pairs.images)
-    copy = {"psnr": float(psnr(pairs.images, pairs.truth).mean()), "contrast": contrast,
-            "psnr_fitted": float(psnr(fitted, pairs.truth).mean()),
-            "ssim_fitted": float(ssim(fitted, pairs.images).mean())}  # fmt: skip
+    copy = pairs.seen(pairs.images)
     points: list[Point] = []
     for calls in options.calls:
         for way in options.ways:
@@ -289,26 +279,26 @@ def main() -> None:
     report(options.name, points, copy, options.count)
 
 
-def report(name: str, points: list[Point], copy: dict[str, float], count: int) -> None:
+def report(name: str, points: list[Point], copy: list[Seen], count: int) -> None:
     """Tables, JSON and picture."""
-    texts = [compared(points, copy, fitted=fitted) for fitted in (False, True)]
+    texts = [compared(points, copy, pale=pale) for pale in (False, True)]
     text = f"""# Editing: near the truth, and near the source
 
-PSNR to the true partner, dB, where methods keep as much of the source; {count} held-out emoji, half of them each way.
-Calls are network evaluations of an image, guidance's included. The copy has {copy["psnr"]:.2f} dB.
+PSNR to the true partner, dB, of the best that keeps so much of the source; {count} held-out emoji, half each way.
+Calls are network evaluations of an image, guidance's included. The copy has {copy[0].psnr:.2f} dB.
 
 {texts[0]}
 
-## At the best contrast
+## At any contrast
 
-The same after one factor of contrast for all images of a point, the best one. The copy has {copy["psnr_fitted"]:.2f} dB
-at an SSIM of {copy["ssim_fitted"]:.2f}.
+The same where all methods' images, and the copy, may be paler: the best of {", ".join(map(str, CONTRASTS))}.
 
 {texts[1]}"""
     print(text)
     write_text(name, text)
-    more = {"gains": gains(points, copy, fitted=False), "gains_fitted": gains(points, copy, fitted=True)}
-    write_json(name, {"images": count, "copy": copy, **more, "points": [asdict(point) for point in points]})
+    more = {"gains": gains(points, copy, pale=False), "gains_at_any_contrast": gains(points, copy, pale=True)}
+    rows = [{**asdict(p), "seen": [one._asdict() for one in p.seen]} for p in points]
+    write_json(name, {"images": count, "copy": [one._asdict() for one in copy], **more, "points": rows})
     picture(name, points, copy)
 
 

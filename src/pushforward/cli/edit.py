@@ -110,7 +110,7 @@ def edit(
         str,
         typer.Option(
             help="Edit by codes: stochastic, independent (edit-friendly), deterministic, uni-inv or direct; or "
-            "without: flowedit, flowalign, flowblend or sdedit."
+            "without: flowedit, flowalign or sdedit."
         ),
     ] = "stochastic",
     seed: Annotated[int, typer.Option(help="Seed the codes.")] = 0,

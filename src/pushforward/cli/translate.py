@@ -70,7 +70,7 @@ def translate(
         str,
         typer.Option(
             help="Translate by codes: stochastic (CycleDiffusion), independent (edit-friendly), deterministic (DDIB), "
-            "uni-inv or direct; or without: flowedit, flowalign, flowblend or sdedit."
+            "uni-inv or direct; or without: flowedit, flowalign or sdedit."
         ),
     ] = "stochastic",
     refine: Annotated[

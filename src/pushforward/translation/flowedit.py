@@ -11,10 +11,6 @@ is for any deterministic explicit plan. The noise is drawn anew at every time.
 FlowAlign guides from the source's prompt to the target's at the target's state, and pulls the target's denoised state
 to the source's: that is the same row with `b` less by `PULL` of the units of flow matching, `alpha + sigma`.
 
-FlowEdit carries over all of the image that the source's answer misses, `x - D_source(s)`, the source's own manner of
-drawing included. FlowBlend leaves a share of that to the target: it takes the target's answer not from the source's but
-from one drawn towards the image, `(1 - BLEND) D_source(s) + BLEND x`. A share of 1 would not ask the source at all.
-
 References:
     FlowEdit, Kulikov et al., arXiv 2412.08629, algorithm 1; FlowAlign, Kim et al., arXiv 2505.23145, algorithm 1.
 """
@@ -40,7 +36,6 @@ from pushforward.plan import Plan, Register
 __all__ = ["flowedit"]
 
 PULL = 0.01  # of FlowAlign, per step
-BLEND = 0.2  # of FlowBlend
 
 
 @torch.no_grad()
@@ -50,7 +45,6 @@ def flowedit(
     target: Diffusion,
     *,
     align: float | None = None,
-    blend: float = 0.0,
     seed: int = 0,
     first: int | Sequence[int] = 0,
     callback: Callable[[Any], None] | None = None,
@@ -62,7 +56,6 @@ def flowedit(
         source: where the images come from, bound to what they show.
         target: where they go, bound to what they shall show, with the same plan: deterministic.
         align: weight of guidance from the source's condition to the target's, for FlowAlign.
-        blend: share of the image that is taken for the source's answer, for FlowBlend.
         seed: seed of the noise; image i's depends on the seed and its number alone.
         first: number of the first image, or the number of each.
         callback: told after every pair of network calls.
@@ -76,7 +69,7 @@ def flowedit(
     clean = last_states(target, images)
     noise = GaussianStream(seed, numbered(first, len(images)), clean.shape[1:])
     one, other = (end.told(len(images)).denoiser for end in (source, target))
-    difference = _Difference(one, other, clean, noise, align, blend)
+    difference = _Difference(one, other, clean, noise, align)
     plan = plan if align is None else _pulled(plan)
     moved = run(plan, difference, torch.zeros_like(clean), callback=callback)
     moved = process.signal(plan.times[-1:])[0].inverse()(moved)
@@ -92,7 +85,6 @@ class _Difference:
     clean: Tensor
     noise: GaussianStream
     align: float | None
-    blend: float
 
     def at(self, process: Process, times: Tensor, like: Tensor) -> Ask:
         """See `Denoiser`; times are asked about once each, in order."""
@@ -104,7 +96,7 @@ class _Difference:
             answer = target(k, state + u, of)
             if self.align is not None:
                 answer = torch.lerp(source(k, state + u, of), answer, self.align)
-            return answer - torch.lerp(source(k, state, of), self.clean, self.blend)
+            return answer - source(k, state, of)
 
         return ask
 

@@ -11,7 +11,6 @@ images are needed, nor training. The models may be one network under two conditi
     direct          that of a plain pass, with what it misses, so that the source decodes it exactly
     flowedit        no code: the difference of the ends' answers moves the image (see `translation.flowedit`)
     flowalign       the same, guided from the source's condition to the target's, and pulled to the source
-    flowblend       the same, with a share of what the source's answer misses left to the target
     sdedit          the baseline: noise, then denoise by the target model; the source model is not used
 
 What decides how much is kept is the plan's first time (`SamplerSpec.start`): less noise, more of the source.
@@ -38,7 +37,7 @@ from pushforward.maps.passes import passing
 from pushforward.maps.spec import SamplerSpec, noisy
 from pushforward.model import Model
 from pushforward.plan.gddim import with_residuals
-from pushforward.translation.flowedit import BLEND, flowedit
+from pushforward.translation.flowedit import flowedit
 
 __all__ = [
     "CODELESS",
@@ -55,11 +54,9 @@ __all__ = [
     "translate",
 ]
 
-Method = Literal[
-    "stochastic", "independent", "deterministic", "uni-inv", "direct", "flowedit", "flowalign", "flowblend", "sdedit"
-]
+Method = Literal["stochastic", "independent", "deterministic", "uni-inv", "direct", "flowedit", "flowalign", "sdedit"]
 TRANSLATIONS: tuple[Method, ...] = get_args(Method)
-CODELESS = ("flowedit", "flowalign", "flowblend")
+CODELESS = ("flowedit", "flowalign")
 ONE_CODE = ("deterministic", "uni-inv", "direct")  # per image, whatever the seed
 
 
@@ -159,8 +156,7 @@ def translate(
     if method in CODELESS:
         align = target.guidance if method == "flowalign" else None
         to = target if align is None else target.given(guidance=1.0)
-        blend = BLEND if method == "flowblend" else 0.0
-        edited = flowedit(images, source, to, align=align, blend=blend, seed=seed, first=first, callback=callback)
+        edited = flowedit(images, source, to, align=align, seed=seed, first=first, callback=callback)
         calls = (2 if align is None else 3) * target.plan.nfe
         return Translation(edited, None, calls, float(calls))
     found = code_of(images, source, target, method=method, seed=seed, first=first, rows=rows, callback=callback)

@@ -50,8 +50,8 @@ def translate(
             none.
         target: classes or prompts of what they become, given in the same way.
         method: `stochastic` codes (CycleDiffusion), `independent` ones ("edit-friendly"), `deterministic` ones (DDIB),
-            those of one pass (`uni-inv`, `direct`), none (`flowedit`, `flowalign`, `flowblend`: the difference of both
-            ends moves the image), or `sdedit`, the baseline that takes nothing from the first model.
+            those of one pass (`uni-inv`, `direct`), none (`flowedit`, `flowalign`: the difference of both ends moves
+            the image), or `sdedit`, the baseline that takes nothing from the first model.
         solver: words or a plan, as in `sample`. What its words leave open is chosen for the method: DDIM's eta is 0.1,
             the noise of others 1, the grid the model's own or uniform.
         steps: 100 by default.
