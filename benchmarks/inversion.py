@@ -2,8 +2,16 @@ r"""How exactly real images come back from their codes, and how Gaussian the cod
 
     python benchmarks/inversion.py --data fashion.npz                    # what results/inversion.json has not yet
     python benchmarks/inversion.py --data fashion.npz --cases fashion-vp --plans "ddim 50"
+    python benchmarks/inversion.py --evaluations --digits mnist.npz      # results/inversion-evaluations.json
+    python benchmarks/inversion.py --roots                               # results/inversion-roots.json
 
-The file is made by `examples/zoo_data.py`; the first test images of Fashion-MNIST are taken, with their labels.
+`--evaluations` counts those of exact codes, found for one state after another or for all at once, beside Uni-Inv's; the
+run of the plan that measures the error is included. Images are samples of the model, or foreign: digits of MNIST.
+`--roots` begins the inversion of samples at several codes, and counts those that are different and decode to the image
+(errors up to 1e-4, apart by more than 1e-2 of their norm), and how straight the ways from them are: the length of the
+path, in the units of flow matching, over the distance of its ends.
+
+The file of Fashion-MNIST is made by `examples/zoo_data.py`; its first test images are taken, with their labels.
 
 An image is inverted, its code is decoded step by step, and the greatest difference of any pixel counts (images are in
 [-1, 1]). *Rounds* are batched network calls one after another, *NFE* network evaluations an image, and the *residual*
@@ -28,7 +36,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -38,7 +46,10 @@ from torch import Tensor
 from pushforward import SOLVERS, Code, Diffusion, Model, Plan, PushforwardError, grid, load
 from pushforward.execute import Round, run
 from pushforward.execute.backward import backward, end_pair, forward, naive_inversion
+from pushforward.linear import ScaledProcess
+from pushforward.maps.labels import in_turn
 from pushforward.maps.normality import statistics as code_statistics
+from pushforward.maps.passes import passed
 
 MODELS = ("fashion-vp", "fashion-blurring", "fashion-langevin")
 MAIN = "ddim 50"  # measured on all images; the other plans on half of them
@@ -69,7 +80,7 @@ class Images:
 def read(path: Path, count: int) -> Images:
     """The first test images of a file."""
     with np.load(path) as arrays:
-        pixels = torch.from_numpy(arrays["x_test"][:count]).float() / 127.5 - 1
+        pixels = torch.from_numpy(arrays["x_test"][:count]).reshape(-1, 28, 28, 1).float() / 127.5 - 1
         labels = torch.from_numpy(arrays["y_test"][:count]).long()
     return Images(pixels.movedim(-1, 1), labels)
 
@@ -231,19 +242,116 @@ def _panel(rows: dict[str, Any]) -> dict[str, tuple[list[float], list[float], bo
     return lines
 
 
+# -- evaluations, and roots -----------------------------------------------------------------------------------------
+
+COUNTED = (
+    ("fashion-vp", 1.0, False), ("fashion-vp", 1.0, True), ("emoji", 1.0, False), ("emoji", 3.0, False),
+    ("emoji", 5.0, False),
+)  # fmt: skip
+SAME = 1e-2  # of the norm: codes that are nearer are one
+
+
+def _drawn(name: str, steps: int, guidance: float, count: int, digits: Path | None) -> tuple[Diffusion, Tensor]:
+    """A map to t_min, bound to classes in turn, and images: its own samples, or digits."""
+    model = load(name)
+    labels = in_turn(model, count)
+    own = Diffusion(model, SOLVERS["ddim"](model.process, grid.power(model.process, 20))).given(labels, guidance)
+    images = own.sample(count, seed=3) if digits is None else read(digits, count).pixels
+    plan = SOLVERS["ddim"](model.process, grid.power(model.process, steps, end=model.process.t_min))
+    return Diffusion(model, plan).given(labels, guidance), images
+
+
+def evaluations(steps: Sequence[int], count: int, digits: Path | None) -> None:
+    """Write `results/inversion-evaluations`."""
+    rows: list[dict[str, Any]] = []
+    columns = ["model", "guidance", "images", "steps", "way", "error: median (worst)", "NFE", "calls", "seconds"]
+    for name, guidance, foreign in COUNTED:
+        for number_of in steps if digits is not None or not foreign else ():
+            diffusion, images = _drawn(name, number_of, guidance, count, digits if foreign else None)
+            for way in ("uni-inv", "sequential", "at once"):
+                began = time.perf_counter()
+                found = passed(diffusion, images, "uni-inv") if way == "uni-inv" else diffusion.invert(
+                    images, sequential=way == "sequential")  # fmt: skip
+                rows.append({
+                    "model": name, "guidance": guidance, "images": "digits" if foreign else "own", "steps": number_of,
+                    "way": way, "errors": [_short(float(e)) for e in found.residual], "nfe": found.nfe.tolist(),
+                    "calls": found.rounds + found.decoding, "seconds": round(time.perf_counter() - began, 1),
+                })  # fmt: skip
+                print(rows[-1], flush=True)
+    lines = [
+        [r["model"], f"{r['guidance']:g}", r["images"], r["steps"], r["way"], _cell(r["errors"]),
+         f"{statistics.mean(r['nfe']):.0f}", r["calls"], r["seconds"]] for r in rows
+    ]  # fmt: skip
+    write_json("inversion-evaluations", {"rows": rows})
+    write_text("inversion-evaluations", f"# Evaluations of exact codes\n\n{count} images.\n\n{table(columns, lines)}")
+
+
+def roots(steps: Sequence[int], count: int) -> None:
+    """Write `results/inversion-roots`."""
+    rows: list[dict[str, Any]] = []
+    for number_of in steps:
+        for guidance in (1.0, 3.0, 5.0):
+            diffusion, images = _drawn("emoji", number_of, guidance, count, None)
+            found = diffusion.invert(images, sequential=True)
+            begins = [passed(diffusion, images, "uni-inv").code, Code(found.code.start.roll(1, 0)),
+                      *(Code(diffusion.draw(count, seed=seed).start) for seed in (1, 2, 3))]  # fmt: skip
+            every = [found, *(diffusion.invert(images, begin=begin, sequential=True) for begin in begins)]
+            lengths = torch.stack([straightness(diffusion, one.code) for one in every])
+            for i in range(count):
+                codes: list[tuple[Tensor, float]] = []
+                exact = [(one.code.start[i], float(length[i])) for one, length in zip(every, lengths, strict=True)
+                         if float(one.residual[i]) <= 1e-4]  # fmt: skip
+                for z, length in exact:
+                    if all(float((z - other).norm()) > SAME * float(z.norm()) for other, _ in codes):
+                        codes.append((z, length))
+                rows.append({
+                    "steps": number_of, "guidance": guidance, "image": i, "beginnings": len(every), "exact": len(exact),
+                    "different": len(codes), "std": [_short(float(z.std())) for z, _ in codes],
+                    "length": [_short(length) for _, length in codes],
+                })  # fmt: skip
+                print(rows[-1], flush=True)
+    lines = [[f"{v:g}" if isinstance(v, float) else ", ".join(map(number, v)) if isinstance(v, list) else v
+              for v in row.values()] for row in rows]  # fmt: skip
+    columns = ["steps", "guidance", "image", "beginnings", "of them exact", "different codes", "std", "path over chord"]
+    write_json("inversion-roots", {"rows": rows})
+    write_text("inversion-roots", f"# Codes of an image\n\n{table(columns, lines)}")
+
+
+def straightness(diffusion: Diffusion, code: Code) -> Tensor:
+    """Length of each path in units of flow matching over the distance of its ends, `(count,)`."""
+    states: list[Tensor] = []
+    plan, start = diffusion.plan, diffusion.start(code.start)
+    last = run(plan, diffusion.told(len(start)).denoiser, start, callback=lambda step: states.append(step.state))
+    units = torch.stack(cast("ScaledProcess", plan.process).alpha_sigma(plan.node_times)).sum(0).to(start)
+    path = torch.stack([*states, last]).flatten(2) / units[:, None, None]
+    return path.diff(dim=0).norm(dim=2).sum(0) / (path[-1] - path[0]).norm(dim=1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help=".npz with x_test and y_test of Fashion-MNIST")
+    parser.add_argument("--data", type=Path, help=".npz with x_test and y_test of Fashion-MNIST")
     parser.add_argument("--cases", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--plans", nargs="+", default=[""], help="rows whose name contains one of these")
     parser.add_argument("--images", type=int, default=16, help="how many with the main plan and the peers")
     parser.add_argument("--others", type=int, default=4, help="how many with the other plans")
     parser.add_argument("--steps", type=int, help="replaces the steps of all plans (to try things out)")
+    parser.add_argument("--evaluations", action="store_true", help="count evaluations instead")
+    parser.add_argument("--roots", action="store_true", help="count roots instead")
+    parser.add_argument("--digits", type=Path, help=".npz with x_test and y_test of MNIST, for foreign images")
     parser.add_argument("--redo", action="store_true", help="measure again what the file has")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--name", default="inversion", help="of the files in results/")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.evaluations or arguments.roots:
+        steps = [arguments.steps] if arguments.steps else [15, 28, 50]
+        if arguments.roots:
+            roots(steps[:2], arguments.others)
+        if arguments.evaluations:
+            evaluations(steps, arguments.others, arguments.digits)
+        return
+    if arguments.data is None:
+        parser.error("give the .npz of Fashion-MNIST by --data")
     images = read(arguments.data, arguments.images)
     cases: dict[str, Any] = read_json(arguments.name).get("cases", {})
     for case in arguments.cases:

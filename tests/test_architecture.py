@@ -28,6 +28,7 @@ FLOORS = [
     ("guidance", "translation", "evaluation", "training"),
     ("integrations",),
     ("verbs",),
+    ("studio",),
     ("cli",),
     ("__main__",),
 ]

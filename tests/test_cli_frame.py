@@ -127,6 +127,7 @@ WORK = {  # commands, and the options that name what they write
     "train": (["--data", "IMAGES", "--steps", "1"], {"": "", "--json": ""}),
     "plot-plan": (["fashion-vp"], {"--out": ".png", "--json": ""}),
     "models": ([], {"--json": ""}),
+    "studio": ([], {}),
 }
 
 

@@ -168,7 +168,7 @@ def test_codes_say_what_the_pipeline_was_called_with(
 ) -> None:
     """So they decode to the same images; with another control image, they say that they are of another model."""
     codes, out, report = tmp_path / "codes.safetensors", tmp_path / "out.png", tmp_path / "report.json"
-    solver = ["--solver", "ddim" if command == "invert" else "ddpm", "--steps", 3]
+    solver = ["--solver", "ddim" if command == "invert" else "ddpm", "--steps", 6]
     result = invoke(command, folders["control"], pictures[1], "--control", pictures[0], "--prompt", "a fox", *solver,
                     "--call", "guess_mode=false", "--out", codes, "--json", report, "-q")  # fmt: skip
     assert result.exit_code == 0, result.exception
@@ -207,7 +207,8 @@ def test_digests_do_not_tell_the_place(folders: Any, tmp_path: Path) -> None:
 @pytest.fixture
 def lora(folders: Any, tmp_path: Path) -> Path:
     """A folder with a LoRA for the plain pipeline."""
-    peft = pytest.importorskip("peft")
+    import peft
+
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(folders["plain"])
     torch.manual_seed(0)
     pipe.unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))

@@ -55,7 +55,7 @@ def test_the_lists_of_names_are_one() -> None:
 def test_rooms_and_processes_are_named() -> None:
     source = Path(pf.__file__).parent
     rooms = {path.stem for path in source.iterdir() if (path / "__init__.py").is_file() or path.suffix == ".py"}
-    assert rooms - set(pf.__all__) == {"__init__", "__main__", "cli"}
+    assert rooms - set(pf.__all__) == {"__init__", "__main__", "cli", "studio"}
     assert {process.__name__ for process in pf.PROCESSES.values()} <= set(pf.__all__)
     assert pf.linear.VP is pf.VP
 

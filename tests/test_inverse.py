@@ -7,9 +7,10 @@ import pushforward as pf
 from pushforward.denoiser import Function
 from pushforward.errors import PushforwardError
 from pushforward.execute import Mixing, Parallel, invert, run
+from pushforward.execute.backward import one_step_rows
 from pushforward.linear import VP, Blurring, Gaussian, Langevin, Process, root
 from pushforward.plan import SOLVERS, ddim, exponential, gddim, grid
-from support.helpers import FIELD, PROCESSES, mixture_denoiser, normal
+from support.helpers import FIELD, PROCESSES, gaussian_denoiser, mixture_denoiser, normal
 
 EVERY = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 STOCHASTIC = ("ddpm", "euler-maruyama", "collocation", "sscs")
@@ -195,3 +196,58 @@ def test_images_that_are_no_images_are_refused(task, images, message):
     plan = ddim(model.process, grid.power(model.process, 4, end=model.process.t_min), eta=float(task == "encode"))
     with pytest.raises(PushforwardError, match=message):
         getattr(pf.Diffusion(model, plan), task)(images)
+
+
+@pytest.mark.parametrize("process", [VP(), Blurring(FIELD, blur_max=2.0), Langevin()], ids=lambda p: p.name)
+def test_row_after_row_finds_the_codes_of_all_at_once(process):
+    """Where every row contracts there is one solution; a batch is a loop, and errors are within the tolerance."""
+    plan = ddim(process, to_t_min(process, 16))
+    denoiser = mixture_denoiser(process, 0.5 * normal(3, 1, *FIELD), 0.3)
+    end = run(
+        plan, denoiser, root(process, plan.times[:1], Gaussian(0.5))[0](normal(3, process.blocks, *FIELD, seed=3))
+    )
+    method = Parallel(tolerance=1e-8, mixing=Mixing(history=5, below=None), max_rounds=100)
+    rows, together = (invert(plan, denoiser, end, method=method, sequential=way) for way in (True, False))
+    assert float(rows.residual.max()) <= 1e-8
+    torch.testing.assert_close(rows.first, together.first, rtol=0, atol=1e-6)
+    alone = [invert(plan, denoiser, end[i : i + 1], method=method, sequential=True) for i in range(3)]
+    torch.testing.assert_close(rows.first, torch.cat([one.first for one in alone]), rtol=0, atol=1e-9)
+    assert rows.nfe.tolist() == [int(one.nfe) for one in alone]
+    assert (rows.nfe < together.nfe).all()
+    assert rows.rounds > together.rounds
+
+
+def test_row_after_row_is_the_closed_form_of_a_gaussian():
+    """With D(u) = c u every row is a number: u_n = u_{n+1} / (a + b c)."""
+    process, data = VP(), Gaussian(0.4)
+    plan = ddim(process, to_t_min(process, 12))
+    end = normal(2, 1, *FIELD, seed=3)
+    found = invert(plan, gaussian_denoiser(process, data), end, method=Parallel(tolerance=1e-10), sequential=True)
+    expected = end
+    for n, (a, b) in reversed(list(enumerate(one_step_rows(plan)))):
+        expected = (a + b @ data.response(process, plan.node_times[n])).inverse()(expected)
+    torch.testing.assert_close(found.first, expected, rtol=0, atol=1e-9)
+
+
+def test_several_beginnings_find_several_roots():
+    """One value, one step under guidance 4 towards one of two modes: the map from first states to last ones folds.
+
+    All three roots are known from a fine grid of first states; beginnings far on either side find the outer two.
+    """
+    process, plan = VP(), ddim(VP(), torch.tensor([0.3, 0.1], dtype=torch.float64))
+    both, right = (
+        mixture_denoiser(process, torch.tensor(at, dtype=torch.float64).view(-1, 1, 1, 1), 0.02)
+        for at in ([-1.0, 1.0], [1.0])
+    )
+    denoiser = Function(lambda u, t: 4.0 * right.denoise(u, t) - 3.0 * both.denoise(u, t))
+    line = torch.linspace(-8, 8, 100_001, dtype=torch.float64).view(-1, 1, 1, 1)
+    ends = run(plan, denoiser, line).flatten()
+    fold = (ends.diff() < 0).nonzero()[:, 0]
+    middle = 0.5 * (ends[fold[0]] + ends[fold[-1]])
+    true = line.flatten()[((ends[:-1] < middle) != (ends[1:] < middle)).nonzero()[:, 0]]
+    assert len(true) == 3
+    begin = torch.tensor([-6.0, 6.0], dtype=torch.float64).view(-1, 1, 1, 1)
+    for sequential in (True, False):
+        found = invert(plan, denoiser, middle.expand(2, 1, 1, 1), begin=begin, sequential=sequential)
+        assert float(found.residual.max()) <= 1e-4
+        torch.testing.assert_close(found.first.flatten(), true[[0, 2]], rtol=0, atol=1e-3)

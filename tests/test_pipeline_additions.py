@@ -59,7 +59,6 @@ def lora(network: torch.nn.Module, prefix: str, ends: tuple[str, ...]) -> dict[s
 @pytest.mark.parametrize("make", [stable_diffusion, flux], ids=["unet", "transformer"])
 def test_lora(make: Callable[[Path], Any], tmp_path: Path) -> None:
     """Weighed, fused, and taken off again."""
-    pytest.importorskip("peft")
     pipe = make(tmp_path)
     network = pipe.unet if make is stable_diffusion else pipe.transformer
     if make is flux:
@@ -83,7 +82,6 @@ def test_lora(make: Callable[[Path], Any], tmp_path: Path) -> None:
 
 def test_lora_by_call(tmp_path: Path) -> None:
     """The weight that a call gives to LoRA acts too."""
-    pytest.importorskip("peft")
     pipe = stable_diffusion(tmp_path)
     bare = answers(pipe)
     pipe.load_lora_weights(lora(pipe.unet, "unet", ("to_q", "to_v")))

@@ -206,6 +206,19 @@ def test_batch_is_loop(kind: str, read: Any) -> None:
         assert_close(both[k : k + 1], alone, 1e-5)
 
 
+@pytest.mark.parametrize("kind", ["sd", "sd3", "flux", "dit"])
+def test_several_prompts_are_asked_about_in_one_call(kind: str, read: Any) -> None:
+    model = read(kind)
+    call = model.module.call
+    network = call.pipe.components[next(iter(call.denoisers))]
+    told = model.given(torch.tensor([5, 7]) if kind == "dit" else PROMPTS, GUIDANCE)
+    calls: list[int] = []
+    handle = network.register_forward_hook(lambda *_: calls.append(1))
+    solve(told, state(model))
+    handle.remove()
+    assert len(calls) == STEPS
+
+
 def test_prompts_are_encoded_once(pipe: Any) -> None:
     model = diffusers_model(pipe("sd")[1])
     calls: list[int] = []

@@ -83,6 +83,13 @@ def invert(
             help="Add no noise of level t_min: the codes are those of the image itself, but less Gaussian.",
         ),
     ] = False,
+    sequential: Annotated[
+        bool,
+        typer.Option(
+            "--sequential",
+            help="Find exact codes one state after another: fewer network evaluations, in more rounds.",
+        ),
+    ] = False,
     tolerance: Annotated[
         float, typer.Option(help="Allow this error in any value of the image, on a range of 2.")
     ] = 1e-4,
@@ -114,6 +121,7 @@ def invert(
     pushforward invert fashion-vp shoe.png --picture both.png
     pushforward invert fashion-vp data.npz --split test --count 64 --out codes.safetensors --json report.json
     pushforward invert fashion-langevin photos/ --solver gddim --order 2 --steps 100 --label sneaker
+    pushforward invert fashion-vp shoe.png --sequential --steps 28
     pushforward invert fashion-vp shoe.png --method direct --steps 10
     pushforward invert fashion-vp shoe.png --method optimise --solver ddpm --steps 20 --begin random
     pushforward decode codes.safetensors --out again.png
@@ -147,8 +155,8 @@ def invert(
             began = time.perf_counter()
             found.append(
                 find(diffusion.some(some), given.values[some], _METHODS[method], seed=seed, first=first,
-                     noisy=not clean, tolerance=tolerance, begin=_BEGINNINGS[begin], iterations=iterations,
-                     callback=tell)
+                     noisy=not clean, sequential=sequential, tolerance=tolerance, begin=_BEGINNINGS[begin],
+                     iterations=iterations, callback=tell)
             )  # fmt: skip
             seconds.append(time.perf_counter() - began)
     settings = {**spec.settings, "residuals": True} if method == "direct" else spec.settings
@@ -194,6 +202,7 @@ def _check_method(method: str, begin: str, *, clean: bool) -> None:
     one_pass = method in ("naive", "uni-inv", "direct")
     in_vain({
         "begin": only, "iterations": only,
+        "sequential": None if method == "exact" else f"--method {method} has an order of its own",
         "clean": None if method == "exact" else f"--method {method} adds no noise",
         "tolerance": f"the {method} method makes one pass, whatever it leads to" if one_pass else None,
         "seed": "no noise is drawn" if one_pass or (method == "exact" and clean) else None,

@@ -107,6 +107,7 @@ class Round:
         active: images that are not done.
         nfe: network evaluations of this round.
         last: the present last state, in pixels `(batch, k * channels, *field)`, where rounds move states.
+        states: the present states of all nodes, in pixels `(nodes, batch, k * channels, *field)`, in the same case.
     """
 
     done: int
@@ -114,6 +115,7 @@ class Round:
     active: int
     nfe: int
     last: Callable[[], Tensor] | None = None
+    states: Callable[[], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -282,8 +284,8 @@ def iterate(
 
     def tell(nfe: int) -> None:
         if callback is not None:
-            last = partial(_last, system, point.values)
-            callback(Round(state.rounds, float(state.residual.max()), int(state.active.sum()), nfe, last))
+            last, states = partial(_last, system, point.values), partial(system.unpack, point.values)
+            callback(Round(state.rounds, float(state.residual.max()), int(state.active.sum()), nfe, last, states))
 
     converge(point, state, max_rounds=method.max_rounds, mixing=method.mixing, callback=tell)
     return Solution(system.unpack(point.values), state.rounds, state.nfe, state.residual, state.lost)

@@ -63,6 +63,7 @@ def invert(
     seed: int = 0,
     first: int = 0,
     noisy: bool = True,
+    sequential: bool = False,
     tolerance: float = 1e-4,
     begin: Beginning = "forward",
     iterations: int = 60,
@@ -79,6 +80,7 @@ def invert(
             depends on the seed and `first + i` alone.
         first: number of the first image.
         noisy: whether exact codes have such noise (see `Diffusion.invert`).
+        sequential: whether exact codes are sought state after state: fewer evaluations, more rounds (see there).
         tolerance: error allowed in any value of an image, for exact, flowopt's and optimised codes.
         begin: where an optimisation begins, see `optimise`; flowopt begins at random or at uni-inv's codes (`forward`).
         iterations: most steps of an optimisation, by L-BFGS, or of flowopt.
@@ -90,7 +92,8 @@ def invert(
     """
     if method == "exact":
         way = replace(INVERSE, tolerance=tolerance)
-        return diffusion.invert(images, seed=seed, first=first, noisy=noisy, parallel=way, callback=callback)
+        return diffusion.invert(images, seed=seed, first=first, noisy=noisy, sequential=sequential,
+                                parallel=way, callback=callback)  # fmt: skip
     if method in ("naive", "uni-inv", "direct"):
         _check_images(images)
         return passed(diffusion, images, method, callback)

@@ -151,7 +151,14 @@ def _between(
         for model, labels, guidance in ends
     )
     return pass_on(
-        as_batch(images), source, target, method=method, seed=seed, first=first, rows=batch, callback=callback
+        as_batch(images, source.model),
+        source,
+        target,
+        method=method,
+        seed=seed,
+        first=first,
+        rows=batch,
+        callback=callback,
     )
 
 
@@ -199,4 +206,4 @@ def inpaint(
     sampler = read(solver, steps=steps, repeats=repeats, usual={"steps": 25, "repeats": 4})
     there = diffusion_of(model, sampler, labels=labels, guidance=guidance)
     known = ~mask.bool()
-    return paint(there, as_batch(images), known, seed=seed, first=first, batch=batch, callback=callback)[:, 0]
+    return paint(there, as_batch(images, model), known, seed=seed, first=first, batch=batch, callback=callback)[:, 0]

@@ -148,9 +148,9 @@ def back_from(model: Model, solver: Solver, steps: int | None, usual: int) -> Sa
     return sampler
 
 
-def as_batch(images: Tensor) -> Tensor:
-    """A single image as a batch of one."""
-    return images[None] if images.ndim == 3 else images
+def as_batch(images: Tensor, model: Model) -> Tensor:
+    """A single image of a model, or video or sound, as a batch of one."""
+    return images[None] if images.ndim == (3 if model.image_shape is None else len(model.image_shape)) else images
 
 
 def _said(**settings: object) -> dict[str, object]:

@@ -6,6 +6,7 @@ import inspect
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import diffusers
@@ -81,6 +82,12 @@ def stable_diffusion_3_controlnet() -> Tiny:
     )  # fmt: skip
     pipe = sd3(diffusers.StableDiffusion3ControlNetPipeline, controlnet=net)
     return Tiny(pipe, {**GUIDED, **SMALL, "control_image": picture()})
+
+
+@seeded
+def stable_diffusion_3_perturbed() -> Tiny:
+    pipe = sd3(diffusers.StableDiffusion3PAGPipeline, pag_applied_layers=["blocks.0"])
+    return Tiny(pipe, {**GUIDED, **SMALL, "pag_scale": 2.0})
 
 
 def flux_net(channels: int = 16, distilled: bool = True, cls: Any = None, **settings: Any) -> Any:
@@ -180,15 +187,18 @@ def flow(**settings: Any) -> Any:
     return diffusers.FlowMatchEulerDiscreteScheduler(**settings)
 
 
+def flux2_vae() -> Any:
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    return diffusers.AutoencoderKLFlux2(**blocks, block_out_channels=(4, 4), norm_num_groups=2, latent_channels=4)
+
+
 def flux2_parts(distilled: bool, language: str) -> dict[str, Any]:
     net = diffusers.Flux2Transformer2DModel(
         patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2,
         joint_attention_dim=16, timestep_guidance_channels=16, axes_dims_rope=(2, 2, 2, 2), guidance_embeds=distilled,
     )  # fmt: skip
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    vae = diffusers.AutoencoderKLFlux2(**blocks, block_out_channels=(4, 4), norm_num_groups=2, latent_channels=4)
     parts = {"text_encoder": language_model(language), "tokenizer": byte_tokenizer()}
-    return {**parts, "scheduler": flow(), "vae": vae, "transformer": louder(net)}
+    return {**parts, "scheduler": flow(), "vae": flux2_vae(), "transformer": louder(net)}
 
 
 FLUX2: dict[str, Any] = {**DISTILLED, "max_sequence_length": 24, "text_encoder_out_layers": (1, 2)}
@@ -242,7 +252,43 @@ def qwen_image() -> Tiny:
 
 
 @seeded
-def z_image() -> Tiny:
+def qwen_image_of_image() -> Tiny:
+    return Tiny(qwen(diffusers.QwenImageImg2ImgPipeline), {**QWEN, "image": picture(0, 16, 16), "strength": 1.0})
+
+
+@seeded
+def qwen_controlnet() -> Tiny:
+    net = diffusers.QwenImageControlNetModel(
+        patch_size=2, in_channels=16, out_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=2,
+        joint_attention_dim=8, axes_dims_rope=(4, 2, 2),
+    )  # fmt: skip
+    pipe = qwen(diffusers.QwenImageControlNetPipeline, controlnet=net)
+    return Tiny(pipe, {**QWEN, "control_image": picture(0, 16, 16), "controlnet_conditioning_scale": 0.5})
+
+
+def qwen_edit_of(cls: Any, **call: Any) -> Tiny:
+    """Make a pipeline of edits that brings images to 32 by 32 pixels, where its class would to a million."""
+    whole = cls.__call__.__wrapped__
+    names = dict(whole.__globals__)
+    near = names["calculate_dimensions"]
+    names["calculate_dimensions"] = lambda _, ratio: near(32 * 32, ratio)
+    small = torch.no_grad()(FunctionType(whole.__code__, names, "__call__", whole.__defaults__))
+    pipe = qwen(type(cls.__name__, (cls,), {"__call__": small, "__module__": cls.__module__}), processor=None)
+    one, other = torch.randn((2, 1, 5, 8))
+    return Tiny(pipe, {**SIZE, "true_cfg_scale": 3.0, "prompt_embeds": one, "negative_prompt_embeds": other, **call})
+
+
+@seeded
+def qwen_edit() -> Tiny:
+    return qwen_edit_of(diffusers.QwenImageEditPipeline, image=picture(0, 16, 16))
+
+
+@seeded
+def qwen_edit_plus() -> Tiny:
+    return qwen_edit_of(diffusers.QwenImageEditPlusPipeline, image=[picture(0, 16, 16), picture(1, 16, 16)])
+
+
+def z_image_of(cls: Any, **call: Any) -> Tiny:
     net: Any = diffusers.ZImageTransformer2DModel(
         in_channels=4, dim=16, n_layers=1, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=8,
         axes_dims=[4, 2, 2], axes_lens=[64, 32, 32],
@@ -254,8 +300,18 @@ def z_image() -> Tiny:
         "tokenizer": byte_tokenizer(),
         "vae": pipelines.vae(shift_factor=0.1),
     }
-    pipe = build(diffusers.ZImagePipeline, {**parts, "scheduler": flow(shift=3.0), "transformer": net})
-    return Tiny(pipe, {**GUIDED, "max_sequence_length": 24})
+    pipe = build(cls, {**parts, "scheduler": flow(shift=3.0), "transformer": net})
+    return Tiny(pipe, {**GUIDED, "max_sequence_length": 24, **call})
+
+
+@seeded
+def z_image() -> Tiny:
+    return z_image_of(diffusers.ZImagePipeline)
+
+
+@seeded
+def z_image_of_image() -> Tiny:
+    return z_image_of(diffusers.ZImageImg2ImgPipeline, image=picture(0, 16, 16), strength=1.0)
 
 
 def sana_parts(**settings: Any) -> dict[str, Any]:
@@ -283,6 +339,18 @@ PLAIN: dict[str, Any] = {**MEDIUM, "use_resolution_binning": False, "max_sequenc
 def sana() -> Tiny:
     pipe = build(diffusers.SanaPipeline, {**sana_parts(), "scheduler": flow(shift=3.0)})
     return Tiny(pipe, {**GUIDED, **PLAIN, "complex_human_instruction": None})
+
+
+@seeded
+def sana_controlnet() -> Tiny:
+    net = diffusers.SanaControlNetModel(
+        in_channels=4, out_channels=4, num_layers=1, num_attention_heads=2, attention_head_dim=4,
+        num_cross_attention_heads=2, cross_attention_head_dim=4, cross_attention_dim=8, caption_channels=8,
+        sample_size=4, patch_size=1,
+    )  # fmt: skip
+    parts = {**sana_parts(), "scheduler": flow(shift=3.0), "controlnet": net}
+    pipe = build(diffusers.SanaControlNetPipeline, parts)
+    return Tiny(pipe, {**GUIDED, **PLAIN, "complex_human_instruction": None, "control_image": picture(0, 32, 32)})
 
 
 @seeded
@@ -342,6 +410,7 @@ FAMILIES: dict[str, Callable[[], Tiny]] = {
     "Stable Diffusion 3": stable_diffusion_3,
     "Stable Diffusion 3 image to image": stable_diffusion_3_image,
     "Stable Diffusion 3 ControlNet": stable_diffusion_3_controlnet,
+    "Stable Diffusion 3 PAG": stable_diffusion_3_perturbed,
     "Flux": flux,
     "Flux schnell": flux_schnell,
     "Flux with a negative prompt": flux_true_guidance,
@@ -355,8 +424,14 @@ FAMILIES: dict[str, Callable[[], Tiny]] = {
     "Flux 2 with an image": flux2_edit,
     "Flux 2 Klein": flux2_klein,
     "Qwen-Image": qwen_image,
+    "Qwen-Image image to image": qwen_image_of_image,
+    "Qwen-Image ControlNet": qwen_controlnet,
+    "Qwen-Image Edit": qwen_edit,
+    "Qwen-Image Edit Plus": qwen_edit_plus,
     "Z-Image": z_image,
+    "Z-Image image to image": z_image_of_image,
     "Sana": sana,
+    "Sana ControlNet": sana_controlnet,
     "Sana Sprint": sana_sprint,
     "AuraFlow": auraflow,
     "Lumina": lumina,

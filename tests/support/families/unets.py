@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import diffusers
@@ -26,10 +27,16 @@ def pndm() -> Any:
 
 def stable(cls: Any, net: Any = None, scheduler: Any = None, **more: Any) -> Any:
     """Make a pipeline of the Stable Diffusion 1 kind, by default with PNDM."""
-    return cls(
-        vae=vae(), text_encoder=clip(), tokenizer=words(), unet=roughen(net or unet()), scheduler=scheduler or pndm(),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False, **more,
+    return known(
+        cls, vae=vae(), text_encoder=clip(), tokenizer=words(), unet=roughen(net or unet()),
+        scheduler=scheduler or pndm(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        **more,
     )  # fmt: skip
+
+
+def known(cls: Any, **settings: Any) -> Any:
+    """Make a pipeline of those of its parts and settings that it knows."""
+    return cls(**{name: value for name, value in settings.items() if name in signature(cls.__init__).parameters})
 
 
 @seeded
@@ -124,8 +131,8 @@ def euler() -> Any:
 
 def stable_xl(cls: Any, net: Any = None, scheduler: Any = None, **more: Any) -> Any:
     """Make a pipeline of the SDXL kind, by default with DDIM."""
-    return cls(
-        vae=vae(), text_encoder=clip(), text_encoder_2=clip(transformers.CLIPTextModelWithProjection, 12),
+    return known(
+        cls, vae=vae(), text_encoder=clip(), text_encoder_2=clip(transformers.CLIPTextModelWithProjection, 12),
         tokenizer=words(), tokenizer_2=words(), unet=roughen(net or unet(20, **extra(6))),
         scheduler=scheduler or diffusers.DDIMScheduler(**TABLE), add_watermarker=False, **more,
     )  # fmt: skip

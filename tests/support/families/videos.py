@@ -11,7 +11,7 @@ import transformers
 from diffusers.models.transformers.transformer_hunyuan_video15 import HunyuanVideo15ByT5TextProjection
 
 from support import pipelines
-from support.families.parts import picture, roughen, seeded, words
+from support.families.parts import embeds, picture, roughen, seeded, words
 from support.families.tiny import Tiny
 
 TEXT: dict[str, Any] = {"prompt": "a red fox", "max_sequence_length": 8}
@@ -24,10 +24,6 @@ LTX: dict[str, Any] = {**GUIDED, "height": 32, "width": 32, "num_frames": 9}
 
 def text() -> dict[str, Any]:
     return {"text_encoder": pipelines.t5(), "tokenizer": pipelines.t5_tokenizer()}
-
-
-def embeds(seed: int = 0, *shape: int) -> torch.Tensor:
-    return torch.randn(shape or (1, 8, 24), generator=torch.Generator().manual_seed(seed))
 
 
 def image_encoder(size: int = 4) -> Any:

@@ -21,7 +21,7 @@ from torch import Tensor
 from pushforward.errors import PushforwardError
 from pushforward.model.diffusers.calls import Call
 from pushforward.model.diffusers.package import reason
-from pushforward.model.diffusers.patches import alike, alone, hooked, parts, patched
+from pushforward.model.diffusers.patches import alike, alone, guiders, hooked, parts, patched
 from pushforward.model.diffusers.pipeline import Asked, refuse_caches
 from pushforward.model.diffusers.standin import Answer, Stopped, recorded, stand_in
 
@@ -75,7 +75,7 @@ class LoopCall(Call):
     @alone
     def run(
         self,
-        times: Sequence[float],
+        times: Sequence[float | Tensor],
         states: Tensor | None = None,
         *,
         more: Mapping[str, Any] | None = None,
@@ -108,7 +108,7 @@ class LoopCall(Call):
             self._stand_in.prepare(times, take, None)
             self._stand_in.set_timesteps(device=own.device)
             stack.enter_context(patched(self.pipe, "scheduler", self._stand_in))
-            for guider in _guiders(self.pipe).values():
+            for guider in guiders(self.pipe).values():
                 stack.callback(vars(guider).update, dict(vars(guider)))
             for patch in patches:
                 stack.enter_context(patched(*patch))
@@ -129,7 +129,7 @@ class LoopCall(Call):
     def form(self) -> tuple[Any, ...]:
         """The parts of the pipeline and how it is guided, which decide how the loop can be asked."""
         found: list[Any] = [(name, type(part)) for name, part in parts(self.pipe).items()]
-        for name, guider in _guiders(self.pipe).items():
+        for name, guider in guiders(self.pipe).items():
             said = [item for item in vars(guider).items() if item[0] == "_enabled" or not item[0].startswith("_")]
             found.append((name, type(guider), str(said)))
         return tuple(found)
@@ -182,22 +182,8 @@ class AskedLoop(Asked):
         made._rows = {expert: replace(rows, call=call) for expert, rows in self._rows.items()}
         return made
 
-    def forward(self, u: Tensor, t: Tensor, which: Tensor | None = None) -> Tensor:
-        which = torch.zeros(len(u), dtype=torch.long) if which is None else which.cpu()
-        states, times = u.to(device=self.like.device, dtype=self.like.dtype), t.cpu().double()
-        groups: dict[Any, list[int]] = {}
-        for row, time in enumerate(times.tolist()):
-            expert = self._expert(time)
-            apart = {"times": None, "states": time, "state": row}[self._rows[expert].together]
-            groups.setdefault((expert, apart), []).append(row)
-        answer = torch.empty_like(states)
-        for (expert, _), some in groups.items():
-            rows, more = self._rows[expert], {WHICH: which[some]}
-            if rows.together == "times":
-                answer[some] = rows.ask(states[some], times[some], more)
-            else:
-                answer[some] = rows.called(states[some], [float(times[some[0]])], more)[0]
-        return self.gain * answer.to(u)
+    def _about(self, numbers: Sequence[int]) -> dict[str, Any]:
+        return {WHICH: numbers}
 
 
 def bare(block: Any) -> Any:
@@ -230,13 +216,9 @@ def _kept(name: str, value: Any, steps: int) -> Any:
     return list(value[:1]) * steps
 
 
-def _guiders(pipe: Any) -> dict[str, Any]:
-    return {name: part for name, part in pipe.components.items() if hasattr(part, "prepare_inputs")}
-
-
 def _check_guiders(pipe: Any) -> None:
     """Raise if guidance acts in some steps only."""
-    for name, guider in _guiders(pipe).items():
+    for name, guider in guiders(pipe).items():
         if (getattr(guider, "_start", 0.0), getattr(guider, "_stop", 1.0)) != (0.0, 1.0):
             raise PushforwardError(
                 f"The {name} acts in a part of the steps only (start, stop), which a network has not; let it act in "

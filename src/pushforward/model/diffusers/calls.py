@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_map
 
 from pushforward.errors import PushforwardError
 from pushforward.model.diffusers.entrance import Entrance, numbered
@@ -68,7 +68,7 @@ class Call:
     @alone
     def run(
         self,
-        times: Sequence[float],
+        times: Sequence[float | Tensor],
         states: Tensor | None = None,
         *,
         more: Mapping[str, Any] | None = None,
@@ -138,15 +138,16 @@ class Call:
         """Let `diffusers` say what it has to of a prompt, such as cut words, in the first call with it only."""
         from diffusers.utils import logging
 
-        key = ("said", *(str(arguments.get(name)) for name in ("prompt", "negative_prompt")))
+        prompts = tree_flatten([arguments.get(name) for name in ("prompt", "negative_prompt")])[0]
+        said = {("said", str(prompt)): None for prompt in prompts}
         before = logging.get_verbosity()
-        if key in self.kept:
+        if said.keys() <= self.kept.keys():
             logging.set_verbosity_error()
         try:
             yield
         finally:
             logging.set_verbosity(before)
-            self.kept[key] = None
+            self.kept.update(said)
 
     def asks_for(self, steps: int) -> dict[str, Any]:
         """Return what the pipeline tells its scheduler's `set_timesteps` for so many steps."""
@@ -168,18 +169,18 @@ class Call:
         return fresh
 
     def _once(self, name: str, part: Any, method: str) -> Callable[..., Any]:
-        """A part's method that is run once for the same input, and draws the same noise for equal rows."""
+        """A part's method that is run once for the same input, and draws the same noise for equal rows.
+
+        Rows of a batch are inputs of their own where what is made of them can be put together again.
+        """
         own = getattr(part, method)
 
-        @wraps(own)
-        def asked(*args: Any, **kwargs: Any) -> Any:
-            leaves, form = tree_flatten((args, kwargs))
-            if any(isinstance(x, Tensor) and x.requires_grad for x in leaves):
-                return own(*args, **kwargs)
+        def once(given: tuple[Any, Any]) -> Any:
+            leaves, form = tree_flatten(given)
             key = (name, method, str(form), *map(_key, leaves))
             if key not in self.kept:
                 with torch.no_grad():
-                    found = own(*args, **kwargs)
+                    found = own(*given[0], **given[1])
                 if (drawn := getattr(found, "latent_dist", None)) is not None and hasattr(drawn, "std"):
                     drawn.sample = partial(self._draw, drawn)
                 self.kept[key] = found
@@ -187,6 +188,21 @@ class Call:
                     self.kept.popitem(last=False)
             self.kept.move_to_end(key)
             return self.kept[key]
+
+        @wraps(own)
+        def asked(*args: Any, **kwargs: Any) -> Any:
+            tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
+            if any(x.requires_grad for x in tensors):
+                return own(*args, **kwargs)
+            counts = {len(x) if x.ndim else 0 for x in tensors}
+            if not self.denoisers or len(counts) > 1 or max(counts, default=0) < 2:
+                return once((args, kwargs))
+            found: list[Any] = []
+            for k in range(counts.pop()):
+                found.append(once(_row((args, kwargs), k)))
+                if not all(isinstance(x, Tensor) and x.ndim and len(x) == 1 for x in tree_flatten(found[-1])[0]):
+                    return once((args, kwargs))
+            return tree_map(lambda *rows: torch.cat(rows), *found)
 
         return asked
 
@@ -274,6 +290,11 @@ class Call:
                     self.entrance = replace(self.entrance, numbers=numbers)
                     return True
         return False
+
+
+def _row(given: Any, k: int) -> Any:
+    """Return a row of a batch of inputs."""
+    return tree_map(lambda x: x[k : k + 1] if isinstance(x, Tensor) else x, given)
 
 
 def _key(leaf: object) -> Any:

@@ -73,7 +73,7 @@ def add_lora(pipe: Any, lora: Sequence[str]) -> None:
     """Add LoRA to a pipeline: each a file, a folder or a hub name, and its weight after a colon, by default 1.
 
     Raises:
-        PushforwardError: the pipeline takes none, `peft` is not installed, or one cannot be read or does not fit.
+        PushforwardError: the pipeline takes none, or one cannot be read or does not fit.
     """
     kind = type(pipe).__name__
     if lora and not hasattr(pipe, "load_lora_weights"):

@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from torch import nn
 
-__all__ = ["LOCK", "alike", "alone", "as_wide", "callee", "hooked", "parts", "patched", "restored"]
+__all__ = ["LOCK", "alike", "alone", "as_wide", "callee", "guiders", "hooked", "parts", "patched", "restored"]
 
 LOCK = threading.RLock()  # one call at a time: pipelines share parts, and functions of their modules
 _P = ParamSpec("_P")
@@ -31,6 +31,11 @@ def alone(function: Callable[_P, _R]) -> Callable[_P, _R]:
 def parts(pipe: Any) -> dict[str, nn.Module]:
     """List the pipeline's modules by name."""
     return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+
+
+def guiders(pipe: Any) -> dict[str, Any]:
+    """List the pipeline's parts that guide its predictions, by name."""
+    return {name: part for name, part in pipe.components.items() if hasattr(part, "prepare_inputs")}
 
 
 def alike(pipe: Any, names: Collection[str]) -> frozenset[str]:

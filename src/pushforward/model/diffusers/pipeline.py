@@ -24,10 +24,10 @@ from pushforward.model.diffusers.calls import Call
 from pushforward.model.diffusers.codec import Decoder, decoder_of, decoders, encoder_of
 from pushforward.model.diffusers.package import import_diffusers
 from pushforward.model.diffusers.patches import alone, parts
-from pushforward.model.diffusers.rows import BATCHES, Rows, learn
+from pushforward.model.diffusers.rows import BATCHES, Rows, flat, learn, mixes
 from pushforward.model.diffusers.schedules import Schedule, schedule_of
 from pushforward.model.diffusers.standin import Stopped
-from pushforward.model.diffusers.steps import check_step, grid_of, settings_of
+from pushforward.model.diffusers.steps import check_noise, check_step, clocked, grid_of, settings_of
 from pushforward.model.model import Model
 from pushforward.model.network import Network
 
@@ -35,6 +35,7 @@ __all__ = ["Asked", "check_known", "from_pipeline", "made_of", "probes", "refuse
 
 NOTHING_SAID = {"strength": 1.0, "eta": 0.0, **dict.fromkeys(BATCHES, 1)}
 SUBJECTS = ("prompt", "class_labels")  # arguments that say what an image is to be of
+TWO_PROMPTS = ("fox", "a cat by the sea")  # of two lengths
 PLACES = 16  # times at which it is looked which network is asked
 ACTING = ("callback", "callback_on_step_end")
 OURS = {  # arguments that the sampler decides about
@@ -43,6 +44,8 @@ OURS = {  # arguments that the sampler decides about
     "output_type": "images are tensors in [-1, 1]",
     "return_dict": "images are tensors in [-1, 1]",
     "strength": "say `start`, the share of the steps that is taken, where you translate or edit",
+    "denoising_start": "say `start`, the share of the steps that is taken, where you translate or edit",
+    "denoising_end": "say `end` of the solver, as in ddim:end=0.2",
     "eta": "say it of the solver, as in ddim:eta=1",
     **dict.fromkeys(BATCHES, "say how many images where you sample"),
 }
@@ -84,6 +87,8 @@ def from_pipeline(pipe: Any, *, name: str | None = None, **call: Any) -> Model:
     with torch.no_grad():
         first = asked.find_entrance(times[0])
     check_step(asked, schedule)
+    check_noise(asked, first.state)
+    schedule = clocked(asked, schedule)
     network = Asked(asked, first.state[:1].detach(), times, schedule.gain)
     return _model(network, schedule, name or _name(pipe))
 
@@ -132,6 +137,7 @@ class Asked(nn.Module):
         self._rows: dict[str, Rows] = {}
         for expert, some in groups.items():
             self._rows[expert] = learn(call, like, [some[0], some[len(some) // 2], some[-1]])
+        self.mixed = all(self._mixes(expert, some) for expert, some in groups.items())
 
     @property
     def reads(self) -> bool:
@@ -201,19 +207,23 @@ class Asked(nn.Module):
         return made
 
     def forward(self, u: Tensor, t: Tensor, which: Tensor | None = None) -> Tensor:
-        groups: dict[tuple[int, str], list[int]] = {}
+        states, times = u.to(device=self.like.device, dtype=self.like.dtype), t.cpu().to(torch.float64)
         numbers = [-1] * len(u) if which is None else which.tolist()
-        for row, (number, time) in enumerate(zip(numbers, t.tolist(), strict=True)):
-            groups.setdefault((number, self._expert(time)), []).append(row)
-        found, order = [], []
-        for (number, expert), rows in groups.items():
-            some = torch.tensor(rows, device=u.device)
-            more = {} if number < 0 else {str(self._shared.subject): self._subject(number)}
-            states = u[some].to(device=self.like.device, dtype=self.like.dtype)
-            found.append(self._rows[expert].ask(states, t[some], more))
-            order.append(some)
-        answer = found[0] if len(found) == 1 else torch.cat(found)[torch.cat(order).argsort()]
+        groups: dict[Any, list[int]] = {}
+        for row, (number, time) in enumerate(zip(numbers, times.tolist(), strict=True)):
+            expert = self._expert(time)
+            together = None if self.mixed else number
+            groups.setdefault((expert, together, self._rows[expert].apart(row, time)), []).append(row)
+        answer = torch.empty_like(states)
+        for (expert, *_), some in groups.items():
+            more = {} if which is None else self._about([numbers[row] for row in some])
+            answer[some] = self._rows[expert].ask(states[some], times[some], more)
         return self.gain * answer.to(u)
+
+    def _about(self, numbers: Sequence[int]) -> dict[str, Any]:
+        """Return the arguments of a call about rows of these subjects."""
+        values = [self.subjects[number] if self.reads else [number] for number in numbers]
+        return {str(self._shared.subject): values[0] if len(set(numbers)) == 1 else flat(values)}
 
     def contents(self) -> Any:
         """Return what it is made of, see `model.contents`."""
@@ -223,8 +233,11 @@ class Asked(nn.Module):
         settings = settings_of(pipe.scheduler)
         return [type(pipe).__name__, type(pipe.scheduler).__name__, settings, {**parts(pipe), **words}, told]
 
-    def _subject(self, number: int) -> Any:
-        return self.subjects[number] if self.reads else [number]
+    def _mixes(self, expert: str, times: Sequence[float]) -> bool:
+        """Find out whether rows of several subjects can be asked about together."""
+        subject = self._shared.subject
+        values = TWO_PROMPTS if self.reads else [[0], [1]]
+        return subject is None or mixes(self._rows[expert], self.like, times, subject, values)
 
     def _expert(self, time: float) -> str:
         """Name the network that the pipeline asks at a time of its scheduler; empty if it has one.

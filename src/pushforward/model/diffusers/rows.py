@@ -3,7 +3,8 @@
 A pipeline tells its network one time. A hook on the network puts each row's own in its place. Which arguments of which
 parts are times, and what they are at a time of the scheduler, is learned: they are the arguments that change with it
 and with nothing else, and they are affine in it. Then the answers are compared with those of single calls of the
-pipeline as it is; where they differ, fewer rows are asked at a time.
+pipeline as it is. Where they differ, as the pipeline refuses batches or reckons with the time itself, single calls are
+mapped over the rows (`torch.vmap`); where that fails too, fewer rows are asked at a time.
 """
 
 from __future__ import annotations
@@ -19,16 +20,17 @@ from torch.utils._pytree import tree_flatten_with_path, tree_map_with_path
 
 from pushforward.errors import PushforwardError
 from pushforward.model.diffusers.calls import Call
-from pushforward.model.diffusers.patches import parts
+from pushforward.model.diffusers.patches import guiders, parts
 from pushforward.model.diffusers.standin import Answer
 
-__all__ = ["BATCHES", "Clock", "Rows", "learn"]
+__all__ = ["BATCHES", "Clock", "Rows", "flat", "learn", "mixes"]
 
 BATCHES = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt", "batch_size")
 SEED = 271828  # other than any that pipelines draw noise from, which is blended in by some
 AFFINE = 1e-5
 CLOSE = {torch.float32: 2e-4, torch.float64: 1e-6}  # rounding of a batched network, of the largest value; else:
 ROUGH = 5e-2
+LATE = 300  # steps
 
 _Place = tuple[str, int, Any]  # a part, which of its calls, and where in its arguments
 
@@ -60,6 +62,7 @@ class Rows:
         clocks: where the times are told that are replaced by each row's.
         together: `times`: states at any times in one call; `states`: those at one time; or one `state` per call.
         why: why not more.
+        mapped: whether a call is of one state, and is mapped over the rows.
     """
 
     call: Call
@@ -67,54 +70,71 @@ class Rows:
     clocks: Mapping[_Place, Clock]
     together: str = "times"
     why: str = ""
+    mapped: bool = False
 
     def ask(self, states: Tensor, times: Tensor, more: Mapping[str, Any], base: float | None = None) -> Tensor:
-        """Return the pipeline's predictions for states `(rows, ...)` at times of its scheduler `(rows,)`.
+        """Return the pipeline's predictions for states `(rows, ...)` at times of its scheduler `(rows,)`, in one call.
 
         Args:
-            states: the states.
+            states: the states, of which no more go `together`.
             times: the times.
             more: arguments of the call besides the usual.
             base: the time that the pipeline itself is told; by default that of the first row.
         """
-        if self.together != "times" and len(states) > 1:
-            return self._in_turn(states, times, more)
+        if self.mapped:
+            return self._each(states, times, more)
         base = float(times[0]) if base is None else base
-        count = len(states)
-        hooks = _telling(self.clocks, times) if self.together == "times" and (count > 1 or base != times[0]) else {}
+        hooks = _telling(self.clocks, times) if bool((times != base).any()) else {}
         return self.called(states, [base], more, hooks)[0]
 
+    def _each(self, states: Tensor, times: Tensor, more: Mapping[str, Any]) -> Tensor:
+        """Map a call of one state over states and their times."""
+
+        def one(state: Tensor, time: Tensor) -> Tensor:
+            answers, _ = self.call.run([time], state[None], more=more)
+            return taken(answers[0], state[None])[0]
+
+        found: Tensor = torch.vmap(one, randomness="same")(states, times.to(states.device, torch.float32))
+        return found
+
+    def apart(self, row: int, time: float) -> Any:
+        """Return what is the same for rows that go together."""
+        return {"times": None, "states": time, "state": row}[self.together]
+
     def called(
-        self, states: Tensor, times: Sequence[float], more: Mapping[str, Any], hooks: Mapping[str, Any] | None = None
+        self,
+        states: Tensor,
+        times: Sequence[float],
+        more: Mapping[str, Any],
+        hooks: Mapping[str, Any] | None = None,
+        patches: Sequence[tuple[Any, str, Any]] = (),
     ) -> list[Tensor]:
         """Return the predictions for states at times that all rows are told."""
         count = len(states)
         rows = self.repeated(count, more)
-        answers, _ = self.call.run(times, states, more=rows, hooks=hooks)
+        answers, _ = self.call.run(times, states, more=rows, hooks=hooks, patches=patches)
+        if len(answers) < len(times):
+            raise PushforwardError(
+                f"{type(self.call.pipe).__name__} takes no step at time {times[len(answers)]:g} of its scheduler when "
+                "called with these arguments; leave out what says that only some of the steps are taken."
+            )
         for answer in answers:
             if not torch.equal(answer.state[:count], states.to(answer.state)):
                 raise PushforwardError(
                     f"{type(self.call.pipe).__name__} changes its states before or between its steps, as it does to "
-                    "blend an image in or in a callback; leave that out, or sample with pushforward."
-                    "PushforwardScheduler in the pipeline."
+                    "blend an image in or in a callback; leave that out (pushforward.inpaint keeps what is around a "
+                    "hole by guidance), or sample with pushforward.PushforwardScheduler in the pipeline."
                 )
         return [taken(answer, states) for answer in answers]
 
     def repeated(self, count: int, more: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the arguments of a call for so many states."""
-        if self.batch is not None:
+        """Return the arguments of a call for so many states; lists in `more` have an entry for each."""
+        if self.batch is not None and not any(isinstance(value, list) and len(value) > 1 for value in more.values()):
             return {**more, self.batch: count}
         if count == 1:
             return dict(more)
         given = {**self.call.arguments, **more}
         return {name: _repeat(name, value, count) for name, value in given.items() if name != "generator"}
-
-    def _in_turn(self, states: Tensor, times: Tensor, more: Mapping[str, Any]) -> Tensor:
-        groups = [(times == t).nonzero()[:, 0] for t in times.unique()]
-        if self.together == "state":
-            groups = list(torch.arange(len(times)).split(1))
-        found = [self.called(states[some], [float(times[some[0]])], more)[0] for some in groups]
-        return torch.cat(found)[torch.cat(groups).argsort().to(states.device)]
 
 
 def taken(answer: Answer, states: Tensor) -> Tensor:
@@ -141,10 +161,9 @@ def learn(call: Call, like: Tensor, times: Sequence[float]) -> Rows:
     """
     generator = torch.Generator().manual_seed(SEED)
     states = torch.randn((len(times), *like.shape[1:]), generator=generator, dtype=torch.float32).to(like)
-    at = torch.tensor(list(times), dtype=torch.float64)
     close = CLOSE.get(like.dtype, ROUGH)
     alone = Rows(call, None, {}, "state")
-    single = alone.ask(states, at, {})
+    single = torch.cat([alone.called(one, [t], {})[0] for one, t in zip(states.split(1), times, strict=True)])
     _check_steps(alone, states[:1], times[0], single[:1], close)
     best, reasons = alone, []
     for batch in [*(name for name in BATCHES if name in call.signature.parameters), None]:
@@ -157,7 +176,41 @@ def learn(call: Call, like: Tensor, times: Sequence[float]) -> Rows:
             return found
         best = found if best is alone else best
         reasons.append(found.why)
+    try:
+        mapped = replace(alone, together="times", mapped=True)
+        if _near(mapped.ask(states, torch.tensor(list(times), dtype=torch.float64), {}), single, close):
+            return mapped
+    except (PushforwardError, RuntimeError) as error:
+        reasons.append(str(error).partition("\n")[0])
     return replace(best, why=best.why or " ".join(reasons))
+
+
+@torch.no_grad()
+def mixes(rows: Rows, like: Tensor, times: Sequence[float], subject: str, values: Sequence[Any]) -> bool:
+    """Find out whether states of several subjects can be asked about together, as well as one subject's.
+
+    Args:
+        rows: how those of one subject are asked about.
+        like: a state `(1, ...)`.
+        times: times of its scheduler.
+        subject: the argument that says what an image is to be of.
+        values: two values of it.
+    """
+    if rows.together == "state" or rows.mapped:
+        return False
+    states = torch.cat([like, -like])
+    at = torch.tensor([times[0], times[-1] if rows.together == "times" else times[0]], dtype=torch.float64)
+    try:
+        single = [rows.ask(states[k : k + 1], at[k : k + 1], {subject: values[k]}) for k in range(2)]
+        both = rows.ask(states, at, {subject: flat(values)})
+    except (PushforwardError, torch.OutOfMemoryError):
+        return False
+    return _near(both, torch.cat(single), CLOSE.get(like.dtype, ROUGH))
+
+
+def flat(values: Sequence[Any]) -> list[Any]:
+    """List values of an argument, each of one image, that may be lists themselves."""
+    return [one for value in values for one in (value if isinstance(value, list) else [value])]
 
 
 def _with_batch(rows: Rows, states: Tensor, times: Sequence[float], single: Tensor, close: float) -> Rows:
@@ -184,13 +237,24 @@ def _with_batch(rows: Rows, states: Tensor, times: Sequence[float], single: Tens
 
 def _check_steps(rows: Rows, state: Tensor, time: float, wanted: Tensor, close: float) -> None:
     """Raise if the same state at the same time is answered otherwise in a later step than in the first."""
-    answers = rows.called(state, [time] * 3, {})
+    late = [(guider, "set_state", _late(guider)) for guider in guiders(rows.call.pipe).values()]
+    answers = rows.called(state, [time] * 3, {}, patches=late)
     if not all(_near(one, wanted, close) for one in answers):
         raise PushforwardError(
             f"{type(rows.call.pipe).__name__} answers the same state at the same time otherwise in a later step: some "
             "of its arguments or its parts act in some steps only (control_guidance_end, cfg_trunc_ratio, skip layers, "
-            "a cache); leave those out, or sample with pushforward.PushforwardScheduler in the pipeline."
+            "a guider, a cache); leave those out, or sample with pushforward.PushforwardScheduler in the pipeline."
         )
+
+
+def _late(guider: Any) -> Callable[..., None]:
+    """Tell a guider of steps far apart: some guide otherwise after a number of steps."""
+    own = guider.set_state
+
+    def set_state(step: int, num_inference_steps: int, timestep: Any) -> None:
+        own(step=step * LATE, num_inference_steps=num_inference_steps * LATE, timestep=timestep)
+
+    return set_state
 
 
 def _near(one: Tensor, other: Tensor, close: float) -> bool:

@@ -80,6 +80,8 @@ def read_schedule(config: Settings, path: Path | str, tokens: int | None = None,
         raise PushforwardError(
             f"{path} belongs to a consistency model, not a diffusion; open it with pushforward.load_generator."
         )
+    if name not in READERS and config.get("use_flow_sigmas"):
+        return _flow({**config, "_class_name": name, "tokens": tokens})
     if name not in READERS and getattr(scheduler, "alphas_cumprod", None) is not None:
         return _tabled(config, scheduler)
     if name not in READERS:
@@ -277,6 +279,8 @@ def _flow(settings: Settings) -> Schedule:
     """Read a flow on straight lines. Settings that bend the grid's times do not bend those passed to the network."""
     if settings.get("stochastic_sampling"):
         raise PushforwardError("Flow models with stochastic_sampling cannot be read: every step renews all noise.")
+    if settings.get("scale_factors"):
+        raise PushforwardError("Flow models with scale_factors cannot be read: their states grow between steps.")
     count, spread = settings["num_train_timesteps"], _spread(settings)
     process = Flow(t_min=1 / count if count > 1 else 1e-3)
     back = bool(settings.get("invert_sigmas"))  # the network's time runs the other way, and so does its velocity
@@ -369,4 +373,5 @@ READERS: dict[str, Callable[[Settings], Schedule]] = {
     "CosineDPMSolverMultistepScheduler": _cosine,
     "FlowMatchEulerDiscreteScheduler": _flow,
     "FlowMatchHeunDiscreteScheduler": _flow,
+    "FlowMatchLCMScheduler": _flow,
 }

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pushforward.errors import PushforwardError
+
 __all__ = ["Answer", "Stopped", "recorded", "stand_in"]
 
 
@@ -59,9 +61,13 @@ def recorded(
 def stand_in(scheduler: Any) -> Any:
     """Make a scheduler of the same class and settings that takes the times and the step that it is given."""
     kind = type(scheduler)
+    if not callable(getattr(kind, "step", None)):
+        raise PushforwardError(
+            f"A {kind.__name__} takes no steps of a single kind, so its predictions cannot be asked for."
+        )
     form = inspect.signature(kind.step)
 
-    def prepare(self: Any, times: Sequence[float], take: Any, told: Any) -> None:
+    def prepare(self: Any, times: Sequence[float | Tensor], take: Any, told: Any) -> None:
         self._times, self._take, self._told, self.begun = list(times), take, told, False
 
     def set_timesteps(
@@ -76,9 +82,9 @@ def stand_in(scheduler: Any) -> Any:
         if self._told is not None:
             said = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas, "mu": mu}
             self._told({name: value for name, value in {**said, **more}.items() if value is not None})
-        self.timesteps = torch.tensor(self._times, dtype=torch.float32, device=device)
+        self.timesteps = torch.stack([torch.as_tensor(t).to(device, torch.float32) for t in self._times])
         count = getattr(self.config, "num_train_timesteps", 1000)
-        self.sigmas = torch.tensor([*(t / count for t in self._times), 0.0], dtype=torch.float32, device=device)
+        self.sigmas = torch.cat([self.timesteps / count, torch.zeros(1, device=self.timesteps.device)])
         self.num_inference_steps = len(self._times)
         self._step_index = self._begin_index = None
         self.begun = True

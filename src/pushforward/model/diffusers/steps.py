@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
@@ -16,9 +17,11 @@ from pushforward.model.diffusers.calls import Call
 from pushforward.model.diffusers.schedules import Schedule
 from pushforward.model.prediction import denoising
 
-__all__ = ["Steps", "check_step", "flow_times", "grid_of", "settings_of"]
+__all__ = ["Steps", "check_noise", "check_step", "clocked", "flow_times", "grid_of", "settings_of"]
 
 FIRST_ORDER = ("DDIMScheduler", "DDIMParallelScheduler", "CogVideoXDDIMScheduler", "FlowMatchEulerDiscreteScheduler")
+CLOCKED = 9  # steps whose times are compared
+LOUD = 1.5  # deviation of noise that no draw of unit variance has
 CLOSE = 2e-3  # tables are float32 in diffusers, times are rounded to integers
 
 
@@ -40,8 +43,21 @@ class Steps:
                 count = len(told.get(name, ()))
                 raise PushforwardError(f"The pipeline's call has {count} {name}; take as many steps, not {steps}.")
         scheduler = copy.deepcopy(self.call.scheduler)
+        taken = signature(scheduler.set_timesteps).parameters
+        for name in told:
+            if name not in taken and not any(p.kind is Parameter.VAR_KEYWORD for p in taken.values()):
+                raise PushforwardError(
+                    f"{self.call.name} tells its scheduler its {name}, which a {type(scheduler).__name__} does not "
+                    "take; give it a scheduler of the kind that it comes with."
+                )
         scheduler.set_timesteps(**told)
         return scheduler
+
+    @property
+    def usual(self) -> int:
+        """How many steps the pipeline's call says to take, else 4."""
+        given = [self.call.arguments.get(name) for name in ("sigmas", "timesteps")]
+        return next((len(times) for times in given if times is not None), 4)
 
     def times(self, scheduler: Any) -> Tensor:
         """Return the times of the steps that a scheduler has been told, and where the last one ends."""
@@ -74,6 +90,53 @@ def grid_of(call: Call, schedule: Schedule) -> Mapping[str, Any]:
     return {"name": "own", "times": Steps(call, schedule.process)}
 
 
+def clocked(call: Call, schedule: Schedule) -> Schedule:
+    """Return the schedule with the clock by which a pipeline tells its network the times of a flow.
+
+    Schedulers shift noise levels, so that more steps are taken where there is more noise. Networks are told the shifted
+    ones, unless the pipeline gives its scheduler timesteps beside them, which stay as they are.
+
+    Raises:
+        PushforwardError: the network is told neither these times nor those before a shift.
+    """
+    if not isinstance(schedule.process, Flow) or "clock" in schedule.network:
+        return schedule
+    scheduler = Steps(call, schedule.process).scheduler(CLOCKED)
+    t = flow_times(scheduler)[: len(scheduler.timesteps)]
+    scale, offset = schedule.network["time_scale"], schedule.network.get("time_shift", 0.0)
+    before = (scheduler.timesteps.double().cpu() - offset) / scale
+    if float((before - t).abs().max()) < CLOSE:
+        return schedule
+    t, before = (x[(t > 0.01) & (t < 0.99)] for x in (t, before))
+    found = t * (1 - before) / (before * (1 - t))
+    shift = float(found.median())
+    if float((found / shift - 1).abs().max()) > CLOSE:
+        raise PushforwardError(
+            f"{type(call.pipe).__name__} tells its network other times than the noise levels of its "
+            f"{type(call.scheduler).__name__}; sample with pushforward.PushforwardScheduler in the pipeline instead."
+        )
+
+    def clock(times: Tensor) -> Tensor:
+        return scale * times / (times + shift * (1 - times)) + offset
+
+    return replace(schedule, network={**schedule.network, "clock": clock})
+
+
+def check_noise(call: Call, state: Tensor) -> None:
+    """Check that a pipeline's first state is no larger than noise of unit variance.
+
+    Raises:
+        PushforwardError: it is, so it does not begin where its scheduler says.
+    """
+    deviation = float(state.detach().float().abs().median()) / 0.6745  # of a Gaussian; single images in it do not count
+    if state.numel() > 32 and deviation > LOUD:
+        raise PushforwardError(
+            f"{type(call.pipe).__name__} begins with noise of a deviation near {deviation:.1f}, not 1 as its "
+            f"{type(call.scheduler).__name__} counts it; sample with pushforward.PushforwardScheduler in the pipeline "
+            "instead."
+        )
+
+
 def check_step(call: Call, schedule: Schedule) -> None:
     """Check the times of the pipeline's own scheduler, and a step against ours, where both are DDIM's.
 
@@ -85,8 +148,13 @@ def check_step(call: Call, schedule: Schedule) -> None:
     if not isinstance(process, Discrete | Flow):
         return
     steps = Steps(call, process)
-    scheduler = steps.scheduler(4)
+    scheduler = steps.scheduler(steps.usual)
     times = steps.times(scheduler)
+    if float(times[0]) < float(times[-2]):
+        raise PushforwardError(
+            f"The {name} of {call.name} goes from images to noise; give the pipeline one that goes from noise to "
+            "images, and find the codes of images by pushforward's own invert."
+        )
     if float(times.max()) > process.t_max * (1 + 1e-6):
         raise PushforwardError(
             f"{type(call.pipe).__name__} counts time to {float(times.max()):g}, not to {process.t_max:g} as its {name} "

@@ -1,0 +1,137 @@
+"""What several tabs have in common: controls, results to take away, and how a button starts and stops work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pushforward.studio._shared.results import packed
+from pushforward.studio._shared.told import Updates, spoken
+
+__all__ = [
+    "SOLVERS_OFFERED",
+    "TakeAway",
+    "buttons",
+    "guidance_number",
+    "picture_area",
+    "seed_number",
+    "solver_choice",
+    "what_choice",
+    "wire",
+]
+
+SOLVERS_OFFERED = (
+    "auto", "ddim", "ddim:eta=0.5", "ddpm", "gddim:order=2", "gddim:order=3", "dpm++", "unipc", "heun", "midpoint",
+    "exponential", "collocation", "rk45",
+)  # fmt: skip
+
+
+def what_choice(label: str, info: str, *, multiple: bool = False) -> Any:
+    """Classes or prompts: those that a model knows are offered, and others may be written."""
+    import gradio as gr
+
+    return gr.Dropdown([], label=label, info=info, multiselect=multiple, allow_custom_value=True)
+
+
+def solver_choice(value: str = "auto", offered: tuple[str, ...] = SOLVERS_OFFERED) -> Any:
+    """A solver, alone or with settings."""
+    import gradio as gr
+
+    return gr.Dropdown(list(offered), value=value, label="Solver", allow_custom_value=True,
+                       info="With settings after colons if need be, as gddim:order=2.")  # fmt: skip
+
+
+def guidance_number(value: float = 0) -> Any:
+    """The weight of guidance; 0 stands for the model's own."""
+    import gradio as gr
+
+    return gr.Number(value, label="Guidance", minimum=0, maximum=100, min_width=100, info="0: the model's own.")
+
+
+def seed_number() -> Any:
+    """The seed."""
+    import gradio as gr
+
+    return gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31, min_width=100, info="Of the codes.")
+
+
+def buttons(name: str) -> tuple[Any, Any]:
+    """A button that starts, and one that stops."""
+    import gradio as gr
+
+    with gr.Row():
+        return gr.Button(name, variant="primary"), gr.Button("Stop", variant="stop")
+
+
+def picture_area(label: str, says: str, elem_id: str) -> Any:
+    """A picture of results; `says` is read out where it is not seen."""
+    import gradio as gr
+
+    return gr.Image(label=label, format="png", interactive=False, buttons=["download", "fullscreen"], alt_text=says,
+                    elem_id=elem_id)  # fmt: skip
+
+
+class TakeAway:
+    """The command, the program, and the files of a result.
+
+    Args:
+        name: name of the file, without its end.
+    """
+
+    def __init__(self, name: str) -> None:
+        import gradio as gr
+
+        self.name = name
+        with gr.Accordion("The same without this page", open=False):
+            self.shell = gr.Code(language="shell", label="Command", interactive=False, elem_id=f"{name}-command")
+            self.python = gr.Code(language="python", label="Python", interactive=False, elem_id=f"{name}-python")
+        self.files = gr.DownloadButton("Download results and settings", interactive=False, elem_id=f"{name}-files")
+
+    @property
+    def components(self) -> list[Any]:
+        """All that changes."""
+        return [self.shell, self.python, self.files]
+
+    def begun(self, command: str, program: str) -> dict[Any, Any]:
+        """What changes as work begins."""
+        import gradio as gr
+
+        return {self.shell: command, self.python: program, self.files: gr.DownloadButton(interactive=False)}
+
+    def handed(self, files: Mapping[str, bytes], command: str, program: str) -> dict[Any, Any]:
+        """What changes as files are there, if they are."""
+        import gradio as gr
+        from gradio.processing_utils import save_bytes_to_cache
+
+        if not files:
+            return {}
+        data = packed(files, command, program)
+        path = save_bytes_to_cache(data, f"{self.name}.zip", self.files.GRADIO_CACHE)
+        return {self.files: gr.DownloadButton(value=path, interactive=True)}
+
+
+def wire(
+    go: Any,
+    stop: Any,
+    act: Callable[[Any], Updates],
+    inputs: set[Any],
+    outputs: list[Any],
+    says: Any,
+    busy: Any,
+) -> None:
+    """Have a button start work, one visitor's after another's, and another one stop it.
+
+    Args:
+        go: starts it; a second click while it runs does nothing.
+        stop: stops it.
+        act: given the values of the inputs, yields new values of some outputs.
+        inputs: whose values it takes.
+        outputs: that it changes.
+        says: the output that tells how far it is.
+        busy: the one that shows that there is work, or a place in the queue.
+    """
+    event = go.click(
+        spoken(act, says), inputs, outputs, concurrency_id="models", concurrency_limit=1, show_progress="minimal",
+        show_progress_on=busy, api_visibility="private", trigger_mode="once",
+    )  # fmt: skip
+    stop.click(lambda: "Stopped.", None, says, cancels=[event], queue=False, api_visibility="private")

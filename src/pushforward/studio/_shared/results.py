@@ -1,0 +1,89 @@
+"""Results to take away: files with the command and the program that make them again."""
+
+from __future__ import annotations
+
+import io
+import json
+import shlex
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from pushforward.maps.code import Code
+    from pushforward.maps.diffusion import Diffusion
+
+__all__ = ["Name", "call", "codes_file", "line", "packed", "png"]
+
+
+def line(arguments: Sequence[str]) -> str:
+    """A command as it is typed into a shell."""
+    return shlex.join(["pushforward", *arguments])
+
+
+def call(name: str, *positional: object, **named: object) -> str:
+    """A call in Python; what is `None` is left out."""
+    said = [*map(_literal, positional), *(f"{k}={_literal(v)}" for k, v in named.items() if v is not None)]
+    return f"{name}({', '.join(said)})"
+
+
+class Name(str):
+    """A name or an expression in a program, to be written as it is."""
+
+    __slots__ = ()
+
+
+def _literal(value: object) -> str:
+    return str(value) if isinstance(value, Name) else json.dumps(value) if isinstance(value, str) else repr(value)
+
+
+def png(image: Image.Image) -> bytes:
+    """A picture as the bytes of a PNG."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def codes_file(
+    source: str, there: Diffusion, solver: str, code: Code, guidance: float | None, **more: object
+) -> dict[str, bytes]:
+    """The file of codes that commands write, and `pushforward decode` takes.
+
+    Args:
+        source: what `load` finds the model by.
+        there: the map that decodes them, bound to their classes or prompts.
+        solver: its plan's, in words.
+        code: the codes.
+        guidance: weight of guidance; `None`: a pipeline's own.
+        more: settings of the solver besides its words.
+    """
+    from torch import Tensor
+
+    from pushforward.maps.labels import UNSAID, Labels
+    from pushforward.maps.spec import parse
+    from pushforward.maps.storage import header, save_codes
+
+    spec, count = parse(solver), len(code)
+    labels: Labels = None if there.labels is UNSAID else there.labels
+    if labels is not None and len(labels) == 1:
+        labels = labels.expand(count) if isinstance(labels, Tensor) else [str(labels[0])] * count
+    info = header(source, there.model, spec.solver, {**spec.settings, **more}, there.times, labels=labels,
+                  guidance=guidance)  # fmt: skip
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "codes.safetensors"
+        save_codes(path, code, {**info, "model": source})
+        return {path.name: path.read_bytes()}
+
+
+def packed(files: Mapping[str, bytes], command: str, program: str) -> bytes:
+    """Files, and in `settings.txt` the command and the program, as one `.zip`."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+        archive.writestr("settings.txt", f"# The same on the command line:\n{command}\n\n# In Python:\n{program}\n")
+    return file.getvalue()

@@ -1,0 +1,65 @@
+"""Functions of the page: errors become sentences in it, and files are removed once they are handed over."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Generator
+from functools import wraps
+from html import escape
+from typing import Any, TypeVar
+
+from pushforward.errors import PushforwardError
+
+__all__ = ["Updates", "said", "sentence", "spoken"]
+
+T = TypeVar("T")
+Updates = Generator[dict[Any, Any], None, None]  # new values of outputs
+
+_NO_MEMORY = ("allocate memory", "out of memory", "array is too big")
+
+
+def sentence(error: Exception) -> str:
+    """What a visitor is told of an error: one sentence, with nothing of the server's files."""
+    if isinstance(error, PushforwardError):
+        return str(error)
+    if isinstance(error, MemoryError) or any(part in str(error) for part in _NO_MEMORY):
+        return "There is not enough memory for this: take fewer or smaller images."
+    return (
+        f"This failed with an error of its own ({type(error).__name__}); the terminal that runs the page shows where."
+    )
+
+
+def said(function: Callable[..., T]) -> Callable[..., T]:
+    """The function, with its errors told in the page."""
+
+    @wraps(function)
+    def told(*arguments: Any) -> T:
+        try:
+            return function(*arguments)
+        except Exception as error:
+            raise _shown(error) from None
+
+    return told
+
+
+def spoken(function: Callable[[Any], Updates], says: Any) -> Callable[[Any], Updates]:
+    """The generator of updates, with its errors told in the page, and in its output `says`, where they stay."""
+
+    @wraps(function)
+    def told(data: Any) -> Updates:
+        try:
+            yield from function(data)
+        except Exception as error:
+            yield {says: f"**{escape(sentence(error), quote=False)}**"}
+            raise _shown(error) from None
+
+    return told
+
+
+def _shown(error: Exception) -> Exception:
+    """An error as Gradio shows it; what is not ours is printed with all that is known of it."""
+    import gradio as gr
+
+    if not isinstance(error, PushforwardError):
+        traceback.print_exception(error)
+    return gr.Error(escape(sentence(error), quote=False), duration=15, print_exception=False)

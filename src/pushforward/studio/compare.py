@@ -1,0 +1,215 @@
+"""Compare: solvers and budgets side by side, from the same codes, with their errors to the converged image."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from pushforward.errors import PushforwardError
+from pushforward.studio import sample
+from pushforward.studio._shared.controls import (
+    SOLVERS_OFFERED,
+    TakeAway,
+    buttons,
+    guidance_number,
+    seed_number,
+    what_choice,
+    wire,
+)
+from pushforward.studio._shared.live import live
+from pushforward.studio._shared.models import Shelf, steps_beside, take_turns
+from pushforward.studio._shared.pictures import copying, embedded, picture, row, table
+from pushforward.studio._shared.results import line, png
+from pushforward.studio._shared.told import Updates
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pushforward.execute import Progress, Round
+    from pushforward.verbs import Model
+
+__all__ = ["Entry", "Settings", "Shown", "command", "layout", "program", "run"]
+
+CONVERGED = "auto:steps=100"  # what others are compared with
+ROWS = 24
+OFFERED = (*SOLVERS_OFFERED, "ddim:parallel=preconditioned", "ddpm:parallel=preconditioned")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Which solvers are compared, on what."""
+
+    model: str
+    solvers: tuple[str, ...] = ("ddim", "gddim:order=2", "dpm++", "unipc")
+    calls: tuple[int, ...] = (5, 10, 20)
+    count: int = 4
+    what: tuple[str, ...] = ()
+    guidance: float | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A row: a sampler, and what it made.
+
+    Args:
+        settings: the sampler's, as of the tab Sample.
+        images: in [-1, 1], `(count, channels, height, width)`.
+        evaluations: network evaluations of an image.
+        rounds: batched network calls, one after another.
+        seconds: in all.
+        error: median relative distance to the converged images; `None` for a stochastic sampler.
+    """
+
+    settings: sample.Settings
+    images: Tensor
+    evaluations: float
+    rounds: int
+    seconds: float
+    error: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """What there is to see so far: words, rows as a table, rows as values, and at the end files."""
+
+    says: str
+    table: str = ""
+    entries: tuple[Entry, ...] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+def samplers(model: Model, settings: Settings) -> list[sample.Settings]:
+    """The rows to be made: each solver with the most steps that make no more network calls than a budget.
+
+    Raises:
+        PushforwardError: no solver or budget, more rows than a page shows, or a budget too small for a solver.
+    """
+    from pushforward.maps.spec import parse
+
+    if not 0 < len(settings.solvers) * len(settings.calls) <= ROWS:
+        raise PushforwardError(f"Choose solvers and numbers of calls: at least one row, and at most {ROWS}.")
+    plain = sample.Settings(settings.model, settings.count, what=settings.what, guidance=settings.guidance,
+                            seed=settings.seed)  # fmt: skip
+    rows: dict[sample.Settings, None] = {}
+    for solver in settings.solvers:
+        for calls in settings.calls:
+            if "steps=" in solver or solver.startswith("rk45"):
+                rows[replace(plain, solver=solver)] = None
+            else:
+                rows[replace(plain, solver=solver, steps=parse(solver).calling(model, calls).steps)] = None
+    return list(rows)
+
+
+def command(made: Sequence[sample.Settings], *, text: bool = False) -> str:
+    """A line for the shell for each row; `text`: the model reads prompts."""
+    return "\n".join(line(sample.command(one, text=text)) for one in made)
+
+
+def program(made: Sequence[sample.Settings]) -> str:
+    """The same in Python."""
+    first, *others = (sample.program(one) for one in made)
+    return "\n".join([first, *(one.rpartition("\n")[2] for one in others)])
+
+
+def run(model: Model, settings: Settings) -> Generator[Shown, None, None]:
+    """Make the rows one after another, and show each as it is there."""
+    rows = samplers(model, settings)
+
+    def work(tell: Callable[[Shown], None]) -> Shown:
+        converged = replace(rows[0], solver=CONVERGED)
+        entries: list[Entry] = []
+        exact: Tensor | None = None
+        for k, one in enumerate([converged, *rows]):
+            name = "the converged images" if exact is None else f"row {k} of {len(rows)}, {one.solver}"
+            shown = Shown("", _table(model, entries), tuple(entries))
+            entries.append(_entry(model, one, exact, lambda says, name=name, shown=shown:  # type: ignore[misc]
+                                  tell(replace(shown, says=f"Making {name}: {says}"))))  # fmt: skip
+            exact = entries[0].images
+        files = {f"{k}-{one.settings.solver.replace(':', '-')}.png": png(picture(one.images, 64))
+                 for k, one in enumerate(entries)}  # fmt: skip
+        says = f"{len(rows)} samplers, each from the same codes"
+        return Shown(says, _table(model, entries), tuple(entries), files)
+
+    yield from live(work)
+
+
+def _entry(model: Model, settings: sample.Settings, exact: Tensor | None, tell: Callable[[str], None]) -> Entry:
+    from pushforward.execute import Round
+    from pushforward.maps.labels import UNSAID
+
+    rounds, evaluations, began = 0, 0, time.perf_counter()
+
+    def watch(step: Progress | Round) -> None:
+        nonlocal rounds, evaluations
+        rounds, evaluations = rounds + 1, evaluations + step.nfe
+        tell(f"{'round' if isinstance(step, Round) else 'call'} {rounds}")
+
+    steps = steps_beside(settings.solver, settings.steps)
+    images = model.sample(
+        settings.count, solver=settings.solver, steps=steps, guidance=settings.guidance, seed=settings.seed,
+        labels=take_turns(settings.what, settings.count) or UNSAID, callback=watch,
+    )  # fmt: skip
+    seconds = time.perf_counter() - began
+    error = None
+    if exact is not None and ("rk45" in settings.solver or not model.plan(settings.solver, steps).noises):
+        off = (images - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1).clamp_min(1e-9)
+        error = float(off.median())
+    return Entry(settings, images, evaluations / settings.count, rounds, seconds, error)
+
+
+def _table(model: Model, entries: Sequence[Entry]) -> str:
+    if not entries:
+        return ""
+    rows = []
+    for k, one in enumerate(entries):
+        name = "converged" if k == 0 else f"{one.settings.solver}"
+        error = "" if k == 0 else "stochastic" if one.error is None else f"{one.error:.2g}"
+        words = line(sample.command(one.settings, text=model.text is not None))
+        copies = copying("Command", words) + copying("Python", sample.program(one.settings))
+        figures = [error, f"{one.evaluations:.0f}", str(one.rounds), f"{one.seconds:.1f}"]
+        rows.append([embedded(row(one.images), f"Images of {name}"), f"<b>{name}</b>", *figures, copies])
+    header = ["Images", "Solver", "Error", "Evaluations", "Rounds", "Seconds", "Copy"]
+    return table(header, rows, "From the same codes; the error is relative to the converged images, their median",
+                 first="40%")  # fmt: skip
+
+
+def layout(shelf: Shelf, model: Any) -> list[Any]:
+    """The tab; it returns what is to offer the model's classes or captions."""
+    import gradio as gr
+
+    standard = Settings("")
+    with gr.Row():
+        with gr.Column(scale=1, min_width=300):
+            solvers = gr.Dropdown(list(OFFERED), value=list(standard.solvers), label="Solvers", multiselect=True,
+                                  allow_custom_value=True, info="With settings after colons if need be.")  # fmt: skip
+            calls = gr.CheckboxGroup([3, 5, 10, 20, 50, 100], value=list(standard.calls), label="Network calls")
+            what = what_choice("Draw", "Classes or prompts; images take them in turn. Empty: all.", multiple=True)
+            count = gr.Slider(1, 8, standard.count, step=1, label="Images")
+            with gr.Row():
+                guidance = guidance_number()
+                seed = seed_number()
+            go, stop = buttons("Compare")
+        with gr.Column(scale=3, min_width=300):
+            says = gr.Markdown("", elem_id="compare-says")
+            shown = gr.HTML(elem_id="compare-table")
+            taken = TakeAway("comparison")
+
+    def act(data: Mapping[Any, Any]) -> Updates:
+        settings = Settings(
+            model=data[model], solvers=tuple(data[solvers] or ()), calls=tuple(map(int, data[calls] or ())),
+            count=int(data[count]), what=tuple(data[what] or ()), guidance=data[guidance] or None,
+            seed=int(data[seed] or 0),
+        )  # fmt: skip
+        opened = shelf.open(settings.model)
+        made = samplers(opened, settings)
+        words, script = command(made, text=opened.text is not None), program(made)
+        yield {says: "Waiting for the model …", shown: "", **taken.begun(words, script)}
+        for news in run(opened, settings):
+            yield {says: news.says, shown: news.table, **taken.handed(news.files, words, script)}
+
+    inputs = {model, solvers, calls, what, count, guidance, seed}
+    wire(go, stop, act, inputs, [says, shown, *taken.components], says, shown)
+    return [what]

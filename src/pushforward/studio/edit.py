@@ -1,0 +1,225 @@
+"""Edit: invert a picture, edit it by text or class with every method in a row, or translate it to another model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from pushforward.errors import PushforwardError
+from pushforward.studio import invert
+from pushforward.studio._shared.controls import TakeAway, buttons, guidance_number, seed_number, what_choice, wire
+from pushforward.studio._shared.live import live
+from pushforward.studio._shared.models import Shelf, asked_what
+from pushforward.studio._shared.pictures import copying, figures, picture
+from pushforward.studio._shared.results import Name, call, line, png
+from pushforward.studio._shared.told import Updates, said
+from pushforward.studio._shared.uploads import Photo, drawn, photo_area, read_photo
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pushforward.verbs import Model
+
+__all__ = ["METHODS", "Settings", "Shown", "command", "layout", "program", "run"]
+
+METHODS = ("stochastic", "independent", "deterministic", "uni-inv", "direct", "flowedit", "flowalign", "sdedit")
+SAME = "the same model"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a picture is changed; the same as of `pushforward edit`, or, to another model, `pushforward translate`."""
+
+    model: str
+    source: str | None = None
+    target: str | None = None
+    to: str | None = None
+    methods: tuple[str, ...] = METHODS
+    steps: int = 50
+    start: float = 0.8
+    guidance: float = 3.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """What there is to see so far: words, a row of results in HTML, the images by method, and at the end files."""
+
+    says: str
+    row: str = ""
+    images: Mapping[str, Tensor] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+def command(settings: Settings, method: str, *, text: bool = False, reads: bool = False) -> list[str]:
+    """The arguments of `pushforward` that make the same image.
+
+    Args:
+        settings: the settings.
+        method: one of its methods.
+        text: the model reads prompts.
+        reads: so does the other model.
+    """
+    own = ["--method", method, "--steps", str(settings.steps), "--seed", str(settings.seed)]
+    if settings.to is None:
+        ends = ["--source", str(settings.source), "--target", str(settings.target)]
+        weights = ["--guidance", f"{settings.guidance:g}", "--skip", f"{1 - settings.start:.6g}"]
+        only = ["--trials", "1", "--select", "none"]
+        return ["edit", "picture-0.png", "--model", settings.model, *ends, *own, *weights, *only, "--out", method]
+    ends = ["--source", settings.model, "--target", settings.to]
+    ends += asked_what(settings.source, text=text, prefix="source-") if method != "sdedit" else []
+    ends += asked_what(settings.target, text=reads, prefix="target-")
+    weights = ["--target-guidance", f"{settings.guidance:g}", "--start", f"{settings.start:g}"]
+    return ["translate", "picture-0.png", *ends, *own, *weights, "--out", method]
+
+
+def program(settings: Settings, method: str, photo: Photo) -> str:
+    """The same in Python."""
+    own = {"method": method, "steps": settings.steps, "start": settings.start, "guidance": settings.guidance}
+    lines = [
+        "import pushforward as pf",
+        "from pushforward.data.inputs import read_inputs",
+        "from pathlib import Path",
+        "",
+        f"model = {call('pf.load', settings.model)}",
+        "channels, *size = model.image_shape",
+        "images = read_inputs([Path('picture-0.png')], tuple(size), channels).values",
+    ]
+    if settings.to is None:
+        seed = settings.seed + photo.number
+        made = call("model.edit", Name("images"), settings.source, settings.target, **own, seed=seed)
+    else:
+        made = call("model.translate", Name("images"), Name(call("pf.load", settings.to)), source=settings.source,
+                    target=settings.target, **own, seed=settings.seed, first=photo.number)  # fmt: skip
+    return "\n".join([*lines, f"edited = {made}.images"])
+
+
+def run(model: Model, other: Model | None, photo: Photo, settings: Settings) -> Generator[Shown, None, None]:
+    """Change a picture by each method, and show each result as it is there.
+
+    Args:
+        model: that the picture is of.
+        other: to be translated to; `None`: edited by text or class.
+        photo: the picture.
+        settings: how.
+
+    Raises:
+        PushforwardError: no method, or no text or class to edit by.
+    """
+    if not settings.methods:
+        raise PushforwardError("Choose at least one method.")
+    if other is None and (settings.source is None or settings.target is None):
+        raise PushforwardError("Say what the picture shows and what it is to show, or choose another model.")
+    reads = other is not None and other.text is not None
+
+    def work(tell: Callable[[Shown], None]) -> Shown:
+        shown: list[tuple[Any, str, str]] = [(picture(photo.values), "The picture", "")]
+        images: dict[str, Tensor] = {}
+        files = {"picture-0.png": photo.file}
+        for method in settings.methods:
+            began, calls = time.perf_counter(), 0
+
+            def watch(_: object, method: str = method, so_far: str = figures(shown)) -> None:
+                nonlocal calls
+                calls += 1
+                tell(Shown(f"{method}: call {calls}", so_far, dict(images)))
+
+            try:
+                found = _changed(model, other, photo, settings, method, watch)
+            except PushforwardError as error:
+                shown.append((None, method, escape(str(error))))
+                continue
+            images[method] = found.images
+            files[f"{method}.png"] = png(picture(found.images, 0))
+            words = line(command(settings, method, text=model.text is not None, reads=reads))
+            says = f"{found.nfe:.0f} evaluations, {found.rounds} rounds, {time.perf_counter() - began:.1f} s"
+            copies = copying("Command", words) + copying("Python", program(settings, method, photo))
+            shown.append((picture(found.images), method, says + copies))
+        return Shown(f"{len(images)} results, from the same picture and seed", figures(shown), images, files)
+
+    yield from live(work)
+
+
+def _changed(
+    model: Model, other: Model | None, photo: Photo, settings: Settings, method: str, watch: Callable[[object], None]
+) -> Any:
+    from pushforward.maps.labels import UNSAID
+
+    own: Any = {"method": method, "steps": settings.steps, "guidance": settings.guidance, "callback": watch}
+    start = round(settings.start, 6)
+    if other is None:
+        return model.edit(photo.values, settings.source, settings.target, start=start,
+                          seed=settings.seed + photo.number, **own)  # fmt: skip
+    ends = [UNSAID if what is None else what for what in (settings.source, settings.target)]
+    return model.translate(photo.values, other, source=ends[0], target=ends[1], start=start, seed=settings.seed,
+                           first=[photo.number], **own)  # fmt: skip
+
+
+def layout(shelf: Shelf, model: Any) -> list[Any]:
+    """The tab; it returns what is to offer the model's classes or captions."""
+    import gradio as gr
+
+    with gr.Row():
+        with gr.Column(min_width=260):
+            photo = photo_area("Picture", "edit-photo")
+            draw = gr.Button("Have the model draw one")
+        with gr.Column(min_width=260):
+            other = photo_area("Another one, to walk to", "edit-other")
+            draw_other = gr.Button("Have the model draw another")
+    source = what_choice("The picture shows", "A class or a prompt.")
+    with gr.Tab("Change it"):
+        target, seed = _change(shelf, model, photo, source)
+    with gr.Tab("Invert it"):
+        invert.layout(shelf, model, photo, other, source)
+
+    @said
+    def take(name: str, what: str | None, seed: float, step: int) -> Any:
+        return drawn(shelf.open(name), what or None, int(seed or 0) + step)
+
+    for button, area, step in ((draw, photo, 0), (draw_other, other, 1)):
+        button.click(take, [model, source, seed, gr.State(step)], area, concurrency_id="models",
+                     show_progress="minimal", api_visibility="private")  # fmt: skip
+    return [source, target]
+
+
+def _change(shelf: Shelf, model: Any, photo: Any, source: Any) -> tuple[Any, Any]:
+    import gradio as gr
+
+    standard = Settings("")
+    with gr.Row():
+        with gr.Column(scale=1, min_width=300):
+            target = what_choice("It is to show", "A class or a prompt.")
+            to = gr.Dropdown([SAME, *shelf.names], value=SAME, label="Of the model", info="Another one: translate.")
+            methods = gr.Dropdown(list(METHODS), value=list(METHODS), label="Methods", multiselect=True)
+            start = gr.Slider(0.1, 1, standard.start, step=0.05, label="Share of the steps", info="More changes more.")
+            steps = gr.Slider(5, 200, standard.steps, step=1, label="Steps")
+            with gr.Row():
+                guidance = guidance_number(standard.guidance)
+                seed = seed_number()
+            go, stop = buttons("Change")
+        with gr.Column(scale=2, min_width=300):
+            says = gr.Markdown("", elem_id="edit-says")
+            shown = gr.HTML(elem_id="edit-row")
+            taken = TakeAway("edited")
+
+    def act(data: Mapping[Any, Any]) -> Updates:
+        there = None if data[to] in (SAME, data[model]) else data[to]
+        settings = Settings(
+            data[model], data[source] or None, data[target] or None, there, tuple(data[methods] or ()),
+            int(data[steps]), float(data[start]), float(data[guidance] or 1), int(data[seed] or 0),
+        )  # fmt: skip
+        opened, other = shelf.open(settings.model), None if there is None else shelf.open(there)
+        given = read_photo(data[photo], opened)
+        text, reads = opened.text is not None, other is not None and other.text is not None
+        words = "\n".join(line(command(settings, one, text=text, reads=reads)) for one in settings.methods)
+        script = program(settings, settings.methods[0], given) if settings.methods else ""
+        yield {says: "Waiting for the model …", shown: "", **taken.begun(words, script)}
+        for news in run(opened, other, given, settings):
+            yield {says: news.says, shown: news.row, **taken.handed(news.files, words, script)}
+
+    inputs = {model, photo, source, target, to, methods, start, steps, guidance, seed}
+    wire(go, stop, act, inputs, [says, shown, *taken.components], says, shown)
+    return target, seed

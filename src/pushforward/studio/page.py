@@ -1,0 +1,83 @@
+"""The page: a model, and a tab for each thing to do with it."""
+
+from __future__ import annotations
+
+from threading import Thread
+from typing import Any
+
+from pushforward.errors import PushforwardError
+from pushforward.studio import compare, edit, guide, inpaint, plan, sample
+from pushforward.studio._shared.models import Shelf, choices_of
+from pushforward.studio._shared.told import said
+
+__all__ = ["Shelf", "make_page", "open_page", "settings"]
+
+TABS = {"Sample": sample, "Compare": compare, "Edit": edit, "Inpaint": inpaint, "Guide": guide, "Plan": plan}
+_UPLOAD = "20mb"
+_CSS = ".photo img {width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated}"
+_FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none is fetched
+
+
+def make_page(shelf: Shelf) -> Any:
+    """The page as Gradio's `Blocks`, to be launched."""
+    import gradio as gr
+
+    with gr.Blocks(title="Pushforward studio", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+        gr.Markdown("# Pushforward studio\nDiffusion models as maps between Gaussian codes and images.")
+        model = gr.Dropdown(list(shelf.names), value=shelf.names[0], label="Model", elem_id="model")
+        told: list[Any] = []
+        for name, tab in TABS.items():
+            with gr.Tab(name):
+                told += tab.layout(shelf, model)
+
+        def offer(name: str) -> dict[Any, Any]:
+            choices = choices_of(shelf.open(name))
+            return {one: gr.Dropdown(choices=choices) for one in told}
+
+        def offer_anew(name: str) -> dict[Any, Any]:
+            choices = choices_of(shelf.open(name))
+            return {one: gr.Dropdown(choices=choices, value=[] if one.multiselect else None) for one in told}
+
+        for event, does in ((page.load, offer), (model.change, offer_anew)):
+            event(said(does), model, told, show_progress="hidden", api_visibility="private")
+    page.queue(default_concurrency_limit=1, max_size=32)
+    return page
+
+
+def open_page(
+    shelf: Shelf, *, host: str = "127.0.0.1", port: int | None = None, browser: bool = True,
+    auth: tuple[str, str] | None = None,
+) -> Any:  # fmt: skip
+    """Serve the page; what is returned has its `local_url`, and `block_thread()` waits for its end.
+
+    Args:
+        shelf: models that it offers.
+        host: address that it listens on.
+        port: by default the first free one from 7860 on.
+        browser: open it in the browser.
+        auth: name and password that visitors must give.
+
+    Raises:
+        PushforwardError: no port is free, or not this one.
+    """
+    page = make_page(shelf)
+    try:
+        page.launch(
+            **settings(), server_name=host, server_port=port, inbrowser=browser, auth=auth, share=False, quiet=True,
+            prevent_thread_lock=True,
+        )  # fmt: skip
+    except OSError as error:
+        raise PushforwardError(f"The page cannot be served at {host}, port {port or '7860 to 7959'}: {error}") from None
+    Thread(target=shelf.open, args=shelf.names[:1], daemon=True).start()  # it takes as long as the first look around
+    return page
+
+
+def settings() -> dict[str, Any]:
+    """How a page is launched, wherever: colours that the colour-blind tell apart, fonts that are there, and limits."""
+    import gradio as gr
+
+    theme = gr.themes.Default(primary_hue="blue", secondary_hue="orange", neutral_hue="slate", **_FONTS)
+    return {
+        "theme": theme, "css": _CSS, "max_file_size": _UPLOAD, "allowed_paths": [], "footer_links": [],
+        "show_error": True, "enable_monitoring": False, "ssr_mode": False,
+    }  # fmt: skip

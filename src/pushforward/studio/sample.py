@@ -1,0 +1,213 @@
+"""Sample: pictures as they form, step by step or with all steps at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pushforward.studio._shared.controls import (
+    TakeAway,
+    buttons,
+    guidance_number,
+    picture_area,
+    seed_number,
+    solver_choice,
+    what_choice,
+    wire,
+)
+from pushforward.studio._shared.live import live
+from pushforward.studio._shared.models import Shelf, steps_beside, take_turns, weight_of
+from pushforward.studio._shared.pictures import embedded, picture, row, table, viewed
+from pushforward.studio._shared.results import Name, call, codes_file, line, png
+from pushforward.studio._shared.told import Updates
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from pushforward.execute import Progress, Round
+    from pushforward.verbs import Model
+
+__all__ = ["Settings", "Shown", "command", "layout", "program", "run"]
+
+COLUMNS = 12  # states of a round that are shown
+EVERY = 0.15  # seconds between pictures
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is to be drawn, and how; the same as of `pushforward sample`."""
+
+    model: str
+    count: int = 16
+    solver: str = "auto"
+    steps: int = 20
+    what: tuple[str, ...] = ()
+    guidance: float | None = None
+    seed: int = 0
+    parallel: bool = False
+    tolerance: float = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """What there is to see so far.
+
+    Args:
+        says: in words.
+        picture: all images, as they are now.
+        rounds: where all steps are taken at once, a table: time across, rounds down.
+        images: at the end, in [-1, 1].
+        files: at the end, by name.
+    """
+
+    says: str
+    picture: Image.Image | None = None
+    rounds: str = ""
+    images: Tensor | None = None
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+def command(settings: Settings, *, text: bool = False) -> list[str]:
+    """The arguments of `pushforward` that make the same images; `text`: the model reads prompts."""
+    steps = steps_beside(settings.solver, settings.steps)
+    said = ["sample", settings.model, "--count", str(settings.count), "--solver", settings.solver]
+    said += [] if steps is None else ["--steps", str(steps)]
+    for one in settings.what:
+        said += ["--prompt" if text else "--label", one]
+    said += [] if settings.guidance is None else ["--guidance", f"{settings.guidance:g}"]
+    said += ["--seed", str(settings.seed)]
+    said += ["--parallel", "--tolerance", f"{settings.tolerance:g}"] if settings.parallel else []
+    return [*said, "--out", "samples.png"]
+
+
+def program(settings: Settings) -> str:
+    """The same in Python."""
+    what = take_turns(settings.what, 1 if len(settings.what) == 1 else settings.count)
+    drawn = call(
+        "model.sample", settings.count, solver=settings.solver, steps=steps_beside(settings.solver, settings.steps),
+        labels=what or None, guidance=settings.guidance, seed=settings.seed,
+        parallel=Name(f"pf.Parallel(tolerance={settings.tolerance:g})") if settings.parallel else None,
+    )  # fmt: skip
+    return f"import pushforward as pf\n\nmodel = {call('pf.load', settings.model)}\nimages = {drawn}"
+
+
+def run(model: Model, settings: Settings) -> Generator[Shown, None, None]:
+    """Draw the images, and show them on the way."""
+    from pushforward.execute import Parallel, Round
+    from pushforward.maps.labels import UNSAID
+
+    steps = steps_beside(settings.solver, settings.steps)
+    labels = take_turns(settings.what, settings.count) or UNSAID
+
+    def work(tell: Callable[[Shown], None]) -> Shown:
+        began, shown, evaluations = time.perf_counter(), -1.0, 0
+        rows: list[list[str]] = []
+        tell(Shown("Making the plan …"))
+
+        def watch(step: Progress | Round) -> None:
+            nonlocal shown, evaluations
+            evaluations += step.nfe
+            now = time.perf_counter() - began
+            if isinstance(step, Round):
+                assert step.last is not None
+                rows.append(_round(model, step))
+                tell(Shown(f"Round {step.done}: error {step.residual:.1e}, {step.active} images to do, {now:.1f} s",
+                           picture(viewed(model, step.last())), _grid(rows)))  # fmt: skip
+                return
+            says = f"Call {step.done}{f' of {step.total}' if step.total else ''}, {now:.1f} s"
+            new = now - shown > EVERY
+            shown = now if new else shown
+            tell(Shown(says, picture(viewed(model, step.state)) if new else None))
+
+        images = model.sample(
+            settings.count, solver=settings.solver, steps=steps, labels=labels, guidance=settings.guidance,
+            seed=settings.seed, parallel=Parallel(settings.tolerance) if settings.parallel else None, callback=watch,
+        )  # fmt: skip
+        took = f"{evaluations / settings.count:.0f} network evaluations each"
+        says = (
+            f"{settings.count} image{'s' * (settings.count > 1)}, {took}{f' in {len(rows)} rounds' if rows else ''}, "
+        )
+        says += f"{time.perf_counter() - began:.1f} s"
+        files = {"samples.png": png(picture(images, 64)), **_codes(model, settings)}
+        return Shown(says, picture(images), _grid(rows) if rows else "", images, files)
+
+    yield from live(work)
+
+
+def _round(model: Model, step: Round) -> list[str]:
+    """A round as a row of the table: its number, its error, and the states of the first image from noise to data."""
+    import torch
+
+    assert step.states is not None
+    states = step.states()[:, 0]
+    some = torch.linspace(0, len(states) - 1, min(COLUMNS, len(states))).round().long()
+    strip = embedded(row(viewed(model, states[some])), f"States of the first image after round {step.done}")
+    return [str(step.done), f"{step.residual:.1e}", strip]
+
+
+def _grid(rows: list[list[str]]) -> str:
+    return table(["Round", "Error", "Noise → image"], rows, "The first image: time across, rounds down")
+
+
+def _codes(model: Model, settings: Settings) -> dict[str, bytes]:
+    """The file of the images' codes, for `pushforward decode`; none where steps are chosen on the way."""
+    from pushforward.maps.labels import UNSAID, in_turn
+    from pushforward.maps.spec import parse
+
+    steps = steps_beside(settings.solver, settings.steps)
+    spec = parse(settings.solver, {} if steps is None else {"steps": steps})
+    if spec.adaptive:
+        return {}
+    labels = take_turns(settings.what, settings.count) or in_turn(model, settings.count)
+    there = model.diffusion(settings.solver, steps, labels=UNSAID if labels is None else labels,
+                            guidance=settings.guidance)  # fmt: skip
+    code = there.draw(settings.count, seed=settings.seed)
+    return codes_file(settings.model, there, settings.solver, code, weight_of(model, settings.guidance))
+
+
+def layout(shelf: Shelf, model: Any) -> list[Any]:
+    """The tab; it returns what is to offer the model's classes or captions."""
+    import gradio as gr
+
+    with gr.Row():
+        with gr.Column(scale=1, min_width=300):
+            what = what_choice("Draw", "Classes or prompts; images take them in turn. Empty: all.", multiple=True)
+            solver = solver_choice()
+            steps = gr.Slider(1, 200, 20, step=1, label="Steps")
+            count = gr.Slider(1, 64, 16, step=1, label="Images")
+            with gr.Row():
+                guidance = guidance_number()
+                seed = seed_number()
+            parallel = gr.Checkbox(label="All steps at once", info="Solve the whole chain together, in rounds.")
+            tolerance = gr.Dropdown([1e-1, 1e-2, 1e-3, 1e-4], value=1e-3, label="Error allowed", visible=False)
+            go, stop = buttons("Sample")
+        with gr.Column(scale=2, min_width=300):
+            says = gr.Markdown("", elem_id="sample-says")
+            shown = picture_area("Images", "The sampled images", "sample-picture")
+            rounds = gr.HTML(elem_id="sample-rounds")
+            taken = TakeAway("samples")
+
+    def act(data: Mapping[Any, Any]) -> Updates:
+        settings = Settings(
+            model=data[model], count=int(data[count]), solver=data[solver].strip(), steps=int(data[steps]),
+            what=tuple(data[what] or ()), guidance=data[guidance] or None, seed=int(data[seed] or 0),
+            parallel=data[parallel], tolerance=float(data[tolerance]),
+        )  # fmt: skip
+        opened = shelf.open(settings.model)
+        words, script = line(command(settings, text=opened.text is not None)), program(settings)
+        yield {says: "Waiting for the model …", rounds: "", **taken.begun(words, script)}
+        for news in run(opened, settings):
+            yield {
+                says: news.says,
+                **({shown: news.picture} if news.picture else {}),
+                **({rounds: news.rounds} if news.rounds else {}),
+                **taken.handed(news.files, words, script),
+            }
+
+    parallel.change(lambda on: gr.Dropdown(visible=on), parallel, tolerance, queue=False, api_visibility="private")
+    inputs = {model, what, solver, steps, count, guidance, seed, parallel, tolerance}
+    wire(go, stop, act, inputs, [says, shown, rounds, *taken.components], says, shown)
+    return [what]

@@ -1,0 +1,380 @@
+"""The page's tabs as functions: what they show, and that their commands and programs give the same."""
+
+import io
+import json
+import shlex
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load as load_tensors
+
+from pushforward.data.pictures import to_bytes
+from pushforward.errors import PushforwardError
+from pushforward.studio import compare, edit, guide, inpaint, invert, plan, sample
+from pushforward.studio._shared.live import Stopped, live
+from pushforward.studio._shared.masks import PARTS, canvas, mask_file, mask_of
+from pushforward.studio._shared.models import Shelf, choices_of, steps_beside
+from pushforward.studio._shared.results import line, packed
+from pushforward.studio._shared.told import sentence
+from pushforward.studio._shared.uploads import PIXELS, photo_of, read_photo
+from pushforward.verbs import load
+from support.cli import invoke
+
+NAME = "fashion-vp"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load(NAME)
+
+
+@pytest.fixture(scope="module")
+def photos(model):
+    images = model.sample(2, labels=["sneaker", "bag"], solver="dpm++", steps=5)
+    return [photo_of(one) for one in to_bytes(images)]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The folder that commands run in, as one in which a result was unpacked."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def last(shown):
+    *_, end = shown
+    return end
+
+
+def pixels(file):
+    return np.asarray(Image.open(io.BytesIO(file) if isinstance(file, bytes) else file))
+
+
+def commanded(*arguments):
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.exception or result.output
+
+
+def unpack(files):
+    for name, data in files.items():
+        Path(name).write_bytes(data)
+
+
+def ran(program):
+    """The names that a program leaves."""
+    names = {}
+    exec(program, names)
+    return names
+
+
+# -- sample ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        sample.Settings(NAME, 3, "gddim:order=2", 4, ("bag", "ankle boot"), guidance=2.0, seed=1),
+        sample.Settings(NAME, 2, "ddim", 6, parallel=True, tolerance=0.01),
+        sample.Settings(NAME, 2, "ddpm:steps=3", seed=2),
+    ],
+    ids=["labels", "parallel", "stochastic"],
+)
+def test_samples_are_those_of_the_command_and_of_the_program(model, folder, settings):
+    found = last(sample.run(model, settings))
+    commanded(*sample.command(settings), "--quiet")
+    assert np.array_equal(pixels(found.files["samples.png"]), pixels("samples.png"))
+    assert torch.equal(ran(sample.program(settings))["images"], found.images)
+    unpack(found.files)
+    commanded("decode", "codes.safetensors", "--out", "again.png", "--quiet")
+    exact = not settings.parallel
+    off = np.abs(pixels("again.png").astype(int) - pixels(found.files["samples.png"]))
+    assert off.max() <= (1 if exact else 20)
+
+
+def test_pictures_come_as_they_form(model):
+    shown = list(sample.run(model, sample.Settings(NAME, 1, "ddim", 5)))
+    assert shown[0].picture is None
+    assert any(one.picture is not None and one.images is None for one in shown)
+    assert shown[-1].images is not None
+    assert "5 network evaluations each" in shown[-1].says
+
+
+def test_all_steps_at_once_are_a_table_of_rounds_and_states(model):
+    end = last(sample.run(model, sample.Settings(NAME, 1, "ddim", 6, parallel=True)))
+    rounds = end.rounds.count("<img")
+    assert 0 < rounds <= 6
+    assert end.rounds.count("<tr>") == rounds + 1
+    assert f"in {rounds} rounds" in end.says
+
+
+def test_adaptive_steps_leave_no_codes(model):
+    assert set(last(sample.run(model, sample.Settings(NAME, 1, "rk45:tolerance=0.1"))).files) == {"samples.png"}
+
+
+def test_steps_are_said_once_and_are_limited():
+    assert steps_beside("ddim", 7) == 7
+    assert steps_beside("ddim:steps=9", 7) is None
+    with pytest.raises(PushforwardError, match="at most 1000 steps"):
+        steps_beside("ddim:steps=100000", 7)
+
+
+# -- compare -----------------------------------------------------------------------------------------------------------
+
+
+def test_solvers_are_compared_with_the_converged_images(model, folder):
+    settings = compare.Settings(NAME, ("ddim", "heun", "ddpm"), (4, 9), count=2)
+    end = last(compare.run(model, settings))
+    converged, *rows = end.entries
+    assert [one.settings.solver for one in rows] == ["ddim", "ddim", "heun", "heun", "ddpm", "ddpm"]
+    assert [one.rounds <= calls for one, calls in zip(rows, (4, 9) * 3, strict=True)] == [True] * 6
+    assert rows[0].error > rows[1].error > 0
+    assert rows[4].error is rows[5].error is None
+    assert converged.evaluations == 100
+    lines = compare.command(compare.samplers(model, settings)).splitlines()
+    for one, words in zip(rows, lines, strict=True):
+        commanded(*shlex.split(words)[1:], "--quiet")
+        assert np.array_equal(pixels("samples.png"), pixels(png_of(one.images)))
+        assert words.replace("'", "&#x27;") in end.table
+
+
+def png_of(images):
+    from pushforward.studio._shared.pictures import picture
+    from pushforward.studio._shared.results import png
+
+    return png(picture(images, 64))
+
+
+def test_a_comparison_has_rows_and_not_too_many(model):
+    for solvers in ((), ("ddim",) * 30):
+        with pytest.raises(PushforwardError, match="at least one row, and at most"):
+            next(compare.run(model, compare.Settings(NAME, solvers)))
+
+
+# -- edit --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["stochastic", "uni-inv", "flowalign", "sdedit"])
+def test_edits_are_those_of_the_command_and_of_the_program(model, photos, folder, method):
+    settings = edit.Settings(NAME, "sneaker", "ankle boot", methods=(method,), steps=6, start=0.5, seed=3)
+    end = last(edit.run(model, None, photos[0], settings))
+    unpack(end.files)
+    commanded(*edit.command(settings, method), "--quiet")
+    assert np.array_equal(pixels(end.files[f"{method}.png"]), pixels(f"{method}/picture-0/best.png"))
+    again = ran(edit.program(settings, method, photos[0]))["edited"]
+    assert torch.equal(again, end.images[method])
+
+
+def test_translations_are_those_of_the_command_and_of_the_program(folder):
+    one, other = load("emoji-noto"), load("emoji-twemoji")
+    photo = photo_of(to_bytes(one.sample(1, solver="dpm++", steps=4))[0])
+    settings = edit.Settings("emoji-noto", to="emoji-twemoji", methods=("stochastic",), steps=5, guidance=1.0)
+    end = last(edit.run(one, other, photo, settings))
+    unpack(end.files)
+    commanded(*edit.command(settings, "stochastic"), "--quiet")
+    assert np.array_equal(pixels(end.files["stochastic.png"]), pixels("stochastic/images/picture-0.png"))
+    assert torch.equal(ran(edit.program(settings, "stochastic", photo))["edited"], end.images["stochastic"])
+
+
+def test_a_method_that_fails_is_told_beside_those_that_do_not(model, photos):
+    settings = edit.Settings(NAME, "sneaker", "no such thing", methods=("sdedit",), steps=4)
+    assert "no class" in last(edit.run(model, None, photos[0], settings)).row
+
+
+def test_an_edit_needs_to_be_told_what_to_edit(model, photos):
+    for settings in (edit.Settings(NAME), edit.Settings(NAME, "sneaker", "bag", methods=())):
+        with pytest.raises(PushforwardError, match=r"Say what|at least one method"):
+            next(edit.run(model, None, photos[0], settings))
+
+
+# -- invert ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["exact", "direct"])
+def test_codes_are_those_of_the_command(model, photos, folder, method):
+    settings = invert.Settings(NAME, steps=8, method=method, what="sneaker")
+    end = last(invert.run(model, photos, settings))
+    unpack(end.files)
+    ours = load_tensors(end.files["codes.safetensors"])
+    found, walk = invert.commands(settings, 2)
+    commanded(*found, "--quiet")
+    theirs = load_tensors(Path("codes.safetensors").read_bytes())
+    assert ours.keys() == theirs.keys()
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in ours)
+    unpack(end.files)
+    commanded(*walk, "--quiet")
+    between = pixels("between.png")
+    assert len(end.between) == invert.FRAMES
+    assert between.shape[1] == 9 * between.shape[0]
+    again = ran(invert.program(settings, 2))
+    assert float((again["again"] - again["images"]).abs().max()) < (1e-3 if method == "exact" else 1e-4)
+    assert "perfect" in end.figures
+    assert end.figures.count("<tr>") == 4
+
+
+# -- inpaint -----------------------------------------------------------------------------------------------------------
+
+
+def test_inpaintings_are_those_of_the_command_and_of_the_program(model, photos, folder):
+    settings = inpaint.Settings(NAME, "sneaker", steps=4, repeats=2, draws=2, seed=5)
+    mask = mask_of(None, "lower half", (28, 28))
+    end = last(inpaint.run(model, photos[0], mask, settings))
+    assert torch.equal(end.images[:, :, :14], photos[0].values[:, :, :14].expand(2, -1, -1, -1))
+    unpack(end.files)
+    commanded(*inpaint.command(settings), "--quiet")
+    for k in range(2):
+        assert np.array_equal(pixels(end.files[f"{k}.png"]), pixels(f"inpainted/images/picture-0-{k}.png"))
+    assert torch.equal(ran(inpaint.program(settings, photos[0]))["painted"][0], end.images)
+
+
+def test_a_mask_is_what_is_painted_over_and_what_is_named(model, photos):
+    large = canvas(photos[0].values)["background"]
+    layer = np.zeros((large.height, large.width, 4), dtype=np.uint8)
+    layer[: large.height // 4, :, 3] = 255
+    painted = mask_of({"layers": [layer]}, None, (28, 28))
+    assert painted[:7].all()
+    assert not painted[7:].any()
+    assert torch.equal(
+        mask_of({"layers": [layer]}, "lower half", (28, 28)), painted | mask_of(None, PARTS[1], (28, 28))
+    )
+    assert np.array_equal(pixels(mask_file(painted)) == 255, painted.numpy())
+    with pytest.raises(PushforwardError, match="Paint over"):
+        next(inpaint.run(model, photos[0], torch.zeros(28, 28, dtype=torch.bool), inpaint.Settings(NAME)))
+
+
+# -- guide -------------------------------------------------------------------------------------------------------------
+
+
+def test_guided_images_are_those_of_the_command_and_of_the_program(model, photos, folder):
+    settings = guide.Settings(NAME, "#c0c0c0", "bag", like="a part of it", moves=2, chains=2, solver="dpm++:steps=2")
+    shown = list(guide.run(model, photos[0], settings))
+    end = shown[-1]
+    assert any("codes.safetensors" in one.files for one in shown[:-1])  # what is stopped is kept
+    assert end.traces.count("<polyline") == 2
+    unpack(end.files)
+    commanded(*guide.command(settings), "--quiet")
+    off = pixels("guided/samples.png").astype(int) - pixels(end.files["samples.png"])
+    assert np.abs(off).max() <= 1
+    assert torch.allclose(ran(guide.program(settings))["found"].images, end.images, atol=1e-4)
+    commanded("decode", "codes.safetensors", "--out", "again.png", "--quiet")
+    assert np.abs(pixels("again.png").astype(int) - pixels(end.files["samples.png"])).max() <= 1
+
+
+def test_only_the_energies_of_the_page_can_be_asked_for(model):
+    for words in ("bag:weight=9", "x:model=/etc/passwd", "a=b"):
+        for settings in (guide.Settings(NAME, label=words), guide.Settings(NAME, text=words)):
+            with pytest.raises(PushforwardError, match="colons"):
+                guide.energies(settings)
+    with pytest.raises(PushforwardError, match="at least one energy"):
+        guide.energies(guide.Settings(NAME))
+    everything = guide.Settings(NAME, "#000000", "bag", "a bag", "all of it")
+    assert {one.partition(":")[0] for one in guide.energies(everything)} == {"colour", "classifier", "clip", "near"}
+    with pytest.raises(PushforwardError, match="reads no files"):
+        last(guide.run(model, photo_of(torch.zeros(1, 28, 28, dtype=torch.uint8)),
+                       guide.Settings(NAME, colour="#000000:mask=/etc/passwd")))  # fmt: skip
+
+
+# -- plan --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("solver", ["gddim:order=2", "heun", "ddpm"])
+def test_coefficients_are_those_of_the_command(model, folder, solver):
+    settings = plan.Settings(NAME, solver, 4)
+    shown = last(plan.run(model, settings))
+    commanded(*plan.command(settings))
+    nodes = json.loads(Path("plan.json").read_text())["nodes"]
+    for one in shown.entries:
+        assert abs(one.value) == pytest.approx(nodes[one.node]["terms"][f"{one.kind} {one.of}"])
+    assert shown.picture.count("<title>") == len(shown.entries)
+    assert "takes" in shown.picture
+    assert len(ran(plan.program(settings).partition("\nfor ")[0])["plan"].nodes) == len(nodes)
+
+
+def test_a_plan_that_is_too_long_to_look_at_is_refused(model):
+    with pytest.raises(PushforwardError, match="fewer steps"):
+        next(plan.run(model, plan.Settings(NAME, "ddim", 500)))
+
+
+# -- what they share ---------------------------------------------------------------------------------------------------
+
+
+def test_work_ends_when_nobody_looks_any_more():
+    ended = []
+
+    def work(tell):
+        try:
+            for k in range(10**6):
+                tell(k)
+                time.sleep(0.01)
+        except Stopped:
+            ended.append(True)
+            raise
+        return -1
+
+    shown = live(work)
+    next(shown)
+    shown.close()
+    for _ in range(200):
+        if ended:
+            break
+        time.sleep(0.01)
+    assert ended
+    assert list(live(lambda tell: 5)) == [5]  # the next work waits for no one
+
+
+def test_what_work_raises_arrives():
+    def work(tell):
+        tell(1)
+        raise PushforwardError("It cannot be done.")
+
+    with pytest.raises(PushforwardError, match="cannot be done"):
+        list(live(work))
+
+
+def test_errors_say_nothing_of_the_server():
+    assert sentence(PushforwardError("Take fewer.")) == "Take fewer."
+    assert "/secret" not in sentence(OSError("no file /secret/place"))
+    assert "memory" in sentence(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+
+
+def test_only_the_models_of_a_page_can_be_opened():
+    shelf = Shelf((NAME,), "cpu")
+    assert shelf.open(NAME) is shelf.open(NAME)
+    assert "sneaker" in choices_of(shelf.open(NAME))
+    with pytest.raises(PushforwardError, match="This page has no model"):
+        shelf.open("emoji")
+
+
+def test_uploads_that_are_no_pictures_are_told_without_their_path(model, tmp_path):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no picture")
+    with pytest.raises(PushforwardError, match="cannot be read as a picture") as error:
+        read_photo(str(bad), model)
+    assert str(tmp_path) not in str(error.value)
+    with pytest.raises(PushforwardError, match="Give a picture first"):
+        read_photo(None, model)
+
+
+def test_uploads_of_too_many_pixels_are_refused_before_they_are_read(model, tmp_path):
+    large = tmp_path / "large.png"
+    Image.new("1", (PIXELS // 5000 + 1, 5000)).save(large)
+    with pytest.raises(PushforwardError, match="40 million at most"):
+        read_photo(str(large), model)
+
+
+def test_an_upload_is_brought_to_the_models_shape(model, tmp_path):
+    Image.new("RGB", (300, 200), "white").save(tmp_path / "a.jpg")
+    photo = read_photo(str(tmp_path / "a.jpg"), model)
+    assert photo.values.shape == (1, 1, 28, 28)
+    assert pixels(photo.file).shape == (28, 28)
+
+
+def test_what_is_taken_away_says_how_it_was_made():
+    words = line(["sample", NAME, "--label", "ankle boot"])
+    archive = zipfile.ZipFile(io.BytesIO(packed({"a.png": b"1"}, words, "pass")))
+    assert set(archive.namelist()) == {"a.png", "settings.txt"}
+    assert "--label 'ankle boot'" in archive.read("settings.txt").decode()
