@@ -53,7 +53,7 @@ def passed(
 def passing(
     diffusion: Diffusion, images: Tensor, method: Pass, callback: Callable[[Progress], None] | None = None
 ) -> tuple[Code, Diffusion, int]:
-    """The codes of `passed`, not decoded: with the map that would, and the network calls, one a step or one more."""
+    """The codes of `passed`, not decoded: the map that would decode them, and the number of network calls made."""
     plan, noises = diffusion.plan, None
     clean, denoiser = last_states(diffusion, images), diffusion.told(len(images)).denoiser
     calls = len(plan.steps) - (1 if method == "naive" else 0)
