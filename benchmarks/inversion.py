@@ -3,7 +3,7 @@ r"""How exactly real images come back from their codes, and how Gaussian the cod
     python benchmarks/inversion.py --data fashion.npz                    # what results/inversion.json has not yet
     python benchmarks/inversion.py --data fashion.npz --cases fashion-vp --plans "ddim 50"
     python benchmarks/inversion.py --evaluations --digits mnist.npz      # results/inversion-evaluations.json
-    python benchmarks/inversion.py --roots                               # results/inversion-roots.json
+    python benchmarks/inversion.py --roots                               # what results/inversion-roots.json has not yet
 
 `--evaluations` counts those of exact codes, found for one state after another or for all at once, beside Uni-Inv's; the
 run of the plan that measures the error is included. Images are samples of the model, or foreign: digits of MNIST.
@@ -289,10 +289,13 @@ def evaluations(steps: Sequence[int], count: int, digits: Path | None) -> None:
     write_text("inversion-evaluations", f"# Evaluations of exact codes\n\n{count} images.\n\n{table(columns, lines)}")
 
 
-def roots(steps: int, count: int) -> None:
+def roots(steps: int, count: int, *, redo: bool) -> None:
     """Write `results/inversion-roots`."""
-    rows: list[dict[str, Any]] = []
+    known = read_json("inversion-roots")
+    rows: list[dict[str, Any]] = known["rows"] if known.get("steps") == steps and not redo else []
     for guidance in (1.0, 3.0, 5.0):
+        if any(row["guidance"] == guidance for row in rows):
+            continue
         diffusion, images = _drawn("emoji", steps, guidance, count, None)
         every = [diffusion.invert(images, sequential=True)]
         begins = [passed(diffusion, images, "uni-inv").code, Code(every[0].code.start.roll(1, 0)),
@@ -386,7 +389,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     if arguments.evaluations or arguments.roots:
         if arguments.roots:
-            roots(arguments.steps or 28, arguments.others)
+            roots(arguments.steps or 28, arguments.others, redo=arguments.redo)
         if arguments.evaluations:
             evaluations([arguments.steps] if arguments.steps else [15, 28, 50], arguments.others, arguments.digits)
         return
