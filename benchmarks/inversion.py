@@ -3,7 +3,7 @@ r"""How exactly real images come back from their codes, and how Gaussian the cod
     python benchmarks/inversion.py --data fashion.npz                    # what results/inversion.json has not yet
     python benchmarks/inversion.py --data fashion.npz --cases fashion-vp --plans "ddim 50"
     python benchmarks/inversion.py --evaluations --digits mnist.npz      # results/inversion-evaluations.json
-    python benchmarks/inversion.py --roots                               # results/inversion-roots.json
+    python benchmarks/inversion.py --roots                               # what results/inversion-roots.json has not yet
 
 `--evaluations` counts those of exact codes, found for one state after another or for all at once, beside Uni-Inv's; the
 run of the plan that measures the error is included. Images are samples of the model, or foreign: digits of MNIST.
@@ -34,7 +34,8 @@ import argparse
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -46,7 +47,9 @@ from torch import Tensor
 from pushforward import SOLVERS, Code, Diffusion, Model, Plan, PushforwardError, grid, load
 from pushforward.execute import Round, run
 from pushforward.execute.backward import backward, end_pair, forward, naive_inversion
+from pushforward.execute.inverse import INVERSE
 from pushforward.linear import ScaledProcess
+from pushforward.maps.diffusion import Inversion
 from pushforward.maps.labels import in_turn
 from pushforward.maps.normality import statistics as code_statistics
 from pushforward.maps.passes import passed
@@ -286,35 +289,76 @@ def evaluations(steps: Sequence[int], count: int, digits: Path | None) -> None:
     write_text("inversion-evaluations", f"# Evaluations of exact codes\n\n{count} images.\n\n{table(columns, lines)}")
 
 
-def roots(steps: Sequence[int], count: int) -> None:
+def roots(steps: int, count: int, *, redo: bool) -> None:
     """Write `results/inversion-roots`."""
-    rows: list[dict[str, Any]] = []
-    for number_of in steps:
-        for guidance in (1.0, 3.0, 5.0):
-            diffusion, images = _drawn("emoji", number_of, guidance, count, None)
-            found = diffusion.invert(images, sequential=True)
-            begins = [passed(diffusion, images, "uni-inv").code, Code(found.code.start.roll(1, 0)),
-                      *(Code(diffusion.draw(count, seed=seed).start) for seed in (1, 2, 3))]  # fmt: skip
-            every = [found, *(diffusion.invert(images, begin=begin, sequential=True) for begin in begins)]
-            lengths = torch.stack([straightness(diffusion, one.code) for one in every])
-            for i in range(count):
-                codes: list[tuple[Tensor, float]] = []
-                exact = [(one.code.start[i], float(length[i])) for one, length in zip(every, lengths, strict=True)
-                         if float(one.residual[i]) <= 1e-4]  # fmt: skip
-                for z, length in exact:
-                    if all(float((z - other).norm()) > SAME * float(z.norm()) for other, _ in codes):
-                        codes.append((z, length))
-                rows.append({
-                    "steps": number_of, "guidance": guidance, "image": i, "beginnings": len(every), "exact": len(exact),
-                    "different": len(codes), "std": [_short(float(z.std())) for z, _ in codes],
-                    "length": [_short(length) for _, length in codes],
-                })  # fmt: skip
-                print(rows[-1], flush=True)
-    lines = [[f"{v:g}" if isinstance(v, float) else ", ".join(map(number, v)) if isinstance(v, list) else v
-              for v in row.values()] for row in rows]  # fmt: skip
-    columns = ["steps", "guidance", "image", "beginnings", "of them exact", "different codes", "std", "path over chord"]
-    write_json("inversion-roots", {"rows": rows})
-    write_text("inversion-roots", f"# Codes of an image\n\n{table(columns, lines)}")
+    known = read_json("inversion-roots")
+    rows: list[dict[str, Any]] = known["rows"] if known.get("steps") == steps and not redo else []
+    for guidance in (1.0, 3.0, 5.0):
+        if any(row["guidance"] == guidance for row in rows):
+            continue
+        diffusion, images = _drawn("emoji", steps, guidance, count, None)
+        every = [diffusion.invert(images, sequential=True)]
+        begins = [passed(diffusion, images, "uni-inv").code, Code(every[0].code.start.roll(1, 0)),
+                  *(Code(diffusion.draw(count, seed=seed).start) for seed in (1, 2, 3))]  # fmt: skip
+        every += [diffusion.invert(images, begin=begin, sequential=True) for begin in begins]
+        lengths = torch.stack([straightness(diffusion, one.code) for one in every])
+        for i in range(count):
+            found = [k for k, one in enumerate(every) if float(one.residual[i]) <= INVERSE.tolerance]
+            codes = torch.stack([one.code.start[i] for one in every])
+            apart = torch.cdist(codes.flatten(1).double(), codes.flatten(1).double()) / codes[found[:1]].norm()
+            different: list[int] = []
+            for k in found:
+                if all(float(apart[k, other]) > SAME for other in different):
+                    different.append(k)
+            gaussian = [code_statistics(codes[k : k + 1]) for k in different]
+            middles = [(codes[k] + codes[j]) / 2 for k, j in combinations(different, 2)]
+            rows.append({
+                "guidance": guidance, "image": i, "residuals": [_short(float(one.residual[i])) for one in every],
+                "nfe": [int(one.nfe[i]) for one in every], "exact": len(found), "different": len(different),
+                "within": _short(max((float(apart[k, different].min()) for k in found), default=0.0)),
+                "between": [_short(float(d)) for d in apart[different][:, different].triu(1).flatten() if d > 0],
+                "midway": [_short(_missed(diffusion, every[0], images, i, z)) for z in middles],
+                "std": [_short(g["std"]) for g in gaussian],
+                "autocorrelation": [_short(g["horizontal"]) for g in gaussian],
+                "p_value": [_short(g["p_value"]) for g in gaussian],
+                "length": [_short(float(lengths[k, i])) for k in different],
+            })  # fmt: skip
+            print(rows[-1], flush=True)
+        _write_roots(steps, count, rows)
+
+
+def _missed(diffusion: Diffusion, found: Inversion, images: Tensor, i: int, z: Tensor) -> float:
+    """Greatest error of image i decoded from another code."""
+    codes = found.code.start.clone()
+    codes[i] = z
+    return float((diffusion.decode(replace(found.code, start=codes)) - images)[i].abs().max())
+
+
+def _write_roots(steps: int, count: int, rows: list[dict[str, Any]]) -> None:
+    lines: list[list[object]] = []
+    for guidance in sorted({row["guidance"] for row in rows}):
+        some = [row for row in rows if row["guidance"] == guidance]
+        lines.append([
+            f"{guidance:g}", count, sum(len(row["residuals"]) for row in some), sum(row["exact"] for row in some),
+            ", ".join(str(row["different"]) for row in some), f"{max(row['within'] for row in some):.1g}",
+            *(_extent([d for row in some for d in row[key]])
+              for key in ("between", "midway", "std", "autocorrelation", "p_value", "length")),
+        ])  # fmt: skip
+    columns = ["guidance", "images", "beginnings", "exact", "different codes, an image each", "apart within one",
+               "apart between two", "error midway", "std", "correlation", "p-value", "path over chord"]  # fmt: skip
+    intro = (
+        f"`emoji`, DDIM, {steps} steps. Codes count if they decode with errors up to 1e-4, and are different if they "
+        f"are apart by more than {SAME:g} of their norm; *error midway* is that of decoding the mean of two, which "
+        "is small where they are one flat valley and not two solutions. Beginnings: the default, Uni-Inv's code, the "
+        "code of another image and three random ones."
+    )
+    write_json("inversion-roots", {"steps": steps, "rows": rows})
+    write_text("inversion-roots", f"# Codes of an image\n\n{intro}\n\n{table(columns, lines)}")
+
+
+def _extent(values: Sequence[float]) -> str:
+    """Least to greatest."""
+    return f"{number(min(values))} to {number(max(values))}" if values else ""
 
 
 def straightness(diffusion: Diffusion, code: Code) -> Tensor:
@@ -344,11 +388,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.evaluations or arguments.roots:
-        steps = [arguments.steps] if arguments.steps else [15, 28, 50]
         if arguments.roots:
-            roots(steps[:2], arguments.others)
+            roots(arguments.steps or 28, arguments.others, redo=arguments.redo)
         if arguments.evaluations:
-            evaluations(steps, arguments.others, arguments.digits)
+            evaluations([arguments.steps] if arguments.steps else [15, 28, 50], arguments.others, arguments.digits)
         return
     if arguments.data is None:
         parser.error("give the .npz of Fashion-MNIST by --data")

@@ -8,6 +8,7 @@ from pushforward.denoiser import Function
 from pushforward.errors import PushforwardError
 from pushforward.execute import Mixing, Parallel, invert, run
 from pushforward.execute.backward import one_step_rows
+from pushforward.execute.inverse import Inverse
 from pushforward.linear import VP, Blurring, Gaussian, Langevin, Process, root
 from pushforward.plan import SOLVERS, ddim, exponential, gddim, grid
 from support.helpers import FIELD, PROCESSES, gaussian_denoiser, mixture_denoiser, normal
@@ -251,3 +252,19 @@ def test_several_beginnings_find_several_roots():
         found = invert(plan, denoiser, middle.expand(2, 1, 1, 1), begin=begin, sequential=sequential)
         assert float(found.residual.max()) <= 1e-4
         torch.testing.assert_close(found.first.flatten(), true[[0, 2]], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+def test_what_is_solved_row_after_row_is_tried_again_above_the_tolerance(monkeypatch, sequential):
+    """With the other reference, as far as it is better; all at once only where the error is no rounding."""
+    errors = iter([torch.tensor([5e-5, 5e-3, 5e-3]), torch.tensor([1e-5, 6e-3])])
+
+    def found(plan, denoiser, end, **settings):
+        return Inverse(end.clone(), next(errors), 3, 4, torch.full((len(end),), 7))
+
+    monkeypatch.setattr("pushforward.maps.diffusion.invert", found)
+    model = pf.load("fashion-vp")
+    diffusion = pf.Diffusion(model, ddim(model.process, grid.power(model.process, 4, end=model.process.t_min)))
+    result = diffusion.invert(torch.zeros(3, *model.shape), sequential=sequential)
+    assert result.nfe.tolist() == ([7, 14, 14] if sequential else [7, 7, 7])
+    torch.testing.assert_close(result.residual, torch.tensor([5e-5, 1e-5 if sequential else 5e-3, 5e-3]))

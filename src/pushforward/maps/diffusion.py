@@ -279,7 +279,8 @@ class Diffusion(ModelMap):
             parallel: how to solve for the states, whichever way the map is run forwards, and to what tolerance of
                 `Inversion.residual`. Its reference is, by default, the
                 model's data's spectrum drawn towards white, with 0.15 of its size: what answers near an image respond
-                to is less than all data. Images that fail so are tried again with its full size.
+                to is less than all data. Images that fail so are tried again with its full size; if `sequential`, all
+                that miss the tolerance.
             callback: told after every round.
 
         Raises:
@@ -309,8 +310,9 @@ class Diffusion(ModelMap):
         found = find(torch.arange(len(images), device=state.device), LOCAL[0])
         first_state, residual, nfe = found.first, found.residual, found.nfe
         rounds, decoding = found.rounds, found.decoding
+        enough = parallel.tolerance if sequential else max(FAILED, parallel.tolerance)
         for scale in LOCAL[1:] if parallel.reference is None else ():
-            bad = (~(residual <= max(FAILED, parallel.tolerance))).nonzero()[:, 0]
+            bad = (~(residual <= enough)).nonzero()[:, 0]
             if not len(bad):
                 break
             again = find(bad, scale)
