@@ -8,7 +8,9 @@ from pushforward.data.pictures import save_image, sheet
 from pushforward.maps.code import GaussianStream
 from pushforward.plan import ddim
 from pushforward.translation.flowedit import PULL, flowedit
+from pushforward.translation.translate import TRANSLATIONS
 from support.cli import invoke
+from support.families.transformers import FAMILIES
 from support.helpers import FIELD, PROCESSES, mixture_denoiser, normal, times
 
 SOURCE, TARGET = 0.5 * normal(3, 1, *FIELD), 0.3 + 0.4 * normal(3, 1, *FIELD).flip(0)
@@ -75,6 +77,24 @@ def test_other_plans_are_refused():
     with pytest.raises(pf.PushforwardError, match="FlowAlign is for scalar"):
         there = end(PROCESSES["langevin"], SOURCE)
         flowedit(IMAGES, there, there, align=2.0)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.filterwarnings("ignore")  # of diffusers
+@pytest.mark.parametrize("method", TRANSLATIONS)
+def test_every_method_edits_by_a_pipeline(method):
+    """A tiny one of random weights, whose call says the prompt: both ends are of one pipeline."""
+    tiny = FAMILIES["Flux schnell"]()
+    tiny.pipe.set_progress_bar_config(disable=True)
+    source, target = (pf.from_pipeline(tiny.pipe, **{**tiny.call, "prompt": text}) for text in ("a cat", "a dog"))
+    images = source.sample(2, steps=2, seed=1).clamp(-1, 1)
+    told = []
+    found = source.translate(images, target, method=method, steps=3, start=0.7, batch=1, callback=told.append)
+    assert found.images.shape == images.shape
+    assert found.images.isfinite().all()
+    assert told
+    alone = source.translate(images[1:], target, method=method, steps=3, start=0.7, first=1)
+    torch.testing.assert_close(found.images[1:], alone.images, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", ["uni-inv", "direct", "flowedit", "flowalign"])

@@ -108,7 +108,11 @@ def test_every_method_returns_codes_and_how_near_they_lead(method):
     """The error is measured, and that of the exact and the optimised codes is within the tolerance."""
     sampler = diffusion(VP(), steps=12)
     images = decodable(sampler)
-    found = invert(sampler, images, method, noisy=False, tolerance=1e-4)
+    told = []
+    found = invert(sampler, images, method, noisy=False, tolerance=1e-4, callback=told.append)
+    assert told
+    if method in ("naive", "uni-inv", "direct"):  # told of every call
+        assert len(told) == found.rounds + found.decoding == int(found.nfe[0])
     error = (found.decode() - images).abs().flatten(1).amax(1)
     assert found.code.end is None
     assert (error <= found.residual * (1 + 1e-6) + 1e-9).all()

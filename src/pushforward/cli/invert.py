@@ -36,7 +36,7 @@ from pushforward.data.inputs import Images
 from pushforward.data.pictures import check_suffix, picture_suffixes
 from pushforward.errors import PushforwardError
 from pushforward.evaluation.pairs import decibels
-from pushforward.execute import Round
+from pushforward.execute import Progress, Round
 from pushforward.guidance.invert import Beginning, Method
 from pushforward.guidance.invert import invert as find
 from pushforward.maps.diffusion import Diffusion
@@ -143,11 +143,11 @@ def invert(
     found, seconds = [], []
     with progress("inverting", quiet=reports.quiet) as bar:
 
-        def tell(step: Round | Record) -> None:
+        def tell(step: Round | Progress | Record) -> None:
             bar.update()
             if isinstance(step, Round):
                 bar.set_postfix_str(f"{step.active} images to do, error {step.residual:.1e}")
-            else:
+            elif isinstance(step, Record):
                 bar.set_postfix_str(f"squared error {float(step.loss.max()):.1e}")
 
         for first in range(0, len(given.values), batch):

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
-from pushforward.execute import INVERSE, Implicit, Parallel
+from pushforward.execute import INVERSE, Implicit, Parallel, Progress
 from pushforward.guidance.decoding import Counted
 from pushforward.guidance.optimisers import OPTIMISERS
 from pushforward.maps.code import Code
@@ -84,7 +84,8 @@ def invert(
         tolerance: error allowed in any value of an image, for exact, flowopt's and optimised codes.
         begin: where an optimisation begins, see `optimise`; flowopt begins at random or at uni-inv's codes (`forward`).
         iterations: most steps of an optimisation, by L-BFGS, or of flowopt.
-        callback: told after every round of network calls (`Round`) or step of optimisation (`Record`).
+        callback: told after every round of network calls (`Round`), call of a pass (`Progress`) or step of optimisation
+            (`Record`).
 
     Raises:
         PushforwardError: no such method, or a plan or images that it cannot invert.
@@ -95,10 +96,10 @@ def invert(
                                 parallel=way, callback=callback)  # fmt: skip
     if method in ("naive", "uni-inv", "direct"):
         _check_images(images)
-        return passed(diffusion, images, method)
+        return passed(diffusion, images, method, callback)
     if method == "flowopt":
-        start = passed(diffusion, images, "uni-inv") if begin == "forward" else None
-        return _moved(diffusion, images, start, seed, first, iterations, tolerance)
+        start = passed(diffusion, images, "uni-inv", callback) if begin == "forward" else None
+        return _moved(diffusion, images, start, seed, first, iterations, tolerance, callback)
     if method != "optimised":
         raise PushforwardError(f"Codes are found by one of {', '.join(METHODS)}; got {method!r}.")
     if diffusion.plan.implicit:
@@ -194,7 +195,6 @@ def optimise(
 
 
 @torch.no_grad()
-@torch.no_grad()
 def _moved(
     diffusion: Diffusion,
     images: Tensor,
@@ -203,6 +203,7 @@ def _moved(
     first: int,
     iterations: int,
     tolerance: float,
+    callback: Callable[[Progress], None] | None,
 ) -> Inversion:
     """The nearest of the codes that moving against the error of the decoded image leads to (FlowOpt)."""
     _check_images(images)
@@ -212,7 +213,7 @@ def _moved(
     nfe = torch.zeros(len(z), dtype=torch.long) if start is None else start.nfe.cpu() - start.decoding
     some, rounds = torch.arange(len(z), device=z.device), 0
     while len(some):
-        gap = gaps(diffusion.some(some), Code(z[some]), clean[some])
+        gap = gaps(diffusion.some(some), Code(z[some]), clean[some], callback)
         size = gap.flatten(1).abs().amax(1).nan_to_num(math.inf)
         better = some[size < least[some]]
         best[better], least[some] = z[better], torch.minimum(least[some], size)

@@ -5,29 +5,60 @@ See `execute.backward` for the three kinds of pass.
 
 from __future__ import annotations
 
-from dataclasses import replace
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from pushforward.denoiser import Ask, Denoiser
 from pushforward.errors import PushforwardError
-from pushforward.execute import run
+from pushforward.execute import Progress, run
 from pushforward.execute.backward import naive_inversion, predicted_inversion, residual_inversion
+from pushforward.linear import Process
 from pushforward.maps.code import Code
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.inversion import Inversion
 from pushforward.plan.gddim import with_residuals
 
-__all__ = ["gaps", "last_states", "passed"]
+__all__ = ["gaps", "last_states", "passed", "passing"]
+
+Pass = Literal["naive", "uni-inv", "direct"]
 
 
 @torch.no_grad()
-def passed(diffusion: Diffusion, images: Tensor, method: Literal["naive", "uni-inv", "direct"]) -> Inversion:
-    """The codes that one pass from the images to noise leads to, by one network evaluation per step, or one more."""
+def passed(
+    diffusion: Diffusion, images: Tensor, method: Pass, callback: Callable[[Progress], None] | None = None
+) -> Inversion:
+    """The codes that one pass from the images to noise leads to, and how near they lead when they are decoded.
+
+    Args:
+        diffusion: with a deterministic plan, of one answer per step.
+        images: in [-1, 1], `(count, channels, height, width)`.
+        method: see `execute.backward`.
+        callback: told after every network call.
+
+    Raises:
+        PushforwardError: another plan.
+    """
+    code, there, calls = passing(diffusion, images, method, callback)
+    residual = gaps(there, code, last_states(diffusion, images), callback).flatten(1).abs().amax(1)
+    steps = len(diffusion.plan.steps) - 1
+    return Inversion(code, there, calls, steps, torch.full((len(images),), calls + steps), residual.cpu())
+
+
+@torch.no_grad()
+def passing(
+    diffusion: Diffusion, images: Tensor, method: Pass, callback: Callable[[Progress], None] | None = None
+) -> tuple[Code, Diffusion, int]:
+    """The codes of `passed`, not decoded: with the map that would, and the network calls, one a step or one more."""
     plan, noises = diffusion.plan, None
     clean, denoiser = last_states(diffusion, images), diffusion.told(len(images)).denoiser
-    steps = calls = len(plan.steps) - 1
+    calls = len(plan.steps) - (1 if method == "naive" else 0)
+    if callback is not None:
+        denoiser = _Watched(denoiser, calls, callback)
     if method == "naive":
         first = naive_inversion(plan, denoiser, clean)
     elif method == "uni-inv":
@@ -35,13 +66,11 @@ def passed(diffusion: Diffusion, images: Tensor, method: Literal["naive", "uni-i
             raise PushforwardError(
                 f"The plan ends at time 0, and its last step has no inverse; end it at t_min = {plan.process.t_min:g}."
             )
-        first, calls = predicted_inversion(plan, denoiser, clean), steps + 1
+        first = predicted_inversion(plan, denoiser, clean)
     else:
-        (first, noises), calls = residual_inversion(plan, denoiser, clean), steps + 1
+        first, noises = residual_inversion(plan, denoiser, clean)
         diffusion = replace(diffusion, plan=with_residuals(plan))
-    code = Code(diffusion.code(first), noises)
-    residual = gaps(diffusion, code, clean).flatten(1).abs().amax(1)
-    return Inversion(code, diffusion, calls, steps, torch.full((len(images),), calls + steps), residual.cpu())
+    return Code(diffusion.code(first), noises), diffusion, calls
 
 
 def last_states(diffusion: Diffusion, images: Tensor) -> Tensor:
@@ -54,9 +83,29 @@ def last_states(diffusion: Diffusion, images: Tensor) -> Tensor:
     return plan.process.lift(model.latents(images.to(diffusion.start(torch.zeros(model.state_shape(1))))))
 
 
-def gaps(diffusion: Diffusion, code: Code, clean: Tensor) -> Tensor:
+def gaps(diffusion: Diffusion, code: Code, clean: Tensor, callback: Callable[[Progress], None] | None = None) -> Tensor:
     """How far the images, or latents, that codes decode to are from those of `clean` states."""
     noises = iter(() if code.noises is None else code.noises)
     last = run(diffusion.plan, diffusion.told(len(clean)).denoiser, diffusion.start(code.start),
-               noise=lambda _: next(noises))  # fmt: skip
+               noise=lambda _: next(noises), callback=callback)  # fmt: skip
     return diffusion.model.process.image(last - clean)
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """A denoiser that tells how many of its calls are done."""
+
+    inner: Denoiser
+    total: int
+    callback: Callable[[Progress], None]
+
+    def at(self, process: Process, times: Tensor, like: Tensor) -> Ask:
+        """See `Denoiser`."""
+        ask, done = self.inner.at(process, times, like), itertools.count(1)
+
+        def watched(k: int | Tensor, u: Tensor, of: Tensor | None = None) -> Tensor:
+            answer = ask(k, u, of)
+            self.callback(Progress(next(done), self.total, float(times[k].mean()), u, answer, len(u)))
+            return answer
+
+        return watched

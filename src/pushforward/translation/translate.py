@@ -31,9 +31,9 @@ import torch
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
-from pushforward.maps.code import Code
+from pushforward.maps.code import Code, numbered
 from pushforward.maps.diffusion import Diffusion
-from pushforward.maps.passes import passed
+from pushforward.maps.passes import passing
 from pushforward.maps.spec import SamplerSpec, noisy
 from pushforward.model import Model
 from pushforward.plan.gddim import with_residuals
@@ -67,9 +67,9 @@ class Translation:
     Args:
         images: in [-1, 1], `(count, channels, height, width)`, on the CPU.
         code: the common one; `None` for methods that need none.
-        rounds: batched network calls on the critical path.
+        rounds: batched network calls on the critical path; the most of any batch.
         nfe: network evaluations of an image, on average (guidance's second ones not counted).
-        residual: of deterministic codes, how far each image is from its own decoded under the source, `(count,)`.
+        residual: of exactly inverted codes, how far each image is from its own decoded under the source, `(count,)`.
     """
 
     images: Tensor = field(repr=False)
@@ -145,12 +145,14 @@ def translate(
         method: see the module's docstring.
         seed: of what is drawn; image i's depends on the seed and its number alone.
         first: number of the first image, or the number of each.
-        rows: states in a network call while codes are drawn.
+        rows: images at a time, and states in a network call while codes are drawn.
         callback: told after every network call.
 
     Raises:
         PushforwardError: plans that do not fit the method or each other.
     """
+    if len(images) > rows:
+        return _joined(images, source, target, method, seed, numbered(first, len(images)), rows, callback)
     if method in CODELESS:
         align = target.guidance if method == "flowalign" else None
         to = target if align is None else target.given(guidance=1.0)
@@ -160,6 +162,35 @@ def translate(
     found = code_of(images, source, target, method=method, seed=seed, first=first, rows=rows, callback=callback)
     result, calls = decoded(found.code, target, method, callback), target.plan.nfe
     return Translation(result, found.code, found.rounds + calls, found.nfe + calls, found.residual)
+
+
+def _joined(
+    images: Tensor,
+    source: Diffusion,
+    target: Diffusion,
+    method: Method,
+    seed: int,
+    numbers: Sequence[int],
+    rows: int,
+    callback: Callable[[object], None] | None,
+) -> Translation:
+    """The translations of images taken batch after batch."""
+    for end in (source, target):
+        end.told(len(images))
+    found = [
+        translate(images[some], source.some(some), target.some(some), method=method, seed=seed, first=numbers[some],
+                  rows=rows, callback=callback)
+        for some in (slice(k, k + rows) for k in range(0, len(images), rows))
+    ]  # fmt: skip
+    codes = [one.code for one in found if one.code is not None]
+    residuals = [one.residual for one in found if one.residual is not None]
+    return Translation(
+        torch.cat([one.images for one in found]),
+        Code.cat(codes) if codes else None,
+        max(one.rounds for one in found),
+        sum(one.nfe * len(one.images) for one in found) / len(images),
+        torch.cat(residuals) if residuals else None,
+    )
 
 
 @torch.no_grad()
@@ -194,8 +225,8 @@ def code_of(
         nfe = float(found.nfe.double().mean())
         return Coded(found.code, found.rounds + found.decoding, nfe, found.residual)
     if method in ("uni-inv", "direct"):
-        near = passed(source, images, method)
-        return Coded(near.code, near.rounds + near.decoding, float(near.nfe[0]), near.residual)
+        code, _, calls = passing(source, images, method, callback)
+        return Coded(code, calls, float(calls))
     if method in CODELESS:
         raise PushforwardError(f"The method {method!r} finds no code; call translate.")
     drawn = source.encode(

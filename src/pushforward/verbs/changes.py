@@ -60,7 +60,7 @@ def translate(
         guidance: the same when they are decoded.
         seed: seeds what is drawn; image i depends on the seed and its number alone.
         first: number of the first image, or the number of each.
-        batch: states in a network call while codes are drawn.
+        batch: images at a time, and states in a network call while codes are drawn.
         callback: told after every network call.
 
     Returns:

@@ -113,7 +113,8 @@ def invert(
         seed: seeds that noise; image i's depends on the seed and `first + i` alone.
         first: number of the first image.
         batch: images at a time.
-        callback: told after every round (`execute.Round`) or step of optimisation (`maps.inversion.Record`).
+        callback: told after every round (`execute.Round`), call of a pass (`execute.Progress`) or step of optimisation
+            (`maps.inversion.Record`).
 
     Returns:
         The `code`, the `residual` of each image, as measured, what it took, and `decode()`.

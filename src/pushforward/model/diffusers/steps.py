@@ -20,6 +20,7 @@ from pushforward.model.prediction import denoising
 __all__ = ["Steps", "check_noise", "check_step", "clocked", "flow_times", "grid_of", "settings_of"]
 
 FIRST_ORDER = ("DDIMScheduler", "DDIMParallelScheduler", "CogVideoXDDIMScheduler", "FlowMatchEulerDiscreteScheduler")
+SAID = ("sigmas", "timesteps")  # arguments by which a call says where its steps are
 CLOCKED = 9  # steps whose times are compared
 LOUD = 1.5  # deviation of noise that no draw of unit variance has
 CLOSE = 2e-3  # tables are float32 in diffusers, times are rounded to integers
@@ -38,7 +39,7 @@ class Steps:
     def scheduler(self, steps: int) -> Any:
         """Return a copy of the scheduler that has been told what the pipeline tells it for so many steps."""
         told = self.call.asks_for(steps)
-        for name in ("sigmas", "timesteps"):
+        for name in SAID:
             if self.call.arguments.get(name) is not None and len(told.get(name, ())) != steps:
                 count = len(told.get(name, ()))
                 raise PushforwardError(f"The pipeline's call has {count} {name}; take as many steps, not {steps}.")
@@ -56,7 +57,7 @@ class Steps:
     @property
     def usual(self) -> int:
         """How many steps the pipeline's call says to take, else 4."""
-        given = [self.call.arguments.get(name) for name in ("sigmas", "timesteps")]
+        given = [self.call.arguments.get(name) for name in SAID]
         return next((len(times) for times in given if times is not None), 4)
 
     def times(self, scheduler: Any) -> Tensor:
@@ -101,7 +102,8 @@ def clocked(call: Call, schedule: Schedule) -> Schedule:
     """
     if not isinstance(schedule.process, Flow) or "clock" in schedule.network:
         return schedule
-    scheduler = Steps(call, schedule.process).scheduler(CLOCKED)
+    arguments = {name: value for name, value in call.arguments.items() if name not in SAID}
+    scheduler = Steps(replace(call, arguments=arguments), schedule.process).scheduler(CLOCKED)
     t = flow_times(scheduler)[: len(scheduler.timesteps)]
     scale, offset = schedule.network["time_scale"], schedule.network.get("time_shift", 0.0)
     before = (scheduler.timesteps.double().cpu() - offset) / scale

@@ -1,0 +1,91 @@
+"""Schedulers and arguments that users change: each is honoured, left out with a warning, or refused in a sentence.
+
+Tiny random networks. Steps are compared with the pipeline's own scheduler's, to 1e-6 of the first.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+
+import pushforward as pf
+from support.families import FAMILIES
+from support.pipelines import flux, stable_diffusion, stable_diffusion_3
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"),  # of diffusers
+]
+CALL: dict[str, Any] = {"prompt": "a fox", "guidance_scale": 3.0, "height": 8, "width": 8}
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
+UNFIT = {
+    "goes from images to noise": (stable_diffusion, "DDIMInverseScheduler", {}),
+    "takes no steps of a single kind": (stable_diffusion, "ScoreSdeVeScheduler", {}),
+    "tells its scheduler its sigmas, which": (flux, "FlowMatchHeunDiscreteScheduler", {}),
+    "their states grow": (stable_diffusion_3, "FlowMatchLCMScheduler", {"scale_factors": [0.5, 1.0]}),
+}
+
+
+@pytest.mark.parametrize("sentence", UNFIT)
+def test_schedulers_that_do_not_fit_are_refused(sentence: str, tmp_path: Path) -> None:
+    make, scheduler, settings = UNFIT[sentence]
+    pipe = make(tmp_path)
+    pipe.scheduler = getattr(diffusers, scheduler)(**settings)
+    with pytest.raises(pf.PushforwardError, match=sentence):
+        pf.from_pipeline(pipe, **CALL)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "settings"), [("SASolverScheduler", FLOW), ("FlowMatchLCMScheduler", {"shift": 3.0})]
+)
+def test_flows_of_other_schedulers(scheduler: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    """They are flows, not the tables of noise that their classes have, too."""
+    pipe = stable_diffusion_3(tmp_path)
+    pipe.scheduler = getattr(diffusers, scheduler)(**settings)
+    model = pf.from_pipeline(pipe, **CALL)
+    assert model.process.name == "flow"
+    pipe.scheduler.set_timesteps(4)
+    theirs = pipe.scheduler.sigmas.double()[:4]
+    assert float((model.plan("ddim", 4).times[:4] - theirs).abs().max()) <= 1e-6
+
+
+@pytest.mark.parametrize("sigmas", [[1.0], [1.0, 0.8, 0.5, 0.4, 0.2]], ids=["one", "five"])
+def test_noise_levels_of_the_call(sigmas: list[float], tmp_path: Path) -> None:
+    """They say how many steps there are, few or many."""
+    pipe = flux(tmp_path)
+    pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    model = pf.from_pipeline(pipe, **CALL, sigmas=sigmas)
+    assert (
+        float((model.plan("ddim", len(sigmas)).times[:-1] - torch.tensor(sigmas, dtype=torch.float64)).abs().max())
+        <= 1e-6
+    )
+    with pytest.raises(pf.PushforwardError, match="take as many steps, not 4"):
+        model.plan("ddim", 4)
+
+
+@pytest.mark.parametrize("argument", ["denoising_end", "denoising_start"])
+def test_shares_of_the_steps_are_the_samplers(argument: str) -> None:
+    """Networks answer as without; which steps are taken is said of the solver."""
+    tiny = FAMILIES["SDXL refiner" if argument == "denoising_start" else "SDXL"]()
+    with pytest.warns(UserWarning, match=f"{argument} is left out"):
+        model = pf.from_pipeline(tiny.pipe, **tiny.call, **{argument: 0.5})
+    plain = pf.from_pipeline(tiny.pipe, **tiny.call)
+    assert torch.equal(model.sample(1, solver="ddim", steps=2, seed=1), plain.sample(1, solver="ddim", steps=2, seed=1))
+
+
+def test_one_sound_is_a_batch(tmp_path: Path) -> None:
+    """A single one of shape `(channels, samples)` is told from a batch of them by the model's shape."""
+    model = pf.from_pipeline(stable_diffusion(tmp_path), **CALL)
+    sound = dataclasses.replace(
+        model,
+        decoder=lambda x: x.flatten(1).unsqueeze(1),
+        encoder=lambda x: x.view(len(x), *model.shape),
+        image_shape=(1, 64),
+    )
+    batch = sound.sample(2, solver="ddim", steps=2, seed=1)
+    both = sound.invert(batch, solver="ddim", steps=2).code
+    one = sound.invert(batch[0], solver="ddim", steps=2).code
+    assert torch.allclose(both.start[:1], one.start, atol=1e-4)
