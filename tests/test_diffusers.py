@@ -219,6 +219,7 @@ SETTINGS: dict[str, tuple[str, Any]] = {
     "max_shift": ("honoured", 1.3), "base_image_seq_len": ("honoured", 100), "max_image_seq_len": ("honoured", 5000),
     "sampling_eps": ("honoured", 0.1),
     "invert_sigmas": ("honoured", True), "stochastic_sampling": ("refused", True),
+    "scale_factors": ("refused", [1.0, 2.0]), "upscale_mode": ("solver", "nearest"),
     "interpolation_type": ("refused", "log_linear"),
     "solver_order": ("solver", 3), "algorithm_type": ("solver", "x"), "solver_type": ("solver", "x"),
     "lower_order_final": ("solver", False), "euler_at_final": ("solver", True), "predict_x0": ("solver", False),
