@@ -43,19 +43,26 @@ def passed(
     Raises:
         PushforwardError: another plan.
     """
-    code, there, calls = passing(diffusion, images, method, callback)
-    residual = gaps(there, code, last_states(diffusion, images), callback).flatten(1).abs().amax(1)
+    clean = last_states(diffusion, images)
+    code, there, calls = passing(diffusion, clean, method, callback)
+    residual = gaps(there, code, clean, callback).flatten(1).abs().amax(1)
     steps = len(diffusion.plan.steps) - 1
     return Inversion(code, there, calls, steps, torch.full((len(images),), calls + steps), residual.cpu())
 
 
 @torch.no_grad()
 def passing(
-    diffusion: Diffusion, images: Tensor, method: Pass, callback: Callable[[Progress], None] | None = None
+    diffusion: Diffusion, clean: Tensor, method: Pass, callback: Callable[[Progress], None] | None = None
 ) -> tuple[Code, Diffusion, int]:
-    """The codes of `passed`, not decoded: the map that would decode them, and the number of network calls made."""
-    plan, noises = diffusion.plan, None
-    clean, denoiser = last_states(diffusion, images), diffusion.told(len(images)).denoiser
+    """The codes of `passed`, not decoded: the map that would decode them, and the number of network calls made.
+
+    Args:
+        diffusion: as of `passed`.
+        clean: the images as `last_states`.
+        method: as of `passed`.
+        callback: as of `passed`.
+    """
+    plan, noises, denoiser = diffusion.plan, None, diffusion.told(len(clean)).denoiser
     calls = len(plan.steps) - (1 if method == "naive" else 0)
     if callback is not None:
         denoiser = _Watched(denoiser, calls, callback)

@@ -33,7 +33,7 @@ from torch import Tensor
 from pushforward.errors import PushforwardError
 from pushforward.maps.code import Code, numbered
 from pushforward.maps.diffusion import Diffusion
-from pushforward.maps.passes import passing
+from pushforward.maps.passes import last_states, passing
 from pushforward.maps.spec import SamplerSpec, noisy
 from pushforward.model import Model
 from pushforward.plan.gddim import with_residuals
@@ -225,7 +225,7 @@ def code_of(
         nfe = float(found.nfe.double().mean())
         return Coded(found.code, found.rounds + found.decoding, nfe, found.residual)
     if method in ("uni-inv", "direct"):
-        code, _, calls = passing(source, images, method, callback)
+        code, _, calls = passing(source, last_states(source, images), method, callback)
         return Coded(code, calls, float(calls))
     if method in CODELESS:
         raise PushforwardError(f"The method {method!r} finds no code; call translate.")
