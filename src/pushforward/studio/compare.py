@@ -206,9 +206,8 @@ def layout(shelf: Shelf, model: Any) -> list[Any]:
         opened = shelf.open(settings.model)
         made = samplers(opened, settings)
         words, script = command(made, text=opened.text is not None), program(made)
-        yield {says: "Waiting for the model …", shown: "", **taken.begun(words, script)}
-        for news in run(opened, settings):
-            yield {says: news.says, shown: news.table, **taken.handed(news.files, words, script)}
+        news = run(opened, settings)
+        return taken.follow(news, words, script, says, {shown: ""}, lambda one: {shown: one.table})
 
     inputs = {model, solvers, calls, what, count, guidance, seed}
     wire(go, stop, act, inputs, [says, shown, *taken.components], says, shown)

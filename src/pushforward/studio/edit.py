@@ -14,7 +14,7 @@ from pushforward.studio._shared.controls import TakeAway, buttons, guidance_numb
 from pushforward.studio._shared.live import live
 from pushforward.studio._shared.models import Shelf, asked_what
 from pushforward.studio._shared.pictures import copying, figures, picture
-from pushforward.studio._shared.results import Name, call, line, png
+from pushforward.studio._shared.results import Name, call, line, png, reading
 from pushforward.studio._shared.told import Updates, said
 from pushforward.studio._shared.uploads import Photo, drawn, photo_area, read_photo
 
@@ -79,22 +79,13 @@ def command(settings: Settings, method: str, *, text: bool = False, reads: bool 
 def program(settings: Settings, method: str, photo: Photo) -> str:
     """The same in Python."""
     own = {"method": method, "steps": settings.steps, "start": settings.start, "guidance": settings.guidance}
-    lines = [
-        "import pushforward as pf",
-        "from pushforward.data.inputs import read_inputs",
-        "from pathlib import Path",
-        "",
-        f"model = {call('pf.load', settings.model)}",
-        "channels, *size = model.image_shape",
-        "images = read_inputs([Path('picture-0.png')], tuple(size), channels).values",
-    ]
     if settings.to is None:
         seed = settings.seed + photo.number
         made = call("model.edit", Name("images"), settings.source, settings.target, **own, seed=seed)
     else:
         made = call("model.translate", Name("images"), Name(call("pf.load", settings.to)), source=settings.source,
                     target=settings.target, **own, seed=settings.seed, first=photo.number)  # fmt: skip
-    return "\n".join([*lines, f"edited = {made}.images"])
+    return "\n".join([*reading(settings.model, 1), f"edited = {made}.images"])
 
 
 def run(model: Model, other: Model | None, photo: Photo, settings: Settings) -> Generator[Shown, None, None]:
@@ -216,9 +207,8 @@ def _change(shelf: Shelf, model: Any, photo: Any, source: Any) -> tuple[Any, Any
         text, reads = opened.text is not None, other is not None and other.text is not None
         words = "\n".join(line(command(settings, one, text=text, reads=reads)) for one in settings.methods)
         script = program(settings, settings.methods[0], given) if settings.methods else ""
-        yield {says: "Waiting for the model …", shown: "", **taken.begun(words, script)}
-        for news in run(opened, other, given, settings):
-            yield {says: news.says, shown: news.row, **taken.handed(news.files, words, script)}
+        news = run(opened, other, given, settings)
+        return taken.follow(news, words, script, says, {shown: ""}, lambda one: {shown: one.row})
 
     inputs = {model, photo, source, target, to, methods, start, steps, guidance, seed}
     wire(go, stop, act, inputs, [says, shown, *taken.components], says, shown)

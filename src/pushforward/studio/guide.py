@@ -245,13 +245,11 @@ def layout(shelf: Shelf, model: Any) -> list[Any]:
         given = read_photo(data[photo], opened) if settings.like else None
         words = line(command(settings, shelf.clip, text=opened.text is not None))
         script = program(settings, shelf.clip)
-        yield {says: "Waiting for the model …", curves: "", **taken.begun(words, script)}
-        for news in run(opened, given, settings, shelf.clip):
-            yield {
-                says: news.says,
-                **({shown: news.picture, curves: news.traces} if news.picture else {}),
-                **taken.handed(news.files, words, script),
-            }
+        news = run(opened, given, settings, shelf.clip)
+        return taken.follow(news, words, script, says, {curves: ""}, show)
+
+    def show(news: Shown) -> dict[Any, Any]:
+        return {shown: news.picture, curves: news.traces} if news.picture else {}
 
     coloured.change(lambda on: gr.ColorPicker(visible=on), coloured, colour, queue=False, api_visibility="private")
     like.change(lambda kind: gr.Dropdown(visible=kind == "a part of it"), like, part, queue=False,

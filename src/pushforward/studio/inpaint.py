@@ -178,13 +178,8 @@ def layout(shelf: Shelf, model: Any) -> list[Any]:
         given = read_photo(data[photo], opened)
         mask = mask_of(data[editor], data[part], (given.values.shape[2], given.values.shape[3]))
         words, script = line(command(settings, text=opened.text is not None)), program(settings, given)
-        yield {says: "Waiting for the model …", **taken.begun(words, script)}
-        for news in run(opened, given, mask, settings):
-            yield {
-                says: news.says,
-                **({shown: news.picture} if news.picture else {}),
-                **taken.handed(news.files, words, script),
-            }
+        news = run(opened, given, mask, settings)
+        return taken.follow(news, words, script, says, {}, lambda one: {shown: one.picture} if one.picture else {})
 
     @said
     def prepare(path: str | None, name: str) -> Any:

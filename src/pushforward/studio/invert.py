@@ -11,7 +11,7 @@ from pushforward.studio._shared.controls import TakeAway, buttons, guidance_numb
 from pushforward.studio._shared.live import live
 from pushforward.studio._shared.models import Shelf, asked_what, steps_beside
 from pushforward.studio._shared.pictures import picture, row, table, viewed
-from pushforward.studio._shared.results import call, codes_file, line, png
+from pushforward.studio._shared.results import call, codes_file, line, png, reading
 from pushforward.studio._shared.told import Updates
 from pushforward.studio._shared.uploads import Photo, read_photo
 
@@ -73,18 +73,7 @@ def program(settings: Settings, count: int = 1) -> str:
     steps = steps_beside(settings.solver, settings.steps)
     find = call("invert", solver=settings.solver, steps=steps, method=settings.method, labels=settings.what,
                 guidance=settings.guidance).replace("(", "(images, ", 1)  # fmt: skip
-    lines = [
-        "import pushforward as pf",
-        "from pushforward.data.inputs import read_inputs",
-        "from pathlib import Path",
-        "",
-        f"model = {call('pf.load', settings.model)}",
-        "channels, *size = model.image_shape",
-        f"photos = [Path(f'picture-{{k}}.png') for k in range({count})]",
-        "images = read_inputs(photos, tuple(size), channels).values",
-        f"codes = model.{find}",
-        "again = codes.decode()",
-    ]
+    lines = [*reading(settings.model, count), f"codes = model.{find}", "again = codes.decode()"]
     if count > 1:
         lines += [
             "from pushforward.maps.interpolation import interpolate",
@@ -204,19 +193,20 @@ def layout(shelf: Shelf, model: Any, photo: Any, other: Any, what: Any) -> None:
         many = len(photos)
         words = "\n".join(line(one) for one in commands(settings, many, text=opened.text is not None))
         script = program(settings, many)
-        hidden = {at: gr.Slider(visible=False), walked: gr.Image(visible=False)}
-        yield {says: "Waiting for the model …", figures: "", **hidden, **taken.begun(words, script)}
-        for news in run(opened, photos, settings):
-            changed: dict[Any, Any] = {says: news.says, **taken.handed(news.files, words, script)}
-            if news.before and news.after:
-                changed |= {slider: (news.before, news.after), code: news.code, figures: news.figures}
-            if news.between:
-                changed |= {
-                    frames: news.between,
-                    at: gr.Slider(value=0, visible=True),
-                    walked: gr.Image(value=news.between[0], visible=True),
-                }
-            yield changed
+        cleared = {figures: "", at: gr.Slider(visible=False), walked: gr.Image(visible=False)}
+        return taken.follow(run(opened, photos, settings), words, script, says, cleared, show)
+
+    def show(news: Shown) -> dict[Any, Any]:
+        changed: dict[Any, Any] = {}
+        if news.before and news.after:
+            changed |= {slider: (news.before, news.after), code: news.code, figures: news.figures}
+        if news.between:
+            changed |= {
+                frames: news.between,
+                at: gr.Slider(value=0, visible=True),
+                walked: gr.Image(value=news.between[0], visible=True),
+            }
+        return changed
 
     at.change(lambda k, all_: all_[int(k)] if all_ else None, [at, frames], walked, show_progress="hidden",
               queue=False, api_visibility="private")  # fmt: skip

@@ -198,14 +198,13 @@ def layout(shelf: Shelf, model: Any) -> list[Any]:
         )  # fmt: skip
         opened = shelf.open(settings.model)
         words, script = line(command(settings, text=opened.text is not None)), program(settings)
-        yield {says: "Waiting for the model …", rounds: "", **taken.begun(words, script)}
-        for news in run(opened, settings):
-            yield {
-                says: news.says,
-                **({shown: news.picture} if news.picture else {}),
-                **({rounds: news.rounds} if news.rounds else {}),
-                **taken.handed(news.files, words, script),
-            }
+        return taken.follow(run(opened, settings), words, script, says, {rounds: ""}, show)
+
+    def show(news: Shown) -> dict[Any, Any]:
+        return {
+            **({shown: news.picture} if news.picture else {}),
+            **({rounds: news.rounds} if news.rounds else {}),
+        }
 
     parallel.change(lambda on: gr.Dropdown(visible=on), parallel, tolerance, queue=False, api_visibility="private")
     inputs = {model, what, solver, steps, count, guidance, seed, parallel, tolerance}

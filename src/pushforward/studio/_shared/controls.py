@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol, TypeVar
 
 from pushforward.studio._shared.results import packed
 from pushforward.studio._shared.told import Updates, spoken
@@ -71,6 +71,19 @@ def picture_area(label: str, says: str, elem_id: str) -> Any:
                     elem_id=elem_id)  # fmt: skip
 
 
+class News(Protocol):
+    """What there is to see so far: words, and at the end files."""
+
+    @property
+    def says(self) -> str: ...
+
+    @property
+    def files(self) -> Mapping[str, bytes]: ...
+
+
+_News = TypeVar("_News", bound=News)
+
+
 class TakeAway:
     """The command, the program, and the files of a result.
 
@@ -108,6 +121,29 @@ class TakeAway:
         data = packed(files, command, program)
         path = save_bytes_to_cache(data, f"{self.name}.zip", self.files.GRADIO_CACHE)
         return {self.files: gr.DownloadButton(value=path, interactive=True)}
+
+    def follow(
+        self,
+        news: Iterable[_News],
+        command: str,
+        program: str,
+        says: Any,
+        cleared: Mapping[Any, Any],
+        show: Callable[[_News], Mapping[Any, Any]],
+    ) -> Updates:
+        """Updates of a tab's outputs as its work goes on.
+
+        Args:
+            news: what there is to see so far, again and again.
+            command: the command that makes the same.
+            program: the program.
+            says: the output that tells how far it is.
+            cleared: other outputs as the work begins.
+            show: new values of the tab's own outputs.
+        """
+        yield {says: "Waiting for the model …", **cleared, **self.begun(command, program)}
+        for one in news:
+            yield {says: one.says, **show(one), **self.handed(one.files, command, program)}
 
 
 def wire(

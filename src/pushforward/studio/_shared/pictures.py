@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
+
+from pushforward.studio._shared.results import png
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -44,9 +45,7 @@ def row(images: Tensor, smallest: int = 0) -> Image.Image:
 
 def embedded(image: Image.Image, says: str) -> str:
     """An image in HTML, as wide as there is room; `says` is read out where it is not seen."""
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    data = base64.b64encode(file.getvalue()).decode("ascii")
+    data = base64.b64encode(png(image)).decode("ascii")
     style = "width:100%;image-rendering:pixelated;display:block;margin:0"
     return f'<img alt="{escape(says)}" title="{escape(says)}" style="{style}" src="data:image/png;base64,{data}">'
 

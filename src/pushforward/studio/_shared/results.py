@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pushforward.maps.code import Code
     from pushforward.maps.diffusion import Diffusion
 
-__all__ = ["Name", "call", "codes_file", "line", "packed", "png"]
+__all__ = ["Name", "call", "codes_file", "line", "packed", "png", "reading"]
 
 
 def line(arguments: Sequence[str]) -> str:
@@ -29,6 +29,20 @@ def call(name: str, *positional: object, **named: object) -> str:
     """A call in Python; what is `None` is left out."""
     said = [*map(_literal, positional), *(f"{k}={_literal(v)}" for k, v in named.items() if v is not None)]
     return f"{name}({', '.join(said)})"
+
+
+def reading(model: str, count: int) -> list[str]:
+    """The lines of a program that load a model and read so many pictures of a result as its images."""
+    return [
+        "import pushforward as pf",
+        "from pushforward.data.inputs import read_inputs",
+        "from pathlib import Path",
+        "",
+        f"model = {call('pf.load', model)}",
+        "channels, *size = model.image_shape",
+        f"photos = [Path(f'picture-{{k}}.png') for k in range({count})]",
+        "images = read_inputs(photos, tuple(size), channels).values",
+    ]
 
 
 class Name(str):

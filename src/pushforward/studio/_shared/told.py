@@ -1,4 +1,4 @@
-"""Functions of the page: errors become sentences in it, and files are removed once they are handed over."""
+"""Functions of the page: errors become sentences in it."""
 
 from __future__ import annotations
 
