@@ -15,13 +15,15 @@ from safetensors.torch import load as load_tensors
 
 from pushforward.data.pictures import to_bytes
 from pushforward.errors import PushforwardError
+from pushforward.model.zoo import names
 from pushforward.studio import compare, edit, guide, inpaint, invert, plan, sample
 from pushforward.studio._shared.live import Stopped, live
 from pushforward.studio._shared.masks import PARTS, canvas, mask_file, mask_of
-from pushforward.studio._shared.models import Shelf, choices_of, steps_beside
+from pushforward.studio._shared.models import EMBEDDED, Shelf, choices_of, steps_beside
 from pushforward.studio._shared.results import line, packed
 from pushforward.studio._shared.told import sentence
 from pushforward.studio._shared.uploads import PIXELS, photo_of, read_photo
+from pushforward.translation.translate import TRANSLATIONS
 from pushforward.verbs import load
 from support.cli import invoke
 
@@ -378,3 +380,9 @@ def test_what_is_taken_away_says_how_it_was_made():
     archive = zipfile.ZipFile(io.BytesIO(packed({"a.png": b"1"}, words, "pass")))
     assert set(archive.namelist()) == {"a.png", "settings.txt"}
     assert "--label 'ankle boot'" in archive.read("settings.txt").decode()
+
+
+def test_what_is_listed_without_torch_is_what_there_is():
+    """The page's layout names these, and does not wait for torch."""
+    assert edit.METHODS == TRANSLATIONS
+    assert set(EMBEDDED) <= set(names())
