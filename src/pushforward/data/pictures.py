@@ -79,7 +79,7 @@ def compared(
         versions: each `(count, channels, height, width)` in [-1, 1].
         columns: the most columns.
         title: a text above all.
-        names: of the versions, on their left.
+        names: what to call the versions, on their left.
         captions: for each version, texts below its images; `()` for none.
     """
     columns = min(columns, len(versions[0]))

@@ -19,7 +19,7 @@ def name_lines(axes: Axes, ends: Sequence[tuple[float, str, str]], *, apart: flo
 
     Args:
         axes: whose limits and scales are set.
-        ends: of each line the last value, its name, and its colour; values that are not finite name nothing.
+        ends: last value, name and colour of each line; what is not finite names nothing.
         apart: distance of names at least, in heights of the axes.
     """
     low, high = axes.get_ylim()
