@@ -43,7 +43,7 @@ PROMPTS = " ".join(
 STORY = [
     Chapter(
         "Sample", "Three diffusions on clothes, and a model of emoji that reads prompts.",
-        [f"sample fashion-{name} --count 20 --out fashion-{name}.png --each fashion-{name}"
+        [f"sample fashion-{name} --count 20 --out fashion-{name}.png --each images-{name}"
          for name in ("vp", "blurring", "langevin")] + ["sample emoji --count 20 --out emoji.png"],
         "fashion-vp.png",
     ),
@@ -122,7 +122,7 @@ def first(folder: Path, count: int = 4) -> Tensor:
 
 def poster(folder: Path) -> Image.Image:
     """Put the chapters on one picture, in two columns."""
-    kinds = {"fashion-vp": "noise (VP)", "fashion-blurring": "blurring", "fashion-langevin": "Langevin"}
+    kinds = {"images-vp": "noise (VP)", "images-blurring": "blurring", "images-langevin": "Langevin"}
     rounds = json.loads((folder / "rounds.json").read_text(encoding="utf-8"))["rounds"]
     painted = [images(*(folder / "painted" / "images" / f"{i:05d}-{k}.png" for i in range(4))) for k in range(2)]
     known = first(folder / "shoes").clone()
