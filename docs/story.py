@@ -81,7 +81,7 @@ STORY = [
     Chapter(
         "Guide", "Chains look for codes whose images a classifier calls sneakers; below each is its energy.",
         ["guide fashion-vp --energy classifier:fashion:label=sneaker:weight=5 --solver dpm++:steps=4 --chains 4"
-         " --moves 160 --anneal 120 --out sneakers"],
+         " --moves 160 --warm-up 120 --anneal 120 --out sneakers"],
         "sneakers/chains.png",
     ),
 ]  # fmt: skip
