@@ -10,12 +10,13 @@ export OMP_NUM_THREADS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench tables clean FORCE
+.PHONY: help demo test lint docs bench tables clean FORCE
 
 help:
-	@echo "make demo    draw pictures with every embedded model into demo/"
+	@echo "make demo    do every task with the embedded models, and show it in demo/index.html"
 	@echo "make test    run the tests"
 	@echo "make lint    check style and types"
+	@echo "make docs    build the documentation into build/docs"
 	@echo "make bench   run the benchmarks"
 	@echo "make tables  draw docs/results.md from the kept reports"
 	@echo "make clean   remove demo/, builds and caches (the environment $(VENV) stays)"
@@ -36,21 +37,12 @@ $(INSTALLED): constraints.txt pyproject.toml
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -c "$$WANTED" > $@.wanted
 	@cmp -s $@.wanted $@ || \
-	  $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,train,diffusers]'
+	  $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,docs,train,diffusers]'
 	@mv $@.wanted $@
 
-# One picture for each embedded model.
-ZOO := src/pushforward/zoo
-PICTURES := $(patsubst $(ZOO)/%/config.json,demo/%.png,$(wildcard $(ZOO)/*/config.json))
-
-demo: $(INSTALLED) $(PICTURES)
-	$(BIN)/pushforward sample emoji --prompt noto --count 8 --out demo/noto.png --each demo/noto
-	$(BIN)/pushforward translate demo/noto --source emoji --source-prompt noto --target-prompt twemoji --steps 50 --out demo/twemoji
-	$(BIN)/pushforward guide fashion-vp --energy classifier:fashion:label=sneaker:weight=5 --solver dpm++:steps=4 --chains 4 --moves 60 --out demo/sneakers
-	$(BIN)/pushforward models
-
-$(PICTURES): demo/%.png: FORCE $(INSTALLED)
-	$(BIN)/pushforward sample $* --out $@
+# Every task with the embedded models, and a page with the command of each picture.
+demo: $(INSTALLED)
+	$(BIN)/python docs/story.py demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n auto
@@ -59,6 +51,11 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# Warnings are errors: a link to nothing, a name that is not there. Nothing is fetched.
+docs: $(INSTALLED)
+	$(BIN)/python -m sphinx -W --keep-going -q -b html -c docs . build/docs
+	@echo "Open build/docs/index.html"
 
 # Every module of benchmarks/ whose name has no leading underscore runs on its own.
 BENCHMARKS := $(filter-out benchmarks/_% benchmarks/tables.py,$(wildcard benchmarks/*.py))

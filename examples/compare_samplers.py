@@ -15,10 +15,12 @@ from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import torch
+from PIL import Image
 from torch import Tensor
 
 import pushforward as pf
 from pushforward.data.pictures import save_image, sheet
+from pushforward.data.plots import COLOURS, name_lines
 from pushforward.plan import auto
 
 # %% The samplers
@@ -78,24 +80,27 @@ def table(found: Comparison) -> str:
 def plot(found: Comparison, path: Path) -> None:
     """Plot the median error against network calls, with the middle half of the images shaded."""
     figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
-    for name in SAMPLERS:
+    ends = []
+    for name, colour in zip(SAMPLERS, COLOURS, strict=False):
         calls = [nfe for other, nfe in found.errors if other == name]
         errors = torch.stack([found.errors[name, nfe] for nfe in calls])
         low, middle, high = errors.quantile(torch.tensor([0.25, 0.5, 0.75]), dim=1).tolist()
-        axes.plot(calls, middle, marker="o", label=name)
-        axes.fill_between(calls, low, high, alpha=0.15)
-    axes.axhline(found.doubt, color="0.6", linestyle=":", label="doubt of the converged result")
+        axes.plot(calls, middle, marker="o", color=colour)
+        axes.fill_between(calls, low, high, alpha=0.15, color=colour, linewidth=0)
+        ends.append((middle[-1], name, colour))
     axes.set(xscale="log", yscale="log", xlabel="network calls per image", ylabel="error to the converged image")
-    axes.legend()
+    axes.axhline(found.doubt, color="0.6", linestyle=":")
+    name_lines(axes, [*ends, (found.doubt, "doubt", "0.4")])
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
-def rows(found: Comparison, columns: int = 8) -> Tensor:
-    """Return each sampler's images at its fewest calls, one row per sampler, and the converged ones."""
-    fewest = [min(nfe for other, nfe in found.images if other == name) for name in SAMPLERS]
-    every = [found.images[name, nfe] for name, nfe in zip(SAMPLERS, fewest, strict=True)]
-    return torch.cat([images[:columns] for images in (*every, found.converged)])
+def fewest(found: Comparison, columns: int = 8) -> Image.Image:
+    """Draw each sampler's images at its fewest calls, one row per sampler, and the converged ones."""
+    calls = {name: min(nfe for other, nfe in found.images if other == name) for name in SAMPLERS}
+    every = [found.images[name, nfe][:columns] for name, nfe in calls.items()]
+    names = [*(f"{name}, {nfe} calls" for name, nfe in calls.items()), "converged"]
+    return sheet(torch.cat([*every, found.converged[:columns]]), columns=len(every[0]), rows=names)
 
 
 # %% All of it
@@ -110,8 +115,7 @@ def main(
     found = compare(pf.load(model), calls, count, many)
     print(table(found))
     plot(found, Path(f"{out}.png"))
-    save_image(sheet(rows(found), columns=min(count, 8)), Path(f"{out}-images.png"))
-    print(f"Rows of {out}-images.png: {', '.join(SAMPLERS)} at fewest calls; converged.")
+    save_image(fewest(found), Path(f"{out}-images.png"))
     return found
 
 

@@ -53,8 +53,7 @@ def main(
     sizes = {} if side is None else {"height": side, "width": side}
     before, after = edit(photograph, source, target, pipeline, lora, steps, start, **sizes)
     print(f"{float((after - before).square().mean().sqrt()):.3f} from the photograph, of a range of 2")
-    save_image(sheet(torch.cat([before, after]), columns=2), Path(out))
-    print(f"{out}: before, after")
+    save_image(sheet(torch.cat([before, after]), columns=2, heads=["before", "after"]), Path(out))
     return before, after
 
 

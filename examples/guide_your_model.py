@@ -63,8 +63,7 @@ def main(
     for when, images in (("before", before), ("after", found.images)):
         print(f"{when:7}" + "".join(f"{value:7.2f}" for value in measured(images).tolist()))
     print(f"wanted {bright:6.2f} +- {deviation:g}, by {int(found.nfe[0])} network evaluations per chain")
-    save_image(sheet(torch.cat([before, found.images]), columns=chains), Path(out))
-    print(f"Rows of {out}: before, after")
+    save_image(sheet(torch.cat([before, found.images]), columns=chains, rows=["before", "after"]), Path(out))
     return before, found
 
 

@@ -130,8 +130,9 @@ def main(
     for k, (given, again) in enumerate(zip(found.given, found.again, strict=True)):
         expected = float(found.residual[k])
         print(f"Image {k} to its code and back: error {(again - given).abs().max():.1e}, expected {expected:.1e}")
-    save_image(sheet(torch.cat([found.images, found.together, found.again]), columns=count), Path(out))
-    print(f"Rows of {out}: step by step; all at once; inverted and decoded. Codes: {codes}")
+    rows = ["step by step", "all at once", "inverted, decoded"]
+    save_image(sheet(torch.cat([found.images, found.together, found.again]), columns=count, rows=rows), Path(out))
+    print(f"Codes: {codes}")
     return found
 
 

@@ -91,8 +91,8 @@ def main(
     errors = {key: float((value - converged).square().mean().sqrt()) for key, value in images.items()}
     for key, error in errors.items():
         print(f"{key:10} {error:.3f} from the converged images")
-    save_image(sheet(torch.cat([*images.values(), converged]), columns=count), Path(out))
-    print(f"Rows of {out}: {', '.join(images)}, converged")
+    rows = [*images, "converged"]
+    save_image(sheet(torch.cat([*images.values(), converged]), columns=count, rows=rows), Path(out))
     return errors
 
 

@@ -280,7 +280,8 @@ def test_the_command_writes_everything(world, tmp_path):
     with Image.open(out / "distances.png") as picture:
         assert picture.size[0] > 300
     with Image.open(out / "samplers.png") as picture:  # a row for each sampler
-        assert picture.size == (12 * 64, len(report["rows"]) * 64)
+        assert picture.width > 12 * 96
+        assert picture.height >= len(report["rows"]) * 96
 
 
 def test_two_processes_give_the_same_figures(world, tmp_path):

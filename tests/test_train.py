@@ -197,7 +197,8 @@ def test_a_model_of_every_process_is_trained_saved_and_read(tmp_path: Path, name
     assert model.classes == ("a", "b")
     if name == "blurring-langevin":
         with Image.open(tmp_path / "m" / "training" / "samples-0000002.png") as picture:
-            assert picture.size == (10 * SIDE * 8, 8 * SIDE * 8)
+            assert picture.width > 10 * SIDE * 12
+            assert picture.height > 8 * SIDE * 12
     files = {"README.md", "config.json", "model.safetensors", "statistics.safetensors", "training"}
     assert files == {p.name for p in (tmp_path / "m").iterdir()}
 

@@ -24,6 +24,7 @@ from pushforward.cli._shared.options import (
     grouped,
 )
 from pushforward.data.pictures import check_suffix, picture_suffixes, save_each, save_image, sheet
+from pushforward.maps.labels import named
 
 __all__ = ["decode"]
 
@@ -66,7 +67,10 @@ def decode(
     began = time.perf_counter()
     images = decoded(diffusion, code, batch, quiet=reports.quiet)
     seconds = time.perf_counter() - began
-    save_image(sheet(images), out)
+    title = f"{plan.solver}, {plan.nfe} network calls per image"
+    save_image(
+        sheet(images, title=title, captions=named(diffusion.model, labels)) if len(images) > 1 else sheet(images), out
+    )
     if each is not None:
         save_each(images, each)
     count = f"{len(images)} image{'s' if len(images) > 1 else ''}"

@@ -260,7 +260,9 @@ def _write(
     for one in made:
         save_image(sheet(one.image[None], smallest=0), folder / f"{one.name}.png")
     save_image(sheet(edited[order[:1]], smallest=0), folder / "best.png")
-    save_image(sheet(torch.cat([image[None], edited[order]]), columns=_COLUMNS), folder / "ranking.png")
+    captions = ["the image", *(_caption(made[k], None if score is None else scores[k]) for k in order)]
+    save_image(sheet(torch.cat([image[None], edited[order]]), columns=_COLUMNS, captions=captions),
+               folder / "ranking.png")  # fmt: skip
     candidates = [
         {
             "file": f"{made[k].name}.png", "skip": made[k].skip, "guidance": made[k].guidance, "trial": made[k].trial,
@@ -270,6 +272,12 @@ def _write(
         for k in order
     ]  # fmt: skip
     write_json({"candidates": candidates, "key": key}, str(_report(folder)))
+
+
+def _caption(one: Candidate, score: float | None) -> str:
+    """Settings of a candidate, and what it is ranked by."""
+    settings = f"skip {one.skip:g}, guidance {one.guidance:g}"
+    return settings if score is None else f"{settings}\n{score:.3g}"
 
 
 def _report(folder: Path) -> Path:

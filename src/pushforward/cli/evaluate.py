@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 import sys
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -194,10 +195,12 @@ def _write(out: Path, rows: list[Row], models: list[Model], every: list[list[Run
         temporary.write_text(table(rows) + "\n", encoding="utf-8")
     with atomic_path(out / "distances.png") as temporary:
         distance_curves(rows, temporary)
+    told = iter(rows)
     for model, runs in zip(models, every, strict=True):
+        names = [f"{row.sampler}, {row.nfe:.0f} calls" for row in islice(told, len(runs))]
         versions = [first_images(run, _SHOWN) for run in runs]
         name = "samplers.png" if len(models) == 1 else f"samplers-{model.name.replace('/', '-')}.png"
-        save_image(sheet(torch.cat(versions), columns=len(versions[0])), out / name)
+        save_image(sheet(torch.cat(versions), columns=len(versions[0]), rows=names), out / name)
 
 
 def _loaded(names: list[str], asked: dict[str, Any]) -> list[Model]:

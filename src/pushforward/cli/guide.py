@@ -324,10 +324,12 @@ def _walk(job: _Job, how: Dynamics) -> tuple[Guided, float]:
 
         found = run(job.pushforward, job.energy, how, schedule, chains=job.chains, resume=kept.before,
                     callback=tell, **job.asked)  # fmt: skip
-    pictures = [read_file(file, None, None, Counter()) for file in sorted(steps.glob("*.png"))]
+    files = sorted(steps.glob("*.png"))
+    pictures = [read_file(file, None, None, Counter()) for file in files]
     columns = min(job.chains, _SHOWN)
     shown = torch.stack(pictures).unflatten(3, (columns, -1)).movedim(3, 1).flatten(0, 1)  # moment after moment
-    save_image(sheet(shown.float() / 127.5 - 1, columns=columns), job.out / "chains.png")
+    save_image(sheet(shown.float() / 127.5 - 1, columns=columns, heads=[f"chain {k}" for k in range(columns)],
+                     rows=[f"move {int(file.stem)}" for file in files]), job.out / "chains.png")  # fmt: skip
     return found, kept.seconds
 
 
@@ -394,7 +396,9 @@ def _write(found: Guided, schedule: Schedule | None, out: Path) -> None:
     chains = len(found.nfe)
     for i, (chain, image) in enumerate(zip(found.chain.tolist(), found.images, strict=True)):
         save_image(sheet(image[None], smallest=0), out / "samples" / f"{chain:03d}-{i // chains:03d}.png")
-    save_image(sheet(found.images), out / "samples.png")
+    each = zip(found.chain.tolist(), found.energy.tolist(), strict=True)
+    captions = [f"chain {chain}\nenergy {energy:.3g}" for chain, energy in each]
+    save_image(sheet(found.images, captions=captions), out / "samples.png")
     if found.history:
         plot(found.history, 0 if schedule is None else schedule.warmed, out / "traces.png")
 

@@ -146,5 +146,6 @@ def _sheet(items: Sequence[Item], known: Tensor, draws: int, out: Path) -> list[
             columns.append(torch.stack([source, torch.where(known, source, 127), *drawn]))
     if columns:
         versions = torch.stack(columns, 1).float() / 127.5 - 1
-        save_image(compared(list(versions), columns=_SHOWN), out / "sheet.png")
+        names = ["image", "kept (grey: painted)", *(f"draw {k}" for k in range(draws))]
+        save_image(compared(list(versions), columns=_SHOWN, names=names), out / "sheet.png")
     return rows

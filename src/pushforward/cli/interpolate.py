@@ -69,15 +69,20 @@ def interpolate(
     code, info, diffusion = open_codes(codes, model, device)
     numbers = _numbers(between_, len(code), least=1 if middle else 2)
     pairs = [] if middle else list(pairwise(numbers))
+    weights = torch.linspace(0, 1, frames, dtype=torch.float64)
     if middle:
         new, own = average(code[numbers]), numbers[:1]
     else:
         check_images(frames * len(pairs), code.start.shape[1:])
-        weights = torch.linspace(0, 1, frames, dtype=torch.float64)
         new = Code.cat([between(code[[a] * frames], code[[b] * frames], weights) for a, b in pairs])
         own = [a if weight < 0.5 else b for a, b in pairs for weight in weights.tolist()]
     images = decoded(diffusion.some(torch.tensor(own)), new, batch, quiet=reports.quiet)
-    save_image(sheet(images, columns=1 if middle else frames), out)
+    if middle:
+        picture = sheet(images, columns=1)
+    else:
+        picture = sheet(images, columns=frames, heads=[f"{weight:.2g}" for weight in weights.tolist()],
+                        rows=[f"image {a} to {b}" for a, b in pairs])  # fmt: skip
+    save_image(picture, out)
     if save is not None:
         told_labels = None if info["labels"] is None else [info["labels"][i] for i in own]
         name = full_name(model or info["model"])

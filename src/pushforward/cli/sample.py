@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from PIL import Image
 from torch import Tensor
 
 from pushforward.cli._shared.checks import check_outputs
@@ -35,13 +36,14 @@ from pushforward.execute import PARALLEL_METHODS, Parallel, Progress, Round
 from pushforward.execute.distributed import join
 from pushforward.maps.adaptive import AdaptiveDiffusion
 from pushforward.maps.diffusion import Diffusion
-from pushforward.maps.labels import Labels, in_turn
+from pushforward.maps.labels import Labels, in_turn, named
 from pushforward.model import Model
 from pushforward.plan import Plan
 
 __all__ = ["sample"]
 
 _FRAMES = 60
+_ROWS, _TIMES = 4, 8  # of the animation of rounds: images, and times of each
 
 
 @grouped()
@@ -120,32 +122,42 @@ def sample(
     _check_at_once(plan, parallel, [name for name, value in given.items() if value is not None])
     way = Parallel(tolerance=spec.within if tolerance is None else tolerance, window=window, max_rows=max_rows)
     method, reason = _method(diffusion, parallel, way, min(batch, count))
-    if method is not None and animate is not None:
-        raise PushforwardError("An animation shows step after step; leave --parallel out for it.")
     asked = {"seed": seed, "batch": batch}
-    frames: list[Tensor] = []
+    frames: list[Image.Image] = []
 
     def watch(step: Progress) -> None:
         if animate is not None and _keep(step):
-            frames.append(network.process.image(step.state).float().cpu())
+            frames.append(sheet(_shown(network, step.state)).convert("RGB"))
+
+    def watch_all(step: Round) -> None:
+        if animate is not None and isinstance(diffusion, Diffusion):
+            frames.append(_round(diffusion, step))
 
     started = time.perf_counter()
     if method is not None and isinstance(diffusion, Diffusion):
-        images, measured = _at_once(diffusion.run_by(parallel=method), count, asked, quiet=reports.quiet)
+        images, measured = _at_once(diffusion.run_by(parallel=method), count, asked, watch_all, quiet=reports.quiet)
     else:
         images, measured = _one_by_one(diffusion, count, asked, watch, quiet=reports.quiet)
     measured["seconds"] = time.perf_counter() - started
     over = 0
     if check and method is not None and isinstance(diffusion, Diffusion):
         started = time.perf_counter()
-        expected, _ = _one_by_one(diffusion.run_by(parallel=None), count, asked, watch, quiet=reports.quiet)
+        expected, _ = _one_by_one(diffusion.run_by(parallel=None), count, asked, lambda _: None, quiet=reports.quiet)
         measured["speedup"] = (time.perf_counter() - started) / measured["seconds"]
         errors = _relative_errors(images, expected)
         measured["relative_error"] = {"median": errors.median().item(), "worst": errors.max().item()}
         over = int((~(errors <= method.tolerance)).sum())
     if not main:
         return
-    _write(network, images, out, each, animate, frames, batch)
+    title = f"{network.name}: {spec.solver}, {measured['nfe']:.0f} network calls per image, seed {seed}"
+    if "residual" in measured:
+        title += f"; {measured['rounds']} rounds"
+    save_image(sheet(images, title=title, captions=named(network, labels)) if count > 1 else sheet(images), out)
+    if each is not None:
+        save_each(images, each)
+    if animate is not None:
+        last = [] if "residual" in measured else [sheet(images[:batch]).convert("RGB")]
+        save_animation([*frames, *last], animate)
     reports.tell(*([reason] if reason else []), _summary(out, count, measured, method))
     reports.write({
         "model": model, "process": network.process.name, "solver": spec.solver, "settings": dict(diffusion.settings),
@@ -198,12 +210,19 @@ def _one_by_one(
     return images, {"rounds": rounds, "nfe": evaluations / count}
 
 
-def _at_once(diffusion: Diffusion, count: int, asked: dict[str, Any], *, quiet: bool) -> tuple[Tensor, dict[str, Any]]:
-    """Images by all steps at once, and what they took."""
+def _at_once(
+    diffusion: Diffusion, count: int, asked: dict[str, Any], watch: Callable[[Round], None], *, quiet: bool
+) -> tuple[Tensor, dict[str, Any]]:
+    """Images by all steps at once, and what they took; `watch` is told of the first batch's rounds."""
+    batches = 0
     with progress("sampling", quiet=quiet) as bar:
 
         def tell(step: Round) -> None:
+            nonlocal batches
+            batches += step.done == 1
             bar.update()
+            if batches == 1:
+                watch(step)
             bar.set_postfix_str(f"{step.active} images to do, error {step.residual:.1e}")
 
         found = list(diffusion.solved(count, **asked, callback=tell))
@@ -261,16 +280,6 @@ def _method(
 # -- what is written ---------------------------------------------------------------------------------------------------
 
 
-def _write(
-    network: Model, images: Tensor, out: Path, each: Path | None, animate: Path | None, frames: list[Tensor], batch: int
-) -> None:
-    save_image(sheet(images), out)
-    if each is not None:
-        save_each(images, each)
-    if animate is not None:
-        save_animation(_pictures(network, frames, images[:batch]), animate)
-
-
 def _summary(out: Path, count: int, measured: dict[str, Any], method: Parallel | None) -> str:
     text = f"{out}: {count} images, {measured['nfe']:.0f} network evaluations each"
     if "residual" in measured:
@@ -293,8 +302,22 @@ def _keep(step: Progress) -> bool:
     return (step.done - 1) % stride == 0
 
 
-def _pictures(model: Model, states: list[Tensor], last: Tensor) -> list[Any]:
-    """Frames: each state scaled to the range of images, then the images themselves."""
+def _shown(model: Model, states: Tensor) -> Tensor:
+    """The image part of states as images: scaled to their range, or decoded."""
+    states = model.process.image(states).float()
+    if model.decoder is None:
+        return states / states.abs().amax().clamp_min(1.0)
     with torch.no_grad():
-        shown = [s / s.abs().amax().clamp_min(1.0) if model.decoder is None else model.decoder(s) for s in states]
-    return [sheet(s).convert("RGB") for s in [*shown, last]]
+        return model.decoder(states)
+
+
+def _round(diffusion: Diffusion, step: Round) -> Image.Image:
+    """The states of a few images at a few times, all of which a round moves."""
+    assert step.states is not None
+    states = step.states()[:, :_ROWS]
+    nodes = torch.linspace(0, len(states) - 1, min(_TIMES, len(states))).round().long().tolist()
+    parts = [_shown(diffusion.model, states[k]) for k in nodes]
+    return sheet(
+        torch.stack(parts, 1).flatten(0, 1), columns=len(nodes), title=f"round {step.done}: error {step.residual:.1g}",
+        heads=[f"t = {diffusion.plan.node_times[k]:.2f}" for k in nodes],
+    )  # fmt: skip

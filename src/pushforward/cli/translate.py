@@ -200,6 +200,7 @@ def _path(out: Path, item: Item) -> Path:
 def _sheet(items: Sequence[Item], out: Path) -> list[dict[str, Any]]:
     """Write `sheet.png`, and say for each result how far it is from its source."""
     shown: list[tuple[Tensor, Tensor]] = []
+    done: list[Item] = []
     rows = []
     for item in items:
         path = _path(out, item)
@@ -211,6 +212,7 @@ def _sheet(items: Sequence[Item], out: Path) -> list[dict[str, Any]]:
         except PushforwardError:  # it could be read when the result was made
             continue
         if len(shown) < _SHOWN:
+            done.append(item)
             shown.append((source, result.expand_as(source) if result.shape[0] < source.shape[0] else result))
         if result.shape == source.shape:
             square = (result.double() - source.double()).square().mean()
@@ -218,7 +220,9 @@ def _sheet(items: Sequence[Item], out: Path) -> list[dict[str, Any]]:
             rows.append({"name": item.name, "source": item.source, "psnr_to_source": psnr})
     if shown:
         pairs = [torch.stack(side).float() / 127.5 - 1 for side in zip(*shown, strict=True)]
-        save_image(compared(pairs), out / "sheet.png")
+        near = {row["name"]: f"{row['psnr_to_source']:.1f} dB" for row in rows}
+        captions = [near.get(item.name, "") for item in done]
+        save_image(compared(pairs, names=["source", "translated"], captions=[(), captions]), out / "sheet.png")
     return rows
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torch.nn.functional import pad
@@ -22,13 +25,26 @@ __all__ = [
 ]  # fmt: skip
 
 
-def sheet(images: Tensor, *, columns: int | None = None, smallest: int = 64) -> Image.Image:
-    """Arrange images side by side in rows.
+def sheet(
+    images: Tensor,
+    *,
+    columns: int | None = None,
+    smallest: int = 96,
+    title: str = "",
+    heads: Sequence[str] = (),
+    rows: Sequence[str] = (),
+    captions: Sequence[str] = (),
+) -> Image.Image:
+    """Arrange images side by side in rows, and name them; without any names they touch.
 
     Args:
         images: `(count, channels, height, width)` in [-1, 1], 1 or 3 channels; values outside are clipped.
         columns: number of columns; by default as many as make the sheet about square.
-        smallest: images lower than this many pixels are enlarged by a whole factor.
+        smallest: images lower than this many pixels are enlarged by a whole factor, without blur.
+        title: a text above all.
+        heads: names of the columns, above them.
+        rows: names of the rows, on their left.
+        captions: texts below the images, one each; "" for none.
     """
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise PushforwardError(
@@ -36,28 +52,118 @@ def sheet(images: Tensor, *, columns: int | None = None, smallest: int = 64) -> 
         )
     array = to_bytes(images.detach()).cpu().numpy()
     count, channels, height, width = array.shape
-    columns = min(columns or round(count**0.5) or 1, count)
-    rows = -(-count // columns)
-    canvas = np.full((rows * columns, channels, height, width), 255, dtype=np.uint8)
-    canvas[:count] = array
-    pixels = canvas.reshape(rows, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
-    pixels = pixels.reshape(rows * height, columns * width, channels)
-    picture = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+    across = min(columns or round(count**0.5) or 1, count)
+    down = -(-count // across)
     factor = max(1, smallest // height)
-    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    canvas = np.full((down * across, channels, height, width), 255, dtype=np.uint8)
+    canvas[:count] = array
+    tiles = canvas.repeat(factor, axis=2).repeat(factor, axis=3).transpose(0, 2, 3, 1)
+    tiles = tiles.reshape(down, across, *tiles.shape[1:])
+    if title or heads or rows or captions:
+        return _worded(tiles, title, heads, rows, captions)
+    pixels = tiles.swapaxes(1, 2).reshape(down * height * factor, across * width * factor, channels)
+    return Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
 
 
-def compared(rows: Sequence[Tensor], *, columns: int = 16) -> Image.Image:
+def compared(
+    versions: Sequence[Tensor],
+    *,
+    columns: int = 16,
+    title: str = "",
+    names: Sequence[str] = (),
+    captions: Sequence[Sequence[str]] = (),
+) -> Image.Image:
     """Arrange several versions of the same images, each image above its other versions.
 
     Args:
-        rows: the versions, each `(count, channels, height, width)` in [-1, 1].
+        versions: each `(count, channels, height, width)` in [-1, 1].
         columns: the most columns.
+        title: a text above all.
+        names: what to call the versions, on their left.
+        captions: for each version, texts below its images; `()` for none.
     """
-    columns = min(columns, len(rows[0]))
-    parts = [part for group in zip(*(row.split(columns) for row in rows), strict=True) for part in group]
+    columns = min(columns, len(versions[0]))
+    parts = [part for group in zip(*(one.split(columns) for one in versions), strict=True) for part in group]
     filled = [pad(part, (0, 0, 0, 0, 0, 0, 0, columns - len(part)), value=1.0) for part in parts]
-    return sheet(torch.cat(filled), columns=columns)
+    groups = len(parts) // len(versions)
+    texts = [""] * len(filled) * columns
+    for k, own in enumerate(captions):
+        for i, text in enumerate(own):
+            texts[(i // columns * len(versions) + k) * columns + i % columns] = text
+    return sheet(
+        torch.cat(filled), columns=columns, title=title, rows=[*names] * groups, captions=texts if any(texts) else ()
+    )
+
+
+_LETTERS, _GAP, _LINES, _LEAST = 13, 6, 3, 300  # height of letters, space, lines per text, width of a title at least
+
+
+def _worded(
+    tiles: NDArray[np.uint8], title: str, heads: Sequence[str], rows: Sequence[str], captions: Sequence[str]
+) -> Image.Image:
+    """Images `(rows, columns, height, width, channels)` with a little space between them, and words beside them."""
+    down, across, height, width, channels = tiles.shape
+    font = _font()
+    line = sum(font.getmetrics())
+
+    def tall(texts: Sequence[str]) -> int:
+        return max((line * (1 + text.count("\n")) + _GAP for text in texts if text), default=0)
+
+    named = [_wrapped(text, 12 * _LETTERS, font) for text in rows]
+    left = max((math.ceil(font.getlength(part)) + _GAP for text in named for part in text.splitlines()), default=0)
+    inner = max(left + across * (width + _GAP) - _GAP, _LEAST if title else 0)
+    above = _wrapped(title, inner, font, lines=9)
+    over, under = ([_wrapped(text, width, font) for text in texts] for texts in (heads, captions))
+    y = _GAP + tall([above])
+    edges = []
+    for i in range(down):
+        y += tall(over) if i == 0 else 0
+        edges.append(y)
+        y += height + _GAP + tall(under[i * across : (i + 1) * across])
+    picture = Image.new("RGB", (inner + 2 * _GAP, y), "white")
+    write = partial(ImageDraw.Draw(picture).multiline_text, fill="black", font=font, spacing=0)
+    write((_GAP, _GAP), above)
+    places = [_GAP + left + j * (width + _GAP) for j in range(across)]
+    for x, text in zip(places, over, strict=False):
+        write((x, edges[0] - _GAP // 2), text, anchor="ld")
+    for i, top in enumerate(edges):
+        if i < len(named):
+            write((_GAP, top + height // 2), named[i], anchor="lm")
+        for j, x in enumerate(places):
+            picture.paste(Image.fromarray(tiles[i, j, ..., 0] if channels == 1 else tiles[i, j]), (x, top))
+            if i * across + j < len(under):
+                write((x, top + height + _GAP // 2), under[i * across + j])
+    return picture
+
+
+@cache
+def _font() -> ImageFont.FreeTypeFont:
+    """The font of matplotlib, which has the letters of most languages."""
+    from matplotlib import get_data_path  # not for those who write no text
+
+    return ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", _LETTERS)
+
+
+def _wrapped(text: str, width: float, font: ImageFont.FreeTypeFont, lines: int = _LINES) -> str:
+    """The text in lines of at most that width; what is too much is cut, with an ellipsis."""
+
+    def cut(line: str) -> str:
+        while line != "…" and font.getlength(line) > width:
+            line = line.removesuffix("…")[:-1].rstrip() + "…"
+        return line
+
+    found: list[str] = []
+    for paragraph in text.splitlines():
+        words = paragraph.split() or [""]
+        found.append(words[0])
+        for word in words[1:]:
+            if font.getlength(f"{found[-1]} {word}") <= width:
+                found[-1] += f" {word}"
+            else:
+                found.append(word)
+    if len(found) > lines:
+        found = [*found[: lines - 1], f"{found[lines - 1]}…"]
+    return "\n".join(map(cut, found))
 
 
 def to_bytes(images: Tensor) -> Tensor:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 
+from pushforward.data.plots import COLOURS, name_lines
 from pushforward.evaluation.report import Row, distance_name
 
 __all__ = ["distance_curves"]
@@ -20,41 +22,48 @@ def distance_curves(rows: Sequence[Row], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    colours = dict(zip(dict.fromkeys(row.sampler for row in rows), cycle(COLOURS), strict=False))
     nets = sorted({net for row in rows for net in row.measures})
     models = list(dict.fromkeys(row.model for row in rows))
-    figure = Figure(figsize=(5.5 * len(models), 4 * (1 + len(nets))), layout="constrained")
+    figure = Figure(figsize=(6.5 * len(models), 4 * (1 + len(nets))), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(1 + len(nets), len(models), squeeze=False)
     for model, axes in zip(models, grid[0], strict=True):
-        own = [row for row in rows if row.model == model and row.error]
+        own, ends = [row for row in rows if row.model == model and row.error], []
         for sampler in dict.fromkeys(row.sampler for row in own):
             of = sorted((row for row in own if row.sampler == sampler), key=lambda row: row.nfe)
             medians = [(row.error or {}).get("median") or float("nan") for row in of]
-            axes.plot([row.nfe for row in of], medians, marker="o", markersize=4, label=sampler)
+            axes.plot([row.nfe for row in of], medians, marker="o", markersize=4, color=colours[sampler])
+            ends.append((medians[-1], sampler, colours[sampler]))
         axes.set(
-            xlabel="network evaluations", ylabel="error of an image (median)", title=model, xscale="log", yscale="log"
+            xlabel="network evaluations per image",
+            ylabel="error of an image (median)",
+            title=model,
+            xscale="log",
+            yscale="log",
         )
-        if own:
-            axes.legend(fontsize="small")
+        name_lines(axes, ends)
     for net, line in zip(nets, grid[1:], strict=True):
         for model, axes in zip(models, line, strict=True):
-            own = [row for row in rows if row.model == model]
+            own, ends = [row for row in rows if row.model == model], []
             for sampler in dict.fromkeys(row.sampler for row in own):
                 of = sorted((row for row in own if row.sampler == sampler), key=lambda row: row.nfe)
                 values = [_distance(row.measures[net]) for row in of]
                 if sampler == "converged":
-                    axes.axhline(values[0], color="0.4", linestyle=":", label=sampler)
+                    axes.axhline(values[0], color="0.4", linestyle=":")
+                    ends.append((values[0], sampler, "0.4"))
                 else:
                     errors = [_error(row.measures[net]) for row in of]
                     nfe = [row.nfe for row in of]
-                    axes.errorbar(nfe, values, errors, marker="o", markersize=4, capsize=3, label=sampler)
+                    axes.errorbar(nfe, values, errors, marker="o", markersize=4, capsize=3, color=colours[sampler])
+                    ends.append((values[-1], sampler, colours[sampler]))
             axes.set(
-                xlabel="network evaluations",
+                xlabel="network evaluations per image",
                 ylabel=f"{distance_name(net)}, extrapolated where known",
                 title=model,
                 xscale="log",
             )
-            axes.legend(fontsize="small")
+            name_lines(axes, ends)
     figure.savefig(path, format="png", dpi=120)
 
 

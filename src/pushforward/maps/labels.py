@@ -42,6 +42,12 @@ def in_turn(model: Model, count: int, first: int = 0) -> Labels:
     return torch.arange(first, first + count) % len(model.classes) if model.classes else None
 
 
+def named(model: Model, labels: Labels) -> list[str]:
+    """What each image shows, in words after its number, to stand beside it."""
+    numbers = labels.tolist() if isinstance(labels, Tensor) else labels or []
+    return [f"{i} {one if isinstance(one, str) else model.classes[one]}" for i, one in enumerate(numbers)]
+
+
 def listed(labels: Labels | int) -> Labels:
     """Labels as one or more: a single class or prompt as a list of one."""
     if isinstance(labels, Tensor) or labels is None:

@@ -152,7 +152,9 @@ class Outputs:
                 return
             except _Enough:
                 return
-            save_image(sheet(images, columns=COLUMNS), self.picture)
+            data, step = self.problem.data, self.state.step
+            heads = examples(data.captions, COLUMNS) if data.captions else (data.classes * COLUMNS)[:COLUMNS]
+            save_image(sheet(images, columns=COLUMNS, title=f"after {step} steps", heads=heads), self.picture)
 
     @property
     def picture(self) -> Path:

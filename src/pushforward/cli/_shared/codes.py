@@ -98,5 +98,8 @@ def written(
     code, _ = load_codes(out)  # what is on disk is what is checked
     again = decoded(diffusion, code, batch, quiet=quiet)
     if picture is not None:
-        save_image(compared([images.values[:SHOWN], again[:SHOWN]]), picture)
+        errors = (again - images.values).flatten(1).abs().amax(1)[:SHOWN]
+        captions = [f"error {error:.1e}" for error in errors.tolist()]
+        save_image(compared([images.values[:SHOWN], again[:SHOWN]], names=["image", "its code, decoded"],
+                            captions=[(), captions]), picture)  # fmt: skip
     return code, again
