@@ -785,16 +785,7 @@ def test_between_codes_the_ends_are_the_images(models, pictures, tmp_path):
     assert result.exit_code == 0, result.exception
     again, sheet = decoded(save, tmp_path), pixels(out)
     corners = [places(sheet, image, 96 // SIDE, tolerance=1) for image in again]
-    assert [len(each) for each in corners] == [
-        1,
-        1,
-        1,
-        2,
-        2,
-        1,
-        1,
-        1,
-    ]  # one ends a row, and begins one
+    assert [len(each) for each in corners] == [1, 1, 1, 2, 2, 1, 1, 1]  # image 3 ends a row, and begins one
     for row, (a, b) in zip((again[:4], again[4:]), [(0, 3), (3, 1)], strict=True):
         for image, name in ((row[0], a), (row[-1], b)):
             assert abs(image - pixels(pictures / f"{name}.png")).max() <= 1

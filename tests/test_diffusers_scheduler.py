@@ -845,4 +845,4 @@ def test_the_example_compares_samplers(
     assert all(errors[name] != pytest.approx(errors["ddim"], rel=1e-3) for name in ("auto", "gddim", "heun", "ddpm"))
     assert "ddpm" in capsys.readouterr().out
     with Image.open("pipeline.png") as image:
-        assert image.width * 7 == image.height * 2
+        assert image.height > 7 / 2 * (image.width - 150)  # seven rows of two, and their names

@@ -62,6 +62,21 @@ def commanded(*arguments):
     assert result.exit_code == 0, result.exception or result.output
 
 
+def made(*arguments):
+    """What a command makes, each image on its own, `(count, channels, height, width)`."""
+    commanded(*arguments, "--each", "each", "--quiet")
+    return torch.stack([bytes_of(file) for file in sorted(Path("each").glob("*.png"))])
+
+
+def bytes_of(file):
+    return torch.from_numpy(np.atleast_3d(pixels(file)).copy()).movedim(-1, 0)
+
+
+def furthest(images, others):
+    """The largest difference of a pixel, of 255."""
+    return int((images.int() - others.int()).abs().max())
+
+
 def unpack(files):
     for name, data in files.items():
         Path(name).write_bytes(data)
@@ -88,14 +103,11 @@ def ran(program):
 )
 def test_samples_are_those_of_the_command_and_of_the_program(model, folder, settings):
     found = last(sample.run(model, settings))
-    commanded(*sample.command(settings), "--quiet")
-    assert np.array_equal(pixels(found.files["samples.png"]), pixels("samples.png"))
+    assert torch.equal(made(*sample.command(settings)), to_bytes(found.images))
     assert torch.equal(ran(sample.program(settings))["images"], found.images)
     unpack(found.files)
-    commanded("decode", "codes.safetensors", "--out", "again.png", "--quiet")
-    exact = not settings.parallel
-    off = np.abs(pixels("again.png").astype(int) - pixels(found.files["samples.png"]))
-    assert off.max() <= (1 if exact else 20)
+    again = made("decode", "codes.safetensors", "--out", "again.png")
+    assert furthest(again, to_bytes(found.images)) <= (20 if settings.parallel else 1)
 
 
 def test_pictures_come_as_they_form(model):
@@ -139,16 +151,8 @@ def test_solvers_are_compared_with_the_converged_images(model, folder):
     assert converged.evaluations == 100
     lines = compare.command(compare.samplers(model, settings)).splitlines()
     for one, words in zip(rows, lines, strict=True):
-        commanded(*shlex.split(words)[1:], "--quiet")
-        assert np.array_equal(pixels("samples.png"), pixels(png_of(one.images)))
+        assert torch.equal(made(*shlex.split(words)[1:]), to_bytes(one.images))
         assert words.replace("'", "&#x27;") in end.table
-
-
-def png_of(images):
-    from pushforward.studio._shared.pictures import picture
-    from pushforward.studio._shared.results import png
-
-    return png(picture(images, 64))
 
 
 def test_a_comparison_has_rows_and_not_too_many(model):
@@ -211,7 +215,7 @@ def test_codes_are_those_of_the_command(model, photos, folder, method):
     commanded(*walk, "--quiet")
     between = pixels("between.png")
     assert len(end.between) == invert.FRAMES
-    assert between.shape[1] == 9 * between.shape[0]
+    assert between.shape[1] > 9 * 28
     again = ran(invert.program(settings, 2))
     assert float((again["again"] - again["images"]).abs().max()) < (1e-3 if method == "exact" else 1e-4)
     assert "perfect" in end.figures
@@ -259,11 +263,10 @@ def test_guided_images_are_those_of_the_command_and_of_the_program(model, photos
     assert end.traces.count("<polyline") == 2
     unpack(end.files)
     commanded(*guide.command(settings), "--quiet")
-    off = pixels("guided/samples.png").astype(int) - pixels(end.files["samples.png"])
-    assert np.abs(off).max() <= 1
+    theirs = torch.stack([bytes_of(file) for file in sorted(Path("guided/samples").glob("*.png"))])
+    assert furthest(theirs, to_bytes(end.images)) <= 1
     assert torch.allclose(ran(guide.program(settings))["found"].images, end.images, atol=1e-4)
-    commanded("decode", "codes.safetensors", "--out", "again.png", "--quiet")
-    assert np.abs(pixels("again.png").astype(int) - pixels(end.files["samples.png"])).max() <= 1
+    assert furthest(made("decode", "codes.safetensors", "--out", "again.png"), to_bytes(end.images)) <= 1
 
 
 def test_only_the_energies_of_the_page_can_be_asked_for(model):

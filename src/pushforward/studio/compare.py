@@ -128,7 +128,7 @@ def run(model: Model, settings: Settings) -> Generator[Shown, None, None]:
             entries.append(_entry(model, one, exact, lambda says, name=name, shown=shown:  # type: ignore[misc]
                                   tell(replace(shown, says=f"Making {name}: {says}"))))  # fmt: skip
             exact = entries[0].images
-        files = {f"{k}-{one.settings.solver.replace(':', '-')}.png": png(picture(one.images, 64))
+        files = {f"{k}-{one.settings.solver.replace(':', '-')}.png": png(picture(one.images))
                  for k, one in enumerate(entries)}  # fmt: skip
         says = f"{len(rows)} samplers, each from the same codes"
         return Shown(says, _table(model, entries), tuple(entries), files)

@@ -174,7 +174,7 @@ def run(model: Model, photo: Photo | None, settings: Settings, clip: str | None 
 
         def files(images: Tensor, code: Any) -> dict[str, bytes]:
             codes = codes_file(settings.model, there, settings.solver, code, weight_of(model, None))
-            return {**given, **codes, "samples.png": png(picture(images, 64))}
+            return {**given, **codes, "samples.png": png(picture(images))}
 
         def watch(chains: Chains) -> None:
             nonlocal shown

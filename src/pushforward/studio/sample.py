@@ -131,7 +131,7 @@ def run(model: Model, settings: Settings) -> Generator[Shown, None, None]:
             f"{settings.count} image{'s' * (settings.count > 1)}, {took}{f' in {len(rows)} rounds' if rows else ''}, "
         )
         says += f"{time.perf_counter() - began:.1f} s"
-        files = {"samples.png": png(picture(images, 64)), **_codes(model, settings)}
+        files = {"samples.png": png(picture(images)), **_codes(model, settings)}
         return Shown(says, picture(images), _grid(rows) if rows else "", images, files)
 
     yield from live(work)
