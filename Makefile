@@ -37,7 +37,7 @@ $(INSTALLED): constraints.txt pyproject.toml
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -c "$$WANTED" > $@.wanted
 	@cmp -s $@.wanted $@ || \
-	  $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,docs,train,diffusers]'
+	  $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,docs,studio,train]'
 	@mv $@.wanted $@
 
 # Every task with the embedded models, and a page with the command of each picture.
