@@ -18,7 +18,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,10 +27,10 @@ from torch import Tensor
 from pushforward.denoiser import Denoiser
 from pushforward.errors import PushforwardError
 from pushforward.execute.sequential import check_start, combine, compiled
-from pushforward.linear import Operator, apply_coefficients
+from pushforward.linear import apply_coefficients
 from pushforward.plan import Plan, Register
 
-__all__ = ["Encoded", "encode"]
+__all__ = ["Encoded", "Solving", "Unmixing", "encode", "unmixing"]
 
 _SINGULAR = 1e-9  # ratio of singular values below which a noise does not reach all directions
 _REACHED = 1e-3  # part of a state that noise may fail to reach: rounding
@@ -92,69 +92,143 @@ def encode(
         )
     if plan.implicit:
         raise PushforwardError(f"The plan of {plan.solver!r} is implicit; only explicit plans can be encoded.")
-    encoding = _Encoding(plan, denoiser, clean, rows, callback)
-    wanted, values = encoding.path(start, draw, independent=independent)
-    return encoding.solve(wanted, values, sequential=sequential)
+    solving = Solving(plan, denoiser, clean, rows, callback)
+    wanted, values = solving.path(clean, start, draw, independent=independent)
+    rounds = solving.solve(wanted, values, sequential=sequential)
+    if not all(bool(reached.all()) for reached in solving.reached.values()):
+        raise PushforwardError(
+            f"The noise of {plan.solver!r} does not reach all directions of a state, so its plan cannot be led through "
+            "any states; end the grid at t_min, draw the states as a path, or take ddpm."
+        )
+    noises = torch.stack([solving.noises[k] for k in plan.noises])
+    last = plan.basis.inverse(values[Register("state", len(plan.nodes) - 1)])
+    return Encoded(noises, last, rounds, plan.nfe)
 
 
-class _Encoding:
-    """The registers of a plan, in the basis where its coefficients are diagonal."""
+@dataclass(frozen=True)
+class Unmixing:
+    """How a noise is found again in what it does to a state.
+
+    Args:
+        inverse: the (pseudo-)inverse of its factor N, coefficients in the plan's basis.
+        full: whether N reaches all directions.
+        rank: number of directions that N reaches, of `k` at each frequency: `(*frequencies,)`.
+        log_size: half the logarithm of the (pseudo-)determinant of N N^T, at each frequency.
+    """
+
+    inverse: Tensor
+    full: bool
+    rank: Tensor
+    log_size: Tensor
+
+
+def unmixing(plan: Plan, k: int) -> Unmixing:
+    """The unmixing of the noise of node `k`, in float64."""
+    factor = plan.nodes[k].terms[Register("noise", k)].lift(plan.basis).coefficients
+    left, sizes, right = torch.linalg.svd(factor)
+    reached = (sizes > _SINGULAR * sizes[..., :1]) & (sizes > 0)
+    parts = torch.where(reached, 1 / sizes, 0.0)
+    inverse = right.mT @ (parts[..., None] * left.mT)
+    log_size = torch.where(reached, sizes, 1.0).log().sum(-1)
+    return Unmixing(inverse, bool(reached.all()), reached.sum(-1), log_size)
+
+
+class Solving:
+    """The registers of a plan that is led through known states, in the basis where its coefficients are diagonal.
+
+    Args:
+        plan: explicit and stochastic.
+        denoiser: the network.
+        like: a state `(batch, k * channels, *field)`.
+        rows: states that the network sees at a time.
+        callback: told after every network call how many rows it had.
+
+    Attributes:
+        noises: what was found for each node that takes noise, in pixels.
+        reached: whether it leads to the state that was wanted, `(batch,)` by node.
+    """
 
     def __init__(
-        self, plan: Plan, denoiser: Denoiser, clean: Tensor, rows: int, callback: Callable[[int], None] | None
+        self, plan: Plan, denoiser: Denoiser, like: Tensor, rows: int, callback: Callable[[int], None] | None = None
     ) -> None:
         self.plan, self.basis, self.rows, self.callback = plan, plan.basis, rows, callback
-        self.like, self.clean = clean, self.basis.forward(clean)
+        self.like = like
         self.frequencies = len(self.basis.shape)
         self.asked = [k for k, node in enumerate(plan.nodes) if node.asks]
         self.place = {k: i for i, k in enumerate(self.asked)}
-        self.ask = denoiser.at(plan.process, plan.asked_times, clean)
-        self.program, _ = compiled(plan, clean)
+        self.ask = denoiser.at(plan.process, plan.asked_times, like)
+        self.program, _ = compiled(plan, like)
         self.noises: dict[int, Tensor] = {}
+        self.reached: dict[int, Tensor] = {}
+        self.unmixings: dict[int, Unmixing] = {}
         self.fixed: dict[Register, Tensor] = {}
-        if (mean := plan.mean_state(clean[:1])) is not None:
-            self.fixed[Register("mean", 0)] = self.basis.forward(mean).expand_as(clean)
+        if (mean := plan.mean_state(like[:1])) is not None:
+            self.fixed[Register("mean", 0)] = self.basis.forward(mean).expand_as(like)
 
-    def solve(self, wanted: dict[int, Tensor], values: dict[Register, Tensor], *, sequential: bool) -> Encoded:
-        """The noises that lead through the wanted states."""
-        plan, chain = self.plan, set(self.plan.steps)
-        inverses = self._inverses([k for k in plan.noises if k in chain])
+    def solve(
+        self, wanted: dict[int, Tensor], values: dict[Register, Tensor], *, sequential: bool = False,
+        among: Sequence[int] | None = None,
+    ) -> int:  # fmt: skip
+        """Find the noises, but those that are known, that lead through the wanted states; return the rounds.
+
+        Args:
+            wanted: states by node, in the plan's basis: the first one, and those of nodes whose noise is sought.
+            values: what else is known; the states of all nodes are added.
+            sequential: see `encode`.
+            among: nodes whose noise is sought; all by default. The network is asked about what these need.
+        """
+        plan = self.plan
         states = {0: wanted[0]}
         if not sequential:
-            states |= {k: wanted[k] for k in inverses}
+            states |= {k: wanted[k] for k in plan.noises if k not in self.noises}
+        solve, ask = self._needed(range(len(plan.nodes)) if among is None else among, states)
+        inverses = self.unmixings = {k: unmixing(plan, k) for k in plan.noises if k in solve - self.noises.keys()}
         values |= {Register("state", k): state for k, state in states.items()}
         rounds, answered, solved = 0, set[int](), {0}
-        while len(solved) < len(plan.nodes):
-            ready = [k for k in self.asked if k not in answered and Register("state", k) in values]
+        while not solve <= solved:
+            ready = [k for k in self.asked if k in ask - answered and Register("state", k) in values]
             if ready:
                 rounds += 1
                 values |= self._answers(ready, values)
                 answered.update(ready)
-            for k in range(1, len(plan.nodes)):
+            for k in sorted(solve - solved):
                 own = Register("noise", k)
-                if k in solved or any(r not in values and r != own for r, _ in self.program[k]):
+                if any(r not in values and r != own for r, _ in self.program[k]):
                     continue
                 if k in inverses:
                     rest = [(r, c) for r, c in self.program[k] if r != own]
                     gap = wanted[k] - combine(rest, values, self.frequencies)
-                    self.noises[k] = self._noise(k, gap, inverses[k])
+                    self.noises[k], self.reached[k] = self._noise(k, gap, inverses[k])
                     values[own] = self.basis.forward(self.noises[k])
                 if k not in states:
                     values[Register("state", k)] = combine(self.program[k], values, self.frequencies)
                 solved.add(k)
-        noises = torch.stack([self.noises[k] for k in plan.noises])
-        last = self.basis.inverse(values[Register("state", len(plan.nodes) - 1)])
-        return Encoded(noises, last, rounds, len(self.asked))
+        return rounds
+
+    def _needed(self, among: Iterable[int], known: Collection[int]) -> tuple[set[int], set[int]]:
+        """The nodes to solve and those to ask for the noises of some, where the states of others are known."""
+        solve, ask, left = set[int](), set[int](), [*among]
+        while left:
+            k = left.pop()
+            if k in solve:
+                continue
+            solve.add(k)
+            for r, _ in self.program[k]:
+                if r.kind == "answer":
+                    ask.add(r.node)
+                if r.kind == "noise" or (r.kind != "mean" and r.node not in known):
+                    left.append(r.node)
+        return solve, ask
 
     def path(
-        self, start: Tensor, draw: Callable[[], Tensor], *, independent: bool
+        self, clean: Tensor, start: Tensor, draw: Callable[[], Tensor], *, independent: bool
     ) -> tuple[dict[int, Tensor], dict[Register, Tensor]]:
         """States of the oracle's plan, or drawn one by one; and what the network's plan has of noise and mean."""
         plan, values, chain = self.plan, dict(self.fixed), set(self.plan.steps)
         times = plan.node_times
         signal = plan.process.signal(times)
         spread = plan.process.covariance(times).cholesky()
-        values |= {Register("answer", k): self.clean for k in self.asked}
+        values |= {Register("answer", k): self.basis.forward(clean) for k in self.asked}
 
         def marginal(k: int) -> Tensor:
             return self.basis.forward(signal[k](self.like) + spread[k](draw().to(self.like)))
@@ -192,26 +266,13 @@ class _Encoding:
         answers = torch.cat(pieces).split(batch)
         return {Register("answer", k): answer for k, answer in zip(nodes, answers, strict=True)}
 
-    def _inverses(self, nodes: list[int]) -> dict[int, tuple[Tensor, bool]]:
-        """(Pseudo-)inverses of noise factors, and whether they reach all directions."""
-        found: dict[int, tuple[Tensor, bool]] = {}
-        for k in nodes:
-            factor: Operator = self.plan.nodes[k].terms[Register("noise", k)].lift(self.basis)
-            sizes = torch.linalg.svdvals(factor.coefficients)
-            full = bool((sizes[..., -1] > _SINGULAR * sizes[..., 0]).all())
-            inverse = torch.linalg.inv(factor.coefficients) if full else torch.linalg.pinv(factor.coefficients)
-            found[k] = inverse.to(self.like), full
-        return found
-
-    def _noise(self, k: int, gap: Tensor, inverse: tuple[Tensor, bool]) -> Tensor:
-        """The noise that closes a gap between states, in pixels."""
-        noise = apply_coefficients(inverse[0], gap, self.frequencies)
-        if not inverse[1]:
+    def _noise(self, k: int, gap: Tensor, how: Unmixing) -> tuple[Tensor, Tensor]:
+        """The noise that closes a gap between states, in pixels, and whether it does, `(batch,)`."""
+        noise = apply_coefficients(how.inverse.to(gap), gap, self.frequencies)
+        closes = torch.ones(len(gap), dtype=torch.bool, device=gap.device)
+        if not how.full:
             own = next(c for r, c in self.program[k] if r == ("noise", k))
             reached = combine([(Register("noise", k), own)], {Register("noise", k): noise}, self.frequencies)
-            if float((reached - gap).abs().max()) > _REACHED * (1 + float(gap.abs().max())):
-                raise PushforwardError(
-                    f"The noise of {self.plan.solver!r} does not reach all directions of a state, so its plan cannot "
-                    "be led through any states; end the grid at t_min, draw the states as a path, or take ddpm."
-                )
-        return self.basis.inverse(noise)
+            left, size = ((x.detach().flatten(1).abs().amax(1)) for x in (reached - gap, gap))
+            closes = left <= _REACHED * (1 + size)
+        return self.basis.inverse(noise), closes

@@ -43,6 +43,7 @@ def run(
     start: Tensor,
     *,
     noise: Noise | None = None,
+    record: Callable[[int, Tensor], None] | None = None,
     callback: Callable[[Progress], None] | None = None,
 ) -> Tensor:
     """The last state of `plan` from its first.
@@ -55,6 +56,7 @@ def run(
         denoiser: the network.
         start: first state, `(batch, k * channels, *field)`.
         noise: `n -> xi_n`, a standard normal shaped like `start`, for each node of `plan.noises`, asked in order.
+        record: told the number and the state of every node that takes noise.
         callback: told after every network call.
 
     Returns:
@@ -65,7 +67,7 @@ def run(
             is not finite.
     """
     asked = plan.asked_times
-    walk = steps(plan, start, noise=noise)
+    walk = steps(plan, start, noise=noise, record=record)
     state = next(walk)
     ask = denoiser.at(plan.process, asked, start)
     for i, time in enumerate(asked.tolist()):
@@ -76,7 +78,9 @@ def run(
     return state
 
 
-def steps(plan: Plan, start: Tensor, *, noise: Noise | None = None) -> Generator[Tensor, tuple[Tensor, Tensor], None]:
+def steps(
+    plan: Plan, start: Tensor, *, noise: Noise | None = None, record: Callable[[int, Tensor], None] | None = None
+) -> Generator[Tensor, tuple[Tensor, Tensor], None]:
     """`run` with the network left to the caller: the states that the plan asks about, in order, then its last state.
 
     For each state `u` the generator is sent `(u, answer)`, by `walk.send`. Another state in the place of `u` is taken
@@ -86,6 +90,7 @@ def steps(plan: Plan, start: Tensor, *, noise: Noise | None = None) -> Generator
         plan: coefficients.
         start: first state, `(batch, k * channels, *field)`.
         noise: as in `run`.
+        record: as in `run`.
 
     Raises:
         PushforwardError: as in `run`.
@@ -105,9 +110,12 @@ def steps(plan: Plan, start: Tensor, *, noise: Noise | None = None) -> Generator
     state = basis.forward(start)
     for k, (node, terms, last_used) in enumerate(zip(plan.nodes, *program, strict=True)):
         if k > 0:
-            if noise is not None and any(register == ("noise", k) for register, _ in terms):
+            noisy = noise is not None and any(register == ("noise", k) for register, _ in terms)
+            if noise is not None and noisy:
                 values[Register("noise", k)] = basis.forward(noise(k).to(start))
             state = combine(terms, values, len(basis.shape))
+            if noisy and record is not None:
+                record(k, basis.inverse(state))
         values[Register("state", k)] = state
         if node.asks:
             pixels = basis.inverse(state)

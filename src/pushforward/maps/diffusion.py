@@ -18,6 +18,7 @@ from pushforward.errors import PushforwardError
 from pushforward.execute import INVERSE, Noise, Parallel, Round, Solution, encode, invert, parallel, run
 from pushforward.execute.adjoint import Gradient, differentiable
 from pushforward.execute.autotune import choose, measured
+from pushforward.execute.density import Path, check_stochastic, log_densities, walk
 from pushforward.execute.distributed import Sharded
 from pushforward.execute.inverse import Inverse
 from pushforward.maps.base import ModelMap
@@ -208,6 +209,43 @@ class Diffusion(ModelMap):
             return self._run(model, start, lambda _: next(noises).to(start), callback, code)
         final = self._solve(model, start, lambda _: next(noises).to(start), callback).last
         return model.images(self._clean(final, code))
+
+    @torch.no_grad()
+    def path(self, code: Code) -> Path:
+        """The random states on the way from a code to its image, where the network is; see `log_prob` and `images`.
+
+        Raises:
+            PushforwardError: a deterministic plan, or a code that does not fit the plan.
+        """
+        self._check_code(code)
+        check_stochastic(self.plan)
+        noises = iter(() if code.noises is None else code.noises)
+        model, start = self.told(len(code)), self.start(code.start)
+        return walk(self.plan, model.denoiser, start, lambda _: next(noises).to(start))
+
+    def log_prob(self, path: Path, *, moves: Sequence[int] | None = None, rows: int = 64) -> Tensor:
+        """The logarithm of the density of each random move of a path under this model, `(moves, batch)`.
+
+        Differentiable in the network's parameters, for policy gradients; the sum over the moves is the path's, given
+        where it begins (see `execute.density`).
+
+            path = diffusion.path(diffusion.draw(16, seed=0))
+            reward = score(diffusion.images(path))
+            loss = -(reward * diffusion.log_prob(path).sum(0)).mean()
+
+        Args:
+            path: of this plan, under this model's parameters or earlier ones.
+            moves: numbers of the moves, counted from 0; all by default, whose graph is that of as many network calls.
+            rows: states that the network sees at a time.
+
+        Raises:
+            PushforwardError: a deterministic or implicit plan, or a path of another plan.
+        """
+        return log_densities(self.plan, self.told(len(path.start)).denoiser, path, moves=moves, rows=rows)
+
+    def images(self, path: Path) -> Tensor:
+        """The images in which a path ends, `(batch, channels, height, width)`, where the network is."""
+        return self.told(len(path.start)).images(path.last)
 
     @torch.no_grad()
     def encode(
