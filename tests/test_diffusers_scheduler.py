@@ -7,6 +7,7 @@ sums: 1e-9. `diffusers`' schedulers have float32 tables, which differ by 1e-5 of
 import copy
 import runpy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from torch import Tensor
 
 import pushforward as pf
 from pushforward.execute import run
+from pushforward.execute.density import Path as Walked
+from pushforward.execute.density import log_densities
 from pushforward.integrations.diffusers import PushforwardScheduler
 from pushforward.linear import Gaussian
 from pushforward.maps.spec import SamplerSpec
@@ -846,3 +849,37 @@ def test_the_example_compares_samplers(
     assert "ddpm" in capsys.readouterr().out
     with Image.open("pipeline.png") as image:
         assert image.height > 7 / 2 * (image.width - 150)  # seven rows of two, and their names
+
+
+# -- densities of steps -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("solver", "settings"), [("ddpm", {}), ("ddim", {"eta": 0.6}), ("dpm++", {"noise": 1.0})])
+@pytest.mark.parametrize("kind", ["epsilon", "v", "flow"])
+def test_steps_have_the_densities_of_the_executor(kind: str, solver: str, settings: dict[str, Any]) -> None:
+    """Against `Diffusion.log_prob` on the same path, and again when the path is given; float64."""
+    scheduler = PushforwardScheduler(CONFIGS[kind], solver, **settings)
+    scheduler.set_timesteps(STEPS)
+    state = draw(generator())
+    noises = len(scheduler._plan.noises)
+    states, found, outputs = [state], [], []
+    for k, time in enumerate(scheduler.timesteps):
+        outputs.append(toy(state, time).requires_grad_())
+        state = scheduler.step(outputs[-1], time, state, generator=generator(k), return_dict=False)[0].detach()
+        states.append(state)
+        if k < noises:
+            found.append(scheduler.log_prob())
+    if noises < len(scheduler.timesteps):  # the last step is to an image without noise
+        with pytest.raises(pf.PushforwardError, match="is not one random move"):
+            scheduler.log_prob()
+    path = Walked(states[0], torch.stack(states[1 : noises + 1]), states[-1])
+    model = Model("toy", scheduler._model.process, replace(scheduler._clock.network, module=toy), (2, 8, 8))
+    expected = log_densities(scheduler._plan, model.denoiser, path)
+    assert torch.allclose(torch.stack(found), expected, rtol=1e-6)
+    assert all(torch.autograd.grad(one.sum(), x)[0].abs().sum() > 0 for one, x in zip(found, outputs, strict=False))
+
+    scheduler.set_timesteps(STEPS)
+    for k, time in enumerate(scheduler.timesteps[:noises]):
+        following = scheduler.step(outputs[k], time, states[k], prev_sample=states[k + 1], return_dict=False)[0]
+        assert torch.equal(following, states[k + 1])
+        assert torch.allclose(scheduler.log_prob(), found[k], rtol=1e-6)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch import nn
 
 import pushforward as pf
 from pushforward.denoiser import Function
@@ -23,7 +24,7 @@ from pushforward.linear import PROCESSES as KNOWN
 from pushforward.linear import VP, Gaussian
 from pushforward.maps.code import GaussianStream
 from pushforward.maps.storage import load_codes
-from pushforward.model import Model
+from pushforward.model import Model, Network
 from pushforward.plan import SOLVERS, ddim, plan_of
 from support.helpers import DETERMINISTIC, FIELD, PROCESSES, mixture_denoiser, normal
 
@@ -291,6 +292,42 @@ def test_an_embedded_model_is_guided_by_command(monkeypatch, capsys):
     assert sum(numbers["after"]) > sum(numbers["before"])
     assert "30 network evaluations per chain" in printed
     assert size("s.png")[0] > 2 * 84
+
+
+# -- reward your model ------------------------------------------------------------------------------------------------
+
+
+def test_a_policy_of_gaussians_reaches_its_reward(example):
+    """Answers are half the state and a parameter: rewarded for a mean near .6, images go there from 0."""
+
+    class Mean(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.value = nn.Parameter(torch.zeros(()))
+
+        def forward(self, u, t, condition=None):
+            return self.value + 0.5 * u
+
+    module = example("reward_your_model")
+    network = Mean()
+    model = Model("mean", VP(), Network(network, "sample"), (1, 2, 2))
+    sampler = pf.Diffusion(model, pf.solvers.ddim(model.process, pf.grid.uniform(model.process, 4), eta=1.0))
+
+    def reward(images):
+        return -(images.mean((1, 2, 3)) - 0.6).square()
+
+    before = float(sampler.sample(64, seed=5).mean())
+    module.train(sampler, reward, rounds=150, count=64, rate=0.01)
+    after = float(sampler.sample(64, seed=5).mean())
+    assert abs(before) < 0.1
+    assert after == pytest.approx(0.6, abs=0.1)  # three deviations of a mean of 64 images
+
+
+def test_the_reward_of_an_embedded_model_is_plotted(example, capsys):
+    curve = example("reward_your_model").main(rounds=2, count=2, steps=2)
+    assert len(curve) == 2
+    assert "round 2: reward" in capsys.readouterr().out
+    assert size("reward.png") == (720, 480)
 
 
 # -- edit a photograph ------------------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ class Path:
 
     Args:
         start: the first state, `(batch, k * channels, *field)`.
-        states: of the nodes that take noise, `(noises, batch, k * channels, *field)`.
+        states: states of the nodes that take noise, `(noises, batch, k * channels, *field)`.
         last: the last state, like the first.
     """
 

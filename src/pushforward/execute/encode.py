@@ -30,7 +30,7 @@ from pushforward.execute.sequential import check_start, combine, compiled
 from pushforward.linear import apply_coefficients
 from pushforward.plan import Plan, Register
 
-__all__ = ["Encoded", "Solving", "Unmixing", "encode", "unmixing"]
+__all__ = ["Encoded", "Solving", "Unmixing", "encode", "unmixed", "unmixing"]
 
 _SINGULAR = 1e-9  # ratio of singular values below which a noise does not reach all directions
 _REACHED = 1e-3  # part of a state that noise may fail to reach: rounding
@@ -133,6 +133,26 @@ def unmixing(plan: Plan, k: int) -> Unmixing:
     return Unmixing(inverse, bool(reached.all()), reached.sum(-1), log_size)
 
 
+def unmixed(plan: Plan, k: int, how: Unmixing, gap: Tensor) -> tuple[Tensor, Tensor]:
+    """The noise of node `k` that closes a gap between states, in pixels, and whether it does, `(batch,)`.
+
+    Args:
+        plan: whose node it is.
+        k: the node.
+        how: its noise's.
+        gap: `(batch, k * channels, *field)`, in the plan's basis.
+    """
+    frequencies = len(plan.basis.shape)
+    noise = apply_coefficients(how.inverse.to(gap), gap, frequencies)
+    closes = torch.ones(len(gap), dtype=torch.bool, device=gap.device)
+    if not how.full:
+        factor = plan.nodes[k].terms[Register("noise", k)].lift(plan.basis).coefficients.to(gap)
+        left, size = (x.detach().flatten(1).abs().amax(1)
+                      for x in (apply_coefficients(factor, noise, frequencies) - gap, gap))  # fmt: skip
+        closes = left <= _REACHED * (1 + size)
+    return plan.basis.inverse(noise), closes
+
+
 class Solving:
     """The registers of a plan that is led through known states, in the basis where its coefficients are diagonal.
 
@@ -198,7 +218,7 @@ class Solving:
                 if k in inverses:
                     rest = [(r, c) for r, c in self.program[k] if r != own]
                     gap = wanted[k] - combine(rest, values, self.frequencies)
-                    self.noises[k], self.reached[k] = self._noise(k, gap, inverses[k])
+                    self.noises[k], self.reached[k] = unmixed(plan, k, inverses[k], gap)
                     values[own] = self.basis.forward(self.noises[k])
                 if k not in states:
                     values[Register("state", k)] = combine(self.program[k], values, self.frequencies)
@@ -265,14 +285,3 @@ class Solving:
                 self.callback(len(u))
         answers = torch.cat(pieces).split(batch)
         return {Register("answer", k): answer for k, answer in zip(nodes, answers, strict=True)}
-
-    def _noise(self, k: int, gap: Tensor, how: Unmixing) -> tuple[Tensor, Tensor]:
-        """The noise that closes a gap between states, in pixels, and whether it does, `(batch,)`."""
-        noise = apply_coefficients(how.inverse.to(gap), gap, self.frequencies)
-        closes = torch.ones(len(gap), dtype=torch.bool, device=gap.device)
-        if not how.full:
-            own = next(c for r, c in self.program[k] if r == ("noise", k))
-            reached = combine([(Register("noise", k), own)], {Register("noise", k): noise}, self.frequencies)
-            left, size = ((x.detach().flatten(1).abs().amax(1)) for x in (reached - gap, gap))
-            closes = left <= _REACHED * (1 + size)
-        return self.basis.inverse(noise), closes

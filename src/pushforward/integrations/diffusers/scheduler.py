@@ -16,6 +16,7 @@ from pushforward.denoiser import Ask
 from pushforward.errors import PushforwardError
 from pushforward.execute.sequential import steps
 from pushforward.integrations.diffusers.configuration import public_settings
+from pushforward.integrations.diffusers.moves import Move, move_of
 from pushforward.integrations.diffusers.plans import Order, beginnings, idling, plan_on, runnable
 from pushforward.integrations.diffusers.times import Times
 from pushforward.linear import VE, Discrete, Flow, Gaussian
@@ -42,6 +43,8 @@ class _Run(NamedTuple):
         unbounded: the same before clipping or thresholding, where the noise is to be that of the output.
         first: index of its first state among the scheduler's timesteps.
         signal: alpha at its states.
+        plan: the plan.
+        drawn: noises of the last step, by node.
     """
 
     walk: Generator[Tensor, tuple[Tensor, Tensor], None]
@@ -49,6 +52,8 @@ class _Run(NamedTuple):
     unbounded: Ask | None
     first: int
     signal: Tensor
+    plan: Plan
+    drawn: dict[int, Tensor]
 
 
 class Scheduler:
@@ -101,6 +106,7 @@ class Scheduler:
         self.register_to_config(**known)
         self._output = torch.empty(0)
         self._generator: torch.Generator | list[torch.Generator] | None = None
+        self._given: Tensor | None = None  # the state that a step is to lead to
         self.set_timesteps(min(_STEPS, int(known.get("num_train_timesteps", _STEPS))), mu=1.0)
 
     @classmethod
@@ -179,6 +185,7 @@ class Scheduler:
         self._begin_index: int | None = None
         self._step_index: int | None = None
         self._run: _Run | None = None
+        self._move: Move | None = None
 
     @property
     def order(self) -> int:
@@ -234,6 +241,7 @@ class Scheduler:
         use_clipped_model_output: bool | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
+        prev_sample: Tensor | None = None,
     ) -> Any:
         """The next state that the network is asked about, or the last one.
 
@@ -246,9 +254,11 @@ class Scheduler:
                 solvers it always is).
             generator: generator of a stochastic plan's noise.
             return_dict: an object with `prev_sample` and `pred_original_sample`, or a tuple of these.
+            prev_sample: the state that a stochastic step led to earlier, and is to lead to again, for `log_prob`.
 
         Raises:
-            PushforwardError: another `eta`, or another timestep's turn.
+            PushforwardError: another `eta`, or another timestep's turn; or a step to `prev_sample` that is not one
+                random move.
         """
         if eta and eta != self.config["settings"].get("eta"):
             raise PushforwardError(
@@ -261,11 +271,21 @@ class Scheduler:
         elif not isinstance(timestep, Tensor) or timestep.device.type == "cpu":  # elsewhere a look would cost a wait
             self._check_turn(index, float(timestep))
         self._output, self._generator = model_output[:, : sample.shape[1]], generator
+        self._given = None if prev_sample is None else prev_sample.to(state)
+        run.drawn.clear()
         answer = run.ask(index - run.first, state)
         if run.unbounded is not None and not use_clipped_model_output:  # the state whose noise is the network's
             state = state + run.signal[index - run.first].item() * (answer - run.unbounded(index - run.first, state))
         following = run.walk.send((state, answer))
         self._output, self._generator = torch.empty(0), None
+        self._move = move_of(run.plan, index - run.first + 1, run.drawn, following, self._given)
+        if self._given is not None:
+            if self._move is None:
+                raise PushforwardError(
+                    f"This step of {self.config['solver']!r} is not one random move, so it cannot lead to a "
+                    "`prev_sample` that is given; leave it out, or take ddpm."
+                )
+            following, self._given = self._given, None
         going = index + 1 < len(self.timesteps)
         if not going and (sentence := far_outside(following, self._model.reference, self._model.name)):
             import_diffusers().logging.get_logger(__package__).warning(sentence)
@@ -276,6 +296,21 @@ class Scheduler:
         from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 
         return DDIMSchedulerOutput(*result)
+
+    def log_prob(self) -> Tensor:
+        """The logarithm of the density of the last step's random move, `(batch,)`; see `execute.density`.
+
+        Differentiable in `model_output`; the state that the step led to counts as given, as policy gradients need it.
+
+        Raises:
+            PushforwardError: there was no step, or it was deterministic, or made of several random moves.
+        """
+        if self._move is None:
+            raise PushforwardError(
+                f"The last step of {self.config['solver']!r} is not one random move: take a stochastic solver of one, "
+                "such as ddpm, and call step first; its step to an image without noise has none."
+            )
+        return self._move.log_prob()
 
     # -- noise on images --------------------------------------------------------------------------------------------
 
@@ -323,7 +358,7 @@ class Scheduler:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy begins anew: what is on its way cannot be copied."""
-        return {**self.__dict__, "_run": None, "_step_index": None}
+        return {**self.__dict__, "_run": None, "_step_index": None, "_move": None}
 
     def __len__(self) -> int:
         return int(self.config["num_train_timesteps"])
@@ -351,12 +386,19 @@ class Scheduler:
                 f"begin at a multiple of {calls} (a step's number times `order`), or split the chain with a solver of "
                 "one call per step."
             )
-        walk = steps(plan, start, noise=lambda _: self._noise(start))
+        drawn: dict[int, Tensor] = {}
+
+        def noise(node: int) -> Tensor:
+            drawn[node] = self._noise(start) if self._given is None else torch.zeros_like(start)
+            return drawn[node]
+
+        walk = steps(plan, start, noise=noise)
         next(walk)
         network, unbounded = self._clock.network, None
         if self.config["solver"] == "ddim" and (network.clip is not None or network.threshold is not None):
             unbounded = replace(network, clip=None, threshold=None).at(plan.process, times, start)
-        return _Run(walk, network.at(plan.process, times, start), unbounded, index, self._clock.scales(times)[0]), index
+        signal = self._clock.scales(times)[0]
+        return _Run(walk, network.at(plan.process, times, start), unbounded, index, signal, plan, drawn), index
 
     def _rest(self, step: int) -> Plan:
         """The plan from a step on."""
