@@ -93,8 +93,8 @@ def test_codes_of_images_decode_to_them(name):
     assert found.code.start.shape == model.state_shape(len(labels))
     if name == "fashion-vp":
         assert diffusion.given(labels).invert(images, noisy=False).code.end is None
-    at_once = diffusion.given(labels).run_by(parallel=Parallel(tolerance=1e-4)).decode(found.code)
-    torch.testing.assert_close(at_once, again, rtol=0, atol=3e-3)
+        at_once = diffusion.given(labels).run_by(parallel=Parallel(tolerance=1e-4)).decode(found.code)
+        torch.testing.assert_close(at_once, again, rtol=0, atol=3e-3)
 
 
 def test_the_noise_of_an_image_depends_on_seed_and_number_alone():
