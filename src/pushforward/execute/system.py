@@ -33,7 +33,8 @@ from pushforward.errors import PushforwardError
 from pushforward.linear import IDENTITY, POINT, Gaussian, Operator
 from pushforward.plan import Plan, Register
 
-_NUMBERS = 2**25  # coefficients of a matrix held at a time
+_NUMBERS = 2**21  # coefficients of a matrix of rows
+_SAMPLED = 2**25  # coefficients of the matrices that the influence is read from
 _SPECTRUM = 32  # frequencies that stand for all in a mean over them
 
 
@@ -272,7 +273,7 @@ class System:
         k, n = self._k, self.size
         some = (
             torch.linspace(
-                0, self._frequencies - 1, min(self._frequencies, _SPECTRUM, max(1, _NUMBERS // (k * n) ** 2))
+                0, self._frequencies - 1, min(self._frequencies, _SPECTRUM, max(1, _SAMPLED // (k * n) ** 2))
             )
             .round()
             .long()
@@ -299,7 +300,7 @@ class System:
     def _ranges(self) -> list[tuple[int, int]]:
         if self._ahead:
             return [(1, self.size)]
-        size = max(8, _NUMBERS // (self._frequencies * self._k**2 * self.size))
+        size = max(1, _NUMBERS // (self._frequencies * self._k**2 * self.size))
         return [(a, min(a + size, self.size)) for a in range(1, self.size, size)]
 
     def _rows(self, first: int, last: int, like: Tensor) -> _Rows:
