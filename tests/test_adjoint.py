@@ -8,7 +8,7 @@ import torch
 
 from pushforward.denoiser import Function
 from pushforward.errors import PushforwardError
-from pushforward.execute import Parallel, run, system
+from pushforward.execute import Parallel, bands, run, system
 from pushforward.execute.adjoint import Exact, Implicit, Phantom, Skeleton, differentiable
 from pushforward.linear import VP, Blurring, BlurringLangevin, Flow, Gaussian, Langevin
 from pushforward.model import Network
@@ -90,12 +90,11 @@ def relative(found, expected):
 @FEW
 @pytest.mark.parametrize(("name", "settings"), [("ddim", {"eta": 0.5}), ("unipc", {}), ("rk4", {})])
 def test_the_systems_transposes_are_transposes(process, name, settings, monkeypatch):
-    """<M y, x> = <y, M^T x> in float64, the system in several blocks of rows."""
-    monkeypatch.setattr(system, "_NUMBERS", 1)
+    """<M y, x> = <y, M^T x> in float64, the system in several blocks of rows where it is solved by blocks."""
+    monkeypatch.setattr(bands, "_BLOCK", 5)
     plan = SOLVERS[name](process, grid.uniform(process, 12), **settings)
     times = torch.tensor([node.time for node in plan.nodes if node.asks], dtype=torch.float64)
     stacked = system.System(plan, CALIBRATED.response(process, times), torch.empty(2, process.blocks, *FIELD).double())
-    assert len(stacked._blocks) > 1
     states, answers, residual, cotangent = (
         stacked.pack(normal(stacked.size, 2, process.blocks, *FIELD, seed=i)) for i in range(4)
     )
@@ -114,7 +113,9 @@ def test_the_systems_transposes_are_transposes(process, name, settings, monkeypa
     )
     solved = stacked.transposed(cotangent)  # with the start's row
     on_states, on_answers = stacked.pulled(solved)
-    torch.testing.assert_close(solved - on_states - stacked.response.mT @ on_answers, cotangent, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        solved - on_states - bands.times(stacked.response.mT, on_answers), cotangent, rtol=1e-9, atol=1e-9
+    )
     if plan.noises:
         xi = normal(len(plan.noises), 2, process.blocks, *FIELD, seed=5)
         constant = stacked.constant(drawn(plan, xi), 2, xi)
@@ -331,7 +332,7 @@ def test_phantom_is_backpropagation_through_damped_steps(process, steps, tau):
         states = stacked.pack(sequential())
     constant = torch.zeros_like(states)
     nodes = list(plan.noises)
-    constant = constant.index_copy(1, torch.tensor(nodes), stacked._noise[:, nodes] @ stacked.pack(noise))
+    constant = constant.index_copy(1, torch.tensor(nodes), bands.times(stacked._noise[:, nodes], stacked.pack(noise)))
     for _ in range(steps):
         pixels = stacked.unpack(states)
         answers = torch.stack(
@@ -339,7 +340,7 @@ def test_phantom_is_backpropagation_through_damped_steps(process, steps, tau):
         )
         gap = stacked.residual(states, stacked.pack(answers), constant)
         first = stacked.pack(start[None]) - states[:, :1]
-        states = states + tau * (stacked.correct(gap) + stacked._from_start @ first)
+        states = states + tau * (stacked.correct(gap) + bands.times(stacked._from_start[0], first))
     expected = gradients(stacked.unpack(states)[-1], of)
     _, found = both(plan, Phantom(steps, tau))
     assert relative(found, expected) < 1e-9

@@ -10,9 +10,11 @@ and solve for all the moves together:
     (I - A - B L) delta = A S + B D + c - S.
 
 With the response of a Gaussian (`Gaussian.response`) the matrix is diagonal in the basis, block by block, and known
-before any network call: it is inverted once, in float64. Repeating this is the preconditioned fixed point; with
-`L = 0` it is Picard's iteration in the denoised state, with `L = Psi^-1` in the noise prediction. For an explicit plan
-the matrix is lower triangular, for collocation it is not, and nothing here depends on which.
+before any network call. Repeating this is the preconditioned fixed point; with `L = 0` it is Picard's iteration in the
+denoised state, with `L = Psi^-1` in the noise prediction.
+
+Rows refer to few nodes, most to the last few, so `A` and `B` are kept by their diagonals (`execute.bands`), and time
+and memory grow as states times the solver's order.
 
 The same solve serves all executors: *forwards*, with the first state fixed; *backwards*, with the last state fixed and
 the first one free; and transposed, for gradients.
@@ -22,39 +24,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from pushforward.data.memory import check_memory
-from pushforward.errors import PushforwardError
+from pushforward.execute.bands import bands_of, stacked, times
 from pushforward.linear import IDENTITY, POINT, Gaussian, Operator
 from pushforward.plan import Plan, Register
 
-_NUMBERS = 2**25  # coefficients of a matrix held at a time
 _SPECTRUM = 32  # frequencies that stand for all in a mean over them
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Rows `first … last - 1` of the system, which refer to columns `low … last - 1`."""
-
-    first: int
-    last: int
-    low: int
-    on_state: Tensor  # (frequencies, rows k, columns k)
-    on_answer: Tensor
-    before: Tensor  # A + B L for the columns before `first`
-    inverse: Tensor  # of I - A - B L within the rows
+_NUMBERS = 2**22  # coefficients or states worked on at a time
 
 
 class System:
     """A plan's rows as matrices, for states stacked as `(frequencies, nodes, k, columns)`.
 
-    `frequencies` is 1 in the identity basis; `columns` are the batch's images times what is left of them, so that
-    every product here is one batched matrix product.
+    `frequencies` is 1 in the identity basis; `columns` are the batch's images times what is left of them. In memory
+    nodes come first and frequencies last (`zeros` makes such a stack).
 
     Args:
         plan: any.
@@ -75,39 +64,43 @@ class System:
             matrices = 32 * self._frequencies * (self.size * self._k) ** 2
             check_memory(matrices, f"The equations of {self.size:,} states that depend on one another")
         self._rest = like[0].numel() // (self._k * self._frequencies)
-        self._scale = _packed(_deviations(plan).lift(self.basis)).diagonal(dim1=-2, dim2=-1).to(like)[..., None]
-        self._ahead = plan.implicit
-        self.response = None
+        deviations = _deviations(plan).lift(self.basis)
+        self._scale = stacked({n: deviations[n] for n in range(self.size)}, self.size, self.basis).diagonal(
+            dim1=2, dim2=3
+        )
+        self._scale = self._scale.to(like)[..., None]
         self.finite = response is None or response.is_finite()
-        if response is not None:
-            full = torch.zeros(self._frequencies, self.size, self._k, self._k, dtype=torch.float64)
-            full[:, self.asked] = _packed(response.lift(self.basis))
-            self.response = full
-        self._blocks = [self._rows(first, last, like) for first, last in self._ranges()]
-        self._noise = self._stacked("noise", like)
-        self._mean = self._stacked("mean", like)
-        self._from_start = self._propagated()
-        self._last = self._from_start[:, -1]  # singular where the plan ends with a denoised state
-        self._from_start = self._from_start.to(like)
-        if self.response is not None:
-            self.response = self.response.to(like)
+        self._bands = bands_of(plan, self.basis, response, self.asked).to(like)
+        self._noise, self._mean = self._table("noise", like), self._table("mean", like)
 
     # -- layout ---------------------------------------------------------------------------------------------------
 
     def pack(self, u: Tensor) -> Tensor:
         """Pixels `(rows, batch, k * channels, *field)` to `(frequencies, rows, k, batch * rest)`."""
         rows, batch = u.shape[:2]
-        v = self.basis.forward(u).reshape(rows, batch, self._k, self._rest, self._frequencies)
-        if self._frequencies > 1:
-            return v.permute(4, 0, 2, 1, 3).reshape(self._frequencies, rows, self._k, batch * self._rest)
-        return v.transpose(1, 2).reshape(1, rows, self._k, batch * self._rest)
+        v = self.basis.forward(u).reshape(rows, batch, self._k, self._rest, self._frequencies).transpose(1, 2)
+        return v.reshape(rows, self._k, batch * self._rest, self._frequencies).permute(3, 0, 1, 2)
 
     def unpack(self, v: Tensor) -> Tensor:
         """The other way: `(rows, batch, k * channels, *field)`."""
         rows, batch = v.shape[1], v.shape[3] // self._rest
-        v = v.reshape(self._frequencies, rows, self._k, batch, self._rest)
-        v = v.permute(1, 3, 2, 4, 0).reshape(rows, batch, *self._shape[1:])
-        return self.basis.inverse(v)
+        u = v.permute(1, 2, 3, 0).reshape(rows, self._k, batch, self._rest, self._frequencies).transpose(1, 2)
+        u = u.reshape(rows, batch, *self._shape[1:])
+        if self.basis == IDENTITY:
+            return u
+        pixels = torch.empty_like(u)
+        for some in self.parts(v):
+            pixels[some] = self.basis.inverse(u[some])
+        return pixels
+
+    def zeros(self, columns: int, like: Tensor) -> Tensor:
+        """A stack of zeros."""
+        return like.new_zeros(self.size, self._k, columns, self._frequencies).permute(3, 0, 1, 2)
+
+    def parts(self, v: Tensor) -> list[slice]:
+        """Nodes of a stack that are worked on together, so that what is made in between stays small."""
+        step = max(1, _NUMBERS * v.shape[1] // max(1, v.numel()))
+        return [slice(a, min(a + step, v.shape[1])) for a in range(0, v.shape[1], step)]
 
     def pack_rows(self, u: Tensor) -> Tensor:
         """Single states in pixels `(rows, k * channels, *field)` to `(rows, frequencies, k, rest)`."""
@@ -123,53 +116,34 @@ class System:
 
     # -- the system -----------------------------------------------------------------------------------------------
 
+    @property
+    def response(self) -> Tensor | None:
+        """`L`, `(frequencies or 1, nodes, k, k)`; `None` is 0."""
+        return self._bands.response
+
     def constant(self, noise: Callable[[int], Tensor] | None, batch: int, like: Tensor) -> Tensor:
         """`c`: the noises, asked in order, and the reference's mean."""
         plan = self.plan
-        total = like.new_zeros(self._frequencies, self.size, self._k, batch * self._rest)
-        if plan.noises and noise is not None:
-            drawn = self.pack(torch.stack([noise(k).to(like) for k in plan.noises]))
-            nodes = list(plan.noises)
-            total[:, nodes] = self._noise[:, nodes] @ drawn
+        total = self.zeros(batch * self._rest, like)
+        if self._noise is not None and noise is not None:
+            for k in plan.noises:
+                total[:, k] = times(self._noise[:, k], self.pack(noise(k).to(like)[None])[:, 0])
         mean = plan.mean_state(like.new_zeros(batch, *self._shape[1:]))
-        if mean is not None:
-            total += self._mean @ self.pack(mean[None])
+        if mean is not None and self._mean is not None:
+            total += times(self._mean, self.pack(mean[None]))
         return total
 
     def residual(self, states: Tensor, answers: Tensor, constant: Tensor, first: int = 1) -> Tensor:
-        """`A S + B D + c - S`, zero in the rows before `first`."""
-        total = constant - states
-        total[:, :first] = 0
-        for rows in self._blocks:
-            skip = max(0, first - rows.first)
-            if rows.first + skip >= rows.last:
-                continue
-            mine, seen = slice(rows.first + skip, rows.last), slice(rows.low, rows.last)
-            own = slice(skip * self._k, None)
-            moved = rows.on_state[:, own] @ self._flat(states[:, seen])
-            moved += rows.on_answer[:, own] @ self._flat(answers[:, seen])
-            total[:, mine] += moved.view_as(total[:, mine])
+        """`A S + B D + c - S`, zero in the rows before `first`; summed as in a sequential run, and so rounded."""
+        total = torch.zeros_like(states)
+        self._bands.push(states, answers, total, first)
+        total[:, first:] += constant[:, first:]
+        total[:, first:] -= states[:, first:]
         return total
 
     def correct(self, residual: Tensor, first: int = 1) -> Tensor:
         """The moves that the linear system asks for; the rows before `first` stay."""
-        moves = torch.zeros_like(residual)
-        for rows in self._blocks:
-            skip = 0 if self._ahead else max(0, first - rows.first)
-            if rows.first + skip >= rows.last:
-                continue
-            mine, own = slice(rows.first + skip, rows.last), slice(skip * self._k, None)
-            wanted = self._flat(residual[:, mine])
-            if rows.low < rows.first:
-                wanted = wanted + rows.before[:, own] @ self._flat(moves[:, rows.low : rows.first])
-            moves[:, mine] = (rows.inverse[:, own, own] @ wanted).view_as(moves[:, mine])
-        held = (first - 1) * self._k
-        if self._ahead and held > 0:  # forces on the rows before `first` that keep them where they are
-            inverse = self._blocks[0].inverse
-            force = torch.linalg.solve(inverse[:, :held, :held], self._flat(moves[:, 1:first]))
-            moves[:, 1:] -= (inverse[:, :, :held] @ force).view_as(moves[:, 1:])
-            moves[:, :first] = 0
-        return moves
+        return self._bands.solve(residual, first)
 
     def hold_end(self, moves: Tensor) -> Tensor:
         """Moves with the last state held and the first one free: from those with the first state held."""
@@ -177,39 +151,38 @@ class System:
 
     def from_end(self, last: Tensor) -> Tensor:
         """How all states move with the last one, `(frequencies, k, columns)`."""
-        moves: Tensor = self._from_start @ (torch.linalg.inv(self._last).to(last) @ last)[:, None]
-        return moves
+        all_states, end = self._from_start
+        return times(all_states, times(end, last)[:, None])
+
+    @cached_property
+    def _from_start(self) -> tuple[Tensor, Tensor]:
+        """How the linear system moves every state with the first, and the first with the last."""
+        whole = self._bands.at(None)
+        one = torch.eye(self._k, dtype=torch.float64)
+        first = one.new_zeros(self.size, self._k, self._k, self._frequencies).permute(3, 0, 1, 2)
+        first[:, 0] = one
+        wanted = torch.zeros_like(first)
+        whole.push(first, whole.respond(first), wanted, 1)
+        moves = first + whole.solve(wanted)
+        return moves.to(self._scale), torch.linalg.inv(moves[:, -1]).to(self._scale)
 
     def transposed(self, gradient: Tensor) -> Tensor:
         """The transpose of `correct`'s matrix applied: `y` with `(I - A - B L)^T y = gradient`, the start's row too."""
-        solved = gradient.clone()
-        for rows in reversed(self._blocks):
-            mine = slice(rows.first, rows.last)
-            values = rows.inverse.mT @ self._flat(solved[:, mine])
-            solved[:, mine] = values.view_as(solved[:, mine])
-            if rows.low < rows.first:
-                seen = slice(rows.low, rows.first)
-                solved[:, seen] += (rows.before.mT @ values).view_as(solved[:, seen])
-        return solved
+        return self._bands.solve_transposed(gradient)
 
     def pulled(self, cotangent: Tensor) -> tuple[Tensor, Tensor]:
         """`A^T y` and `B^T y`: what rows' cotangents say of states and of answers."""
-        states, answers = torch.zeros_like(cotangent), torch.zeros_like(cotangent)
-        for rows in self._blocks:
-            seen = slice(rows.low, rows.last)
-            mine = self._flat(cotangent[:, rows.first : rows.last])
-            states[:, seen] += (rows.on_state.mT @ mine).view_as(states[:, seen])
-            answers[:, seen] += (rows.on_answer.mT @ mine).view_as(answers[:, seen])
-        return states, answers
+        return self._bands.pull(cotangent)
 
     def noise_cotangent(self, cotangent: Tensor) -> Tensor:
         """What rows' cotangents say of the noises, stacked as `plan.noises`."""
         nodes = list(self.plan.noises)
-        return self._noise[:, nodes].mT @ cotangent[:, nodes]
+        some = cotangent[:, nodes]
+        return some if self._noise is None else times(self._noise[:, nodes].mT, some)
 
     def respond(self, moves: Tensor) -> Tensor:
         """`L delta`: how the answers are expected to move."""
-        return torch.zeros_like(moves) if self.response is None else self.response @ moves
+        return self._bands.respond(moves)
 
     def linear_start(self, start: Tensor, constant: Tensor, reference: Gaussian | None = None) -> tuple[Tensor, Tensor]:
         """States and answers of the reference itself: where all would be if the network were its posterior mean.
@@ -239,9 +212,13 @@ class System:
 
         Of the last node only the image counts: a velocity in the end is no one's.
         """
-        squares = self.by_image(moves / self._scale).square()
-        last = squares[:, -1:, :1].mean((0, 2, 4)) / self._k
-        return torch.cat([squares[:, :-1].mean((0, 2, 4)), last]).sqrt()
+        parts = [self._mean_squares(moves[:, some], self._scale[:, some]) for some in self.parts(moves)]
+        squares = torch.cat(parts)
+        squares[-1:] = self._mean_squares(moves[:, -1:, :1], self._scale[:, -1:, :1]) / self._k
+        return squares.sqrt()
+
+    def _mean_squares(self, moves: Tensor, scale: Tensor) -> Tensor:
+        return self.by_image(moves / scale).square().mean((0, 2, 4))
 
     def whitened(self, moves: Tensor) -> Tensor:
         """Moves in units of the marginals' deviations."""
@@ -269,100 +246,31 @@ class System:
 
         In root mean square over the frequencies, of which some stand for all.
         """
-        k, n = self._k, self.size
-        some = (
-            torch.linspace(
-                0, self._frequencies - 1, min(self._frequencies, _SPECTRUM, max(1, _NUMBERS // (k * n) ** 2))
-            )
-            .round()
-            .long()
-        )
-        total = torch.zeros(len(some), n * k, n * k, dtype=torch.float64)
-        for rows in self._blocks:
-            mine, seen = slice(rows.first * k, rows.last * k), slice(rows.low * k, rows.last * k)
-            before, inverse, direct = (x.cpu()[some].double() for x in (rows.before, rows.inverse, rows.on_answer))
-            wanted = torch.zeros(len(some), (rows.last - rows.first) * k, n * k, dtype=torch.float64)
-            wanted[:, :, seen] = direct
-            wanted += before @ total[:, rows.low * k : rows.first * k]
-            total[:, mine] = inverse @ wanted
-        scale = self._scale.cpu().double()[some if len(self._scale) > 1 else slice(None)].flatten(1)
-        total = (total / scale[:, :, None] * scale[:, None, :]).view(-1, n, k, n, k)[:, :, :, self.asked]
-        total = total[..., 0].square()  # answers are images, without velocity; so is what is wanted of the last state
-        total[:, -1, 1:] = 0
-        return total.sum(2).mean(0).sqrt()
+        some = torch.linspace(0, self._frequencies - 1, min(self._frequencies, _SPECTRUM)).round().long()
+        count = len(self.asked)
+        total = torch.zeros(self.size, count, dtype=torch.float64)
+        for chosen in some.split(max(1, _NUMBERS // (self.size * self._k * count))):
+            whole = self._bands.at(chosen)
+            scale = self._scale if len(self._scale) == 1 else self._scale[chosen.to(self._scale.device)]
+            scale = scale.cpu().double()
+            unit = total.new_zeros(self.size, self._k, count, len(chosen)).permute(3, 0, 1, 2)
+            answers, wanted = unit.clone(), torch.zeros_like(unit)
+            # answers are images, without velocity; so is what is wanted of the last state
+            answers[:, self.asked, 0, torch.arange(count)] = scale[:, self.asked, 0, 0]
+            whole.push(unit, answers, wanted, 1)
+            squares = (whole.solve(wanted) / scale).square()
+            squares[:, -1, 1:] = 0
+            total += squares.sum((0, 2))
+        return (total / len(some)).sqrt()
 
     # -- construction -----------------------------------------------------------------------------------------------
 
-    def _flat(self, v: Tensor) -> Tensor:
-        return v.reshape(v.shape[0], v.shape[1] * v.shape[2], v.shape[3])
-
-    def _ranges(self) -> list[tuple[int, int]]:
-        if self._ahead:
-            return [(1, self.size)]
-        size = max(8, _NUMBERS // (self._frequencies * self._k**2 * self.size))
-        return [(a, min(a + size, self.size)) for a in range(1, self.size, size)]
-
-    def _rows(self, first: int, last: int, like: Tensor) -> _Rows:
-        nodes = self.plan.nodes
-        terms = [(n, r, o) for n in range(first, last) for r, o in nodes[n].terms.items()
-                 if r.kind in ("state", "answer")]  # fmt: skip
-        low = min([first, *(r.node for _, r, _ in terms)])
-        k, f = self._k, self._frequencies
-        arrays = {kind: torch.zeros(f, last - first, last - low, k, k, dtype=torch.float64)
-                  for kind in ("state", "answer")}  # fmt: skip
-        for kind, array in arrays.items():
-            chosen = [(n, r, o) for n, r, o in terms if r.kind == kind]
-            if chosen:
-                at = [n - first for n, _, _ in chosen], [r.node - low for _, r, _ in chosen]
-                array[:, at[0], at[1]] = torch.stack([self._full(o) for _, _, o in chosen], 1)
-        on_state, on_answer = arrays["state"], arrays["answer"]
-        linear = on_state if self.response is None else on_state + on_answer @ self.response[:, None, low:last]
-        flat = [a.transpose(2, 3).reshape(f, (last - first) * k, -1) for a in (on_state, on_answer, linear)]
-        within = (first - low) * k
-        matrix = torch.eye((last - first) * k, dtype=torch.float64) - flat[2][:, :, within:]
-        if not self._ahead:  # ones on the diagonal, as no state is made of itself
-            one = torch.eye(matrix.shape[-1], dtype=torch.float64)
-            inverse = torch.linalg.solve_triangular(matrix, one, upper=False, unitriangular=True)
-        else:
-            try:
-                inverse = torch.linalg.inv(matrix)
-            except RuntimeError:
-                raise PushforwardError(
-                    f"The plan of {self.plan.solver!r} cannot be solved for all states at once with this response."
-                ) from None
-        parts = (flat[0], flat[1], flat[2][:, :, :within], inverse)
-        return _Rows(first, last, low, *(part.to(like) for part in parts))
-
-    def _full(self, operator: Operator) -> Tensor:
-        """One coefficient at every frequency, `(frequencies, k, k)`."""
-        return _packed(operator.lift(self.basis)).expand(self._frequencies, -1, -1)
-
-    def _stacked(self, kind: str, like: Tensor) -> Tensor:
-        total = torch.zeros(self._frequencies, self.size, self._k, self._k, dtype=torch.float64)
-        for n, node in enumerate(self.plan.nodes):
-            operator = node.terms.get(Register(kind, n if kind == "noise" else 0))  # type: ignore[arg-type]
-            if operator is not None:
-                total[:, n] = _packed(operator.lift(self.basis))
-        return total.to(like)
-
-    def _propagated(self) -> Tensor:
-        """How the linear system moves every state with the first, `(frequencies, nodes, k, k)`, float64."""
-        k, f = self._k, self._frequencies
-        total = torch.zeros(f, self.size, k, k, dtype=torch.float64)
-        total[:, 0] = torch.eye(k, dtype=torch.float64)
-        for rows in self._blocks:
-            if rows.low < rows.first:
-                wanted = rows.before.to(total) @ total[:, rows.low : rows.first].reshape(f, -1, k)
-                total[:, rows.first : rows.last] = (rows.inverse.to(total) @ wanted).view(f, -1, k, k)
-        return total
-
-
-def _packed(operator: Operator) -> Tensor:
-    """Coefficients `(*batch, *frequencies, k, k)` as `(frequencies, *batch, k, k)`."""
-    c = operator.coefficients
-    batch = operator.batch_shape
-    flat = c.reshape(*batch, -1, *c.shape[-2:])
-    return flat.movedim(len(batch), 0)
+    def _table(self, kind: Literal["noise", "mean"], like: Tensor) -> Tensor | None:
+        """Coefficients of the noises or of the mean, `(frequencies or 1, nodes, k, k)`, if there are any."""
+        found = {n: node.terms.get(Register(kind, n if kind == "noise" else 0))
+                 for n, node in enumerate(self.plan.nodes)}  # fmt: skip
+        operators = {n: operator for n, operator in found.items() if operator is not None}
+        return stacked(operators, self.size, self.basis).to(like) if operators else None
 
 
 def _deviations(plan: Plan) -> Operator:

@@ -1,0 +1,329 @@
+r"""The matrices of a plan's linear system, `A`, `B` and `I - A - B L`, by their diagonals.
+
+A stack of states has the shape `(frequencies, nodes, k, columns)`. In memory the nodes come first and the frequencies
+last, so that a node's state is one piece and every product with a coefficient for each frequency runs along it.
+
+How `(I - A - B L) x = r` is solved depends on the matrix:
+
+- An explicit plan's is lower triangular: node after node, as the plan itself is run, with the answers' response in the
+  place of the network.
+- Where all frequencies share one matrix, rows are taken in blocks whose inverses are known: few large products are
+  faster than many small ones.
+- An implicit plan's is one block, inverted for each frequency.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pushforward.errors import PushforwardError
+from pushforward.linear import Basis, Operator
+from pushforward.plan import Plan
+
+_BLOCK = 32  # rows inverted together
+
+
+@dataclass(frozen=True, eq=False)
+class Band:
+    """One column of the blocks on one diagonal: how rows `first … last - 1` take in the nodes `back` before them.
+
+    Args:
+        kind: whether it multiplies states or answers.
+        back: how many nodes before each row; not above 0 where the plan refers ahead.
+        first: the first row.
+        column: of the blocks.
+        values: `(frequencies or 1, rows, k, 1)`.
+    """
+
+    kind: Literal["state", "answer"]
+    back: int
+    first: int
+    column: int
+    values: Tensor
+
+    @property
+    def last(self) -> int:
+        """The row after the last."""
+        return self.first + self.values.shape[1]
+
+    def rows(self, first: int, last: int) -> Band:
+        """Cut it to the rows `first … last - 1`; it has none left if `last` is not above `first`."""
+        first, last = max(first, self.first), min(last, self.last)
+        return replace(self, first=first, values=self.values[:, first - self.first : max(first, last) - self.first])
+
+    def seen(self, stack: Tensor) -> Tensor:
+        """What its rows take in of a stack, a view `(frequencies, rows, 1, columns)`."""
+        column = slice(self.column, self.column + 1)
+        return stack[:, self.first - self.back : self.last - self.back, column]
+
+    def push(self, stack: Tensor, into: Tensor) -> None:
+        """Add its product with a stack to its rows of another."""
+        into[:, self.first : self.last].addcmul_(self.values, self.seen(stack))
+
+    def pull(self, stack: Tensor, into: Tensor) -> None:
+        """Add its transpose's product with its rows of a stack to another."""
+        mine, seen = stack[:, self.first : self.last], self.seen(into)
+        for row in range(mine.shape[2]):
+            seen.addcmul_(self.values[:, :, row : row + 1], mine[:, :, row : row + 1])
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Rows `first … last - 1` of the matrix, which refer to columns `low … last - 1`, with their inverse.
+
+    Args:
+        first: the first row.
+        last: the row after the last.
+        low: the first column that is not 0.
+        before: `A + B L` for the columns before `first`.
+        inverse: of `I - A - B L` within the rows.
+    """
+
+    first: int
+    last: int
+    low: int
+    before: Tensor
+    inverse: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Bands:
+    """`A` and `B` by their diagonals, and `L`.
+
+    Args:
+        size: number of nodes.
+        bands: of `A` and `B`.
+        response: `L`, `(frequencies or 1, nodes, k, k)`; `None` is 0.
+        implicit: whether rows refer to themselves or to later ones.
+        blocks: all rows from the first on, where they are solved for in blocks; of an implicit plan one.
+    """
+
+    size: int
+    bands: tuple[Band, ...]
+    response: Tensor | None
+    implicit: bool
+    blocks: tuple[_Block, ...] = ()
+
+    def at(self, frequencies: Tensor | None) -> Bands:
+        """The matrices of some frequencies (by default of all), in float64 on the CPU."""
+
+        def some(values: Tensor) -> Tensor:
+            chosen = values if frequencies is None or len(values) == 1 else values[frequencies.to(values.device)]
+            return chosen.to("cpu", torch.float64)
+
+        return self._mapped(some)
+
+    def to(self, like: Tensor) -> Bands:
+        """All in the dtype and on the device of a tensor."""
+        return self._mapped(lambda values: values.to(like))
+
+    def _mapped(self, function: Callable[[Tensor], Tensor]) -> Bands:
+        return replace(
+            self,
+            bands=tuple(replace(band, values=function(band.values)) for band in self.bands),
+            response=None if self.response is None else function(self.response),
+            blocks=tuple(replace(b, before=function(b.before), inverse=function(b.inverse)) for b in self.blocks),
+        )
+
+    def respond(self, moves: Tensor) -> Tensor:
+        """`L delta`: how the answers are expected to move."""
+        return torch.zeros_like(moves) if self.response is None else times(self.response, moves)
+
+    def push(self, states: Tensor, answers: Tensor, into: Tensor, first: int) -> None:
+        """Add `A S + B D` in the rows from `first` on."""
+        for band in self.bands:
+            cut = band.rows(first, self.size)
+            if cut.last > cut.first:
+                cut.push(states if cut.kind == "state" else answers, into)
+
+    def pull(self, cotangents: Tensor) -> tuple[Tensor, Tensor]:
+        """`A^T y` and `B^T y`."""
+        states, answers = torch.zeros_like(cotangents), torch.zeros_like(cotangents)
+        for band in self.bands:
+            band.pull(cotangents, states if band.kind == "state" else answers)
+        return states, answers
+
+    def solve(self, wanted: Tensor, first: int = 1) -> Tensor:
+        """`x` with `(I - A - B L) x = wanted` in the rows from `first` on, and 0 before."""
+        if self.blocks:
+            return self._solved_by_blocks(wanted, first)
+        moves = wanted.clone()
+        moves[:, :first] = 0
+        answers: dict[int, Tensor] = {}
+        for n in range(first, self.size):
+            mine = moves[:, n]
+            for kind, node, column, values in self._rows[n]:
+                if node >= first:
+                    source = moves[:, node] if kind == "state" else answers[node]
+                    mine.addcmul_(values, source[:, column : column + 1])
+            if n in self._answered:
+                answers[n] = times(self.response[:, n], mine)  # type: ignore[index]
+                answers.pop(n - self._reach, None)
+        return moves
+
+    def solve_transposed(self, gradient: Tensor) -> Tensor:
+        """`y` with `(I - A - B L)^T y = gradient`, the first node's row too."""
+        solved = gradient.clone()
+        if self.blocks:
+            for block in reversed(self.blocks):
+                mine = slice(block.first, block.last)
+                values = block.inverse.mT @ _flat(solved[:, mine])
+                solved[:, mine] = values.view_as(solved[:, mine])
+                if block.low < block.first:
+                    seen = slice(block.low, block.first)
+                    solved[:, seen] += (block.before.mT @ values).view_as(solved[:, seen])
+            return solved
+        answers: dict[int, Tensor] = {}
+        for n in reversed(range(self.size)):
+            own = solved[:, n]
+            if n in answers:
+                own += times(self.response[:, n].mT, answers.pop(n))  # type: ignore[index]
+            for kind, node, column, values in self._rows[n]:
+                if kind == "answer" and node not in answers:
+                    answers[node] = torch.zeros_like(own)
+                into = (solved[:, node] if kind == "state" else answers[node])[:, column : column + 1]
+                for row in range(own.shape[1]):
+                    into.addcmul_(values[:, row : row + 1], own[:, row : row + 1])
+        return solved
+
+    # -- node after node --------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _rows(self) -> list[list[tuple[str, int, int, Tensor]]]:
+        """What each row takes in: kind, node, column of the block and values `(frequencies or 1, k, 1)`."""
+        rows: list[list[tuple[str, int, int, Tensor]]] = [[] for _ in range(self.size)]
+        for band in self.bands:
+            if band.kind == "state" or self.response is not None:
+                some = (band.values != 0).any(3).any(2).any(0).tolist()
+                for n, used in enumerate(some, band.first):
+                    if used:
+                        rows[n].append((band.kind, n - band.back, band.column, band.values[:, n - band.first]))
+        return rows
+
+    @cached_property
+    def _answered(self) -> set[int]:
+        """Nodes whose answers other rows take in, and are expected to move."""
+        return {node for row in self._rows for kind, node, _, _ in row if kind == "answer"}
+
+    @cached_property
+    def _reach(self) -> int:
+        """How far back rows take in answers."""
+        return max((n - node for n, row in enumerate(self._rows) for kind, node, _, _ in row if kind == "answer"),
+                   default=0)  # fmt: skip
+
+    # -- block after block ------------------------------------------------------------------------------------------
+
+    def _solved_by_blocks(self, wanted: Tensor, first: int) -> Tensor:
+        moves = torch.zeros_like(wanted)
+        k = wanted.shape[2]
+        for block in self.blocks:
+            skip = 0 if self.implicit else max(0, first - block.first)
+            if block.first + skip >= block.last:
+                continue
+            mine, own = slice(block.first + skip, block.last), slice(skip * k, None)
+            asked = _flat(wanted[:, mine])
+            if block.low < block.first:
+                asked = asked + block.before[:, own] @ _flat(moves[:, block.low : block.first])
+            moves[:, mine] = (block.inverse[:, own, own] @ asked).view_as(moves[:, mine])
+        held = (first - 1) * k
+        if self.implicit and held > 0:  # forces on the rows before `first` that keep them where they are
+            inverse = self.blocks[0].inverse
+            force = torch.linalg.solve(inverse[:, :held, :held], _flat(moves[:, 1:first]))
+            moves[:, 1:] -= (inverse[:, :, :held] @ force).view_as(moves[:, 1:])
+            moves[:, :first] = 0
+        return moves
+
+
+def _blocks(bands: Bands) -> tuple[_Block, ...]:
+    """Blocks of rows with their inverses, where that is the way; `RuntimeError` if the matrix is singular."""
+    tables = [band.values for band in bands.bands] + ([] if bands.response is None else [bands.response])
+    if not tables or not (bands.implicit or all(len(values) == 1 for values in tables)):
+        return ()
+    size = bands.size if bands.implicit else _BLOCK
+    return tuple(_block(bands, first, min(first + size, bands.size)) for first in range(1, bands.size, size))
+
+
+def _block(whole: Bands, first: int, last: int) -> _Block:
+    bands = [cut for cut in (band.rows(first, last) for band in whole.bands) if cut.last > cut.first]
+    low = min([first, *(band.first - band.back for band in bands)])
+    tables = [band.values for band in bands] + ([] if whole.response is None else [whole.response])
+    f, k = max(len(values) for values in tables), tables[0].shape[2]
+    linear = torch.zeros(f, last - first, last - low, k, k, dtype=torch.float64)
+    for band in bands:
+        rows = torch.arange(band.first, band.last)
+        mine, seen, column = rows - first, rows - band.back - low, slice(band.column, band.column + 1)
+        if band.kind == "state":
+            linear[:, mine, seen, :, column] += band.values
+        elif whole.response is not None:
+            linear[:, mine, seen] += band.values * whole.response[:, rows - band.back, column]
+    flat = linear.transpose(2, 3).reshape(f, (last - first) * k, -1)
+    within = (first - low) * k
+    one = torch.eye((last - first) * k, dtype=torch.float64)
+    matrix = one - flat[:, :, within:]
+    if whole.implicit:
+        inverse = torch.linalg.inv(matrix)
+    else:  # ones on the diagonal, as no state is made of itself
+        inverse = torch.linalg.solve_triangular(matrix, one, upper=False, unitriangular=True)
+    return _Block(first, last, low, flat[:, :, :within], inverse)
+
+
+def bands_of(plan: Plan, basis: Basis, response: Operator | None, asked: list[int]) -> Bands:
+    """Read `A` and `B` off a plan, with the response of the nodes that ask, in float64.
+
+    Raises:
+        PushforwardError: an implicit plan's equations have no solution with this response.
+    """
+    diagonals: dict[tuple[Literal["state", "answer"], int], dict[int, Operator]] = {}
+    for n, node in enumerate(plan.nodes):
+        for register, operator in node.terms.items():
+            if register.kind == "state" or register.kind == "answer":
+                diagonals.setdefault((register.kind, n - register.node), {})[n] = operator
+    bands = []
+    for (kind, back), operators in diagonals.items():
+        first, last = min(operators), max(operators) + 1
+        values = stacked({n - first: operator for n, operator in operators.items()}, last - first, basis)
+        bands += [Band(kind, back, first, column, values[..., column : column + 1])
+                  for column in range(plan.process.blocks) if bool(values[..., column].any())]  # fmt: skip
+    expected = None
+    if response is not None:
+        expected = stacked({n: response[i] for i, n in enumerate(asked)}, len(plan.nodes), basis)
+    whole = Bands(len(plan.nodes), tuple(bands), expected, plan.implicit)
+    try:
+        return replace(whole, blocks=_blocks(whole))
+    except RuntimeError:
+        raise PushforwardError(
+            f"The plan of {plan.solver!r} cannot be solved for all states at once with this response."
+        ) from None
+
+
+def stacked(operators: Mapping[int, Operator], size: int, basis: Basis) -> Tensor:
+    """Operators at some of `size` places, `(frequencies or 1, size, k, k)`, 0 elsewhere; float64."""
+    packed = {n: _packed(operator.lift(basis)) for n, operator in operators.items()}
+    frequencies, k = max(len(c) for c in packed.values()), next(iter(packed.values())).shape[-1]
+    total = torch.zeros(size, k, k, frequencies, dtype=torch.float64).permute(3, 0, 1, 2)
+    for n, coefficients in packed.items():
+        total[:, n] = coefficients
+    return total
+
+
+def times(operators: Tensor, stack: Tensor) -> Tensor:
+    """Products of blocks `(frequencies or 1, *nodes, k, k)` with a stack `(frequencies, *nodes, k, columns)`."""
+    total = operators[..., :1] * stack[..., :1, :]
+    for column in range(1, stack.shape[-2]):
+        total.addcmul_(operators[..., column : column + 1], stack[..., column : column + 1, :])
+    return total
+
+
+def _packed(operator: Operator) -> Tensor:
+    """Coefficients of one operator as `(frequencies or 1, k, k)`."""
+    return operator.coefficients.reshape(-1, *operator.coefficients.shape[-2:])
+
+
+def _flat(v: Tensor) -> Tensor:
+    return v.reshape(v.shape[0], v.shape[1] * v.shape[2], v.shape[3])
