@@ -45,7 +45,7 @@ from pushforward.plan import Plan
 
 Response = Literal["gaussian", "noise", "data"]
 
-MIXING = Mixing()
+MIXING = Mixing(shrink=0.8)
 FAR = 100.0  # deviations from zero at which a reference's path is no path of images
 
 
