@@ -133,9 +133,7 @@ def sample(
     diffusion = diffusion.given(labels, guidance)
     parallel = parallel or spec.parallel or ("preconditioned" if spec.rounds else None)
     if parallel == "auto" and spec.rounds:
-        raise PushforwardError(
-            "--parallel auto decides whether to take steps at once, and --rounds says so: give one."
-        )
+        raise PushforwardError("--parallel auto decides whether to take steps at once, and --rounds says so: give one.")
     given = {"--tolerance": tolerance, "--window": window, "--max-rows": max_rows, "--check": check or None}
     _check_at_once(plan, parallel, [name for name, value in given.items() if value is not None])
     way = Parallel(tolerance=spec.within if tolerance is None else tolerance, window=window, max_rows=max_rows,

@@ -34,18 +34,15 @@ class Mixing:
         ridge: regularisation of the least squares.
         relative: `ridge` is relative to the mean square of the moves' differences; else it penalises the squares of
             the combination's weights, which sum to 1, in absolute terms.
-        below: mix only from moves below this on (in units of the marginals' deviation); before, where moves are large,
-            what past rounds say is far from linear.
         shrink: use the rounds since which the greatest move up to a step has shrunk below this part of the last
-            round's, every time; by default all of the `history`.
+            round's, every time; `None`: all of the `history`.
     """
 
     over: Literal["triangular", "joint", "step"] = "triangular"
     history: int = 4
     ridge: float = 1e-6
     relative: bool = True
-    below: float | None = 0.3
-    shrink: float | None = None
+    shrink: float | None = 0.8
 
     def __post_init__(self) -> None:
         if self.history < 1 or not self.ridge > 0:
@@ -105,8 +102,6 @@ def anderson_step(
         right = right + mixing.ridge * to_weights[-1]
     gamma = torch.linalg.solve(gram, right[..., None])[..., 0]
     usable = gamma.isfinite().all(-1, keepdim=True) & free[..., None]
-    if mixing.below is not None:
-        usable = usable & (sizes.amax(0) < mixing.below)[:, None]
     gamma = torch.where(usable, gamma, 0.0).to(moves)
     total, unexplained = (
         moves - torch.einsum("afnkbr,nba->fnkbr", d, gamma).reshape(moves.shape) for d in (d_total, d_moves)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pushforward.errors import PushforwardError
 
-NODES = 2  # for every round
+LEAST, EACH, MORE = 12, 2, 2  # calls: no fewer than the first, else so many for every round and some more
 
 
 def nodes_in(rounds: int, evaluations: int | None = None) -> int:
@@ -19,7 +19,7 @@ def nodes_in(rounds: int, evaluations: int | None = None) -> int:
         rounds: batched network calls, one after another.
         evaluations: network evaluations of an image, at most; by default as many as it takes.
     """
-    best = max(rounds + 1, NODES * rounds)
+    best = max(LEAST, EACH * rounds + MORE)
     if evaluations is None:
         return best
     afforded = max(n for n in range(best + 1) if spent(n, rounds) <= evaluations)

@@ -46,7 +46,7 @@ from pushforward.plan import Plan
 
 Response = Literal["gaussian", "noise", "data"]
 
-MIXING = Mixing(shrink=0.8)
+MIXING = Mixing()
 FAR = 100.0  # deviations from zero at which a reference's path is no path of images
 
 
@@ -111,10 +111,10 @@ PARALLEL_METHODS: dict[str, Parallel] = {
     "plain": Parallel(mixing=None),
     "picard": Parallel(response="noise", mixing=None, start="copies"),
     "anderson": Parallel(
-        response="noise", mixing=Mixing("step", history=5, ridge=1e-3, relative=False, below=None), start="copies"
+        response="noise", mixing=Mixing("step", history=5, ridge=1e-3, relative=False, shrink=None), start="copies"
     ),
-    "joint": Parallel(response="noise", mixing=Mixing("joint", history=5, below=None), start="copies"),
-    "triangular": Parallel(response="noise", mixing=Mixing("triangular", history=4, below=None), start="copies"),
+    "joint": Parallel(response="noise", mixing=Mixing("joint", history=5, shrink=None), start="copies"),
+    "triangular": Parallel(response="noise", mixing=Mixing("triangular", history=4, shrink=None), start="copies"),
 }
 
 

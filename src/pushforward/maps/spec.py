@@ -85,7 +85,7 @@ class SamplerSpec:
                "max_evaluations": self.max_evaluations}  # fmt: skip
         if self.start != 1:
             own["start"] = self.start
-        if self.parallel is not None or self.within != _WITHIN:
+        if self.parallel is not None or self.rounds is not None or self.within != _WITHIN:
             own["within"] = self.within
         words = {**self.settings, **{key: value for key, value in own.items() if value is not None}}
         return ":".join([self.solver, *(f"{key}={value}" for key, value in words.items())])
