@@ -288,7 +288,7 @@ def used(problem: Problem, exact: Tensor, tolerance: float = 1e-3) -> dict[str, 
 def method_of(name: str) -> Parallel:
     """Ours or a peer's."""
     if name == "triangular-2":
-        return replace(PARALLEL_METHODS["triangular"], mixing=Mixing("triangular", history=2, below=None))
+        return replace(PARALLEL_METHODS["triangular"], mixing=Mixing("triangular", history=2, shrink=None))
     return PARALLEL_METHODS[name]
 
 

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from pushforward.errors import PushforwardError
 from pushforward.linear import VP, Langevin
 from pushforward.maps.diffusion import Diffusion
 from pushforward.model import save_model, zoo
@@ -144,6 +145,28 @@ def test_parallel_alone_is_the_best_method(folder, tmp_path, monkeypatch, rest):
     assert json.loads((tmp_path / "report.json").read_text())["parallel"] == "preconditioned"
     result = invoke("sample", folder, *TOGETHER, "--json", "report.json", "--parallel", "plain", *rest)
     assert json.loads((tmp_path / "report.json").read_text())["parallel"] == "plain"
+
+
+@pytest.mark.parametrize(("bound", "steps"), [([], 12), (["--max-evaluations", 21], 8), (["--steps", 6], 6)])
+def test_rounds_choose_steps_and_their_error_is_measured(folder, tmp_path, bound, steps):
+    """With 3 rounds, which may leave any error: none is an error of the command."""
+    report = tmp_path / "report.json"
+    result = invoke("sample", folder, "--rounds", 3, *bound, "--count", 2, "--check", "--out", tmp_path / "x.png", "-q",
+                    "--json", report)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    found = json.loads(report.read_text())
+    assert (found["steps"], found["parallel"]) == (steps, "preconditioned")
+    assert found["rounds"] <= 3
+    assert "median" in found["relative_error"]
+
+
+@pytest.mark.parametrize(
+    "rest", [["--rounds", 3, "--parallel", "auto"], ["--max-evaluations", 9], ["--rounds", 3, "--solver", "rk45"]]
+)
+def test_senseless_budgets_are_refused(folder, tmp_path, rest):
+    result = invoke("sample", folder, "--count", 1, "--out", tmp_path / "x.png", "-q", *rest)
+    assert isinstance(result.exception, PushforwardError)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_check_runs_step_by_step_whichever_way_the_solver_names(folder, tmp_path, monkeypatch):

@@ -207,7 +207,7 @@ def test_row_after_row_finds_the_codes_of_all_at_once(process):
     end = run(
         plan, denoiser, root(process, plan.times[:1], Gaussian(0.5))[0](normal(3, process.blocks, *FIELD, seed=3))
     )
-    method = Parallel(tolerance=1e-8, mixing=Mixing(history=5, below=None), max_rounds=100)
+    method = Parallel(tolerance=1e-8, mixing=Mixing(history=5, shrink=None), max_rounds=100)
     rows, together = (invert(plan, denoiser, end, method=method, sequential=way) for way in (True, False))
     assert float(rows.residual.max()) <= 1e-8
     torch.testing.assert_close(rows.first, together.first, rtol=0, atol=1e-6)

@@ -63,6 +63,17 @@ def sample(
             "anderson, joint or triangular; auto runs them so only if that is faster here.",
         ),
     ] = None,
+    rounds: Annotated[
+        int | None,
+        typer.Option(
+            help="Make the best image in this many rounds of batched network calls, all steps at once; --steps is then "
+            "chosen, if it is not given.",
+            min=1,
+        ),
+    ] = None,
+    max_evaluations: Annotated[
+        int | None, typer.Option(help="Spend at most this many network evaluations an image on --rounds.", min=1)
+    ] = None,
     tolerance: Annotated[
         float | None, typer.Option(help="Allow this relative error in an image with --parallel; 0.001 by default.")
     ] = None,
@@ -76,7 +87,9 @@ def sample(
     check: Annotated[
         bool,
         typer.Option(
-            "--check", help="Run step by step as well and report the difference; fail if it is above --tolerance."
+            "--check",
+            help="Run step by step as well and report the difference; without --rounds, fail if it is above "
+            "--tolerance.",
         ),
     ] = False,
     out: Annotated[Path, typer.Option(help="Write one picture of all images here (.png, .jpg, .webp).")] = Path(
@@ -100,6 +113,7 @@ def sample(
     pushforward sample ./my-diffusers-folder --solver unipc --steps 10 --json report.json
     pushforward sample fashion-vp --solver rk45 --count 8        # adaptive steps, the slow reference
     pushforward sample fashion-vp --solver ddim --steps 100 --count 4 --parallel --check
+    pushforward sample fashion-vp --rounds 5 --count 4           # the best images in 5 rounds
     """
     check_suffix(out, picture_suffixes())
     if animate is not None:
@@ -107,7 +121,7 @@ def sample(
     check_outputs({"--out": out, "--animate": animate, "--json": reports.json}, {"--each": each})
     main = join(place.device)  # under torchrun, every rank works and the first one writes
     reports = replace(reports, quiet=reports.quiet or not main)
-    spec = sampler.spec
+    spec = sampler.within(rounds, max_evaluations)
     if parallel is not None and spec.parallel not in (None, parallel):
         raise PushforwardError(f"The solver says parallel={spec.parallel}, and --parallel {parallel}: give it once.")
     network = open_model(model, place, condition.negative, **pipeline.asked)
@@ -117,10 +131,13 @@ def sample(
     labels = _labels(network, condition, count, reports)
     guidance = condition.weight(network)
     diffusion = diffusion.given(labels, guidance)
-    parallel = parallel or spec.parallel
+    parallel = parallel or spec.parallel or ("preconditioned" if spec.rounds else None)
+    if parallel == "auto" and spec.rounds:
+        raise PushforwardError("--parallel auto decides whether to take steps at once, and --rounds says so: give one.")
     given = {"--tolerance": tolerance, "--window": window, "--max-rows": max_rows, "--check": check or None}
     _check_at_once(plan, parallel, [name for name, value in given.items() if value is not None])
-    way = Parallel(tolerance=spec.within if tolerance is None else tolerance, window=window, max_rows=max_rows)
+    way = Parallel(tolerance=spec.within if tolerance is None else tolerance, window=window, max_rows=max_rows,
+                   rounds=spec.rounds, max_evaluations=spec.max_evaluations)  # fmt: skip
     method, reason = _method(diffusion, parallel, way, min(batch, count))
     asked = {"seed": seed, "batch": batch}
     frames: list[Image.Image] = []
@@ -146,7 +163,7 @@ def sample(
         measured["speedup"] = (time.perf_counter() - started) / measured["seconds"]
         errors = _relative_errors(images, expected)
         measured["relative_error"] = {"median": errors.median().item(), "worst": errors.max().item()}
-        over = int((~(errors <= method.tolerance)).sum())
+        over = int((~(errors <= method.tolerance)).sum()) if method.rounds is None else 0
     if not main:
         return
     title = f"{network.name}: {spec.solver}, {measured['nfe']:.0f} network calls per image, seed {seed}"
@@ -274,7 +291,7 @@ def _method(
             f"Unknown way {name!r} to take all steps at once; known are auto, {', '.join(PARALLEL_METHODS)}."
         )
     known = PARALLEL_METHODS[name]
-    return replace(known, tolerance=way.tolerance, window=way.window, max_rows=way.max_rows), None
+    return replace(way, response=known.response, mixing=known.mixing, start=known.start), None
 
 
 # -- what is written ---------------------------------------------------------------------------------------------------
@@ -284,7 +301,9 @@ def _summary(out: Path, count: int, measured: dict[str, Any], method: Parallel |
     text = f"{out}: {count} images, {measured['nfe']:.0f} network evaluations each"
     if "residual" in measured:
         text += f" in {measured['rounds']} rounds, error estimated at {measured['residual']:.1e} at most"
-        if method is not None and not measured["residual"] <= method.tolerance:
+        if method is not None and method.rounds is not None:
+            text += " against the same steps one by one"
+        elif method is not None and not measured["residual"] <= method.tolerance:
             text += f" (above the tolerance of {method.tolerance:g}: their precision may not allow it)"
     if measured.get("diverged"):
         text += f" ({measured['diverged']} diverged and were run step by step)"

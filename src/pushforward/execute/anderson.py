@@ -13,6 +13,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,15 +34,15 @@ class Mixing:
         ridge: regularisation of the least squares.
         relative: `ridge` is relative to the mean square of the moves' differences; else it penalises the squares of
             the combination's weights, which sum to 1, in absolute terms.
-        below: mix only from moves below this on (in units of the marginals' deviation); before, where moves are large,
-            what past rounds say is far from linear.
+        shrink: use the rounds since which the greatest move up to a step has shrunk below this part of the last
+            round's, every time; `None`: all of the `history`.
     """
 
     over: Literal["triangular", "joint", "step"] = "triangular"
     history: int = 4
     ridge: float = 1e-6
     relative: bool = True
-    below: float | None = 0.3
+    shrink: float | None = 0.8
 
     def __post_init__(self) -> None:
         if self.history < 1 or not self.ridge > 0:
@@ -55,7 +56,7 @@ def anderson_step(
     states: Tensor,
     moves: Tensor,
     sizes: Tensor,
-    history: list[tuple[Tensor, Tensor]],
+    history: list[tuple[Tensor, Tensor, Tensor]],
     mixing: Mixing,
     free: Tensor,
     *,
@@ -68,12 +69,12 @@ def anderson_step(
         states: of this round, before the moves.
         moves: of this round.
         sizes: sizes of the moves, `(nodes, batch)`.
-        history: states and moves of past rounds.
+        history: states, moves and their sizes of past rounds.
         mixing: how.
         free: nodes that are not settled yet, `(nodes, batch)`; the others keep their moves, and count for nothing.
         backwards: steps depend on the later ones, not on those before.
     """
-    history.append((states, moves))
+    history.append((states, moves, sizes))
     del history[: -mixing.history - 1]
     if len(history) < 2:
         return moves, moves
@@ -87,6 +88,9 @@ def anderson_step(
     gram, right = gram * free[..., None, None], right * free[..., None]
     gram, right = (_over(mixing.over, x, backwards=backwards) for x in (gram, right))
     many = len(flat)
+    if mixing.shrink is not None:
+        kept = _shrinking([x[2] * free for x in history], mixing.shrink, backwards=backwards).to(gram)
+        gram, right = gram * kept[..., None, :] * kept[..., None], right * kept
     if mixing.relative:
         size = gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
         gram = gram + (mixing.ridge * size + 1e-30) * torch.eye(many).to(gram)
@@ -98,13 +102,19 @@ def anderson_step(
         right = right + mixing.ridge * to_weights[-1]
     gamma = torch.linalg.solve(gram, right[..., None])[..., 0]
     usable = gamma.isfinite().all(-1, keepdim=True) & free[..., None]
-    if mixing.below is not None:
-        usable = usable & (sizes.amax(0) < mixing.below)[:, None]
     gamma = torch.where(usable, gamma, 0.0).to(moves)
     total, unexplained = (
         moves - torch.einsum("afnkbr,nba->fnkbr", d, gamma).reshape(moves.shape) for d in (d_total, d_moves)
     )
     return total, unexplained
+
+
+def _shrinking(sizes: Sequence[Tensor], shrink: float, *, backwards: bool) -> Tensor:
+    """Differences of rounds in and since which the moves up to a node shrank, `(nodes, batch, many)`."""
+    each = torch.stack(list(sizes))
+    greatest = each.flip(1).cummax(1).values.flip(1) if backwards else each.cummax(1).values
+    shrank = greatest[1:] < shrink * greatest[:-1]
+    return shrank.flip(0).cumprod(0).flip(0).movedim(0, -1)
 
 
 def _over(which: Literal["triangular", "joint", "step"], per_node: Tensor, *, backwards: bool) -> Tensor:

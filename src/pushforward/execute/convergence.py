@@ -65,7 +65,7 @@ class Convergence:
         stale: rounds since that was much smaller.
         rounds: so far.
         shrinking: sizes of the moves of all rounds, for the fixed point to read rates from.
-        history: values and moves of the last rounds, for mixing.
+        history: values, moves and sizes of the last rounds, for mixing.
     """
 
     rank: Tensor
@@ -82,7 +82,7 @@ class Convergence:
     stale: Tensor
     rounds: int = 0
     shrinking: list[Tensor] = field(default_factory=list)
-    history: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    history: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
 
     @classmethod
     def begin(cls, rank: Tensor, active: Tensor, like: Tensor, *, whole: bool, window: int | None) -> Convergence:

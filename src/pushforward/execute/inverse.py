@@ -37,7 +37,7 @@ from pushforward.execute.sequential import Progress, check_start, run
 from pushforward.linear import Gaussian, Operator, root
 from pushforward.plan import Plan
 
-INVERSE = Parallel(tolerance=1e-4, mixing=Mixing(history=5, below=None), max_rounds=40)
+INVERSE = Parallel(tolerance=1e-4, mixing=Mixing(history=5, shrink=None), max_rounds=40)
 TIGHTER = (0.1, 0.02, 0.003)  # errors estimated, of running the plan or of a row, in parts of the tolerance, in turn
 MORE = 4  # rounds before the plan is run again, of an image that goes on
 LESS = 0.5  # an image goes on as long as its error falls to less than this part of what it was; else it is rounding

@@ -35,6 +35,7 @@ from torch import Tensor
 from pushforward.denoiser import Ask, Denoiser
 from pushforward.errors import PushforwardError
 from pushforward.execute.anderson import Mixing
+from pushforward.execute.budget import window_in
 from pushforward.execute.convergence import Convergence, converge
 from pushforward.execute.remainder import roundoff
 from pushforward.execute.sequential import Noise, check_start, run
@@ -65,6 +66,9 @@ class Parallel:
         max_rows: most states in one network call; a round may take several. All by default.
         max_rounds: stop there even if the tolerance is not met; by default the plan's calls, which suffice for explicit
             plans. An implicit plan may take more, and must meet the tolerance within 200.
+        rounds: the best image in this many rounds is wanted, to whatever error. A solver of which no steps are said
+            then makes as many calls as serve that best (see `execute.budget`).
+        max_evaluations: most network evaluations of an image in these `rounds`; as many as they take by default.
     """
 
     tolerance: float = 1e-3
@@ -75,14 +79,31 @@ class Parallel:
     window: int | None = None
     max_rows: int | None = None
     max_rounds: int | None = None
+    rounds: int | None = None
+    max_evaluations: int | None = None
 
     def __post_init__(self) -> None:
         if not self.tolerance > 0:
             raise PushforwardError(f"The tolerance of parallel sampling must be positive; got {self.tolerance}.")
-        for name in ("window", "max_rows", "max_rounds"):
+        for name in ("window", "max_rows", "max_rounds", "rounds", "max_evaluations"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise PushforwardError(f"{name} must be at least 1; got {value}.")
+        if self.rounds is not None and self.max_rounds is not None:
+            raise PushforwardError("rounds and max_rounds both end the rounds; give one of them.")
+        if self.max_evaluations is not None and self.rounds is None:
+            raise PushforwardError("max_evaluations bounds what `rounds` cost; say how many rounds.")
+
+    def bounded(self, plan: Plan) -> Parallel:
+        """The same with its budget, if it has one, as a window and a number of rounds for a plan.
+
+        Raises:
+            PushforwardError: the budget is too small for the plan.
+        """
+        if self.rounds is None:
+            return self
+        window = window_in(plan.nfe, self.rounds, self.max_evaluations, implicit=plan.implicit)
+        return replace(self, window=window or self.window, max_rounds=self.rounds, rounds=None, max_evaluations=None)
 
 
 PARALLEL_METHODS: dict[str, Parallel] = {
@@ -90,10 +111,10 @@ PARALLEL_METHODS: dict[str, Parallel] = {
     "plain": Parallel(mixing=None),
     "picard": Parallel(response="noise", mixing=None, start="copies"),
     "anderson": Parallel(
-        response="noise", mixing=Mixing("step", history=5, ridge=1e-3, relative=False, below=None), start="copies"
+        response="noise", mixing=Mixing("step", history=5, ridge=1e-3, relative=False, shrink=None), start="copies"
     ),
-    "joint": Parallel(response="noise", mixing=Mixing("joint", history=5, below=None), start="copies"),
-    "triangular": Parallel(response="noise", mixing=Mixing("triangular", history=4, below=None), start="copies"),
+    "joint": Parallel(response="noise", mixing=Mixing("joint", history=5, shrink=None), start="copies"),
+    "triangular": Parallel(response="noise", mixing=Mixing("triangular", history=4, shrink=None), start="copies"),
 }
 
 
@@ -172,6 +193,7 @@ def parallel(
             sequentially, or an implicit plan that did not converge.
     """
     check_start(plan, start)
+    method = method.bounded(plan)
     if plan.noises and noise is None:
         raise PushforwardError(f"The plan of {plan.solver!r} is stochastic: give `noise`.")
     drawn = {k: noise(k) for k in plan.noises} if noise is not None else {}

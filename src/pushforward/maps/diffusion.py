@@ -127,7 +127,8 @@ class Diffusion(ModelMap):
         """`count` images in [-1, 1], `(count, channels, height, width)`, on the CPU.
 
         A map without a condition draws the model's classes, or the captions that it knows, in turn (see `given`). With
-        all steps at once, a warning says how many images may be further from the sequential ones than the tolerance.
+        all steps at once, a warning says how many images may be further from the sequential ones than the tolerance,
+        unless a number of rounds was asked for.
 
         Args:
             count: how many.
@@ -143,6 +144,8 @@ class Diffusion(ModelMap):
             return torch.cat([images.float().cpu() for images in made])
         found = list(self.solved(count, seed=seed, first=first, batch=batch, callback=callback))
         left = torch.cat([solution.residual.cpu() for _, solution in found])
+        if self.parallel.rounds is not None:
+            return torch.cat([images for images, _ in found])
         if missed := int((~(left <= self.parallel.tolerance)).sum()):
             warnings.warn(
                 f"{missed} of {count} images may be further from the sequential ones than the tolerance of "

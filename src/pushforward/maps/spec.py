@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pushforward.errors import PushforwardError
 from pushforward.execute import PARALLEL_METHODS, Parallel
+from pushforward.execute.budget import nodes_in
 from pushforward.linear import Gaussian
 from pushforward.maps.adaptive import AdaptiveDiffusion
 from pushforward.maps.diffusion import Diffusion
@@ -46,6 +47,8 @@ class SamplerSpec:
         start: share of the steps, counted from the last one, that are taken: below 1 the plan begins at a time between.
         parallel: all steps at once, by this of `PARALLEL_METHODS`.
         within: relative error allowed in an image by `parallel`.
+        rounds: all steps at once, for the best image in this many rounds (see `Parallel`).
+        max_evaluations: most network evaluations of an image in these rounds.
     """
 
     solver: str = "auto"
@@ -56,6 +59,8 @@ class SamplerSpec:
     start: float = 1.0
     parallel: str | None = None
     within: float = _WITHIN
+    rounds: int | None = None
+    max_evaluations: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.start <= 1 or round(self.start * self.steps) < 1:
@@ -66,7 +71,9 @@ class SamplerSpec:
             raise PushforwardError(
                 f"Unknown way {self.parallel!r} to take all steps at once; known are {', '.join(PARALLEL_METHODS)}."
             )
-        if self.solver == "rk45" and self.parallel is not None:
+        if self.max_evaluations is not None and self.rounds is None:
+            raise PushforwardError("max_evaluations bounds what `rounds` cost; say how many rounds.")
+        if self.solver == "rk45" and (self.parallel or self.rounds) is not None:
             raise PushforwardError(
                 "The adaptive steps of rk45 follow one another and cannot be taken at once; name another solver."
             )
@@ -74,10 +81,11 @@ class SamplerSpec:
     @property
     def label(self) -> str:
         """The sampler in the words of `parse`, without its steps."""
-        own = {"grid": self.grid, "end": self.end, "parallel": self.parallel}
+        own = {"grid": self.grid, "end": self.end, "parallel": self.parallel, "rounds": self.rounds,
+               "max_evaluations": self.max_evaluations}  # fmt: skip
         if self.start != 1:
             own["start"] = self.start
-        if self.parallel is not None or self.within != _WITHIN:
+        if self.parallel is not None or self.rounds is not None or self.within != _WITHIN:
             own["within"] = self.within
         words = {**self.settings, **{key: value for key, value in own.items() if value is not None}}
         return ":".join([self.solver, *(f"{key}={value}" for key, value in words.items())])
@@ -161,8 +169,11 @@ class SamplerSpec:
 
     def method(self, plan: Plan) -> Parallel | None:
         """How a plan's steps are taken at once, if they are; an implicit plan's have no other way."""
-        name = self.parallel or ("preconditioned" if plan.implicit else None)
-        return None if name is None else replace(PARALLEL_METHODS[name], tolerance=self.within)
+        name = self.parallel or ("preconditioned" if plan.implicit or self.rounds else None)
+        if name is None:
+            return None
+        return replace(PARALLEL_METHODS[name], tolerance=self.within, rounds=self.rounds,
+                       max_evaluations=self.max_evaluations)  # fmt: skip
 
     def calling(self, model: Model, nfe: int) -> SamplerSpec:
         """The same with the most steps that make no more than `nfe` network calls.
@@ -200,8 +211,13 @@ def parse(text: str, beside: Mapping[str, object] = NONE, otherwise: Mapping[str
             raise PushforwardError(
                 f"The solver {text!r} says {name}={settings[name]}, and {name} is also given as {value}: give it once."
             )
+    for name in ("rounds", "max_evaluations"):
+        if name in settings and not (isinstance(value := settings[name], int) and value > 0):
+            raise PushforwardError(f"A sampler takes {name}=1 or more; got {settings[name]!r}.")
+    if "rounds" in settings:
+        settings.setdefault("steps", nodes_in(settings["rounds"], settings.get("max_evaluations")))  # type: ignore[arg-type]
     settings = {**otherwise, **settings}
-    names = ("steps", "grid", "end", "start", "parallel", "within")
+    names = ("steps", "grid", "end", "start", "parallel", "within", "rounds", "max_evaluations")
     own = {name: settings.pop(name) for name in names if name in settings}
     if not isinstance(own.get("steps", 1), int) or int(str(own.get("steps", 1))) < 1:
         raise PushforwardError(f"A sampler takes 1 step or more; got {own['steps']!r}.")

@@ -50,12 +50,13 @@ def sample(
         solver: a name of `pushforward.SOLVERS` or `rk45` (adaptive steps), with settings after colons if need be:
             `name:setting=value:setting=value`. Settings of all are `steps`, `grid` (its name), `end` (the last time),
             `start` (the share of the steps that is taken) and `repeats`. Or a `Plan`.
-        steps: 20 by default; here or in the solver's words.
+        steps: 20 by default, or what suits the rounds of `parallel`; here or in the solver's words.
         labels: classes by name or number, or prompts, one for each image or one for all; `None` for none. By default
             those that the model was given, or else its classes, or the captions that it knows, in turn.
         guidance: weight of classifier-free guidance; 1, by default, is plain.
         parallel: take all steps at once: `True`, the name of a way (`preconditioned`, `plain`, `picard`, `anderson`,
             `joint`, `triangular`), or a `Parallel` with settings of your own. Images are the same to its tolerance.
+            `Parallel(rounds=5)` gives the best images in 5 rounds instead, with as many steps as serve that best.
         seed: image i depends on the seed and `first + i` alone, whatever the batch.
         first: number of the first image.
         batch: images at a time.
@@ -67,7 +68,7 @@ def sample(
     Raises:
         PushforwardError: no such solver, setting, class or way, or they do not fit the model.
     """
-    sampler = read(solver, steps=steps)
+    sampler = read(solver, steps=steps, parallel=parallel)
     made = map_of(model, sampler, labels=labels, guidance=guidance, parallel=parallel)
     return made.sample(count, seed=seed, first=first, batch=batch, callback=callback)
 
@@ -226,7 +227,8 @@ def decode(
     """
     code = codes if isinstance(codes, Code) else codes.code
     if solver is not None:
-        made = map_of(model, read(solver, steps=steps), labels=labels, guidance=guidance, parallel=parallel)
+        sampler = read(solver, steps=steps, parallel=parallel)
+        made = map_of(model, sampler, labels=labels, guidance=guidance, parallel=parallel)
     else:
         known = None if isinstance(codes, Code) else codes.pushforward
         if not isinstance(known, Diffusion) or known.model.name != model.name:

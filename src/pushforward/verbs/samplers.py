@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pushforward.errors import PushforwardError
 from pushforward.execute import Parallel
+from pushforward.execute.budget import nodes_in
 from pushforward.maps.adaptive import AdaptiveDiffusion
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.labels import UNSAID, Labels, Unsaid
@@ -62,7 +63,8 @@ def diffusion(
     Raises:
         PushforwardError: no such solver, setting, class or way, or `rk45`, which chooses its steps as it goes.
     """
-    return diffusion_of(model, read(solver, steps=steps), labels=labels, guidance=guidance, parallel=parallel)
+    sampler = read(solver, steps=steps, parallel=parallel)
+    return diffusion_of(model, sampler, labels=labels, guidance=guidance, parallel=parallel)
 
 
 def read(
@@ -71,6 +73,7 @@ def read(
     steps: int | None = None,
     start: float | None = None,
     repeats: int | None = None,
+    parallel: AtOnce | None = None,
     usual: Mapping[str, object] = _USUAL,
 ) -> SamplerSpec | Plan:
     """Read a solver with what is said beside it.
@@ -80,6 +83,7 @@ def read(
         steps: number of steps.
         start: share of the steps that is taken.
         repeats: number of times that each step is taken.
+        parallel: how all steps are taken at once; its `rounds` say how many steps are the usual ones.
         usual: settings where nothing is said.
 
     Raises:
@@ -87,6 +91,8 @@ def read(
     """
     said = _said(steps=steps, start=start, repeats=repeats)
     if isinstance(solver, str):
+        if isinstance(parallel, Parallel) and parallel.rounds is not None:
+            usual = {**usual, "steps": nodes_in(parallel.rounds, parallel.max_evaluations)}
         return parse(solver, said, usual)
     if said:
         raise PushforwardError(f"A plan has all its settings already; leave {' and '.join(said)} out.")

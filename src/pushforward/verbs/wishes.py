@@ -74,7 +74,7 @@ def guide(
             arguments that do not fit together.
     """
     if isinstance(model, Model):
-        sampler = read(solver or "dpm++", steps=steps, usual={"steps": 10})
+        sampler = read(solver or "dpm++", steps=steps, parallel=parallel, usual={"steps": 10})
         made: Pushforward = diffusion_of(model, sampler, labels=labels, guidance=guidance, parallel=parallel)
     elif any(said is not None for said in (solver, steps, guidance, parallel)) or labels is not UNSAID:
         raise PushforwardError("A map has its own solver, labels and guidance: bind it to them before it is guided.")

@@ -122,7 +122,16 @@ class SamplerOptions:
         Raises:
             PushforwardError: they are no sampler, or say a setting twice and differently.
         """
+        return self.within()
+
+    def within(self, rounds: int | None = None, max_evaluations: int | None = None) -> SamplerSpec:
+        """The same for the best image in so many rounds, of so many network evaluations in all.
+
+        Raises:
+            PushforwardError: as `spec`, or a budget that makes no sense.
+        """
         flags = {option.name: getattr(self, option.name) for option in fields(self) if option.name != "solver"}
+        flags |= {"rounds": rounds, "max_evaluations": max_evaluations}
         return sampler_of(self.solver, {name: value for name, value in flags.items() if value is not None})
 
     @property
@@ -133,8 +142,9 @@ class SamplerOptions:
             PushforwardError: as `spec`, or it says that they are.
         """
         spec = self.spec
-        if spec.parallel is not None:
-            raise PushforwardError(f"parallel={spec.parallel} has no effect here; leave it out of --solver.")
+        for name in ("parallel", "rounds"):
+            if (value := getattr(spec, name)) is not None:
+                raise PushforwardError(f"{name}={value} has no effect here; leave it out of --solver.")
         return spec
 
 

@@ -108,7 +108,7 @@ class Loop:
     @property
     def description(self) -> str:
         """What it does."""
-        how = "all steps at once" if self.parallel or self.spec.parallel else "step by step"
+        how = "all steps at once" if self.parallel or self.spec.parallel or self.spec.rounds else "step by step"
         return f"Denoising by the solver {self.spec.label}, {how}, in the place of {type(self.loop).__name__}."
 
     @property

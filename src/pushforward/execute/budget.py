@@ -1,0 +1,48 @@
+"""How many nodes to take at once when the rounds are few: more nodes err less when solved, and need more rounds.
+
+Evidence: `benchmarks/latency.py`.
+"""
+
+from __future__ import annotations
+
+from pushforward.errors import PushforwardError
+
+LEAST, EACH, MORE = 12, 2, 2  # calls: no fewer than the first, else so many for every round and some more
+
+
+def nodes_in(rounds: int, evaluations: int | None = None) -> int:
+    """Return the network calls that a plan should make to give the best image in so many rounds.
+
+    Where `evaluations` are too few for more calls than rounds, it makes them one after another.
+
+    Args:
+        rounds: batched network calls, one after another.
+        evaluations: network evaluations of an image, at most; by default as many as it takes.
+    """
+    best = max(LEAST, EACH * rounds + MORE)
+    if evaluations is None:
+        return best
+    afforded = max(n for n in range(best + 1) if spent(n, rounds) <= evaluations)
+    return afforded if afforded > rounds else min(rounds, evaluations)
+
+
+def spent(nodes: int, rounds: int) -> int:
+    """Return the most evaluations of an image that rounds on all nodes take: one node more is exact after each."""
+    return sum(max(nodes - done, 0) for done in range(rounds))
+
+
+def window_in(nodes: int, rounds: int, evaluations: int | None, *, implicit: bool = False) -> int | None:
+    """Return the most nodes to ask in a round for an image to cost no more than `evaluations`; `None`: all.
+
+    Raises:
+        PushforwardError: there are too few evaluations for so many nodes.
+    """
+    most = nodes * rounds if implicit else spent(nodes, rounds)
+    if evaluations is None or most <= evaluations:
+        return None
+    if nodes <= min(rounds, evaluations) and not implicit:
+        return 1
+    raise PushforwardError(
+        f"{rounds} rounds on the plan's {nodes} calls may take {most} evaluations an image, more than the "
+        f"{evaluations} allowed: take fewer steps or rounds, or allow more evaluations."
+    )

@@ -1,0 +1,90 @@
+"""The best image in a number of rounds: what is chosen, what it costs, and that it is nearer than step by step."""
+
+import pytest
+import torch
+
+from pushforward.errors import PushforwardError
+from pushforward.execute import Parallel, parallel, run
+from pushforward.execute.budget import nodes_in, spent, window_in
+from pushforward.linear import VP, Gaussian, root
+from pushforward.maps.spec import parse
+from pushforward.plan import auto, collocation, ddim, grid
+from support.helpers import FIELD, mixture_denoiser, normal
+
+
+@pytest.mark.parametrize("rounds", range(1, 13))
+@pytest.mark.parametrize("allowed", [None, 1, 7, 30, 100])
+def test_the_plan_that_is_chosen_can_be_paid(rounds, allowed):
+    nodes = nodes_in(rounds, allowed)
+    assert nodes >= 1
+    if allowed is not None:
+        window = window_in(nodes, rounds, allowed)
+        assert (min(nodes, rounds) if window == 1 else spent(nodes, rounds)) <= allowed
+
+
+def start_of(plan, count=8):
+    return root(plan.process, plan.times[:1], Gaussian(1.0))[0](normal(count, 1, *FIELD, seed=3))
+
+
+@pytest.mark.parametrize("allowed", [None, 20, 3])
+def test_a_budget_is_kept(allowed):
+    process = VP()
+    denoiser = mixture_denoiser(process, normal(4, 1, *FIELD), 0.1)
+    plan = auto(process, nodes_in(4, allowed), Gaussian(1.0))
+    found = parallel(plan, denoiser, start_of(plan), method=Parallel(1e-12, rounds=4, max_evaluations=allowed))
+    assert found.rounds <= 4
+    if allowed is not None:
+        assert int(found.nfe.max()) <= allowed
+
+
+def test_five_rounds_are_nearer_than_five_calls():
+    """To the converged image, with four clusters in six by six pixels, in the median of 32 starts."""
+    process = VP()
+    denoiser, reference = mixture_denoiser(process, normal(4, 1, *FIELD), 0.1), Gaussian(1.0)
+    fine, few, many = (auto(process, n, reference) for n in (200, 5, nodes_in(5)))
+    start = start_of(fine, 32)
+    exact = run(fine, denoiser, start)
+    method = Parallel(rounds=5, reference=reference)
+    one_by_one, at_once = run(few, denoiser, start), parallel(many, denoiser, start, method=method).last
+    errors = [(image - exact).flatten(1).norm(dim=1).median() for image in (one_by_one, at_once)]
+    assert errors[1] < 0.5 * errors[0]
+
+
+def test_a_stochastic_plan_has_its_own_steps_and_noise():
+    process = VP()
+    denoiser = mixture_denoiser(process, normal(4, 1, *FIELD), 0.1)
+    plan = ddim(process, grid.uniform(process, 12), eta=1.0)
+    noises = {k: normal(8, 1, *FIELD, seed=100 + k) for k in plan.noises}
+    found = parallel(plan, denoiser, start_of(plan), noise=noises.__getitem__, method=Parallel(rounds=12))
+    expected = run(plan, denoiser, start_of(plan), noise=noises.__getitem__)
+    torch.testing.assert_close(found.last, expected, rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("plan", [ddim(VP(), grid.power(VP(), 20)), collocation(VP(), grid.power(VP(), 8))])
+def test_too_small_a_budget_is_refused(plan):
+    denoiser = mixture_denoiser(plan.process, normal(4, 1, *FIELD), 0.1)
+    with pytest.raises(PushforwardError, match="more than the 20 allowed"):
+        parallel(plan, denoiser, start_of(plan), method=Parallel(rounds=5, max_evaluations=20))
+
+
+def test_rounds_choose_steps_that_are_not_said():
+    assert parse("auto:rounds=5").steps == nodes_in(5)
+    assert parse("auto:rounds=5:max_evaluations=30").steps == nodes_in(5, 30)
+    assert parse("auto:rounds=5", {}, {"steps": 20}).steps == nodes_in(5)
+    assert parse("ddim:rounds=5:steps=50").steps == 50
+    assert parse("auto:rounds=5").label == "auto:rounds=5:within=0.001"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"rounds": 0}, "rounds must"), ({"rounds": 3, "max_rounds": 3}, "one of them"), ({"max_evaluations": 9}, "say")],
+)
+def test_senseless_budgets_are_refused(settings, message):
+    with pytest.raises(PushforwardError, match=message):
+        Parallel(**settings)
+
+
+@pytest.mark.parametrize("text", ["auto:rounds=0", "auto:rounds=2.5", "auto:max_evaluations=9", "rk45:rounds=5"])
+def test_senseless_words_are_refused(text):
+    with pytest.raises(PushforwardError):
+        parse(text)
