@@ -46,6 +46,7 @@ from pushforward.plan import Plan
 Response = Literal["gaussian", "noise", "data"]
 
 MIXING = Mixing()
+NEAR = 1.0  # deviations by which a solution moves and still says more than the reference
 FAR = 100.0  # deviations from zero at which a reference's path is no path of images
 
 
@@ -60,7 +61,9 @@ class Parallel:
             the `noise` or of the `data` held (Picard's iteration in either).
         reference: the Gaussian, N(0, 1/4) by default; its mean may be one for each image.
         mixing: how past rounds are used, or not.
-        start: states begin on the `reference`'s flow, or as `copies` of the first one.
+        start: states begin on the `reference`'s flow, or as `copies` of the first one; or at a `Solution` of other
+            codes (or noises, or condition), moved by the linear response to what changed. Its images are these, in
+            order; those that had diverged begin on the reference's flow.
         window: most steps asked in a round, from the first that is not settled; all by default.
         max_rows: most states in one network call; a round may take several. All by default.
         max_rounds: stop there even if the tolerance is not met; by default the plan's calls, which suffice for explicit
@@ -71,7 +74,7 @@ class Parallel:
     response: Response = "gaussian"
     reference: Gaussian | None = None
     mixing: Mixing | None = MIXING
-    start: Literal["reference", "copies"] = "reference"
+    start: Literal["reference", "copies"] | Solution = "reference"
     window: int | None = None
     max_rows: int | None = None
     max_rounds: int | None = None
@@ -118,7 +121,7 @@ class Round:
     states: Callable[[], Tensor] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Solution:
     """States of all nodes at once.
 
@@ -128,6 +131,7 @@ class Solution:
         nfe: network evaluations of each image, `(batch,)`.
         residual: error estimated to be left in each image, `(batch,)`; 0 where it ran to the exact end.
         diverged: images that were run sequentially because the fixed point diverged, `(batch,)`.
+        answers: expected of the network about the states that are asked, `(nfe, batch, k * channels, *field)`.
     """
 
     states: Tensor
@@ -135,6 +139,7 @@ class Solution:
     nfe: Tensor
     residual: Tensor
     diverged: Tensor
+    answers: Tensor
 
     @property
     def first(self) -> Tensor:
@@ -145,6 +150,11 @@ class Solution:
     def last(self) -> Tensor:
         """The last state, `(batch, k * channels, *field)`."""
         return self.states[-1]
+
+    def some(self, images: Tensor) -> Solution:
+        """The solution of some of its images, by their numbers `(n,)`."""
+        return Solution(self.states[:, images], self.rounds, self.nfe[images], self.residual[images],
+                        self.diverged[images], self.answers[:, images])  # fmt: skip
 
 
 @torch.no_grad()
@@ -185,7 +195,11 @@ def parallel(
         known = system.asked[0] + 1  # what comes before any answer is not a guess
         copied = system.pack(start[None]).expand(-1, system.size - known, -1, -1)
         states = torch.cat([states[:, :known], copied], 1)
-    solution = iterate(system, denoiser, start, states, answers, constant, method, callback=callback)
+    before = None
+    if isinstance(method.start, Solution):
+        before = _before(system, method.start, start, constant)
+        states, answers = before.moved(system, states, answers)
+    solution = iterate(system, denoiser, start, states, answers, constant, method, before=before, callback=callback)
     bad = solution.diverged.nonzero()[:, 0]
     if plan.implicit and len(bad):
         raise PushforwardError(
@@ -199,8 +213,53 @@ def parallel(
         nfe, residual = solution.nfe.clone(), solution.residual.clone()
         nfe[bad] += plan.nfe
         residual[bad] = roundoff(denoiser, start) * float(system.influence[-1].norm())
-        return Solution(states, solution.rounds + plan.nfe, nfe, residual, solution.diverged)
+        return replace(solution, states=states, rounds=solution.rounds + plan.nfe, nfe=nfe, residual=residual)
     return solution
+
+
+@dataclass(frozen=True)
+class Before:
+    """What is known before the first round: a solution, and how its states have moved with what changed.
+
+    Args:
+        states: of the solution, a stack as in `System`.
+        answers: a stack as in `System`.
+        moves: a stack as in `System`.
+        known: images that begin there, `(batch,)`.
+    """
+
+    states: Tensor
+    answers: Tensor
+    moves: Tensor
+    known: Tensor
+
+    def moved(self, system: System, states: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
+        """States and answers to begin with; these are for the other images."""
+        own = self.states + self.moves, self.answers + system.respond(self.moves)
+        return self.or_else(system, own[0], states), self.or_else(system, own[1], answers)
+
+    def or_else(self, system: System, own: Tensor, other: Tensor) -> Tensor:
+        """A stack with another one's values for the images that do not begin here."""
+        return torch.where(self.known[:, None], system.by_image(own), system.by_image(other)).view_as(own)
+
+
+def _before(system: System, solution: Solution, start: Tensor, constant: Tensor) -> Before:
+    """The solution moved to another start, noises included in the constant.
+
+    Raises:
+        PushforwardError: it is of another plan, or of other images.
+    """
+    shape = (system.size, *start.shape)
+    if tuple(solution.states.shape) != shape:
+        raise PushforwardError(
+            f"Parallel sampling of {system.plan.solver!r} begins at a solution with states of shape {shape}; got "
+            f"{tuple(solution.states.shape)}: give the solution of the same plan for the same images."
+        )
+    states, answers = system.pack(solution.states.to(start)), torch.zeros_like(constant)
+    answers[:, system.asked] = system.pack(solution.answers.to(start))
+    moves = system.moves_to(system.pack(start[None]), states, answers, constant)
+    near = system.sizes(moves).amax(0) < NEAR  # which nothing that is not finite is
+    return Before(states, answers, moves, near & ~solution.diverged.to(start.device))
 
 
 def _sensible(system: System, states: Tensor) -> bool:
@@ -261,6 +320,7 @@ def iterate(
     method: Parallel,
     *,
     backwards: bool = False,
+    before: Before | None = None,
     callback: Callable[[Round], None] | None = None,
 ) -> Solution:
     """Rounds from the given states and answers until every image is done.
@@ -274,6 +334,7 @@ def iterate(
         constant: a stack as in `System`.
         method: how.
         backwards: the last state is given and the first sought (see `execute.states`).
+        before: what the states have moved from, as if by a round.
         callback: told after every round.
     """
     kind, count = Backwards if backwards else Forwards, len(system.asked)
@@ -282,13 +343,17 @@ def iterate(
     rank, active = torch.arange(count, device=like.device), torch.ones(len(like), dtype=torch.bool, device=like.device)
     state = Convergence.begin(rank, active, like, whole=backwards or system.plan.implicit, window=method.window)
 
+    if before is not None and isinstance(point, Forwards):
+        point.begun(state, before.states, before.moves, before.known)
+
     def tell(nfe: int) -> None:
         if callback is not None:
             last, states = partial(_last, system, point.values), partial(system.unpack, point.values)
             callback(Round(state.rounds, float(state.residual.max()), int(state.active.sum()), nfe, last, states))
 
     converge(point, state, max_rounds=method.max_rounds, mixing=method.mixing, callback=tell)
-    return Solution(system.unpack(point.values), state.rounds, state.nfe, state.residual, state.lost)
+    answers = system.unpack(point.answers[:, system.asked])
+    return Solution(system.unpack(point.values), state.rounds, state.nfe, state.residual, state.lost, answers)
 
 
 def _last(system: System, states: Tensor) -> Tensor:
