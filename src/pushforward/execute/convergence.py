@@ -66,7 +66,6 @@ class Convergence:
         rounds: so far.
         shrinking: sizes of the moves of all rounds, for the fixed point to read rates from.
         history: values and moves of the last rounds, for mixing.
-        known: images whose history began before the first round; `None`: none.
     """
 
     rank: Tensor
@@ -84,7 +83,6 @@ class Convergence:
     rounds: int = 0
     shrinking: list[Tensor] = field(default_factory=list)
     history: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    known: Tensor | None = None
 
     @classmethod
     def begin(cls, rank: Tensor, active: Tensor, like: Tensor, *, whole: bool, window: int | None) -> Convergence:
@@ -196,10 +194,6 @@ def converge(
         if not state.whole:
             state.advance(point.settled(state, moves))
         stack = unexplained = moves.stack
-        if state.rounds == 1 and state.known is not None:  # the other images' history begins here
-            now, known = (point.values, moves.stack), state.known[:, None]
-            state.history[:] = [(_either(point.system, known, a, now[0]), _either(point.system, known, b, now[1]))
-                                for a, b in state.history]  # fmt: skip
         if mixing is not None:
             stack, unexplained = anderson_step(point.system, point.values, stack, moves.sizes, state.history, mixing,
                                                point.free(state), backwards=point.backwards)  # fmt: skip
@@ -212,8 +206,3 @@ def converge(
     if state.whole and max_rounds is None:
         state.lost = state.lost | ~state.finished
     return state
-
-
-def _either(system: System, some: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    """A stack for some images, and another one for the rest."""
-    return torch.where(some, system.by_image(one), system.by_image(other)).view_as(one)

@@ -195,11 +195,9 @@ def parallel(
         known = system.asked[0] + 1  # what comes before any answer is not a guess
         copied = system.pack(start[None]).expand(-1, system.size - known, -1, -1)
         states = torch.cat([states[:, :known], copied], 1)
-    before = None
-    if isinstance(method.start, Solution):
-        before = _before(system, method.start, start, constant)
-        states, answers = before.moved(system, states, answers)
-    solution = iterate(system, denoiser, start, states, answers, constant, method, before=before, callback=callback)
+    elif isinstance(method.start, Solution):
+        states, answers = _moved(system, method.start, start, constant, (states, answers))
+    solution = iterate(system, denoiser, start, states, answers, constant, method, callback=callback)
     bad = solution.diverged.nonzero()[:, 0]
     if plan.implicit and len(bad):
         raise PushforwardError(
@@ -217,37 +215,15 @@ def parallel(
     return solution
 
 
-@dataclass(frozen=True)
-class Before:
-    """What is known before the first round: a solution, and how its states have moved with what changed.
+def _moved(
+    system: System, solution: Solution, start: Tensor, constant: Tensor, other: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """States and answers of a solution, moved to another start and to the noises in the constant.
 
-    Args:
-        states: of the solution, a stack as in `System`.
-        answers: a stack as in `System`.
-        moves: a stack as in `System`.
-        known: images that begin there, `(batch,)`.
-    """
-
-    states: Tensor
-    answers: Tensor
-    moves: Tensor
-    known: Tensor
-
-    def moved(self, system: System, states: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
-        """States and answers to begin with; these are for the other images."""
-        own = self.states + self.moves, self.answers + system.respond(self.moves)
-        return self.or_else(system, own[0], states), self.or_else(system, own[1], answers)
-
-    def or_else(self, system: System, own: Tensor, other: Tensor) -> Tensor:
-        """A stack with another one's values for the images that do not begin here."""
-        return torch.where(self.known[:, None], system.by_image(own), system.by_image(other)).view_as(own)
-
-
-def _before(system: System, solution: Solution, start: Tensor, constant: Tensor) -> Before:
-    """The solution moved to another start, noises included in the constant.
+    Images whose solution diverged, or moves far, have the others, those of the reference.
 
     Raises:
-        PushforwardError: it is of another plan, or of other images.
+        PushforwardError: the solution is of another plan, or of other images.
     """
     shape = (system.size, *start.shape)
     if tuple(solution.states.shape) != shape:
@@ -258,8 +234,13 @@ def _before(system: System, solution: Solution, start: Tensor, constant: Tensor)
     states, answers = system.pack(solution.states.to(start)), torch.zeros_like(constant)
     answers[:, system.asked] = system.pack(solution.answers.to(start))
     moves = system.moves_to(system.pack(start[None]), states, answers, constant)
-    near = system.sizes(moves).amax(0) < NEAR  # which nothing that is not finite is
-    return Before(states, answers, moves, near & ~solution.diverged.to(start.device))
+    near = (system.sizes(moves).amax(0) < NEAR) & ~solution.diverged.to(start.device)
+    found = states + moves, answers + system.respond(moves)
+    chosen = [
+        torch.where(near[:, None], *map(system.by_image, pair)).view_as(states)
+        for pair in zip(found, other, strict=True)
+    ]
+    return chosen[0], chosen[1]
 
 
 def _sensible(system: System, states: Tensor) -> bool:
@@ -320,7 +301,6 @@ def iterate(
     method: Parallel,
     *,
     backwards: bool = False,
-    before: Before | None = None,
     callback: Callable[[Round], None] | None = None,
 ) -> Solution:
     """Rounds from the given states and answers until every image is done.
@@ -334,7 +314,6 @@ def iterate(
         constant: a stack as in `System`.
         method: how.
         backwards: the last state is given and the first sought (see `execute.states`).
-        before: what the states have moved from, as if by a round.
         callback: told after every round.
     """
     kind, count = Backwards if backwards else Forwards, len(system.asked)
@@ -342,9 +321,6 @@ def iterate(
                  max_rows=method.max_rows)  # fmt: skip
     rank, active = torch.arange(count, device=like.device), torch.ones(len(like), dtype=torch.bool, device=like.device)
     state = Convergence.begin(rank, active, like, whole=backwards or system.plan.implicit, window=method.window)
-
-    if before is not None and isinstance(point, Forwards):
-        point.begun(state, before.states, before.moves, before.known)
 
     def tell(nfe: int) -> None:
         if callback is not None:

@@ -72,15 +72,6 @@ class Forwards(_Stack):
         self._seen = torch.zeros(len(like), dtype=torch.bool, device=like.device)  # the last call was made
         self._first = 1
 
-    def begun(self, state: Convergence, states: Tensor, moves: Tensor, known: Tensor) -> None:
-        """Count the moves from a solution as a round that asked nothing, for the images `known`."""
-        sizes = torch.where(known, self.system.sizes(moves), 0.0)
-        largest = torch.maximum(sizes[:-1].amax(0), sizes[-1] * self.system.relative(self.values))
-        state.shrinking.append(torch.where(known, largest, torch.nan))
-        state.history.append((states, moves))
-        state.known = known
-        self._remainder.moved(sizes, sizes)
-
     def ask(self, wanted: Tensor) -> None:
         """Put answers into the stack, and measure how far they are off what was expected of them."""
         expected = self.answers.clone()
