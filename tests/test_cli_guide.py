@@ -263,6 +263,7 @@ def test_a_run_that_is_told_to_end_keeps_what_it_has(files, tmp_path):
     [
         (7, ["--sampler", "langevin", "--draws", 2]),
         (12, ["--sampler", "hmc:leaps=2", "--anneal", 3, "--draws", 2]),
+        (7, ["--sampler", "pcn", "--draws", 2]),
         (7, ["--sampler", "adam"]),
         (7, ["--sampler", "l-bfgs"]),
     ],
@@ -520,6 +521,7 @@ def test_energies_made_in_a_python_file_keep_their_weights(files, guiding, tmp_p
         ("score:{}/classes.pt", "A score is one number per image"),
         ("face:{}/grey.png", "needs network="),
         ("concentration:chunk=9", "needs codes of 81 numbers"),
+        ("command:{}/none.sh --fast", "There is no program '"),
         ("python:{}/none.py", "There is no Python file"),
         ("python:{}/syntax.py", "cannot be run (SyntaxError"),
         ("python:{}/energies.py:name=light", "has no function 'light'"),
@@ -548,6 +550,52 @@ def test_an_energy_that_does_not_do_is_named_in_a_sentence(files, tmp_path, monk
     assert text.count("\n") == 1
 
 
+SIZES = """
+import sys
+from PIL import Image
+
+for file in sys.argv[1:]:
+    print(WEIGHT * Image.open(file).getextrema()[1])
+"""
+
+
+@pytest.fixture
+def program(tmp_path):
+    """A program that prints the brightest pixel of each picture."""
+    (tmp_path / "sizes.py").write_text(SIZES.replace("WEIGHT", "2"))
+    return f"command:{sys.executable} {tmp_path}/sizes.py"
+
+
+@pytest.mark.parametrize("sampler", ["ess", "pcn:step=0.4"])
+def test_a_program_is_an_energy(files, tmp_path, guiding, program, sampler):
+    """Energies are those of the pictures that are handed over, and another program is another energy."""
+    asked = ["--energy", f"{program}:weight=0.05", "--sampler", sampler]
+    report = guiding("grey", *asked, energy=None)
+    found = [0.1 * pixels(path).max() for path in sorted((tmp_path / "out" / "samples").iterdir())]
+    assert [one["energy"] for one in report["samples"]] == pytest.approx(found)
+    (tmp_path / "sizes.py").write_text(SIZES.replace("WEIGHT", "4"))
+    again = guiding("grey", *asked, energy=None)
+    assert again["samples"][0]["energy"] > 0.15 * pixels(tmp_path / "out" / "samples" / "000-000.png").max()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("print(1)", "must print one number a line for each of the 2 PNG files in its arguments; it printed '1'"),
+        ("print('a b')", "must print one number"),
+        ("raise SystemExit('no camera')", "fails: no camera."),
+        ("print('nan nan')", "is nan for chain 0"),
+    ],
+)
+def test_a_program_that_does_not_do_is_told_in_a_sentence(files, tmp_path, monkeypatch, capsys, program, text, message):
+    (tmp_path / "sizes.py").write_text(text)
+    words = ["guide", files / "grey", "--energy", program, *few("grey"), "--out", tmp_path / "out", "-q"]
+    said_ = said(monkeypatch, capsys, *words, "--sampler", "ess")
+    assert message in said_
+    assert said_.count("\n") == 1
+    assert "has no gradient" in said(monkeypatch, capsys, *words) or "fails" in said_ or "must print" in said_
+
+
 @pytest.mark.parametrize("sampler", ["mpgd", "tfg", "adam"])
 @pytest.mark.parametrize("name", ["nan", "frozen"])
 def test_other_samplers_name_it_too(files, tmp_path, monkeypatch, capsys, sampler, name):
@@ -561,7 +609,7 @@ def test_other_samplers_name_it_too(files, tmp_path, monkeypatch, capsys, sample
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        ("grey", ["--sampler", "gibbs"], "Unknown sampler 'gibbs'; known are langevin, mala, hmc, adam"),
+        ("grey", ["--sampler", "gibbs"], "Unknown sampler 'gibbs'; known are langevin, mala, hmc, pcn, ess, adam"),
         ("grey", ["--sampler", "hmc:leaps"], "is written sampler:name=value"),
         ("grey", ["--sampler", "hmc:speed=1"], "'hmc' does not take these settings"),
         ("grey", ["--sampler", "hmc:leaps=2.5"], "2.5"),

@@ -126,7 +126,7 @@ def test_gradients_are_those_of_finite_differences_and_a_batch_is_its_images(nam
 
 ABOUT = {"": "", "FILE": "picture.png", "TEXT": "a red cat", "#rrggbb": "#ff8000", "FILE.py": "own.py"}
 SAID = {"classifier": "label=1", "clip": "model=clip", "clip-image": "model=clip", "masked": "mask=mask.png"}
-ELSEWHERE = {"face", "perceptual"}  # their networks come from the net
+ELSEWHERE = {"face", "perceptual", "command"}  # networks from the net, and a program, which has no gradient
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ pytestmark = [
 REFUSED = {
     "Stable Diffusion inpaint with 4 channels": "blend an image in",
     "Flux inpainting": "blend an image in",
+    "Stable Diffusion latent upscaler": "reckons with the noise levels",
     "HunyuanImage 2.1 with projected guidance": "otherwise in a later step",
     "HunyuanImage 2.1 distilled": "otherwise in a later step",
     "PRX in pixels": "begins with noise of a deviation near",

@@ -14,7 +14,7 @@ from pushforward import Diffusion, Exact, Implicit, Model, Phantom, PushforwardE
 from pushforward.guidance.chains import Chains
 from pushforward.guidance.checkpoints import load_chains, load_descents, save_checkpoint
 from pushforward.guidance.diagnostics import diagnose
-from pushforward.guidance.dynamics import Dynamics, Schedule, hmc, langevin, mala
+from pushforward.guidance.dynamics import Dynamics, Schedule, ess, hmc, langevin, mala, pcn
 from pushforward.guidance.energies import Energy, of
 from pushforward.guidance.posterior import Descents, Guided, best, guide
 from pushforward.linear import VP, Gaussian, Process
@@ -71,6 +71,54 @@ def test_adjusted_chains_reach_the_posterior_of_a_linear_map(sampler: Dynamics):
     assert (torch.cov(z.T) - covariance).abs().max() < 4 * math.sqrt(2 / 700) * covariance.diagonal().max()
     rate = torch.stack([record.acceptance for record in found.history[61:]]).mean()
     assert rate == pytest.approx(sampler.acceptance, abs=0.16)  # adapted in 60 steps alone
+
+
+@pytest.mark.parametrize("sampler", [pcn(), ess()])
+def test_chains_without_a_gradient_reach_the_posterior_of_a_linear_map(sampler: Dynamics):
+    """As above, of an energy whose gradient is nothing to go by: it has steps. Bounds are four standard errors.
+
+    Steps of a tenth move the posterior's moments by less than the bounds.
+    """
+    toy = Linear()
+    mean, covariance = toy.posterior()
+
+    def stepped(images: Tensor, code: Code) -> Tensor:
+        return (10 * toy.energy(images, code)).round().detach() / 10
+
+    found = guide(toy, stepped, sampler, Schedule(150, 100), chains=700, batch=700)
+    z = found.code.start
+    deviation = covariance.diagonal().sqrt()
+    assert ((z.mean(0) - mean) / deviation).abs().max() < 4 / math.sqrt(700)
+    assert (torch.cov(z.T) - covariance).abs().max() < 4 * math.sqrt(2 / 700) * covariance.diagonal().max()
+    rate = torch.stack([record.acceptance for record in found.history[101:]]).mean()
+    if not sampler.sliced:
+        assert rate == pytest.approx(sampler.acceptance, abs=0.16)
+    assert (found.nfe < 10 * 150).all()
+
+
+def test_slices_find_both_sides_of_a_wall():
+    """A bimodal posterior in closed form: z_0^2 near 4. Half of the chains end on each side, whatever the start."""
+    toy = Linear()
+
+    def sides(images: Tensor, code: Code) -> Tensor:
+        return 20 * (code.start[:, 0].abs() - 2).square().detach()
+
+    begin = Code(toy.draw(600).start.abs())  # all on one side
+    found = guide(toy, sides, ess(), Schedule(40, 39), chains=600, batch=600, begin=begin)
+    z = found.code.start[:, 0]
+    assert abs(float((z > 0).double().mean()) - 0.5) < 4 * 0.5 / math.sqrt(600)
+    assert float(z.abs().mean()) == pytest.approx(80 / 41, abs=4 * (1 / math.sqrt(41 * 600)))  # N(80/41, 1/41)
+
+
+def test_an_energy_that_changes_from_call_to_call_ends_a_slice_all_the_same():
+    toy, calls = Linear(), [0]
+
+    def worse(images: Tensor, code: Code) -> Tensor:
+        calls[0] += 1
+        return torch.full((len(images),), 1000.0 * calls[0])
+
+    found = guide(toy, worse, ess(), Schedule(2, 0), chains=3)
+    assert torch.equal(found.code.start, toy.draw(3).start)
 
 
 def test_unadjusted_langevin_has_the_bias_of_its_step():
@@ -189,18 +237,24 @@ def test_other_gradients_walk_the_same_way(gradient):
     assert not torch.allclose(exact.code.variables(), diffusion.draw(2).variables(), atol=0.1)
 
 
-def test_chains_do_not_know_of_one_another():
+@pytest.mark.parametrize("sampler", [hmc(), pcn(), ess()])
+def test_chains_do_not_know_of_one_another(sampler: Dynamics):
     """Chain i is the same in any batch, to the rounding of float64 sums over other shapes."""
     diffusion = gaussian_diffusion(VP(), "ddim")
     schedule = Schedule(6, 3, draws=2)
-    together = guide(diffusion, brightness, hmc(), schedule, chains=5, seed=3)
-    pieces = guide(diffusion, brightness, hmc(), schedule, chains=5, seed=3, batch=2)
-    alone = guide(diffusion, brightness, hmc(), schedule, chains=1, seed=3, first=4)
+    together = guide(diffusion, brightness, sampler, schedule, chains=5, seed=3)
+    pieces = guide(diffusion, brightness, sampler, schedule, chains=5, seed=3, batch=2)
+    alone = guide(diffusion, brightness, sampler, schedule, chains=1, seed=3, first=4)
     assert torch.allclose(together.code.variables(), pieces.code.variables(), atol=1e-10)
     assert torch.allclose(together.code[[4, 9]].variables(), alone.code.variables(), atol=1e-10)
     assert together.chain.tolist() == [0, 1, 2, 3, 4] * 2
     assert alone.chain.tolist() == [4, 4]
-    assert torch.equal(together.nfe, torch.full((5,), (1 + 6 * 5) * 2 * 6))  # forward and backward, 6 calls each
+    assert torch.equal(together.nfe, pieces.nfe)
+    if sampler.gradient:
+        assert torch.equal(together.nfe, torch.full((5,), (1 + 6 * 5) * 2 * 6))  # forward and backward, 6 calls each
+    elif sampler.sliced:  # a decoding of 6 calls for the beginning, and for each point that was tried
+        tries = sum(1 / record.acceptance for record in together.history)
+        assert torch.allclose(together.nfe.double(), 6 * tries)
 
 
 class Interrupted(Exception):
@@ -218,7 +272,7 @@ def stopping(step: int, folder: Path) -> Callable[[Chains | Descents], None]:
     return stop
 
 
-@pytest.mark.parametrize("sampler", [langevin(), mala(), hmc()])
+@pytest.mark.parametrize("sampler", [langevin(), mala(), hmc(), pcn(), ess()])
 def test_chains_that_went_on_are_those_that_never_stopped(sampler: Dynamics, tmp_path):
     """Bit for bit, through a file."""
     diffusion = gaussian_diffusion(VP(), "ddim", torch.float32)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # the table below once more, for editors and type checkers
     from pushforward.evaluation.runs import Evaluation
     from pushforward.execute import Exact, Implicit, Parallel, Phantom, Skeleton
     from pushforward.guidance import energies
-    from pushforward.guidance.dynamics import Schedule, hmc, langevin, mala
+    from pushforward.guidance.dynamics import Schedule, ess, hmc, langevin, mala, pcn
     from pushforward.guidance.posterior import best
     from pushforward.guidance.steering import Steering, steered
     from pushforward.integrations.diffusers import PushforwardScheduler
@@ -86,11 +86,11 @@ __all__ = [
     "Denoiser", "Diffusion", "Discrete", "Diverged", "Evaluation", "Exact", "FarOutside", "Flow", "Function",
     "Gaussian", "Generator", "Implicit", "Langevin", "Model", "Network", "Parallel", "Phantom", "Plan", "Process",
     "Pushforward", "PushforwardError", "PushforwardScheduler", "Schedule", "Skeleton", "Steering", "TrainConfig",
-    "best", "consistency", "data", "decode", "denoiser", "edit", "encode", "energies", "errors", "evaluate",
+    "best", "consistency", "data", "decode", "denoiser", "edit", "encode", "energies", "errors", "ess", "evaluate",
     "evaluation", "execute", "from_pipeline", "gan", "grid", "guidance", "guide", "hmc", "inpaint", "integrations",
-    "invert", "langevin", "linear", "load", "load_generator", "mala", "maps", "model", "plan", "process_from_config",
-    "sample", "solvers", "steer", "steered", "stylegan", "train", "training", "translate", "translation", "verbs",
-    "vision",
+    "invert", "langevin", "linear", "load", "load_generator", "mala", "maps", "model", "pcn", "plan",
+    "process_from_config", "sample", "solvers", "steer", "steered", "stylegan", "train", "training", "translate",
+    "translation", "verbs", "vision",
 ]  # fmt: skip
 
 # Where each name is from. The rooms of the house are named as they are.
@@ -107,7 +107,7 @@ _HOMES = {
     "maps.diffusion": "Diffusion",
     "maps.generator": "Generator consistency gan load_generator stylegan",
     "maps.protocol": "Pushforward",
-    "guidance.dynamics": "Schedule hmc langevin mala",
+    "guidance.dynamics": "Schedule ess hmc langevin mala pcn",
     "guidance.posterior": "best",
     "guidance.steering": "Steering steered",
     "evaluation.runs": "Evaluation",

@@ -38,7 +38,7 @@ from pushforward.execute import Exact, Gradient, Implicit, Phantom
 from pushforward.guidance.chains import Chains, Record
 from pushforward.guidance.checkpoints import load_chains, load_descents
 from pushforward.guidance.diagnostics import plot
-from pushforward.guidance.dynamics import Dynamics, Schedule
+from pushforward.guidance.dynamics import SAMPLERS, Dynamics, Schedule
 from pushforward.guidance.energies.energy import Energy
 from pushforward.guidance.energies.parse import ENERGIES, Setting, energy
 from pushforward.guidance.posterior import Descents, Guided, best
@@ -85,8 +85,9 @@ def guide(
     sampler: Annotated[
         str,
         typer.Option(
-            help="Draw codes by langevin, mala or hmc (such as hmc:leaps=5), seek single best codes by adam or "
-            f"l-bfgs, or steer each step of the solver by {', '.join(STEERINGS)} (such as mpgd:direct=2)."
+            help="Draw codes by langevin, mala or hmc (such as hmc:leaps=5), or without a gradient by ess or "
+            "pcn; seek single best codes by adam or l-bfgs; or steer each step of the solver by "
+            f"{', '.join(STEERINGS)} (such as mpgd:direct=2)."
         ),
     ] = "langevin",
     moves: Annotated[
@@ -140,6 +141,7 @@ def guide(
     pushforward guide fashion-vp --energy masked:shirt.png:mask=known.png --sampler tfg --solver ddim:steps=20
     pushforward guide dcgan.pth --energy face:me.png:network=dlib.safetensors:weight=2500 --sampler mala
     pushforward guide MODEL --energy python:mine.py:name=energy --sampler adam:prior=chi --moves 100
+    pushforward guide MODEL --energy "command:./score.sh:weight=3" --sampler ess    # any program's number per PNG file
     """
     if steps is not None:
         typer.echo("pushforward: --steps of guide is called --moves now.", err=True)
@@ -199,12 +201,14 @@ def _check(
     """Raise unless the options fit the sampler and the kind of the model."""
     steered_ = isinstance(how, Steering)
     vain = {
-        "A warm-up, annealing and draws are of chains: langevin, mala or hmc; leave them out.":
+        f"A warm-up, annealing and draws are of chains: {', '.join(SAMPLERS)}; leave them out.":
             not isinstance(how, Dynamics) and scheduled,
-        "Only a diffusion has steps to steer; a GAN's codes are sampled by langevin, mala or hmc.": steered_ and gan,
+        f"Only a diffusion has steps to steer; a GAN's codes are sampled by {', '.join(SAMPLERS)}.": steered_ and gan,
         f"Steering takes the steps of its solver: give --solver ddim:steps={moves} instead of --moves.":
             steered_ and moves is not None,
         "Steering takes no gradient through the plan; leave --gradient out.": steered_ and gradient is not None,
+        "This sampler takes no gradient; leave --gradient out.":
+            isinstance(how, Dynamics) and not how.gradient and gradient is not None,
         "A GAN has no plan, and its own gradient, precision and size; leave out --solver, --gradient, --dtype, --size.":
             gan and (solver, gradient, place.dtype, place.size) != (None, None, "float32", None),
         "A GAN is no pipeline of diffusers; leave out --call, --image, --control and --lora.":

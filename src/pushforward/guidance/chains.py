@@ -9,6 +9,11 @@ more numbers (`preconditioned`); or the plain leapfrog of both forces. `adjusted
 the Metropolis rule and have the right limit; without it there is a bias that falls with h. One leap is Langevin
 dynamics: the plain unadjusted one is `x <- x - s/2 grad U + sqrt(s) xi` with the step size s = h^2.
 
+Without the gradient (`pcn`) the leap is the rotation alone, and the Metropolis rule asks for the energies before and
+after. A *slice* (`ess`) draws a level `-E(x) + log u` first, then points of the whole ellipse `x cos t + v sin t`: the
+first t is any angle, and the range of the next shrinks from a point below the level towards t = 0, where x itself is
+above it. So every move ends, and none is rejected.
+
 *Annealed* chains begin at draws of the prior and raise the weight of the energy little by little; the weights of what
 they draw make up for not having arrived (annealed importance sampling): exactly for adjusted chains whose steps are
 not adapted meanwhile, nearly for the others.
@@ -18,7 +23,8 @@ batch, and whether or not it was interrupted.
 
 References:
     Hybrid Monte Carlo on Hilbert spaces, Beskos et al., Stochastic Processes and their Applications 121 (2011);
-    MCMC methods for functions, Cotter et al., arXiv 1202.0709 (preconditioned proposals);
+    MCMC methods for functions, Cotter et al., arXiv 1202.0709 (preconditioned proposals, pCN);
+    Elliptical slice sampling, Murray et al., arXiv 1001.0175;
     Annealed Importance Sampling, Neal, arXiv physics/9803008;
     The No-U-Turn Sampler, Hoffman & Gelman, arXiv 1111.4246, section 3.2 (step sizes by dual averaging).
 """
@@ -47,6 +53,7 @@ _JITTER = 0.2  # part by which steps of several leaps vary, so that no trajector
 # Of dual averaging (Hoffman & Gelman, section 3.2.1), with a gain five times as gentle: with theirs, steps collapse in
 # the first moves from the prior, and warm-ups of some dozen moves, as here, do not forget it.
 _GAIN, _DELAY, _DECAY = 0.25, 10.0, 0.75
+_TRIES = 100  # points of a slice: after so many its range is below rounding, or the energy changes from call to call
 
 
 class Point(NamedTuple):
@@ -55,7 +62,7 @@ class Point(NamedTuple):
     Args:
         images: that they decode to, `(chains, ...)`.
         energies: each term times its weight, `(chains,)` by name, float64.
-        slope: gradient of their sum, `(chains, numbers)`.
+        slope: gradient of their sum, `(chains, numbers)`; zeros where it is not followed.
     """
 
     images: Tensor
@@ -83,6 +90,11 @@ class Point(NamedTuple):
             self.slope.index_copy(0, rows, other.slope),
         )
 
+    def some(self, which: Tensor) -> Point:
+        """What is known of some of its codes, a mask `(chains,)`."""
+        energies = {name: value[which] for name, value in self.energies.items()}
+        return Point(self.images[which], energies, self.slope[which])
+
     def check(self, when: str, first: int = 0) -> None:
         """Raise unless all is finite; chains are counted from `first`.
 
@@ -100,7 +112,7 @@ class Point(NamedTuple):
             raise PushforwardError(f"The gradient of {names} is not finite {when}; look for roots or logarithms of 0.")
 
 
-Target = Callable[[Tensor], Point]  # of variables `(chains, numbers)`
+Target = Callable[..., Point]  # of variables `(n, numbers)`, of the chains numbered `(n,)`: by default, all
 
 
 # -- what is known of chains -------------------------------------------------------------------------------------------
@@ -113,8 +125,9 @@ class Record:
     Args:
         energies: each term times its weight, by name.
         prior: `|z|^2 / 2`.
-        acceptance: probability that the move had to be accepted; 1 where nothing is rejected.
-        step: length h of the leaps.
+        acceptance: probability that the move had to be accepted; 1 where nothing is rejected; of a slice, 1 / its
+            points.
+        step: length h of the leaps; of a slice, the angle.
         projections: projections of the codes on fixed random directions, `(directions, chains)`.
     """
 
@@ -197,8 +210,10 @@ def walk(
     numbers = range(first, first + len(chains.variables))
     yield chains
     while chains.step < schedule.steps:
-        noise = GaussianStream(derive_seed(seed, chains.step + 1), numbers, (chains.variables.shape[1] + 2,)).draw()
-        chains = _moved(target, chains, sampler, schedule, noise, first)
+        own = derive_seed(seed, chains.step + 1)
+        noise = GaussianStream(own, numbers, (chains.variables.shape[1] + 2,)).draw()
+        more = GaussianStream(derive_seed(own, 1), numbers, ())
+        chains = _moved(target, chains, sampler, schedule, noise, more, first)
         yield chains
 
 
@@ -210,8 +225,11 @@ def _begun(target: Target, x: Tensor, sampler: Dynamics, first: int) -> Chains:
     return Chains(x, point, tuning, none, (Record.of(x, point.energies, none + 1, none + sampler.step),))
 
 
-def _moved(target: Target, chains: Chains, sampler: Dynamics, schedule: Schedule, noise: Tensor, first: int) -> Chains:
-    """The chains one step on, with standard normal numbers for it, `(chains, numbers + 2)`."""
+def _moved(
+    target: Target, chains: Chains, sampler: Dynamics, schedule: Schedule, noise: Tensor, more: GaussianStream,
+    first: int,
+) -> Chains:  # fmt: skip
+    """The chains one step on, with standard normal numbers for it, `(chains, numbers + 2)`, and `more` for slices."""
     x, step, now = chains.variables, chains.step, chains.point
     weight = schedule.weight(step)
     log_weights = chains.log_weights
@@ -219,7 +237,11 @@ def _moved(target: Target, chains: Chains, sampler: Dynamics, schedule: Schedule
         log_weights = log_weights - (weight - (schedule.weight(step - 1) if step else 0.0)) * now.energy
     noise = noise.to(x)
     velocity = noise[:, :-2]
-    accept, vary = torch.special.ndtr(noise[:, -2:].double()).unbind(1)
+    accept, vary = _uniform(noise[:, -2:]).unbind(1)
+    if sampler.sliced:
+        level = accept.log() - weight * now.energy
+        x, now, probability, length = _sliced(target, x, velocity, now, level, 2 * math.pi * vary, more, weight)
+        return _recorded(chains, schedule, x, now, chains.tuning, log_weights, probability, length)
     warming = sampler.adjusted and step < schedule.warmed
     length = chains.tuning[1 if warming else 2].exp()
     if sampler.leaps > 1:
@@ -244,11 +266,49 @@ def _moved(target: Target, chains: Chains, sampler: Dynamics, schedule: Schedule
     else:
         taken, probability = torch.ones_like(lost), torch.ones_like(probability)
     x, now = torch.where(taken[:, None], y, x), now.replaced(taken, then)
-    draws = chains.draws
-    if step + 1 in schedule.kept:
-        draws = (*draws, Draw(step + 1, x, now.images, now.energies, log_weights))
+    return _recorded(chains, schedule, x, now, tuning, log_weights, probability, length)
+
+
+def _recorded(
+    before: Chains, schedule: Schedule, x: Tensor, now: Point, tuning: Tensor, log_weights: Tensor, probability: Tensor,
+    length: Tensor,
+) -> Chains:  # fmt: skip
+    """The chains after a move, with its record, and a draw if one is kept."""
+    draws, step = before.draws, before.step + 1
+    if step in schedule.kept:
+        draws = (*draws, Draw(step, x, now.images, now.energies, log_weights))
     record = Record.of(x, now.energies, probability, length)
-    return Chains(x, now, tuning, log_weights, (*chains.history, record), draws)
+    return Chains(x, now, tuning, log_weights, (*before.history, record), draws)
+
+
+def _uniform(normal: Tensor) -> Tensor:
+    """Numbers between 0 and 1, float64, of standard normal ones."""
+    return torch.special.ndtr(normal.double())
+
+
+def _sliced(
+    target: Target, x: Tensor, velocity: Tensor, now: Point, level: Tensor, angle: Tensor, more: GaussianStream,
+    weight: float,
+) -> tuple[Tensor, Point, Tensor, Tensor]:  # fmt: skip
+    """A point of each chain's ellipse above its level, what is known there, 1 / the points tried, and its angle."""
+    high, low = angle.clone(), angle - 2 * math.pi
+    y, tried, found = x.clone(), torch.zeros_like(angle), torch.zeros_like(angle)
+    left = torch.arange(len(x), device=x.device)
+    for _ in range(_TRIES):
+        turn = angle[left].to(x)[:, None]
+        place = x[left] * turn.cos() + velocity[left] * turn.sin()
+        point = target(place, left)
+        tried[left] += 1
+        above = -weight * point.energy > level[left]  # not where the energy is not a number
+        rows = left[above]
+        y[rows], found[rows] = place[above], angle[rows]
+        now = now.placed(rows, point.some(above))
+        left = left[~above]
+        if not len(left):
+            break
+        low, high = torch.where(angle < 0, angle, low), torch.where(angle < 0, high, angle)
+        angle = low + (high - low) * _uniform(more.draw().to(angle))
+    return y, now, 1 / tried, found.abs()
 
 
 def _leaps(

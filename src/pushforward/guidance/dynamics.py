@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pushforward.data.memory import check_memory
 from pushforward.errors import PushforwardError
 
-__all__ = ["SAMPLERS", "Dynamics", "Schedule", "hmc", "langevin", "mala"]
+__all__ = ["SAMPLERS", "Dynamics", "Schedule", "ess", "hmc", "langevin", "mala", "pcn"]
 
 
 @dataclass(frozen=True)
 class Dynamics:
-    """How chains move; made by `langevin`, `mala` and `hmc`.
+    """How chains move; made by `langevin`, `mala`, `hmc`, `pcn` and `ess`.
 
     Args:
         step: length h of a leap; of adjusted chains the first one, which the warm-up adapts.
@@ -22,6 +22,8 @@ class Dynamics:
         adjusted: accept or reject by the Metropolis rule.
         preconditioned: solve the prior's part exactly.
         acceptance: share of moves that adapted steps shall have accepted.
+        gradient: follow the energy's gradient; else the energy may be any number, and has none.
+        sliced: seek a point of a slice on an ellipse, instead of leaps.
     """
 
     step: float
@@ -29,6 +31,8 @@ class Dynamics:
     adjusted: bool = True
     preconditioned: bool = True
     acceptance: float = 0.65
+    gradient: bool = True
+    sliced: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.step < math.inf or not self.leaps >= 1 or not 0 < self.acceptance < 1:
@@ -82,7 +86,26 @@ def hmc(step: float = 0.2, leaps: int = 5, *, preconditioned: bool = True, accep
     return Dynamics(step, leaps, True, preconditioned, acceptance)
 
 
-SAMPLERS: Mapping[str, Callable[..., Dynamics]] = {"langevin": langevin, "mala": mala, "hmc": hmc}
+def pcn(step: float = 0.2, *, acceptance: float = 0.234) -> Dynamics:
+    """Preconditioned Crank-Nicolson moves: turns towards fresh noise, accepted by the energy alone; no gradient.
+
+    (With the gradient they are called pCNL, and are `mala`.)
+
+    Args:
+        step: the first angle h in `z cos h + xi sin h`, in radians.
+        acceptance: aimed at by the warm-up; the default is best for moves without a gradient (Roberts et al., 1997).
+    """
+    return Dynamics(step, acceptance=acceptance, gradient=False)
+
+
+def ess() -> Dynamics:
+    """Elliptical slice sampling: always moves, with no gradient and no step to tune, by a few energies per move."""
+    return Dynamics(math.pi, gradient=False, sliced=True)
+
+
+SAMPLERS: Mapping[str, Callable[..., Dynamics]] = {
+    "langevin": langevin, "mala": mala, "hmc": hmc, "pcn": pcn, "ess": ess,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,8 @@ def guide(
             of the chains. A diffusion is differentiated as its `run_by` says, by default with the memory of one network
             call.
         energy: `(images, code) -> (count,)`, or a sum of several; see `guidance.energies`.
-        sampler: how the chains move: `langevin`, `mala` or `hmc` of `guidance.chains`.
+        sampler: how the chains move: `langevin`, `mala` or `hmc` of `guidance.dynamics`; `pcn` and `ess` need no
+            gradient of the energy.
         schedule: steps, warm-up, annealing and draws.
         chains: how many.
         seed: of where the chains begin, and of all noise.
@@ -131,7 +132,7 @@ def guide(
         PushforwardError: an energy that gives not one finite number per image with a gradient; chains that diverge;
             arguments that do not fit together; and as `Diffusion.decode`.
     """
-    target = _target(pushforward, energy, chains, seed, first, begin, batch)
+    target = _target(pushforward, energy, chains, seed, first, begin, batch, gradient=sampler.gradient)
     if resume is not None:
         _go_on("chains", resume, target)
     if begin is not None and schedule.anneal:
@@ -246,12 +247,13 @@ def best(
 
 @dataclass(frozen=True, eq=False)
 class _Target:
-    """Energy and gradient of variables, `batch` chains at a time."""
+    """Energy of variables, and its `gradient` if asked for, `batch` chains at a time."""
 
     counted: Counted
     energy: Energy
     code: Code
     batch: int
+    gradient: bool = True
     seen: list[Point] = field(default_factory=list)  # the first point that could be decoded
 
     def __call__(self, x: Tensor, some: Tensor | None = None) -> Point:
@@ -281,18 +283,21 @@ class _Target:
             return Point(torch.zeros_like(first.images[:1]), energies, torch.zeros_like(x))
 
     def _decoded(self, x: Tensor, some: Tensor) -> Point:
-        with torch.enable_grad():
-            variables = x.detach().requires_grad_()
+        with torch.set_grad_enabled(self.gradient):
+            variables = x.detach().requires_grad_(self.gradient)
             code = self.code[some].with_variables(variables)
             images = self.counted.decode(code, some)
             images = images.to(torch.promote_types(images.dtype, torch.float32))  # sums of 16 bits are no energies
             parts = self.energy.parts(images, code)
-            whole = torch.stack(list(parts.values())).sum()
-            (slope,) = torch.autograd.grad(whole, variables, allow_unused=True)
+            slope = torch.zeros_like(x)
+            if self.gradient:
+                whole = torch.stack(list(parts.values())).sum()
+                (slope,) = torch.autograd.grad(whole, variables, allow_unused=True)
         if slope is None:
             names = ", ".join(parts)
             raise PushforwardError(
-                f"Energy {names} has no gradient in the code: compute it from the images or the code, without detach()."
+                f"Energy {names} has no gradient in the code: compute it from the images or the code, without "
+                "detach(); or sample by ess or pcn, which need none."
             )
         return Point(images.detach(), {name: value.detach().double() for name, value in parts.items()}, slope)
 
@@ -311,6 +316,8 @@ def _target(
     first: int,
     begin: Code | None,
     batch: int,
+    *,
+    gradient: bool = True,
 ) -> _Target:
     """The posterior of `count` codes, of which its `code` are the ones to begin at."""
     if count < 1 or batch < 1:
@@ -327,7 +334,7 @@ def _target(
                 f"{wanted[1]}; got {given[0]} and {given[1]}."
             )
         code = begin.to(code.start)
-    return _Target(counted, of(energy), code, batch)
+    return _Target(counted, of(energy), code, batch, gradient)
 
 
 def _go_on(what: str, before: Chains | Descents, target: _Target) -> None:

@@ -11,7 +11,7 @@ import transformers
 from support import pipelines
 from support.families.parts import embeds, picture, roughen, seeded, words
 from support.families.tiny import Tiny
-from support.families.unets import extra, pndm, stable, stable_xl
+from support.families.unets import euler, extra, pndm, stable, stable_xl
 from support.pipelines import TABLE, clip, unet, vae
 
 SIZE: dict[str, Any] = {"height": 16, "width": 16}
@@ -111,6 +111,14 @@ def upscale() -> Tiny:
     low = diffusers.DDPMScheduler(beta_schedule="scaled_linear")
     pipe = stable(diffusers.StableDiffusionUpscalePipeline, net, low_res_scheduler=low, max_noise_level=99)
     return Tiny(pipe, {**GUIDED, "image": picture(), "noise_level": 20})
+
+
+@seeded
+def upscale_latents() -> Tiny:
+    """It reckons with its scheduler's noise levels; its prediction has a channel more, of a variance."""
+    net = unet(in_channels=8, out_channels=5, time_cond_proj_dim=128 + 8)
+    pipe = stable(diffusers.StableDiffusionLatentUpscalePipeline, net, scheduler=euler())
+    return Tiny(pipe, {**GUIDED, "image": picture()})
 
 
 def marigold(cls: Any, **settings: Any) -> Tiny:
@@ -214,6 +222,7 @@ FAMILIES: dict[str, Callable[[], Tiny]] = {
     "DeepFloyd IF": floyd_first,
     "DeepFloyd IF super-resolution": floyd_second,
     "Stable Diffusion upscaler": upscale,
+    "Stable Diffusion latent upscaler": upscale_latents,
     "Marigold depth": marigold_depth,
     "Marigold normals": marigold_normals,
     "Marigold intrinsics": marigold_intrinsics,

@@ -1,8 +1,8 @@
 """Energies: one number per image, low where the image is as wanted.
 
-An energy is any function `(images, code) -> (count,)`, or `(images) -> (count,)`, that PyTorch differentiates; the
-images are in [-1, 1], `(count, channels, height, width)`, and the `Code` is what they were decoded from. An `Energy` is
-a weighted sum of such functions that knows the name of each:
+An energy is any function `(images, code) -> (count,)`, or `(images) -> (count,)`, that PyTorch differentiates (the
+samplers `ess` and `pcn` ask for its values alone); the images are in [-1, 1], `(count, channels, height, width)`, and
+the `Code` is what they were decoded from. An `Energy` is a weighted sum of such functions that knows the name of each:
 
     energy = 5 * classifier(network, label=7) + near(image) + of(lambda images, code: images.mean((1, 2, 3)), "dark")
 
@@ -76,7 +76,8 @@ class Energy:
             if wanted and not value.requires_grad:
                 raise PushforwardError(
                     f"Energy {term.name!r} has no gradient; compute it from the images or the code with PyTorch's "
-                    "differentiable functions, without detach(), no_grad() or numpy."
+                    "differentiable functions, without detach(), no_grad() or numpy; or sample by ess or pcn, which "
+                    "need none."
                 )
             if value.is_meta or value.is_complex():
                 raise PushforwardError(

@@ -4,6 +4,7 @@
     classifier:fashion:label=sneaker:weight=5
     near:photo.png:deviation=0.5
     python:my_energies.py:name=redness
+    command:./size-of-a-jpeg.sh
 
 The text is the name of the energy, what it is about, and settings `key=value`, joined by colons; all energies take
 `weight`. `ENERGIES` lists the settings, for the command line's help too.
@@ -14,16 +15,20 @@ from __future__ import annotations
 import importlib.util
 import math
 import re
+import shlex
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from pushforward.data.pictures import read_mask
+from pushforward.data.pictures import read_mask, save_each
 from pushforward.errors import PushforwardError
 from pushforward.guidance import energies as known
 from pushforward.guidance.energies.energy import Energy, Function, of
@@ -200,6 +205,38 @@ def _python(words: Words) -> Energy:
     return of(words.used("python", f"{path}:{name}", lambda _: function), name)
 
 
+def _command(words: Words) -> Energy:
+    """The numbers that a program prints for PNG files, one a line; they have no gradient."""
+    program = shlex.split(words.about)
+    if not program or shutil.which(Path(program[0]).expanduser()) is None:
+        raise PushforwardError(f"There is no program {words.about!r} that can be run, for energy {words.text!r}.")
+    program[0] = str(Path(program[0]).expanduser())
+    files = [path.read_bytes() for part in program if (path := Path(part)).is_file()]  # whose change is another energy
+    words.used("command", words.about, lambda _: files)
+
+    def command(images: Tensor, code: Code) -> Tensor:  # noqa: ARG001
+        with TemporaryDirectory() as folder:
+            save_each(images, Path(folder))
+            pictures = sorted(map(str, Path(folder).iterdir()))
+            done = subprocess.run([*program, *pictures], capture_output=True, text=True, check=False)
+        if done.returncode:
+            said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+            raise PushforwardError(f"The program {words.about!r} of an energy fails: {said}.")
+        lines = done.stdout.split()
+        try:
+            numbers = [float(line) for line in lines]
+        except ValueError:
+            numbers = []
+        if len(numbers) != len(images):
+            raise PushforwardError(
+                f"The program {words.about!r} of an energy must print one number a line for each of the "
+                f"{len(images)} PNG files in its arguments; it printed {done.stdout.strip()[:80]!r}."
+            )
+        return torch.tensor(numbers, dtype=torch.float64, device=images.device)
+
+    return of(command)
+
+
 # name: (what it is about, its settings, how it is made)
 ENERGIES: dict[str, tuple[str, str, Callable[[Words], Energy]]] = {
     "clip": ("TEXT", "model=, views=8", _clip),
@@ -214,6 +251,7 @@ ENERGIES: dict[str, tuple[str, str, Callable[[Words], Energy]]] = {
     "colour": ("#rrggbb", "mask=FILE, deviation=.1", _colour),
     "perceptual": ("FILE", "network=alex", _perceptual),
     "python": ("FILE.py", "name=energy", _python),
+    "command": ("PROGRAM of PNG files, without gradient", "", _command),
     "chi": ("", "", lambda _: known.chi()),
     "gaussian": ("", "", lambda _: known.gaussian()),
     "concentration": ("", "chunk=4, shuffles=100", _concentration),

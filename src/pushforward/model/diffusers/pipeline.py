@@ -86,6 +86,12 @@ def from_pipeline(pipe: Any, *, name: str | None = None, **call: Any) -> Model:
     times = probes(schedule)
     with torch.no_grad():
         first = asked.find_entrance(times[0])
+    if not bool(first.prediction.isfinite().all()):
+        raise PushforwardError(
+            f"{asked.name} predicts numbers that are not finite: its networks overflow, or it reckons with the noise "
+            "levels of its scheduler, which are known here for flows only; try another dtype, or sample with "
+            "pushforward.PushforwardScheduler in the pipeline instead."
+        )
     check_step(asked, schedule)
     check_noise(asked, first.state)
     schedule = clocked(asked, schedule)

@@ -122,8 +122,8 @@ class Rows:
             if not torch.equal(answer.state[:count], states.to(answer.state)):
                 raise PushforwardError(
                     f"{type(self.call.pipe).__name__} changes its states before or between its steps, as it does to "
-                    "blend an image in or in a callback; leave that out (pushforward.inpaint keeps what is around a "
-                    "hole by guidance), or sample with pushforward.PushforwardScheduler in the pipeline."
+                    "blend an image in or in a callback; leave that out, or sample with "
+                    "pushforward.PushforwardScheduler in the pipeline."
                 )
         return [taken(answer, states) for answer in answers]
 

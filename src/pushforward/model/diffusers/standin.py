@@ -83,8 +83,7 @@ def stand_in(scheduler: Any) -> Any:
             said = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas, "mu": mu}
             self._told({name: value for name, value in {**said, **more}.items() if value is not None})
         self.timesteps = torch.stack([torch.as_tensor(t).to(device, torch.float32) for t in self._times])
-        count = getattr(self.config, "num_train_timesteps", 1000)
-        self.sigmas = torch.cat([self.timesteps / count, torch.zeros(1, device=self.timesteps.device)])
+        self.sigmas = _noise_levels(self)
         self.num_inference_steps = len(self._times)
         self._step_index = self._begin_index = None
         self.begun = True
@@ -113,3 +112,17 @@ def stand_in(scheduler: Any) -> Any:
     made = copy.copy(scheduler)
     made.__class__ = type(kind.__name__, (kind,), own)
     return made
+
+
+def _noise_levels(scheduler: Any) -> Tensor:
+    """Return the noise levels of a flow, and a 0; those of others, in units that are not ours, are not a number.
+
+    Pipelines that read them make predictions of them; `from_pipeline` refuses what is not finite.
+    """
+    config, times = scheduler.config, scheduler.timesteps
+    levels = times / config.get("num_train_timesteps", 1000)
+    if config.get("invert_sigmas"):
+        levels = 1 - levels
+    elif not (type(scheduler).__name__.startswith("FlowMatch") or config.get("use_flow_sigmas")):
+        levels = torch.full_like(levels, torch.nan)
+    return torch.cat([levels, torch.zeros(1, device=levels.device)])
