@@ -5,9 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from pushforward import Diffusion, load
 from pushforward.errors import PushforwardError
-from pushforward.execute import Parallel, parallel, run
+from pushforward.execute import Parallel, Solution, parallel, run
+from pushforward.guidance.decoding import Trails
+from pushforward.guidance.dynamics import Schedule, mala
+from pushforward.guidance.posterior import best, guide
 from pushforward.linear import Gaussian, root
+from pushforward.maps.spec import SamplerSpec
 from pushforward.plan import SOLVERS, grid
 from support.helpers import FIELD, PROCESSES, gaussian_denoiser, mixture_denoiser, normal
 
@@ -101,3 +106,56 @@ def test_a_solution_of_another_plan_is_refused():
     other, _, code = problem(PROCESSES["vp"], steps=10)
     with pytest.raises(PushforwardError, match="the same plan for the same images"):
         parallel(other, denoiser, code()[0], method=replace(WAY, start=begun))
+
+
+# -- chains and descents -----------------------------------------------------------------------------------------------
+
+
+def half(images, code):
+    return 20 * (images - 0.5).square().flatten(1).mean(1)
+
+
+@pytest.fixture(scope="module")
+def diffusion():
+    plan = SamplerSpec("ddim", 20).plan(load("fashion-vp"))
+    return Diffusion(load("fashion-vp"), plan, parallel=Parallel(tolerance=1e-5))
+
+
+def test_chains_and_descents_begin_at_their_last_trajectories(diffusion):
+    """They find what they find anyway, in fewer evaluations."""
+    cold = diffusion.run_by(parallel=replace(diffusion.parallel, start="copies"))
+    for found, other in (
+        [best(d, half, count=2, steps=3) for d in (diffusion, cold)],
+        [guide(d, half, mala(1e-3), Schedule(3), chains=2) for d in (diffusion, cold)],
+    ):
+        torch.testing.assert_close(found.images, other.images, rtol=0, atol=1e-3)
+        assert int(found.nfe.sum()) < int(other.nfe.sum())
+
+
+def test_a_resumed_run_ends_where_the_whole_one_does(diffusion):
+    seen = []
+    whole = guide(diffusion, half, mala(1e-3), Schedule(3), chains=2, callback=seen.append)
+    rest = guide(diffusion, half, mala(1e-3), Schedule(3), chains=2, resume=seen[1])
+    torch.testing.assert_close(rest.images, whole.images, rtol=0, atol=1e-3)
+
+
+def test_trails_keep_what_is_nearest():
+    """Of each image the last trajectory and the one it began at; on the line through both a next one begins."""
+    trails, which = Trails(3), torch.tensor([2, 0])
+
+    def solution(x, diverged=(False, False)):
+        states = x[None, :, :1].expand(3, -1, -1)
+        none = torch.zeros(2)
+        return Solution(states, 1, none, none, torch.tensor(diverged), 2 * states[:2])
+
+    x = torch.tensor([[0.0, 0.0], [10.0, 0.0]])
+    assert trails.near(x, which) == "reference"
+    trails.keep(x, which, solution(x))
+    assert trails.near(torch.zeros(1, 2), torch.tensor([1])).diverged.tolist() == [True]
+    trails.keep(x + 1, which, solution(x + 1, (False, True)))  # what diverged is not kept
+    begun = trails.near(x + 1.25, which)
+    assert begun.diverged.tolist() == [False, False]
+    torch.testing.assert_close(begun.states[0, :, 0], torch.tensor([1.25, 10.0]))
+    torch.testing.assert_close(begun.answers[1, :, 0], torch.tensor([2.5, 20.0]))
+    trails.keep(x + 3, which, solution(x + 3))
+    assert trails.codes[:, 2, 0].sort().values.tolist() == [1.0, 3.0]

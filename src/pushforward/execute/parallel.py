@@ -236,11 +236,11 @@ def _moved(
     moves = system.moves_to(system.pack(start[None]), states, answers, constant)
     near = (system.sizes(moves).amax(0) < NEAR) & ~solution.diverged.to(start.device)
     found = states + moves, answers + system.respond(moves)
-    chosen = [
-        torch.where(near[:, None], *map(system.by_image, pair)).view_as(states)
-        for pair in zip(found, other, strict=True)
-    ]
-    return chosen[0], chosen[1]
+    states, answers = (
+        torch.where(near[:, None], system.by_image(own), system.by_image(else_)).view_as(own)
+        for own, else_ in zip(found, other, strict=True)
+    )
+    return states, answers
 
 
 def _sensible(system: System, states: Tensor) -> bool:
