@@ -1,5 +1,7 @@
 """Editing by text: every candidate once, whatever the batch, and a likelihood that knows which text is right."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -143,6 +145,13 @@ def test_an_image_is_edited_from_class_to_class(image):
     for one, other in zip(kept, moved, strict=True):
         torch.testing.assert_close(one.image, image[:1], rtol=0, atol=1e-3)
         assert not torch.allclose(other.image, one.image, atol=1e-4)
+
+
+def test_guidances_at_once_begin_at_one_another(model, image):
+    """The images are those of the steps one by one, to the tolerance."""
+    search, at_once = Search(guidances=(1.0, 1.5, 2.0)), replace(FEW, parallel="preconditioned", within=1e-5)
+    for one, other in zip(made(model, image, search), made(model, image, search, sampler=at_once), strict=True):
+        torch.testing.assert_close(one.image, other.image, rtol=0, atol=1e-3)
 
 
 # -- likelihood

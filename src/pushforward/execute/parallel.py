@@ -47,6 +47,7 @@ from pushforward.plan import Plan
 Response = Literal["gaussian", "noise", "data"]
 
 MIXING = Mixing()
+NEAR = 1.0  # deviations by which a solution moves and still says more than the reference
 FAR = 100.0  # deviations from zero at which a reference's path is no path of images
 
 
@@ -61,7 +62,9 @@ class Parallel:
             the `noise` or of the `data` held (Picard's iteration in either).
         reference: the Gaussian, N(0, 1/4) by default; its mean may be one for each image.
         mixing: how past rounds are used, or not.
-        start: states begin on the `reference`'s flow, or as `copies` of the first one.
+        start: states begin on the `reference`'s flow, or as `copies` of the first one; or at a `Solution` of other
+            codes (or noises, or condition), moved by the linear response to what changed. Its images are these, in
+            order; those that had diverged begin on the reference's flow.
         window: most steps asked in a round, from the first that is not settled; all by default.
         max_rows: most states in one network call; a round may take several. All by default.
         max_rounds: stop there even if the tolerance is not met; by default the plan's calls, which suffice for explicit
@@ -75,7 +78,7 @@ class Parallel:
     response: Response = "gaussian"
     reference: Gaussian | None = None
     mixing: Mixing | None = MIXING
-    start: Literal["reference", "copies"] = "reference"
+    start: Literal["reference", "copies"] | Solution = "reference"
     window: int | None = None
     max_rows: int | None = None
     max_rounds: int | None = None
@@ -139,7 +142,7 @@ class Round:
     states: Callable[[], Tensor] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Solution:
     """States of all nodes at once.
 
@@ -149,6 +152,7 @@ class Solution:
         nfe: network evaluations of each image, `(batch,)`.
         residual: error estimated to be left in each image, `(batch,)`; 0 where it ran to the exact end.
         diverged: images that were run sequentially because the fixed point diverged, `(batch,)`.
+        answers: expected of the network about the states that are asked, `(nfe, batch, k * channels, *field)`.
     """
 
     states: Tensor
@@ -156,6 +160,7 @@ class Solution:
     nfe: Tensor
     residual: Tensor
     diverged: Tensor
+    answers: Tensor
 
     @property
     def first(self) -> Tensor:
@@ -166,6 +171,11 @@ class Solution:
     def last(self) -> Tensor:
         """The last state, `(batch, k * channels, *field)`."""
         return self.states[-1]
+
+    def some(self, images: Tensor) -> Solution:
+        """The solution of some of its images, by their numbers `(n,)`."""
+        return Solution(self.states[:, images], self.rounds, self.nfe[images], self.residual[images],
+                        self.diverged[images], self.answers[:, images])  # fmt: skip
 
 
 @torch.no_grad()
@@ -207,6 +217,8 @@ def parallel(
         known = system.asked[0] + 1  # what comes before any answer is not a guess
         copied = system.pack(start[None]).expand(-1, system.size - known, -1, -1)
         states = torch.cat([states[:, :known], copied], 1)
+    elif isinstance(method.start, Solution):
+        states, answers = _moved(system, method.start, start, constant, (states, answers))
     solution = iterate(system, denoiser, start, states, answers, constant, method, callback=callback)
     bad = solution.diverged.nonzero()[:, 0]
     if plan.implicit and len(bad):
@@ -221,8 +233,36 @@ def parallel(
         nfe, residual = solution.nfe.clone(), solution.residual.clone()
         nfe[bad] += plan.nfe
         residual[bad] = roundoff(denoiser, start) * float(system.influence[-1].norm())
-        return Solution(states, solution.rounds + plan.nfe, nfe, residual, solution.diverged)
+        return replace(solution, states=states, rounds=solution.rounds + plan.nfe, nfe=nfe, residual=residual)
     return solution
+
+
+def _moved(
+    system: System, solution: Solution, start: Tensor, constant: Tensor, other: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """States and answers of a solution, moved to another start and to the noises in the constant.
+
+    Images whose solution diverged, or moves far, have the others, those of the reference.
+
+    Raises:
+        PushforwardError: the solution is of another plan, or of other images.
+    """
+    shape = (system.size, *start.shape)
+    if tuple(solution.states.shape) != shape:
+        raise PushforwardError(
+            f"Parallel sampling of {system.plan.solver!r} begins at a solution with states of shape {shape}; got "
+            f"{tuple(solution.states.shape)}: give the solution of the same plan for the same images."
+        )
+    states, answers = system.pack(solution.states.to(start)), torch.zeros_like(constant)
+    answers[:, system.asked] = system.pack(solution.answers.to(start))
+    moves = system.moves_to(system.pack(start[None]), states, answers, constant)
+    near = (system.sizes(moves).amax(0) < NEAR) & ~solution.diverged.to(start.device)
+    found = states + moves, answers + system.respond(moves)
+    states, answers = (
+        torch.where(near[:, None], system.by_image(own), system.by_image(else_)).view_as(own)
+        for own, else_ in zip(found, other, strict=True)
+    )
+    return states, answers
 
 
 def _sensible(system: System, states: Tensor) -> bool:
@@ -310,7 +350,8 @@ def iterate(
             callback(Round(state.rounds, float(state.residual.max()), int(state.active.sum()), nfe, last, states))
 
     converge(point, state, max_rounds=method.max_rounds, mixing=method.mixing, callback=tell)
-    return Solution(system.unpack(point.values), state.rounds, state.nfe, state.residual, state.lost)
+    answers = system.unpack(point.answers[:, system.asked])
+    return Solution(system.unpack(point.values), state.rounds, state.nfe, state.residual, state.lost, answers)
 
 
 def _last(system: System, states: Tensor) -> Tensor:

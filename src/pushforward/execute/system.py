@@ -201,11 +201,15 @@ class System:
             psi = process.signal(self.plan.node_times)
             answers = self.pack(clean.expand(self.size, *clean.shape))
             states = self.pack(torch.stack([psi[k](clean) for k in range(self.size)]))
-        moves = torch.zeros_like(states)
-        moves[:, :1] = start - states[:, :1]
-        states, answers = states + moves, answers + self.respond(moves)
-        moves = self.correct(self.residual(states, answers, constant))
+        moves = self.moves_to(start, states, answers, constant)
         return states + moves, answers + self.respond(moves)
+
+    def moves_to(self, start: Tensor, states: Tensor, answers: Tensor, constant: Tensor) -> Tensor:
+        """How all states move, answers following as expected, for the first one to be `start` and the rest to fit."""
+        first = torch.zeros_like(states)
+        first[:, :1] = start - states[:, :1]
+        gap = self.residual(states + first, answers + self.respond(first), constant)
+        return first + self.correct(gap)
 
     def sizes(self, moves: Tensor) -> Tensor:
         """Root mean square of each node's moves in units of its marginal's deviation, `(nodes, batch)`.

@@ -187,7 +187,13 @@ class Diffusion(ModelMap):
         choice = choose(self.plan, latency, batch, method=method)
         return choice.method, choice.reason
 
-    def decode(self, code: Code, *, callback: Callable[[Any], None] | None = None) -> Tensor:
+    def decode(
+        self,
+        code: Code,
+        *,
+        callback: Callable[[Any], None] | None = None,
+        found: Callable[[Solution], None] | None = None,
+    ) -> Tensor:
         """The images behind a code, `(count, channels, height, width)`, where the network is.
 
         Differentiable in the code, in the way that `run_by` says.
@@ -195,6 +201,8 @@ class Diffusion(ModelMap):
         Args:
             code: of as many noises as the plan takes.
             callback: told after every network call or round.
+            found: told the solution where all steps are taken at once; `Parallel(start=solution)` begins there when
+                codes, condition or guidance are like these.
 
         Raises:
             PushforwardError: the code does not fit the plan.
@@ -205,13 +213,16 @@ class Diffusion(ModelMap):
             method = None if self.parallel is None else _referenced(self.parallel, model)
             gradient = gradient.with_reference(model.gaussian.tempered())
             final = differentiable(self.plan, model.denoiser, start, noise=code.noises, gradient=gradient,
-                                   method=method, parameters=self.parameters, callback=callback)  # fmt: skip
+                                   method=method, parameters=self.parameters, callback=callback,
+                                   found=found)  # fmt: skip
             return model.images(self._clean(final, code))
         noises = iter(() if code.noises is None else code.noises)
         if self.parallel is None:
             return self._run(model, start, lambda _: next(noises).to(start), callback, code)
-        final = self._solve(model, start, lambda _: next(noises).to(start), callback).last
-        return model.images(self._clean(final, code))
+        solution = self._solve(model, start, lambda _: next(noises).to(start), callback)
+        if found is not None:
+            found(solution)
+        return model.images(self._clean(solution.last, code))
 
     @torch.no_grad()
     def path(self, code: Code) -> Path:

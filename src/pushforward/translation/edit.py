@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pushforward.data.memory import check_images
 from pushforward.errors import PushforwardError
+from pushforward.execute import Solution
 from pushforward.maps.code import GaussianStream
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.spec import SamplerSpec
@@ -113,7 +114,7 @@ def edits(
         image: in [-1, 1], `(channels, height, width)`.
         source: text, or class, of what it shows.
         target: text, or class, of what it shall show.
-        sampler: the plan without skips.
+        sampler: the plan without skips; if it takes all steps at once, each guidance begins at the last one's states.
         search: which candidates.
         seed: seed of the codes; a trial's depends on the seed and its number alone.
         batch: candidates at a time.
@@ -129,20 +130,23 @@ def edits(
         )
     check_images(search.count, image.shape, "candidates")
     for skip, plan in plans(model, sampler, search).items():
-        diffusion = Diffusion(model, plan)
+        diffusion = Diffusion(model, plan, parallel=sampler.method(plan))
         for first in range(0, search.trials, batch):
             trials = range(first, min(first + batch, search.trials))
             images, size = image[None].expand(len(trials), *image.shape), len(trials)
             shown = diffusion.given(source, search.source_guidance)
             coded: Coded | None = None
+            solved: list[Solution] = []
             for guidance in search.guidances:
                 to = diffusion.given(target, guidance)
+                if solved and to.parallel is not None:
+                    to = to.run_by(parallel=replace(to.parallel, start=solved.pop()))
                 if search.method in CODELESS:
                     found = translate(images, shown, to, method=search.method, seed=seed, first=first).images
                 else:
                     if coded is None:
                         coded = code_of(images, shown, shown, method=search.method, seed=seed, first=first, rows=batch)
-                    found = decoded(coded.code, to, search.method)
+                    found = decoded(coded.code, to, search.method, found=solved.append)
                 for trial, edited in zip(trials, found, strict=True):
                     yield Candidate(edited, skip, guidance, trial)
                 if callback is not None:

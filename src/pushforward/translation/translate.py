@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
+from pushforward.execute import Solution
 from pushforward.maps.code import Code, numbered
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.passes import last_states, passing
@@ -194,11 +195,21 @@ def _joined(
 
 
 @torch.no_grad()
-def decoded(code: Code, target: Diffusion, method: Method, callback: Callable[[object], None] | None = None) -> Tensor:
-    """The images of a method's codes under the target, the second half of `translate`, on the CPU."""
+def decoded(
+    code: Code,
+    target: Diffusion,
+    method: Method,
+    callback: Callable[[object], None] | None = None,
+    *,
+    found: Callable[[Solution], None] | None = None,
+) -> Tensor:
+    """The images of a method's codes under the target, the second half of `translate`, on the CPU.
+
+    `callback` and `found` are those of `Diffusion.decode`.
+    """
     if method == "direct":
         target = replace(target, plan=with_residuals(target.plan))
-    return target.decode(code, callback=callback).float().cpu()
+    return target.decode(code, callback=callback, found=found).float().cpu()
 
 
 @torch.no_grad()

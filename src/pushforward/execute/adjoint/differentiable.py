@@ -15,7 +15,7 @@ from pushforward.errors import PushforwardError
 from pushforward.execute.adjoint.modes import EXACT, Gradient
 from pushforward.execute.adjoint.products import Gradients, Task
 from pushforward.execute.adjoint.sweep import sweep
-from pushforward.execute.parallel import Parallel, Round, Subset, parallel
+from pushforward.execute.parallel import Parallel, Round, Solution, Subset, parallel
 from pushforward.execute.sequential import Noise, Progress, run
 from pushforward.plan import Plan
 
@@ -33,6 +33,7 @@ def differentiable(
     parameters: Sequence[Tensor] = (),
     callback: Callable[[Any], None] | None = None,
     backward: Callable[[Round], None] | None = None,
+    found: Callable[[Solution], None] | None = None,
 ) -> Tensor:
     """What `run` does, with gradients that do not need the whole chain's memory.
 
@@ -51,6 +52,7 @@ def differentiable(
             The very tensors, and none that is computed from another one.
         callback: callback of the forward pass, as in `run` (`Progress`) or, with a method, in `parallel` (`Round`).
         backward: told after every round of `Implicit`.
+        found: told the solution where all steps are run at once.
 
     Returns:
         The last state, shaped like `start`. It can be differentiated once.
@@ -67,7 +69,7 @@ def differentiable(
                 f"The noises of this plan of {plan.solver!r} have shape {expected}; got {tuple(noise.shape)}."
             )
         noise = noise.to(start)
-    chain = _Chain(plan, denoiser, gradient, method, callback, backward, _precision(start))
+    chain = _Chain(plan, denoiser, gradient, method, callback, backward, found, _precision(start))
     wanted = tuple({id(p): p for p in parameters if p.requires_grad}.values())
     stacked = noise if isinstance(noise, Tensor) else None
     if not torch.is_grad_enabled() or not (
@@ -110,14 +112,14 @@ class _Chain:
     method: Parallel | None
     callback: Callable[[Any], None] | None
     backward: Callable[[Round], None] | None
+    found: Callable[[Solution], None] | None
     precision: torch.autocast
 
     def last(self, start: Tensor, noise: Noise | None) -> Tensor:
         """The last state alone."""
         if self.method is None:
             return run(self.plan, self.denoiser, start, noise=noise, callback=self.callback)
-        plan, method = self.plan, self.method
-        return parallel(plan, self.denoiser, start, noise=noise, method=method, callback=self.callback).last
+        return self._at_once(start, noise, self.method).last
 
     def solved(self, start: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
         """The last state, and those that the network was asked about, `(nfe, batch, k * channels, *field)`."""
@@ -126,13 +128,19 @@ class _Chain:
             return _recorded(plan, self.denoiser, start, noise, self.callback)
         drawn = {} if noise is None else {n: noise(n) for n in plan.noises}
         again = None if noise is None else drawn.__getitem__
-        solution = parallel(plan, self.denoiser, start, noise=again, method=method, callback=self.callback)
+        solution = self._at_once(start, again, method)
         last, states = solution.last.clone(), solution.states[[n for n, node in enumerate(plan.nodes) if node.asks]]
         bad = solution.diverged.nonzero()[:, 0]
         if len(bad):  # only their last state is right
             some = None if noise is None else lambda n: drawn[n].to(start)[bad]
             last[bad], states[:, bad] = _recorded(plan, Subset(self.denoiser, bad), start[bad], some, None)
         return last, states
+
+    def _at_once(self, start: Tensor, noise: Noise | None, method: Parallel) -> Solution:
+        solution = parallel(self.plan, self.denoiser, start, noise=noise, method=method, callback=self.callback)
+        if self.found is not None:
+            self.found(solution)
+        return solution
 
     def gradients(self, states: Tensor, gradient: Tensor, parameters: Sequence[Tensor]) -> Gradients:
         """Gradients of a loss whose gradient in the last state is given, at these states."""
