@@ -12,17 +12,21 @@ that other work on the machine does not matter; medians over steps (U-Net) or ru
 from __future__ import annotations
 
 import argparse
+import resource
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 
 import torch
 from _common import table, write_json, write_text
 from torch import Tensor
 
-from pushforward.execute import run
-from pushforward.linear import VP, Blurring, Gaussian, Langevin, Process
+from pushforward.execute import Parallel, run
+from pushforward.execute.parallel import parallel, system_of
+from pushforward.linear import VP, Basis, Blurring, Gaussian, Langevin, Process
 from pushforward.model import Network
 from pushforward.plan import Plan, auto, ddim, exponential, gddim, grid
 
@@ -93,9 +97,42 @@ def main() -> None:
     worst = max(row[-1] for row in rows)
     text += f"\n\nLargest share of the time outside the network: {worst:.2f} % (the target is below 2 %).\n"
     print("\n" + text)
+    if not arguments.quick:
+        text += "\n## All steps at once\n\nDDIM beside a free network, one image, a reference with a spectrum.\n\n"
+        text += at_once() + "\n"
     title = f"# Time beside the network\n\n{arguments.steps} steps, images {SHAPE}, float32; times a step."
     write_text("overhead", f"{title}\n\n{text}")
     write_json("overhead", {"steps": arguments.steps, "columns": columns, "rows": rows})
+
+
+def at_once() -> str:
+    """A table of what solving all steps at once costs, as images and steps grow."""
+    rows = []
+    for side, steps in ((32, 50), (32, 100), (32, 1000), (128, 50), (256, 50), (512, 50)):
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            rows.append([f"3 x {side} x {side}", steps, *pool.submit(solved, side, steps).result()])
+            print(*rows[-1], flush=True)
+    return table(["image", "steps", "set up (s)", "round (ms)", "us per 1000 numbers", "peak (MB)"], rows)
+
+
+def solved(side: int, steps: int) -> list[float]:
+    """Seconds to set up; milliseconds a round, in all and a thousand numbers; the peak of this process's memory."""
+    torch.set_num_threads(1)
+    process = VP()
+    spectrum = 1 / (1 + 100 * Basis((side, side)).eigenvalues())
+    reference = Gaussian(spectrum / spectrum.mean())
+    plan = ddim(process, grid.power(process, steps))
+    start = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    module = Timed(lambda u, _: 0.1 * u)
+    method = Parallel(reference=reference)
+    began = time.thread_time()
+    system_of(plan, method.response, reference, start)
+    ready = time.thread_time()
+    rounds = parallel(plan, network(module), start, method=method).rounds
+    inside = sum(end - begin for begin, end in module.calls)
+    each = 1e3 * (time.thread_time() - ready - inside) / rounds
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return [ready - began, each, 1e6 * each / (start.numel() * steps), peak]
 
 
 def measure(

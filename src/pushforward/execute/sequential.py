@@ -154,6 +154,10 @@ def combine(terms: list[tuple[Register, float | Tensor]], values: dict[Register,
             total = apply_coefficients(coefficient, value, frequencies)
         elif coefficient.shape[-1] == 1:
             total = torch.addcmul(total, coefficient[..., 0, 0], value)
+        elif not frequencies:  # one block for all pixels
+            k, batch = coefficient.shape[-1], len(value)
+            fields = (x.reshape(batch, k, -1) for x in (total, value))
+            total = torch.baddbmm(next(fields), coefficient.expand(batch, k, k), next(fields)).view_as(value)
         else:
             total = total + apply_coefficients(coefficient, value, frequencies)
     if total is None:
