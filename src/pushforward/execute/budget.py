@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pushforward.errors import PushforwardError
 
-LEAST, EACH, MORE = 12, 2, 2  # calls: no fewer than the first, else so many for every round and some more
+LEAST, EACH, MORE = 12, 2, 4  # calls: no fewer than the first, else so many for every round and some more
 
 
 def nodes_in(rounds: int, evaluations: int | None = None) -> int:
