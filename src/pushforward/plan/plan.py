@@ -155,6 +155,26 @@ class Plan:
         return sum(node.asks for node in self.nodes)
 
     @property
+    def rounds(self) -> int:
+        """Network calls one after another: nodes that do not depend on one another's answers are asked together.
+
+        An implicit plan has no such order; it counts as one call for each of its evaluations.
+        """
+        return self.nfe if self.implicit else sum(any(self.nodes[k].asks for k in wave) for wave in self.waves)
+
+    @property
+    def waves(self) -> tuple[tuple[int, ...], ...]:
+        """The nodes of an explicit plan by how many answers, each of the one before, lead to them; each in order."""
+        waves: list[list[int]] = []
+        depth: list[int] = []
+        for index, node in enumerate(self.nodes):
+            needs = (depth[r.node] + (r.kind == "answer") for r in node.terms if r.kind in ("state", "answer"))
+            depth.append(max(needs, default=0))
+            waves += [[] for _ in range(depth[index] + 1 - len(waves))]
+            waves[depth[index]].append(index)
+        return tuple(map(tuple, waves))
+
+    @property
     def implicit(self) -> bool:
         """Whether a state depends on itself or on later ones, so that all must be solved for together."""
         return any(
