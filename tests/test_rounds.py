@@ -60,7 +60,8 @@ def one_by_one(plan, denoiser, start, noise=None):
 @pytest.mark.parametrize("noisy", [False, True])
 def test_independent_nodes_are_asked_in_one_call(noisy):
     plan, start = staged(noisy=noisy), normal(2, 1, *FIELD, seed=5)
-    assert (plan.nfe, plan.rounds) == (9, 6)
+    assert (plan.nfe, plan.rounds, plan.calls) == (9, 6, "9 network evaluations in 6 rounds")
+    assert "rounds=6" in repr(plan)
     asked = []
 
     def noise(k):

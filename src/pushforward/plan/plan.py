@@ -123,6 +123,8 @@ class Plan:
     def __repr__(self) -> str:
         """Show the solver, its settings and its length; the nodes fill pages."""
         said = {"process": self.process.name, "steps": len(self.steps) - 1, "nfe": self.nfe, **self.settings}
+        if self.rounds < self.nfe:
+            said["rounds"] = self.rounds
         return f"Plan({', '.join([self.solver, *(f'{name}={value}' for name, value in said.items())])})"
 
     def __post_init__(self) -> None:
@@ -161,6 +163,11 @@ class Plan:
         An implicit plan has no such order; it counts as one call for each of its evaluations.
         """
         return self.nfe if self.implicit else sum(any(self.nodes[k].asks for k in wave) for wave in self.waves)
+
+    @property
+    def calls(self) -> str:
+        """The network evaluations of an image in words, and the rounds if they are fewer."""
+        return f"{self.nfe} network evaluations" + (f" in {self.rounds} rounds" if self.rounds < self.nfe else "")
 
     @property
     def waves(self) -> tuple[tuple[int, ...], ...]:
