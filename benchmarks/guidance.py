@@ -5,6 +5,7 @@
     python benchmarks/guidance.py --fashion fashion.npz --rare gan.safetensors rare-vp    # classes hardly seen
     python benchmarks/guidance.py --faces dcgan.pth dlib.safetensors
     python benchmarks/guidance.py --cost                        # rounds and evaluations of one gradient
+    python benchmarks/guidance.py --moves                       # rounds of a chain's next move
 
 `--closed`: data are a mixture of Gaussians, the network is its exact denoiser and the energy a quadratic, so that the
 posterior of images is a mixture again, in closed form. Chains on codes and guidance at every step are held against it
@@ -49,8 +50,9 @@ from pushforward import (
 )
 from pushforward.data.pictures import compared, save_image, to_bytes
 from pushforward.evaluation.distances import Reference, Sample, neighbourhoods
+from pushforward.execute import Parallel, Solution
 from pushforward.guidance import energies
-from pushforward.guidance.decoding import Counted
+from pushforward.guidance.decoding import Counted, Trails
 from pushforward.guidance.diagnostics import diagnose
 from pushforward.guidance.dynamics import Dynamics, Schedule, hmc, langevin, mala
 from pushforward.guidance.posterior import best, guide
@@ -459,6 +461,48 @@ def cost() -> None:
     write_json("guidance-cost", {"rows": rows})
 
 
+def moves(images: int = 6, each: int = 3) -> None:
+    """Rounds that a move of a chain takes at T = 50, begun anew and at the last trajectory."""
+    model = load("fashion-vp")
+    plan = SamplerSpec("ddim", 50).plan(model)
+    diffusion = Diffusion(model, plan, parallel=Parallel()).given(labels="shirt")
+    rows = []
+    for step in (1e-5, 1e-4, 1e-3, 1e-2):
+        taken: dict[str, list[tuple[int, int]]] = {"begun anew": [], "at the last trajectory": []}
+        changes = []
+        for image in range(images):
+            code, random = diffusion.draw(1, first=image), torch.Generator().manual_seed(image)
+            for way, counts in taken.items():
+                trails, before, x = Trails(1), None, code.variables()
+                for move in range(each + 1):
+                    begin = trails.near(x, torch.tensor([0])) if way != "begun anew" else "reference"
+                    solved: list[Solution] = []
+                    there = diffusion.run_by(parallel=Parallel(start=begin))
+                    picture = there.decode(code.with_variables(x), found=solved.append)
+                    trails.keep(x, torch.tensor([0]), solved[0])
+                    if move and before is not None:
+                        counts.append((solved[0].rounds, int(solved[0].nfe)))
+                        changes.append(float((picture - before).norm() / picture.norm()))
+                    before = picture
+                    h = step**0.5
+                    x = x * math.cos(h) + math.sin(h) * torch.randn(x.shape, generator=random)
+        for way, counts in taken.items():
+            rounds, evaluations = (torch.tensor(one, dtype=torch.float64) for one in zip(*counts, strict=True))
+            rows.append({
+                "step size": step, "change of the image": float(np.median(changes)), "states begin": way,
+                "rounds": float(rounds.median()), "at most": int(rounds.max()),
+                "evaluations": float(evaluations.median()),
+            })  # fmt: skip
+            print(rows[-1], flush=True)
+    cells = table(list(rows[0]), [list(row.values()) for row in rows])
+    text = (
+        f"# Moves of a chain\n\nfashion-vp, 50 steps at once to 1e-3: medians of {images * each} moves of the size "
+        f"that Langevin's and MALA's step sizes mean.\n\n{cells}"
+    )
+    write_text("guidance-moves", text)
+    write_json("guidance-moves", {"rows": rows})
+
+
 def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -471,10 +515,15 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100, help="images a row of --fashion")
     parser.add_argument("--faces", type=Path, nargs=2, metavar=("GAN", "NETWORK"))
     parser.add_argument("--cost", action="store_true")
+    parser.add_argument("--moves", action="store_true")
     options = parser.parse_args()
-    every = not (options.closed or options.cost or options.faces or options.fashion)  # that needs no files
+    every = not (
+        options.closed or options.cost or options.moves or options.faces or options.fashion
+    )  # that needs no files
     if options.closed or every:
         closed(options.chains)
+    if options.moves or every:
+        moves()
     if options.cost or every:
         cost()
     if options.faces:

@@ -74,7 +74,7 @@ def decode(
     if each is not None:
         save_each(images, each)
     count = f"{len(images)} image{'s' if len(images) > 1 else ''}"
-    reports.tell(f"{out}: {count}, {plan.nfe} network evaluations each, {seconds:.1f} s")
+    reports.tell(f"{out}: {count}, {plan.calls} each, {seconds:.1f} s")
     reports.write({
         "codes": codes, "model": model or info["model"], "process": plan.process.name, "solver": info["solver"],
         "settings": info["settings"], "times": info["times"], "steps": len(plan.steps) - 1, "count": len(images),

@@ -114,7 +114,7 @@ def inpaint(
     rows = _sheet(items, known, draws, out)
     reports.tell(
         *outcome.lines,
-        f"{out}: {len(rows)} images, {draws} of each, {plan.nfe} network evaluations per draw, {outcome.seconds:.1f} s",
+        f"{out}: {len(rows)} images, {draws} of each, {plan.calls} per draw, {outcome.seconds:.1f} s",
     )
     reports.write({
         **settings, "count": len(rows), "done_before": outcome.before, "seconds": outcome.seconds, "nfe": plan.nfe,

@@ -95,7 +95,7 @@ def interpolate(
     }  # fmt: skip
     for a, b, alike in ends:
         reports.tell(f"codes of images {a} and {b}: cosine similarity {float(alike['code']):.3f}")
-    reports.tell(f"{out}: {len(images)} images, {diffusion.plan.nfe} network evaluations each")
+    reports.tell(f"{out}: {len(images)} images, {diffusion.plan.calls} each")
     reports.write(report)
 
 

@@ -52,7 +52,7 @@ def plot_plan(
     with atomic_path(out) as path:
         draw(made, path)
     if json != "-":
-        typer.echo(f"{out}: {made.solver} on {made.process.name!r}, {made.nfe} network evaluations")
+        typer.echo(f"{out}: {made.solver} on {made.process.name!r}, {made.calls}")
     write_json(describe(made), json)
 
 
@@ -66,7 +66,7 @@ def describe(plan: Plan) -> dict[str, object]:
         }
         for node in plan.nodes
     ]
-    return {"process": plan.process.name, "solver": plan.solver, "nfe": plan.nfe, "nodes": nodes}
+    return {"process": plan.process.name, "solver": plan.solver, "nfe": plan.nfe, "rounds": plan.rounds, "nodes": nodes}
 
 
 def draw(plan: Plan, path: Path) -> None:

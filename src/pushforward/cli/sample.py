@@ -223,7 +223,7 @@ def _one_by_one(
                 watch(step)
 
         images = diffusion.sample(count, **asked, callback=tell)
-    rounds = calls / batches if plan is None else plan.nfe  # adaptive steps differ by image
+    rounds = calls / batches if plan is None else plan.rounds  # adaptive steps differ by image
     return images, {"rounds": rounds, "nfe": evaluations / count}
 
 
@@ -305,6 +305,8 @@ def _summary(out: Path, count: int, measured: dict[str, Any], method: Parallel |
             text += " against the same steps one by one"
         elif method is not None and not measured["residual"] <= method.tolerance:
             text += f" (above the tolerance of {method.tolerance:g}: their precision may not allow it)"
+    elif measured["rounds"] != measured["nfe"]:
+        text += f" in {measured['rounds']:.0f} rounds"
     if measured.get("diverged"):
         text += f" ({measured['diverged']} diverged and were run step by step)"
     text += f", {count / measured['seconds']:.1f} images/s"

@@ -232,7 +232,8 @@ def choose(
     ways: dict[str, Parallel | None] = {}
     seconds: dict[str, float] = {}
     if not plan.implicit:
-        ways["sequential"], seconds["sequential"] = None, nfe * latency.seconds(batch)
+        together = (sum(plan.nodes[k].asks for k in wave) for wave in plan.waves)
+        ways["sequential"], seconds["sequential"] = None, sum(latency.seconds(n * batch) for n in together if n)
     for parts, (more, asked) in WINDOWS.items():
         steps = nfe // parts
         if parts > 1 and (plan.implicit or steps < 2):

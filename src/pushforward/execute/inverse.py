@@ -162,8 +162,8 @@ class _Best:
             solution = parallel(self._plan, denoiser, found, method=Parallel(tolerance=1e-5))
             last, calls, nfe = solution.last, solution.rounds, solution.nfe
         else:
-            last, calls = self._run(some, found), self._plan.nfe
-            nfe = torch.full_like(some, calls)
+            last, calls = self._run(some, found), self._plan.rounds
+            nfe = torch.full_like(some, self._plan.nfe)
         off = self._error(last - self._end[some]).nan_to_num(math.inf)
         better = off < self.residual[some]
         self.first[some[better]], self.residual[some[better]] = found[better], off[better]

@@ -233,7 +233,7 @@ def parallel(
         nfe, residual = solution.nfe.clone(), solution.residual.clone()
         nfe[bad] += plan.nfe
         residual[bad] = roundoff(denoiser, start) * float(system.influence[-1].norm())
-        return replace(solution, states=states, rounds=solution.rounds + plan.nfe, nfe=nfe, residual=residual)
+        return replace(solution, states=states, rounds=solution.rounds + plan.rounds, nfe=nfe, residual=residual)
     return solution
 
 

@@ -1,14 +1,14 @@
-"""Run a plan one node after another."""
+"""Run a plan one node after another; nodes that do not depend on one another's answers are asked in one call."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pushforward.denoiser import Denoiser
+from pushforward.denoiser import Ask, Denoiser
 from pushforward.errors import Diverged, PushforwardError
 from pushforward.linear import apply_coefficients
 from pushforward.plan import Plan, Register
@@ -18,15 +18,16 @@ Noise = Callable[[int], Tensor]
 
 @dataclass(frozen=True)
 class Progress:
-    """What a callback is told after every network call.
+    """What a callback is told after every network call; of nodes that are asked together, of one after another.
 
     Args:
-        done: network calls so far.
+        done: nodes asked so far.
         total: in all.
         time: where the state lives; on average, where every image has a time of its own.
         state: in pixels, `(batch, k * channels, *field)`.
         denoised: the network's answer there, of the same shape.
-        nfe: network evaluations of this call: images that were asked about.
+        nfe: network evaluations about this node: images that were asked about.
+        call: which of the plan's nodes that ask it is, counted from 0.
     """
 
     done: int
@@ -35,6 +36,7 @@ class Progress:
     state: Tensor
     denoised: Tensor
     nfe: int
+    call: int = 0
 
 
 def run(
@@ -66,16 +68,31 @@ def run(
         PushforwardError: no noise for a stochastic plan, a start of the wrong shape, an implicit plan, or a state that
             is not finite.
     """
-    asked = plan.asked_times
-    walk = steps(plan, start, noise=noise, record=record)
-    state = next(walk)
+    asked, done = plan.asked_times, 0
+    place = {k: i for i, k in enumerate(k for k, node in enumerate(plan.nodes) if node.asks)}
+    walk = _walk(plan, start, noise, record, together=True)
+    nodes, states = next(walk)
     ask = denoiser.at(plan.process, asked, start)
-    for i, time in enumerate(asked.tolist()):
-        answer = ask(i, state)
-        if callback is not None:
-            callback(Progress(i + 1, len(asked), time, state, answer, len(state)))
-        state = walk.send((state, answer))
-    return state
+    while nodes:
+        calls = [place[k] for k in nodes]
+        answers = _asked(ask, calls, states)
+        for i, state, answer in zip(calls, states, answers, strict=True):
+            done += 1
+            if callback is not None:
+                callback(Progress(done, len(asked), float(asked[i]), state, answer, len(state), i))
+        nodes, states = walk.send(list(zip(states, answers, strict=True)))
+    return states[0]
+
+
+def _asked(ask: Ask, calls: Sequence[int], states: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The answers about the states of some calls, in one network call."""
+    if len(calls) == 1:
+        return [ask(calls[0], states[0])]
+    batch = len(states[0])
+    which = torch.tensor(calls, device=states[0].device).repeat_interleave(batch)
+    images = torch.arange(batch, device=states[0].device).repeat(len(calls))
+    answers: Sequence[Tensor] = ask(which, torch.cat(list(states)), images).split(batch)
+    return answers
 
 
 def steps(
@@ -95,6 +112,18 @@ def steps(
     Raises:
         PushforwardError: as in `run`.
     """
+    walk = _walk(plan, start, noise, record, together=False)
+    nodes, (state,) = next(walk)
+    while nodes:
+        seen = yield state
+        nodes, (state,) = walk.send([seen])
+    yield state
+
+
+def _walk(
+    plan: Plan, start: Tensor, noise: Noise | None, record: Callable[[int, Tensor], None] | None, *, together: bool
+) -> Generator[tuple[list[int], list[Tensor]], list[tuple[Tensor, Tensor]], None]:
+    """Nodes that ask, one by one or wave by wave, with their states; at last no node, with the last state."""
     if plan.implicit:
         raise PushforwardError(
             f"The plan of {plan.solver!r} is implicit, each state depending on later ones: run it with parallel=... ."
@@ -102,35 +131,59 @@ def steps(
     check_start(plan, start)
     if plan.noises and noise is None:
         raise PushforwardError(f"The plan of {plan.solver!r} is stochastic: give `noise`.")
-    basis = plan.basis
-    program = compiled(plan, start)
+    basis, last, end = plan.basis, len(plan.nodes) - 1, start
+    waves = plan.waves if together else [(k,) for k in range(last + 1)]
+    program, last_used = compiled(plan, start, [k for wave in waves for k in wave])
+    drawn = _in_order(plan, noise, start)
     values: dict[Register, Tensor] = {}
     if (mean := plan.mean_state(start[:1])) is not None:
         values[Register("mean", 0)] = basis.forward(mean).expand_as(start)
-    state = basis.forward(start)
-    for k, (node, terms, last_used) in enumerate(zip(plan.nodes, *program, strict=True)):
-        if k > 0:
-            noisy = noise is not None and any(register == ("noise", k) for register, _ in terms)
-            if noise is not None and noisy:
-                values[Register("noise", k)] = basis.forward(noise(k).to(start))
-            state = combine(terms, values, len(basis.shape))
-            if noisy and record is not None:
-                record(k, basis.inverse(state))
-        values[Register("state", k)] = state
-        if node.asks:
-            pixels = basis.inverse(state)
-            seen, answer = yield pixels
-            values[Register("answer", k)] = basis.forward(answer)
-            if seen is not pixels:
-                state = values[Register("state", k)] = basis.forward(seen)
-        for register in last_used:
-            values.pop(register, None)
-    result = basis.inverse(state)
+    for wave in waves:
+        asking: dict[int, Tensor] = {}
+        for k in wave:
+            if k == 0:
+                state = basis.forward(start)
+            else:
+                noisy = any(register == ("noise", k) for register, _ in program[k])
+                if noisy:
+                    values[Register("noise", k)] = basis.forward(drawn(k))
+                state = combine(program[k], values, len(basis.shape))
+                if noisy and record is not None:
+                    record(k, basis.inverse(state))
+            values[Register("state", k)] = state
+            if plan.nodes[k].asks:
+                asking[k] = basis.inverse(state)
+        if asking:
+            told = yield list(asking), list(asking.values())
+            for (k, pixels), (seen, answer) in zip(asking.items(), told, strict=True):
+                values[Register("answer", k)] = basis.forward(answer)
+                if seen is not pixels:
+                    values[Register("state", k)] = basis.forward(seen)
+        if last in wave:
+            end = values[Register("state", last)]
+        for k in wave:
+            for register in last_used[k]:
+                values.pop(register, None)
+    result = basis.inverse(end)
     if not bool(result.isfinite().all()):
         raise Diverged(
             f"Sampling with {plan.solver!r} diverged: the result is not finite. Use more steps, or check the network."
         )
-    yield result
+    yield [], [result]
+
+
+def _in_order(plan: Plan, noise: Noise | None, like: Tensor) -> Noise:
+    """The same noises, which are drawn in the order of their nodes in whichever order they are asked for."""
+    waiting, ready = iter(plan.noises if noise is not None else ()), dict[int, Tensor]()
+
+    def drawn(k: int) -> Tensor:
+        while k not in ready:
+            n = next(waiting)
+            assert noise is not None  # or there are no nodes that take any
+            ready[n] = noise(n).to(like)
+        return ready.pop(k)
+
+    return drawn
 
 
 def check_start(plan: Plan, start: Tensor) -> None:
@@ -165,8 +218,13 @@ def combine(terms: list[tuple[Register, float | Tensor]], values: dict[Register,
     return total
 
 
-def compiled(plan: Plan, like: Tensor) -> tuple[list[list[tuple[Register, float | Tensor]]], list[list[Register]]]:
-    """Coefficients as numbers or tensors of the states' dtype, and the registers last used at each node."""
+def compiled(
+    plan: Plan, like: Tensor, order: Sequence[int] | None = None
+) -> tuple[list[list[tuple[Register, float | Tensor]]], list[list[Register]]]:
+    """Coefficients as numbers or tensors of the states' dtype, and the registers last used at each node.
+
+    Nodes are made in the given order, by default their own.
+    """
     basis, plain = plan.basis, plan.process.blocks == 1 and not plan.basis.shape
     flat = [o for node in plan.nodes for o in node.terms.values()]
     fits = True
@@ -188,10 +246,10 @@ def compiled(plan: Plan, like: Tensor) -> tuple[list[list[tuple[Register, float 
     coefficients = iter(values)
     program = [[(register, next(coefficients)) for register in node.terms] for node in plan.nodes]
     final: dict[Register, int] = {}
-    for k, terms in enumerate(program):
+    for k in order or range(len(program)):
         final[Register("state", k)] = k
         final[Register("answer", k)] = k
-        for register, _ in terms:
+        for register, _ in program[k]:
             final[register] = k
     last_used: list[list[Register]] = [[] for _ in plan.nodes]
     for register, k in final.items():

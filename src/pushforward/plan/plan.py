@@ -123,6 +123,8 @@ class Plan:
     def __repr__(self) -> str:
         """Show the solver, its settings and its length; the nodes fill pages."""
         said = {"process": self.process.name, "steps": len(self.steps) - 1, "nfe": self.nfe, **self.settings}
+        if self.rounds < self.nfe:
+            said["rounds"] = self.rounds
         return f"Plan({', '.join([self.solver, *(f'{name}={value}' for name, value in said.items())])})"
 
     def __post_init__(self) -> None:
@@ -153,6 +155,31 @@ class Plan:
     def nfe(self) -> int:
         """Network evaluations per image."""
         return sum(node.asks for node in self.nodes)
+
+    @property
+    def rounds(self) -> int:
+        """Network calls one after another: nodes that do not depend on one another's answers are asked together.
+
+        An implicit plan has no such order; it counts as one call for each of its evaluations.
+        """
+        return self.nfe if self.implicit else sum(any(self.nodes[k].asks for k in wave) for wave in self.waves)
+
+    @property
+    def calls(self) -> str:
+        """The network evaluations of an image in words, and the rounds if they are fewer."""
+        return f"{self.nfe} network evaluations" + (f" in {self.rounds} rounds" if self.rounds < self.nfe else "")
+
+    @property
+    def waves(self) -> tuple[tuple[int, ...], ...]:
+        """The nodes of an explicit plan by how many answers, each of the one before, lead to them; each in order."""
+        waves: list[list[int]] = []
+        depth: list[int] = []
+        for index, node in enumerate(self.nodes):
+            needs = (depth[r.node] + (r.kind == "answer") for r in node.terms if r.kind in ("state", "answer"))
+            depth.append(max(needs, default=0))
+            waves += [[] for _ in range(depth[index] + 1 - len(waves))]
+            waves[depth[index]].append(index)
+        return tuple(map(tuple, waves))
 
     @property
     def implicit(self) -> bool:

@@ -85,7 +85,7 @@ def run(model: Model, settings: Settings) -> Generator[Shown, None, None]:
             if register.kind in KINDS:
                 flat = operator.coefficients.flatten()
                 entries.append(Entry(k, register.kind, register.node, float(flat[flat.abs().argmax()])))
-    says = f"{plan.solver} on {plan.process.name}: {plan.nfe} network evaluations"
+    says = f"{plan.solver} on {plan.process.name}: {plan.calls}"
     says += f", noise in {len(plan.noises)} steps" if plan.noises else ", no noise"
     yield Shown(says, tuple(entries), "".join(_matrix(plan, entries, kind) for kind in KINDS))
 

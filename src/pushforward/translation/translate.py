@@ -161,8 +161,8 @@ def translate(
         calls = (2 if align is None else 3) * target.plan.nfe
         return Translation(edited, None, calls, float(calls))
     found = code_of(images, source, target, method=method, seed=seed, first=first, rows=rows, callback=callback)
-    result, calls = decoded(found.code, target, method, callback), target.plan.nfe
-    return Translation(result, found.code, found.rounds + calls, found.nfe + calls, found.residual)
+    result, plan = decoded(found.code, target, method, callback), target.plan
+    return Translation(result, found.code, found.rounds + plan.rounds, found.nfe + plan.nfe, found.residual)
 
 
 def _joined(

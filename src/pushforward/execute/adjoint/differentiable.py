@@ -156,7 +156,7 @@ def _recorded(
     states = start.new_empty(plan.nfe, *start.shape)
 
     def record(progress: Progress) -> None:
-        states[progress.done - 1] = progress.state
+        states[progress.call] = progress.state
         if callback is not None:
             callback(progress)
 
