@@ -117,7 +117,7 @@ def half(images, code):
 
 @pytest.fixture(scope="module")
 def diffusion():
-    plan = SamplerSpec("ddim", 20).plan(load("fashion-vp"))
+    plan = SamplerSpec("ddim", 12).plan(load("fashion-vp"))
     return Diffusion(load("fashion-vp"), plan, parallel=Parallel(tolerance=1e-5))
 
 
@@ -125,8 +125,8 @@ def test_chains_and_descents_begin_at_their_last_trajectories(diffusion):
     """They find what they find anyway, in fewer evaluations."""
     cold = diffusion.run_by(parallel=replace(diffusion.parallel, start="copies"))
     for found, other in (
-        [best(d, half, count=2, steps=3) for d in (diffusion, cold)],
-        [guide(d, half, mala(1e-3), Schedule(3), chains=2) for d in (diffusion, cold)],
+        [best(d, half, count=2, steps=2) for d in (diffusion, cold)],
+        [guide(d, half, mala(1e-3), Schedule(2), chains=2) for d in (diffusion, cold)],
     ):
         torch.testing.assert_close(found.images, other.images, rtol=0, atol=1e-3)
         assert int(found.nfe.sum()) < int(other.nfe.sum())
@@ -134,8 +134,8 @@ def test_chains_and_descents_begin_at_their_last_trajectories(diffusion):
 
 def test_a_resumed_run_ends_where_the_whole_one_does(diffusion):
     seen = []
-    whole = guide(diffusion, half, mala(1e-3), Schedule(3), chains=2, callback=seen.append)
-    rest = guide(diffusion, half, mala(1e-3), Schedule(3), chains=2, resume=seen[1])
+    whole = guide(diffusion, half, mala(1e-3), Schedule(2), chains=2, callback=seen.append)
+    rest = guide(diffusion, half, mala(1e-3), Schedule(2), chains=2, resume=seen[1])
     torch.testing.assert_close(rest.images, whole.images, rtol=0, atol=1e-3)
 
 
