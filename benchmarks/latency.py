@@ -57,7 +57,7 @@ AT_ONCE: Mapping[str, Parallel] = {
 
 
 def theirs() -> dict[str, Peer]:
-    """Sequential schedulers of `diffusers`, with the options that `accuracy.py` found good with few calls."""
+    """Sequential schedulers of `diffusers`, with options that are usual for few calls."""
     import diffusers as d
 
     shared = {"solver_order": 2, "prediction_type": "epsilon", "use_karras_sigmas": True}
