@@ -38,7 +38,7 @@ from pushforward.execute.budget import nodes_in
 from pushforward.linear import Discrete, ScaledProcess
 from pushforward.maps.code import GaussianStream
 from pushforward.maps.spec import parse
-from pushforward.plan import auto
+from pushforward.plan import auto, in_rounds
 
 CASES = ("fashion-vp", "fashion-blurring", "fashion-langevin", "emoji", "mixture")
 ROUNDS = (3, 4, 5, 6, 8, 10, 12)
@@ -120,7 +120,7 @@ def scheduled(problem: Problem, peer: Peer, rounds: int) -> tuple[Tensor, float]
 def at_once(problem: Problem, method: Parallel, rounds: int, allowed: int | None) -> tuple[Tensor, float]:
     """All steps at once, on the plan that the budget chooses."""
     model = problem.model
-    plan = auto(model.process, nodes_in(rounds, allowed), model.reference)
+    plan = in_rounds(model.process, nodes_in(rounds, allowed), model.reference)
     method = replace(method, rounds=rounds, max_evaluations=allowed, reference=model.gaussian.tempered())
     solution = parallel(plan, model.denoiser, problem.start, method=method)
     return problem.errors(solution.last), float(solution.nfe.double().mean())

@@ -6,9 +6,11 @@ import torch
 from pushforward.errors import PushforwardError
 from pushforward.execute import Parallel, parallel, run
 from pushforward.execute.budget import nodes_in, spent, window_in
-from pushforward.linear import VP, Gaussian, root
+from pushforward.linear import VE, VP, Blurring, Gaussian, root
 from pushforward.maps.spec import parse
+from pushforward.model import Model
 from pushforward.plan import auto, collocation, ddim, grid
+from pushforward.verbs.samplers import diffusion as model_diffusion
 from support.helpers import FIELD, mixture_denoiser, normal
 
 
@@ -73,6 +75,18 @@ def test_rounds_choose_steps_that_are_not_said():
     assert parse("auto:rounds=5", {}, {"steps": 20}).steps == nodes_in(5)
     assert parse("ddim:rounds=5:steps=50").steps == 50
     assert parse("auto:rounds=5").label == "auto:rounds=5:within=0.001"
+
+
+@pytest.mark.parametrize(("process", "solver"), [(VP(), "gddim"), (VE(), "auto"), (Blurring(field=FIELD), "auto")])
+def test_rounds_choose_a_solver_that_is_not_said(process, solver):
+    """Said in words and in Python, they make the same plan."""
+    network = mixture_denoiser(process, normal(4, 1, *FIELD), 0.1)
+    model = Model("mixture", process, network, (1, *FIELD), Gaussian(1.0))
+    said, given = parse("auto:rounds=5").plan(model), model_diffusion(model, parallel=Parallel(rounds=5)).plan
+    assert said.solver == given.solver == solver
+    assert said.nfe == given.nfe == nodes_in(5)
+    assert model_diffusion(model, "ddim", parallel=Parallel(rounds=5)).plan.solver == "ddim"
+    assert model_diffusion(model, parallel=Parallel()).plan.solver == "auto"
 
 
 @pytest.mark.parametrize(

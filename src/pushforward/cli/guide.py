@@ -241,6 +241,8 @@ def _open(
         assert generator.image_shape is not None
         return generator, generator.image_shape
     model = open_model(source, place, condition.negative, **pipeline.asked)
+    if spec.rounds is not None:
+        raise PushforwardError(f"Codes are of given steps; leave rounds={spec.rounds} out of --solver, and say steps.")
     plan = spec.plan(model)
     return Diffusion(model, plan, parallel=spec.method(plan)), image_size(model)
 

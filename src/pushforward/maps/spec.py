@@ -22,7 +22,7 @@ from pushforward.linear import Gaussian
 from pushforward.maps.adaptive import AdaptiveDiffusion
 from pushforward.maps.diffusion import Diffusion
 from pushforward.model import Model
-from pushforward.plan import SOLVERS, Plan, auto, plan_of
+from pushforward.plan import SOLVERS, Plan, auto, in_rounds, plan_of
 from pushforward.plan.grid import default
 
 __all__ = ["SamplerSpec", "noisy", "parse", "words"]
@@ -101,7 +101,8 @@ class SamplerSpec:
         if self.adaptive:
             raise PushforwardError(f"The solver {self.solver!r} chooses its steps as it goes; name another, e.g. ddim.")
         if self.solver == "auto":
-            return auto(process, self.steps, model.reference)
+            make = auto if self.rounds is None else in_rounds
+            return make(process, self.steps, model.reference)
         at = {} if self.end is None else {"end": self.end}
         own = dict(model.grid)
         if own and self.grid in (None, own.get("name", "uniform")):
@@ -214,9 +215,10 @@ def parse(text: str, beside: Mapping[str, object] = NONE, otherwise: Mapping[str
     for name in ("rounds", "max_evaluations"):
         if name in settings and not (isinstance(value := settings[name], int) and value > 0):
             raise PushforwardError(f"A sampler takes {name}=1 or more; got {settings[name]!r}.")
-    if "rounds" in settings:
-        settings.setdefault("steps", nodes_in(settings["rounds"], settings.get("max_evaluations")))  # type: ignore[arg-type]
-    settings = {**otherwise, **settings}
+    whole = {**otherwise, **settings}
+    if "rounds" in whole and "steps" not in settings:
+        whole["steps"] = nodes_in(whole["rounds"], whole.get("max_evaluations"))  # type: ignore[arg-type]
+    settings = whole
     names = ("steps", "grid", "end", "start", "parallel", "within", "rounds", "max_evaluations")
     own = {name: settings.pop(name) for name in names if name in settings}
     if not isinstance(own.get("steps", 1), int) or int(str(own.get("steps", 1))) < 1:

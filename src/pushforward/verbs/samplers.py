@@ -10,7 +10,6 @@ from torch import Tensor
 
 from pushforward.errors import PushforwardError
 from pushforward.execute import Parallel
-from pushforward.execute.budget import nodes_in
 from pushforward.maps.adaptive import AdaptiveDiffusion
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.labels import UNSAID, Labels, Unsaid
@@ -83,7 +82,7 @@ def read(
         steps: number of steps.
         start: share of the steps that is taken.
         repeats: number of times that each step is taken.
-        parallel: how all steps are taken at once; its `rounds` say how many steps are the usual ones.
+        parallel: how all steps are taken at once; its `rounds` say what `auto` and the usual number of steps are.
         usual: settings where nothing is said.
 
     Raises:
@@ -92,7 +91,8 @@ def read(
     said = _said(steps=steps, start=start, repeats=repeats)
     if isinstance(solver, str):
         if isinstance(parallel, Parallel) and parallel.rounds is not None:
-            usual = {**usual, "steps": nodes_in(parallel.rounds, parallel.max_evaluations)}
+            budget = {"rounds": parallel.rounds, "max_evaluations": parallel.max_evaluations}
+            usual = {**usual, **_said(**budget)}
         return parse(solver, said, usual)
     if said:
         raise PushforwardError(f"A plan has all its settings already; leave {' and '.join(said)} out.")
