@@ -28,7 +28,7 @@ SOLVERS = {
 CASES = [(name, solver) for name in PROCESSES for solver in SOLVERS]
 
 
-def plan_for(name, solver, steps=4):
+def plan_for(name, solver, steps=3):
     process = PROCESSES[name]
     if solver == "sscs" and name.startswith("blurring"):
         pytest.skip("sscs is for VP and Langevin")

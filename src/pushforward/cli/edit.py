@@ -151,7 +151,7 @@ def edit(
     settings = {
         "command": "edit", "images": [str(path.resolve()) for path in images], "split": inputs.split,
         "model": model, "source": source, "target": target, "negative": negative,
-        "sampler": asdict(spec), "search": asdict(search), "select": select, "clip": clip, "judge": judge,
+        "sampler": spec.kept, "search": asdict(search), "select": select, "clip": clip, "judge": judge,
         "seed": seed, "dtype": place.dtype, "fit": inputs.fit, "size": place.size,
     }  # fmt: skip
     open_folder(out, settings, items)

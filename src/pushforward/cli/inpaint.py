@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -89,7 +89,7 @@ def inpaint(
     items = list_items(images, shape, out=out, split=inputs.split, count=inputs.count, fit=inputs.fit)
     settings = {
         "command": "inpaint", "images": [str(path.resolve()) for path in images], "split": inputs.split,
-        "model": model, "mask": str(mask.resolve()), "known": digest(known), "sampler": asdict(spec), "draws": draws,
+        "model": model, "mask": str(mask.resolve()), "known": digest(known), "sampler": spec.kept, "draws": draws,
         "labels": condition.label, "prompts": condition.prompt, "negative": condition.negative,
         "guidance": guidance, "seed": seed, "dtype": place.dtype, "fit": inputs.fit, "size": place.size,
     }  # fmt: skip

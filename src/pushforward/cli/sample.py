@@ -72,7 +72,7 @@ def sample(
         ),
     ] = None,
     max_evaluations: Annotated[
-        int | None, typer.Option(help="Spend at most this many network evaluations an image on --rounds.", min=1)
+        int | None, typer.Option(help="Spend at most this many network evaluations per image on --rounds.", min=1)
     ] = None,
     tolerance: Annotated[
         float | None, typer.Option(help="Allow this relative error in an image with --parallel; 0.001 by default.")

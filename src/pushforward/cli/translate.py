@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -125,7 +125,7 @@ def translate(
     items = list_items(images, image_size(one), out=out, split=inputs.split, count=inputs.count, fit=inputs.fit)
     settings = {
         "command": "translate", "images": [str(path.resolve()) for path in images], "split": inputs.split,
-        "source": source, "target": target or source, "sampler": asdict(spec),
+        "source": source, "target": target or source, "sampler": spec.kept,
         "source_label": source_label, "target_label": target_label, "source_prompt": source_prompt,
         "target_prompt": target_prompt, "source_guidance": source_guidance, "target_guidance": target_guidance,
         "negative": negative, "method": way, "refine": refine, "seed": seed, "dtype": place.dtype,

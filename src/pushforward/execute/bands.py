@@ -37,7 +37,7 @@ class Band:
         kind: whether it multiplies states or answers.
         back: how many nodes before each row; not above 0 where the plan refers ahead.
         first: the first row.
-        column: of the blocks.
+        column: column of the blocks.
         values: `(frequencies or 1, rows, k, 1)`.
     """
 

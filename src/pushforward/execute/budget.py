@@ -43,6 +43,6 @@ def window_in(nodes: int, rounds: int, evaluations: int | None, *, implicit: boo
     if nodes <= min(rounds, evaluations) and not implicit:
         return 1
     raise PushforwardError(
-        f"{rounds} rounds on the plan's {nodes} calls may take {most} evaluations an image, more than the "
+        f"{rounds} rounds on the plan's {nodes} calls may take {most} evaluations per image, more than the "
         f"{evaluations} allowed: take fewer steps or rounds, or allow more evaluations."
     )

@@ -92,8 +92,8 @@ class Trails:
 
     Args:
         count: images.
-        states: of all nodes, `(2, nodes, count, ...)`; empty before the first decoding.
-        answers: of all asked nodes, `(2, nfe, count, ...)`.
+        states: states of all nodes, `(2, nodes, count, ...)`; empty before the first decoding.
+        answers: answers about all asked nodes, `(2, nfe, count, ...)`.
         codes: variables, `(2, count, numbers)`.
         known: which there are, `(2, count)`.
     """

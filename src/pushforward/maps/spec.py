@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 
 import torch
@@ -77,6 +77,12 @@ class SamplerSpec:
             raise PushforwardError(
                 "The adaptive steps of rk45 follow one another and cannot be taken at once; name another solver."
             )
+
+    @property
+    def kept(self) -> dict[str, object]:
+        """All of it, as runs keep it to know their settings again: what 0.1 did not have, only where it is said."""
+        later = ("rounds", "max_evaluations")
+        return {name: value for name, value in asdict(self).items() if name not in later or value is not None}
 
     @property
     def label(self) -> str:
