@@ -174,7 +174,7 @@ class Solving:
         self.plan, self.basis, self.rows, self.callback = plan, plan.basis, rows, callback
         self.like = like
         self.frequencies = len(self.basis.shape)
-        self.asked = [k for k, node in enumerate(plan.nodes) if node.asks]
+        self.asked = plan.asked
         self.place = {k: i for i, k in enumerate(self.asked)}
         self.ask = denoiser.at(plan.process, plan.asked_times, like)
         self.program, _ = compiled(plan, like)

@@ -69,7 +69,7 @@ def run(
             is not finite.
     """
     asked, done = plan.asked_times, 0
-    place = {k: i for i, k in enumerate(k for k, node in enumerate(plan.nodes) if node.asks)}
+    place = {k: i for i, k in enumerate(plan.asked)}
     walk = _walk(plan, start, noise, record, together=True)
     nodes, states = next(walk)
     ask = denoiser.at(plan.process, asked, start)
@@ -95,9 +95,7 @@ def _asked(ask: Ask, calls: Sequence[int], states: Sequence[Tensor]) -> Sequence
     return answers
 
 
-def steps(
-    plan: Plan, start: Tensor, *, noise: Noise | None = None, record: Callable[[int, Tensor], None] | None = None
-) -> Generator[Tensor, tuple[Tensor, Tensor], None]:
+def steps(plan: Plan, start: Tensor, *, noise: Noise | None = None) -> Generator[Tensor, tuple[Tensor, Tensor], None]:
     """`run` with the network left to the caller: the states that the plan asks about, in order, then its last state.
 
     For each state `u` the generator is sent `(u, answer)`, by `walk.send`. Another state in the place of `u` is taken
@@ -107,12 +105,11 @@ def steps(
         plan: coefficients.
         start: first state, `(batch, k * channels, *field)`.
         noise: as in `run`.
-        record: as in `run`.
 
     Raises:
         PushforwardError: as in `run`.
     """
-    walk = _walk(plan, start, noise, record, together=False)
+    walk = _walk(plan, start, noise, None, together=False)
     nodes, (state,) = next(walk)
     while nodes:
         seen = yield state

@@ -55,7 +55,7 @@ class System:
         self.plan, self._k = plan, plan.process.blocks
         self.basis = plan.basis if response is None or plan.basis != IDENTITY else response.basis
         self.size = len(plan.nodes)
-        self.asked = [k for k, node in enumerate(plan.nodes) if node.asks]
+        self.asked = list(plan.asked)
         self._frequencies = math.prod(self.basis.shape)
         self._shape = like.shape
         states = 6 * self.size * like.numel() * like.element_size()

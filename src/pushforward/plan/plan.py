@@ -154,7 +154,12 @@ class Plan:
     @property
     def nfe(self) -> int:
         """Network evaluations per image."""
-        return sum(node.asks for node in self.nodes)
+        return len(self.asked)
+
+    @property
+    def asked(self) -> tuple[int, ...]:
+        """The nodes that the network is asked about, in order."""
+        return tuple(k for k, node in enumerate(self.nodes) if node.asks)
 
     @property
     def rounds(self) -> int:
@@ -203,7 +208,7 @@ class Plan:
     @property
     def asked_times(self) -> Tensor:
         """Times at which the network is asked, `(nfe,)`, in the order of the nodes."""
-        return torch.tensor([node.time for node in self.nodes if node.asks], dtype=torch.float64)
+        return torch.tensor([self.nodes[k].time for k in self.asked], dtype=torch.float64)
 
     def mean_state(self, like: Tensor) -> Tensor | None:
         """Return the reference's mean as a clean state, shaped like `(batch, k * channels, *field)`; `None` if zero."""

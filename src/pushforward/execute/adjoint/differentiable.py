@@ -129,7 +129,7 @@ class _Chain:
         drawn = {} if noise is None else {n: noise(n) for n in plan.noises}
         again = None if noise is None else drawn.__getitem__
         solution = self._at_once(start, again, method)
-        last, states = solution.last.clone(), solution.states[[n for n, node in enumerate(plan.nodes) if node.asks]]
+        last, states = solution.last.clone(), solution.states[list(plan.asked)]
         bad = solution.diverged.nonzero()[:, 0]
         if len(bad):  # only their last state is right
             some = None if noise is None else lambda n: drawn[n].to(start)[bad]

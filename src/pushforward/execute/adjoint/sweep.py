@@ -17,7 +17,7 @@ def sweep(task: Task) -> Gradients:
     basis, frequencies = plan.basis, len(plan.basis.shape)
     ask = prepared(plan, task.denoiser, gradient)
     program, _ = compiled(plan, gradient)
-    place = {n: k for k, n in enumerate(n for n, node in enumerate(plan.nodes) if node.asks)}
+    place = {n: k for k, n in enumerate(plan.asked)}
     drawn = {n: i for i, n in enumerate(plan.noises)}
     noises = gradient.new_zeros(len(drawn), *gradient.shape)
     found: list[Tensor | None] = [None] * len(parameters)
