@@ -15,17 +15,25 @@ __all__ = ["Move", "move_of"]
 
 
 class Move(NamedTuple):
-    """A random move: the plan, the node whose noise it is, and how far the state is from its mean."""
+    """A random move: the plan, the node whose noise it is, that noise, and the state that it led to.
+
+    A state that is `given` counts instead: it is as far from the move's mean as it is.
+    """
 
     plan: Plan
     node: int
-    gap: Tensor
+    noise: Tensor
+    following: Tensor
+    given: Tensor | None
 
     def log_prob(self) -> Tensor:
         """The logarithm of its density, `(batch,)`."""
-        how = unmixing(self.plan, self.node)
-        noise, reached = unmixed(self.plan, self.node, how, self.plan.basis.forward(self.gap))
-        return log_density(noise, how, self.plan, reached)
+        plan, node = self.plan, self.node
+        mean = self.following - plan.nodes[node].terms[Register("noise", node)](self.noise)
+        gap = (self.following.detach() if self.given is None else self.given) - mean
+        how = unmixing(plan, node)
+        noise, reached = unmixed(plan, node, how, plan.basis.forward(gap))
+        return log_density(noise, how, plan, reached)
 
 
 def move_of(plan: Plan, call: int, drawn: Mapping[int, Tensor], following: Tensor, given: Tensor | None) -> Move | None:
@@ -36,11 +44,10 @@ def move_of(plan: Plan, call: int, drawn: Mapping[int, Tensor], following: Tenso
         call: the number of the call about the state that is led to; of the last state, that of all calls.
         drawn: noises of the nodes in between.
         following: the state that they led to.
-        given: the state that counts instead, which is as far from the mean as it is.
+        given: see `Move`.
     """
-    ends = [*(k for k, node in enumerate(plan.nodes) if node.asks), len(plan.nodes) - 1]
-    if len(drawn) != 1 or ends[call] not in drawn:
+    if len(drawn) != 1:
         return None
     ((node, noise),) = drawn.items()
-    mean = following - plan.nodes[node].terms[Register("noise", node)](noise)
-    return Move(plan, node, (following.detach() if given is None else given) - mean)
+    ends = (*plan.asked, len(plan.nodes) - 1)
+    return Move(plan, node, noise, following, given) if ends[call] == node else None
