@@ -15,6 +15,7 @@ from safetensors.torch import load as load_tensors
 
 from pushforward.data.pictures import to_bytes
 from pushforward.errors import PushforwardError
+from pushforward.guidance.dynamics import SAMPLERS
 from pushforward.model.zoo import names
 from pushforward.studio import compare, edit, guide, inpaint, invert, plan, sample
 from pushforward.studio._shared.live import Stopped, live
@@ -388,4 +389,5 @@ def test_what_is_taken_away_says_how_it_was_made():
 def test_what_is_listed_without_torch_is_what_there_is():
     """The page's layout names these, and does not wait for torch."""
     assert edit.METHODS == TRANSLATIONS
+    assert list(guide.SAMPLERS) == list(SAMPLERS)
     assert set(EMBEDDED) <= set(names())

@@ -13,7 +13,7 @@ import typer
 from torch import Tensor
 
 from pushforward.cli._shared.checks import check_outputs
-from pushforward.cli._shared.codes import decoded, open_codes
+from pushforward.cli._shared.codes import decoded, open_codes, titled
 from pushforward.cli._shared.models import choose_labels
 from pushforward.cli._shared.options import (
     BatchOption,
@@ -23,8 +23,7 @@ from pushforward.cli._shared.options import (
     ReportOptions,
     grouped,
 )
-from pushforward.data.pictures import check_suffix, picture_suffixes, save_each, save_image, sheet
-from pushforward.maps.labels import named
+from pushforward.data.pictures import check_suffix, picture_suffixes, save_each, save_image
 
 __all__ = ["decode"]
 
@@ -68,9 +67,7 @@ def decode(
     images = decoded(diffusion, code, batch, quiet=reports.quiet)
     seconds = time.perf_counter() - began
     title = f"{plan.solver}, {plan.nfe} network calls per image"
-    save_image(
-        sheet(images, title=title, captions=named(diffusion.model, labels)) if len(images) > 1 else sheet(images), out
-    )
+    save_image(titled(images, title, diffusion.model, labels), out)
     if each is not None:
         save_each(images, each)
     count = f"{len(images)} image{'s' if len(images) > 1 else ''}"

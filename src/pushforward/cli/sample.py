@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from pushforward.cli._shared.checks import check_outputs
+from pushforward.cli._shared.codes import titled
 from pushforward.cli._shared.models import choose_labels, open_model
 from pushforward.cli._shared.options import (
     BatchOption,
@@ -36,7 +37,7 @@ from pushforward.execute import PARALLEL_METHODS, Parallel, Progress, Round
 from pushforward.execute.distributed import join
 from pushforward.maps.adaptive import AdaptiveDiffusion
 from pushforward.maps.diffusion import Diffusion
-from pushforward.maps.labels import Labels, in_turn, named
+from pushforward.maps.labels import Labels, in_turn
 from pushforward.model import Model
 from pushforward.plan import Plan
 
@@ -169,7 +170,7 @@ def sample(
     title = f"{network.name}: {spec.solver}, {measured['nfe']:.0f} network calls per image, seed {seed}"
     if "residual" in measured:
         title += f"; {measured['rounds']} rounds"
-    save_image(sheet(images, title=title, captions=named(network, labels)) if count > 1 else sheet(images), out)
+    save_image(titled(images, title, network, labels), out)
     if each is not None:
         save_each(images, each)
     if animate is not None:

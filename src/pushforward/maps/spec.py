@@ -71,8 +71,7 @@ class SamplerSpec:
             raise PushforwardError(
                 f"Unknown way {self.parallel!r} to take all steps at once; known are {', '.join(PARALLEL_METHODS)}."
             )
-        if self.max_evaluations is not None and self.rounds is None:
-            raise PushforwardError("max_evaluations bounds what `rounds` cost; say how many rounds.")
+        Parallel(rounds=self.rounds, max_evaluations=self.max_evaluations)  # which checks them
         if self.solver == "rk45" and (self.parallel or self.rounds) is not None:
             raise PushforwardError(
                 "The adaptive steps of rk45 follow one another and cannot be taken at once; name another solver."

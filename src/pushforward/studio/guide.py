@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Settings", "Shown", "command", "energies", "layout", "program", "run"]
 
 EVERY = 0.3  # seconds between pictures
+SAMPLERS = ("langevin", "mala", "hmc", "pcn", "ess")
 REFERENCES = {"all of it": "near", "its rough shape": "low-pass", "a part of it": "masked"}
 
 
@@ -223,9 +224,7 @@ def layout(shelf: Shelf, model: Any) -> list[Any]:
             part = gr.Dropdown(list(PARTS), value=standard.part, label="Part of the picture", visible=False)
             weight = gr.Slider(0.1, 500, standard.weight, label="Weight of these energies")
             what = what_choice("Give the model", "A class or a prompt, if any.")
-            sampler = gr.Radio(
-                ["langevin", "mala", "hmc", "pcn", "ess"], value=standard.sampler, label="Chains move by"
-            )
+            sampler = gr.Radio(SAMPLERS, value=standard.sampler, label="Chains move by")
             moves = gr.Slider(5, 400, standard.moves, step=1, label="Moves")
             chains = gr.Slider(1, 16, standard.chains, step=1, label="Chains")
             seed = seed_number()

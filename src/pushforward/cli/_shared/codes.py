@@ -1,4 +1,4 @@
-"""Codes as commands read, write and decode them."""
+"""Codes as commands read, write, decode and show them."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ from typing import Any
 
 import torch
 import typer
+from PIL import Image
 from torch import Tensor
 
 from pushforward.cli._shared.models import open_model, pick_device
 from pushforward.cli._shared.options import SHOWN, PlaceOptions
 from pushforward.cli._shared.report import progress
 from pushforward.data.inputs import Images
-from pushforward.data.pictures import compared, save_image
+from pushforward.data.pictures import compared, save_image, sheet
 from pushforward.errors import PushforwardError
 from pushforward.execute import Parallel, Progress, Round
 from pushforward.maps.code import Code
 from pushforward.maps.diffusion import Diffusion
+from pushforward.maps.labels import Labels, named
 from pushforward.maps.storage import check_codes, decoder_of, load_codes, other_weights, save_codes
+from pushforward.model import Model
 from pushforward.model.contents import model_digest
 
-__all__ = ["decoded", "open_codes", "written"]
+__all__ = ["decoded", "open_codes", "titled", "written"]
 
 
 def open_codes(path: Path, source: str | None, device: str) -> tuple[Code, dict[str, Any], Diffusion]:
@@ -103,3 +106,8 @@ def written(
         save_image(compared([images.values[:SHOWN], again[:SHOWN]], names=["image", "its code, decoded"],
                             captions=[(), captions]), picture)  # fmt: skip
     return code, again
+
+
+def titled(images: Tensor, title: str, model: Model, labels: Labels) -> Image.Image:
+    """Arrange a model's images under a title, each with what it shows; a single one stands alone."""
+    return sheet(images, title=title, captions=named(model, labels)) if len(images) > 1 else sheet(images)
