@@ -166,8 +166,16 @@ def wire(
         says: the output that tells how far it is.
         busy: the one that shows that there is work, or a place in the queue.
     """
+    # A click before the work has really ended is lost, so the button shows when it can be pressed.
+    go.click(None, None, go, js=_pressable(False), api_visibility="private")
     event = go.click(
         spoken(act, says), inputs, outputs, concurrency_id="models", concurrency_limit=1, show_progress="minimal",
         show_progress_on=busy, api_visibility="private", trigger_mode="once",
     )  # fmt: skip
     stop.click(lambda: "Stopped.", None, says, cancels=[event], queue=False, api_visibility="private")
+    for ended in (event.success, event.failure):  # stopping is a failure
+        ended(None, None, go, js=_pressable(True), api_visibility="private")
+
+
+def _pressable(can: bool) -> str:
+    return f"() => ({{__type__: 'update', interactive: {str(can).lower()}}})"
