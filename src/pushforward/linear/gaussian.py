@@ -20,11 +20,13 @@ take theta_0 = 0.) For point data the integrand grows like t^{-1/2} at t = 0, wh
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.polynomial.legendre import leggauss, legvander
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
@@ -32,7 +34,7 @@ from pushforward.linear.basis import Basis
 from pushforward.linear.operator import Operator
 from pushforward.linear.process import Process
 
-_PANELS, _NODES = 16, 12  # Gauss-Legendre panels for the angle; they give 1e-10 on every process here
+_OCTAVES, _PANELS, _NODES = 16, 4, 16  # panels per octave, Gauss-Legendre nodes per panel: 1e-10 on every process here
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -155,27 +157,35 @@ def whitening_angle(process: Process, t: Tensor, reference: Gaussian) -> Tensor:
 
 def _angle(process: Process, t: Tensor, reference: Gaussian) -> Tensor:
     """The rotation of the root of a process with 2 x 2 blocks, `(*t.shape, *frequencies)`."""
-    angles = _cumulative_angle(process, reference, tuple(t.flatten().tolist()))
+    edges, start, series = _angle_by_panel(process, reference)
+    y = t.flatten().sqrt()
+    panel = torch.searchsorted(edges, y).sub(1).clamp(0, len(start) - 1)
+    low, high = edges[panel], edges[panel + 1]
+    powers = legvander(((2 * y - low - high) / (high - low)).numpy(), _NODES)
+    before = np.concatenate([-np.ones_like(powers[:, :1]), powers[:, :-2]], 1)  # P_{-1} = -1 makes it vanish at -1
+    integrals = torch.from_numpy((powers[:, 1:] - before) / (2 * np.arange(_NODES) + 1))
+    angles = start[panel] + torch.einsum("tk,tk...->t...", integrals, series[panel])
     return angles.reshape(*t.shape, *angles.shape[1:])
 
 
-@lru_cache(maxsize=8)
-def _cumulative_angle(process: Process, reference: Gaussian, times: tuple[float, ...]) -> Tensor:
-    """`theta_t` at all times from one sweep: Gauss-Legendre panels in `y = sqrt(t)` between them, summed up."""
-    y = torch.tensor(times, dtype=torch.float64).sqrt()
-    dyadic = max(y.max().item(), 1e-12) * torch.exp2(-torch.arange(_PANELS, dtype=torch.float64))
-    edges = torch.cat([torch.zeros(1, dtype=torch.float64), y, dyadic]).unique()  # sorted
-    x, w = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(_NODES))
+@lru_cache(maxsize=4)
+def _angle_by_panel(process: Process, reference: Gaussian) -> tuple[Tensor, Tensor, Tensor]:
+    """The edges of panels in `y = sqrt(t)`, `theta` at their starts, and the Legendre series of `theta'` in them.
+
+    The integral of the series' `P_k` is `(P_{k+1} - P_{k-1}) / (2k + 1)`, so `theta` is known at every time.
+    """
+    down = torch.arange(_OCTAVES * _PANELS, -1, -1, dtype=torch.float64)
+    edges = torch.cat([torch.zeros(1, dtype=torch.float64), math.sqrt(process.t_max) * torch.exp2(-down / _PANELS)])
+    x, w = (torch.from_numpy(a) for a in leggauss(_NODES))
     half = 0.5 * edges.diff()[:, None]
     nodes = edges[:-1, None] + half * (1 + x)
-    weights = 2 * nodes * half * w  # d tau = 2 y dy
-    panels = [
-        torch.einsum("pn...,pn->p...", _angular_speed(process, reference, y_.square()), w_)
-        for y_, w_ in zip(nodes.split(128), weights.split(128), strict=True)
-    ]
-    total = torch.cat(panels)
-    cumulative = torch.cat([torch.zeros_like(total[:1]), total.cumsum(0)])
-    return cumulative[torch.searchsorted(edges, y)]
+    project = torch.from_numpy(legvander(x.numpy(), _NODES - 1)).mT * w * (torch.arange(_NODES) + 0.5)[:, None]
+    series = torch.cat([
+        torch.einsum("kn,pn,pn...->pk...", project, 2 * y * h, _angular_speed(process, reference, y.square()))
+        for y, h in zip(nodes.split(8), half.split(8), strict=True)
+    ])  # fmt: skip
+    total = 2 * series[:, 0]  # P_0 alone has an integral from -1 to 1
+    return edges, torch.cat([torch.zeros_like(total[:1]), total.cumsum(0)[:-1]]), series
 
 
 def _angular_speed(process: Process, reference: Gaussian, tau: Tensor) -> Tensor:

@@ -20,7 +20,6 @@ For instance, flow matching, whose image fades as its noise grows:
 from __future__ import annotations
 
 import math
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -35,7 +34,6 @@ from pushforward.linear.operator import Operator
 
 _SIDE = 8  # pixels; a process over frequencies is checked for images of this side
 _ROUNDING = 1e-9  # a signal-to-noise ratio may seem to rise by this much
-_FORWARD_MODE = threading.RLock()  # PyTorch counts the levels of forward differentiation for all threads together
 
 
 class Process(ABC):
@@ -135,7 +133,7 @@ class Process(ABC):
 class ScaledProcess(Process):
     """`u_t = alpha_t x_0 + sigma_t noise`, per pixel or per frequency: a subclass gives `alpha_sigma` alone.
 
-    F = alpha' / alpha and G G^T = 2 sigma (sigma' - sigma alpha' / alpha); derivatives by forward differentiation.
+    F = alpha' / alpha and G G^T = 2 sigma (sigma' - sigma alpha' / alpha); derivatives by automatic differentiation.
     """
 
     @abstractmethod
@@ -437,7 +435,19 @@ def _checked_field(field: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _with_rate(function: Callable[[Tensor], Any], t: Tensor) -> tuple[Any, Any]:
-    """Return a function of time and its derivative."""
-    with _FORWARD_MODE:
-        value, rate = torch.func.jvp(function, (t,), (torch.ones_like(t),))  # type: ignore[misc]
-    return value, rate
+    """Return a function of time, a tensor or a tuple of them, and its derivative.
+
+    What a backward pass gives is linear in the cotangents, and its derivative by them is a forward pass. PyTorch's own
+    forward differentiation takes two seconds to import.
+    """
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        t = t.detach().clone().requires_grad_()
+        values = function(t)
+        several = values if isinstance(values, tuple) else (values,)
+        moving = [value for value in several if value.requires_grad]
+        cotangents = [torch.zeros_like(value, requires_grad=True) for value in moving]
+        (pulled,) = torch.autograd.grad(moving, t, cotangents, create_graph=True)
+        found = iter(torch.autograd.grad(pulled, cotangents, torch.ones_like(t)))
+    rates = tuple(next(found) if value.requires_grad else torch.zeros_like(value) for value in several)
+    several = tuple(value.detach() for value in several)
+    return (several, rates) if isinstance(values, tuple) else (several[0], rates[0])
