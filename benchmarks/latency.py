@@ -9,9 +9,10 @@ evaluation a round, all steps at once make many. Each start's relative error aga
     python benchmarks/latency.py --cases mixture --methods "ours" "auto" --redo
 
 *ours* is `Parallel(rounds=R)` with the plan that it chooses; *12 a round* is the same with `max_evaluations=12 R`;
-*ours, plain* is without mixing. The peers' iterations run on the very plan that ours has: *ParaTAA* (triangular mixing
-in the noise prediction), *DEQ* (Anderson's mixing a time step, as released) and *Picard* (ParaDiGMS without a window).
-The sequential solvers, ours and those of `diffusers`, make R calls.
+*ours, plain* is without mixing; *ours, learned* is a plan learned from 64 other images of the model (`learn_plan`). The
+peers' iterations run on the very plan that ours has: *ParaTAA* (triangular mixing in the noise prediction), *DEQ*
+(Anderson's mixing a time step, as released) and *Picard* (ParaDiGMS without a window). The sequential solvers, ours and
+those of `diffusers`, make R calls.
 """
 
 from __future__ import annotations
@@ -30,15 +31,17 @@ from _peers import Handed, Peer, run_peer
 from parallel import model_of
 from torch import Tensor
 
-from pushforward import Diffusion, Model
+from pushforward import Diffusion, Model, load
 from pushforward.data.files import atomic_path
 from pushforward.errors import PushforwardError
 from pushforward.execute import PARALLEL_METHODS, Parallel, parallel, run
 from pushforward.execute.budget import nodes_in
 from pushforward.linear import Discrete, ScaledProcess
 from pushforward.maps.code import GaussianStream
+from pushforward.maps.labels import UNSAID
 from pushforward.maps.spec import parse
 from pushforward.plan import auto, in_rounds
+from pushforward.training.plans import learn_plan
 
 CASES = ("fashion-vp", "fashion-blurring", "fashion-langevin", "emoji", "mixture")
 ROUNDS = (3, 4, 5, 6, 8, 10, 12)
@@ -76,11 +79,13 @@ class Problem:
 
     Args:
         model: under its labels.
+        unbound: the same without.
         start: terminal states.
         exact: clean states of the converged images.
     """
 
     model: Model
+    unbound: Model
     start: Tensor
     exact: Tensor
 
@@ -96,7 +101,12 @@ def problem(source: str, starts: int, fine: int, data: Path | None) -> Problem:
     plan = auto(model.process, fine, model.reference)
     stream = GaussianStream(0, range(starts), model.state_shape(1)[1:])
     start = Diffusion(model, plan, dtype=dtype).start(stream.draw())
-    return Problem(model, start, model.process.image(run(plan, model.denoiser, start)))
+    return Problem(
+        model,
+        model if source == "mixture" else load(source),
+        start,
+        model.process.image(run(plan, model.denoiser, start)),
+    )
 
 
 def sequential(problem: Problem, solver: str, rounds: int) -> tuple[Tensor, float] | None:
@@ -126,11 +136,19 @@ def at_once(problem: Problem, method: Parallel, rounds: int, allowed: int | None
     return problem.errors(solution.last), float(solution.nfe.double().mean())
 
 
+def learned(problem: Problem, rounds: int) -> tuple[Tensor, float]:
+    """A plan that is learned first, from other images under the same labels in turn."""
+    labels = UNSAID if problem.model.classes else None
+    plan = learn_plan(problem.unbound, rounds, labels=labels, seed=1).plan
+    return problem.errors(run(plan, problem.model.denoiser, problem.start)), plan.nfe
+
+
 def methods(problem: Problem) -> dict[str, Callable[[int], tuple[Tensor, float] | None]]:
     """Everything that is measured, by name: from a number of rounds to errors and evaluations."""
     found: dict[str, Callable[[int], tuple[Tensor, float] | None]] = {
         name: partial(_at_once, problem, method, name) for name, method in AT_ONCE.items()
     }
+    found["ours, learned"] = partial(learned, problem)
     found |= {name: partial(sequential, problem, name) for name in SEQUENTIAL}
     return found | {name: partial(scheduled, problem, peer) for name, peer in theirs().items()}
 
@@ -165,7 +183,7 @@ def report(name: str, case: dict[str, Any]) -> str:
     lines = [[label, *(_cell(row.get(str(r))) for r in rounds)] for label, row in rows.items() if any(row.values())]
     spent = [
         [label, *((row.get(str(r)) or {}).get("nfe") for r in rounds)]
-        for label, row in rows.items() if label in AT_ONCE and any(row.values())
+        for label, row in rows.items() if _together(label) and any(row.values())
     ]  # fmt: skip
     heads = [f"R = {r}" for r in rounds]
     return "\n\n".join([
@@ -178,6 +196,11 @@ def report(name: str, case: dict[str, Any]) -> str:
     ])  # fmt: skip
 
 
+def _together(label: str) -> bool:
+    """Whether several states are asked about in a round."""
+    return label in AT_ONCE or label == "ours, learned"
+
+
 def _cell(cell: Mapping[str, float] | None) -> str:
     return f"{number(cell['median'])} / {number(cell['rms'])}" if cell else "-"
 
@@ -186,8 +209,8 @@ def _against(rows: Mapping[str, Any], rounds: Sequence[int]) -> str:
     """Ours over the best sequential solver, in words."""
     said = []
     for r in map(str, rounds):
-        others = [row[r] for label, row in rows.items() if label not in AT_ONCE and row.get(r)]
-        for label in ("ours", "ours, 12 a round"):
+        others = [row[r] for label, row in rows.items() if not _together(label) and row.get(r)]
+        for label in ("ours", "ours, 12 a round", "ours, learned"):
             mine = rows.get(label, {}).get(r)
             if mine and others:
                 median, rms = (mine[k] / min(o[k] for o in others) for k in ("median", "rms"))
@@ -218,7 +241,7 @@ def plot(name: str, cases: dict[str, Any]) -> None:
             cells = sorted((int(r), cell) for r, cell in row.items() if cell and cell["median"] < 1)
             ours = label.startswith("ours")
             for axis, x in ((axes[0][column], [r for r, _ in cells]), (axes[1][column], [c["nfe"] for _, c in cells])):
-                style = "o-" if ours else ("^:" if label in AT_ONCE else "s--")
+                style = "o-" if ours else ("^:" if _together(label) else "s--")
                 axis.loglog(x, [c["median"] for _, c in cells], style, label=label, markersize=3.5,
                             linewidth=1.8 if ours else 0.9)  # fmt: skip
         axes[0][column].set_title(case)

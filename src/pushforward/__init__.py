@@ -60,7 +60,8 @@ if TYPE_CHECKING:  # the table below once more, for editors and type checkers
     from pushforward.maps.generator import Generator, consistency, gan, load_generator, stylegan
     from pushforward.maps.protocol import Pushforward
     from pushforward.model import Network
-    from pushforward.plan import SOLVERS, Plan, grid, solvers
+    from pushforward.plan import SOLVERS, Plan, grid, load_plan, save_plan, solvers
+    from pushforward.training.plans import learn_plan
     from pushforward.training.trainer import TrainConfig
     from pushforward.verbs import (
         Model,
@@ -88,9 +89,9 @@ __all__ = [
     "Pushforward", "PushforwardError", "PushforwardScheduler", "Schedule", "Skeleton", "Steering", "TrainConfig",
     "best", "consistency", "data", "decode", "denoiser", "edit", "encode", "energies", "errors", "ess", "evaluate",
     "evaluation", "execute", "from_pipeline", "gan", "grid", "guidance", "guide", "hmc", "inpaint", "integrations",
-    "invert", "langevin", "linear", "load", "load_generator", "mala", "maps", "model", "pcn", "plan",
-    "process_from_config", "sample", "solvers", "steer", "steered", "stylegan", "train", "training", "translate",
-    "translation", "verbs", "vision",
+    "invert", "langevin", "learn_plan", "linear", "load", "load_generator", "load_plan", "mala", "maps", "model",
+    "pcn", "plan", "process_from_config", "sample", "save_plan", "solvers", "steer", "steered", "stylegan", "train",
+    "training", "translate", "translation", "verbs", "vision",
 ]  # fmt: skip
 
 # Where each name is from. The rooms of the house are named as they are.
@@ -99,7 +100,7 @@ _HOMES = {
     "denoiser": "Denoiser Function",
     "linear": "Blurring BlurringLangevin Cosine Discrete Flow Gaussian Langevin PROCESSES Process VE VP"
     " process_from_config",
-    "plan": "Plan SOLVERS grid solvers",
+    "plan": "Plan SOLVERS grid load_plan save_plan solvers",
     "execute": "Exact Implicit Parallel Phantom Skeleton",
     "model": "Network",
     "maps.adaptive": "AdaptiveDiffusion",
@@ -111,6 +112,7 @@ _HOMES = {
     "guidance.posterior": "best",
     "guidance.steering": "Steering steered",
     "evaluation.runs": "Evaluation",
+    "training.plans": "learn_plan",
     "training.trainer": "TrainConfig",
     "integrations.diffusers": "PushforwardScheduler",
     "verbs": "Model decode edit encode evaluate from_pipeline guide inpaint invert load sample steer train translate",

@@ -22,7 +22,8 @@ from pushforward.linear import Gaussian
 from pushforward.maps.adaptive import AdaptiveDiffusion
 from pushforward.maps.diffusion import Diffusion
 from pushforward.model import Model
-from pushforward.plan import SOLVERS, Plan, auto, in_rounds, plan_of
+from pushforward.plan import SOLVERS, Plan, auto, in_rounds, load_plan, plan_of
+from pushforward.plan.files import SUFFIX as PLAN_SUFFIX
 from pushforward.plan.grid import default
 
 __all__ = ["SamplerSpec", "noisy", "parse", "words"]
@@ -38,7 +39,7 @@ class SamplerSpec:
     """What a plan is made from, for any model.
 
     Args:
-        solver: a name in `SOLVERS`, or `rk45`.
+        solver: a name in `SOLVERS`, `rk45`, or a file of a plan (`.plan`), which has all its settings.
         steps: steps of the solver (`rk45` chooses its own).
         settings: settings of the solver, numbers and words. `reference` is the variance of a Gaussian, or `data` for
             the model's own N(m, s^2 I), or `spectrum` for the one fitted to its data; `tolerance` is `rk45`'s.
@@ -103,6 +104,8 @@ class SamplerSpec:
         """
         process = model.process
         self._check()
+        if self.filed:
+            return self._kept_plan(model)
         if self.adaptive:
             raise PushforwardError(f"The solver {self.solver!r} chooses its steps as it goes; name another, e.g. ddim.")
         if self.solver == "auto":
@@ -129,6 +132,8 @@ class SamplerSpec:
         Raises:
             PushforwardError: no such solver, setting or grid.
         """
+        if self.filed:
+            return self._kept_plan(model)
         if self.solver == "auto":
             return auto(model.process, len(times) - 1, model.reference)
         own = {**model.solvers.get(self.solver, {}), **self.settings}
@@ -163,15 +168,44 @@ class SamplerSpec:
         """Whether steps are chosen on the way, so that there is no plan."""
         return self.solver == "rk45"
 
+    @property
+    def filed(self) -> bool:
+        """Whether the plan is read from a file."""
+        return self.solver.endswith(PLAN_SUFFIX)
+
+    def _kept_plan(self, model: Model) -> Plan:
+        """The plan in the file, which must be the one that is meant, if that is said, and fit the model."""
+        plan = load_plan(self.solver)
+        meant, found = self.settings.get("digest"), plan.settings["digest"]
+        if meant not in (None, found):
+            raise PushforwardError(
+                f"{self.solver} holds another plan than the one that is meant (digest {found}, not {meant}); give that "
+                "one, or leave out its digest."
+            )
+        if plan.process != model.process:
+            raise PushforwardError(
+                f"The plan {self.solver} is for process {plan.process.name!r}, model {model.name!r} for another: "
+                f"{model.process.name!r}, or the same with other parameters."
+            )
+        return plan
+
     def _check(self) -> None:
         """Raise unless there is such a solver, and it can be told what it is told."""
+        if self.filed:
+            if told := [*(self.settings.keys() - {"digest"}), *self._timed]:
+                raise PushforwardError(f"The plan {self.solver} has all its settings; leave out {' and '.join(told)}.")
+            return
         if self.solver not in (*SOLVERS, "rk45"):
             raise PushforwardError(f"Unknown solver {self.solver!r}; known are {', '.join((*SOLVERS, 'rk45'))}.")
         more = self.settings.keys() - ({"tolerance"} if self.adaptive else set())
-        if self.solver in ("auto", "rk45") and (
-            more or self.grid is not None or self.end is not None or self.start != 1
-        ):
+        if self.solver in ("auto", "rk45") and (more or self._timed):
             raise PushforwardError(f"The solver {self.solver!r} chooses its own settings; name another to set them.")
+
+    @property
+    def _timed(self) -> list[str]:
+        """What is said of the grid."""
+        said = {"grid": self.grid is not None, "end": self.end is not None, "start": self.start != 1}
+        return [name for name, is_said in said.items() if is_said]
 
     def method(self, plan: Plan) -> Parallel | None:
         """How a plan's steps are taken at once, if they are; an implicit plan's have no other way."""
@@ -189,6 +223,10 @@ class SamplerSpec:
         """
         if self.solver in ("auto", "rk45"):
             return replace(self, steps=nfe)
+        if self.filed:
+            if self.plan(model).nfe > nfe:
+                raise PushforwardError(f"{nfe} network calls are too few for {self.label}.")
+            return self
 
         def calls(steps: int) -> int:
             return replace(self, steps=steps).plan(model).nfe
@@ -220,6 +258,8 @@ def parse(text: str, beside: Mapping[str, object] = NONE, otherwise: Mapping[str
     for name in ("rounds", "max_evaluations"):
         if name in settings and not (isinstance(value := settings[name], int) and value > 0):
             raise PushforwardError(f"A sampler takes {name}=1 or more; got {settings[name]!r}.")
+    if solver.endswith(PLAN_SUFFIX):
+        return SamplerSpec(solver, *_of_file(solver, settings))
     whole = {**otherwise, **settings}
     if "rounds" in whole and "steps" not in settings:
         whole["steps"] = nodes_in(whole["rounds"], whole.get("max_evaluations"))  # type: ignore[arg-type]
@@ -231,6 +271,15 @@ def parse(text: str, beside: Mapping[str, object] = NONE, otherwise: Mapping[str
     for name in own.keys() & {"end", "start", "within"}:
         own[name] = _positive(own[name], zero=name == "end")
     return SamplerSpec(solver, settings=settings, **own)  # type: ignore[arg-type]
+
+
+def _of_file(solver: str, settings: dict[str, object]) -> tuple[int, dict[str, object]]:
+    """The steps of a plan in a file, and the digest by which it is known again."""
+    plan = load_plan(solver)
+    steps = len(plan.steps) - 1
+    if settings.pop("steps", steps) != steps:
+        raise PushforwardError(f"The plan {solver} has {steps} steps; leave out steps.")
+    return steps, {"digest": plan.settings["digest"], **settings}
 
 
 def words(text: str, what: str, example: str) -> tuple[str, dict[str, object]]:

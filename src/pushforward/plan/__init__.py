@@ -10,6 +10,7 @@ names that the command line takes.
 
 from pushforward.plan import grid, solvers
 from pushforward.plan.auto import auto, in_rounds
+from pushforward.plan.files import load_plan, save_plan
 from pushforward.plan.plan import Builder, Node, Plan, Register, Terms
 from pushforward.plan.recurrence import repeated
 from pushforward.plan.registry import SOLVERS, plan_of
@@ -30,6 +31,6 @@ from pushforward.plan.solvers import (
 
 __all__ = [
     "SOLVERS", "Builder", "Node", "Plan", "Register", "Terms", "auto", "bdia", "collocation", "ddim", "ddpm",
-    "dpm_solver_pp", "euler_maruyama", "exponential", "gddim", "grid", "in_rounds", "o_belm", "plan_of", "repeated",
-    "runge_kutta", "solvers", "sscs", "unipc",
+    "dpm_solver_pp", "euler_maruyama", "exponential", "gddim", "grid", "in_rounds", "load_plan", "o_belm", "plan_of",
+    "repeated", "runge_kutta", "save_plan", "solvers", "sscs", "unipc",
 ]  # fmt: skip

@@ -35,9 +35,11 @@ WHITE = Gaussian(0.25)
 FEW = 20  # calls up to which the image is the last answer
 
 
-def auto_grid(process: Process, steps: int) -> Tensor:
-    """Return the times of the module's rule, from `t_max` to 0, `(steps + 1,)`."""
-    return angle(process, steps, scale=SCALE, exponent=EXPONENT)
+def auto_grid(process: Process, steps: int, end: float = 0.0) -> Tensor:
+    """Return the times of the module's rule, from `t_max` to `end`, `(steps + 1,)`."""
+    if _fades_unevenly(process):
+        return angle(process, steps, scale=SCALE, end=end)
+    return angle(process, steps, scale=SCALE, exponent=EXPONENT, end=end)
 
 
 def auto(process: Process, steps: int, reference: Gaussian) -> Plan:
@@ -48,15 +50,21 @@ def auto(process: Process, steps: int, reference: Gaussian) -> Plan:
         steps: number of network calls.
         reference: Gaussian N(m, s^2 I) fitted to the model's data.
     """
-    grid = angle(process, steps, scale=SCALE) if _fades_unevenly(process) else auto_grid(process, steps)
-    return auto_at(process, grid, reference=reference)
+    return auto_at(process, auto_grid(process, steps), reference=reference)
 
 
-def in_rounds(process: Process, steps: int, reference: Gaussian) -> Plan:
-    """Make the plan with `steps` network calls for the best image in fewer rounds; arguments as for `auto`."""
+def in_rounds(process: Process, steps: int, reference: Gaussian, end: float = 0.0) -> Plan:
+    """Make the plan with `steps` network calls for the best image in fewer rounds; arguments as for `auto`.
+
+    Args:
+        process: the diffusion.
+        steps: number of network calls.
+        reference: Gaussian N(m, s^2 I) fitted to the model's data.
+        end: time of the last state.
+    """
     if isinstance(process, VE) or _fades_unevenly(process):
-        return auto(process, steps, reference)
-    return gddim(process, power(process, steps), order=2)
+        return auto_at(process, auto_grid(process, steps, end), reference=reference)
+    return gddim(process, power(process, steps, end=end), order=2)
 
 
 def auto_at(process: Process, grid: Tensor, *, reference: Gaussian = WHITE) -> Plan:

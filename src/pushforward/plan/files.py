@@ -1,0 +1,114 @@
+"""Plans on disk: a safetensors file of times and coefficients, which any command takes for a solver.
+
+Its metadata are a JSON header that says the process in full. A plan that is read has the file for its solver and the
+digest of the file's content among its settings, so that codes made with it are never decoded with another.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pushforward.data.files import digest, save_tensors
+from pushforward.data.schema import check, check_tensors
+from pushforward.errors import PushforwardError
+from pushforward.linear import Basis, Operator, Process, process_from_config
+from pushforward.plan.plan import Node, Plan, Register
+
+__all__ = ["SUFFIX", "check_plan_path", "load_plan", "save_plan"]
+
+SUFFIX, FORMAT = ".plan", "pushforward-plan-1"
+_KEY, _REMEDY = "pushforward", "learn the plan again"
+_KINDS: tuple[Literal["state", "answer", "noise", "mean"], ...] = ("state", "answer", "noise", "mean")
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What the metadata say; `about` is of whoever wrote the plan."""
+
+    format: str
+    process: dict[str, Any]
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+def check_plan_path(path: Path) -> None:
+    """Raise unless a plan can be written to a file of this name.
+
+    Raises:
+        PushforwardError: another suffix.
+    """
+    if path.suffix != SUFFIX:
+        raise PushforwardError(f"Plans are written to a file that ends in {SUFFIX}; got {path}.")
+
+
+def save_plan(plan: Plan, path: str | Path, about: Mapping[str, Any] | None = None) -> None:
+    """Write a plan to a file, whole or not at all.
+
+    Args:
+        plan: any solver's.
+        path: ends in `.plan`.
+        about: more to say in its header, as JSON can say it.
+
+    Raises:
+        PushforwardError: another suffix.
+    """
+    check_plan_path(Path(path))
+    terms = [(n, _KINDS.index(r.kind), r.node) for n, node in enumerate(plan.nodes) for r in node.terms]
+    values = [operator.lift(plan.basis).coefficients for node in plan.nodes for operator in node.terms.values()]
+    tensors = {
+        "times": plan.node_times,
+        "asked": torch.tensor(plan.asked),
+        "steps": torch.tensor(plan.steps),
+        "terms": torch.tensor(terms),
+        "coefficients": torch.stack(values),
+        "mean": plan.mean,
+    }
+    head = {"format": FORMAT, "process": plan.process.config(), "about": dict(about or {})}
+    save_tensors(path, tensors, {_KEY: json.dumps(head, allow_nan=False)})
+
+
+def load_plan(path: str | Path) -> Plan:
+    """Read a plan from a file.
+
+    Raises:
+        PushforwardError: no such file, or one that holds no plan.
+    """
+    path = Path(path).expanduser().resolve()
+    if not path.is_file():
+        raise PushforwardError(f"There is no plan {path}; `pushforward learn-plan` makes one.")
+    try:
+        with safe_open(path, "pt") as file:
+            head = json.loads((file.metadata() or {})[_KEY])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise PushforwardError(f"{path} holds no plan ({error}); {_REMEDY}.") from None
+    said = check(head, _Header, str(path), _REMEDY)
+    if said.format != FORMAT:
+        raise PushforwardError(f"{path} has format {said.format!r}; this version of Pushforward reads {FORMAT!r}.")
+    process = process_from_config(said.process)
+    shapes = {"times": "nodes", "asked": "calls", "steps": "chain", "terms": "terms three",
+              "coefficients": "terms ...", "mean": "..."}  # fmt: skip
+    check_tensors(tensors, shapes, str(path), _REMEDY, three=3)
+    try:
+        return _plan(process, path, tensors)
+    except (IndexError, ValueError) as error:
+        raise PushforwardError(f"{path} holds a plan whose parts do not fit ({error}); {_REMEDY}.") from None
+
+
+def _plan(process: Process, path: Path, tensors: Mapping[str, Tensor]) -> Plan:
+    coefficients, times = tensors["coefficients"].double(), tensors["times"].tolist()
+    basis = Basis(tuple(coefficients.shape[1:-2]))
+    nodes: list[dict[Register, Operator]] = [{} for _ in times]
+    for (n, kind, of), value in zip(tensors["terms"].tolist(), coefficients, strict=True):
+        nodes[n][Register(_KINDS[kind], of)] = Operator(value, basis)
+    asked = set(tensors["asked"].tolist())
+    made = tuple(Node(t, terms, n in asked) for n, (t, terms) in enumerate(zip(times, nodes, strict=True)))
+    settings = {"digest": digest(path)[:16]}
+    return Plan(process, str(path), made, tuple(tensors["steps"].tolist()), tensors["mean"], settings)
