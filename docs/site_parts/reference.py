@@ -16,7 +16,7 @@ PAGES = {
     "Networks": "Network Function Denoiser PushforwardScheduler",
     "Processes": "Process VP VE Cosine Flow Blurring Langevin BlurringLangevin Discrete Gaussian PROCESSES"
     " process_from_config",
-    "Plans": "Plan SOLVERS",
+    "Plans": "Plan SOLVERS learn_plan load_plan save_plan",
     "Execution and gradients": "Parallel Exact Implicit Phantom Skeleton",
     "Guidance and steering": "Schedule langevin mala hmc pcn ess best Steering steered",
     "Errors": "PushforwardError Diverged FarOutside",
