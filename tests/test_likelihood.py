@@ -1,13 +1,13 @@
-"""Likelihoods of images: against closed forms, their order in the steps, their estimate's expectation, and the command."""
+"""Likelihoods of images: closed forms, order in the steps, the estimate's expectation, models and the command."""
 
 import json
 import math
-from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
 import pushforward as pf
 from pushforward.cli import app
@@ -16,7 +16,6 @@ from pushforward.errors import PushforwardError
 from pushforward.execute.likelihood import log_density
 from pushforward.linear import Gaussian, Operator, Process
 from support.helpers import FIELD, PROCESSES, gaussian_denoiser, mixture_denoiser, normal
-from typer.testing import CliRunner
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -80,11 +79,12 @@ def test_gaussian_data_of_another_spectrum_than_is_known(name):
 def test_mixtures_have_their_density(name):
     """To 1e-3 bits per dimension, and what is random of the draws of velocities."""
     process, x = PROCESSES[name], images()
-    model = mixture(process)
-    found = model.log_likelihood(x, steps=STEPS.get(name, 40), exact=True, draws=2)
+    rows = x.repeat(16, 1, 1, 1)
+    found = mixture(process).log_likelihood(rows, steps=STEPS.get(name, 40), exact=True, draws=1).nats.view(16, -1)
     expected = log_mixture(process, x, CENTRES, Gaussian(VARIANCE))
-    assert bool(((found.nats - expected).abs() < NATS + 8 * found.error).all())
-    assert float(found.error.max()) < (1e-9 if process.blocks == 1 else 3 * NATS)
+    error = found.std(0) / 4
+    assert bool(((found.mean(0) - expected).abs() < NATS + 3 * error).all())
+    assert float(error.max()) < (1e-9 if process.blocks == 1 else 2 * NATS)
 
 
 @pytest.mark.parametrize("name", ["vp", "flow"])
@@ -95,18 +95,12 @@ def test_the_density_without_noise_is_that_of_an_early_end(name):
     assert float((found.nats - clean).abs().max()) < NATS
 
 
-@pytest.mark.parametrize("name", ["ve", "flow"])
-def test_steps_have_order_four(name):
-    process, x = PROCESSES[name], images()
-    model = mixture(process)
-    expected = model.log_likelihood(x, steps=96, exact=True).nats
-    errors = []
-    for steps in (12, 24, 48):
-        found = model.log_likelihood(x, steps=steps, exact=True)
-        error = (found.nats - expected).abs().mean()
-        assert float(error) < float(found.halved.mean())
-        errors.append(float(error))
-    assert all(after < before / 10 for before, after in pairwise(errors))
+def test_steps_have_order_four():
+    process, x = PROCESSES["flow"], images()
+    coarse, middle, fine = (mixture(process).log_likelihood(x, steps=steps, exact=True) for steps in (20, 40, 80))
+    errors = [(found.nats - fine.nats).abs().mean() for found in (coarse, middle)]
+    assert float(errors[1]) < float(errors[0]) / 10
+    assert float(middle.halved.mean()) > 5 * float(errors[1])
 
 
 @pytest.mark.parametrize("name", ["blurring", "langevin"])
@@ -144,7 +138,7 @@ def test_dequantised_images_bound_the_probability_of_levels():
     process = PROCESSES["vp"]
     data = Gaussian(1e-5, 0.1)  # within a few levels
     model = pf.Model("point", process, gaussian_denoiser(process, data), (1, 1, 1), data)
-    levels = (torch.arange(256, dtype=torch.float64) / 127.5 - 1)[138:144]
+    levels = (torch.arange(256, dtype=torch.float64) / 127.5 - 1)[139:143]
     t = torch.tensor(process.t_min, dtype=torch.float64)
     law = torch.distributions.Normal(0.1, float(data.covariance(process, t).coefficients.sqrt() /
                                                 process.signal(t).coefficients))  # fmt: skip

@@ -41,10 +41,10 @@ def likelihood(
     *,
     steps: Annotated[
         int, typer.Option(help="Take this many steps along the flow, an even number; six network calls each.", min=2)
-    ] = 20,
+    ] = 40,
     draws: Annotated[
         int, typer.Option(help="Draw noise and probes this many times; the standard error needs two.", min=1)
-    ] = 4,
+    ] = 2,
     exact: Annotated[
         bool, typer.Option("--exact", help="Sum the divergence over all numbers of an image: for small images.")
     ] = False,
@@ -68,8 +68,8 @@ def likelihood(
 
     \b
     pushforward likelihood fashion-vp fashion.npz --split test --count 64
-    pushforward likelihood fashion-vp shoe.png --label sneaker --draws 16 --json report.json
-    pushforward likelihood ./my-model photos/ --steps 40
+    pushforward likelihood fashion-vp shoe.png --label sneaker --draws 8 --json report.json
+    pushforward likelihood ./my-model photos/ --steps 20 --draws 4
     """
     check_outputs({"--json": reports.json}, inputs=images)
     inputs.check(images)

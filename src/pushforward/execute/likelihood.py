@@ -1,14 +1,14 @@
 r"""The density that a model gives to images: a change of variables along its probability flow.
 
 Along `du/dt = f(u, t)` the density changes by `d log p / dt = -div f`, and in the end the states have the codes' law.
-Two thirds of that are algebra. With a reference Gaussian N(m, C), of root R_t and response L_t (see `linear.gaussian`),
+With a reference Gaussian N(m, C), of root R_t and response L_t (see `linear.gaussian`),
 a state is `u_t = Psi m + R_t z`, and the flow of process and network becomes
 
     dz/dt = R^-1 B (D(u, t) - m - L (u - Psi m)),        d log p(z) / dt = -tr B (J - L),        J = dD / du,
 
 B being the flow's coefficient of answers. Expansion by R_t has a determinant in closed form, and what is integrated is
-only how the network differs from the reference: nothing for the reference's own data. Runge and Kutta's method of order four takes
-equal steps in `log(1 + 2 c alpha / sigma)`, c the size of the data, which is finite without signal.
+only how the network differs from the reference: nothing for the reference's own data. Runge and Kutta's method of order
+four takes equal steps in `log(1 + 2 c alpha / sigma)`, c the size of the data, which is finite without signal.
 
 The trace is summed over all numbers of an image, or estimated: `E[e^T (J - L) B e]` for random signs e (Hutchinson),
 drawn anew in every second step. Half as many steps with the same signs say what the steps' length changes.
@@ -65,7 +65,7 @@ def log_density(
         reference: Gaussian whose flow is subtracted. A white one serves trained networks best: on Fashion-MNIST's
             images, probes err by half of what they do beside a variance per frequency.
         start: Gaussian of the data whose marginal at `t_max` states begin with.
-        steps: of the method, an even number.
+        steps: number of steps, even.
         draw: next standard normal of each image, shaped like `images`: velocities, then probes.
         exact: sum the trace over all numbers of an image, by as many products for each network call.
         end: the time of the images, `t_min` by default.
