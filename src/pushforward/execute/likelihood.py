@@ -8,7 +8,7 @@ a state is `u_t = Psi m + R_t z`, and the flow of process and network becomes
 
 B being the flow's coefficient of answers. Expansion by R_t has a determinant in closed form, and what is integrated is
 only how the network differs from the reference: nothing for the reference's own data. Runge and Kutta's method of order
-four takes equal steps in `log(1 + 2 c alpha / sigma)`, c the size of the data, which is finite without signal.
+four takes equal steps in `log(1 + 2 c alpha / sigma)`, c the data's deviation, which is finite without signal.
 
 The trace is summed over all numbers of an image, or estimated: `E[e^T (J - L) B e]` for random signs e (Hutchinson),
 drawn anew in every second step. Half as many steps with the same signs say what the steps' length changes.
@@ -119,8 +119,7 @@ class _Flow:
     ):
         self._process, self._reference, self._like = process, reference, like
         self._exact, self._callback = exact, callback
-        size = float((reference.variance.mean() + reference.mean.double().square().mean()).sqrt())
-        scale = 2 * size or 1.0
+        scale = 2 * float(reference.variance.mean().sqrt()) or 1.0
 
         def variable(t: Tensor) -> Tensor:
             return -torch.log1p(scale * process.log_snr(t).exp())
