@@ -74,6 +74,7 @@ if TYPE_CHECKING:  # the table below once more, for editors and type checkers
         inpaint,
         invert,
         load,
+        log_likelihood,
         sample,
         steer,
         train,
@@ -89,9 +90,9 @@ __all__ = [
     "Pushforward", "PushforwardError", "PushforwardScheduler", "Schedule", "Skeleton", "Steering", "TrainConfig",
     "best", "consistency", "data", "decode", "denoiser", "edit", "encode", "energies", "errors", "ess", "evaluate",
     "evaluation", "execute", "from_pipeline", "gan", "grid", "guidance", "guide", "hmc", "inpaint", "integrations",
-    "invert", "langevin", "learn_plan", "linear", "load", "load_generator", "load_plan", "mala", "maps", "model",
-    "pcn", "plan", "process_from_config", "sample", "save_plan", "solvers", "steer", "steered", "stylegan", "train",
-    "training", "translate", "translation", "verbs", "vision",
+    "invert", "langevin", "learn_plan", "linear", "load", "load_generator", "load_plan", "log_likelihood", "mala",
+    "maps", "model", "pcn", "plan", "process_from_config", "sample", "save_plan", "solvers", "steer", "steered",
+    "stylegan", "train", "training", "translate", "translation", "verbs", "vision",
 ]  # fmt: skip
 
 # Where each name is from. The rooms of the house are named as they are.
@@ -115,7 +116,8 @@ _HOMES = {
     "training.plans": "learn_plan",
     "training.trainer": "TrainConfig",
     "integrations.diffusers": "PushforwardScheduler",
-    "verbs": "Model decode edit encode evaluate from_pipeline guide inpaint invert load sample steer train translate",
+    "verbs": "Model decode edit encode evaluate from_pipeline guide inpaint invert load log_likelihood sample steer"
+    " train translate",
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 _MODULES = {name: name for name in __all__ if name not in _HOME} | {"energies": "guidance.energies"}

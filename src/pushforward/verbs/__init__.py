@@ -2,7 +2,7 @@
 
 from pushforward.verbs.changes import edit, inpaint, translate
 from pushforward.verbs.codes import decode, encode, invert, sample
-from pushforward.verbs.evaluating import evaluate
+from pushforward.verbs.evaluating import evaluate, log_likelihood
 from pushforward.verbs.model import Model, from_pipeline, load
 from pushforward.verbs.samplers import diffusion, plan
 from pushforward.verbs.training import train
@@ -10,5 +10,5 @@ from pushforward.verbs.wishes import guide, steer
 
 __all__ = [
     "Model", "decode", "diffusion", "edit", "encode", "evaluate", "from_pipeline", "guide", "inpaint", "invert", "load",
-    "plan", "sample", "steer", "train", "translate",
+    "log_likelihood", "plan", "sample", "steer", "train", "translate",
 ]  # fmt: skip

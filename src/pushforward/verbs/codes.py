@@ -22,7 +22,7 @@ from pushforward.plan import Plan
 from pushforward.plan.gddim import with_residuals
 from pushforward.verbs.samplers import AtOnce, Given, Solver, as_batch, back_from, diffusion_of, map_of, read
 
-__all__ = ["decode", "encode", "invert", "sample"]
+__all__ = ["batches", "decode", "encode", "invert", "sample"]
 
 
 def sample(
@@ -131,7 +131,7 @@ def invert(
     found = [
         find(there.some(some), images[some], method, seed=seed, first=first + some.start, noisy=noisy,
              sequential=sequential, tolerance=tolerance, begin="forward" if plain else "random", callback=callback)
-        for some in _batches(len(images), batch)
+        for some in batches(len(images), batch)
     ]  # fmt: skip
     if len(found) == 1:
         return found[0]
@@ -239,11 +239,12 @@ def decode(
         made = known.run_by(parallel=way).given(labels, guidance)
     made.told(len(code))
     return torch.cat([
-        made.some(some).decode(code[some], callback=callback).float().cpu() for some in _batches(len(code), batch)
+        made.some(some).decode(code[some], callback=callback).float().cpu() for some in batches(len(code), batch)
     ])  # fmt: skip
 
 
-def _batches(count: int, batch: int) -> list[slice]:
+def batches(count: int, batch: int) -> list[slice]:
+    """The images of each batch."""
     if count < 1 or batch < 1:
         raise PushforwardError(f"There must be an image or code, and a batch of at least 1; got {count} and {batch}.")
     return [slice(begin, min(begin + batch, count)) for begin in range(0, count, batch)]

@@ -12,7 +12,7 @@ import torch
 from pushforward import model as below
 from pushforward.verbs.changes import edit, inpaint, translate
 from pushforward.verbs.codes import decode, encode, invert, sample
-from pushforward.verbs.evaluating import evaluate
+from pushforward.verbs.evaluating import evaluate, log_likelihood
 from pushforward.verbs.samplers import diffusion, plan
 from pushforward.verbs.wishes import guide, steer
 
@@ -43,6 +43,7 @@ class Model(below.Model):
     guide = guide
     steer = steer
     evaluate = evaluate
+    log_likelihood = log_likelihood
     plan = plan
     diffusion = diffusion
 
