@@ -14,6 +14,7 @@ from pushforward.verbs.changes import edit, inpaint, translate
 from pushforward.verbs.codes import decode, encode, invert, sample
 from pushforward.verbs.evaluating import evaluate
 from pushforward.verbs.samplers import diffusion, plan
+from pushforward.verbs.watermarks import read_watermark, watermark
 from pushforward.verbs.wishes import guide, steer
 
 __all__ = ["Model", "from_pipeline", "load"]
@@ -43,6 +44,8 @@ class Model(below.Model):
     guide = guide
     steer = steer
     evaluate = evaluate
+    watermark = watermark
+    read_watermark = read_watermark
     plan = plan
     diffusion = diffusion
 
