@@ -126,6 +126,8 @@ WORK = {  # commands, and the options that name what they write
     "guide": (["fashion-vp", "--energy", "chi"], {"--out": "", "--json": ""}),
     "train": (["--data", "IMAGES", "--steps", "1"], {"": "", "--json": ""}),
     "plot-plan": (["fashion-vp"], {"--out": ".png", "--json": ""}),
+    "watermark-embed": (["fashion-vp", "--key", "k"], {"--out": "", "--json": ""}),
+    "watermark-read": (["fashion-vp", "IMAGE", "--key", "k"], {"--json": ""}),
     "models": ([], {"--json": ""}),
     "studio": ([], {}),
 }

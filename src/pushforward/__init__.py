@@ -91,8 +91,8 @@ __all__ = [
     "best", "consistency", "data", "decode", "denoiser", "edit", "encode", "energies", "errors", "ess", "evaluate",
     "evaluation", "execute", "from_pipeline", "gan", "grid", "guidance", "guide", "hmc", "inpaint", "integrations",
     "invert", "langevin", "linear", "load", "load_generator", "mala", "maps", "model", "pcn", "plan",
-    "process_from_config", "read_watermark", "sample", "solvers", "steer", "steered", "stylegan", "train", "training", "translate",
-    "translation", "verbs", "vision", "watermark",
+    "process_from_config", "read_watermark", "sample", "solvers", "steer", "steered", "stylegan", "train",
+    "training", "translate", "translation", "verbs", "vision", "watermark",
 ]  # fmt: skip
 
 # Where each name is from. The rooms of the house are named as they are.
@@ -115,8 +115,8 @@ _HOMES = {
     "evaluation.runs": "Evaluation",
     "training.trainer": "TrainConfig",
     "integrations.diffusers": "PushforwardScheduler",
-    "verbs": "Model decode edit encode evaluate from_pipeline guide inpaint invert load read_watermark sample steer train"
-    " translate watermark",
+    "verbs": "Model decode edit encode evaluate from_pipeline guide inpaint invert load read_watermark sample steer"
+    " train translate watermark",
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 _MODULES = {name: name for name in __all__ if name not in _HOME} | {"energies": "guidance.energies"}

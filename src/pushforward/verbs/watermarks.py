@@ -26,7 +26,7 @@ from pushforward.verbs.samplers import read as read_solver
 
 __all__ = ["Marked", "guesses", "read_watermark", "watermark"]
 
-LEVELS = (0.02, 0.1, 0.2)  # noise in parts of the signal, where the pass from an image begins
+LEVELS = (0.02, 0.1, 0.3, 0.8)  # noise in parts of the signal, where the pass from an image begins
 CROPPED = (0.2,)  # the same, where crops are sought
 _LENGTHS = 8  # of messages that are tried
 
@@ -125,7 +125,8 @@ def read_watermark(
 
     Codes are found by one pass from the image to noise, which begins as if the image had more noise than it has, at
     several levels: so noise, compression and resizing leave more of the code than by plain inversion, and the numbers
-    of the code are small where the image says nothing of them. Which solver made the image does not matter.
+    of the code are small where the image says nothing of them. The codes of colours are read without their colour, too,
+    which compression keeps little of. Which solver made the image does not matter.
 
     Args:
         model: the model that made the images.
@@ -174,7 +175,7 @@ def read_watermark(
 def guesses(
     there: Diffusion, images: Tensor, *, crops: int = 0, callback: Callable[[Progress], None] | None = None
 ) -> Tensor:
-    """Codes that images may have, `(views, count, *shape)`: by level and by crop; see `read_watermark`.
+    """Codes that images may have, `(views, count, *shape)`: by level, crop and colour; see `read_watermark`.
 
     Args:
         there: with a plan of as many steps of DDIM as are to be taken; where it ends does not matter.
@@ -190,6 +191,8 @@ def guesses(
         for view, seen in _views(images, crops):
             code = passing(there, signal(last_states(there, view)), "uni-inv", callback)[0].start
             codes.append(code * interpolate(seen, code.shape[2:]).to(code))
+    if images.shape[1] == codes[0].shape[1] == 3:
+        codes += [code.mean(1, keepdim=True).expand_as(code) for code in codes]
     return torch.stack(codes)
 
 
