@@ -175,7 +175,7 @@ def marked(tmp_path_factory):
 
 
 def test_what_embed_writes(marked):
-    model, folder = marked
+    _, folder = marked
     code, info = load_codes(folder / "out" / "codes.safetensors")
     assert info["watermark"] == {"kind": "bits", "message": "0x9d"}
     report = json.loads((folder / "report.json").read_text())
