@@ -66,7 +66,7 @@ def watermark_embed(
 
     \b
     pushforward watermark embed fashion-vp --key secret.txt --message me --count 64 --out marked
-    pushforward watermark embed emoji --key "my own words" --message 0x5eed1234 --solver ddpm --steps 100
+    pushforward watermark embed emoji --key "my own words" --message 0x5eed1234 --solver gddim:order=2 --steps 50
     pushforward watermark embed fashion-vp --key secret.txt              # a ring, without a message
     """
     codes = out / "codes.safetensors"

@@ -75,7 +75,7 @@ def watermark(
         message: bytes that the images carry in the signs of their codes (Gaussian Shading); without one they carry a
             ring of keyed low frequencies (Tree-Ring). Every 64 numbers of a code hold a byte at most; the fewer bytes,
             the more is survived.
-        solver: as in `sample`.
+        solver: a deterministic one, as in `sample`.
         steps: 20 by default.
         labels: classes or prompts, as in `sample`.
         guidance: weight of classifier-free guidance, 1 by default.
@@ -86,11 +86,16 @@ def watermark(
         callback: told after every network call or round.
 
     Raises:
-        PushforwardError: no key, a message too long for the code, or as `sample`.
+        PushforwardError: no key, a message too long for the code, a stochastic solver, or as `sample`.
     """
     _check_model(model)
     sampler = read_solver(solver, steps=steps, parallel=parallel)
     there = diffusion_of(model, sampler, labels=labels, guidance=guidance, parallel=parallel)
+    if there.noises:
+        raise PushforwardError(
+            f"The solver {there.plan.solver!r} with these settings draws noises that hide the mark; take a deterministic "
+            "one, e.g. ddim or dpm++."
+        )
     there = there if there.said else there.given(in_turn(model, count, first))
     there.told(count)
     code = there.draw(count, seed=seed, first=first)
