@@ -93,8 +93,8 @@ def watermark(
     there = diffusion_of(model, sampler, labels=labels, guidance=guidance, parallel=parallel)
     if there.noises:
         raise PushforwardError(
-            f"The solver {there.plan.solver!r} with these settings draws noises that hide the mark; take a deterministic "
-            "one, e.g. ddim or dpm++."
+            f"The solver {there.plan.solver!r} with these settings draws noises that hide the mark; take a "
+            "deterministic one, e.g. ddim or dpm++."
         )
     there = there if there.said else there.given(in_turn(model, count, first))
     there.told(count)
