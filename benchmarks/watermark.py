@@ -136,8 +136,10 @@ def survived(name: str, model: Model, count: int, changes: list[str]) -> list[di
                 if length:
                     unknown = read(Bits(KEY, length), views)
                     figures["marked, message unknown"] = float(unknown.marked(RATE).double().mean())
-                rows.append({"model": name, "bits": 8 * length, "change": change, "way": way, "figures": figures,
-                             "seconds": (time.perf_counter() - began) / count})  # fmt: skip
+                rows.append({
+                    "model": name, "bits": 8 * length, "change": change, "way": way, "count": count,
+                    "figures": figures, "seconds": (time.perf_counter() - began) / count,
+                })  # fmt: skip
                 print(rows[-1], flush=True)
     return rows
 
@@ -175,30 +177,30 @@ def main() -> None:
         false = false_positives(name, model, asked.count, asked.keys)
         known = read_json("watermark")
         parts = {"rows": rows, "false_positives": false}
-        report(asked.count, *([r for r in known.get(k, []) if r["model"] != name] + new for k, new in parts.items()))
+        report(*([r for r in known.get(k, []) if r["model"] != name] + new for k, new in parts.items()))
 
 
-def report(count: int, rows: list[dict[str, Any]], false: list[dict[str, Any]]) -> None:
+def report(rows: list[dict[str, Any]], false: list[dict[str, Any]]) -> None:
     """Write the tables."""
     shown = [
-        [row["model"], row["bits"] or "ring", row["change"], row["way"], *(
+        [row["model"], row["bits"] or "ring", row["change"], row["way"], row["count"], *(
             f"{100 * row['figures'][name]:.1f}" if name in row["figures"] else "-"
             for name in ("bits", "whole", "marked", "marked, message unknown")), row["seconds"]]
         for row in rows
     ]  # fmt: skip
-    columns = ["model", "bits", "change", "reading", "bits right, %", "whole messages, %", "found at 1e-3, %",
+    columns = ["model", "bits", "change", "reading", "images", "bits right, %", "whole messages, %", "found at 1e-3, %",
                "found, message unknown, %", "seconds an image"]  # fmt: skip
     rates = [
         [r["model"], r["way"], r["kind"], r["tried"], *(f"{n / r['tried']:.1e}" for n in r["taken"].values())]
         for r in false
     ]
     text = "\n\n".join([
-        f"{count} images of each model; see `benchmarks/watermark.py`.", table(columns, shown),
+        "What is done and counted: see `benchmarks/watermark.py`.", table(columns, shown),
         "Images without a mark that are taken for marked ones, over random keys:",
         table(["model", "reading", "looked for", "trials", "at .1", "at .01", "at .001"], rates),
     ])  # fmt: skip
     write_text("watermark", text)
-    write_json("watermark", {"count": count, "rate": RATE, "rows": rows, "false_positives": false})
+    write_json("watermark", {"rate": RATE, "rows": rows, "false_positives": false})
 
 
 if __name__ == "__main__":
