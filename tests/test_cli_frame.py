@@ -127,6 +127,8 @@ WORK = {  # commands, and the options that name what they write
     "train": (["--data", "IMAGES", "--steps", "1"], {"": "", "--json": ""}),
     "likelihood": (["fashion-vp", "IMAGE"], {"--json": ""}),
     "plot-plan": (["fashion-vp"], {"--out": ".png", "--json": ""}),
+    "watermark-embed": (["fashion-vp", "--key", "k"], {"--out": "", "--json": ""}),
+    "watermark-read": (["fashion-vp", "IMAGE", "--key", "k"], {"--json": ""}),
     "models": ([], {"--json": ""}),
     "studio": ([], {}),
 }

@@ -32,7 +32,9 @@ def commands(text: str) -> Iterator[list[str]]:
         if line.strip().startswith(("pushforward ", "torchrun ", "accelerate ", "python ")):
             words = shlex.split(line, comments=True)
             if "pushforward" in words:
-                yield words[words.index("pushforward") + 1 :]
+                name, *rest = words[words.index("pushforward") + 1 :]
+                two = f"{name}-{rest[0]}" if rest and name not in command_names() else ""  # a command of two words
+                yield [two, *rest[1:]] if two in command_names() else [name, *rest]
 
 
 def check(text: str) -> None:

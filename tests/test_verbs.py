@@ -17,7 +17,10 @@ from pushforward.model.contents import model_digest
 from support.models import SIZE, reading, saved, tiny
 from support.training import TINY, some_data
 
-METHODS = ("sample", "invert", "encode", "decode", "translate", "edit", "inpaint", "guide", "steer", "evaluate")
+METHODS = (
+    "sample", "invert", "encode", "decode", "translate", "edit", "inpaint", "guide", "steer", "evaluate", "watermark",
+    "read_watermark",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pushforward
 # Each name of the front door stands on one page; `write_pages` refuses to leave one out.
 PAGES = {
     "Models and verbs": "Model load from_pipeline sample invert encode decode edit translate inpaint guide steer train"
-    " evaluate log_likelihood Evaluation TrainConfig",
+    " evaluate log_likelihood watermark read_watermark Evaluation TrainConfig",
     "Maps from codes to images": "Diffusion AdaptiveDiffusion Code Pushforward Generator gan stylegan consistency"
     " load_generator",
     "Networks": "Network Function Denoiser PushforwardScheduler",

@@ -75,10 +75,12 @@ if TYPE_CHECKING:  # the table below once more, for editors and type checkers
         invert,
         load,
         log_likelihood,
+        read_watermark,
         sample,
         steer,
         train,
         translate,
+        watermark,
     )
 
     __version__: str
@@ -91,8 +93,8 @@ __all__ = [
     "best", "consistency", "data", "decode", "denoiser", "edit", "encode", "energies", "errors", "ess", "evaluate",
     "evaluation", "execute", "from_pipeline", "gan", "grid", "guidance", "guide", "hmc", "inpaint", "integrations",
     "invert", "langevin", "learn_plan", "linear", "load", "load_generator", "load_plan", "log_likelihood", "mala",
-    "maps", "model", "pcn", "plan", "process_from_config", "sample", "save_plan", "solvers", "steer", "steered",
-    "stylegan", "train", "training", "translate", "translation", "verbs", "vision",
+    "maps", "model", "pcn", "plan", "process_from_config", "read_watermark", "sample", "save_plan", "solvers",
+    "steer", "steered", "stylegan", "train", "training", "translate", "translation", "verbs", "vision", "watermark",
 ]  # fmt: skip
 
 # Where each name is from. The rooms of the house are named as they are.
@@ -116,8 +118,8 @@ _HOMES = {
     "training.plans": "learn_plan",
     "training.trainer": "TrainConfig",
     "integrations.diffusers": "PushforwardScheduler",
-    "verbs": "Model decode edit encode evaluate from_pipeline guide inpaint invert load log_likelihood sample steer"
-    " train translate",
+    "verbs": "Model decode edit encode evaluate from_pipeline guide inpaint invert load log_likelihood read_watermark"
+    " sample steer train translate watermark",
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 _MODULES = {name: name for name in __all__ if name not in _HOME} | {"energies": "guidance.energies"}

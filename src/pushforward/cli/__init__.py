@@ -87,7 +87,12 @@ class _Commands(TyperGroup):
     """The modules of this folder as commands. `ctx` and `formatter` are click's, which typer carries privately."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Options of `_ALONE` with nothing after them, or with another option, take the value they have there."""
+        """Options of `_ALONE` with nothing after them, or with another option, take the value they have there.
+
+        A command may be called in two words, as `watermark read`, where the first is none alone.
+        """
+        if len(args) > 1 and args[0] not in command_names() and f"{args[0]}-{args[1]}" in command_names():
+            args = [f"{args[0]}-{args[1]}", *args[2:]]
         given = []
         for arg, after in zip(args, [*args[1:], "--"], strict=True):
             given.append(arg)

@@ -14,6 +14,7 @@ from pushforward.verbs.changes import edit, inpaint, translate
 from pushforward.verbs.codes import decode, encode, invert, sample
 from pushforward.verbs.evaluating import evaluate, log_likelihood
 from pushforward.verbs.samplers import diffusion, plan
+from pushforward.verbs.watermarks import read_watermark, watermark
 from pushforward.verbs.wishes import guide, steer
 
 __all__ = ["Model", "from_pipeline", "load"]
@@ -44,6 +45,8 @@ class Model(below.Model):
     steer = steer
     evaluate = evaluate
     log_likelihood = log_likelihood
+    watermark = watermark
+    read_watermark = read_watermark
     plan = plan
     diffusion = diffusion
 

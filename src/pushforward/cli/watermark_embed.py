@@ -1,0 +1,98 @@
+"""Draw images that carry a watermark.
+
+Examples are in `pushforward watermark embed --help`.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pushforward.cli._shared.checks import check_outputs
+from pushforward.cli._shared.models import choose_labels, open_model
+from pushforward.cli._shared.options import (
+    BatchOption,
+    ConditionOptions,
+    ModelArgument,
+    PipelineOptions,
+    PlaceOptions,
+    ReportOptions,
+    SamplerOptions,
+    SeedOption,
+    grouped,
+)
+from pushforward.cli._shared.report import progress
+from pushforward.cli._shared.watermarks import KeyOption, key_of, message_of
+from pushforward.cli._shared.watermarks import shown as worded
+from pushforward.data.pictures import save_each
+from pushforward.maps.labels import in_turn
+from pushforward.maps.storage import header, save_codes
+from pushforward.verbs.watermarks import watermark
+
+__all__ = ["watermark_embed"]
+
+
+@grouped()
+def watermark_embed(
+    model: ModelArgument,
+    sampler: SamplerOptions,
+    condition: ConditionOptions,
+    *,
+    key: KeyOption,
+    message: Annotated[
+        str | None,
+        typer.Option(
+            help="Write this into the images: a text, or hexadecimal digits as 0x1f2e; without it, they show the key "
+            "alone (Tree-Ring)."
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option(help="Draw this many images.", min=1)] = 16,
+    seed: SeedOption = 0,
+    batch: BatchOption = 64,
+    out: Annotated[
+        Path, typer.Option(help="Write the images into this folder, each as a PNG, and codes.safetensors.")
+    ] = Path("marked"),
+    place: PlaceOptions,
+    pipeline: PipelineOptions,
+    reports: ReportOptions,
+) -> None:
+    r"""Draw images that carry a keyed watermark: a message in the signs of their codes, or a ring of keyed frequencies.
+
+    Over keys, marked images are distributed exactly as unmarked ones. Who has the model and the key reads the mark
+    with `pushforward watermark read`, also after noise, compression or a change of size. Short messages survive more.
+
+    \b
+    pushforward watermark embed fashion-vp --key secret.txt --message me --count 64 --out marked
+    pushforward watermark embed emoji --key "my own words" --message 0x5eed1234 --solver gddim:order=2 --steps 50
+    pushforward watermark embed fashion-vp --key secret.txt              # a ring, without a message
+    """
+    codes = out / "codes.safetensors"
+    check_outputs({"--json": reports.json}, {"--out": out})
+    secret, told = key_of(key), message_of(message)
+    condition.check(count)
+    network = open_model(model, place, condition.negative, **pipeline.asked)
+    spec = sampler.plan_spec
+    labels = choose_labels(network, count, condition.label, condition.prompt)
+    labels = in_turn(network, count) if labels is None else labels
+    guidance, began = condition.weight(network), time.perf_counter()
+    plan = spec.plan(network)
+    with progress("sampling", total=plan.nfe * -(-count // batch), unit="call", quiet=reports.quiet) as bar:
+        marked = watermark(network, count, key=secret, message=told, solver=plan, labels=labels, guidance=guidance,
+                           seed=seed, batch=batch, callback=lambda _: bar.update())  # fmt: skip
+    seconds = time.perf_counter() - began
+    info = header(model, network, spec.solver, spec.settings, plan.times, labels=labels, guidance=guidance)
+    mark = {"kind": "ring" if told is None else "bits", "message": None if told is None else worded(told)}
+    save_each(marked.images, out)
+    save_codes(codes, marked.code, {**info, "seed": seed, "dtype": place.dtype, "size": place.size, "watermark": mark})
+    carried = "a ring" if told is None else f"{8 * len(told)} bits"
+    reports.tell(f"{out}: {count} image{'s' * (count > 1)} with {carried} in each, {plan.nfe} network calls an image, "
+                 f"{seconds:.1f} s")  # fmt: skip
+    reports.write({
+        "model": model, "process": network.process.name, "solver": spec.solver, "settings": dict(plan.settings),
+        "steps": len(plan.steps) - 1, "count": count, "seed": seed, "labels": info["labels"], "guidance": guidance,
+        **mark, "bits": 0 if told is None else 8 * len(told), "nfe": plan.nfe, "seconds": seconds, "out": out,
+        "codes": codes,
+    })  # fmt: skip

@@ -1,0 +1,236 @@
+"""Images whose codes carry a keyed pattern, and the pattern read from images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate, pad
+
+from pushforward.errors import PushforwardError
+from pushforward.execute import Progress
+from pushforward.maps.code import Code
+from pushforward.maps.diffusion import Diffusion
+from pushforward.maps.labels import UNSAID, in_turn
+from pushforward.maps.passes import last_states, passing
+from pushforward.maps.spec import SamplerSpec
+from pushforward.maps.watermark import Bits, Found, Ring, longest, read
+from pushforward.model import Model
+from pushforward.plan.grid import solve_for_time
+from pushforward.verbs.samplers import AtOnce, Given, Solver, as_batch, diffusion_of
+from pushforward.verbs.samplers import read as read_solver
+
+__all__ = ["Marked", "guesses", "read_watermark", "watermark"]
+
+LEVELS = (0.02, 0.1, 0.3, 0.8)  # noise in parts of the signal, where the pass from an image begins
+CROPPED = (0.2,)  # the same, where crops are sought
+_LENGTHS = 8  # of messages that are tried
+
+
+@dataclass(frozen=True, eq=False)
+class Marked:
+    """Images that carry a watermark.
+
+    Args:
+        images: in [-1, 1], `(count, channels, height, width)`, float32 on the CPU.
+        code: their codes.
+        pushforward: the map that makes the images of them.
+    """
+
+    images: Tensor
+    code: Code
+    pushforward: Diffusion
+
+
+@torch.no_grad()
+def watermark(
+    model: Model,
+    count: int = 16,
+    *,
+    key: bytes | str,
+    message: bytes | str | None = None,
+    solver: Solver = "auto",
+    steps: int | None = None,
+    labels: Given = UNSAID,
+    guidance: float | None = None,
+    parallel: AtOnce | None = None,
+    seed: int = 0,
+    first: int = 0,
+    batch: int = 64,
+    callback: Callable[[Any], None] | None = None,
+) -> Marked:
+    """Draw images whose codes carry a keyed pattern. Over keys, they are distributed exactly as those of `sample`.
+
+        marked = model.watermark(16, key="my secret", message=b"me", seed=0)
+        model.read_watermark(marked.images, key="my secret", message=b"me").correct
+
+    Args:
+        model: the model to draw from.
+        count: how many images.
+        key: the secret; it is kept nowhere.
+        message: bytes that the images carry in the signs of their codes (Gaussian Shading); without one they carry a
+            ring of keyed low frequencies (Tree-Ring). Every 64 numbers of a code hold a byte at most; the fewer bytes,
+            the more is survived.
+        solver: a deterministic one, as in `sample`.
+        steps: 20 by default.
+        labels: classes or prompts, as in `sample`.
+        guidance: weight of classifier-free guidance, 1 by default.
+        parallel: take all steps at once, as in `sample`.
+        seed: image i depends on the key, the message, the seed and `first + i` alone.
+        first: number of the first image.
+        batch: images at a time.
+        callback: told after every network call or round.
+
+    Raises:
+        PushforwardError: no key, a message too long for the code, a stochastic solver, or as `sample`.
+    """
+    _check_model(model)
+    sampler = read_solver(solver, steps=steps, parallel=parallel)
+    there = diffusion_of(model, sampler, labels=labels, guidance=guidance, parallel=parallel)
+    if there.noises:
+        raise PushforwardError(
+            f"The solver {there.plan.solver!r} with these settings draws noises that hide the mark; take a "
+            "deterministic one, e.g. ddim or dpm++."
+        )
+    there = there if there.said else there.given(in_turn(model, count, first))
+    there.told(count)
+    code = there.draw(count, seed=seed, first=first)
+    if message is None:
+        start = Ring(_bytes(key)).embed(code.start, first)
+    else:
+        told = _bytes(message)
+        start = Bits(_bytes(key), len(told)).embed(code.start, told, first)
+    code = replace(code, start=start)
+    pieces = [slice(begin, begin + batch) for begin in range(0, count, batch)]
+    images = [there.some(some).decode(code[some], callback=callback).float().cpu() for some in pieces]
+    return Marked(torch.cat(images), code, there)
+
+
+@torch.no_grad()
+def read_watermark(
+    model: Model,
+    images: Tensor,
+    *,
+    key: bytes | str,
+    message: bytes | str | None = None,
+    length: int | None = None,
+    ring: bool = False,
+    steps: int = 12,
+    labels: Given = UNSAID,
+    guidance: float | None = None,
+    crops: int = 0,
+    batch: int = 64,
+    callback: Callable[[Progress], None] | None = None,
+) -> Found:
+    """Read the watermark of a key from images.
+
+    Codes are found by one pass from the image to noise, which begins as if the image had more noise than it has, at
+    several levels: so noise, compression and resizing leave more of the code than by plain inversion, and the numbers
+    of the code are small where the image says nothing of them. The codes of colours are read without their colour, too,
+    which compression keeps little of. Which solver made the image does not matter.
+
+    Args:
+        model: the model that made the images.
+        images: in [-1, 1], `(count, channels, height, width)`, or a single one without `count`.
+        key: the secret that they were marked with.
+        message: the message, if it is known: the share of its bits that is right is told, and less is needed to be
+            sure that an image is marked.
+        length: bytes of the message; else 1 to 8 are tried.
+        ring: whether to look for a ring, which is what images carry that were marked without a message.
+        steps: network calls of a pass.
+        labels: what the images show, as in `sample`; by default what the model was given, or nothing.
+        guidance: weight of classifier-free guidance, 1 by default.
+        crops: try all crops that took up to so many pixels of each side, and were brought to the model's size again.
+            Whatever is tried, the p-values are corrected for.
+        batch: images at a time.
+        callback: told after every network call.
+
+    Raises:
+        PushforwardError: no key, a message too long for the code, or images that do not fit the model.
+    """
+    _check_model(model)
+    if ring and (message is not None or length is not None):
+        raise PushforwardError("A ring carries no message; leave message and length out.")
+    images, told = as_batch(images, model), None if message is None else _bytes(message)
+    most = longest(model.state_shape(1)[1:])
+    if told is not None:
+        length = len(told)
+    lengths = range(1, min(_LENGTHS, most) + 1) if length is None else [length]
+    pattern = Ring(_bytes(key)) if ring else [Bits(_bytes(key), bytes_) for bytes_ in lengths]
+    there = diffusion_of(model, read_solver("ddim", steps=steps), labels=labels, guidance=guidance)
+    there.told(len(images))
+    found = []
+    for begin in range(0, len(images), batch):
+        some = slice(begin, begin + batch)
+        codes = guesses(there.some(some), images[some], crops=crops, callback=callback)
+        found.append(read(pattern, codes, told))
+    return Found(
+        [one for piece in found for one in piece.message],
+        torch.cat([piece.p_value for piece in found]),
+        torch.cat([piece.evidence for piece in found]),
+        None if told is None else torch.cat([piece.correct for piece in found if piece.correct is not None]),
+        torch.cat([piece.view for piece in found]),
+    )
+
+
+def guesses(
+    there: Diffusion, images: Tensor, *, crops: int = 0, callback: Callable[[Progress], None] | None = None
+) -> Tensor:
+    """Codes that images may have, `(views, count, *shape)`: by level, crop and colour; see `read_watermark`.
+
+    Args:
+        there: with a plan of as many steps of DDIM as are to be taken; where it ends does not matter.
+        images: in [-1, 1], `(count, channels, height, width)`.
+        crops: pixels of a side that a crop took at most.
+        callback: told after every network call.
+    """
+    codes = []
+    for level in CROPPED if crops else LEVELS:
+        spec = SamplerSpec("ddim", len(there.plan.steps) - 1, end=_time_of(there.model, level))
+        there = replace(there, plan=spec.plan(there.model))
+        signal = there.model.process.signal(there.plan.times[-1:])[0]
+        for view, seen in _views(images, crops):
+            code = passing(there, signal(last_states(there, view)), "uni-inv", callback)[0].start
+            codes.append(code * interpolate(seen, code.shape[2:]).to(code))
+    if images.shape[1] == codes[0].shape[1] == 3:
+        codes += [code.mean(1, keepdim=True).expand_as(code) for code in codes]
+    return torch.stack(codes)
+
+
+def _views(images: Tensor, crops: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images as they may have been before a crop, and where they are known, `(1, 1, height, width)`."""
+    height, width = images.shape[2:]
+    for lost in range(crops + 1):
+        size = (height - lost, width - round(lost * width / height))
+        small = images if not lost else interpolate(images, size, mode="bicubic", antialias=True, align_corners=False)
+        for top in range(height - size[0] + 1):
+            for left in range(width - size[1] + 1):
+                margins = (left, width - size[1] - left, top, height - size[0] - top)
+                yield pad(small, margins, "replicate"), pad(torch.ones(1, 1, *size), margins)
+
+
+def _time_of(model: Model, level: float) -> float:
+    """The time at which noise is so much of the signal, at the lowest frequency, no earlier than `t_min`."""
+    process = model.process
+    low, high = (torch.tensor([t], dtype=torch.float64) for t in (process.t_min, process.t_max))
+    least = float(process.log_snr(low).neg().exp())
+    if level <= least:
+        return process.t_min
+    wanted = torch.tensor([math.log(level)], dtype=torch.float64)
+    return float(solve_for_time(lambda t: -process.log_snr(t), wanted, high, low)[0])
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, Model):
+        raise PushforwardError(
+            "Watermarks are read by inversion, so they need a diffusion model, as `pushforward.load` gives it; other "
+            "maps have no Gaussian code that an image leads back to."
+        )
+
+
+def _bytes(text: bytes | str) -> bytes:
+    return text.encode() if isinstance(text, str) else text
