@@ -140,7 +140,7 @@ class Schedule:
             )
         if self.rungs < 1 or (self.rungs > 1 and self.anneal):
             raise PushforwardError(
-                f"Ladders need 1 rung or more, and take the place of annealing; got {self.rungs} rungs and an "
+                f"Ladders need 1 rung or more, and stand in the place of annealing; got {self.rungs} rungs and an "
                 f"annealing of {self.anneal}."
             )
         check_memory(1000 * self.draws, f"The {self.draws:,} draws of a chain")

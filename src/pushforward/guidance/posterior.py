@@ -119,7 +119,7 @@ def guide(
         energy: `(images, code) -> (count,)`, or a sum of several; see `guidance.energies`.
         sampler: how the chains move: `langevin`, `mala` or `hmc` of `guidance.dynamics`; `pcn` and `ess` need no
             gradient of the energy.
-        schedule: steps, warm-up, annealing and draws.
+        schedule: steps, warm-up, annealing, draws, and rungs of tempered chains.
         chains: how many.
         seed: of where the chains begin, and of all noise.
         first: number of the first chain: chain i depends on the seed and `first + i` alone.
