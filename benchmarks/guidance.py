@@ -314,13 +314,14 @@ def fashion(path: Path, count: int, names: list[str], labels: list[str]) -> None
         plain, long = SamplerSpec("dpm++", 20).plan(model), SamplerSpec("ddim", 50, {"eta": 1.0}).plan(model)
         for way, told in (("told the label (bound)", torch.full((count,), judge.label)), ("no guidance (floor)", None)):
             record(way, Diffusion(model, plain).given(told).sample(count, batch=count), plain.nfe)
-        for way, how, steps, moves in (
-            ("Langevin on codes, as published, 4 steps", langevin(), 4, 200),
-            ("MALA on codes, 8 steps", mala(), 8, 400),
-            ("HMC on codes, 8 steps", hmc(leaps=5), 8, 80),
+        for way, how, steps, schedule in (
+            ("Langevin on codes, as published, 4 steps", langevin(), 4, Schedule(200)),
+            ("MALA on codes, 8 steps", mala(), 8, Schedule(400)),
+            ("HMC on codes, 8 steps", hmc(leaps=5), 8, Schedule(80)),
+            ("pCN on codes, tempered on 3 rungs, 8 steps", pcn(), 8, Schedule(65, rungs=3)),
         ):
             few = Diffusion(differentiated, SamplerSpec("dpm++", steps).plan(model))
-            found = guide(few, energy, how, Schedule(moves), chains=count, seed=1, batch=count)
+            found = guide(few, energy, how, schedule, chains=count, seed=1, batch=count)
             record(way, found.images, float(found.nfe.double().mean()))
         for way, steering in STEERINGS.items():
             there = Diffusion(steered(differentiated, energy, steering), long)
