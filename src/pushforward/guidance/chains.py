@@ -303,7 +303,7 @@ def _walked(
         now: what is known there.
         tuning: of dual averaging.
         sampler: how they move.
-        weights: of the energy, `(chains,)`, float64.
+        weights: by which the energy counts, `(chains,)`, float64.
         noise: standard normal numbers, `(chains, numbers + 2)`.
         more: further ones, for slices.
         warm: number of the move in the warm-up, counted from 1; 0 after it.
