@@ -54,7 +54,7 @@ from pushforward.execute import Parallel, Solution
 from pushforward.guidance import energies
 from pushforward.guidance.decoding import Counted, Trails
 from pushforward.guidance.diagnostics import diagnose
-from pushforward.guidance.dynamics import Dynamics, Schedule, hmc, langevin, mala
+from pushforward.guidance.dynamics import Dynamics, Schedule, hmc, langevin, mala, pcn
 from pushforward.guidance.posterior import best, guide
 from pushforward.guidance.steering import STEERINGS, steered
 from pushforward.maps.code import Code
@@ -64,6 +64,7 @@ from pushforward.vision.features import classify, feature_net, features
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # of networks, but of --closed and --cost
 WEIGHTS = (1.0, 0.3, 0.1, 0.03, 0.01)  # of the closed form's energy, of which steering has the best in hindsight
+BUDGET = 6000  # evaluations of a tempered chain of --closed
 FREE = 1000  # samples in which rare classes are counted
 
 # -- (a) the truth in closed form --------------------------------------------------------------------------------------
@@ -116,6 +117,14 @@ class Mixture:
         noise = torch.randn(count, len(covariance), generator=random, dtype=torch.float64)
         return means[which] + noise @ torch.linalg.cholesky(covariance).T
 
+    def misplaced(self, x: Tensor) -> float:
+        """The greatest error of a sample's shares of the posterior's components, each image in its likeliest."""
+        weights, means, covariance = self.posterior()
+        precision = torch.linalg.inv(covariance)
+        gap = x[:, None] - means
+        likely = weights.log() - 0.5 * torch.einsum("nki,ij,nkj->nk", gap, precision, gap)
+        return float((likely.argmax(1).bincount(minlength=len(means)) / len(x) - weights).abs().max())
+
 
 def sliced(x: Tensor, y: Tensor, directions: int = 200) -> float:
     """Sliced 2-Wasserstein distance of two samples `(count, d)`, by their quantiles."""
@@ -152,8 +161,17 @@ def closed(chains: int) -> None:
             said = diagnose(found.history, schedule.warmed)
             x = found.images.double().flatten(1)
             rows.append({**figures(name, x, mean, whole, other, int(found.nfe[0]), said.acceptance, gradients),
-                         "R-hat": said.worst})  # fmt: skip
+                         "mode shares: error": toy.misplaced(x), "R-hat": said.worst})  # fmt: skip
             print(rows[-1], flush=True)
+    for rungs in (3, 4, 5):
+        moves = BUDGET // plan.nfe // rungs - 1
+        schedule = Schedule(moves, moves // 8, draws=moves - moves // 8, rungs=rungs)
+        found = guide(diffusion, toy.energy, pcn(), schedule, chains=chains, batch=rungs * chains)
+        said, x = diagnose(found.history, schedule.warmed), found.images.double().flatten(1)
+        name = f"pCN, tempered on {rungs} rungs"
+        rows.append({**figures(name, x, mean, whole, other, int(found.nfe[0]), said.acceptance),
+                     "mode shares: error": toy.misplaced(x), "R-hat": said.worst})  # fmt: skip
+        print(rows[-1], flush=True)
     for name, steering in STEERINGS.items():
         for eta in (0.0, 1.0):
             made = SamplerSpec("ddim", 100, {"eta": eta}).plan(model)
@@ -179,7 +197,7 @@ def closed(chains: int) -> None:
                          **figures("", x, mean, whole, other, int(found.nfe[0]), None)})  # fmt: skip
             bias[-1].pop("sampler")
             print(bias[-1], flush=True)
-    columns = [*rows[0], "R-hat"]
+    columns = [*rows[0], "mode shares: error", "R-hat"]
     cells = table(columns, [["-" if (value := row.get(key)) is None else value for key in columns] for row in rows])
     more = table(list(bias[0]), [list(row.values()) for row in bias])
     print(cells, more, sep="\n\n")
@@ -296,13 +314,14 @@ def fashion(path: Path, count: int, names: list[str], labels: list[str]) -> None
         plain, long = SamplerSpec("dpm++", 20).plan(model), SamplerSpec("ddim", 50, {"eta": 1.0}).plan(model)
         for way, told in (("told the label (bound)", torch.full((count,), judge.label)), ("no guidance (floor)", None)):
             record(way, Diffusion(model, plain).given(told).sample(count, batch=count), plain.nfe)
-        for way, how, steps, moves in (
-            ("Langevin on codes, as published, 4 steps", langevin(), 4, 200),
-            ("MALA on codes, 8 steps", mala(), 8, 400),
-            ("HMC on codes, 8 steps", hmc(leaps=5), 8, 80),
+        for way, how, steps, schedule in (
+            ("Langevin on codes, as published, 4 steps", langevin(), 4, Schedule(200)),
+            ("MALA on codes, 8 steps", mala(), 8, Schedule(400)),
+            ("HMC on codes, 8 steps", hmc(leaps=5), 8, Schedule(80)),
+            ("pCN on codes, tempered on 3 rungs, 8 steps", pcn(), 8, Schedule(65, rungs=3)),
         ):
             few = Diffusion(differentiated, SamplerSpec("dpm++", steps).plan(model))
-            found = guide(few, energy, how, Schedule(moves), chains=count, seed=1, batch=count)
+            found = guide(few, energy, how, schedule, chains=count, seed=1, batch=count)
             record(way, found.images, float(found.nfe.double().mean()))
         for way, steering in STEERINGS.items():
             there = Diffusion(steered(differentiated, energy, steering), long)

@@ -237,6 +237,19 @@ def test_chains_of_an_annealed_energy_have_weights(guiding):
     assert 1 < report["effective_chains"] < 3
 
 
+def test_ladders_say_how_often_they_swapped(guiding, tmp_path):
+    """And their sheets show as many chains as there are, not all rungs."""
+    out = tmp_path / "out"
+    report = guiding("grey", "--moves", 6, "--rungs", 3, "--sampler", "pcn", "--chains", 2, out=out)
+    assert report["count"] == 2
+    assert len(report["swaps"]) == 2
+    assert all(0 <= share <= 1 for share in report["swaps"])
+    assert report["round_trips"] >= 0
+    alone = guiding("grey", "--moves", 6, "--sampler", "pcn", "--chains", 2, out=tmp_path / "alone")
+    assert report["nfe"] == 3 * alone["nfe"]
+    assert pixels(out / "chains.png").shape == pixels(tmp_path / "alone" / "chains.png").shape
+
+
 # -- interruptions -----------------------------------------------------------------------------------------------------
 
 
@@ -628,6 +641,8 @@ def test_other_samplers_name_it_too(files, tmp_path, monkeypatch, capsys, sample
         ("grey", ["--sampler", "mpgd", "--energy", "chi"], "Energy 'chi' has no gradient"),
         ("grey", ["--sampler", "mpgd", "--draws", 2], "are of chains"),
         ("grey", ["--sampler", "adam", "--anneal", 1], "are of chains"),
+        ("grey", ["--sampler", "adam", "--rungs", 2], "are of chains"),
+        ("grey", ["--rungs", 2, "--anneal", 1], "in the place of annealing"),
         ("grey", ["--sampler", "tfg", "--moves", 5], "instead of --moves"),
         ("grey", ["--sampler", "tfg", "--gradient", "exact"], "leave --gradient out"),
         ("grey", ["--latent", 5], "leave --latent out"),

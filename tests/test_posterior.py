@@ -17,6 +17,7 @@ from pushforward.guidance.diagnostics import diagnose
 from pushforward.guidance.dynamics import Dynamics, Schedule, ess, hmc, langevin, mala, pcn
 from pushforward.guidance.energies import Energy, of
 from pushforward.guidance.posterior import Descents, Guided, best, guide
+from pushforward.guidance.tempering import Ladder
 from pushforward.linear import VP, Gaussian, Process
 from pushforward.maps.adaptive import AdaptiveDiffusion
 from pushforward.maps.code import Code, GaussianStream
@@ -109,6 +110,105 @@ def test_slices_find_both_sides_of_a_wall():
     z = found.code.start[:, 0]
     assert abs(float((z > 0).double().mean()) - 0.5) < 4 * 0.5 / math.sqrt(600)
     assert float(z.abs().mean()) == pytest.approx(80 / 41, abs=4 * (1 / math.sqrt(41 * 600)))  # N(80/41, 1/41)
+
+
+# -- ladders -----------------------------------------------------------------------------------------------------------
+
+
+class Two:
+    """Codes whose posterior is a mixture of two narrow modes, far apart, by the energy of `N(z; c_k, s^2 I)`."""
+
+    spread, share = 0.5, 0.3
+    centres = torch.tensor([[1.9, 0.5, 0, 0, 0, 0], [-1.9, 0, 0.5, 0, 0, 0]], dtype=torch.float64)
+
+    def energy(self, images: Tensor, code: Code) -> Tensor:
+        far = (code.start[:, None] - self.centres).square().sum(2)
+        return -(self.odds().log() - far / (2 * self.spread**2)).logsumexp(1)
+
+    def odds(self) -> Tensor:
+        """Weights of the energy's modes by which the posterior's are `1 - share` and `share`."""
+        prior = (-self.centres.square().sum(1) / (2 * (1 + self.spread**2))).exp()
+        return torch.tensor([1 - self.share, self.share]) / prior
+
+    def truth(self, count: int) -> tuple[Tensor, Tensor]:
+        """Codes of the posterior, and the mode of each."""
+        random = torch.Generator().manual_seed(9)
+        which = (torch.rand(count, generator=random) < self.share).long()
+        width = 1 / (1 + 1 / self.spread**2)
+        noise = torch.randn(count, NUMBERS, generator=random, dtype=torch.float64)
+        return self.centres[which] / (1 + self.spread**2) + width**0.5 * noise, which
+
+    def found(self, sampler: Dynamics, rungs: int, energy: Any = None, count: int = 400) -> Guided:
+        """Chains that all begin in the first mode."""
+        begin = Code(self.centres[:1].repeat(count, 1))
+        schedule = Schedule(90, 45, draws=15, rungs=rungs)
+        return guide(Linear(), energy or self.energy, sampler, schedule, chains=count, batch=4000, begin=begin)
+
+
+def sliced_distance(x: Tensor, y: Tensor) -> float:
+    """Sliced 2-Wasserstein distance by the quantiles along fixed directions, in a deviation's root of dimensions."""
+    random = torch.Generator().manual_seed(5)
+    directions = torch.nn.functional.normalize(torch.randn(NUMBERS, 50, generator=random, dtype=x.dtype), dim=0)
+    at = torch.linspace(0.001, 0.999, 999, dtype=x.dtype)
+    gap = torch.quantile(x @ directions, at, 0) - torch.quantile(y @ directions, at, 0)
+    return float(gap.square().mean().sqrt() / y.var(0).sum().sqrt() * NUMBERS**0.5)
+
+
+@pytest.mark.parametrize("sampler", [pcn(), ess(), mala()])
+def test_ladders_leave_the_mode_that_they_began_in(sampler: Dynamics):
+    """To the other's share within 3 points, in a tenth of a deviation of sliced W2; without a gradient, with steps."""
+    two = Two()
+    truth, _ = two.truth(20000)
+    stepped = None if sampler.gradient else (lambda images, code: (50 * two.energy(images, code)).round().detach() / 50)
+    found = two.found(sampler, 5, stepped)
+    assert float((found.code.start[:, 0] < 0).double().mean()) == pytest.approx(two.share, abs=0.03)
+    assert sliced_distance(found.code.start, truth) < 0.1
+    said = diagnose(found.history, 45)
+    assert min(said.swaps) > 0.75 * max(said.swaps)  # neighbours refuse alike
+    assert said.round_trips is not None
+    assert said.round_trips > 3
+
+
+def test_a_single_rung_stays_in_the_mode_that_it_began_in():
+    two = Two()
+    truth, _ = two.truth(20000)
+    found = two.found(pcn(), 1)
+    assert float((found.code.start[:, 0] < 0).double().mean()) < 0.1
+    assert sliced_distance(found.code.start, truth) > 0.3
+    said = diagnose(found.history, 45)
+    assert (said.swaps, said.round_trips) == ((), None)
+
+
+def test_all_rungs_are_evaluated_and_none_but_the_first_is_kept():
+    two = Two()
+    found = two.found(pcn(), 4, count=6)
+    assert torch.equal(found.nfe, torch.full((6,), 4 * 91))
+    assert len(found.images) == 90
+    assert torch.allclose(found.energy, two.energy(found.images, found.code))
+    assert found.history[-1].prior.shape == (6,)
+
+
+def test_swaps_and_spacings_are_those_of_the_rule():
+    """By hand: two rungs; and gaps that refuse .8 and .2 become gaps of equal shares."""
+    ladder = Ladder.begun(3, torch.zeros(1, dtype=torch.float64))
+    energies, luck = torch.tensor([[5.0], [1.0], [2.0]], dtype=torch.float64), torch.tensor([[0.9], [0.9]])
+    after, order, chances, arrived = ladder.swapped(energies, luck.double())
+    middle = float(ladder.betas[1])
+    assert order[:, 0].tolist() == [2, 0, 1] or chances[1] < 0.9  # the prior's state comes to the middle, then down
+    assert float(chances[1]) == pytest.approx(math.exp(-middle))
+    assert float(chances[0]) == 1  # lower energy goes to the greater weight
+    assert (float(arrived), float(after.fresh[0])) == (1, 0)
+    spaced = ladder.spaced(torch.tensor([[[0.2], [0.8]]] * 50, dtype=torch.float64))
+    assert 1 > float(spaced.betas[1]) > middle
+    assert [float(spaced.betas[k]) for k in (0, 2)] == [1, 0]
+
+
+def test_states_of_infinite_energy_are_never_swapped_down():
+    ladder = Ladder.begun(2, torch.zeros(3, dtype=torch.float64))
+    energies = torch.tensor([[0.0, math.inf, math.inf], [math.inf, 1, math.inf]], dtype=torch.float64)
+    _, order, chances, _ = ladder.swapped(energies, torch.full((1, 3), 0.5, dtype=torch.float64))
+    assert chances.tolist() == [[0, 1, 0]]
+    assert order[0].tolist() == [0, 1, 0]
 
 
 def test_an_energy_that_changes_from_call_to_call_ends_a_slice_all_the_same():
@@ -238,11 +338,12 @@ def test_other_gradients_walk_the_same_way(gradient):
     assert not torch.allclose(exact.code.variables(), diffusion.draw(2).variables(), atol=0.1)
 
 
+@pytest.mark.parametrize("rungs", [1, 3])
 @pytest.mark.parametrize("sampler", [hmc(), pcn(), ess()])
-def test_chains_do_not_know_of_one_another(sampler: Dynamics):
+def test_chains_do_not_know_of_one_another(sampler: Dynamics, rungs: int):
     """Chain i is the same in any batch, to the rounding of float64 sums over other shapes."""
     diffusion = gaussian_diffusion(VP(), "ddim")
-    schedule = Schedule(6, 3, draws=2)
+    schedule = Schedule(6, 4, draws=2, rungs=rungs)
     together = guide(diffusion, brightness, sampler, schedule, chains=5, seed=3)
     pieces = guide(diffusion, brightness, sampler, schedule, chains=5, seed=3, batch=2)
     alone = guide(diffusion, brightness, sampler, schedule, chains=1, seed=3, first=4)
@@ -251,9 +352,12 @@ def test_chains_do_not_know_of_one_another(sampler: Dynamics):
     assert together.chain.tolist() == [0, 1, 2, 3, 4] * 2
     assert alone.chain.tolist() == [4, 4]
     assert torch.equal(together.nfe, pieces.nfe)
-    if sampler.gradient:
-        assert torch.equal(together.nfe, torch.full((5,), (1 + 6 * 5) * 2 * 6))  # forward and backward, 6 calls each
-    elif sampler.sliced:  # a decoding of 6 calls for the beginning, and for each point that was tried
+    if sampler.gradient:  # forward and backward, 6 calls each; the prior's rung takes no leaps
+        gradients = rungs + 6 * (max(1, rungs - 1) * 5 + (rungs > 1))
+        assert torch.equal(together.nfe, torch.full((5,), gradients * 2 * 6))
+    elif not sampler.sliced:
+        assert torch.equal(together.nfe, torch.full((5,), 7 * rungs * 6))
+    elif rungs == 1:  # a decoding of 6 calls for the beginning, and for each point that was tried
         tries = sum(1 / record.acceptance for record in together.history)
         assert torch.allclose(together.nfe.double(), 6 * tries)
 
@@ -273,11 +377,12 @@ def stopping(step: int, folder: Path) -> Callable[[Chains | Descents], None]:
     return stop
 
 
+@pytest.mark.parametrize("more", [{"anneal": 4}, {"rungs": 3}])
 @pytest.mark.parametrize("sampler", [langevin(), mala(), hmc(), pcn(), ess()])
-def test_chains_that_went_on_are_those_that_never_stopped(sampler: Dynamics, tmp_path):
+def test_chains_that_went_on_are_those_that_never_stopped(sampler: Dynamics, more: dict[str, int], tmp_path):
     """Bit for bit, through a file."""
     diffusion = gaussian_diffusion(VP(), "ddim", torch.float32)
-    schedule = Schedule(8, 5, anneal=4, draws=3)
+    schedule = Schedule(8, 5, draws=3, **more)
     whole = guide(diffusion, brightness, sampler, schedule, chains=3, seed=1)
 
     with pytest.raises(Interrupted):  # after the first draw
@@ -293,6 +398,7 @@ def test_chains_that_went_on_are_those_that_never_stopped(sampler: Dynamics, tmp
     for one, other in zip(rest.history, whole.history, strict=True):
         assert all(torch.equal(one.energies[name], other.energies[name]) for name in other.energies)
         assert torch.equal(one.acceptance, other.acceptance)
+        assert (one.swaps is None and other.swaps is None) or torch.equal(one.swaps, other.swaps)
 
 
 @pytest.mark.parametrize("optimiser", ["adam", "l-bfgs"])
@@ -387,6 +493,8 @@ def test_a_diagnosis_tells_arrived_chains_from_stuck_ones():
         (lambda toy: guide(toy, toy.energy, langevin(0.0)), "positive number"),
         (lambda toy: guide(toy, toy.energy, schedule=Schedule(5, 5)), "a warm-up of fewer"),
         (lambda toy: guide(toy, toy.energy, schedule=Schedule(5, 2, draws=4)), "as many draws at most"),
+        (lambda toy: guide(toy, toy.energy, schedule=Schedule(5, rungs=0)), "1 rung or more"),
+        (lambda toy: guide(toy, toy.energy, schedule=Schedule(5, 2, anneal=1, rungs=2)), "in the place of annealing"),
         (lambda toy: guide(toy, toy.energy, begin=Code(torch.zeros(2, 9)), chains=2), r"a start of shape \(2, 6\)"),
         (lambda toy: guide(toy, Energy(()), chains=2), "without terms"),
         (
@@ -498,6 +606,8 @@ def test_chains_go_on_only_with_what_they_began_with():
     guide(toy, toy.energy, schedule=Schedule(2), chains=2, callback=kept.append)
     with pytest.raises(PushforwardError, match="energies energy; these are 2 x 6, and other"):
         guide(toy, of(toy.energy, "other"), chains=2, resume=kept[-1])
+    with pytest.raises(PushforwardError, match="to go on with have 1 rungs, not 3"):
+        guide(toy, toy.energy, schedule=Schedule(2, rungs=3), chains=2, resume=kept[-1])
     with pytest.raises(PushforwardError, match="kept no draw"):
         guide(toy, toy.energy, schedule=Schedule(1, 0), chains=2, resume=kept[1])
 

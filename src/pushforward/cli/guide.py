@@ -101,6 +101,14 @@ def guide(
     anneal: Annotated[
         int, typer.Option(help="Let the energy grow to its full weight over this many moves.", min=0)
     ] = 0,
+    rungs: Annotated[
+        int,
+        typer.Option(
+            help="Make each chain a ladder of so many, with weights of the energy from 1 to 0, that swap their states; "
+            "it leaves where it began, and costs as many chains.",
+            min=1,
+        ),
+    ] = 1,
     draws: Annotated[int, typer.Option(help="Keep this many samples of each chain, evenly spaced.", min=1)] = 1,
     solver: Annotated[
         str | None,
@@ -138,6 +146,7 @@ def guide(
     pushforward guide fashion-vp --energy classifier:fashion:label=sneaker:weight=5 --sampler hmc --moves 40
     pushforward guide MODEL --energy clip:"a smiling face":weight=500 --sampler langevin --moves 200 --chains 16
     pushforward guide emoji --energy colour:#2060c0 --sampler mala:step-size=0.1 --draws 4
+    pushforward guide fashion-vp --energy classifier:fashion:label=sneaker:weight=5 --sampler pcn --rungs 4
     pushforward guide fashion-vp --energy masked:shirt.png:mask=known.png --sampler tfg --solver ddim:steps=20
     pushforward guide dcgan.pth --energy face:me.png:network=dlib.safetensors:weight=2500 --sampler mala
     pushforward guide MODEL --energy python:mine.py:name=energy --sampler adam:prior=chi --moves 100
@@ -148,11 +157,11 @@ def guide(
         moves = moves or steps
     how = parse_sampler(sampler)
     _check(how, gan=is_generator(model), place=place, pipeline=pipeline, moves=moves, solver=solver,
-           gradient=gradient, latent=latent, scheduled=(warm_up, anneal, draws) != (None, 0, 1))  # fmt: skip
+           gradient=gradient, latent=latent, scheduled=(warm_up, anneal, draws, rungs) != (None, 0, 1, 1))  # fmt: skip
     check_outputs({"--json": reports.json}, {"--out": out})
     condition.check(chains)
     moves, solver, gradient = moves or _MOVES, solver or _SOLVER, gradient or "exact"
-    schedule = Schedule(moves, warm_up, anneal, draws) if isinstance(how, Dynamics) else None
+    schedule = Schedule(moves, warm_up, anneal, draws, rungs) if isinstance(how, Dynamics) else None
     free, shape = _open(model, parse(solver), condition, place, pipeline, latent)
     pushforward, labels, guidance = _given(free, condition, chains)
     setting = Setting(lambda path: read_like(path, shape, fit), shape, pick_device(place.device))
@@ -166,6 +175,7 @@ def guide(
         settings["steps"] = moves  # as folders of earlier versions call them
     if schedule is not None:
         settings |= {"warm_up": schedule.warmed, "anneal": anneal, "draws": draws}
+        settings |= {"rungs": rungs} if rungs > 1 else {}  # which folders of earlier versions do not have
     if isinstance(pushforward, Diffusion):
         through = None if isinstance(how, Steering) else gradient
         settings |= {"plan": solver, "dtype": place.dtype, "size": place.size, "gradient": through}
@@ -201,7 +211,7 @@ def _check(
     """Raise unless the options fit the sampler and the kind of the model."""
     steered_ = isinstance(how, Steering)
     vain = {
-        f"A warm-up, annealing and draws are of chains: {', '.join(SAMPLERS)}; leave them out.":
+        f"A warm-up, annealing, rungs and draws are of chains: {', '.join(SAMPLERS)}; leave them out.":
             not isinstance(how, Dynamics) and scheduled,
         f"Only a diffusion has steps to steer; a GAN's codes are sampled by {', '.join(SAMPLERS)}.": steered_ and gan,
         f"Steering takes the steps of its solver: give --solver ddim:steps={moves} instead of --moves.":
@@ -324,8 +334,8 @@ def _walk(job: _Job, how: Dynamics) -> tuple[Guided, float]:
             bar.update(state.step - bar.n)
             bar.set_postfix_str(_figures(state.history[-1], adjusted=how.adjusted))
             if state.step % every == 0 or state.step == schedule.steps:
-                save_image(sheet(state.point.images[:_SHOWN].float().cpu(), columns=_SHOWN, smallest=0),
-                           steps / f"{state.step:05d}.png")  # fmt: skip
+                shown = state.point.images[: min(job.chains, _SHOWN)].float().cpu()
+                save_image(sheet(shown, columns=_SHOWN, smallest=0), steps / f"{state.step:05d}.png")
             kept.tell(state)
 
         found = run(job.pushforward, job.energy, how, schedule, chains=job.chains, resume=kept.before,

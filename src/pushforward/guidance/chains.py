@@ -32,8 +32,8 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -42,6 +42,7 @@ from torch import Tensor
 
 from pushforward.errors import PushforwardError
 from pushforward.guidance.dynamics import Dynamics, Schedule
+from pushforward.guidance.tempering import Ladder, spacings
 from pushforward.maps.code import GaussianStream, derive_seed
 
 __all__ = [
@@ -53,6 +54,7 @@ _JITTER = 0.2  # part by which steps of several leaps vary, so that no trajector
 # Of dual averaging (Hoffman & Gelman, section 3.2.1), with a gain five times as gentle: with theirs, steps collapse in
 # the first moves from the prior, and warm-ups of some dozen moves, as here, do not forget it.
 _GAIN, _DELAY, _DECAY = 0.25, 10.0, 0.75
+_RUNG = 40  # bits of a chain's number: above them, its rung's
 _TRIES = 100  # points of a slice: after so many its range is below rounding, or the energy changes from call to call
 
 
@@ -90,10 +92,17 @@ class Point(NamedTuple):
             self.slope.index_copy(0, rows, other.slope),
         )
 
-    def some(self, which: Tensor) -> Point:
-        """What is known of some of its codes, a mask `(chains,)`."""
+    def some(self, which: Tensor | slice) -> Point:
+        """What is known of some of its codes: a mask `(chains,)`, numbers, or a slice."""
         energies = {name: value[which] for name, value in self.energies.items()}
         return Point(self.images[which], energies, self.slope[which])
+
+    @classmethod
+    def together(cls, pieces: Sequence[Point]) -> Point:
+        """What is known of the codes of several points, one after another."""
+        images, energies, slopes = zip(*pieces, strict=True)
+        parts = {name: torch.cat([piece[name] for piece in energies]) for name in energies[0]}
+        return cls(torch.cat(images), parts, torch.cat(slopes))
 
     def check(self, when: str, first: int = 0) -> None:
         """Raise unless all is finite; chains are counted from `first`.
@@ -129,6 +138,8 @@ class Record:
             points.
         step: length h of the leaps; of a slice, the angle.
         projections: projections of the codes on fixed random directions, `(directions, chains)`.
+        swaps: of ladders, probabilities that neighbours had to swap, `(rungs - 1, chains)`, from weight 1 on.
+        arrived: of ladders, 1 where a state has come from the prior to weight 1 anew.
     """
 
     energies: Mapping[str, Tensor]
@@ -136,6 +147,8 @@ class Record:
     acceptance: Tensor
     step: Tensor
     projections: Tensor
+    swaps: Tensor | None = None
+    arrived: Tensor | None = None
 
     @classmethod
     def of(cls, x: Tensor, energies: Mapping[str, Tensor], acceptance: Tensor, step: Tensor) -> Record:
@@ -164,13 +177,14 @@ class Chains:
     """Chains at a step: all that is needed to go on.
 
     Args:
-        variables: where they are, `(chains, numbers)`.
+        variables: where they are, `(chains, numbers)`; of ladders, rung after rung from weight 1 on.
         point: what the target knows of them.
         tuning: of dual averaging, `(3, chains)`, float64: mean error, and logarithms of the step and its mean.
         log_weights: of annealed chains, `(chains,)`, float64.
         history: a record a step; the first is of the beginning.
         draws: states that were kept.
-        nfe: network evaluations of each chain, `(chains,)`, where they are known.
+        nfe: network evaluations of each chain, `(chains,)`, where they are known; of ladders, of all rungs.
+        ladder: weights of the rungs, if there are several.
     """
 
     variables: Tensor
@@ -180,11 +194,17 @@ class Chains:
     history: tuple[Record, ...] = ()
     draws: tuple[Draw, ...] = ()
     nfe: Tensor | None = None
+    ladder: Ladder | None = None
 
     @property
     def step(self) -> int:
         """Moves so far."""
         return len(self.history) - 1
+
+    @property
+    def rungs(self) -> int:
+        """Of each chain; 1 without a ladder."""
+        return 1 if self.ladder is None else len(self.ladder.betas)
 
 
 # -- a walk ------------------------------------------------------------------------------------------------------------
@@ -197,7 +217,7 @@ def walk(
 
     Args:
         target: energy and gradient.
-        begin: variables `(chains, numbers)`, or chains that go on.
+        begin: variables `(chains, numbers)`, of ladders rung after rung; or chains that go on.
         sampler: how they move.
         schedule: what is done when.
         seed: seed of all noise.
@@ -206,67 +226,111 @@ def walk(
     Raises:
         PushforwardError: an energy that is not finite at the beginning, or chains that diverge.
     """
-    chains = begin if isinstance(begin, Chains) else _begun(target, begin, sampler, first)
-    numbers = range(first, first + len(chains.variables))
+    chains = begin if isinstance(begin, Chains) else _begun(target, begin, sampler, schedule, first)
     yield chains
     while chains.step < schedule.steps:
-        own = derive_seed(seed, chains.step + 1)
-        noise = GaussianStream(own, numbers, (chains.variables.shape[1] + 2,)).draw()
-        more = GaussianStream(derive_seed(own, 1), numbers, ())
-        chains = _moved(target, chains, sampler, schedule, noise, more, first)
+        chains = _moved(target, chains, sampler, schedule, seed, first)
         yield chains
 
 
-def _begun(target: Target, x: Tensor, sampler: Dynamics, first: int) -> Chains:
-    point = target(x)
-    point.check("at the beginning", first)
+def _begun(target: Target, x: Tensor, sampler: Dynamics, schedule: Schedule, first: int) -> Chains:
+    point, rungs = target(x), schedule.rungs
+    for rung in torch.arange(len(x), device=x.device).chunk(rungs):
+        point.some(rung).check("at the beginning", first)
     none = x.new_zeros(len(x), dtype=torch.float64)
     tuning = torch.stack([none, none + math.log(sampler.step), none + math.log(sampler.step)])
-    return Chains(x, point, tuning, none, (Record.of(x, point.energies, none + 1, none + sampler.step),))
+    one, *others = none.chunk(rungs)
+    cold = slice(len(one))
+    record = Record.of(x[cold], point.some(cold).energies, one + 1, one + sampler.step)
+    if rungs == 1:
+        return Chains(x, point, tuning, one, (record,))
+    record = replace(record, swaps=torch.stack(others), arrived=one)
+    return Chains(x, point, tuning, one, (record,), ladder=Ladder.begun(rungs, one))
 
 
-def _moved(
-    target: Target, chains: Chains, sampler: Dynamics, schedule: Schedule, noise: Tensor, more: GaussianStream,
-    first: int,
-) -> Chains:  # fmt: skip
-    """The chains one step on, with standard normal numbers for it, `(chains, numbers + 2)`, and `more` for slices."""
-    x, step, now = chains.variables, chains.step, chains.point
+def _moved(target: Target, chains: Chains, sampler: Dynamics, schedule: Schedule, seed: int, first: int) -> Chains:
+    """The chains one step on."""
+    x, now, step, ladder, count = chains.variables, chains.point, chains.step, chains.ladder, len(chains.log_weights)
+    own, numbers = derive_seed(seed, step + 1), range(first, first + count)
+    streams = [number + (rung << _RUNG) for rung in range(chains.rungs) for number in numbers]
+    noise = GaussianStream(own, streams, (x.shape[1] + 2,)).draw().to(x)
     weight = schedule.weight(step)
-    log_weights = chains.log_weights
+    log_weights, weights = chains.log_weights, torch.full_like(chains.tuning[0], weight)
     if schedule.anneal:
         log_weights = log_weights - (weight - (schedule.weight(step - 1) if step else 0.0)) * now.energy
-    noise = noise.to(x)
+    if ladder is not None:
+        weights = ladder.betas.flatten()
+    walking = slice(len(x) if ladder is None else len(x) - count)  # the last rung is drawn from the prior
+    more = GaussianStream(derive_seed(own, 1), streams[walking], ())
+    x, now, tuning, probability, length = _walked(
+        target, x[walking], now.some(walking), chains.tuning[:, walking], sampler, weights[walking], noise[walking],
+        more, step + 1 if step < schedule.warmed else 0,
+    )  # fmt: skip
+    if not sampler.adjusted and not bool(probability.all()):
+        chain = first + int((probability == 0).nonzero()[0, 0]) % count
+        raise PushforwardError(
+            f"Chain {chain} diverged in step {step + 1}: its energy is not finite. Take a smaller step size, or mala."
+        )
+    if ladder is None:
+        return _recorded(chains, schedule, x, now, tuning, log_weights, probability, length)
+    prior = torch.arange(len(x), len(x) + count, device=x.device)
+    free = noise[prior, :-2]
+    x, now = torch.cat([x, free]), Point.together([now, target(free, prior)])
+    luck = GaussianStream(derive_seed(own, 2), numbers, (chains.rungs - 1,)).draw()
+    sound = now.energy.where(now.slope.isfinite().all(1), torch.inf).view_as(ladder.betas)
+    ladder, order, swaps, arrived = ladder.swapped(sound, _uniform(luck.T).to(sound))
+    place = (order * count + torch.arange(count, device=x.device)).flatten()
+    after = _recorded(chains, schedule, x[place], now.some(place), torch.cat([tuning, chains.tuning[:, prior]], 1),
+                      log_weights, probability[:count], length[:count])  # fmt: skip
+    record = replace(after.history[-1], swaps=swaps, arrived=arrived)
+    history = (*chains.history, record)
+    if after.step in spacings(schedule.warmed):
+        ladder = ladder.spaced(
+            torch.stack([past.swaps for past in history[-(after.step // 2) :] if past.swaps is not None])
+        )
+    return replace(after, history=history, ladder=ladder)
+
+
+def _walked(
+    target: Target, x: Tensor, now: Point, tuning: Tensor, sampler: Dynamics, weights: Tensor, noise: Tensor,
+    more: GaussianStream, warm: int,
+) -> tuple[Tensor, Point, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Where chains are after a move, what is known there, their tuning, probabilities of accepting, and lengths.
+
+    Args:
+        target: energy and gradient.
+        x: where they are, `(chains, numbers)`.
+        now: what is known there.
+        tuning: of dual averaging.
+        sampler: how they move.
+        weights: by which the energy counts, `(chains,)`, float64.
+        noise: standard normal numbers, `(chains, numbers + 2)`.
+        more: further ones, for slices.
+        warm: number of the move in the warm-up, counted from 1; 0 after it.
+    """
     velocity = noise[:, :-2]
     accept, vary = _uniform(noise[:, -2:]).unbind(1)
     if sampler.sliced:
-        level = accept.log() - weight * now.energy
-        x, now, probability, length = _sliced(target, x, velocity, now, level, 2 * math.pi * vary, more, weight)
-        return _recorded(chains, schedule, x, now, chains.tuning, log_weights, probability, length)
-    warming = sampler.adjusted and step < schedule.warmed
-    length = chains.tuning[1 if warming else 2].exp()
+        level = accept.log() - weights * now.energy
+        y, then, probability, length = _sliced(target, x, velocity, now, level, 2 * math.pi * vary, more, weights)
+        return y, then, tuning, probability, length
+    warming = sampler.adjusted and warm > 0
+    length = tuning[1 if warming else 2].exp()
     if sampler.leaps > 1:
         length = length * (1 + _JITTER * (2 * vary - 1))
-    y, faster, then, lost = _leaps(target, x, velocity, now, length.to(x)[:, None], sampler, weight)
+    y, faster, then, lost = _leaps(target, x, velocity, now, length.to(x)[:, None], sampler, weights)
     before, after = (
-        0.5 * (a.double().square().sum(1) + v.double().square().sum(1)) + weight * point.energy
+        0.5 * (a.double().square().sum(1) + v.double().square().sum(1)) + weights * point.energy
         for a, v, point in ((x, velocity, now), (y, faster, then))
     )
     lost = lost | ~after.isfinite()
     probability = torch.where(lost, 0.0, (before - after).clamp(max=0).exp())
-    tuning = chains.tuning
-    if sampler.adjusted:
-        taken = accept < probability
-        if warming:
-            tuning = _tuned(tuning, probability, step + 1, sampler)
-    elif bool(lost.any()):
-        chain = first + int(lost.nonzero()[0, 0])
-        raise PushforwardError(
-            f"Chain {chain} diverged in step {step + 1}: its energy is not finite. Take a smaller step size, or mala."
-        )
-    else:
-        taken, probability = torch.ones_like(lost), torch.ones_like(probability)
-    x, now = torch.where(taken[:, None], y, x), now.replaced(taken, then)
-    return _recorded(chains, schedule, x, now, tuning, log_weights, probability, length)
+    if not sampler.adjusted:
+        return y, then, tuning, (~lost).to(probability), length
+    if warming:
+        tuning = _tuned(tuning, probability, warm, sampler)
+    taken = accept < probability
+    return torch.where(taken[:, None], y, x), now.replaced(taken, then), tuning, probability, length
 
 
 def _recorded(
@@ -274,10 +338,11 @@ def _recorded(
     length: Tensor,
 ) -> Chains:  # fmt: skip
     """The chains after a move, with its record, and a draw if one is kept."""
-    draws, step = before.draws, before.step + 1
+    draws, step, one = before.draws, before.step + 1, slice(len(log_weights))
+    energies = now.some(one).energies
     if step in schedule.kept:
-        draws = (*draws, Draw(step, x, now.images, now.energies, log_weights))
-    record = Record.of(x, now.energies, probability, length)
+        draws = (*draws, Draw(step, x[one], now.images[one], energies, log_weights))
+    record = Record.of(x[one], energies, probability, length)
     return Chains(x, now, tuning, log_weights, (*before.history, record), draws)
 
 
@@ -288,7 +353,7 @@ def _uniform(normal: Tensor) -> Tensor:
 
 def _sliced(
     target: Target, x: Tensor, velocity: Tensor, now: Point, level: Tensor, angle: Tensor, more: GaussianStream,
-    weight: float,
+    weights: Tensor,
 ) -> tuple[Tensor, Point, Tensor, Tensor]:  # fmt: skip
     """A point of each chain's ellipse above its level, what is known there, 1 / the points tried, and its angle."""
     high, low = angle.clone(), angle - 2 * math.pi
@@ -299,7 +364,7 @@ def _sliced(
         place = x[left] * turn.cos() + velocity[left] * turn.sin()
         point = target(place, left)
         tried[left] += 1
-        above = -weight * point.energy > level[left]  # not where the energy is not a number
+        above = -weights[left] * point.energy > level[left]  # not where the energy is not a number
         rows = left[above]
         y[rows], found[rows] = place[above], angle[rows]
         now = now.placed(rows, point.some(above))
@@ -312,7 +377,7 @@ def _sliced(
 
 
 def _leaps(
-    target: Target, x: Tensor, velocity: Tensor, now: Point, h: Tensor, sampler: Dynamics, weight: float
+    target: Target, x: Tensor, velocity: Tensor, now: Point, h: Tensor, sampler: Dynamics, weights: Tensor
 ) -> tuple[Tensor, Tensor, Point, Tensor]:
     """End and velocity after the leaps, what is known there, and which chains left the finite numbers.
 
@@ -320,7 +385,7 @@ def _leaps(
     """
     lost = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     begin, start, point = x, velocity, now
-    cos, sin = h.cos(), h.sin()
+    cos, sin, weight = h.cos(), h.sin(), weights.to(x)[:, None]
 
     def force(x: Tensor, slope: Tensor) -> Tensor:
         return weight * slope if sampler.preconditioned else weight * slope + x

@@ -22,19 +22,25 @@ from pushforward.data.schema import check_tensors, parse
 from pushforward.errors import PushforwardError
 from pushforward.guidance.chains import Chains, Draw, Point, Record
 from pushforward.guidance.posterior import Descents
+from pushforward.guidance.tempering import Ladder
 
 __all__ = ["load_chains", "load_descents", "save_checkpoint"]
 
 _KEY, _CHAINS, _DESCENTS = "pushforward", "pushforward-chains-1", "pushforward-descents-1"
 _FIGURES = ("prior", "acceptance", "step", "projections")
+_SWAPPED = ("swaps", "arrived")
 _DRAWN = ("variables", "images", "log_weights")
 _SHAPES = {
-    "variables": "chains numbers", "images": "chains ...", "energies": "terms chains", "slope": "chains numbers",
+    "variables": "rows numbers", "images": "rows ...", "energies": "terms rows", "slope": "rows numbers",
     "history.energies": "records terms chains", "history.prior": "records chains",
     "history.acceptance": "records chains", "history.step": "records chains",
     "history.projections": "records directions chains",
 }  # fmt: skip
-_OF_CHAINS = {"tuning": "three chains", "log_weights": "chains"}
+_OF_CHAINS = {"tuning": "three rows", "log_weights": "chains"}
+_OF_LADDERS = {
+    "betas": "rungs chains", "fresh": "rungs chains", "history.swaps": "records pairs chains",
+    "history.arrived": "records chains",
+}  # fmt: skip
 _OF_DRAWS = {
     "draws.energies": "draws terms chains", "draws.variables": "draws chains numbers",
     "draws.images": "draws chains ...", "draws.log_weights": "draws chains",
@@ -75,6 +81,9 @@ def save_checkpoint(path: Path, state: Chains | Descents, info: Mapping[str, Any
     else:
         head |= {"format": _CHAINS, "draws": [draw.step for draw in state.draws]}
         tensors |= {"tuning": state.tuning, "log_weights": state.log_weights}
+        if state.ladder is not None:
+            tensors |= {"betas": state.ladder.betas, "fresh": state.ladder.fresh}
+            tensors |= {f"history.{k}": torch.stack([getattr(record, k) for record in history]) for k in _SWAPPED}
         if state.draws:
             tensors["draws.energies"] = torch.stack([_table(draw.energies) for draw in state.draws])
             tensors |= {f"draws.{k}": torch.stack([getattr(draw, k) for draw in state.draws]) for k in _DRAWN}
@@ -94,7 +103,10 @@ def load_chains(path: Path, device: torch.device | str = "cpu") -> tuple[Chains,
                  t["draws.log_weights"][i])
             for i, step in enumerate(head.draws)
         )  # fmt: skip
-        return Chains(t["variables"], point, t["tuning"], t["log_weights"], history, draws, t.get("nfe")), head.info
+        ladder = Ladder(t["betas"], t["fresh"]) if "betas" in t else None
+        return Chains(
+            t["variables"], point, t["tuning"], t["log_weights"], history, draws, t.get("nfe"), ladder
+        ), head.info
 
 
 def load_descents(path: Path, device: torch.device | str = "cpu") -> tuple[Descents, dict[str, Any]]:
@@ -121,8 +133,11 @@ def _reading(path: Path, kind: str, device: torch.device | str) -> Iterator[tupl
         shapes = _SHAPES | (_OF_CHAINS if kind == _CHAINS else {"nfe": "chains"})
         shapes |= {"nfe": "chains"} if "nfe" in tensors else {}
         shapes |= _OF_DRAWS if head.draws else {}
+        shapes |= _OF_LADDERS if "betas" in tensors else {}
+        rungs = len(tensors["betas"]) if "betas" in tensors else 1
+        rows = rungs * tensors["history.prior"].shape[1]
         check_tensors(tensors, shapes, str(path), "remove it to start again", terms=len(head.terms),
-                      draws=len(head.draws), three=3)  # fmt: skip
+                      draws=len(head.draws), three=3, pairs=rungs - 1, rows=rows)  # fmt: skip
         yield head, tensors
     except PushforwardError:
         raise
@@ -134,8 +149,9 @@ def _reading(path: Path, kind: str, device: torch.device | str) -> Iterator[tupl
 
 def _common(head: _Head, t: Mapping[str, Tensor]) -> tuple[Point, tuple[Record, ...]]:
     """Read what chains and descents both have."""
+    figures = _FIGURES + _SWAPPED if "betas" in t else _FIGURES
     history = tuple(
-        Record(_named(head, energies), *(t[f"history.{k}"][i] for k in _FIGURES))
+        Record(_named(head, energies), *(t[f"history.{k}"][i] for k in figures))
         for i, energies in enumerate(t["history.energies"])
     )
     return Point(t["images"], _named(head, t["energies"]), t["slope"]), history

@@ -33,12 +33,16 @@ class Diagnosis:
         ess: bulk effective sample size for the same (the least for the projections).
         acceptance: mean probability of accepting a move; 1 if nothing is rejected.
         steps: number of steps after the warm-up.
+        swaps: of ladders, mean probabilities that neighbours swap, from weight 1 on.
+        round_trips: of ladders, how often a state has come from the prior to weight 1 anew, the mean of all chains.
     """
 
     rhat: dict[str, float | None]
     ess: dict[str, float | None]
     acceptance: float
     steps: int
+    swaps: tuple[float, ...] = ()
+    round_trips: float | None = None
 
     @property
     def worst(self) -> float | None:
@@ -81,11 +85,15 @@ def diagnose(history: Sequence[Record], warmed: int) -> Diagnosis:
         value = max(found) if worst == "max" else min(found)
         return value if math.isfinite(value) else None
 
+    swaps = [record.swaps for record in after if record.swaps is not None]
+    arrived = [record.arrived for record in after if record.arrived is not None]
     return Diagnosis(
         {name: measured(name, "rhat", "max") for name in series},
         {name: measured(name, "ess", "min") for name in series},
         float(torch.stack([record.acceptance for record in after]).mean()),
         len(after),
+        tuple(torch.stack(swaps).mean((0, 2)).tolist()) if swaps else (),
+        float(torch.stack(arrived).sum(0).mean()) if arrived else None,
     )
 
 

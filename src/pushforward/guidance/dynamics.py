@@ -118,12 +118,15 @@ class Schedule:
             adapted; half by default.
         anneal: moves over which the energy's weight grows from 0 to 1, with weights of the draws; 0: it is 1 at once.
         draws: states of a chain that are kept, evenly spaced after the warm-up, the last one among them.
+        rungs: chains that each chain is a ladder of, with weights of the energy from 1 to 0 that the warm-up spaces;
+            1: no ladder. Every rung moves, and costs, as a chain of its own.
     """
 
     steps: int = 200
     warm_up: int | None = None
     anneal: int = 0
     draws: int = 1
+    rungs: int = 1
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not 0 <= self.warmed < self.steps or not 0 <= self.anneal <= self.warmed:
@@ -135,7 +138,13 @@ class Schedule:
             raise PushforwardError(
                 f"{self.steps - self.warmed} steps after the warm-up give as many draws at most; got {self.draws}."
             )
+        if self.rungs < 1 or (self.rungs > 1 and self.anneal):
+            raise PushforwardError(
+                f"Ladders need 1 rung or more, and stand in the place of annealing; got {self.rungs} rungs and an "
+                f"annealing of {self.anneal}."
+            )
         check_memory(1000 * self.draws, f"The {self.draws:,} draws of a chain")
+        check_memory(1000 * self.rungs, f"The {self.rungs:,} rungs of a chain")
 
     @property
     def warmed(self) -> int:

@@ -16,7 +16,7 @@ References:
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Literal
@@ -31,7 +31,7 @@ from pushforward.guidance.dynamics import Dynamics, Schedule, langevin
 from pushforward.guidance.energies.codes import chi, gaussian
 from pushforward.guidance.energies.energy import Energy, Function, of
 from pushforward.guidance.optimisers import OPTIMISERS, State
-from pushforward.maps.code import Code
+from pushforward.maps.code import Code, derive_seed
 from pushforward.maps.protocol import Pushforward
 
 __all__ = ["Descents", "Guided", "Optimiser", "Prior", "best", "guide"]
@@ -119,7 +119,7 @@ def guide(
         energy: `(images, code) -> (count,)`, or a sum of several; see `guidance.energies`.
         sampler: how the chains move: `langevin`, `mala` or `hmc` of `guidance.dynamics`; `pcn` and `ess` need no
             gradient of the energy.
-        schedule: steps, warm-up, annealing and draws.
+        schedule: steps, warm-up, annealing, draws, and rungs of tempered chains.
         chains: how many.
         seed: of where the chains begin, and of all noise.
         first: number of the first chain: chain i depends on the seed and `first + i` alone.
@@ -132,8 +132,10 @@ def guide(
         PushforwardError: an energy that gives not one finite number per image with a gradient; chains that diverge;
             arguments that do not fit together; and as `Diffusion.decode`.
     """
-    target = _target(pushforward, energy, chains, seed, first, begin, batch, gradient=sampler.gradient)
+    target = _target(pushforward, energy, chains, seed, first, begin, batch, sampler.gradient, schedule.rungs)
     if resume is not None:
+        if resume.rungs != schedule.rungs:
+            raise PushforwardError(f"The chains to go on with have {resume.rungs} rungs, not {schedule.rungs}.")
         _go_on("chains", resume, target)
     if begin is not None and schedule.anneal:
         raise PushforwardError(
@@ -142,7 +144,7 @@ def guide(
     before = 0 if resume is None or resume.nfe is None else resume.nfe
     state = None
     for step in walk(target, resume or target.code.variables(), sampler, schedule, seed=seed, first=first):
-        state = replace(step, nfe=before + target.counted.nfe)
+        state = replace(step, nfe=before + target.counted.nfe.view(-1, chains).sum(0))
         if callback is not None:
             callback(state)
     assert state is not None  # a walk has a beginning
@@ -151,7 +153,8 @@ def guide(
         raise PushforwardError(
             f"Chains of {state.step} steps kept no draw: resume them with the schedule that they began with."
         )
-    code = Code.cat([target.code.with_variables(draw.variables) for draw in draws])
+    one = target.code[:chains]
+    code = Code.cat([one.with_variables(draw.variables) for draw in draws])
     energies = {name: torch.cat([draw.energies[name] for draw in draws]).cpu() for name in draws[0].energies}
     weights = torch.cat([draw.log_weights for draw in draws]).softmax(0).cpu()
     number = torch.arange(first, first + chains).repeat(len(draws))
@@ -259,7 +262,7 @@ class _Target:
     def __call__(self, x: Tensor, some: Tensor | None = None) -> Point:
         """What is known at variables `(n, numbers)`, those of the images `some (n,)`: by default, all."""
         some = torch.arange(len(x), device=x.device) if some is None else some
-        point = _together(
+        point = Point.together(
             [self._some(*piece) for piece in zip(x.split(self.batch), some.split(self.batch), strict=True)]
         )
         if not self.seen:
@@ -277,7 +280,9 @@ class _Target:
                 raise
             if len(some) > 1:
                 halves = (some[: len(some) // 2], some[len(some) // 2 :])
-                return _together([self._some(*half) for half in zip(x.split([*map(len, halves)]), halves, strict=True)])
+                return Point.together(
+                    [self._some(*half) for half in zip(x.split([*map(len, halves)]), halves, strict=True)]
+                )
             first = self.seen[0]
             energies = {name: torch.full_like(value[:1], torch.inf) for name, value in first.energies.items()}
             return Point(torch.zeros_like(first.images[:1]), energies, torch.zeros_like(x))
@@ -302,12 +307,6 @@ class _Target:
         return Point(images.detach(), {name: value.detach().double() for name, value in parts.items()}, slope)
 
 
-def _together(pieces: Sequence[Point]) -> Point:
-    images, energies, slopes = zip(*pieces, strict=True)
-    parts = {name: torch.cat([piece[name] for piece in energies]) for name in energies[0]}
-    return Point(torch.cat(images), parts, torch.cat(slopes))
-
-
 def _target(
     pushforward: Pushforward,
     energy: Energy | Function,
@@ -316,10 +315,10 @@ def _target(
     first: int,
     begin: Code | None,
     batch: int,
-    *,
     gradient: bool = True,
+    rungs: int = 1,
 ) -> _Target:
-    """The posterior of `count` codes, of which its `code` are the ones to begin at."""
+    """The posterior of `count` codes, of which its `code` are the ones to begin at; of ladders, rung after rung."""
     if count < 1 or batch < 1:
         raise PushforwardError(f"Guidance needs 1 chain or more, and as many at a time; got {count} and {batch}.")
     if not of(energy).terms:
@@ -334,6 +333,12 @@ def _target(
                 f"{wanted[1]}; got {given[0]} and {given[1]}."
             )
         code = begin.to(code.start)
+    if rungs > 1:
+        every = torch.arange(count, device=code.start.device).repeat(rungs)
+        counted = Counted.of(counted.pushforward.some(every), len(every))
+        codes = [code if begin is not None else pushforward.draw(count, seed=derive_seed(seed, rung), first=first)
+                 for rung in range(1, rungs)]  # fmt: skip
+        code = code[every].with_variables(torch.cat([one.variables() for one in (code, *codes)]))
     return _Target(counted, of(energy), code, batch, gradient)
 
 

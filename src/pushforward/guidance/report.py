@@ -46,6 +46,8 @@ def report_of(found: Guided, schedule: Schedule | None) -> dict[str, Any]:
             report["effective_chains"] = float(weights.sum().square() / weights.square().sum())
         report |= {"acceptance": said.acceptance, "rhat": said.rhat, "ess": said.ess, "verdict": said.verdict,
                    "step": float(found.history[-1].step.mean())}  # fmt: skip
+        if said.swaps:
+            report |= {"swaps": list(said.swaps), "round_trips": said.round_trips}
     elif found.history:
         codes = statistics(found.code.variables())
         report["codes"] = {name: codes[name] for name in ("mean", "std", "p_value", "rejected")}
@@ -64,6 +66,9 @@ def summary(report: Mapping[str, Any]) -> str:
         known = {name: value for name, value in report["rhat"].items() if value is not None}
         if report["acceptance"] < 1:
             text += f"; accepted {report['acceptance']:.2f}"
+        if "swaps" in report:
+            least, most = min(report["swaps"]), max(report["swaps"])
+            text += f"; swaps accepted {least:.2f} to {most:.2f}, {report['round_trips']:.1f} round trips each"
         if known:
             text += "; R-hat " + ", ".join(f"{name} {value:.2f}" for name, value in known.items())
         text += f"; {report['verdict']}"

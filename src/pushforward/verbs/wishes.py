@@ -52,7 +52,7 @@ def guide(
         model: a model, or any map from codes to images, such as a GAN or a `Diffusion`, which has its own solver.
         energy: `(images, code) -> (count,)` or of the images alone, or a sum of several; see `energies`.
         dynamics: how the chains move: `langevin`, `mala` or `hmc`; or, without a gradient, `ess` or `pcn`.
-        schedule: moves, warm-up, annealing and draws.
+        schedule: moves, warm-up, annealing, draws, and rungs of tempered chains.
         solver: words or a plan, as in `sample`, for a model; `dpm++` by default.
         steps: number of steps, 10 by default: the solver makes every image that the chains look at.
         labels: classes or prompts, as in `sample`, one per chain; by default what the model was given, or none.
