@@ -242,7 +242,7 @@ def _moved(
         level = accept.log() - weight * now.energy
         x, now, probability, length = _sliced(target, x, velocity, now, level, 2 * math.pi * vary, more, weight)
         return _recorded(chains, schedule, x, now, chains.tuning, log_weights, probability, length)
-    warming = sampler.adjusted and step < schedule.warmed
+    warming = sampler.adjusted and sampler.adapted and step < schedule.warmed
     length = chains.tuning[1 if warming else 2].exp()
     if sampler.leaps > 1:
         length = length * (1 + _JITTER * (2 * vary - 1))
