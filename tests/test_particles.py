@@ -116,14 +116,14 @@ def test_chains_draw_the_first_particles(dynamics: Dynamics, kind: str):
 
 @pytest.mark.parametrize("sampler", [fk(share=0.7), fk(temper="increase"), psi(at=0.3, moves=3)])
 def test_small_populations_have_the_evidence_on_average(sampler: Particles):
-    """200 of 8 particles: 4 standard errors, as their spread measures them."""
+    """100 of 8 particles: 4 standard errors, as their spread measures them."""
     wish, there = Wish(), diffusion(steps=5)
-    number = 200 if sampler.lead is None else 50
+    number = 100 if sampler.lead is None else 25
     found = guide(there, wish.smooth, replace(sampler, populations=number), chains=8 * number).evidence
     assert found is not None
     assert found.populations == number
     assert math.exp(found.log - wish.truth(there)[2]) == pytest.approx(1, abs=4 * found.error)
-    assert found.error < 0.15
+    assert found.error < 0.2
 
 
 def test_the_error_of_one_population_is_like_that_of_many():
@@ -137,7 +137,7 @@ def test_the_error_of_one_population_is_like_that_of_many():
 def test_adaptive_temperatures_keep_ancestors_where_the_energy_is_steep():
     wish, there = Wish(0.05), diffusion(steps=20)
     log = wish.truth(there)[2]
-    steady, adapted = (guide(there, wish, fk(temper=temper), chains=2000, batch=2000).evidence
+    steady, adapted = (guide(there, wish, fk(share=0.8, temper=temper), chains=2000, batch=2000).evidence
                        for temper in ("constant", "adaptive"))  # fmt: skip
     assert steady is not None
     assert adapted is not None
@@ -251,8 +251,6 @@ def test_what_particles_cannot_do_is_said():
         psi(moves=1)
     with pytest.raises(PushforwardError, match="share from 0 to 1"):
         fk(share=2)
-    with pytest.raises(PushforwardError, match="tempered by"):
-        fk(temper="slow")  # type: ignore[arg-type]
     with pytest.raises(PushforwardError, match="leave schedule"):
         pf.guide(there, wish, fk(), pf.Schedule(4))
 

@@ -99,7 +99,7 @@ class Particles:
 
     particles: int = 1
     populations: int = 1
-    share: float = 0.8
+    share: float = 0.5
     temper: Temper = "adaptive"
     checks: int | None = None
     lead: Lead | None = None
@@ -115,7 +115,7 @@ class Particles:
 
 
 def fk(
-    particles: int = 1, *, populations: int = 1, share: float = 0.8, temper: Temper = "adaptive",
+    particles: int = 1, *, populations: int = 1, share: float = 0.5, temper: Temper = "adaptive",
     checks: int | None = None,
 ) -> Particles:  # fmt: skip
     """Feynman-Kac steering: particles weighted on the way by the energy of the denoised image, with no gradient.
@@ -131,7 +131,7 @@ def fk(
 
 
 def psi(
-    particles: int = 1, *, populations: int = 1, share: float = 0.8, temper: Temper = "constant",
+    particles: int = 1, *, populations: int = 1, share: float = 0.5, temper: Temper = "constant",
     checks: int | None = None, dynamics: Dynamics | None = None, moves: int = 10, at: float = 0.0,
 ) -> Particles:  # fmt: skip
     """Ψ-Sampler: chains on codes, by the energy of a denoised image, draw the first particles; then as `fk`.
