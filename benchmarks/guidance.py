@@ -66,7 +66,6 @@ from pushforward.vision.features import classify, feature_net, features
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # of networks, but of --closed and --cost
 WEIGHTS = (1.0, 0.3, 0.1, 0.03, 0.01)  # of the closed form's energy, of which steering has the best in hindsight
-PARTICLES = (4, 16)  # per image, of clothes
 FREE = 1000  # samples in which rare classes are counted
 
 # -- (a) the truth in closed form --------------------------------------------------------------------------------------
@@ -167,11 +166,12 @@ def closed(chains: int) -> None:
     gathered = [
         gathered_closed(toy, model, name, how, steps, 10 * chains)
         for name, how, steps in (
-            ("fk", fk(4, populations=10), 50), ("fk", fk(4, populations=10), 200), ("fk", fk(30, populations=10), 200),
-            ("fk, lambda as the signal", fk(30, populations=10, temper="increase"), 200),
+            ("fk", fk(4, populations=10), 50),
+            ("fk", fk(4, populations=10), 200),
+            ("fk, lambda as the signal", fk(4, populations=10, temper="increase"), 200),
             ("psi, half-way", psi(4, populations=10, at=0.5), 50),
         )
-    ]  # fmt: skip
+    ]
     for name, steering in STEERINGS.items():
         for eta in (0.0, 1.0):
             made = SamplerSpec("ddim", 100, {"eta": eta}).plan(model)
@@ -349,12 +349,10 @@ def fashion(path: Path, count: int, names: list[str], labels: list[str]) -> None
             few = Diffusion(differentiated, SamplerSpec("dpm++", steps).plan(model))
             found = guide(few, energy, how, Schedule(moves), chains=count, seed=1, batch=count)
             record(way, found.images, float(found.nfe.double().mean()))
-        noisy = Diffusion(differentiated, SamplerSpec("ddim", 20, {"eta": 1.0}).plan(model))
-        for particles in PARTICLES:
-            found = gather(noisy, energy, fk(particles, share=0.5), chains=count, seed=1, batch=250)
-            way = f"fk, 20 steps, {particles} particles per image"
-            record(way, found.images, float(found.nfe.double().mean()))
-            evidence.append({"model": name, "class": label, "way": way, **asdict(found.evidence)})
+        noisy = Diffusion(differentiated, SamplerSpec("dpm++", 20, {"noise": 1.0}).plan(model))
+        found = gather(noisy, energy, fk(8), chains=count, seed=1, batch=250)
+        record("fk, 20 steps, 8 particles an image", found.images, float(found.nfe.double().mean()))
+        evidence.append({"model": name, "class": label, **asdict(found.evidence)})
         for way, steering in STEERINGS.items():
             there = Diffusion(steered(differentiated, energy, steering), long)
             images = there.given(None).sample(count, seed=1, batch=count)

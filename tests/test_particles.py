@@ -233,7 +233,7 @@ def test_populations_have_one_condition_each():
 def test_what_particles_cannot_do_is_said():
     there, wish = diffusion(), Wish()
     silent = Diffusion(there.model, SamplerSpec("dpm++", 4).plan(there.model))
-    with pytest.raises(PushforwardError, match=r"a plan with noise.*take ddpm"):
+    with pytest.raises(PushforwardError, match=r"a plan with noise.*take dpm"):
         guide(silent, wish, fk())
     with pytest.raises(PushforwardError, match="a Generator has none"):
         guide(gan(torch.nn.Unflatten(1, (1, 2, 2)), 4), wish, fk())

@@ -59,7 +59,7 @@ from pushforward.model.contents import contents, model_digest
 __all__ = ["guide"]
 
 _GRADIENTS: Mapping[str, Callable[[], Gradient]] = {"exact": Exact, "implicit": Implicit, "phantom": Phantom}
-_MOVES, _SOLVER, _NOISY = 200, "dpm++:steps=10", "ddim:eta=1:steps=20"
+_MOVES, _SOLVER, _NOISY = 200, "dpm++:steps=10", "dpm++:noise=1:steps=20"
 _FRAMES = 8  # moments that the sheet of chains shows
 _SHOWN = 16  # chains on that sheet, at most
 
@@ -216,7 +216,7 @@ def _check(
         "Steering takes no gradient through the plan; leave --gradient out.": steered_ and gradient is not None,
         f"Particles go once through the steps of a diffusion; sample a GAN's codes by {', '.join(SAMPLERS)}.":
             isinstance(how, Particles) and gan,
-        "Particles take the steps of their solver once: say --solver ddim:eta=1:steps=20 or psi:moves=10, not --moves.":
+        "Particles take the steps of their solver once: say --solver dpm++:noise=1:steps=20 or psi:moves=10, not --moves.":
             isinstance(how, Particles) and moves is not None,
         f"Particles ({', '.join(PARTICLES)}) need no gradient through the whole plan; leave --gradient out.":
             isinstance(how, Particles) and gradient is not None,

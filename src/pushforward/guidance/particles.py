@@ -229,8 +229,8 @@ def _checked(pushforward: Pushforward) -> Diffusion:
     if not plan.noises or plan.implicit:
         raise PushforwardError(
             f"Particles need a plan with noise, by which children come to differ from their parents; that of "
-            f"{plan.solver!r} has none: take ddpm, ddim with eta=1, euler-maruyama, or gddim, exponential or dpm++ "
-            "with noise=1."
+            f"{plan.solver!r} has none: take dpm++, gddim or exponential with noise=1, ddim with eta=1, ddpm or "
+            "euler-maruyama."
         )
     return pushforward
 

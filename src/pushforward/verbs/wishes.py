@@ -60,7 +60,7 @@ def guide(
         dynamics: how the chains move: `langevin`, `mala` or `hmc`; or, without a gradient, `ess` or `pcn`. Or how
             particles go: `fk` or `psi`, which take no schedule and no codes to begin at or go on with.
         schedule: moves, warm-up, annealing and draws.
-        solver: words or a plan, as in `sample`, for a model; `dpm++` by default, `ddim:eta=1` for particles.
+        solver: words or a plan, as in `sample`, for a model; `dpm++` by default, `dpm++:noise=1` for particles.
         steps: number of steps, 10 by default, 20 for particles: the solver makes every image that the chains look at.
         labels: classes or prompts, as in `sample`, one per chain; by default what the model was given, or none.
         guidance: weight of classifier-free guidance, 1 by default.
@@ -81,7 +81,7 @@ def guide(
             arguments that do not fit together.
     """
     if isinstance(model, Model):
-        usual, few = ("ddim:eta=1", 20) if isinstance(dynamics, Particles) else ("dpm++", 10)
+        usual, few = ("dpm++:noise=1", 20) if isinstance(dynamics, Particles) else ("dpm++", 10)
         sampler = read(solver or usual, steps=steps, parallel=parallel, usual={"steps": few})
         made: Pushforward = diffusion_of(model, sampler, labels=labels, guidance=guidance, parallel=parallel)
     elif any(said is not None for said in (solver, steps, guidance, parallel)) or labels is not UNSAID:
