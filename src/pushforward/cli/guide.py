@@ -216,7 +216,7 @@ def _check(
         "Steering takes no gradient through the plan; leave --gradient out.": steered_ and gradient is not None,
         f"Particles go once through the steps of a diffusion; sample a GAN's codes by {', '.join(SAMPLERS)}.":
             isinstance(how, Particles) and gan,
-        "Particles take the steps of their solver once: say --solver dpm++:noise=1:steps=20 or psi:moves=10, not --moves.":
+        "Particles take their solver's steps once: say --solver dpm++:noise=1:steps=20 or psi:moves=10, not --moves.":
             isinstance(how, Particles) and moves is not None,
         f"Particles ({', '.join(PARTICLES)}) need no gradient through the whole plan; leave --gradient out.":
             isinstance(how, Particles) and gradient is not None,
