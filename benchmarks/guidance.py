@@ -27,7 +27,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,8 @@ from pushforward.guidance import energies
 from pushforward.guidance.decoding import Counted, Trails
 from pushforward.guidance.diagnostics import diagnose
 from pushforward.guidance.dynamics import Dynamics, Schedule, hmc, langevin, mala, pcn
+from pushforward.guidance.particles import Particles, fk, psi
+from pushforward.guidance.particles import guide as gather
 from pushforward.guidance.posterior import best, guide
 from pushforward.guidance.steering import STEERINGS, steered
 from pushforward.maps.code import Code
@@ -108,6 +110,13 @@ class Mixture:
         weights = (-0.5 * (gap @ torch.linalg.inv(spread) * gap).sum(1)).softmax(0)
         means = (self.centres / VARIANCE + self.observed @ self.seen / DEVIATION**2) @ covariance
         return weights, means, covariance
+
+    def log_evidence(self) -> float:
+        """The logarithm of the mean of `exp(-energy)` over the images."""
+        spread = VARIANCE * self.seen @ self.seen.T + DEVIATION**2 * torch.eye(SEEN, dtype=torch.float64)
+        gap = self.observed - self.centres @ self.seen.T
+        each = -0.5 * (gap @ torch.linalg.inv(spread) * gap).sum(1) - 0.5 * torch.logdet(spread)
+        return float(each.logsumexp(0)) - math.log(CENTRES) + SEEN * math.log(DEVIATION)
 
     def truth(self, count: int, seed: int) -> Tensor:
         """Images of the posterior, `(count, d)`."""
@@ -172,6 +181,15 @@ def closed(chains: int) -> None:
         rows.append({**figures(name, x, mean, whole, other, int(found.nfe[0]), said.acceptance),
                      "mode shares: error": toy.misplaced(x), "R-hat": said.worst})  # fmt: skip
         print(rows[-1], flush=True)
+    gathered = [
+        gathered_closed(toy, model, name, how, steps, 10 * chains)
+        for name, how, steps in (
+            ("fk", fk(4, populations=10), 50),
+            ("fk", fk(4, populations=10), 200),
+            ("fk, lambda as the signal", fk(4, populations=10, temper="increase"), 200),
+            ("psi, half-way", psi(4, populations=10, at=0.5), 50),
+        )
+    ]
     for name, steering in STEERINGS.items():
         for eta in (0.0, 1.0):
             made = SamplerSpec("ddim", 100, {"eta": eta}).plan(model)
@@ -200,14 +218,40 @@ def closed(chains: int) -> None:
     columns = [*rows[0], "mode shares: error", "R-hat"]
     cells = table(columns, [["-" if (value := row.get(key)) is None else value for key in columns] for row in rows])
     more = table(list(bias[0]), [list(row.values()) for row in bias])
-    print(cells, more, sep="\n\n")
+    most = table(list(gathered[0]), [list(row.values()) for row in gathered])
+    print(cells, most, more, sep="\n\n")
     write_text(
         "guidance-closed",
         f"# A posterior in closed form\n\n{chains} chains, the second half of each; steering: {10 * chains} "
         f"samples, the best weight of {WEIGHTS} in hindsight.\n\n"
-        f"{cells}\n\n## Unadjusted Langevin chains by step size, 8 units of time\n\n{more}",
+        f"{cells}\n\n## Particles, {10 * chains} samples of 10 populations\n\n{most}"
+        f"\n\n## Unadjusted Langevin chains by step size, 8 units of time\n\n{more}",
     )
-    write_json("guidance-closed", {"chains": chains, "rows": rows, "bias": bias})
+    write_json("guidance-closed", {"chains": chains, "rows": rows, "particles": gathered, "bias": bias})
+
+
+def gathered_closed(
+    toy: Mixture, model: Model, name: str, how: Particles, steps: int, count: int
+) -> dict[str, Any]:  # fmt: skip
+    """Particles' distance to the truth, their mode shares, and their evidence."""
+    weights, means, covariance = toy.posterior()
+    middle = weights @ means
+    whole = covariance + (weights[:, None] * (means - middle)).T @ (means - middle)
+    diffusion = Diffusion(model, SamplerSpec("ddim", steps, {"eta": 1.0}).plan(model), dtype=torch.float64)
+    found = gather(diffusion, toy.energy, how, chains=count, batch=10 * count)
+    some = torch.multinomial(found.weights, count, replacement=True, generator=torch.Generator().manual_seed(7))
+    x = found.images.double().flatten(1)[some]
+    white = torch.linalg.inv(torch.linalg.cholesky(covariance))
+    shares = (torch.cdist(x @ white.T, means @ white.T).square() / -2 + weights.log()).softmax(1).mean(0)
+    own = figures("", x, middle, whole, toy.truth(5 * count, 2), 0, None)
+    row = {
+        "sampler": name, "steps": steps, "particles per sample": how.particles, "evaluations": int(found.nfe[0]),
+        "sliced W2 / deviation": own["sliced W2 / deviation"],
+        "mode shares: greatest error": float((shares - weights).abs().max()),
+        "log evidence": found.evidence.log, "its error": found.evidence.error, "its truth": toy.log_evidence(),
+    }  # fmt: skip
+    print(row, flush=True)
+    return row
 
 
 def samplers() -> Iterator[tuple[str, Dynamics, int]]:
@@ -300,6 +344,7 @@ def fashion(path: Path, count: int, names: list[str], labels: list[str]) -> None
     data = np.load(path)
     network = steering_classifier(path)
     rows: list[dict[str, Any]] = []
+    evidence: list[dict[str, Any]] = []
     for name, label in itertools.product(names, labels):
         model, judge = fast(load(name, device=DEVICE)), Judge.of(data, label)
         differentiated = fast(load(name, device=DEVICE), compiled=False)
@@ -323,6 +368,10 @@ def fashion(path: Path, count: int, names: list[str], labels: list[str]) -> None
             few = Diffusion(differentiated, SamplerSpec("dpm++", steps).plan(model))
             found = guide(few, energy, how, schedule, chains=count, seed=1, batch=count)
             record(way, found.images, float(found.nfe.double().mean()))
+        noisy = Diffusion(differentiated, SamplerSpec("dpm++", 20, {"noise": 1.0}).plan(model))
+        found = gather(noisy, energy, fk(8), chains=count, seed=1, batch=250)
+        record("fk, 20 steps, 8 particles an image", found.images, float(found.nfe.double().mean()))
+        evidence.append({"model": name, "class": label, **asdict(found.evidence)})
         for way, steering in STEERINGS.items():
             there = Diffusion(steered(differentiated, energy, steering), long)
             images = there.given(None).sample(count, seed=1, batch=count)
@@ -334,7 +383,7 @@ def fashion(path: Path, count: int, names: list[str], labels: list[str]) -> None
         "guidance-fashion",
         f"# A class by a classifier's energy\n\n{count} images a row, weight 5.\n\n{cells}",
     )
-    write_json("guidance-fashion", {"count": count, "rows": rows})
+    write_json("guidance-fashion", {"count": count, "rows": rows, "evidence": evidence})
 
 
 # -- (d) what training hardly saw --------------------------------------------------------------------------------------

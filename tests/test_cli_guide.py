@@ -21,6 +21,7 @@ from pushforward.cli import app
 from pushforward.errors import PushforwardError
 from pushforward.guidance.checkpoints import load_chains, load_descents
 from pushforward.guidance.diagnostics import plot
+from pushforward.guidance.particles import PARTICLES
 from pushforward.guidance.steering import STEERINGS
 from pushforward.linear import VP
 from pushforward.maps.storage import load_codes
@@ -34,9 +35,10 @@ SIDE = 8
 
 def few(model, options=()):
     """Options by which a run takes no time, where they have a meaning."""
-    plan = [] if str(model).endswith((".pt", ".pth", ".png")) else ["--solver", "ddim:steps=2"]
-    steered = any(str(option).split(":")[0] in STEERINGS for option in options)
-    return [*plan, *([] if steered else ["--moves", 2]), "--chains", 2]
+    names = {str(option).split(":")[0] for option in options}
+    solver = "ddim:eta=1:steps=2" if names & PARTICLES.keys() else "ddim:steps=2"
+    plan = [] if str(model).endswith((".pt", ".pth", ".png")) else ["--solver", solver]
+    return [*plan, *([] if names & {*STEERINGS, *PARTICLES} else ["--moves", 2]), "--chains", 2]
 
 
 ENERGIES = """
@@ -402,6 +404,25 @@ def test_steering_lowers_the_energy_at_each_step_of_the_plan(guiding, tmp_path, 
     assert not (tmp_path / "out" / "codes.safetensors").exists()  # a code alone does not make these images
 
 
+@pytest.mark.parametrize(("sampler", "how"), [("fk:particles=3", "estimated"), ("fk:populations=2:share=0", "measured"),
+                                              ("psi:moves=2:step-size=0.1", "estimated")])  # fmt: skip
+def test_particles_tell_the_evidence_and_leave_codes(files, tmp_path, sampler, how):
+    """The energy is a number times a Gaussian's square; its evidence is below 1. Codes decode to the samples."""
+    out, energy = tmp_path / "out", f"python:{files}/energies.py:name=dark"
+    arguments = ["guide", files / "grey", "--energy", energy, "--sampler", sampler, "--chains", 4, "--out", out]
+    result = runner.invoke(app, [*map(str, arguments), "--solver", "ddim:eta=1:steps=3", "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    report = json.loads((out / "report.json").read_text())
+    assert report["evidence"]["log"] < 0
+    assert report["evidence"]["error"] > 0
+    assert f"({how})" in result.output
+    assert len(report["samples"]) == 4
+    assert not {"steps", "rhat", "traces"} & report.keys()
+    assert load_codes(out / "codes.safetensors")[0].noises.shape[0] > 0
+    pairs = zip(decoded(out, tmp_path), samples(out).values(), strict=True)
+    assert all(np.abs(one.astype(int) - other.astype(int)).max() <= 1 for one, other in pairs)
+
+
 def test_an_energy_that_takes_gradients_itself_steers(guiding):
     report = guiding("grey", "--sampler", "mpgd", energy="flat")
     assert report["energy"] > 0
@@ -622,7 +643,11 @@ def test_other_samplers_name_it_too(files, tmp_path, monkeypatch, capsys, sample
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        ("grey", ["--sampler", "gibbs"], "Unknown sampler 'gibbs'; known are langevin, mala, hmc, pcn, ess, adam"),
+        (
+            "grey",
+            ["--sampler", "gibbs"],
+            "Unknown sampler 'gibbs'; known are langevin, mala, hmc, pcn, ess, fk, psi, adam",
+        ),
         ("grey", ["--sampler", "hmc:leaps"], "is written sampler:name=value"),
         ("grey", ["--sampler", "hmc:speed=1"], "'hmc' does not take these settings"),
         ("grey", ["--sampler", "hmc:leaps=2.5"], "2.5"),
@@ -645,6 +670,11 @@ def test_other_samplers_name_it_too(files, tmp_path, monkeypatch, capsys, sample
         ("grey", ["--rungs", 2, "--anneal", 1], "in the place of annealing"),
         ("grey", ["--sampler", "tfg", "--moves", 5], "instead of --moves"),
         ("grey", ["--sampler", "tfg", "--gradient", "exact"], "leave --gradient out"),
+        ("grey", ["--sampler", "fk", "--moves", 5], "not --moves"),
+        ("grey", ["--sampler", "fk", "--gradient", "exact"], "leave --gradient out"),
+        ("grey", ["--sampler", "fk", "--draws", 2], "A warm-up, annealing and draws are of chains"),
+        ("grey", ["--sampler", "fk:populations=3"], "an equal part"),
+        ("dcgan.pth", ["--sampler", "fk"], "Particles go once through the steps of a diffusion"),
         ("grey", ["--latent", 5], "leave --latent out"),
         ("dcgan.pth", ["--solver", "ddim"], "A GAN has no plan"),
         ("dcgan.pth", ["--dtype", "float16"], "A GAN has no plan"),

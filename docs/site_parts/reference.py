@@ -18,7 +18,7 @@ PAGES = {
     " process_from_config",
     "Plans": "Plan SOLVERS learn_plan load_plan save_plan",
     "Execution and gradients": "Parallel Exact Implicit Phantom Skeleton",
-    "Guidance and steering": "Schedule langevin mala hmc pcn ess best Steering steered",
+    "Guidance and steering": "Schedule langevin mala hmc pcn ess fk psi best Steering steered",
     "Errors": "PushforwardError Diverged FarOutside",
 }
 _INHERITED = "   :inherited-members: Module, Exception, object, ABC, Protocol, Generic\n"

@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # the table below once more, for editors and type checkers
     from pushforward.execute import Exact, Implicit, Parallel, Phantom, Skeleton
     from pushforward.guidance import energies
     from pushforward.guidance.dynamics import Schedule, ess, hmc, langevin, mala, pcn
+    from pushforward.guidance.particles import fk, psi
     from pushforward.guidance.posterior import best
     from pushforward.guidance.steering import Steering, steered
     from pushforward.integrations.diffusers import PushforwardScheduler
@@ -91,10 +92,11 @@ __all__ = [
     "Gaussian", "Generator", "Implicit", "Langevin", "Model", "Network", "Parallel", "Phantom", "Plan", "Process",
     "Pushforward", "PushforwardError", "PushforwardScheduler", "Schedule", "Skeleton", "Steering", "TrainConfig",
     "best", "consistency", "data", "decode", "denoiser", "edit", "encode", "energies", "errors", "ess", "evaluate",
-    "evaluation", "execute", "from_pipeline", "gan", "grid", "guidance", "guide", "hmc", "inpaint", "integrations",
-    "invert", "langevin", "learn_plan", "linear", "load", "load_generator", "load_plan", "log_likelihood", "mala",
-    "maps", "model", "pcn", "plan", "process_from_config", "read_watermark", "sample", "save_plan", "solvers",
-    "steer", "steered", "stylegan", "train", "training", "translate", "translation", "verbs", "vision", "watermark",
+    "evaluation", "execute", "fk", "from_pipeline", "gan", "grid", "guidance", "guide", "hmc", "inpaint",
+    "integrations", "invert", "langevin", "learn_plan", "linear", "load", "load_generator", "load_plan",
+    "log_likelihood", "mala", "maps", "model", "pcn", "plan", "process_from_config", "psi", "read_watermark",
+    "sample", "save_plan", "solvers", "steer", "steered", "stylegan", "train", "training", "translate", "translation",
+    "verbs", "vision", "watermark",
 ]  # fmt: skip
 
 # Where each name is from. The rooms of the house are named as they are.
@@ -112,6 +114,7 @@ _HOMES = {
     "maps.generator": "Generator consistency gan load_generator stylegan",
     "maps.protocol": "Pushforward",
     "guidance.dynamics": "Schedule ess hmc langevin mala pcn",
+    "guidance.particles": "fk psi",
     "guidance.posterior": "best",
     "guidance.steering": "Steering steered",
     "evaluation.runs": "Evaluation",

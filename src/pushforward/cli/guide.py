@@ -41,11 +41,14 @@ from pushforward.guidance.diagnostics import plot
 from pushforward.guidance.dynamics import SAMPLERS, Dynamics, Schedule
 from pushforward.guidance.energies.energy import Energy
 from pushforward.guidance.energies.parse import ENERGIES, Setting, energy
+from pushforward.guidance.particles import PARTICLES, Particles
+from pushforward.guidance.particles import guide as gather
 from pushforward.guidance.posterior import Descents, Guided, best
 from pushforward.guidance.posterior import guide as run
 from pushforward.guidance.report import report_of, summary
 from pushforward.guidance.samplers import parse_sampler
 from pushforward.guidance.steering import STEERINGS, Steering, steered
+from pushforward.maps.code import Code
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.generator import Generator, is_generator, load_generator
 from pushforward.maps.labels import Labels
@@ -56,7 +59,7 @@ from pushforward.model.contents import contents, model_digest
 __all__ = ["guide"]
 
 _GRADIENTS: Mapping[str, Callable[[], Gradient]] = {"exact": Exact, "implicit": Implicit, "phantom": Phantom}
-_MOVES, _SOLVER = 200, "dpm++:steps=10"
+_MOVES, _SOLVER, _NOISY = 200, "dpm++:steps=10", "dpm++:noise=1:steps=20"
 _FRAMES = 8  # moments that the sheet of chains shows
 _SHOWN = 16  # chains on that sheet, at most
 
@@ -86,7 +89,8 @@ def guide(
         str,
         typer.Option(
             help="Draw codes by langevin, mala or hmc (such as hmc:leaps=5), or without a gradient by ess or "
-            "pcn; seek single best codes by adam or l-bfgs; or steer each step of the solver by "
+            "pcn; or images by particles, which estimate the evidence too, fk or psi (such as fk:particles=8); seek "
+            "single best codes by adam or l-bfgs; or steer each step of the solver by "
             f"{', '.join(STEERINGS)} (such as mpgd:direct=2)."
         ),
     ] = "langevin",
@@ -115,7 +119,8 @@ def guide(
         typer.Option(
             "--solver",
             "--plan",
-            help=f"Decode a diffusion's codes with this sampler, for gradients and pictures; by default {_SOLVER}.",
+            help=f"Decode a diffusion's codes with this sampler, for gradients and pictures; by default {_SOLVER}, for "
+            f"particles {_NOISY}.",
         ),
     ] = None,
     gradient: Annotated[
@@ -151,6 +156,7 @@ def guide(
     pushforward guide dcgan.pth --energy face:me.png:network=dlib.safetensors:weight=2500 --sampler mala
     pushforward guide MODEL --energy python:mine.py:name=energy --sampler adam:prior=chi --moves 100
     pushforward guide MODEL --energy "command:./score.sh:weight=3" --sampler ess    # any program's number per PNG file
+    pushforward guide fashion-vp --energy classifier:fashion:label=sneaker:weight=5 --sampler fk:particles=8
     """
     if steps is not None:
         typer.echo("pushforward: --steps of guide is called --moves now.", err=True)
@@ -160,7 +166,8 @@ def guide(
            gradient=gradient, latent=latent, scheduled=(warm_up, anneal, draws, rungs) != (None, 0, 1, 1))  # fmt: skip
     check_outputs({"--json": reports.json}, {"--out": out})
     condition.check(chains)
-    moves, solver, gradient = moves or _MOVES, solver or _SOLVER, gradient or "exact"
+    usual = _NOISY if isinstance(how, Particles) else _SOLVER
+    moves, solver, gradient = moves or _MOVES, solver or usual, gradient or "exact"
     schedule = Schedule(moves, warm_up, anneal, draws, rungs) if isinstance(how, Dynamics) else None
     free, shape = _open(model, parse(solver), condition, place, pipeline, latent)
     pushforward, labels, guidance = _given(free, condition, chains)
@@ -171,13 +178,13 @@ def guide(
         "labels": condition.label, "prompts": condition.prompt, "negative": condition.negative,
         "guidance": guidance, "fit": fit,
     }  # fmt: skip
-    if not isinstance(how, Steering):
+    if not isinstance(how, Particles | Steering):
         settings["steps"] = moves  # as folders of earlier versions call them
     if schedule is not None:
         settings |= {"warm_up": schedule.warmed, "anneal": anneal, "draws": draws}
         settings |= {"rungs": rungs} if rungs > 1 else {}  # which folders of earlier versions do not have
     if isinstance(pushforward, Diffusion):
-        through = None if isinstance(how, Steering) else gradient
+        through = None if isinstance(how, Particles | Steering) else gradient
         settings |= {"plan": solver, "dtype": place.dtype, "size": place.size, "gradient": through}
         pushforward = pushforward.run_by(gradient=_GRADIENTS[gradient]())
     else:
@@ -205,7 +212,7 @@ def guide(
 
 
 def _check(
-    how: Dynamics | Steering | dict[str, Any], *, gan: bool, place: PlaceOptions, pipeline: PipelineOptions,
+    how: Dynamics | Particles | Steering | dict[str, Any], *, gan: bool, place: PlaceOptions, pipeline: PipelineOptions,
     moves: int | None, solver: str | None, gradient: str | None, latent: str | None, scheduled: bool,
 ) -> None:  # fmt: skip
     """Raise unless the options fit the sampler and the kind of the model."""
@@ -217,6 +224,12 @@ def _check(
         f"Steering takes the steps of its solver: give --solver ddim:steps={moves} instead of --moves.":
             steered_ and moves is not None,
         "Steering takes no gradient through the plan; leave --gradient out.": steered_ and gradient is not None,
+        f"Particles go once through the steps of a diffusion; sample a GAN's codes by {', '.join(SAMPLERS)}.":
+            isinstance(how, Particles) and gan,
+        "Particles take their solver's steps once: say --solver dpm++:noise=1:steps=20 or psi:moves=10, not --moves.":
+            isinstance(how, Particles) and moves is not None,
+        f"Particles ({', '.join(PARTICLES)}) need no gradient through the whole plan; leave --gradient out.":
+            isinstance(how, Particles) and gradient is not None,
         "This sampler takes no gradient; leave --gradient out.":
             isinstance(how, Dynamics) and not how.gradient and gradient is not None,
         "A GAN has no plan, and its own gradient, precision and size; leave out --solver, --gradient, --dtype, --size.":
@@ -312,10 +325,12 @@ class _Job:
     quiet: bool
 
 
-def _run(job: _Job, how: Dynamics | Steering | dict[str, Any]) -> tuple[Guided, float, float]:
+def _run(job: _Job, how: Dynamics | Particles | Steering | dict[str, Any]) -> tuple[Guided, float, float]:
     """The samples, the mean energy of what the map draws without guidance, and the seconds of all runs."""
     if isinstance(how, Steering):
         return _steer(job, how)
+    if isinstance(how, Particles):
+        return _gather(job, how)
     found, seconds = _walk(job, how) if isinstance(how, Dynamics) else _descend(job, how)
     return found, float(found.history[0].energy.mean()) if found.history else math.nan, seconds
 
@@ -366,6 +381,16 @@ def _descend(job: _Job, how: dict[str, Any]) -> tuple[Guided, float]:
     return found, kept.seconds
 
 
+def _gather(job: _Job, how: Particles) -> tuple[Guided, float, float]:
+    """Images that particles found, the mean energy of the plan's own, and the seconds they took."""
+    started = time.perf_counter()
+    with progress("gathering", unit="call", quiet=job.quiet) as bar:
+        found = gather(
+            job.pushforward, job.energy, how, chains=job.chains, callback=lambda _: bar.update(), **job.asked
+        )
+    return found, _unguided(job), time.perf_counter() - started
+
+
 def _steer(job: _Job, how: Steering) -> tuple[Guided, float, float]:
     """Images of a plan whose every step is steered, the mean energy of the plan's own, and the seconds they took."""
     diffusion, chains, asked = job.pushforward, job.chains, job.asked
@@ -384,20 +409,29 @@ def _steer(job: _Job, how: Steering) -> tuple[Guided, float, float]:
             images = torch.cat([some for some, _ in solved])
             nfe = torch.cat([solution.nfe.cpu() for _, solution in solved])
     seconds = time.perf_counter() - started
-    code = diffusion.draw(chains, seed=asked["seed"])
-
-    def measured(images: Tensor) -> dict[str, Tensor]:
-        parts = []
-        for some in torch.arange(chains).split(asked["batch"]):
-            with torch.enable_grad():  # which energies may take themselves
-                found = job.energy.parts(images[some].to(code.start.device).requires_grad_(), code[some])
-            parts.append({name: value.detach().double().cpu() for name, value in found.items()})
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-    plain = torch.stack([*measured(diffusion.sample(chains, **asked)).values()]).sum(0).mean()
     nfe = nfe * (2 if how.through else 1)  # each answer has a derivative
-    weights, energies = torch.full((chains,), 1 / chains), measured(images)
-    return Guided(code, images, energies, weights, torch.arange(chains), nfe, ()), float(plain), seconds
+    code, weights, energies = _drawn(job), torch.full((chains,), 1 / chains), _measured(job, images)
+    return Guided(code, images, energies, weights, torch.arange(chains), nfe, ()), _unguided(job), seconds
+
+
+def _drawn(job: _Job) -> Code:
+    return job.pushforward.draw(job.chains, seed=job.asked["seed"])
+
+
+def _unguided(job: _Job) -> float:
+    """The mean energy of images without guidance."""
+    found = _measured(job, job.pushforward.sample(job.chains, **job.asked))
+    return float(torch.stack([*found.values()]).sum(0).mean())
+
+
+def _measured(job: _Job, images: Tensor) -> dict[str, Tensor]:
+    """The energies of images of the drawn codes."""
+    code, parts = _drawn(job), []
+    for some in torch.arange(job.chains).split(job.asked["batch"]):
+        with torch.enable_grad():  # which energies may take themselves
+            found = job.energy.parts(images[some].to(code.start.device).requires_grad_(), code[some])
+        parts.append({name: value.detach().double().cpu() for name, value in found.items()})
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 # -- reports -----------------------------------------------------------------------------------------------------------

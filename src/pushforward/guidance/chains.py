@@ -314,7 +314,7 @@ def _walked(
         level = accept.log() - weights * now.energy
         y, then, probability, length = _sliced(target, x, velocity, now, level, 2 * math.pi * vary, more, weights)
         return y, then, tuning, probability, length
-    warming = sampler.adjusted and warm > 0
+    warming = sampler.adjusted and sampler.adapted and warm > 0
     length = tuning[1 if warming else 2].exp()
     if sampler.leaps > 1:
         length = length * (1 + _JITTER * (2 * vary - 1))

@@ -24,6 +24,7 @@ class Dynamics:
         acceptance: share of moves that adapted steps shall have accepted.
         gradient: follow the energy's gradient; else the energy may be any number, and has none.
         sliced: seek a point of a slice on an ellipse, instead of leaps.
+        adapted: adapt the step of adjusted chains in the warm-up.
     """
 
     step: float
@@ -33,6 +34,7 @@ class Dynamics:
     acceptance: float = 0.65
     gradient: bool = True
     sliced: bool = False
+    adapted: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.step < math.inf or not self.leaps >= 1 or not 0 < self.acceptance < 1:

@@ -34,13 +34,36 @@ from pushforward.guidance.optimisers import OPTIMISERS, State
 from pushforward.maps.code import Code, derive_seed
 from pushforward.maps.protocol import Pushforward
 
-__all__ = ["Descents", "Guided", "Optimiser", "Prior", "best", "guide"]
+__all__ = ["Descents", "Evidence", "Guided", "Optimiser", "Prior", "best", "guide", "target_of"]
 
 Optimiser = Literal["adam", "l-bfgs"]
 Prior = Literal["chi", "gaussian"]
 
 _LANGEVIN, _SCHEDULE = langevin(), Schedule()
 _PRIORS: Mapping[str, Callable[[], Energy]] = {"chi": chi, "gaussian": gaussian}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """How probable low energies are of themselves: `Z = E[exp(-energy)]` over the map's own images, by particles.
+
+    Args:
+        log: logarithm of the estimate of Z; the estimate is unbiased, but with adaptive temperatures.
+        error: standard error of `log`; estimated from the weights of one population, measured with several. Where
+            `effective` is below a tenth, weights have a heavy tail: `log` is then likely too low, and the error too
+            small.
+        populations: independent ones.
+        effective: share of the particles that the weights were worth when they were worth least.
+        resampled: times that a population was resampled, on average.
+        ancestors: different first particles that the samples descend from.
+    """
+
+    log: float
+    error: float
+    populations: int
+    effective: float
+    resampled: float
+    ancestors: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +77,8 @@ class Guided:
         weights: weights of the samples, `(samples,)`, their sum 1; equal unless the chains were annealed.
         chain: number of the chain that each is of, `(samples,)`.
         nfe: network evaluations of each chain, `(chains,)`; a vector-Jacobian product counts as one.
-        history: a record a step; the first is of the beginning.
+        history: a record a step; the first is of the beginning. Empty for particles.
+        evidence: of particles.
     """
 
     code: Code
@@ -64,6 +88,7 @@ class Guided:
     chain: Tensor = field(repr=False)
     nfe: Tensor = field(repr=False)
     history: tuple[Record, ...] = field(repr=False)
+    evidence: Evidence | None = None
 
     @property
     def energy(self) -> Tensor:
@@ -132,7 +157,9 @@ def guide(
         PushforwardError: an energy that gives not one finite number per image with a gradient; chains that diverge;
             arguments that do not fit together; and as `Diffusion.decode`.
     """
-    target = _target(pushforward, energy, chains, seed, first, begin, batch, sampler.gradient, schedule.rungs)
+    target = target_of(
+        pushforward, energy, chains, seed, first, begin, batch, gradient=sampler.gradient, rungs=schedule.rungs
+    )
     if resume is not None:
         if resume.rungs != schedule.rungs:
             raise PushforwardError(f"The chains to go on with have {resume.rungs} rungs, not {schedule.rungs}.")
@@ -212,7 +239,7 @@ def best(
     if prior not in (None, *_PRIORS):
         raise PushforwardError(f"The prior of a descent is {', '.join(_PRIORS)} or None; got {prior!r}.")
     whole = of(energy) if prior is None else of(energy) + _PRIORS[prior]()
-    target = _target(pushforward, whole, count, seed, first, begin, batch)
+    target = target_of(pushforward, whole, count, seed, first, begin, batch)
     if resume is not None:
         _go_on("descents", resume, target)
     method, before = OPTIMISERS[optimiser], 0 if resume is None else resume.nfe
@@ -307,7 +334,7 @@ class _Target:
         return Point(images.detach(), {name: value.detach().double() for name, value in parts.items()}, slope)
 
 
-def _target(
+def target_of(
     pushforward: Pushforward,
     energy: Energy | Function,
     count: int,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from pushforward.guidance.diagnostics import diagnose
@@ -13,6 +14,7 @@ from pushforward.maps.normality import statistics
 __all__ = ["report_of", "summary"]
 
 _SATURATED = 0.98  # values of an image beyond this are black or white
+_VAGUE = 0.5  # error of a log evidence, above which few particles have most of the weight
 _MOSTLY = 0.5  # share of the codes that a test rejects, from which it is said; of Gaussian ones it rejects 0.05
 
 
@@ -48,6 +50,8 @@ def report_of(found: Guided, schedule: Schedule | None) -> dict[str, Any]:
                    "step": float(found.history[-1].step.mean())}  # fmt: skip
         if said.swaps:
             report |= {"swaps": list(said.swaps), "round_trips": said.round_trips}
+    elif found.evidence is not None:
+        report["evidence"] = asdict(found.evidence)
     elif found.history:
         codes = statistics(found.code.variables())
         report["codes"] = {name: codes[name] for name in ("mean", "std", "p_value", "rejected")}
@@ -72,6 +76,13 @@ def summary(report: Mapping[str, Any]) -> str:
         if known:
             text += "; R-hat " + ", ".join(f"{name} {value:.2f}" for name, value in known.items())
         text += f"; {report['verdict']}"
+    if "evidence" in report:
+        said = report["evidence"]
+        how = "measured" if said["populations"] > 1 else "estimated"
+        text += f"; log evidence {said['log']:.3f} +- {said['error']:.3f} ({how})"
+        text += f"; {said['ancestors']} of the first particles have descendants among the samples"
+        if said["error"] > _VAGUE:
+            text += ": take more particles per image"
     if "codes" in report and report["codes"]["rejected"] > _MOSTLY:
         text += (
             f"; {report['codes']['rejected']:.0%} of the codes are no longer Gaussian, and their images may be unlike "

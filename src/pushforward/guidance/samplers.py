@@ -9,6 +9,7 @@ from typing import Any, get_args
 from pushforward.errors import PushforwardError
 from pushforward.guidance.dynamics import SAMPLERS, Dynamics
 from pushforward.guidance.optimisers import OPTIMISERS
+from pushforward.guidance.particles import PARTICLES, Particles
 from pushforward.guidance.posterior import Prior
 from pushforward.guidance.steering import STEERINGS, Steering
 from pushforward.maps.spec import words
@@ -16,8 +17,8 @@ from pushforward.maps.spec import words
 __all__ = ["parse_sampler"]
 
 
-def parse_sampler(text: str) -> Dynamics | Steering | dict[str, Any]:
-    """Read how chains move, how a plan's steps are steered, or the settings of a descent.
+def parse_sampler(text: str) -> Dynamics | Particles | Steering | dict[str, Any]:
+    """Read how chains move, how particles go, how a plan's steps are steered, or the settings of a descent.
 
     Args:
         text: the sampler's name with settings after colons, for instance `hmc:leaps=5`.
@@ -29,6 +30,8 @@ def parse_sampler(text: str) -> Dynamics | Steering | dict[str, Any]:
     try:
         if name in SAMPLERS:
             return SAMPLERS[name](**_fitting(settings, {"leaps": int, "preconditioned": bool}))
+        if name in PARTICLES:
+            return PARTICLES[name](**_of_particles(settings))
         if name in STEERINGS:
             return replace(STEERINGS[name], **settings)  # type: ignore[arg-type]
         if name in OPTIMISERS:
@@ -45,7 +48,22 @@ def parse_sampler(text: str) -> Dynamics | Steering | dict[str, Any]:
         raise PushforwardError(
             f"The sampler {name!r} does not take these settings ({text}): {str(error).splitlines()[0]}."
         ) from error
-    raise PushforwardError(f"Unknown sampler {name!r}; known are {', '.join([*SAMPLERS, *OPTIMISERS, *STEERINGS])}.")
+    raise PushforwardError(
+        f"Unknown sampler {name!r}; known are {', '.join([*SAMPLERS, *PARTICLES, *OPTIMISERS, *STEERINGS])}."
+    )
+
+
+def _of_particles(settings: Mapping[str, object]) -> dict[str, Any]:
+    """The settings of particles, with the chains of `psi:dynamics=mala:step-size=0.1` made of their words."""
+    kinds = {"particles": int, "populations": int, "checks": int, "moves": int, "temper": str, "dynamics": str}
+    own = {name: value for name, value in settings.items() if name in {*kinds, "share", "at"}}
+    made, chains = _fitting(own, kinds), _fitting({k: v for k, v in settings.items() if k not in own}, {})
+    if chains or "dynamics" in made:
+        dynamics = made.get("dynamics", "mala")
+        if dynamics not in SAMPLERS:
+            raise TypeError(f"no chains {dynamics!r}; known are {', '.join(SAMPLERS)}")
+        made["dynamics"] = SAMPLERS[dynamics](**chains)
+    return made
 
 
 def _fitting(settings: Mapping[str, object], kinds: Mapping[str, type]) -> dict[str, Any]:
