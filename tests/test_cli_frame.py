@@ -125,6 +125,7 @@ WORK = {  # commands, and the options that name what they write
     "evaluate-translation": (["IMAGES", "--source", "IMAGES"], {"--out": ".txt", "--json": ""}),
     "guide": (["fashion-vp", "--energy", "chi"], {"--out": "", "--json": ""}),
     "train": (["--data", "IMAGES", "--steps", "1"], {"": "", "--json": ""}),
+    "learn-plan": (["fashion-vp"], {"--out": ".plan", "--json": ""}),
     "likelihood": (["fashion-vp", "IMAGE"], {"--json": ""}),
     "plot-plan": (["fashion-vp"], {"--out": ".png", "--json": ""}),
     "watermark-embed": (["fashion-vp", "--key", "k"], {"--out": "", "--json": ""}),

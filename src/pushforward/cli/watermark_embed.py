@@ -88,7 +88,7 @@ def watermark_embed(
     save_each(marked.images, out)
     save_codes(codes, marked.code, {**info, "seed": seed, "dtype": place.dtype, "size": place.size, "watermark": mark})
     carried = "a ring" if told is None else f"{8 * len(told)} bits"
-    reports.tell(f"{out}: {count} image{'s' * (count > 1)} with {carried} in each, {plan.nfe} network calls an image, "
+    reports.tell(f"{out}: {count} image{'s' * (count > 1)} with {carried} in each, {plan.nfe} network calls per image, "
                  f"{seconds:.1f} s")  # fmt: skip
     reports.write({
         "model": model, "process": network.process.name, "solver": spec.solver, "settings": dict(plan.settings),

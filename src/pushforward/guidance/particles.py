@@ -63,7 +63,7 @@ class Lead:
 
     Args:
         dynamics: how they move; their step stays as given.
-        moves: of each chain, the weight of the energy growing to its full size.
+        moves: how many each chain makes, while the weight of the energy grows to its full size.
         at: the step whose denoised image they see, as a share of the plan's network calls; 0 is the first.
     """
 
@@ -89,7 +89,7 @@ class Particles:
         particles: per image that is returned; with 1, all are returned with their weights, else so many of equal
             weight are drawn of each population.
         populations: that know nothing of one another, of which each returns an equal part of the images.
-        share: of the particles, below which their effective number makes them resample; 0: never.
+        share: part of the particles; when their effective number is below it, they resample. 0: never.
         temper: how lambda goes up to 1: `increase`, as the signal's share `snr / (1 + snr)`; `adaptive`, as far
             towards that as leaves the effective `share` of the particles (the evidence is then unbiased only in the
             limit of many particles); `constant`, 1 from the beginning.
@@ -142,8 +142,8 @@ def psi(
         share: effective share of the particles below which they are resampled.
         temper: `constant`, `increase` or `adaptive`.
         checks: times that they are weighted on the way.
-        dynamics: of the chains: `mala()` by default; `pcn` and `ess` need no gradient.
-        moves: of the chains.
+        dynamics: how the chains move, `mala()` by default; `pcn` and `ess` need no gradient.
+        moves: how many each chain makes.
         at: the step whose denoised image they see, as a share of the plan's network calls. At the first, models that
             are not distilled see a mean of all images.
     """
@@ -172,7 +172,7 @@ def guide(
         energy: `(images, code) -> (count,)`, or a sum of several; no gradient is needed.
         sampler: `fk` or `psi`.
         chains: images that are returned.
-        seed: of all noise.
+        seed: seeds all noise.
         first: number of the first image: a population depends on the seed and the numbers of its images alone.
         batch: images that the network and the energy see at a time.
         callback: told after every network call about all particles of a population.
@@ -276,7 +276,7 @@ class _Population:
         energy: of its images.
         sampler: how they go.
         size: images to return.
-        seed: of all noise.
+        seed: seeds all noise.
         first: number of the first image.
         batch: particles that the network sees at a time.
     """

@@ -229,7 +229,7 @@ def read(pattern: Bits | Ring | Sequence[Bits], views: Tensor, message: bytes | 
     of the evidence for it. Else it is of the evidence for any message.
 
     Args:
-        pattern: of the key; several, which differ in length, where the message's is not known.
+        pattern: what the key makes; several, which differ in length, where the message's is not known.
         views: codes `(views, count, *shape)`, each a guess at the codes of the same images.
         message: the message, to see how many of its bits are right.
     """
