@@ -672,7 +672,7 @@ def test_other_samplers_name_it_too(files, tmp_path, monkeypatch, capsys, sample
         ("grey", ["--sampler", "tfg", "--gradient", "exact"], "leave --gradient out"),
         ("grey", ["--sampler", "fk", "--moves", 5], "not --moves"),
         ("grey", ["--sampler", "fk", "--gradient", "exact"], "leave --gradient out"),
-        ("grey", ["--sampler", "fk", "--draws", 2], "A warm-up, annealing and draws are of chains"),
+        ("grey", ["--sampler", "fk", "--draws", 2], "A warm-up, annealing, rungs and draws are of chains"),
         ("grey", ["--sampler", "fk:populations=3"], "an equal part"),
         ("dcgan.pth", ["--sampler", "fk"], "Particles go once through the steps of a diffusion"),
         ("grey", ["--latent", 5], "leave --latent out"),

@@ -117,9 +117,9 @@ def test_guiding_and_steering(tmp_path: Path) -> None:
     steered = model.steer(darkness).sample(3, solver="ddim", steps=4)
     assert bool((darkness(steered) < plain - 10).all())
     sampler = model.diffusion("ddim", 4)
-    found = pf.best(sampler, darkness, steps=20, count=2)
+    found = pf.best(sampler, darkness, steps=10, count=2)
     assert bool((darkness(found.images) < plain.min() - 10).all())
-    chains = model.guide(darkness, pf.langevin(), pf.Schedule(30), solver="ddim", steps=4, chains=3)
+    chains = model.guide(darkness, pf.langevin(), pf.Schedule(15), solver="ddim", steps=4, chains=3)
     assert float(darkness(chains.images).mean()) < float(plain.mean()) - 10
 
 
