@@ -87,7 +87,7 @@ def test_codes_of_images_decode_to_them(name):
     steps = 100 if name == "fashion-langevin" else 30  # with 50, one image in four has no inverse that is found
     plan = gddim(model.process, grid.power(model.process, steps, end=model.process.t_min), order=order)
     diffusion = pf.Diffusion(model, plan)
-    found = diffusion.given(labels).invert(images, seed=1)
+    found = diffusion.given(labels).invert(images, seed=1, sequential=name == "fashion-langevin")  # faster by far
     again = diffusion.given(labels).decode(found.code)
     assert float((again - images).abs().max()) < 2e-3
     assert found.code.start.shape == model.state_shape(len(labels))
