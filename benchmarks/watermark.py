@@ -195,6 +195,7 @@ def report(rows: list[dict[str, Any]], false: list[dict[str, Any]]) -> None:
         for r in false
     ]
     text = "\n\n".join([
+        "# Watermarks",
         "What is done and counted: see `benchmarks/watermark.py`.", table(columns, shown),
         "Images without a mark that are taken for marked ones, over random keys:",
         table(["model", "reading", "looked for", "trials", "at .1", "at .01", "at .001"], rates),
