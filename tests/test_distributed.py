@@ -168,6 +168,8 @@ def torchrun(what: str, folder: Path, limit: float) -> subprocess.CompletedProce
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
     done = torchrun("everything", folder, 280)
+    if "(SIGABRT)" in done.stderr:  # threads of gloo abort now and then as processes leave
+        done = torchrun("everything", folder, 280)
     assert done.returncode == 0, done.stderr
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
