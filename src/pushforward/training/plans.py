@@ -173,14 +173,14 @@ class _Part:
         denoiser: the network under the images' conditions, whose calls are told of.
         model: the model under the same conditions.
         targets: the flow's states in pixels, one a time.
-        features: the first state, then the answers, in the order of the rounds, in the process's frequencies.
+        features: the first state, then the answers, in the order of the rounds, each as `_Task._packed` has it.
         states: the plan's latest states in pixels, one a time.
     """
 
     denoiser: Denoiser
     model: Model
     targets: list[Tensor]
-    features: list[Tensor] = field(default_factory=list)
+    features: Tensor = field(default_factory=lambda: torch.empty(0))
     states: list[Tensor] = field(default_factory=list)
 
     @property
@@ -263,7 +263,8 @@ class _Task:
         registers, latest = [Register("state", 0)], [0] * (self.calls + 1)
         asked: list[int] = []  # places of the answers so far
         for part in parts:
-            part.states, part.features = [part.start] * (self.calls + 1), [self._packed(part.start)]
+            part.states, part.features = [part.start] * (self.calls + 1), self._packed(part.start)[None]
+        asks = [part.denoiser.at(self.process, self.times[:-1], part.start) for part in parts]
         for done in range(self.rounds + 1):
             ending = done == self.rounds
             places = [self.calls] if ending else list(range(max(done, 1), self.calls))
@@ -277,14 +278,14 @@ class _Task:
             asking = [] if ending else list(range(done, self.calls))
             registers += [Register("answer", latest[place]) for place in asking]
             asked += asking
-            for part in parts:
-                ask = part.denoiser.at(self.process, self.times[:-1], part.start)
-                part.features += [self._packed(ask(place, part.states[place])) for place in asking]
+            for part, ask in zip(parts, asks, strict=True):
+                answers = [self._packed(ask(place, part.states[place]))[None] for place in asking]
+                part.features = torch.cat([part.features, *answers])
         return Plan(self.process, "learned", tuple(nodes), tuple(latest), settings={"rounds": self.rounds})
 
     def _combined(self, coefficients: Tensor, part: _Part) -> Tensor:
         """The features' combination, in pixels."""
-        state = torch.einsum("fiqj,qnjcf->nicf", coefficients.to(part.start), torch.stack(part.features))
+        state = torch.einsum("fiqj,qnjcf->nicf", coefficients.to(part.start), part.features)
         return self._basis.inverse(state.reshape(part.start.shape))
 
     def _operators(self, coefficients: Tensor) -> list[Operator]:
@@ -306,7 +307,7 @@ class _Task:
                 norm = self.process.image(part.targets[-1]).flatten(1).norm(dim=1)[:, None, None, None]
                 known, wanted = (
                     (stack[..., inside] / norm).transpose(-4, -3).flatten(-3)
-                    for stack in (torch.stack(part.features), self._packed(part.targets[place]))
+                    for stack in (part.features, self._packed(part.targets[place]))
                 )
                 form = forms[..., inside].to(known).repeat(1, 1, known.shape[-1] // int(inside.sum()))
                 rows = (known[:, None] * form[:, :, None]).flatten(0, 2).double()
