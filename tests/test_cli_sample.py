@@ -112,8 +112,8 @@ def test_plot_plan(folder, tmp_path):
         (["--label", "c"], "no class 'c'"),
         (["--guidance", 2, "--solver", "rk45", "--steps", 3, "--eta", 1], "chooses its own settings"),
         (["--end", 2, "--solver", "ddim"], "down to end"),
-        (["--out", "x.mp3"], "suffix '.mp3'"),
-        (["--animate", "x.png"], "suffix '.png'"),
+        (["--out", "x.mp3"], "got x.mp3"),
+        (["--animate", "x.png"], "got x.png"),
         (["--device", "cuda:7"], "cannot be used"),
     ],
 )

@@ -758,7 +758,7 @@ def test_encode_leaves_broken_files_out_and_takes_as_many_as_asked(models, pictu
         (["--guidance", 2], "without a prompt"),
         (["--start", 0.01], "The start is a share"),
         (["--out", "codes.png"], "ends in .safetensors"),
-        (["--picture", "x.mp3"], "suffix '.mp3'"),
+        (["--picture", "x.mp3"], "got x.mp3"),
     ],
     ids=lambda x: " ".join(map(str, x)) if isinstance(x, list) else "",
 )

@@ -15,7 +15,7 @@ from torch import Tensor
 from pushforward.errors import PushforwardError
 from pushforward.linear import Process
 
-__all__ = ["Ask", "Denoiser", "Function", "Priced", "Wrapper", "check_output"]
+__all__ = ["Ask", "Denoiser", "Function", "Priced", "Watched", "Wrapper", "check_output"]
 
 
 class Ask(Protocol):
@@ -64,6 +64,28 @@ class Priced(Denoiser, Protocol):
 
     def price(self) -> dict[str, object] | None:
         """Return plain values, the same for denoisers whose calls take equally long, or `None` if unknown."""
+
+
+@dataclass(frozen=True, eq=False)
+class Watched:
+    """A denoiser of which `watch(rows, of)` is told before every call: how many rows, and of which images (`Ask`)."""
+
+    inner: Denoiser
+    watch: Callable[[int, Tensor | None], None]
+
+    def around(self, inner: Denoiser) -> Watched:
+        """The same about another denoiser's calls."""
+        return Watched(inner, self.watch)
+
+    def at(self, process: Process, times: Tensor, like: Tensor) -> Ask:
+        """See `Denoiser`."""
+        ask = self.inner.at(process, times, like)
+
+        def watched(k: int | Tensor, u: Tensor, of: Tensor | None = None) -> Tensor:
+            self.watch(len(u), of)
+            return ask(k, u, of)
+
+        return watched
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from pushforward.cli._shared.options import (
     ReportOptions,
     grouped,
 )
-from pushforward.data.pictures import check_suffix, picture_suffixes, save_each, save_image
+from pushforward.data.files import check_suffix
+from pushforward.data.pictures import picture_suffixes, save_each, save_image
 
 __all__ = ["decode"]
 

@@ -30,15 +30,16 @@ from pushforward.cli._shared.options import (
     started,
 )
 from pushforward.cli._shared.report import progress
+from pushforward.data.files import check_suffix
 from pushforward.data.inputs import Images
-from pushforward.data.pictures import check_suffix, picture_suffixes
+from pushforward.data.pictures import picture_suffixes
 from pushforward.errors import PushforwardError
 from pushforward.maps.code import Code
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.inversion import Encoding
 from pushforward.maps.normality import statistics
 from pushforward.maps.spec import noisy
-from pushforward.maps.storage import check_path, header
+from pushforward.maps.storage import SUFFIX, header
 
 __all__ = ["encode"]
 
@@ -85,7 +86,7 @@ def encode(
     pushforward encode fashion-vp data.npz --count 16 --solver ddpm --start 0.6 --label sneaker
     pushforward decode codes.safetensors --out again.png
     """
-    check_path(out)
+    check_suffix(out, {SUFFIX}, "Codes")
     if picture is not None:
         check_suffix(picture, picture_suffixes())
     check_outputs({"--out": out, "--picture": picture, "--json": reports.json}, inputs=images)

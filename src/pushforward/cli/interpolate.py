@@ -20,13 +20,14 @@ from pushforward.cli._shared.options import (
     ReportOptions,
     grouped,
 )
+from pushforward.data.files import check_suffix
 from pushforward.data.memory import check_images
-from pushforward.data.pictures import check_suffix, picture_suffixes, save_image, sheet
+from pushforward.data.pictures import picture_suffixes, save_image, sheet
 from pushforward.errors import PushforwardError
 from pushforward.maps.code import Code
 from pushforward.maps.interpolation import average, similarity
 from pushforward.maps.interpolation import interpolate as between
-from pushforward.maps.storage import check_path, full_name, save_codes
+from pushforward.maps.storage import SUFFIX, full_name, save_codes
 
 __all__ = ["interpolate"]
 
@@ -63,7 +64,7 @@ def interpolate(
     """
     check_suffix(out, picture_suffixes())
     if save is not None:
-        check_path(save)
+        check_suffix(save, {SUFFIX}, "Codes")
     check_outputs({"--out": out, "--save": save, "--json": reports.json}, inputs=[codes])
     in_vain({"frames": "--average makes one image" if middle else None})
     code, info, diffusion = open_codes(codes, model, device)

@@ -32,8 +32,9 @@ from pushforward.cli._shared.options import (
     grouped,
 )
 from pushforward.cli._shared.report import progress
+from pushforward.data.files import check_suffix
 from pushforward.data.inputs import Images
-from pushforward.data.pictures import check_suffix, picture_suffixes
+from pushforward.data.pictures import picture_suffixes
 from pushforward.errors import PushforwardError
 from pushforward.evaluation.pairs import decibels
 from pushforward.execute import Progress, Round
@@ -43,7 +44,7 @@ from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.inversion import Inversion, Record
 from pushforward.maps.normality import statistics
 from pushforward.maps.spec import SamplerSpec
-from pushforward.maps.storage import check_path, header
+from pushforward.maps.storage import SUFFIX, header
 from pushforward.model import Model
 from pushforward.plan import Plan
 from pushforward.plan.gddim import with_residuals
@@ -126,7 +127,7 @@ def invert(
     pushforward invert fashion-vp shoe.png --method optimise --solver ddpm --steps 20 --begin random
     pushforward decode codes.safetensors --out again.png
     """
-    check_path(out)
+    check_suffix(out, {SUFFIX}, "Codes")
     if picture is not None:
         check_suffix(picture, picture_suffixes())
     check_outputs({"--out": out, "--picture": picture, "--json": reports.json}, inputs=images)

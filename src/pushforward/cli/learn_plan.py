@@ -24,9 +24,10 @@ from pushforward.cli._shared.options import (
     grouped,
 )
 from pushforward.cli._shared.report import progress
+from pushforward.data.files import check_suffix
 from pushforward.maps.labels import UNSAID
 from pushforward.plan import save_plan
-from pushforward.plan.files import check_plan_path
+from pushforward.plan.files import SUFFIX
 from pushforward.training.plans import HELD_OUT, evaluations, images_within
 from pushforward.training.plans import learn_plan as learn
 
@@ -68,7 +69,7 @@ def learn_plan(
     pushforward sample fashion-vp --solver fast.plan
     pushforward learn-plan emoji --rounds 4 --minutes 10 --max-evaluations 40
     """
-    check_plan_path(out)
+    check_suffix(out, {SUFFIX}, "Plans")
     check_outputs({"--out": out, "--json": reports.json})
     in_vain({"images": None if minutes is None else "--minutes is given"})
     condition.check(1)

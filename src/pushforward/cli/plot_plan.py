@@ -21,8 +21,7 @@ from pushforward.cli._shared.options import (
     grouped,
 )
 from pushforward.cli._shared.report import write_json
-from pushforward.data.files import atomic_path
-from pushforward.data.pictures import check_suffix
+from pushforward.data.files import atomic_path, check_suffix
 from pushforward.model import load
 from pushforward.plan import Plan, Register
 
@@ -45,7 +44,7 @@ def plot_plan(
     pushforward plot-plan fashion-langevin --solver ddim --eta 0.5 --out langevin.png
     pushforward plot-plan fashion-blurring --solver unipc --json -
     """
-    check_suffix(out, {".png", ".jpg", ".webp", ".pdf", ".svg"})
+    check_suffix(out, {".png", ".jpg", ".webp", ".pdf", ".svg"}, "Plots")
     check_outputs({"--out": out, "--json": json})
     chosen = load(model, **pipeline.asked)
     made = make_plan(chosen, sampler.plan_spec)

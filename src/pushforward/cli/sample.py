@@ -31,7 +31,8 @@ from pushforward.cli._shared.options import (
     grouped,
 )
 from pushforward.cli._shared.report import progress, waiting
-from pushforward.data.pictures import check_suffix, picture_suffixes, save_animation, save_each, save_image, sheet
+from pushforward.data.files import check_suffix
+from pushforward.data.pictures import picture_suffixes, save_animation, save_each, save_image, sheet
 from pushforward.errors import PushforwardError
 from pushforward.execute import PARALLEL_METHODS, Parallel, Progress, Round
 from pushforward.execute.distributed import join
@@ -118,7 +119,7 @@ def sample(
     """
     check_suffix(out, picture_suffixes())
     if animate is not None:
-        check_suffix(animate, {".gif", ".webp"})
+        check_suffix(animate, {".gif", ".webp"}, "Animations")
     check_outputs({"--out": out, "--animate": animate, "--json": reports.json}, {"--each": each})
     main = join(place.device)  # under torchrun, every rank works and the first one writes
     reports = replace(reports, quiet=reports.quiet or not main)

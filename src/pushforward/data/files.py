@@ -8,12 +8,15 @@ import os
 import re
 import secrets
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pushforward.errors import PushforwardError
+
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EPIPE, errno.ESPIPE}
@@ -144,6 +147,40 @@ def save_tensors(
             number = int(found[1]) if found else errno.EIO
             raise OSError(number, os.strerror(number), str(path)) from error
         temporary.chmod(0o644)  # by default only its owner may read it
+
+
+def load_tensors(
+    path: str | os.PathLike[str], device: torch.device | str = "cpu"
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read the tensors of a `.safetensors` file, and its metadata.
+
+    Raises:
+        OSError: the file is not there, or cannot be read.
+        ValueError: it is damaged, or another kind of file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt", device=str(device)) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+
+
+def check_suffix(path: str | os.PathLike[str], known: Collection[str], what: str = "Pictures") -> None:
+    """Raise unless a file of this suffix can be written; call it before long work.
+
+    Args:
+        path: the file to be written.
+        known: the suffixes of what is to be written, in lower case; of many, the message names a few.
+        what: is to be written, for the message.
+
+    Raises:
+        PushforwardError: the suffix is unknown.
+    """
+    if Path(path).suffix.lower() not in known:
+        shown = sorted(known if len(known) < 9 else {".png", ".jpg", ".webp", ".gif", ".tiff"})
+        raise PushforwardError(f"{what} are written to a file that ends in {' or '.join(shown)}; got {path}.")
 
 
 def cache_folder() -> Path:

@@ -16,12 +16,11 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torch.nn.functional import pad
 
-from pushforward.data.files import atomic_path
+from pushforward.data.files import atomic_path, check_suffix
 from pushforward.errors import PushforwardError
 
 __all__ = [
-    "check_pairs", "check_suffix", "compared", "picture_suffixes", "read_mask",
-    "save_animation", "save_image", "sheet", "to_bytes",
+    "check_pairs", "compared", "picture_suffixes", "read_mask", "save_animation", "save_image", "sheet", "to_bytes",
 ]  # fmt: skip
 
 
@@ -238,7 +237,7 @@ def save_animation(
     Raises:
         PushforwardError: the suffix is neither.
     """
-    check_suffix(path, {".gif", ".webp"})
+    check_suffix(path, {".gif", ".webp"}, "Animations")
     each = max(20, round(1000 * seconds / len(frames)))
     durations = [each] * (len(frames) - 1) + [round(1000 * hold)]
     with atomic_path(path) as temporary:
@@ -248,15 +247,3 @@ def save_animation(
 def picture_suffixes() -> set[str]:
     """Return the suffixes of the formats in which pictures can be written."""
     return {suffix for suffix, name in Image.registered_extensions().items() if name in Image.SAVE}
-
-
-def check_suffix(path: str | os.PathLike[str], known: set[str]) -> None:
-    """Raise unless a file of this suffix can be written; call it before long work.
-
-    Raises:
-        PushforwardError: the suffix is unknown.
-    """
-    suffix = Path(path).suffix
-    if suffix.lower() not in known:
-        shown = ", ".join(sorted(known if len(known) < 9 else {".png", ".jpg", ".webp", ".gif", ".tiff"}))
-        raise PushforwardError(f"Cannot write {path}: no picture format has the suffix {suffix!r}; use one of {shown}.")

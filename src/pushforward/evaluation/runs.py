@@ -16,10 +16,9 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pushforward.data.files import atomic_path, digest
+from pushforward.data.files import atomic_path, digest, load_tensors
 from pushforward.data.pictures import to_bytes
 from pushforward.errors import PushforwardError
 from pushforward.evaluation.distances import FEWEST
@@ -284,9 +283,8 @@ def _read(path: Path, count: int) -> dict[str, Tensor]:
         PushforwardError: it is not there, or damaged.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as error:
+        tensors, _ = load_tensors(path)
+    except (OSError, ValueError) as error:
         raise PushforwardError(
             f"The generated images {path} cannot be read ({error}); remove the file to have them made again."
         ) from None

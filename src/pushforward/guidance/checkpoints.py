@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pushforward.data.files import save_tensors
+from pushforward.data.files import load_tensors, save_tensors
 from pushforward.data.schema import check_tensors, parse
 from pushforward.errors import PushforwardError
 from pushforward.guidance.chains import Chains, Draw, Point, Record
@@ -125,9 +124,8 @@ def load_descents(path: Path, device: torch.device | str = "cpu") -> tuple[Desce
 def _reading(path: Path, kind: str, device: torch.device | str) -> Iterator[tuple[_Head, dict[str, Tensor]]]:
     """Yield header and tensors of a file; missing parts raise an error in the block."""
     try:
-        with safe_open(path, "pt", device=str(device)) as file:
-            head = parse((file.metadata() or {})[_KEY], _Head, f"The header of {path}", "remove it to start again")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        tensors, metadata = load_tensors(path, device)
+        head = parse(metadata[_KEY], _Head, f"The header of {path}", "remove it to start again")
         if head.format != kind:
             raise KeyError(kind)
         shapes = _SHAPES | (_OF_CHAINS if kind == _CHAINS else {"nfe": "chains"})
@@ -141,7 +139,7 @@ def _reading(path: Path, kind: str, device: torch.device | str) -> Iterator[tupl
         yield head, tensors
     except PushforwardError:
         raise
-    except (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
         raise PushforwardError(
             f"{path} is missing, damaged or not a file of {kind.split('-')[1]} ({error}); remove it to start again."
         ) from None

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from pushforward.data.memory import free_memory
-from pushforward.denoiser import Ask, Denoiser
+from pushforward.denoiser import Watched
 from pushforward.execute import Exact, Solution
-from pushforward.linear import Process
 from pushforward.maps.base import ModelMap
 from pushforward.maps.code import Code
 from pushforward.maps.diffusion import Diffusion
@@ -64,7 +63,12 @@ class Counted:
         there = self.pushforward.some(which)
         if not isinstance(there, Diffusion):
             return there
-        return there.around(lambda denoiser: _Denoiser(denoiser, self.nfe, which))
+
+        def count(_rows: int, of: Tensor | None) -> None:
+            images = which if of is None else which[of]
+            self.nfe.index_add_(0, images, torch.ones_like(images))
+
+        return there.around(lambda denoiser: Watched(denoiser, count))
 
     def decode(self, code: Code, which: Tensor) -> Tensor:
         """The images numbered `which (n,)`, whose codes these are, `(n, channels, height, width)`."""
@@ -152,27 +156,3 @@ class Trails:
         self.states[place, :, rows] = solution.states[:, good].movedim(1, 0)
         self.answers[place, :, rows] = solution.answers[:, good].movedim(1, 0)
         self.codes[place, rows], self.known[place, rows] = x, True
-
-
-@dataclass(frozen=True)
-class _Denoiser:
-    """A denoiser that adds the rows it is asked about to those of the images `some` in `nfe`."""
-
-    inner: Denoiser
-    nfe: Tensor
-    some: Tensor
-
-    def around(self, inner: Denoiser) -> _Denoiser:
-        """The same count of another denoiser's rows."""
-        return replace(self, inner=inner)
-
-    def at(self, process: Process, times: Tensor, like: Tensor) -> Ask:
-        """See `Denoiser`."""
-        ask = self.inner.at(process, times, like)
-
-        def counted(k: int | Tensor, u: Tensor, of: Tensor | None = None) -> Tensor:
-            rows = self.some if of is None else self.some[of]
-            self.nfe.index_add_(0, rows, torch.ones_like(rows))
-            return ask(k, u, of)
-
-        return counted

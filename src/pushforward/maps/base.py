@@ -97,6 +97,10 @@ class ModelMap(ABC):
             return model.given(None, self.guidance)
         return (model.unconditioned() if labels is None else model).given(labels, self.guidance)
 
+    def in_turn(self, count: int, first: int = 0) -> Self:
+        """The map as it is if its labels were said; else of `count` images, under the model's labels in turn."""
+        return self if self.said else self.given(in_turn(self.model, count, first))
+
     def told(self, count: int) -> Model:
         """The model under its condition, for `count` images.
 
@@ -175,7 +179,7 @@ class ModelMap(ABC):
         if count < 1 or batch < 1:
             raise PushforwardError(f"Sampling needs a count and a batch of at least 1; got {count} and {batch}.")
         check_images(count, self.model.image_shape or self.model.shape)
-        there = self if self.said else self.given(in_turn(self.model, count, first))
+        there = self.in_turn(count, first)
         there.told(count)
         for begin in range(0, count, batch):
             end = min(begin + batch, count)

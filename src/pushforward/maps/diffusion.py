@@ -24,7 +24,7 @@ from pushforward.execute.inverse import Inverse
 from pushforward.maps.base import ModelMap
 from pushforward.maps.code import Code, GaussianStream, numbered
 from pushforward.maps.inversion import Encoding, Inversion
-from pushforward.maps.labels import UNSAID, Unsaid, in_turn
+from pushforward.maps.labels import UNSAID, Unsaid
 from pushforward.model import Model
 from pushforward.plan import Plan
 
@@ -182,7 +182,7 @@ class Diffusion(ModelMap):
             method: how all steps would be taken at once; its window is chosen.
         """
         like = torch.zeros(self.model.state_shape(batch), dtype=self.dtype, device=self._place)
-        model = (self if self.said else self.given(in_turn(self.model, 1))).some(slice(0, 1)).bound
+        model = self.in_turn(1).some(slice(0, 1)).bound
         latency = measured(Sharded(model.denoiser), model.process, like)
         choice = choose(self.plan, latency, batch, method=method)
         return choice.method, choice.reason

@@ -171,7 +171,7 @@ class SamplerSpec:
     @property
     def filed(self) -> bool:
         """Whether the plan is read from a file."""
-        return self.solver.endswith(PLAN_SUFFIX)
+        return self.solver.lower().endswith(PLAN_SUFFIX)
 
     def _kept_plan(self, model: Model) -> Plan:
         """The plan in the file, which must be the one that is meant, if that is said, and fit the model."""
@@ -258,7 +258,7 @@ def parse(text: str, beside: Mapping[str, object] = NONE, otherwise: Mapping[str
     for name in ("rounds", "max_evaluations"):
         if name in settings and not (isinstance(value := settings[name], int) and value > 0):
             raise PushforwardError(f"A sampler takes {name}=1 or more; got {settings[name]!r}.")
-    if solver.endswith(PLAN_SUFFIX):
+    if solver.lower().endswith(PLAN_SUFFIX):
         return SamplerSpec(solver, *_of_file(solver, settings))
     whole = {**otherwise, **settings}
     if "rounds" in whole and "steps" not in settings:

@@ -27,10 +27,9 @@ from typing import Any, ClassVar
 
 import torch
 from pydantic import ConfigDict
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pushforward.data.files import save_tensors
+from pushforward.data.files import check_suffix, load_tensors, save_tensors
 from pushforward.data.schema import check
 from pushforward.errors import PushforwardError
 from pushforward.maps.code import Code
@@ -44,7 +43,6 @@ __all__ = [
     "FORMAT",
     "SUFFIX",
     "check_codes",
-    "check_path",
     "decoder_of",
     "full_name",
     "header",
@@ -147,7 +145,7 @@ def save_codes(path: Path, code: Code, info: Mapping[str, Any]) -> None:
     Raises:
         PushforwardError: another suffix, or a code whose parts do not fit together.
     """
-    check_path(path)
+    check_suffix(path, {SUFFIX}, "Codes")
     tensors = {
         name: value.detach().contiguous().cpu()
         for name in ("start", "noises", "end", "residual")
@@ -167,10 +165,8 @@ def load_codes(path: Path) -> tuple[Code, dict[str, Any]]:
     if not path.is_file():
         raise PushforwardError(f"There is no file of codes {path}.")
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-    except (SafetensorError, ValueError) as error:
+        tensors, metadata = load_tensors(path)
+    except (OSError, ValueError) as error:
         raise PushforwardError(
             f"{path} is damaged or no file of codes ({error}); make it again with `pushforward encode`."
         ) from None
@@ -185,16 +181,6 @@ def load_codes(path: Path) -> tuple[Code, dict[str, Any]]:
         raise PushforwardError(f"{path} has format {found!r}; this version of Pushforward reads {FORMAT!r}.")
     _check(head, tensors, str(path))
     return Code(**tensors), head
-
-
-def check_path(path: Path) -> None:
-    """Raise unless codes can be written to a file of this name, before long work is done for it.
-
-    Raises:
-        PushforwardError: another suffix.
-    """
-    if path.suffix.lower() != SUFFIX:
-        raise PushforwardError(f"Codes are written to a file that ends in {SUFFIX}; got {path}.")
 
 
 def check_codes(code: Code, info: Mapping[str, Any], model: Model) -> None:

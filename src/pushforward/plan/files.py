@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pushforward.data.files import digest, save_tensors
+from pushforward.data.files import check_suffix, digest, load_tensors, save_tensors
 from pushforward.data.schema import check, check_tensors
 from pushforward.errors import PushforwardError
 from pushforward.linear import Basis, Operator, Process, process_from_config
 from pushforward.plan.plan import Node, Plan, Register
 
-__all__ = ["SUFFIX", "check_plan_path", "load_plan", "save_plan"]
+__all__ = ["SUFFIX", "load_plan", "save_plan"]
 
 SUFFIX, FORMAT = ".plan", "pushforward-plan-1"
 _KEY, _REMEDY = "pushforward", "learn the plan again"
@@ -38,16 +37,6 @@ class _Header:
     about: dict[str, Any] = field(default_factory=dict)
 
 
-def check_plan_path(path: Path) -> None:
-    """Raise unless a plan can be written to a file of this name.
-
-    Raises:
-        PushforwardError: another suffix.
-    """
-    if path.suffix != SUFFIX:
-        raise PushforwardError(f"Plans are written to a file that ends in {SUFFIX}; got {path}.")
-
-
 def save_plan(plan: Plan, path: str | Path, about: Mapping[str, Any] | None = None) -> None:
     """Write a plan to a file, whole or not at all.
 
@@ -59,7 +48,7 @@ def save_plan(plan: Plan, path: str | Path, about: Mapping[str, Any] | None = No
     Raises:
         PushforwardError: another suffix.
     """
-    check_plan_path(Path(path))
+    check_suffix(path, {SUFFIX}, "Plans")
     terms = [(n, _KINDS.index(r.kind), r.node) for n, node in enumerate(plan.nodes) for r in node.terms]
     values = [operator.lift(plan.basis).coefficients for node in plan.nodes for operator in node.terms.values()]
     tensors = {
@@ -84,10 +73,9 @@ def load_plan(path: str | Path) -> Plan:
     if not path.is_file():
         raise PushforwardError(f"There is no plan {path}; `pushforward learn-plan` makes one.")
     try:
-        with safe_open(path, "pt") as file:
-            head = json.loads((file.metadata() or {})[_KEY])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-    except (SafetensorError, KeyError, ValueError) as error:
+        tensors, metadata = load_tensors(path)
+        head = json.loads(metadata[_KEY])
+    except (OSError, KeyError, ValueError) as error:
         raise PushforwardError(f"{path} holds no plan ({error}); {_REMEDY}.") from None
     said = check(head, _Header, str(path), _REMEDY)
     if said.format != FORMAT:

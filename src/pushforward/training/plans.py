@@ -25,13 +25,13 @@ import torch
 from torch import Tensor
 
 from pushforward.data.memory import check_memory
-from pushforward.denoiser import Ask, Denoiser
+from pushforward.denoiser import Denoiser, Watched
 from pushforward.errors import PushforwardError
 from pushforward.execute import Parallel, parallel, run
 from pushforward.execute.budget import nodes_in, spent
-from pushforward.linear import IDENTITY, Basis, Operator, Process
+from pushforward.linear import IDENTITY, Basis, Operator
 from pushforward.maps.diffusion import Diffusion
-from pushforward.maps.labels import UNSAID, Labels, Unsaid, in_turn
+from pushforward.maps.labels import UNSAID, Labels, Unsaid
 from pushforward.model import Model
 from pushforward.plan import Node, Plan, Register, in_rounds
 from pushforward.plan.auto import auto_at, auto_grid
@@ -88,8 +88,7 @@ def images_within(
 ) -> int:
     """Estimate from how many images a plan is learned in so many seconds; `LEAST` at least."""
     there = Diffusion(model, in_rounds(model.process, rounds, model.reference)).given(labels, guidance)
-    if not there.said:
-        there = there.given(in_turn(model, _TIMED))
+    there = there.in_turn(_TIMED)
     start = there.start(there.draw(_TIMED).start)
     ask = there.told(_TIMED).denoiser.at(model.process, there.times[:1], start)
     ask(0, start)  # the first call prepares
@@ -130,7 +129,7 @@ def learn_plan(
         seed: seeds the codes of the images.
         end: time of the last state; above 0 images can be inverted by the plan.
         batch: images in a network call.
-        callback: told after every network call how many states it saw.
+        callback: told at every network call how many states it sees.
 
     Raises:
         PushforwardError: too few rounds, images or evaluations; or a plan that is no better on held-out images than
@@ -189,29 +188,6 @@ class _Part:
         return self.targets[0]
 
 
-@dataclass(frozen=True, eq=False)
-class _Told:
-    """A denoiser that says how many states each of its calls sees."""
-
-    inner: Denoiser
-    callback: Callable[[int], None]
-
-    def around(self, inner: Denoiser) -> _Told:
-        """The same about another denoiser's calls."""
-        return _Told(inner, self.callback)
-
-    def at(self, process: Process, times: Tensor, like: Tensor) -> Ask:
-        """See `Denoiser`."""
-        ask = self.inner.at(process, times, like)
-
-        def told(k: int | Tensor, u: Tensor, of: Tensor | None = None) -> Tensor:
-            answer = ask(k, u, of)
-            self.callback(len(u))
-            return answer
-
-        return told
-
-
 class _Task:
     """What is learned, for a model: a plan on these times in so many rounds."""
 
@@ -227,14 +203,13 @@ class _Task:
         """The flow of `count` images, in parts of a batch."""
         check_memory(4 * self._numbers * count * (2 * self.calls + spent(self.calls, self.rounds)),
                      f"The answers about {count} images to learn from")  # fmt: skip
-        if not there.said:
-            there = there.given(in_turn(there.model, count, first))
+        there = there.in_turn(count, first)
         parts = []
         for begin in range(0, count, batch):
             some = slice(begin, min(begin + batch, count))
             model = there.some(some).told(some.stop - some.start)
             code = there.draw(some.stop - some.start, seed=seed, first=first + begin)
-            denoiser = _Told(model.denoiser, self._callback)
+            denoiser = Watched(model.denoiser, lambda rows, _: self._callback(rows))
             parts.append(_Part(denoiser, model, self._flow(denoiser, there.start(code.start))))
         return parts
 

@@ -15,7 +15,7 @@ from pushforward.errors import PushforwardError
 from pushforward.execute import Progress
 from pushforward.maps.code import Code
 from pushforward.maps.diffusion import Diffusion
-from pushforward.maps.labels import UNSAID, in_turn
+from pushforward.maps.labels import UNSAID
 from pushforward.maps.passes import last_states, passing
 from pushforward.maps.spec import SamplerSpec
 from pushforward.maps.watermark import Bits, Found, Ring, longest, read
@@ -96,7 +96,7 @@ def watermark(
             f"The solver {there.plan.solver!r} with these settings draws noises that hide the mark; take a "
             "deterministic one, e.g. ddim or dpm++."
         )
-    there = there if there.said else there.given(in_turn(model, count, first))
+    there = there.in_turn(count, first)
     there.told(count)
     code = there.draw(count, seed=seed, first=first)
     if message is None:

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from pushforward.data.files import atomic_path, cache_folder
+from pushforward.data.files import atomic_path, cache_folder, load_tensors
 from pushforward.data.files import digest as _digest
 from pushforward.errors import PushforwardError
 from pushforward.model.torchscript import load_torchscript
@@ -364,9 +364,9 @@ def _check(images: Tensor, batch: int) -> None:
 def _read(path: Path, key: str, count: int) -> Tensor:
     """Read the features kept in a file, and check that they belong to the key and are undamaged."""
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            about, found = file.metadata() or {}, file.get_tensor("features")
-    except (OSError, SafetensorError) as error:
+        tensors, about = load_tensors(path)
+        found = tensors["features"]
+    except (OSError, ValueError, KeyError) as error:
         raise PushforwardError(f"The file of kept features {path} is damaged; remove it.") from error
     fits = found.dtype == torch.float32 and found.ndim == 2 and len(found) == count
     if not fits or about.get("key") != key or about.get("sha256") != _digest(found):
