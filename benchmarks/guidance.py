@@ -149,7 +149,7 @@ def closed(chains: int) -> None:
     weights, means, covariance = toy.posterior()
     mean = weights @ means
     whole = covariance + (weights[:, None] * (means - mean)).T @ (means - mean)
-    one, other = toy.truth(10 * chains, 1), toy.truth(50 * chains, 2)
+    one, other = toy.truth(10 * chains, 1), toy.truth(200 * chains, 2)
     rows: list[dict[str, Any]] = [figures("truth (another draw)", one, mean, whole, other, 0, None)]
     process = process_from_config({"name": "vp"})
     model = Model(
@@ -172,12 +172,13 @@ def closed(chains: int) -> None:
             rows.append({**figures(name, x, mean, whole, other, int(found.nfe[0]), said.acceptance, gradients),
                          "mode shares: error": toy.misplaced(x), "R-hat": said.worst})  # fmt: skip
             print(rows[-1], flush=True)
-    for rungs in (3, 4, 5):
-        moves = BUDGET // plan.nfe // rungs - 1
+    short = replace(diffusion, plan=SamplerSpec("auto", 8).plan(model))
+    for rungs, seed in ((3, 0), (5, 0), (4, 0), (4, 1), (4, 2), (4, 3)):
+        moves = BUDGET // short.plan.nfe // rungs - 1
         schedule = Schedule(moves, moves // 8, draws=moves - moves // 8, rungs=rungs)
-        found = guide(diffusion, toy.energy, pcn(), schedule, chains=chains, batch=rungs * chains)
+        found = guide(short, toy.energy, pcn(), schedule, chains=chains, seed=seed, batch=rungs * chains)
         said, x = diagnose(found.history, schedule.warmed), found.images.double().flatten(1)
-        name = f"pCN, tempered on {rungs} rungs"
+        name = f"pCN, tempered on {rungs} rungs, 8 steps of auto, seed {seed}"
         rows.append({**figures(name, x, mean, whole, other, int(found.nfe[0]), said.acceptance),
                      "mode shares: error": toy.misplaced(x), "R-hat": said.worst})  # fmt: skip
         print(rows[-1], flush=True)
@@ -368,10 +369,12 @@ def fashion(path: Path, count: int, names: list[str], labels: list[str]) -> None
             few = Diffusion(differentiated, SamplerSpec("dpm++", steps).plan(model))
             found = guide(few, energy, how, schedule, chains=count, seed=1, batch=count)
             record(way, found.images, float(found.nfe.double().mean()))
-        noisy = Diffusion(differentiated, SamplerSpec("dpm++", 20, {"noise": 1.0}).plan(model))
-        found = gather(noisy, energy, fk(8), chains=count, seed=1, batch=250)
-        record("fk, 20 steps, 8 particles an image", found.images, float(found.nfe.double().mean()))
-        evidence.append({"model": name, "class": label, **asdict(found.evidence)})
+        for steps, particles in ((20, 8), (40, 16)):
+            noisy = Diffusion(differentiated, SamplerSpec("dpm++", steps, {"noise": 1.0}).plan(model))
+            found = gather(noisy, energy, fk(particles), chains=count, seed=11, batch=250)
+            way = f"fk, {steps} steps, {particles} particles an image"
+            record(way, found.images, float(found.nfe.double().mean()))
+            evidence.append({"model": name, "class": label, "way": way, **asdict(found.evidence)})
         for way, steering in STEERINGS.items():
             there = Diffusion(steered(differentiated, energy, steering), long)
             images = there.given(None).sample(count, seed=1, batch=count)
