@@ -121,7 +121,7 @@ class Forwards(_Stack):
         state.shrinking.append(torch.maximum(sizes[:-1].amax(0), sizes[-1] * relative))
         left, rounding = tail(state.shrinking, self._surprise * relative), self._floor[-1] * relative
         if not state.whole:
-            chain = self._remainder.moved(system.sizes(self._moved), system.sizes(self._unexplained))
+            chain = self._remainder.moved(system.sizes(self._moved), self._unexplained)
             chain = chain.to(left) * relative
             left = torch.where(state.exact >= count, chain, torch.maximum(chain, left))
         estimate = left + rounding * amplification(state.shrinking, rounding)

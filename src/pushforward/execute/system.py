@@ -36,7 +36,8 @@ from pushforward.linear import IDENTITY, POINT, Gaussian, Operator
 from pushforward.plan import Plan, Register
 
 _SPECTRUM = 32  # frequencies that stand for all in a mean over them
-_NUMBERS = 2**22  # coefficients or states worked on at a time
+_NUMBERS = 2**22  # coefficients worked on at a time
+_CACHED = 2**18  # numbers worked on at a time, which stay near the processor
 
 
 class System:
@@ -97,9 +98,9 @@ class System:
         """A stack of zeros."""
         return like.new_zeros(self.size, self._k, columns, self._frequencies).permute(3, 0, 1, 2)
 
-    def parts(self, v: Tensor) -> list[slice]:
-        """Nodes of a stack that are worked on together, so that what is made in between stays small."""
-        step = max(1, _NUMBERS * v.shape[1] // max(1, v.numel()))
+    def parts(self, v: Tensor, stacks: int = 1) -> list[slice]:
+        """Nodes of some stacks like this one that are worked on together, so that what is made in between stays small."""
+        step = max(1, _CACHED * v.shape[1] // max(1, stacks * v.numel()))
         return [slice(a, min(a + step, v.shape[1])) for a in range(0, v.shape[1], step)]
 
     def pack_rows(self, u: Tensor) -> Tensor:
@@ -113,6 +114,15 @@ class System:
     def by_image(self, v: Tensor) -> Tensor:
         """A view of a stack as `(frequencies, nodes, k, batch, rest)`."""
         return v.view(*v.shape[:3], -1, self._rest)
+
+    def lanes(self, v: Tensor) -> Tensor:
+        """A view of a stack in the order of memory, `(nodes, k, batch, rest, frequencies)`."""
+        return v.permute(1, 2, 3, 0).unflatten(2, (-1, self._rest))
+
+    @property
+    def scale(self) -> Tensor:
+        """Deviations of the marginals, as `lanes`: `(nodes, k, 1, 1, frequencies or 1)`."""
+        return self._scale.permute(1, 2, 3, 0).unsqueeze(2)
 
     # -- the system -----------------------------------------------------------------------------------------------
 
@@ -216,13 +226,11 @@ class System:
 
         Of the last node only the image counts: a velocity in the end is no one's.
         """
-        parts = [self._mean_squares(moves[:, some], self._scale[:, some]) for some in self.parts(moves)]
-        squares = torch.cat(parts)
-        squares[-1:] = self._mean_squares(moves[:, -1:, :1], self._scale[:, -1:, :1]) / self._k
+        lanes = self.lanes(moves)
+        each = torch.cat([(lanes[x] / self.scale[x]).square_().mean((3, 4)) for x in self.parts(moves)])
+        squares = each.mean(1)
+        squares[-1:] = each[-1:, 0] / self._k
         return squares.sqrt()
-
-    def _mean_squares(self, moves: Tensor, scale: Tensor) -> Tensor:
-        return self.by_image(moves / scale).square().mean((0, 2, 4))
 
     def whitened(self, moves: Tensor) -> Tensor:
         """Moves in units of the marginals' deviations."""
