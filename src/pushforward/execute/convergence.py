@@ -201,9 +201,11 @@ def converge(
         if bool(stays.any()):
             stack = point.system.by_image(stack).masked_fill(stays[:, None], 0.0).view_as(stack)
         point.move(state, moves, stack, unexplained.masked_fill(stays, 0.0))
+        del stack
         state.close(*point.left(state, moves))
         if callback is not None:
             callback(int(wanted.sum()))
+    state.history = History()
     if state.whole and max_rounds is None:
         state.lost = state.lost | ~state.finished
     return state

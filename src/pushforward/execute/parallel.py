@@ -253,7 +253,7 @@ def _moved(
             f"Parallel sampling of {system.plan.solver!r} begins at a solution with states of shape {shape}; got "
             f"{tuple(solution.states.shape)}: give the solution of the same plan for the same images."
         )
-    states, answers = system.pack(solution.states.to(start)), torch.zeros_like(constant)
+    states, answers = system.pack(solution.states.to(start)), system.zeros(constant.shape[3], constant)
     answers[:, system.asked] = system.pack(solution.answers.to(start))
     moves = system.moves_to(system.pack(start[None]), states, answers, constant)
     near = (system.sizes(moves).amax(0) < NEAR) & ~solution.diverged.to(start.device)
