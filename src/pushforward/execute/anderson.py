@@ -5,7 +5,7 @@ states are `x + r - (dX + dR) gamma`, where gamma makes `r - dR gamma` small in 
 over the step itself (`step`), over all (`joint`), or over it and all before it (`triangular`), which respects that no
 step depends on later ones. The least squares are regularised by `ridge`, relative to their own size or absolute.
 
-Of past rounds `dX + dR` and `dR` are all that is needed. They are kept in half the states' precision, in units of the
+Of past rounds `dX + dR` and `dR` are all that is needed. Those of float32 are kept in float16, in units of the
 marginals' deviations and of each node's greatest: what is lost lies below the default `ridge`. All is worked out a few
 nodes at a time, so that nothing as large as a stack is made but these and the moves.
 
@@ -178,8 +178,8 @@ def _mixed(system: System, moves: Tensor, past: Sequence[_Difference], gamma: Te
 
 
 def _room(like: Tensor) -> _Difference:
-    """Room for a difference in half the precision."""
-    dtype = {torch.float64: torch.float32, torch.float32: torch.float16}.get(like.dtype, like.dtype)
+    """Room for a difference."""
+    dtype = torch.float16 if like.dtype == torch.float32 else like.dtype
     return _Difference(torch.empty(like.shape, dtype=dtype, device=like.device), like.new_empty(like.shape[0:3:2]))
 
 

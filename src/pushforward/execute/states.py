@@ -110,10 +110,10 @@ class Forwards(_Stack):
         self._go(stack)
         if not state.whole and bool((moves.largest > COARSE).any()):
             last = torch.cat([self._nodes, self._every[-1]])  # nodes up to the first to ask that is not exact yet
-            final = (self._every <= last[state.exact])[None, :, None, :, None]
-            again = torch.where(final, self.system.by_image(self._corrected()), 0.0)
-            again = again.masked_fill(~state.going[:, None], 0.0)
-            self.values = self.values + again.view_as(self.values)
+            final = (self._every <= last[state.exact]) & state.going
+            again = self._corrected()
+            self.system.by_image(again).masked_fill_(~final[None, :, None, :, None], 0.0)
+            self.values += again
 
     def left(self, state: Convergence, moves: Moves) -> tuple[Tensor, Tensor]:
         """The larger of the remainder's two readings, and the rounding."""
