@@ -26,11 +26,12 @@ from torch import Tensor
 
 from pushforward.execute import Parallel, run
 from pushforward.execute.parallel import parallel, system_of
-from pushforward.linear import VP, Basis, Blurring, Gaussian, Langevin, Process
+from pushforward.linear import VP, Basis, Blurring, BlurringLangevin, Gaussian, Langevin, Process
 from pushforward.model import Network
 from pushforward.plan import Plan, auto, ddim, exponential, gddim, grid
 
 SHAPE = (16, 3, 32, 32)
+ROWS = 12
 REFERENCE = Gaussian(0.25)
 SOLVERS: dict[str, Callable[[Process, int], Plan]] = {
     "DDIM": lambda process, steps: ddim(process, grid.power(process, steps)),
@@ -98,8 +99,10 @@ def main() -> None:
     text += f"\n\nLargest share of the time outside the network: {worst:.2f} % (the target is below 2 %).\n"
     print("\n" + text)
     if not arguments.quick:
-        text += "\n## All steps at once\n\nDDIM beside a free network, one image, a reference with a spectrum.\n\n"
-        text += at_once() + "\n"
+        text += f"\n## All steps at once\n\nDDIM beside a free network, at most {ROWS} rows a call; one image, "
+        text += "a reference with a spectrum.\nIn units of all states: the peak over what the process took before.\n\n"
+        text += at_once() + "\n\n## First build\n\n`auto` with 100 steps and its system, images of 3 x 32 x 32.\n\n"
+        text += first_builds() + "\n"
     title = f"# Time beside the network\n\n{arguments.steps} steps, images {SHAPE}, float32; times a step."
     write_text("overhead", f"{title}\n\n{text}")
     write_json("overhead", {"steps": arguments.steps, "columns": columns, "rows": rows})
@@ -112,27 +115,49 @@ def at_once() -> str:
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
             rows.append([f"3 x {side} x {side}", steps, *pool.submit(solved, side, steps).result()])
             print(*rows[-1], flush=True)
-    return table(["image", "steps", "set up (s)", "round (ms)", "us per 1000 numbers", "peak (MB)"], rows)
+    columns = ["image", "steps", "set up (s)", "round (ms)", "us per 1000 numbers", "peak (MB)", "in states"]
+    return table(columns, rows)
+
+
+def first_builds() -> str:
+    """A table of what a plan and its system cost to make for the first time."""
+    rows = []
+    for process in (VP(), Blurring(SHAPE[2:]), Langevin(), BlurringLangevin(field=SHAPE[2:])):
+        for name, reference in (("white", REFERENCE), ("a spectrum", spectral(SHAPE[2]))):
+            began = time.thread_time()
+            plan = auto(process, 100, reference)
+            made = time.thread_time()
+            like = torch.zeros(1, SHAPE[1] * process.blocks, *SHAPE[2:])
+            system_of(plan, "gaussian", reference, like)
+            rows.append([process.name, name, made - began, time.thread_time() - made])
+            print(*rows[-1], flush=True)
+    return table(["process", "reference", "plan (s)", "system (s)"], rows)
+
+
+def spectral(side: int) -> Gaussian:
+    """A reference with a spectrum, of unit variance."""
+    spectrum = 1 / (1 + 100 * Basis((side, side)).eigenvalues())
+    return Gaussian(spectrum / spectrum.mean())
 
 
 def solved(side: int, steps: int) -> list[float]:
-    """Seconds to set up; milliseconds a round, in all and a thousand numbers; the peak of this process's memory."""
+    """Seconds to set up; milliseconds a round, in all and a thousand numbers; peak memory, in MB and in states."""
     torch.set_num_threads(1)
-    process = VP()
-    spectrum = 1 / (1 + 100 * Basis((side, side)).eigenvalues())
-    reference = Gaussian(spectrum / spectrum.mean())
+    process, reference = VP(), spectral(side)
     plan = ddim(process, grid.power(process, steps))
     start = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     module = Timed(lambda u, _: 0.1 * u)
-    method = Parallel(reference=reference)
+    method = Parallel(reference=reference, max_rows=ROWS)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.thread_time()
     system_of(plan, method.response, reference, start)
     ready = time.thread_time()
     rounds = parallel(plan, network(module), start, method=method).rounds
     inside = sum(end - begin for begin, end in module.calls)
     each = 1e3 * (time.thread_time() - ready - inside) / rounds
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return [ready - began, each, 1e6 * each / (start.numel() * steps), peak]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    states = start.nbytes * (steps + 1) / 1024
+    return [ready - began, each, 1e6 * each / (start.numel() * steps), peak / 1024, (peak - before) / states]
 
 
 def measure(

@@ -5,6 +5,10 @@ states are `x + r - (dX + dR) gamma`, where gamma makes `r - dR gamma` small in 
 over the step itself (`step`), over all (`joint`), or over it and all before it (`triangular`), which respects that no
 step depends on later ones. The least squares are regularised by `ridge`, relative to their own size or absolute.
 
+Of past rounds `dX + dR` and `dR` are all that is needed. Those of float32 are kept in float16, in units of the
+marginals' deviations and of each node's greatest: what is lost lies below the default `ridge`. All is worked out a few
+nodes at a time, so that nothing as large as a stack is made but these and the moves.
+
 References:
     Iterative Procedures for Nonlinear Integral Equations, Anderson, J. ACM 12 (1965);
     Deep Equilibrium Approaches to Diffusion Models, Pokle et al., arXiv 2210.12867, section 4 (`step`);
@@ -14,7 +18,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -51,45 +55,85 @@ class Mixing:
             )
 
 
+@dataclass(frozen=True, eq=False)
+class _Difference:
+    """A difference of two rounds.
+
+    Args:
+        values: in units of the deviations and of `unit`, `(nodes, k, batch, rest, frequencies)`.
+        unit: each node's greatest number, `(nodes, batch)`.
+    """
+
+    values: Tensor
+    unit: Tensor
+
+
+@dataclass(eq=False)
+class History:
+    """Past rounds.
+
+    Args:
+        last: states and moves of the last round, stacks as in `System`.
+        sizes: of the moves of the last rounds, each `(nodes, batch)`.
+        totals: `dX + dR` between the last rounds.
+        moves: `dR` between them.
+    """
+
+    last: tuple[Tensor, Tensor] | None = None
+    sizes: list[Tensor] = field(default_factory=list)
+    totals: list[_Difference] = field(default_factory=list)
+    moves: list[_Difference] = field(default_factory=list)
+
+    def add(self, system: System, states: Tensor, moves: Tensor, sizes: Tensor, most: int) -> None:
+        """Take in a round, and forget all but the `most` latest differences."""
+        self.sizes = [*self.sizes, sizes][-most - 1 :]
+        if self.last is not None:
+            many = max(0, len(self.moves) + 1 - most)
+            del self.totals[:many], self.moves[:many]
+            past_states, past_moves = (system.lanes(x) for x in self.last)
+            now_states, now_moves = system.lanes(states), system.lanes(moves)
+            total, move = _room(now_moves), _room(now_moves)
+            for some in system.parts(moves):
+                d_moves = now_moves[some] - past_moves[some]
+                _put(d_moves / system.scale[some], move, some)
+                _put((now_states[some] - past_states[some] + d_moves) / system.scale[some], total, some)
+            self.totals.append(total)
+            self.moves.append(move)
+        self.last = states, moves
+
+
 def anderson_step(
     system: System,
     states: Tensor,
     moves: Tensor,
     sizes: Tensor,
-    history: list[tuple[Tensor, Tensor, Tensor]],
+    history: History,
     mixing: Mixing,
     free: Tensor,
     *,
     backwards: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Better moves from these and past ones, and the part of these that past ones do not explain; `history` is kept up.
+    """Better moves from these and past ones, and the sizes of what past ones do not explain; `history` is kept up.
 
     Args:
         system: whose stacks these are.
         states: of this round, before the moves.
         moves: of this round.
         sizes: sizes of the moves, `(nodes, batch)`.
-        history: states, moves and their sizes of past rounds.
+        history: past rounds.
         mixing: how.
         free: nodes that are not settled yet, `(nodes, batch)`; the others keep their moves, and count for nothing.
         backwards: steps depend on the later ones, not on those before.
     """
-    history.append((states, moves, sizes))
-    del history[: -mixing.history - 1]
-    if len(history) < 2:
-        return moves, moves
-    older, newer = history[:-1], history[1:]
-    d_moves = torch.stack([system.by_image(b[1] - a[1]) for a, b in zip(older, newer, strict=True)])
-    d_total = torch.stack([system.by_image(b[0] - a[0]) for a, b in zip(older, newer, strict=True)]) + d_moves
-    flat = torch.stack([system.by_image(system.whitened(b[1] - a[1])) for a, b in zip(older, newer, strict=True)])
-    own = system.by_image(system.whitened(moves))
-    gram = torch.einsum("afnkbr,cfnkbr->nbac", flat, flat).double()
-    right = torch.einsum("afnkbr,fnkbr->nba", flat, own).double()
-    gram, right = gram * free[..., None, None], right * free[..., None]
-    gram, right = (_over(mixing.over, x, backwards=backwards) for x in (gram, right))
-    many = len(flat)
+    history.add(system, states, moves, sizes, mixing.history)
+    many = len(history.moves)
+    if not many:
+        return moves, sizes
+    products = _products(system, moves, history.moves)
+    gram, right = (x * free[..., None, None] for x in (products[..., :many, :many], products[..., :many, many:]))
+    gram, right = (_over(mixing.over, x, backwards=backwards) for x in (gram, right[..., 0]))
     if mixing.shrink is not None:
-        kept = _shrinking([x[2] * free for x in history], mixing.shrink, backwards=backwards).to(gram)
+        kept = _shrinking([x * free for x in history.sizes], mixing.shrink, backwards=backwards).to(gram)
         gram, right = gram * kept[..., None, :] * kept[..., None], right * kept
     if mixing.relative:
         size = gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
@@ -102,11 +146,47 @@ def anderson_step(
         right = right + mixing.ridge * to_weights[-1]
     gamma = torch.linalg.solve(gram, right[..., None])[..., 0]
     usable = gamma.isfinite().all(-1, keepdim=True) & free[..., None]
-    gamma = torch.where(usable, gamma, 0.0).to(moves)
-    total, unexplained = (
-        moves - torch.einsum("afnkbr,nba->fnkbr", d, gamma).reshape(moves.shape) for d in (d_total, d_moves)
-    )
-    return total, unexplained
+    gamma = torch.where(usable, gamma, 0.0)
+    weights = torch.cat([-gamma, torch.ones_like(gamma[..., :1])], -1)[..., None]
+    unexplained = (weights.mT @ products @ weights)[..., 0, 0].clamp_min(0).sqrt()
+    return _mixed(system, moves, history.totals, gamma), unexplained.to(moves)
+
+
+def _products(system: System, moves: Tensor, past: Sequence[_Difference]) -> Tensor:
+    """Mean products of differences of moves, and of these moves, node by node: `(nodes, batch, many + 1, many + 1)`."""
+    now, found = system.lanes(moves), []
+    for some in system.parts(moves, len(past) + 1):
+        own = now[some] / system.scale[some]
+        each = torch.stack([*(x.values[some].to(own) for x in past), own]).flatten(-2)
+        rows = each.flatten(1, 3).transpose(0, 1)
+        found.append(torch.bmm(rows, rows.mT).double().unflatten(0, each.shape[1:4]).mean(1) / each.shape[-1])
+    units = torch.stack([*(x.unit for x in past), torch.ones_like(past[0].unit)], -1).double()
+    return torch.cat(found) * units[..., None, :] * units[..., None]
+
+
+def _mixed(system: System, moves: Tensor, past: Sequence[_Difference], gamma: Tensor) -> Tensor:
+    """`moves - (dX + dR) gamma`."""
+    mixed = torch.empty_like(moves)
+    now, into = system.lanes(moves), system.lanes(mixed)
+    for some in system.parts(moves, 2):
+        explained = torch.zeros_like(now[some])
+        for difference, weights in zip(past, gamma.unbind(-1), strict=True):
+            weight = (difference.unit[some] * weights[some]).to(moves)[:, None, :, None, None]
+            explained.addcmul_(difference.values[some].to(moves), weight)
+        torch.addcmul(now[some], explained, system.scale[some], value=-1, out=into[some])
+    return mixed
+
+
+def _room(like: Tensor) -> _Difference:
+    """Room for a difference."""
+    dtype = torch.float16 if like.dtype == torch.float32 else like.dtype
+    return _Difference(torch.empty(like.shape, dtype=dtype, device=like.device), like.new_empty(like.shape[0:3:2]))
+
+
+def _put(values: Tensor, into: _Difference, some: slice) -> None:
+    unit = values.abs().amax((1, 3, 4))
+    into.unit[some] = unit
+    into.values[some] = values / torch.where(unit > 0, unit, 1.0)[:, None, :, None, None]
 
 
 def _shrinking(sizes: Sequence[Tensor], shrink: float, *, backwards: bool) -> Tensor:

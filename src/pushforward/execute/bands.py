@@ -27,6 +27,7 @@ from pushforward.linear import Basis, Operator
 from pushforward.plan import Plan
 
 _BLOCK = 32  # rows inverted together
+_COLUMNS = 2**13  # solved for together in blocks
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,9 +132,9 @@ class Bands:
             blocks=tuple(replace(b, before=function(b.before), inverse=function(b.inverse)) for b in self.blocks),
         )
 
-    def respond(self, moves: Tensor) -> Tensor:
-        """`L delta`: how the answers are expected to move."""
-        return torch.zeros_like(moves) if self.response is None else times(self.response, moves)
+    def respond(self, moves: Tensor, nodes: slice = slice(None)) -> Tensor:
+        """`L delta`: how the answers, of all nodes or some, are expected to move."""
+        return torch.zeros_like(moves) if self.response is None else times(self.response[:, nodes], moves)
 
     def push(self, states: Tensor, answers: Tensor, into: Tensor, first: int) -> None:
         """Add `A S + B D` in the rows from `first` on."""
@@ -150,11 +151,13 @@ class Bands:
         return states, answers
 
     def solve(self, wanted: Tensor, first: int = 1) -> Tensor:
-        """`x` with `(I - A - B L) x = wanted` in the rows from `first` on, and 0 before."""
-        if self.blocks:
-            return self._solved_by_blocks(wanted, first)
-        moves = wanted.clone()
+        """`x` with `(I - A - B L) x = wanted` in the rows from `first` on, and 0 before, in the place of `wanted`."""
+        moves = wanted
         moves[:, :first] = 0
+        if self.blocks:
+            for column in range(0, moves.shape[3], _COLUMNS):
+                self._solve_by_blocks(moves[..., column : column + _COLUMNS], first)
+            return moves
         answers: dict[int, Tensor] = {}
         for n in range(first, self.size):
             mine = moves[:, n]
@@ -219,15 +222,14 @@ class Bands:
 
     # -- block after block ------------------------------------------------------------------------------------------
 
-    def _solved_by_blocks(self, wanted: Tensor, first: int) -> Tensor:
-        moves = torch.zeros_like(wanted)
-        k = wanted.shape[2]
+    def _solve_by_blocks(self, moves: Tensor, first: int) -> None:
+        k = moves.shape[2]
         for block in self.blocks:
             skip = 0 if self.implicit else max(0, first - block.first)
             if block.first + skip >= block.last:
                 continue
             mine, own = slice(block.first + skip, block.last), slice(skip * k, None)
-            asked = _flat(wanted[:, mine])
+            asked = _flat(moves[:, mine])
             if block.low < block.first:
                 asked = asked + block.before[:, own] @ _flat(moves[:, block.low : block.first])
             moves[:, mine] = (block.inverse[:, own, own] @ asked).view_as(moves[:, mine])
@@ -237,7 +239,6 @@ class Bands:
             force = torch.linalg.solve(inverse[:, :held, :held], _flat(moves[:, 1:first]))
             moves[:, 1:] -= (inverse[:, :, :held] @ force).view_as(moves[:, 1:])
             moves[:, :first] = 0
-        return moves
 
 
 def _blocks(bands: Bands) -> tuple[_Block, ...]:

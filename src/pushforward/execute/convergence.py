@@ -23,7 +23,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pushforward.execute.anderson import Mixing, anderson_step
+from pushforward.execute.anderson import History, Mixing, anderson_step
 from pushforward.execute.system import System
 
 ROUNDS = 200  # at most, where no prefix settles exactly
@@ -65,7 +65,7 @@ class Convergence:
         stale: rounds since that was much smaller.
         rounds: so far.
         shrinking: sizes of the moves of all rounds, for the fixed point to read rates from.
-        history: values, moves and sizes of the last rounds, for mixing.
+        history: of the last rounds, for mixing.
     """
 
     rank: Tensor
@@ -82,7 +82,7 @@ class Convergence:
     stale: Tensor
     rounds: int = 0
     shrinking: list[Tensor] = field(default_factory=list)
-    history: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+    history: History = field(default_factory=History)
 
     @classmethod
     def begin(cls, rank: Tensor, active: Tensor, like: Tensor, *, whole: bool, window: int | None) -> Convergence:
@@ -159,7 +159,7 @@ class FixedPoint(Protocol):
         """Nodes that mixing may move, `(nodes, batch)`."""
 
     def move(self, state: Convergence, moves: Moves, stack: Tensor, unexplained: Tensor) -> None:
-        """Move by `stack`, of which past rounds do not explain the part `unexplained`; images that stay have zeros."""
+        """Move by `stack`; past rounds do not explain moves of the sizes `unexplained`. Images that stay have zeros."""
 
     def left(self, state: Convergence, moves: Moves) -> tuple[Tensor, Tensor]:
         """The error estimated to be left, and whether that will do, each `(batch,)`."""
@@ -193,16 +193,19 @@ def converge(
         state.judge(moves.largest)
         if not state.whole:
             state.advance(point.settled(state, moves))
-        stack = unexplained = moves.stack
+        stack, unexplained = moves.stack, moves.sizes
         if mixing is not None:
             stack, unexplained = anderson_step(point.system, point.values, stack, moves.sizes, state.history, mixing,
                                                point.free(state), backwards=point.backwards)  # fmt: skip
-        stays = ~state.going[:, None]
-        stack, unexplained = (point.system.by_image(x).masked_fill(stays, 0.0).view_as(x) for x in (stack, unexplained))
-        point.move(state, moves, stack, unexplained)
+        stays = ~state.going
+        if bool(stays.any()):
+            stack = point.system.by_image(stack).masked_fill(stays[:, None], 0.0).view_as(stack)
+        point.move(state, moves, stack, unexplained.masked_fill(stays, 0.0))
+        del stack
         state.close(*point.left(state, moves))
         if callback is not None:
             callback(int(wanted.sum()))
+    state.history = History()
     if state.whole and max_rounds is None:
         state.lost = state.lost | ~state.finished
     return state

@@ -219,7 +219,9 @@ def parallel(
         states = torch.cat([states[:, :known], copied], 1)
     elif isinstance(method.start, Solution):
         states, answers = _moved(system, method.start, start, constant, (states, answers))
-    solution = iterate(system, denoiser, start, states, answers, constant, method, callback=callback)
+    begin = [states, answers]
+    del states, answers  # a stack that no one holds is let go after the first round
+    solution = iterate(system, denoiser, start, begin.pop(0), begin.pop(), constant, method, callback=callback)
     bad = solution.diverged.nonzero()[:, 0]
     if plan.implicit and len(bad):
         raise PushforwardError(
@@ -253,7 +255,7 @@ def _moved(
             f"Parallel sampling of {system.plan.solver!r} begins at a solution with states of shape {shape}; got "
             f"{tuple(solution.states.shape)}: give the solution of the same plan for the same images."
         )
-    states, answers = system.pack(solution.states.to(start)), torch.zeros_like(constant)
+    states, answers = system.pack(solution.states.to(start)), system.zeros(constant.shape[3], constant)
     answers[:, system.asked] = system.pack(solution.answers.to(start))
     moves = system.moves_to(system.pack(start[None]), states, answers, constant)
     near = (system.sizes(moves).amax(0) < NEAR) & ~solution.diverged.to(start.device)
@@ -341,6 +343,7 @@ def iterate(
     kind, count = Backwards if backwards else Forwards, len(system.asked)
     point = kind(system, denoiser, like, states, answers, constant, tolerance=method.tolerance,
                  max_rows=method.max_rows)  # fmt: skip
+    del states
     rank, active = torch.arange(count, device=like.device), torch.ones(len(like), dtype=torch.bool, device=like.device)
     state = Convergence.begin(rank, active, like, whole=backwards or system.plan.implicit, window=method.window)
 

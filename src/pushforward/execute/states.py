@@ -49,14 +49,19 @@ class _Stack:
         self._every = torch.arange(self.system.size, device=device)[:, None]
 
     def ask(self, wanted: Tensor) -> None:
-        """Put answers into the stack where `wanted (calls, batch)`."""
+        """Put answers into the stack where `wanted (calls, batch)`, and note how far they are off what stood there."""
         k, image = wanted.nonzero(as_tuple=True)
-        by_image, into = self.system.by_image(self.values), self.system.by_image(self.answers)
+        self._off = torch.zeros(self.system.size, len(self.like)).to(self.like)
         for some in torch.arange(len(k), device=k.device).split(self.max_rows or len(k)):
             at, of = self._nodes[k[some]], image[some]
-            rows = by_image[:, at, :, of]  # advanced indices come first: (rows, frequencies, k, rest)
-            u = self.system.unpack_rows(rows)
-            into[:, at, :, of] = self.system.pack_rows(self._ask(k[some], u, of))
+            answers = self._ask(k[some], self.system.taken(self.values, at, of), of)
+            self._off[at, of] = self.system.put(answers, self.answers, at, of)
+
+    def _go(self, stack: Tensor) -> None:
+        """Move the states, and let the answers follow as they are expected to."""
+        self.values = self.values + stack
+        for some in self.system.parts(stack):
+            self.answers[:, some] += self.system.respond(stack[:, some], some)
 
 
 class Forwards(_Stack):
@@ -74,10 +79,9 @@ class Forwards(_Stack):
 
     def ask(self, wanted: Tensor) -> None:
         """Put answers into the stack, and measure how far they are off what was expected of them."""
-        expected = self.answers.clone()
         super().ask(wanted)
-        off, own = self.system.sizes(self.answers - expected), self.system.sizes(self.answers)
-        self._floor, self._surprise = (x.to(off) for x in self._remainder.asked(wanted, off, own))
+        own = self.system.sizes(self.answers)
+        self._floor, self._surprise = (x.to(own) for x in self._remainder.asked(wanted, self._off, own))
         self._seen = self._seen | wanted[-1]
 
     def moves(self, state: Convergence) -> Moves:
@@ -102,16 +106,14 @@ class Forwards(_Stack):
 
     def move(self, state: Convergence, moves: Moves, stack: Tensor, unexplained: Tensor) -> None:
         """Move, and solve once more for what is final now where large moves were rounded."""
-        self._unexplained = unexplained
-        self._moved = stack
-        self.values = self.values + stack
-        self.answers += self.system.respond(stack)
+        self._moved, self._unexplained = self.system.sizes(stack), unexplained
+        self._go(stack)
         if not state.whole and bool((moves.largest > COARSE).any()):
             last = torch.cat([self._nodes, self._every[-1]])  # nodes up to the first to ask that is not exact yet
-            final = (self._every <= last[state.exact])[None, :, None, :, None]
-            again = torch.where(final, self.system.by_image(self._corrected()), 0.0)
-            again = again.masked_fill(~state.going[:, None], 0.0)
-            self.values = self.values + again.view_as(self.values)
+            final = (self._every <= last[state.exact]) & state.going
+            again = self._corrected()
+            self.system.by_image(again).masked_fill_(~final[None, :, None, :, None], 0.0)
+            self.values += again
 
     def left(self, state: Convergence, moves: Moves) -> tuple[Tensor, Tensor]:
         """The larger of the remainder's two readings, and the rounding."""
@@ -121,7 +123,7 @@ class Forwards(_Stack):
         state.shrinking.append(torch.maximum(sizes[:-1].amax(0), sizes[-1] * relative))
         left, rounding = tail(state.shrinking, self._surprise * relative), self._floor[-1] * relative
         if not state.whole:
-            chain = self._remainder.moved(system.sizes(self._moved), system.sizes(self._unexplained))
+            chain = self._remainder.moved(self._moved, self._unexplained)
             chain = chain.to(left) * relative
             left = torch.where(state.exact >= count, chain, torch.maximum(chain, left))
         estimate = left + rounding * amplification(state.shrinking, rounding)
@@ -129,9 +131,8 @@ class Forwards(_Stack):
         return estimate, done if state.whole else done | (state.exact >= count)
 
     def _corrected(self) -> Tensor:
-        return self.system.correct(
-            self.system.residual(self.values, self.answers, self.constant, self._first), self._first
-        )
+        residual = self.system.residual(self.values, self.answers, self.constant, self._first)
+        return self.system.correct(residual, self._first, in_place=True)
 
 
 class Backwards(_Stack):
@@ -144,7 +145,8 @@ class Backwards(_Stack):
 
     def moves(self, state: Convergence) -> Moves:  # noqa: ARG002 - the protocol's arguments
         """What the linear system asks for with the last state held."""
-        stack = self.system.correct(self.system.residual(self.values, self.answers, self.constant))
+        stack = self.system.residual(self.values, self.answers, self.constant)
+        stack = self.system.correct(stack, in_place=True)
         largest = self.system.unpack(stack[:, -1:])[0].flatten(1).abs().amax(1)
         stack = self.system.hold_end(stack)
         return Moves(stack, self.system.sizes(stack), largest)
@@ -159,8 +161,7 @@ class Backwards(_Stack):
 
     def move(self, state: Convergence, moves: Moves, stack: Tensor, unexplained: Tensor) -> None:  # noqa: ARG002
         """Move."""
-        self.values = self.values + stack
-        self.answers += self.system.respond(stack)
+        self._go(stack)
 
     def left(self, state: Convergence, moves: Moves) -> tuple[Tensor, Tensor]:
         """What the moves' rate leaves, which is believed to be `SLOW` at best: what is found is decoded afterwards."""

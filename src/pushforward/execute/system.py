@@ -36,7 +36,8 @@ from pushforward.linear import IDENTITY, POINT, Gaussian, Operator
 from pushforward.plan import Plan, Register
 
 _SPECTRUM = 32  # frequencies that stand for all in a mean over them
-_NUMBERS = 2**22  # coefficients or states worked on at a time
+_NUMBERS = 2**22  # coefficients, or numbers on a GPU, worked on at a time
+_CACHED = 2**18  # numbers worked on at a time, which stay near the processor
 
 
 class System:
@@ -58,7 +59,7 @@ class System:
         self.asked = list(plan.asked)
         self._frequencies = math.prod(self.basis.shape)
         self._shape = like.shape
-        states = 6 * self.size * like.numel() * like.element_size()
+        states = 9 * self.size * like.numel() * like.element_size()
         check_memory(states, f"All {self.size:,} states of {len(like):,} images at once", like.device)
         if plan.implicit:
             matrices = 32 * self._frequencies * (self.size * self._k) ** 2
@@ -97,22 +98,40 @@ class System:
         """A stack of zeros."""
         return like.new_zeros(self.size, self._k, columns, self._frequencies).permute(3, 0, 1, 2)
 
-    def parts(self, v: Tensor) -> list[slice]:
-        """Nodes of a stack that are worked on together, so that what is made in between stays small."""
-        step = max(1, _NUMBERS * v.shape[1] // max(1, v.numel()))
-        return [slice(a, min(a + step, v.shape[1])) for a in range(0, v.shape[1], step)]
+    def parts(self, v: Tensor, stacks: int = 1) -> list[slice]:
+        """Nodes worked on together in some stacks like this one, so that what is made in between stays small."""
+        return _pieces(v.shape[1], stacks * v.numel(), v.device)
 
-    def pack_rows(self, u: Tensor) -> Tensor:
-        """Single states in pixels `(rows, k * channels, *field)` to `(rows, frequencies, k, rest)`."""
-        return self.basis.forward(u).reshape(len(u), self._k, self._rest, self._frequencies).permute(0, 3, 1, 2)
+    def taken(self, v: Tensor, nodes: Tensor, images: Tensor) -> Tensor:
+        """Single states of a stack in pixels, `(rows, k * channels, *field)`; nodes and images are `(rows,)`."""
+        lanes, found = self.lanes(v), v.new_empty(len(nodes), *self._shape[1:])
+        for some in _pieces(len(found), found.numel(), v.device):
+            found[some] = self.basis.inverse(lanes[nodes[some], :, images[some]].view_as(found[some]))
+        return found
 
-    def unpack_rows(self, v: Tensor) -> Tensor:
-        """The other way."""
-        return self.basis.inverse(v.permute(0, 2, 3, 1).reshape(len(v), *self._shape[1:]))
+    def put(self, u: Tensor, into: Tensor, nodes: Tensor, images: Tensor) -> Tensor:
+        """The other way; returns the sizes of what this changes, `(rows,)`, as those of `sizes`."""
+        lanes, changed = self.lanes(into), u.new_zeros(len(u))
+        for some in _pieces(len(u), u.numel(), u.device):
+            at, of = nodes[some], images[some]
+            new = self.basis.forward(u[some]).view(-1, self._k, self._rest, self._frequencies)
+            changed[some] = ((new - lanes[at, :, of]) / self.scale[at, :, 0]).square_().mean((1, 2, 3)).sqrt()
+            lanes[at, :, of] = new
+        return changed
 
     def by_image(self, v: Tensor) -> Tensor:
         """A view of a stack as `(frequencies, nodes, k, batch, rest)`."""
         return v.view(*v.shape[:3], -1, self._rest)
+
+    def lanes(self, v: Tensor) -> Tensor:
+        """A view of a stack in the order of memory, `(nodes, k, batch, rest, frequencies)`."""
+        lanes: Tensor = v.permute(1, 2, 3, 0).unflatten(2, (-1, self._rest))
+        return lanes
+
+    @property
+    def scale(self) -> Tensor:
+        """Deviations of the marginals, as `lanes`: `(nodes, k, 1, 1, frequencies or 1)`."""
+        return self._scale.permute(1, 2, 3, 0).unsqueeze(2)
 
     # -- the system -----------------------------------------------------------------------------------------------
 
@@ -122,13 +141,15 @@ class System:
         return self._bands.response
 
     def constant(self, noise: Callable[[int], Tensor] | None, batch: int, like: Tensor) -> Tensor:
-        """`c`: the noises, asked in order, and the reference's mean."""
+        """`c`: the noises, asked in order, and the reference's mean; read alone, for zeros are in one place."""
         plan = self.plan
+        mean = plan.mean_state(like.new_zeros(batch, *self._shape[1:]))
+        if mean is None and (self._noise is None or noise is None):
+            return like.new_zeros(()).expand(self._frequencies, self.size, self._k, batch * self._rest)
         total = self.zeros(batch * self._rest, like)
         if self._noise is not None and noise is not None:
             for k in plan.noises:
                 total[:, k] = times(self._noise[:, k], self.pack(noise(k).to(like)[None])[:, 0])
-        mean = plan.mean_state(like.new_zeros(batch, *self._shape[1:]))
         if mean is not None and self._mean is not None:
             total += times(self._mean, self.pack(mean[None]))
         return total
@@ -141,9 +162,9 @@ class System:
         total[:, first:] -= states[:, first:]
         return total
 
-    def correct(self, residual: Tensor, first: int = 1) -> Tensor:
-        """The moves that the linear system asks for; the rows before `first` stay."""
-        return self._bands.solve(residual, first)
+    def correct(self, residual: Tensor, first: int = 1, *, in_place: bool = False) -> Tensor:
+        """The moves that the linear system asks for, maybe in the residual's place; the rows before `first` stay."""
+        return self._bands.solve(residual if in_place else residual.clone(), first)
 
     def hold_end(self, moves: Tensor) -> Tensor:
         """Moves with the last state held and the first one free: from those with the first state held."""
@@ -180,9 +201,9 @@ class System:
         some = cotangent[:, nodes]
         return some if self._noise is None else times(self._noise[:, nodes].mT, some)
 
-    def respond(self, moves: Tensor) -> Tensor:
-        """`L delta`: how the answers are expected to move."""
-        return self._bands.respond(moves)
+    def respond(self, moves: Tensor, nodes: slice = slice(None)) -> Tensor:
+        """`L delta`: how the answers, of all nodes or some, are expected to move."""
+        return self._bands.respond(moves, nodes)
 
     def linear_start(self, start: Tensor, constant: Tensor, reference: Gaussian | None = None) -> tuple[Tensor, Tensor]:
         """States and answers of the reference itself: where all would be if the network were its posterior mean.
@@ -192,7 +213,7 @@ class System:
             constant: as in `residual`.
             reference: by default of mean zero; its mean may be one for each image.
         """
-        states, answers = torch.zeros_like(constant), torch.zeros_like(constant)
+        states, answers = (self.zeros(constant.shape[3], constant) for _ in range(2))
         process, batch = self.plan.process, constant.shape[3] // self._rest
         clean = (POINT if reference is None else reference).mean_state(
             process, constant.new_zeros(batch, *self._shape[1:])
@@ -209,20 +230,18 @@ class System:
         first = torch.zeros_like(states)
         first[:, :1] = start - states[:, :1]
         gap = self.residual(states + first, answers + self.respond(first), constant)
-        return first + self.correct(gap)
+        return first + self.correct(gap, in_place=True)
 
     def sizes(self, moves: Tensor) -> Tensor:
         """Root mean square of each node's moves in units of its marginal's deviation, `(nodes, batch)`.
 
         Of the last node only the image counts: a velocity in the end is no one's.
         """
-        parts = [self._mean_squares(moves[:, some], self._scale[:, some]) for some in self.parts(moves)]
-        squares = torch.cat(parts)
-        squares[-1:] = self._mean_squares(moves[:, -1:, :1], self._scale[:, -1:, :1]) / self._k
+        lanes = self.lanes(moves)
+        each = torch.cat([(lanes[x] / self.scale[x]).square_().mean((3, 4)) for x in self.parts(moves)])
+        squares = each.mean(1)
+        squares[-1:] = each[-1:, 0] / self._k
         return squares.sqrt()
-
-    def _mean_squares(self, moves: Tensor, scale: Tensor) -> Tensor:
-        return self.by_image(moves / scale).square().mean((0, 2, 4))
 
     def whitened(self, moves: Tensor) -> Tensor:
         """Moves in units of the marginals' deviations."""
@@ -275,6 +294,12 @@ class System:
                  for n, node in enumerate(self.plan.nodes)}  # fmt: skip
         operators = {n: operator for n, operator in found.items() if operator is not None}
         return stacked(operators, self.size, self.basis).to(like) if operators else None
+
+
+def _pieces(count: int, numbers: int, device: torch.device) -> list[slice]:
+    """Slices of `count` things, `numbers` in all, that are worked on one after another."""
+    step = max(1, (_CACHED if device.type == "cpu" else _NUMBERS) * count // max(1, numbers))
+    return [slice(a, min(a + step, count)) for a in range(0, count, step)]
 
 
 def _deviations(plan: Plan) -> Operator:

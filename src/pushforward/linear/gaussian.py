@@ -151,8 +151,8 @@ def whitening_angle(process: Process, t: Tensor, reference: Gaussian) -> Tensor:
     In the coordinates `z = R^-1 (u - Psi m)` of a scalar process the probability flow is `dz/dphi = w`, with `w` the
     (unit-scale) velocity prediction: the time in which the flow has no linear part left at all.
     """
-    snr = reference.snr(process, t)
-    return torch.atan2(torch.ones_like(t), snr[(...,) + (0,) * (snr.ndim - t.ndim)].sqrt())
+    snr = process.lowest.snr(t)[(...,) + (0,) * len(process.basis.shape)]
+    return torch.atan2(torch.ones_like(t), (reference.variance.flatten()[0] * snr).sqrt())
 
 
 def _angle(process: Process, t: Tensor, reference: Gaussian) -> Tensor:

@@ -23,6 +23,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -73,6 +74,11 @@ class Process(ABC):
     def covariance(self, t: Tensor) -> Operator:
         """Return `Sigma_t`, the covariance of `u_t` given the clean image (with an initial velocity's variance)."""
 
+    @property
+    def lowest(self) -> Process:
+        """A process whose lowest frequency is this one's, with as few others as can be; by default itself."""
+        return self
+
     # -- the same for every process -----------------------------------------------------------------------------
 
     def signal(self, t: Tensor) -> Operator:
@@ -108,13 +114,14 @@ class Process(ABC):
 
         It is minus infinity where the signal is lost in float64's rounding of the noise.
         """
-        snr = self.snr(t)[(...,) + (0,) * len(self.basis.shape)]
+        snr = self.lowest.snr(t)[(...,) + (0,) * len(self.basis.shape)]
         return 0.5 * torch.where(snr < torch.finfo(torch.float64).eps ** 2, 0.0, snr).log()
 
     def log_snr_rate(self, t: Tensor) -> Tensor:
         """Return `d log_snr / dt`, from `d snr / dt = -Psi_x^T Sigma^-1 G G^T Sigma^-1 Psi_x`."""
-        pulled = self.covariance(t).inverse() @ self.signal(t)
-        rate = -(pulled.T @ self.diffusion(t) @ pulled).entry(0, 0) / self.snr(t)
+        lowest = self.lowest
+        pulled = lowest.covariance(t).inverse() @ lowest.signal(t)
+        rate = -(pulled.T @ lowest.diffusion(t) @ pulled).entry(0, 0) / lowest.snr(t)
         return 0.5 * rate[(...,) + (0,) * len(self.basis.shape)]
 
     def lift(self, image: Tensor) -> Tensor:
@@ -273,6 +280,10 @@ class Blurring(ScaledProcess):
     def basis(self) -> Basis:
         return Basis(self.field)
 
+    @cached_property
+    def lowest(self) -> Process:
+        return replace(self, field=(1,) * len(self.field))
+
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma = (x[(...,) + (None,) * len(self.field)] for x in _cosine_scales(t, self.offset))
         decay = torch.exp(-dissipation(t, self.blur_max, self.basis))
@@ -356,6 +367,10 @@ class BlurringLangevin(Langevin):
     @property
     def basis(self) -> Basis:
         return Basis(self.field)
+
+    @cached_property
+    def lowest(self) -> Process:
+        return replace(self, field=(1,) * len(self.field))
 
     def clock(self, t: Tensor) -> Tensor:
         plain = self.beta * t[(...,) + (None,) * len(self.field)]

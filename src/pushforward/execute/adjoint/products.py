@@ -105,16 +105,15 @@ class Products:
         ask = prepared(system.plan, self.denoiser, self.states[0])
         nodes = torch.tensor(system.asked, device=self.states.device)
         k, image = wanted.nonzero(as_tuple=True)
-        cotangents = system.by_image(on_answers)
         found: list[Tensor | None] = [None] * len(parameters)
         for some in torch.arange(len(k), device=k.device).split(self.max_rows or max(1, len(k))):
             at, of = nodes[k[some]], image[some]
-            rows = system.unpack_rows(cotangents[:, at, :, of])
+            rows = system.taken(on_answers, at, of)
             state = self.states[k[some], of]
             product, more = vector_jacobian(ask, k[some], state, of, rows, parameters, on_state=into is not None)
             found = summed(found, more)
             if into is not None:
-                system.by_image(into)[:, at, :, of] = system.pack_rows(product)
+                system.put(product, into, at, of)
         return found
 
 
