@@ -6,6 +6,7 @@
     python benchmarks/guidance.py --faces dcgan.pth dlib.safetensors
     python benchmarks/guidance.py --cost                        # rounds and evaluations of one gradient
     python benchmarks/guidance.py --moves                       # rounds of a chain's next move
+    python benchmarks/guidance.py --optimisers fashion.npz      # steps of descents to the same energy
 
 `--closed`: data are a mixture of Gaussians, the network is its exact denoiser and the energy a quadratic, so that the
 posterior of images is a mixture again, in closed form. Chains on codes and guidance at every step are held against it
@@ -49,7 +50,7 @@ from pushforward import (
     process_from_config,
 )
 from pushforward.data.pictures import compared, save_image, to_bytes
-from pushforward.evaluation.distances import Reference, Sample, neighbourhoods
+from pushforward.evaluation.distances import FEWEST, Reference, Sample, neighbourhoods
 from pushforward.execute import Parallel, Solution
 from pushforward.guidance import energies
 from pushforward.guidance.decoding import Counted, Trails
@@ -58,6 +59,7 @@ from pushforward.guidance.dynamics import Dynamics, Schedule, hmc, langevin, mal
 from pushforward.guidance.particles import Particles, fk, psi
 from pushforward.guidance.particles import guide as gather
 from pushforward.guidance.posterior import best, guide
+from pushforward.guidance.spectrum import bands, norms
 from pushforward.guidance.steering import STEERINGS, steered
 from pushforward.maps.code import Code
 from pushforward.maps.generator import Generator, load_generator
@@ -442,6 +444,82 @@ def fast(model: Model, *, compiled: bool = True) -> Model:
     return replace(model, denoiser=replace(model.denoiser, module=module, autocast=torch.bfloat16))
 
 
+# -- single best codes -------------------------------------------------------------------------------------------------
+
+DESCENTS: tuple[tuple[str, Any, float, int], ...] = (
+    ("adam", None, 0.1, 30), ("adam", None, 0.2, 30), ("adam", None, 0.3, 30),
+    ("adam", "chi", 0.1, 30), ("adam", "chi", 0.2, 30), ("adam", "chi", 0.3, 30),
+    ("white", None, 0.3, 20), ("white", None, 0.6, 20), ("white", None, 0.9, 20),
+)  # fmt: skip
+MOMENTS = (5, 10, 15, 20, 30)  # steps after which energies are told
+
+
+def optimisers(path: Path, network: torch.nn.Module, seeds: int, count: int) -> None:
+    """Energies that descents reach in so many steps, and what became of their codes and images."""
+    rows = [
+        descended(path, network, name, *how, seeds, count) for name in ("sneaker", "low-pass") for how in DESCENTS
+    ]  # fmt: skip
+    save_optimisers(rows, seeds, count)
+
+
+def descended(
+    path: Path, network: torch.nn.Module, name: str, way: Any, prior: Any, rate: float, steps: int,
+    seeds: int, count: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Descents of `count` codes a seed: medians of the lowest energies so far, norms of bands, and the judge's word."""
+    data, model = np.load(path), load("fashion-vp", device=DEVICE)
+    few, judge = Diffusion(model, SamplerSpec("dpm++", 4).plan(model)), Judge.of(data, "sneaker")
+    real = torch.from_numpy(data["x_test"][data["y_test"] == judge.label][3].reshape(1, 28, 28)).float() / 127.5 - 1
+    energy = {
+        "sneaker": 5 * energies.classifier(network, judge.label),
+        "low-pass": energies.low_pass(real, 7, deviation=0.1),
+    }
+    found = [
+        best(few, energy[name], optimiser=way, prior=prior, learning_rate=rate, steps=steps, count=count, seed=seed,
+             batch=count)
+        for seed in range(seeds)
+    ]  # fmt: skip
+    told = [next(iter(found[0].history[0].energies))] if prior else list(found[0].history[0].energies)
+    curves = torch.cat([torch.stack([r.energies[told[0]] for r in one.history]) for one in found], 1)
+    lowest = curves.cummin(0).values.median(1).values.tolist()
+    code = torch.cat([one.code.variables() for one in found])
+    spectrum = norms(code, bands((1, 28, 28))).mean((0, 1))
+    row: dict[str, Any] = {
+        "energy": name, "optimiser": way, "prior": prior or "none", "learning rate": rate,
+        **{f"step {step}": lowest[step] if step <= steps else None for step in MOMENTS},
+        "norm": float(code.square().mean(1).sqrt().mean()), "lowest band": float(spectrum[0]),
+    }  # fmt: skip
+    images = torch.cat([one.images for one in found])
+    row |= judge(images) if name == "sneaker" and len(images) >= FEWEST else {}
+    print(row, flush=True)
+    return {**row, "curve": lowest}
+
+
+def save_optimisers(rows: list[dict[str, Any]], seeds: int, count: int) -> None:
+    """Write the rows, and how many steps each descent of `white` takes to the energies of Adam's last step."""
+    columns = list(dict.fromkeys(key for row in rows for key in row if key not in ("curve", "recall", "FD")))
+    cells = table(columns, [["-" if (value := row.get(key)) is None else value for key in columns] for row in rows])
+    firsts = []
+    for energy in dict.fromkeys(row["energy"] for row in rows):
+        some = [row for row in rows if row["energy"] == energy]
+        for one in (row for row in some if row["optimiser"] == "adam"):
+            row = {"energy": energy, "Adam's prior": one["prior"], "and rate": one["learning rate"],
+                   "its steps": len(one["curve"]) - 1}  # fmt: skip
+            for white in (row for row in some if row["optimiser"] == "white"):
+                low = [k for k, value in enumerate(white["curve"]) if value <= one["curve"][-1]]
+                row[f"white, {white['learning rate']:g}"] = low[0] if low else f"> {len(white['curve']) - 1}"
+            firsts.append(row)
+    more = table(list(firsts[0]), [list(row.values()) for row in firsts])
+    print(cells, more, sep="\n\n")
+    write_text(
+        "guidance-optimisers",
+        f"# Descents to one energy\n\nfashion-vp, dpm++ of 4 steps; {count} codes of each of {seeds} seeds. Medians of "
+        "the lowest energies so far. *Norm*: root mean square of the codes, and of their lowest band; noise has 1.\n\n"
+        f"{cells}\n\n## Steps of white codes to the energy of Adam's last step\n\n{more}",
+    )
+    write_json("guidance-optimisers", {"seeds": seeds, "count": count, "rows": rows})
+
+
 # -- (c) a GAN's faces -------------------------------------------------------------------------------------------------
 
 
@@ -587,9 +665,11 @@ def main() -> None:
     parser.add_argument("--faces", type=Path, nargs=2, metavar=("GAN", "NETWORK"))
     parser.add_argument("--cost", action="store_true")
     parser.add_argument("--moves", action="store_true")
+    parser.add_argument("--optimisers", type=Path, metavar="NPZ")
+    parser.add_argument("--seeds", type=int, default=2, help="of --optimisers")
     options = parser.parse_args()
     every = not (
-        options.closed or options.cost or options.moves or options.faces or options.fashion
+        options.closed or options.cost or options.moves or options.faces or options.fashion or options.optimisers
     )  # that needs no files
     if options.closed or every:
         closed(options.chains)
@@ -597,6 +677,8 @@ def main() -> None:
         moves()
     if options.cost or every:
         cost()
+    if options.optimisers:
+        optimisers(options.optimisers, steering_classifier(options.optimisers), options.seeds, options.count // 2)
     if options.faces:
         faces(*options.faces, chains=12)
     if options.rare and not options.fashion:

@@ -95,7 +95,7 @@ def test_chains_run_and_go_on(dynamics):
     assert gap(again.images, whole.images) < 1e-2  # sums of a GPU come in any order, and moves accept or not by them
 
 
-@pytest.mark.parametrize("optimiser", ["adam", "l-bfgs"])
+@pytest.mark.parametrize("optimiser", ["adam", "l-bfgs", "white"])
 def test_descents_run(optimiser):
     sampler = diffusion("fashion-vp", "cuda", steps=3)
     energy = energies.classifier(energies.load_classifier("fashion", device="cuda"), "sneaker")

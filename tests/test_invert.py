@@ -274,7 +274,7 @@ def test_lbfgs_solves_quadratics_and_a_crooked_valley():
         return torch.cat([(scales * curvature * x[:2].square()).sum(1), valley[None]])
 
     x = normal(3, 8, seed=1)
-    state, least = LBFGS.begin(x), torch.full((3,), torch.inf, dtype=torch.float64)
+    state, least = LBFGS.begin(x, (8,)), torch.full((3,), torch.inf, dtype=torch.float64)
     for _ in range(120):
         x = state["point"].requires_grad_()
         loss = value(x)
@@ -287,7 +287,7 @@ def test_lbfgs_solves_quadratics_and_a_crooked_valley():
 def test_a_gradient_that_leads_nowhere_ends_an_image_alone():
     """The first problem's gradient points up: it is given up, the other goes on to its least."""
     x = normal(2, 4, seed=1)
-    state, given_up = LBFGS.begin(x), torch.zeros(2, dtype=torch.bool)
+    state, given_up = LBFGS.begin(x, (4,)), torch.zeros(2, dtype=torch.bool)
     for _ in range(30):
         x = state["point"]
         loss = x.square().sum(1)

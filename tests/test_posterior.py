@@ -401,7 +401,7 @@ def test_chains_that_went_on_are_those_that_never_stopped(sampler: Dynamics, mor
         assert (one.swaps is None and other.swaps is None) or torch.equal(one.swaps, other.swaps)
 
 
-@pytest.mark.parametrize("optimiser", ["adam", "l-bfgs"])
+@pytest.mark.parametrize("optimiser", ["adam", "l-bfgs", "white"])
 def test_descents_that_went_on_are_those_that_never_stopped(optimiser: str, tmp_path):
     """Bit for bit, through a file; and a longer descent begins with a shorter one."""
     diffusion = gaussian_diffusion(VP(), "ddim", torch.float32)

@@ -127,7 +127,7 @@ def test_chains_go_on(models, chain):
     there_as_here(models, guided)
 
 
-@pytest.mark.parametrize("optimiser", ["adam", "l-bfgs"])
+@pytest.mark.parametrize("optimiser", ["adam", "l-bfgs", "white"])
 def test_descents(models, optimiser):
     there_as_here(
         models, lambda m: pf.best(diffusion(m, steps=3), energy, steps=3, count=2, optimiser=optimiser).images

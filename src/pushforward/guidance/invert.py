@@ -115,9 +115,9 @@ def optimise(
     pushforward: Pushforward,
     images: Tensor,
     *,
-    optimiser: Literal["adam", "l-bfgs"] = "adam",
+    optimiser: Literal["adam", "l-bfgs", "white"] = "adam",
     steps: int = 200,
-    learning_rate: float = 0.05,
+    learning_rate: float | None = None,
     begin: Beginning | Code = "random",
     noises: bool = False,
     seed: int = 0,
@@ -135,9 +135,11 @@ def optimise(
             classes or prompts of the images. A diffusion is differentiated as its `run_by` says, by default with the
             memory of one network call.
         images: in [-1, 1], `(count, channels, height, width)`.
-        optimiser: `adam`, or `l-bfgs` with a line search, which wants an accurate gradient (`Exact`, `Implicit`).
+        optimiser: `adam`; `l-bfgs` with a line search, which wants an accurate gradient (`Exact`, `Implicit`); or
+            `white`, whose codes have the spectrum of noise.
         steps: at most so many.
-        learning_rate: Adam's; or the root mean square of the first move of L-BFGS. A code's own is 1.
+        learning_rate: Adam's, 0.05 by default; the root mean square of the first move of L-BFGS, 0.05, or of the steps
+            of `white`, 0.6. A code's own is 1.
         begin: at the codes that the map draws for the seed (`random`); at those of a plain `forward` pass of DDIM,
             which is nearly inverse for a deterministic one-step plan; or at any `Code`, whose `end` is kept.
         noises: whether the noises of a stochastic plan are sought too; else they stay as they are at the beginning.
@@ -151,7 +153,11 @@ def optimise(
             none, a forward beginning of another plan; and as `Diffusion.decode`.
     """
     _check_images(images)
-    _check_numbers(optimiser, steps, learning_rate, tolerance)
+    method = OPTIMISERS.get(optimiser)
+    if method is None:
+        raise PushforwardError(f"The optimiser is one of {', '.join(OPTIMISERS)}; got {optimiser!r}.")
+    learning_rate = method.rate if learning_rate is None else learning_rate
+    _check_numbers(steps, learning_rate, tolerance)
     began = time.perf_counter()
     counted = Counted.of(pushforward, len(images))
     images = images.to(counted.nfe.device)
@@ -161,8 +167,7 @@ def optimise(
             "The map takes no noises that could be sought; leave `noises` out, or take a stochastic plan."
         )
     x, code_of = _packed(start, noises)
-    method = OPTIMISERS[optimiser]
-    state = method.begin(x)
+    state = method.begin(x, start.start.shape[1:])
     best, least = x.clone(), torch.full((len(x),), math.inf, dtype=torch.float64, device=x.device)
     active = torch.ones(len(x), dtype=torch.bool, device=x.device)
     history: list[Record] = []
@@ -293,9 +298,7 @@ def _check_begin(begin: Code, drawn: Code) -> None:
             )
 
 
-def _check_numbers(optimiser: str, steps: int, learning_rate: float, tolerance: float) -> None:
-    if optimiser not in OPTIMISERS:
-        raise PushforwardError(f"The optimiser is one of {', '.join(OPTIMISERS)}; got {optimiser!r}.")
+def _check_numbers(steps: int, learning_rate: float, tolerance: float) -> None:
     if steps < 1:
         raise PushforwardError(f"Optimisation needs at least 1 step; got {steps}.")
     if not 0 < learning_rate < math.inf:

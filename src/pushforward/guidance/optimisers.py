@@ -1,9 +1,9 @@
-"""Descent on many functions at once, one per image: Adam, and L-BFGS with a line search.
+"""Descent on many functions at once, one per image: Adam, L-BFGS with a line search, and descent among white codes.
 
 A method's state is a mapping of tensors. Among them are the `point` at which it asks for loss and gradient, and a flag
 for the images that are `stuck` at a dead end:
 
-    state = LBFGS.begin(x)
+    state = LBFGS.begin(x, (1, 28, 28))
     state = LBFGS.advance(state, loss, gradient, 0.05)     # told of state["point"]
 
 References:
@@ -13,18 +13,22 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-__all__ = ["ADAM", "LBFGS", "OPTIMISERS", "Optimiser", "State"]
+from pushforward.guidance.spectrum import bands, evened, tangent, white
+
+__all__ = ["ADAM", "LBFGS", "OPTIMISERS", "WHITE", "Optimiser", "State"]
 
 _HISTORY = 10  # pairs that L-BFGS keeps
-_LONGEST = 1.0  # root mean square of its longest step; a code's own is 1
+_LONGEST = 1.0  # root mean square of the longest step; a code's own is 1
 _ENOUGH = 1e-4  # part of the expected decrease that it takes for one
+_MOMENTUM = 0.8  # of the last directions in the next, among white codes
+_LONGER, _SHORTER = 1.1, 0.6  # factors of a step among white codes after a lower loss, and after a higher one
 _TRIES = 8  # points along one direction, before it begins anew and, without success, ends
 
 State = Mapping[str, Tensor]
@@ -34,16 +38,19 @@ class Optimiser(NamedTuple):
     """A method of descent.
 
     Args:
-        begin: function from points `(count, numbers)` to a state.
+        begin: function from points `(count, numbers)`, and the shape `(channels, *field)` of the parts they are made
+            of, to a state.
         advance: function from a state, the losses `(count,)` and gradients `(count, numbers)` at its `point`, and the
             learning rate, to the next state.
+        rate: the learning rate to begin with; a code's own size is 1.
     """
 
-    begin: Callable[[Tensor], State]
+    begin: Callable[[Tensor, Sequence[int]], State]
     advance: Callable[[State, Tensor, Tensor, float], State]
+    rate: float = 0.05
 
 
-def _adam_begin(x: Tensor) -> State:
+def _adam_begin(x: Tensor, shape: Sequence[int]) -> State:  # noqa: ARG001
     none = torch.zeros_like(x)
     stuck = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     return {"point": x, "stuck": stuck, "mean": none, "square": none, "steps": torch.tensor(0.0)}
@@ -59,7 +66,7 @@ def _adam_advance(state: State, loss: Tensor, gradient: Tensor, learning_rate: f
     return {**state, "point": point, "mean": mean, "square": square, "steps": steps}
 
 
-def _lbfgs_begin(x: Tensor) -> State:
+def _lbfgs_begin(x: Tensor, shape: Sequence[int]) -> State:  # noqa: ARG001
     none, zero = torch.zeros_like(x), x.new_zeros(len(x), dtype=torch.float64)
     return {
         "point": x, "stuck": zero.bool(), "base": x, "base_loss": zero + math.inf, "base_gradient": none,
@@ -113,6 +120,26 @@ def _direction(gradient: Tensor, moves: Tensor, changes: Tensor, inverse: Tensor
     return -q * (_LONGEST / _size(q).clamp_min(_LONGEST))[:, None]
 
 
+def _white_begin(x: Tensor, shape: Sequence[int]) -> State:
+    one = x.new_ones(len(x))
+    return {
+        "point": x, "stuck": ~one.bool(), "field": bands(shape).to(x.device), "mean": torch.zeros_like(x),
+        "steps": 0 * one, "length": one, "last": math.inf * one.double(),
+    }  # fmt: skip
+
+
+@torch.no_grad()
+def _white_advance(state: State, loss: Tensor, gradient: Tensor, learning_rate: float) -> State:
+    point, field, steps = state["point"], state["field"], state["steps"] + 1
+    along = evened(tangent(point, gradient.nan_to_num(0, 0, 0), field), field)
+    mean = _MOMENTUM * tangent(point, state["mean"], field) + (1 - _MOMENTUM) * along
+    length = state["length"] * torch.where(loss < state["last"], _LONGER, _SHORTER).to(mean)
+    length = length.clamp_max(_LONGEST / learning_rate)
+    move = learning_rate * length / (1 - _MOMENTUM**steps)
+    point = white(point - move[:, None] * mean, field)
+    return {**state, "point": point, "mean": mean, "steps": steps, "length": length, "last": loss.double()}
+
+
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(1)
 
@@ -128,4 +155,9 @@ LBFGS = Optimiser(_lbfgs_begin, _lbfgs_advance)
 """L-BFGS on all images at once, each in a line search of its own: a step is one point tried; the learning rate is the
 root mean square of the first move."""
 
-OPTIMISERS: Mapping[str, Optimiser] = {"adam": ADAM, "l-bfgs": LBFGS}
+WHITE = Optimiser(_white_begin, _white_advance, 0.6)
+"""Descent with momentum among white codes, see `guidance.spectrum`: all bands of a code turn equally far, whatever the
+length of the gradient. The learning rate is the root mean square of the first step. An image's steps grow a little as
+long as its loss falls, and shrink where it rises."""
+
+OPTIMISERS: Mapping[str, Optimiser] = {"adam": ADAM, "l-bfgs": LBFGS, "white": WHITE}

@@ -36,7 +36,7 @@ from pushforward.maps.protocol import Pushforward
 
 __all__ = ["Descents", "Evidence", "Guided", "Optimiser", "Prior", "best", "guide", "target_of"]
 
-Optimiser = Literal["adam", "l-bfgs"]
+Optimiser = Literal["adam", "l-bfgs", "white"]
 Prior = Literal["chi", "gaussian"]
 
 _LANGEVIN, _SCHEDULE = langevin(), Schedule()
@@ -197,7 +197,7 @@ def best(
     *,
     optimiser: Optimiser = "adam",
     steps: int = 100,
-    learning_rate: float = 0.05,
+    learning_rate: float | None = None,
     prior: Prior | None = "chi",
     count: int = 1,
     seed: int = 0,
@@ -212,11 +212,13 @@ def best(
     Args:
         pushforward: as in `guide`.
         energy: as in `guide`.
-        optimiser: `adam`, or `l-bfgs` with a line search.
+        optimiser: `adam`; `l-bfgs` with a line search; or `white`, which moves among codes with the spectrum of noise
+            and takes the fewest steps.
         steps: moves, with a gradient each and one at the beginning.
-        learning_rate: Adam's; or the root mean square of the first move of L-BFGS. A code's own is 1.
+        learning_rate: Adam's, 0.05 by default; the root mean square of the first move of L-BFGS, 0.05, or of the steps
+            of `white`, 0.6. A code's own is 1.
         prior: added to the energy. `chi` keeps a code as long as codes are; `gaussian` draws it to 0, where no codes
-            are, and is there for comparison; `None` lets it go anywhere.
+            are, and is there for comparison; `None` lets it go anywhere. `white` needs none.
         count: descents, each from a code of its own.
         seed: of where they begin.
         first: number of the first one.
@@ -231,7 +233,9 @@ def best(
     Raises:
         PushforwardError: as `guide`; or no such optimiser, or numbers out of range.
     """
-    if str(optimiser) not in OPTIMISERS or steps < 1 or not 0 < learning_rate < inf:
+    method = OPTIMISERS.get(optimiser)
+    learning_rate = learning_rate if learning_rate is not None or method is None else method.rate
+    if method is None or learning_rate is None or steps < 1 or not 0 < learning_rate < inf:
         raise PushforwardError(
             f"A descent needs an optimiser ({', '.join(OPTIMISERS)}), 1 step or more and a positive learning rate; got "
             f"{optimiser!r}, {steps} and {learning_rate}."
@@ -242,8 +246,8 @@ def best(
     target = target_of(pushforward, whole, count, seed, first, begin, batch)
     if resume is not None:
         _go_on("descents", resume, target)
-    method, before = OPTIMISERS[optimiser], 0 if resume is None else resume.nfe
-    now, state = resume, method.begin(target.code.variables())
+    before = 0 if resume is None else resume.nfe
+    now, state = resume, method.begin(target.code.variables(), target.code.start.shape[1:])
     if resume is not None:
         wanted, found = ({k: (v.shape, v.dtype) for k, v in one.items()} for one in (state, resume.state))
         if wanted != found:

@@ -1,0 +1,101 @@
+"""White codes: those whose spectra have the norms that Gaussian noise has, band after band.
+
+A part of a code (one channel of its start, or of one of its noises) is transformed by an orthonormal FFT over its
+field, and its frequencies are sorted by wavelength into bands. `n` numbers of Gaussian noise lie in a band of `n`
+frequencies, with a squared norm near `n`; a `white` part has exactly these norms. Such parts form a product of spheres,
+and directions at one of them are made `tangent` by dropping, in each band, what changes its norm:
+
+    field = bands((3, 64, 64))
+    code = white(code - 0.1 * tangent(code, gradient, field), field)
+
+Codes of no field, such as a GAN's, have one band, and so have those of fields too small for several.
+
+References:
+    Noise-preserving optimisation, Hwang & Sung, arXiv 2602.08646 (spectral blocks of white noise).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["bands", "evened", "norms", "tangent", "white"]
+
+_LEAST = 16  # numbers of the first band, whose squared norm deviates by a third from its mean
+_FAINT = 1e-3  # of the strongest band: what is weaker is not made as strong, lest rounding count
+
+
+def bands(shape: Sequence[int]) -> Tensor:
+    """The band of each frequency, counted from 0 as wavelengths shorten.
+
+    Args:
+        shape: shape of a part of a code, `(channels, *field)`.
+
+    Returns:
+        Whole numbers, of the field's shape; zeros `(channels * field,)` if the field is too small for two bands.
+    """
+    field = shape[1:]
+    if math.prod(field) < 3 * _LEAST or len(shape) < 2:
+        return torch.zeros(math.prod(shape), dtype=torch.long)
+    axes = torch.meshgrid(*(torch.fft.fftfreq(n, dtype=torch.float64) for n in field), indexing="ij")
+    frequency = torch.stack(axes).square().sum(0).mul(1e9).round()  # the same for mirrored ones, which stay together
+    _, ring, sizes = frequency.unique(return_inverse=True, return_counts=True)
+    lower = torch.cat([sizes.cumsum(0) - sizes, sizes.sum()[None]])
+    band = ((1 + 8 * lower / _LEAST).sqrt() / 2 - 0.5).floor().long()  # band k has about k + 1 times the least
+    return band[:-1].clamp_max(band[-1] - 1)[ring]  # what is left of the last joins the one before
+
+
+def norms(x: Tensor, field: Tensor) -> Tensor:
+    """The root mean squares of variables `(count, numbers)` in their bands, `(count, parts, bands)`; 1 if white."""
+    return _sums(_spectrum(x, field), field).div(_sizes(field)).sqrt()
+
+
+def white(x: Tensor, field: Tensor) -> Tensor:
+    """The nearest white variables to `x (count, numbers)`, whose bands are those that `bands` gave."""
+    spectrum = _spectrum(x, field)
+    size = _sums(spectrum, field).div(_sizes(field)).sqrt()
+    return _variables(spectrum / _spread(size.clamp_min(torch.finfo(x.dtype).tiny), field), x)
+
+
+def evened(direction: Tensor, field: Tensor) -> Tensor:
+    """Directions `(count, numbers)` with the same root mean square, 1, in all bands that have more than rounding."""
+    spectrum = _spectrum(direction, field)
+    size = _sums(spectrum, field).div(_sizes(field)).sqrt()
+    least = _FAINT * size.amax((1, 2), keepdim=True).clamp_min(torch.finfo(direction.dtype).tiny / _FAINT)
+    return _variables(spectrum / _spread(torch.maximum(size, least), field), direction)
+
+
+def tangent(x: Tensor, direction: Tensor, field: Tensor) -> Tensor:
+    """The part of directions `(count, numbers)` that keeps the norms of all bands of `x`, to first order."""
+    at, along = _spectrum(x, field), _spectrum(direction, field)
+    radial = _sums(at, field, along) / _sums(at, field).clamp_min(torch.finfo(x.dtype).tiny)
+    return _variables(along - _spread(radial, field) * at, x)
+
+
+def _spectrum(x: Tensor, field: Tensor) -> Tensor:
+    """The orthonormal spectrum, `(count, parts, *field)`."""
+    return torch.fft.fftn(x.reshape(len(x), -1, *field.shape), dim=tuple(range(-field.ndim, 0)), norm="ortho")
+
+
+def _variables(spectrum: Tensor, like: Tensor) -> Tensor:
+    dims = tuple(range(2, spectrum.ndim))
+    return torch.fft.ifftn(spectrum, dim=dims, norm="ortho").real.reshape(like.shape)
+
+
+def _sums(a: Tensor, field: Tensor, b: Tensor | None = None) -> Tensor:
+    """Inner products of spectra in every band, `(count, parts, bands)`."""
+    products = (a.conj() * (a if b is None else b)).real.flatten(2)
+    sums = products.new_zeros(*products.shape[:2], int(field.max()) + 1)
+    return sums.index_add_(2, field.flatten(), products)
+
+
+def _sizes(field: Tensor) -> Tensor:
+    return field.flatten().bincount()
+
+
+def _spread(values: Tensor, field: Tensor) -> Tensor:
+    """One value a band, told to all its frequencies."""
+    return values[..., field]
