@@ -74,7 +74,7 @@ class History:
 
     Args:
         last: states and moves of the last round, stacks as in `System`.
-        sizes: of the moves of the last rounds, each `(nodes, batch)`.
+        sizes: sizes of the moves of the last rounds, each `(nodes, batch)`.
         totals: `dX + dR` between the last rounds.
         moves: `dR` between them.
     """

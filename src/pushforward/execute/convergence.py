@@ -65,7 +65,7 @@ class Convergence:
         stale: rounds since that was much smaller.
         rounds: so far.
         shrinking: sizes of the moves of all rounds, for the fixed point to read rates from.
-        history: of the last rounds, for mixing.
+        history: the last rounds, for mixing.
     """
 
     rank: Tensor
