@@ -81,22 +81,29 @@ def plot_lines(
     xlabel: str,
     ylabel: str,
 ) -> Path:
-    """Log-log lines in `results/<name>.png`: a panel a title, in it `label -> (x, y, ours)`; ours are solid."""
+    """Log-log lines in `results/<name>.png`: a panel a title, in it `label -> (x, y, ours)`; ours are solid.
+
+    Four panels or fewer stand in a row.
+    """
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
 
-    count = len(panels)
-    figure, axes = plt.subplots(1, count, figsize=(5.2 * count, 4.2), squeeze=False)
-    for axis, (title, lines) in zip(axes[0], panels.items(), strict=True):
+    rows = -(-len(panels) // 4)
+    columns = -(-len(panels) // rows)
+    figure, axes = plt.subplots(rows, columns, figsize=(5.2 * columns, 4.2 * rows), squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis, (title, lines) in zip(axes.flat[: len(panels)], panels.items(), strict=True):
         for label, (x, y, ours) in lines.items():
             axis.loglog(x, y, "o-" if ours else "s--", label=label, markersize=3.5, linewidth=1.8 if ours else 1.0)
         axis.set_title(title)
         axis.set_xlabel(xlabel)
         axis.grid(visible=True, which="both", alpha=0.2)
         axis.legend(fontsize=7)
-    axes[0][0].set_ylabel(ylabel)
+    for row in axes:
+        row[0].set_ylabel(ylabel)
     figure.tight_layout()
     path = RESULTS / f"{name}.png"
     with atomic_path(path) as temporary:
