@@ -4,7 +4,8 @@ Every solver starts from the same states at the noisiest time and ends at clean 
 last network call, a final denoise included. The reference is the flow followed to the least noise the network was
 trained for, in hundreds of steps, and from there to clean data in one step that extrapolates the last answers; two
 unlike solvers must agree on it. It is kept in `build/accuracy`. The error of one start is the root-mean-square
-difference over the root-mean-square of the reference; the tables give the median and the worst over the starts.
+difference of the images over the root-mean-square of the reference; the tables give the median and the worst over the
+starts.
 
     python benchmarks/accuracy.py                                   # a synthetic mixture, and the models of the package
     python benchmarks/accuracy.py --model fashion-vp --cases none   # one model: ten minutes on one core
@@ -52,7 +53,7 @@ from pushforward.plan import Plan, auto, ddim, dpm_solver_pp, exponential, gddim
 
 ADAPTIVE = "RK45 (adaptive)"
 BUDGETS = (5, 8, 10, 15, 20, 30, 50)
-STEPS = {"mixture": 1000, "network": 400}  # of the reference
+STEPS = {"mixture": 1000, "network": 300}  # of the reference
 KEPT = Path(__file__).parents[1] / "build" / "accuracy"
 Make = Callable[[Process, Tensor], Plan]
 
@@ -128,6 +129,7 @@ def solvers(case: Case) -> Iterator[Ours]:
         "log-snr": grid.log_snr,
         "karras": grid.karras,
         "angle": partial(grid.angle, scale=scale),
+        "wide": partial(grid.angle, scale=1.0, exponent=0.6),
     }
 
     def on(name: str, make: Make) -> Callable[[Process, int], Plan]:
@@ -153,7 +155,7 @@ def solvers(case: Case) -> Iterator[Ours]:
         references["C = spectrum"] = (case.spectrum, "angle")
     for words, (reference, variable) in references.items():
         solver = partial(exponential, reference=reference, variable=variable)
-        for order, corrector, name in product((1, 2, 3), (None, "reuse"), ("log-snr", "angle")):
+        for order, corrector, name in product((1, 2, 3), (None, "reuse"), ("log-snr", "angle", "wide")):
             chosen = partial(solver, order=order, corrector=corrector)
             yield Ours(f"exponential {words}", f"order {order}, corrector {corrector}, {name}", on(name, chosen))
         chosen = partial(solver, order=2, corrector="evaluate")
@@ -162,24 +164,18 @@ def solvers(case: Case) -> Iterator[Ours]:
 
 
 FEW = {
-    "auto", "DDIM: angle", "DDIM: quadratic", "DPM-Solver++ 2M: log-snr", "DPM-Solver++ 2M: angle",
-    "UniPC 2: log-snr", "UniPC 3: log-snr", "gDDIM 2: quadratic", "heun: karras",
-    "exponential C = 0: order 1, corrector reuse, log-snr",
-    "exponential C = 0: order 2, corrector None, angle",
-    "exponential C = s^2: order 1, corrector reuse, angle", "exponential C = s^2: order 2, corrector None, angle",
-    "exponential C = s^2: order 2, corrector reuse, angle",
+    "auto", "DDIM: quadratic", "DPM-Solver++ 2M: angle", "UniPC 2: angle", "gDDIM 2: quadratic",
+    "exponential C = 0: order 1, corrector reuse, angle", "exponential C = 0: order 2, corrector reuse, angle",
+    "exponential C = s^2: order 1, corrector reuse, angle", "exponential C = s^2: order 2, corrector reuse, angle",
+    "exponential C = s^2: order 1, corrector reuse, wide", "exponential C = s^2: order 2, corrector reuse, wide",
 }  # fmt: skip
-
-
-def few_peers(peer: Peer) -> bool:
-    """The schedulers with the noise levels that people use with few calls, down to zero noise."""
-    options = peer.options
-    if not _usual(peer) or peer.denoise or options.get("final_sigmas_type", "zero") != "zero":
-        return False
-    if peer.scheduler == "DDIM":
-        return bool(options["timestep_spacing"] == "trailing")
-    spaced = options.get("timestep_spacing") == "trailing" or "use_karras_sigmas" in options
-    return spaced or (peer.scheduler != "Heun" and not {"use_exponential_sigmas", "use_lu_lambdas"}.isdisjoint(options))
+FEW_PEERS = {
+    "DDIM: epsilon trailing False",
+    *(f"DEIS {order}: {order} epsilon {grid}" for order in (2, 3)
+      for grid in ("trailing", "karras_sigmas", "exponential_sigmas")),
+    *(f"DPM-Solver++ 2M: 2 epsilon {grid} zero" for grid in ("karras_sigmas", "exponential_sigmas", "lu_lambdas")),
+    *(f"UniPC 2: 2 epsilon {grid} zero bh2" for grid in ("trailing", "karras_sigmas", "exponential_sigmas")),
+}  # fmt: skip
 
 
 # -- the reference --------------------------------------------------------------------------------------------------
@@ -218,7 +214,7 @@ def converged(case: Case, steps: int) -> tuple[Tensor, float]:
     velocity = exponential(process, spaced, order=2, reference=case.white, variable="angle")
     with torch.no_grad():
         a, b = (run(plan, case.denoiser, case.start) for plan in (noise, velocity))
-    return b, float(relative_errors(a, b).max())
+    return b, float(relative_errors(process.image(a), process.image(b)).max())
 
 
 # -- measuring ------------------------------------------------------------------------------------------------------
@@ -250,15 +246,17 @@ def measure(case: Case, exact: Tensor, budgets: Sequence[int], *, every: bool, o
         name = f"{ours.family}: {ours.settings}" if ours.settings else ours.family
         if (only and ours.family not in only) or not (full or only or name in FEW):
             continue
-        yield Row(ours.family, ours.settings, True, _errors(partial(_run_ours, ours, case), exact, budgets))
-    if not only or ADAPTIVE in only:
+        yield Row(
+            ours.family, ours.settings, True, _errors(case.process, partial(_run_ours, ours, case), exact, budgets)
+        )
+    if ADAPTIVE in only or (full and not only):
         yield Row(ADAPTIVE, "by tolerance", True, dict(_adaptive_errors(case, exact)))
     if case.has_peers:
         handed = Handed(case.process, case.denoiser, case.start)
         for peer in peers():
-            if (not only or peer.scheduler in only) and (every or (_usual if full else few_peers)(peer)):
+            if (not only or peer.scheduler in only) and (every or _chosen(peer, full=full)):
                 result = partial(run_peer, peer, handed, case.start)
-                yield Row(peer.scheduler, peer.label, False, _errors(result, exact, budgets))
+                yield Row(peer.scheduler, peer.label, False, _errors(case.process, result, exact, budgets))
 
 
 def _run_ours(ours: Ours, case: Case, nfe: int) -> Tensor | None:
@@ -269,14 +267,14 @@ def _run_ours(ours: Ours, case: Case, nfe: int) -> Tensor | None:
 
 
 def _errors(
-    result: Callable[[int], Tensor | None], exact: Tensor, budgets: Sequence[int]
+    process: Process, result: Callable[[int], Tensor | None], exact: Tensor, budgets: Sequence[int]
 ) -> dict[int, tuple[float, float]]:
     errors = {}
     for nfe in budgets:
         with torch.no_grad():
             state = result(nfe)
         if state is not None and bool(state.isfinite().all()):
-            errors[nfe] = _summary(state, exact)
+            errors[nfe] = _summary(process, state, exact)
     return errors
 
 
@@ -286,16 +284,18 @@ def _adaptive_errors(case: Case, exact: Tensor) -> Iterator[tuple[int, tuple[flo
     for tolerance in (1e-1, 1e-2, 1e-3, 1e-4):
         state, calls = adaptive(case.process, case.denoiser, case.start, rtol=tolerance, atol=tolerance)
         with torch.no_grad():
-            yield calls + 1, _summary(case.denoiser.at(case.process, last, state)(0, state), exact)
+            yield calls + 1, _summary(case.process, case.denoiser.at(case.process, last, state)(0, state), exact)
 
 
-def _usual(peer: Peer) -> bool:
+def _chosen(peer: Peer, *, full: bool) -> bool:
     """One prediction type and the usual variant: the others differ from it by a few percent on the mixture."""
+    if not full:
+        return f"{peer.scheduler}: {peer.label}" in FEW_PEERS
     return peer.options["prediction_type"] == "epsilon" and peer.options.get("solver_type", "bh2") == "bh2"
 
 
-def _summary(state: Tensor, exact: Tensor) -> tuple[float, float]:
-    errors = relative_errors(state, exact)
+def _summary(process: Process, state: Tensor, exact: Tensor) -> tuple[float, float]:
+    errors = relative_errors(process.image(state), process.image(exact))
     return float(f"{errors.median():.3g}"), float(f"{errors.max():.3g}")
 
 
@@ -461,7 +461,7 @@ def main() -> None:
     parser.add_argument("--starts", type=int, default=16)
     parser.add_argument("--budgets", type=int, nargs="+", default=list(BUDGETS), help="numbers of network evaluations")
     parser.add_argument(
-        "--steps", type=int, help="of the reference; 1000 for the mixture and 400 for networks by default"
+        "--steps", type=int, help="of the reference; 1000 for the mixture and 300 for networks by default"
     )
     parser.add_argument("--full", action="store_true", help="every setting, the unlikely ones too")
     parser.add_argument("--solver", action="append", default=[], help="measure it alone and keep the file's other rows")
