@@ -446,20 +446,24 @@ def fast(model: Model, *, compiled: bool = True) -> Model:
 
 # -- single best codes -------------------------------------------------------------------------------------------------
 
-DESCENTS: tuple[tuple[str, Any, float, int], ...] = (
-    ("adam", None, 0.1, 30), ("adam", None, 0.2, 30), ("adam", None, 0.3, 30),
-    ("adam", "chi", 0.1, 30), ("adam", "chi", 0.2, 30), ("adam", "chi", 0.3, 30),
-    ("white", None, 0.3, 20), ("white", None, 0.6, 20), ("white", None, 0.9, 20),
-)  # fmt: skip
+DESCENTS: Mapping[str, tuple[int, tuple[tuple[Any, Any, float, int], ...]]] = {  # codes a seed, and descents
+    "sneaker": (50, (
+        ("adam", None, 0.1, 30), ("adam", None, 0.2, 30), ("adam", None, 0.3, 30), ("adam", "chi", 0.1, 30),
+        ("adam", "chi", 0.2, 30), ("white", None, 0.3, 20), ("white", None, 0.6, 20),
+    )),
+    "low-pass": (12, (
+        ("adam", None, 0.05, 30), ("adam", None, 0.1, 30), ("adam", "chi", 0.1, 30), ("white", None, 0.3, 20),
+        ("white", None, 0.6, 20),
+    )),
+}  # fmt: skip
 MOMENTS = (5, 10, 15, 20, 30)  # steps after which energies are told
 
 
-def optimisers(path: Path, network: torch.nn.Module, seeds: int, count: int) -> None:
+def optimisers(path: Path, network: torch.nn.Module, seeds: int) -> None:
     """Energies that descents reach in so many steps, and what became of their codes and images."""
-    rows = [
-        descended(path, network, name, *how, seeds, count) for name in ("sneaker", "low-pass") for how in DESCENTS
-    ]  # fmt: skip
-    save_optimisers(rows, seeds, count)
+    save_optimisers([
+        descended(path, network, name, *how, seeds, count) for name, (count, some) in DESCENTS.items() for how in some
+    ])  # fmt: skip
 
 
 def descended(
@@ -485,7 +489,7 @@ def descended(
     code = torch.cat([one.code.variables() for one in found])
     spectrum = norms(code, bands((1, 28, 28))).mean((0, 1))
     row: dict[str, Any] = {
-        "energy": name, "optimiser": way, "prior": prior or "none", "learning rate": rate,
+        "energy": name, "codes": seeds * count, "optimiser": way, "prior": prior or "none", "learning rate": rate,
         **{f"step {step}": lowest[step] if step <= steps else None for step in MOMENTS},
         "norm": float(code.square().mean(1).sqrt().mean()), "lowest band": float(spectrum[0]),
     }  # fmt: skip
@@ -495,9 +499,9 @@ def descended(
     return {**row, "curve": lowest}
 
 
-def save_optimisers(rows: list[dict[str, Any]], seeds: int, count: int) -> None:
+def save_optimisers(rows: list[dict[str, Any]]) -> None:
     """Write the rows, and how many steps each descent of `white` takes to the energies of Adam's last step."""
-    columns = list(dict.fromkeys(key for row in rows for key in row if key not in ("curve", "recall", "FD")))
+    columns = list(dict.fromkeys(key for row in rows for key in row if key != "curve"))
     cells = table(columns, [["-" if (value := row.get(key)) is None else value for key in columns] for row in rows])
     firsts = []
     for energy in dict.fromkeys(row["energy"] for row in rows):
@@ -513,11 +517,11 @@ def save_optimisers(rows: list[dict[str, Any]], seeds: int, count: int) -> None:
     print(cells, more, sep="\n\n")
     write_text(
         "guidance-optimisers",
-        f"# Descents to one energy\n\nfashion-vp, dpm++ of 4 steps; {count} codes of each of {seeds} seeds. Medians of "
-        "the lowest energies so far. *Norm*: root mean square of the codes, and of their lowest band; noise has 1.\n\n"
+        "# Descents to one energy\n\nfashion-vp, dpm++ of 4 steps. Medians of the lowest energies so far; images "
+        "are those of the last step. *Norm*: root mean square of the codes, and of their lowest band; noise has 1.\n\n"
         f"{cells}\n\n## Steps of white codes to the energy of Adam's last step\n\n{more}",
     )
-    write_json("guidance-optimisers", {"seeds": seeds, "count": count, "rows": rows})
+    write_json("guidance-optimisers", {"rows": rows})
 
 
 # -- (c) a GAN's faces -------------------------------------------------------------------------------------------------
@@ -678,7 +682,7 @@ def main() -> None:
     if options.cost or every:
         cost()
     if options.optimisers:
-        optimisers(options.optimisers, steering_classifier(options.optimisers), options.seeds, options.count // 2)
+        optimisers(options.optimisers, steering_classifier(options.optimisers), options.seeds)
     if options.faces:
         faces(*options.faces, chains=12)
     if options.rare and not options.fashion:
