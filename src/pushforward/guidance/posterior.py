@@ -213,7 +213,7 @@ def best(
         pushforward: as in `guide`.
         energy: as in `guide`.
         optimiser: `adam`; `l-bfgs` with a line search; or `white`, which moves among codes with the spectrum of noise
-            and takes the fewest steps.
+            and takes fewer steps than Adam.
         steps: moves, with a gradient each and one at the beginning.
         learning_rate: Adam's, 0.05 by default; the root mean square of the first move of L-BFGS, 0.05, or of the steps
             of `white`, 0.6. A code's own is 1.
