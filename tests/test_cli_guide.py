@@ -265,7 +265,7 @@ def test_a_run_that_is_told_to_end_keeps_what_it_has(files, tmp_path):
     options = ["--energy", f"python:{slow}", "--solver", "ddim:steps=2", "--chains", "1", "--moves", "500", "-q"]
     command = [sys.executable, "-m", "pushforward", "guide", str(files / "grey"), *options, "--out", str(out)]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as running:
-        while running.poll() is None and not (out / "steps").is_dir():
+        while running.poll() is None and not any((out / "steps").glob("0*.png")):
             time.sleep(0.05)
         running.terminate()
         assert running.wait() == 143

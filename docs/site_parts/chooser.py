@@ -10,12 +10,12 @@ FASHION = {"vp": "VP", "blurring": "blurring", "langevin": "Langevin"}
 
 def html(results: Path) -> str:
     """The plot's place in a page, with its data; without scripts, the tables of the page say the same."""
-    data = json.dumps([*_exact(results), *_fashion(results)], separators=(",", ":"))
+    data = json.dumps([*_errors(results), *_fashion(results)], separators=(",", ":"))
     return f'<div class="chooser"><script type="application/json">{data}</script></div>'
 
 
-def _exact(results: Path) -> list[dict[str, Any]]:
-    """Errors to the exact flow of a mixture, by solver: with its best settings for that many calls, in hindsight."""
+def _errors(results: Path) -> list[dict[str, Any]]:
+    """Errors to the converged images, by solver: with its best settings for that many calls, in hindsight."""
     cases = json.loads((results / "accuracy.json").read_text(encoding="utf-8"))["cases"]
     sets = []
     for name, case in cases.items():
@@ -26,8 +26,9 @@ def _exact(results: Path) -> list[dict[str, Any]]:
             for calls, (error, _) in row["errors"].items():
                 line = lines.setdefault(solver, {})
                 line[int(calls)] = min(line.get(int(calls), (float("inf"), "")), (error, settings))
+        _, mixture, process = name.partition(", ")
         sets.append({
-            "title": f"{name.partition(', ')[2]}, exact network", "measure": "error of the image (median, relative)",
+            "title": f"{process}, exact network" if mixture else f"{name}, embedded network", "measure": "error of the image (median, relative)",
             "less": "less is better",
             "lines": [{"name": n, "points": [[c, *line[c]] for c in sorted(line)]} for n, line in lines.items()],
         })  # fmt: skip

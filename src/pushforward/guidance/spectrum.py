@@ -87,7 +87,8 @@ def _variables(spectrum: Tensor, like: Tensor) -> Tensor:
 
 def _sums(a: Tensor, field: Tensor, b: Tensor | None = None) -> Tensor:
     """Inner products of spectra in every band, `(count, parts, bands)`."""
-    products = (a.conj() * (a if b is None else b)).real.flatten(2)
+    b = a if b is None else b
+    products = (a.real * b.real + a.imag * b.imag).flatten(2)
     sums = products.new_zeros(*products.shape[:2], int(field.max()) + 1)
     return sums.index_add_(2, field.flatten(), products)
 
