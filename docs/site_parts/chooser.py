@@ -28,8 +28,8 @@ def _errors(results: Path) -> list[dict[str, Any]]:
                 line[int(calls)] = min(line.get(int(calls), (float("inf"), "")), (error, settings))
         _, mixture, process = name.partition(", ")
         sets.append({
-            "title": f"{process}, exact network" if mixture else f"{name}, embedded network", "measure": "error of the image (median, relative)",
-            "less": "less is better",
+            "title": f"{process}, exact network" if mixture else f"{name}, embedded network",
+            "measure": "error of the image (median, relative)", "less": "less is better",
             "lines": [{"name": n, "points": [[c, *line[c]] for c in sorted(line)]} for n, line in lines.items()],
         })  # fmt: skip
     return sets
