@@ -136,10 +136,14 @@ def at_once(problem: Problem, method: Parallel, rounds: int, allowed: int | None
     return problem.errors(solution.last), float(solution.nfe.double().mean())
 
 
-def learned(problem: Problem, rounds: int) -> tuple[Tensor, float]:
-    """A plan that is learned first, from other images under the same labels in turn."""
+def learned(problem: Problem, rounds: int) -> tuple[Tensor, float] | None:
+    """A plan that is learned first, from other images under the same labels in turn; none if it is no better."""
     labels = UNSAID if problem.model.classes else None
-    plan = learn_plan(problem.unbound, rounds, labels=labels, seed=1).plan
+    try:
+        plan = learn_plan(problem.unbound, rounds, labels=labels, seed=1).plan
+    except PushforwardError as error:
+        print(error, flush=True)
+        return None
     return problem.errors(run(plan, problem.model.denoiser, problem.start)), plan.nfe
 
 
