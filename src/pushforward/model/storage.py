@@ -15,11 +15,9 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pushforward.data.files import atomic_path, save_tensors
+from pushforward.data.files import atomic_path, load_tensors, save_tensors
 from pushforward.data.schema import check, read
 from pushforward.errors import PushforwardError
 from pushforward.linear import Gaussian, Process, process_from_config
@@ -200,8 +198,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise PushforwardError(f"{path} is missing; a model's folder needs it.")
     try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
+        return load_tensors(path)[0]
+    except (OSError, ValueError) as error:
         raise PushforwardError(
             f"{path} is damaged or not a safetensors file ({error}); fetch the model again."
         ) from None

@@ -11,12 +11,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, max_pool2d, pad, relu
 
+from pushforward.data.files import load_tensors
 from pushforward.errors import PushforwardError
 
 __all__ = ["FaceNet", "load_faces"]
@@ -98,8 +97,8 @@ def load_faces(path: str | os.PathLike[str], *, device: str | torch.device = "cp
     if not file.is_file():
         raise PushforwardError(f"There is no file {file} with the weights of dlib's face network.")
     try:
-        tensors = safetensors.torch.load_file(file)
-    except (OSError, SafetensorError) as error:
+        tensors, _ = load_tensors(file)
+    except (OSError, ValueError) as error:
         raise PushforwardError(f"{file} is not a .safetensors file, or is damaged; fetch it again.") from error
     with torch.random.fork_rng(devices=()):  # the first weights are drawn, and thrown away
         net = FaceNet()

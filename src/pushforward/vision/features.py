@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
@@ -228,8 +227,8 @@ def load_fashion(folder: Path = FASHION) -> FashionNet:
     with torch.random.fork_rng(devices=()):  # the first weights are drawn, and thrown away
         net = FashionNet()
     try:
-        net.load_state_dict(safetensors.torch.load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
+        net.load_state_dict(load_tensors(path)[0])
+    except (OSError, ValueError, RuntimeError) as error:
         raise PushforwardError(f"The weights {path} are missing or damaged; install the package again.") from error
     return net.eval().requires_grad_(False)
 
