@@ -24,7 +24,6 @@ Cases that the file in `results/` has and this run has not stay in it.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import logging
 import math
 import time
@@ -42,7 +41,7 @@ from _mixture import Mixture, mixture
 from _peers import Handed, Peer, peers, run_peer
 from torch import Tensor
 
-from pushforward.data.files import atomic_path
+from pushforward.data.files import atomic_path, digest
 from pushforward.denoiser import Denoiser
 from pushforward.errors import PushforwardError
 from pushforward.execute import adaptive, run
@@ -186,8 +185,7 @@ def kept(case: Case, steps: int) -> tuple[Tensor, float]:
     middle = torch.tensor([0.5 * case.process.t_max], dtype=torch.float64)
     with torch.no_grad():
         answer = case.denoiser.at(case.process, middle, case.start)(0, case.start)
-    digest = hashlib.sha256(torch.stack([case.start, answer]).double().numpy().tobytes()).hexdigest()[:12]
-    path = KEPT / f"{case.process.name}-{steps}-{digest}.pt"
+    path = KEPT / f"{case.process.name}-{steps}-{digest(case.start, answer)[:12]}.pt"
     if path.is_file():
         exact, agreement = torch.load(path)
         return exact, agreement

@@ -91,8 +91,7 @@ def guide(
             help="Draw codes by langevin, mala or hmc (such as hmc:leaps=5), or without a gradient by ess or "
             "pcn; or images by particles, which estimate the evidence too, fk or psi (such as fk:particles=8); seek "
             "single best codes by adam or l-bfgs, or by white, which keeps the spectrum of noise; or steer each step "
-            "of the solver by "
-            f"{', '.join(STEERINGS)} (such as mpgd:direct=2)."
+            f"of the solver by {', '.join(STEERINGS)} (such as mpgd:direct=2)."
         ),
     ] = "langevin",
     moves: Annotated[

@@ -233,8 +233,9 @@ def best(
     Raises:
         PushforwardError: as `guide`; or no such optimiser, or numbers out of range.
     """
-    method = OPTIMISERS.get(optimiser)
-    learning_rate = learning_rate if learning_rate is not None or method is None else method.rate
+    method = OPTIMISERS.get(str(optimiser))
+    if method is not None and learning_rate is None:
+        learning_rate = method.rate
     if method is None or learning_rate is None or steps < 1 or not 0 < learning_rate < inf:
         raise PushforwardError(
             f"A descent needs an optimiser ({', '.join(OPTIMISERS)}), 1 step or more and a positive learning rate; got "

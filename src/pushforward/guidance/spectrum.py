@@ -50,29 +50,29 @@ def bands(shape: Sequence[int]) -> Tensor:
 
 def norms(x: Tensor, field: Tensor) -> Tensor:
     """The root mean squares of variables `(count, numbers)` in their bands, `(count, parts, bands)`; 1 if white."""
-    return _sums(_spectrum(x, field), field).div(_sizes(field)).sqrt()
+    return _norms(_spectrum(x, field), field)
 
 
 def white(x: Tensor, field: Tensor) -> Tensor:
     """The nearest white variables to `x (count, numbers)`, whose bands are those that `bands` gave."""
     spectrum = _spectrum(x, field)
-    size = _sums(spectrum, field).div(_sizes(field)).sqrt()
-    return _variables(spectrum / _spread(size.clamp_min(torch.finfo(x.dtype).tiny), field), x)
+    size = _norms(spectrum, field).clamp_min(torch.finfo(x.dtype).tiny)
+    return _variables(spectrum / size[..., field], x)
 
 
 def evened(direction: Tensor, field: Tensor) -> Tensor:
     """Directions `(count, numbers)` with the same root mean square, 1, in all bands that have more than rounding."""
     spectrum = _spectrum(direction, field)
-    size = _sums(spectrum, field).div(_sizes(field)).sqrt()
+    size = _norms(spectrum, field)
     least = _FAINT * size.amax((1, 2), keepdim=True).clamp_min(torch.finfo(direction.dtype).tiny / _FAINT)
-    return _variables(spectrum / _spread(torch.maximum(size, least), field), direction)
+    return _variables(spectrum / torch.maximum(size, least)[..., field], direction)
 
 
 def tangent(x: Tensor, direction: Tensor, field: Tensor) -> Tensor:
     """The part of directions `(count, numbers)` that keeps the norms of all bands of `x`, to first order."""
     at, along = _spectrum(x, field), _spectrum(direction, field)
     radial = _sums(at, field, along) / _sums(at, field).clamp_min(torch.finfo(x.dtype).tiny)
-    return _variables(along - _spread(radial, field) * at, x)
+    return _variables(along - radial[..., field] * at, x)
 
 
 def _spectrum(x: Tensor, field: Tensor) -> Tensor:
@@ -93,10 +93,6 @@ def _sums(a: Tensor, field: Tensor, b: Tensor | None = None) -> Tensor:
     return sums.index_add_(2, field.flatten(), products)
 
 
-def _sizes(field: Tensor) -> Tensor:
-    return field.flatten().bincount()
-
-
-def _spread(values: Tensor, field: Tensor) -> Tensor:
-    """One value a band, told to all its frequencies."""
-    return values[..., field]
+def _norms(spectrum: Tensor, field: Tensor) -> Tensor:
+    """The root mean square in every band, `(count, parts, bands)`."""
+    return _sums(spectrum, field).div(field.flatten().bincount()).sqrt()
