@@ -7,7 +7,7 @@ import torch
 
 from pushforward.errors import PushforwardError
 from pushforward.execute import run
-from pushforward.linear import POINT, VP, Flow, Gaussian, Langevin, Process, root
+from pushforward.linear import POINT, VE, VP, Flow, Gaussian, Langevin, Process, root
 from pushforward.plan import (
     SOLVERS,
     Builder,
@@ -98,6 +98,26 @@ def test_gaussian_data_are_solved_exactly_in_their_own_coordinates(process, solv
     found = run(solver(process, ts, data), gaussian_denoiser(process, data), u)
     expected = exact_flow(process, data, float(ts[0]), float(ts[-1]), u)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("process", [VP(), VE(), Flow()], ids=lambda p: p.name)
+@pytest.mark.parametrize("deviation", [0.3, 0.8, 2.0])
+def test_steps_of_auto_are_equal_in_its_angle(process: Process, deviation: float) -> None:
+    """In `atan((sigma / (1.3 s alpha))^0.65)`, but for the last steps if the grid has them below `t_min`."""
+    times = auto(process, 12, Gaussian(deviation**2)).times
+    inner = times[1:-2]  # alpha may be 0 at the first time
+    alpha, sigma = process.alpha_sigma(inner)
+    angles = torch.atan((sigma / (1.3 * deviation * alpha)) ** 0.65)
+    assert torch.allclose(angles.diff(), angles.diff().mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("steps", "order"), [(1, 1), (7, 1), (8, 2), (30, 2)])
+def test_few_calls_of_auto_take_polynomials_of_lower_degree(steps: int, order: int) -> None:
+    assert auto(VP(), steps, Gaussian(0.5)).settings["order"] == order
+
+
+def test_data_that_do_not_vary_have_a_plan() -> None:
+    assert bool((auto(VP(), 10, POINT).times.diff() < 0).all())
 
 
 @EVERY

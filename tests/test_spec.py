@@ -10,7 +10,8 @@ from pushforward.linear import VP, Blurring, Gaussian, Langevin
 from pushforward.maps.adaptive import AdaptiveDiffusion
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.spec import SamplerSpec, parse
-from pushforward.plan import SOLVERS
+from pushforward.plan import SOLVERS, exponential
+from pushforward.plan.grid import angle
 from support.models import SIZE, tiny
 
 
@@ -118,3 +119,38 @@ def test_the_default_sampler_is_a_solver_like_the_others():
         times = SamplerSpec("auto", steps).plan(model).times
         plan = SOLVERS["auto"](model.process, times, reference=model.reference)
         torch.testing.assert_close(Diffusion(model, plan).sample(2), expected)
+
+
+@pytest.mark.parametrize("process", [VP(), Langevin(), Blurring((SIZE, SIZE))], ids=lambda p: p.name)
+@pytest.mark.parametrize("text", ["auto:steps=5", "auto:steps=12", "auto:steps=8:rounds=4", "ddim:steps=4"])
+def test_what_is_settled_makes_the_plan_again_at_its_times(process, text):
+    model = tiny(process)
+    spec = parse(text)
+    plan = spec.plan(model)
+    solver, settings = spec.settled(plan)
+    again = SamplerSpec(solver, settings=settings).at(model, plan.times.tolist())
+    assert again.solver == plan.solver
+    _assert_same(again, plan)
+
+
+@pytest.mark.parametrize("steps", [5, 12])
+def test_times_that_an_earlier_rule_chose_are_kept(steps):
+    """Files of codes have the times of `auto`, and those of version 0.1 nothing more: its order was always 2."""
+    model = tiny(VP())
+    times = angle(model.process, steps, scale=0.5, exponent=0.7)
+    earlier = exponential(model.process, times, order=2, reference=model.reference, variable="angle",
+                          corrector="reuse", denoise=True)  # fmt: skip
+    _assert_same(SamplerSpec("auto").at(model, times.tolist()), earlier)
+
+
+def test_results_of_an_earlier_rule_are_known():
+    assert SamplerSpec("auto").kept["rule"] == 2
+    assert "rule" not in SamplerSpec("ddim").kept
+
+
+def _assert_same(one, other):
+    """Plans are compared by what they draw, bit for bit."""
+    assert torch.equal(one.times, other.times)
+    model = tiny(one.process)
+    first, second = (Diffusion(model, plan).sample(2, seed=3) for plan in (one, other))
+    assert torch.equal(first, second)

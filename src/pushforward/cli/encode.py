@@ -113,9 +113,12 @@ def encode(
                                             sequential=sequential, rows=batch, callback=bar.update)
             )  # fmt: skip
     seconds = time.perf_counter() - seconds
-    info = header(
-        model, network, spec.solver, spec.settings, plan.times, labels=labels, guidance=condition.guidance
-    ) | {"images": given.names, "seed": seed, "dtype": place.dtype, "size": place.size}
+    info = header(model, network, *spec.settled(plan), plan.times, labels=labels, guidance=condition.guidance) | {
+        "images": given.names,
+        "seed": seed,
+        "dtype": place.dtype,
+        "size": place.size,
+    }
     code, again = written(out, [one.code for one in found], info, given, diffusion, batch=batch, picture=picture,
                           quiet=reports.quiet)  # fmt: skip
     report = {

@@ -185,7 +185,8 @@ def guide(
         settings |= {"rungs": rungs} if rungs > 1 else {}  # which folders of earlier versions do not have
     if isinstance(pushforward, Diffusion):
         through = None if isinstance(how, Particles | Steering) else gradient
-        settings |= {"plan": solver, "dtype": place.dtype, "size": place.size, "gradient": through}
+        settings |= {"plan": solver, **parse(solver).rule}
+        settings |= {"dtype": place.dtype, "size": place.size, "gradient": through}
         pushforward = pushforward.run_by(gradient=_GRADIENTS[gradient]())
     else:
         settings |= {} if latent is None else {"latent": latent}
@@ -460,9 +461,8 @@ def _write_codes(
     """`codes.safetensors`: of a diffusion, for `pushforward decode`; of anything else, the bare tensors."""
     path = out / "codes.safetensors"
     if isinstance(pushforward, Diffusion):
-        times = pushforward.times
-        told = _repeated(labels, len(found.images) // len(found.nfe))
-        info = header(source, pushforward.model, spec.solver, spec.settings, times, labels=told, guidance=guidance)
+        plan, told = pushforward.plan, _repeated(labels, len(found.images) // len(found.nfe))
+        info = header(source, pushforward.model, *spec.settled(plan), plan.times, labels=told, guidance=guidance)
         save_codes(path, found.code, {**info, **more})
         return
     tensors = {"start": found.code.start, "noises": found.code.noises}

@@ -160,8 +160,10 @@ def invert(
                      iterations=iterations, callback=tell)
             )  # fmt: skip
             seconds.append(time.perf_counter() - began)
-    settings = {**spec.settings, "residuals": True} if method == "direct" else spec.settings
-    info = header(model, network, spec.solver, settings, plan.times, labels=labels, guidance=condition.guidance) | {
+    solver, settings = spec.settled(plan)
+    if method == "direct":
+        settings = {**settings, "residuals": True}
+    info = header(model, network, solver, settings, plan.times, labels=labels, guidance=condition.guidance) | {
         "images": given.names,
         "seed": seed,
         "dtype": place.dtype,

@@ -23,6 +23,7 @@ from pushforward.maps.adaptive import AdaptiveDiffusion
 from pushforward.maps.diffusion import Diffusion
 from pushforward.model import Model
 from pushforward.plan import SOLVERS, Plan, auto, in_rounds, load_plan, plan_of
+from pushforward.plan.auto import RULE
 from pushforward.plan.files import SUFFIX as PLAN_SUFFIX
 from pushforward.plan.grid import default
 
@@ -82,7 +83,13 @@ class SamplerSpec:
     def kept(self) -> dict[str, object]:
         """All of it, as runs keep it to know their settings again: what 0.1 did not have, only where it is said."""
         later = ("rounds", "max_evaluations")
-        return {name: value for name, value in asdict(self).items() if name not in later or value is not None}
+        said = {name: value for name, value in asdict(self).items() if name not in later or value is not None}
+        return said | self.rule
+
+    @property
+    def rule(self) -> dict[str, object]:
+        """Which rule `auto` follows, lest a run that began by an earlier one goes on; nothing for other solvers."""
+        return {"rule": RULE} if self.solver == "auto" else {}
 
     @property
     def label(self) -> str:
@@ -134,9 +141,9 @@ class SamplerSpec:
         """
         if self.filed:
             return self._kept_plan(model)
-        if self.solver == "auto":
-            return auto(model.process, len(times) - 1, model.reference)
         own = {**model.solvers.get(self.solver, {}), **self.settings}
+        if self.solver == "auto":
+            own["reference"] = "data"
         if (name := own.get("reference")) in ("data", "spectrum"):
             own["reference"] = model.reference if name == "data" else Gaussian(model.gaussian.variance)
         elif isinstance(name, str):
@@ -162,6 +169,12 @@ class SamplerSpec:
             return AdaptiveDiffusion(model, tolerance, dtype=dtype, device=device)
         plan = self.plan(model)
         return Diffusion(model, plan, dtype=dtype, device=device, parallel=self.method(plan))
+
+    def settled(self, plan: Plan) -> tuple[str, Mapping[str, object]]:
+        """The solver and settings that make its plan again `at` the plan's times, where it may choose them: `auto`."""
+        if self.solver != "auto":
+            return self.solver, self.settings
+        return plan.solver, {"order": plan.settings["order"]}
 
     @property
     def adaptive(self) -> bool:

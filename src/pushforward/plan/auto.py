@@ -2,9 +2,10 @@ r"""The default sampler: a rule for every process and every number of steps.
 
 - Reference N(m, s^2 I) of the model, and the answers' deviation from it interpolated in the whitening angle, where the
   flow has no linear part.
-- Quadratic predictor and cubic corrector. The corrector takes the answer that the next step uses: one call per step.
-- Steps equal in `atan((sigma / (alpha / 2))^0.7)`: densest in log-SNR where noise and images are alike, and of length 0
-  at both ends. The last call is where this grid has it, or at `t_min` if that comes earlier.
+- Quadratic predictor and cubic corrector; with fewer than 8 calls, whose steps are too long for them, linear and
+  quadratic. The corrector takes the answer that the next step uses: one call per step.
+- Steps equal in `atan((sigma / (1.3 s alpha))^0.65)`: densest in log-SNR where noise and images are alike, and of
+  length 0 at both ends. The last call is where this grid has it, or at `t_min` if that comes earlier.
 - With 20 calls or fewer, the last answer, moved to the corrected state, is the image: a long last step along the flow
   would leave noise on it. With more, the last step follows the flow to time 0 like the others, so that images converge
   to the flow's solution and not to the denoised state at `t_min`, which is a few thousandths away.
@@ -22,6 +23,9 @@ Evidence: `benchmarks/accuracy.py`, and `benchmarks/latency.py` for rounds.
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 
 from pushforward.linear import IDENTITY, VE, Gaussian, Process
@@ -30,27 +34,33 @@ from pushforward.plan.gddim import gddim
 from pushforward.plan.grid import angle, power
 from pushforward.plan.plan import Plan
 
-SCALE, EXPONENT = 0.5, 0.7
+SPREAD, EXPONENT = 1.3, 0.65
+NARROW = 0.1  # deviation that data without any is taken to have, as it tells nothing of where images form
 WHITE = Gaussian(0.25)
 FEW = 20  # calls up to which the image is the last answer
+ROUGH = 8  # calls from which on the polynomials are one degree higher
+RULE = 2  # counts the rules there have been: 0.1 had the first
 
 
-def auto_grid(process: Process, steps: int, end: float = 0.0) -> Tensor:
+def auto_grid(process: Process, steps: int, reference: Gaussian = WHITE, end: float = 0.0) -> Tensor:
     """Return the times of the module's rule, from `t_max` to `end`, `(steps + 1,)`."""
     if _fades_unevenly(process):
-        return angle(process, steps, scale=SCALE, end=end)
-    return angle(process, steps, scale=SCALE, exponent=EXPONENT, end=end)
+        return angle(process, steps, end=end)
+    deviation = math.sqrt(float(torch.as_tensor(reference.variance).mean()))
+    return angle(process, steps, scale=SPREAD * max(deviation, NARROW), exponent=EXPONENT, end=end)
 
 
-def auto(process: Process, steps: int, reference: Gaussian) -> Plan:
+def auto(process: Process, steps: int, reference: Gaussian, end: float = 0.0) -> Plan:
     """Make the plan with `steps` network calls.
 
     Args:
         process: the diffusion.
         steps: number of network calls.
         reference: Gaussian N(m, s^2 I) fitted to the model's data.
+        end: time of the last state.
     """
-    return auto_at(process, auto_grid(process, steps), reference=reference)
+    grid = auto_grid(process, steps, reference, end)
+    return auto_at(process, grid, order=1 if steps < ROUGH else 2, reference=reference)
 
 
 def in_rounds(process: Process, steps: int, reference: Gaussian, end: float = 0.0) -> Plan:
@@ -63,23 +73,24 @@ def in_rounds(process: Process, steps: int, reference: Gaussian, end: float = 0.
         end: time of the last state.
     """
     if isinstance(process, VE) or _fades_unevenly(process):
-        return auto_at(process, auto_grid(process, steps, end), reference=reference)
+        return auto(process, steps, reference, end)
     return gddim(process, power(process, steps, end=end), order=2)
 
 
-def auto_at(process: Process, grid: Tensor, *, reference: Gaussian = WHITE) -> Plan:
+def auto_at(process: Process, grid: Tensor, *, order: int = 2, reference: Gaussian = WHITE) -> Plan:
     """Apply the same rule at given times.
 
     Args:
         process: the diffusion.
         grid: decreasing times, `(steps + 1,)`.
+        order: degree of the predictor, but for blurring.
         reference: Gaussian N(m, s^2 I) fitted to the model's data.
     """
     if _fades_unevenly(process):
         return exponential(process, grid, order=1, variable="angle", corrector="reuse", name="auto")
     few = len(grid) - 1 <= FEW and float(grid[-1]) == 0
     return exponential(
-        process, grid, order=2, reference=reference, variable="angle", corrector="reuse", denoise=few, name="auto"
+        process, grid, order=order, reference=reference, variable="angle", corrector="reuse", denoise=few, name="auto"
     )
 
 

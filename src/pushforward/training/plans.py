@@ -33,8 +33,8 @@ from pushforward.linear import IDENTITY, Basis, Operator
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.labels import UNSAID, Labels, Unsaid
 from pushforward.model import Model
-from pushforward.plan import Node, Plan, Register, in_rounds
-from pushforward.plan.auto import auto_at, auto_grid
+from pushforward.plan import Node, Plan, Register, auto, in_rounds
+from pushforward.plan.auto import auto_at
 
 __all__ = ["HELD_OUT", "Learned", "evaluations", "images_within", "learn_plan"]
 
@@ -147,7 +147,7 @@ def learn_plan(
     there = Diffusion(model, task.teacher).given(labels, guidance)
     plan = task.fitted(task.taught(there, images, seed, 0, batch))
     compared = task.taught(there, HELD_OUT, seed, images, batch)
-    steps = auto_at(model.process, auto_grid(model.process, rounds, end), reference=model.reference)
+    steps = auto(model.process, rounds, model.reference, end)
     errors = {
         "learned": task.errors(compared, lambda part: run(plan, part.denoiser, part.start)),
         "all at once": task.errors(compared, lambda part: task.unlearned(unlearned, part)),

@@ -204,7 +204,7 @@ class Loop:
         if spec.end is not None:
             times = torch.cat([times[times > spec.end], times.new_tensor([spec.end])])
         begun = len(timesteps) < len(scheduler.timesteps)
-        if spec.grid is not None and not begun:
+        if (spec.grid is not None or spec.solver == "auto") and not begun:
             return replace(spec, steps=len(times) - 1).plan(model)
         if spec.solver == "auto" and begun:  # its own grid begins at noise, and ends at 0
             rule = auto(model.process, len(times) - 1, model.reference).settings

@@ -85,7 +85,8 @@ def codes_file(
     labels: Labels = None if there.labels is UNSAID else there.labels
     if labels is not None and len(labels) == 1:
         labels = labels.expand(count) if isinstance(labels, Tensor) else [str(labels[0])] * count
-    info = header(source, there.model, spec.solver, {**spec.settings, **more}, there.times, labels=labels,
+    named, settings = spec.settled(there.plan)
+    info = header(source, there.model, named, {**settings, **more}, there.times, labels=labels,
                   guidance=guidance)  # fmt: skip
     with TemporaryDirectory() as folder:
         path = Path(folder) / "codes.safetensors"
