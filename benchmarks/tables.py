@@ -165,8 +165,9 @@ many images, and its standard error comes from a bootstrap of the images. **rati
 *converged* images (`auto`, 200 calls), with the error from resampling both alike. Below 1, a sampler's error happens to
 hide some of the network's; the paired error does not have that blind spot. All samplers begin at the same codes and
 labels. **error** is the median over images of the relative distance to the converged image of the same code, for
-samplers that draw no noise; below .005 it is bfloat16's rounding. (It was measured while `auto` ended in the denoised
-state at `t_min` with any number of calls; above 20 it now goes on to the flow's end, .003 away.) P and R are precision
+samplers that draw no noise; below .005 it is bfloat16's rounding. (Measured with an earlier `auto`, which ended in the
+denoised state at `t_min` with any number of calls, .003 from the flow's end, and did not place its steps by the data's
+deviation: its errors with few calls are smaller now, see [solvers](solvers.md).) P and R are precision
 and recall (k = 5, with as many real images). NFE is the number of network evaluations per image. In the tables of
 ratios, figures in parentheses are those of gDDIM's paper (FID on CIFAR-10, other networks), over its column of 1000
 calls of the same sampler."""
