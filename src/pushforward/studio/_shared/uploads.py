@@ -36,9 +36,12 @@ def photo_area(label: str, elem_id: str) -> Any:
     """Where a picture is dropped, pasted or chosen."""
     import gradio as gr
 
-    return gr.Image(label=label, type="filepath", image_mode=None, sources=["upload", "clipboard"], elem_id=elem_id,
-                    format="png", height=220, elem_classes="photo",
-                    placeholder="Drop a picture here, or click to choose one.")  # fmt: skip
+    area: Any = gr.Image(label=label, type="filepath", image_mode=None, sources=["upload", "clipboard"],
+                         elem_id=elem_id, format="png", height=220, elem_classes="photo",
+                         placeholder="Drop a picture here, or click to choose one.")  # fmt: skip
+    # Gradio would open the file, and tell the visitor where on this machine it lies if it cannot; `read_photo` opens it.
+    area.preprocess = lambda given: None if given is None else given.path
+    return area
 
 
 def read_photo(path: str | None, model: Model) -> Photo:
