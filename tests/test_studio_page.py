@@ -239,6 +239,8 @@ def test_inpainting_what_is_painted_over(visit):
 
 def test_guiding_can_be_stopped_and_kept(visit):
     page = visit("Guide")
+    stop = page.get_by_role("button", name="Stop", exact=True).locator("visible=true")
+    assert stop.is_disabled()  # there is nothing to stop
     fill(page, "A class", "sneaker")
     slide(page, "Chains", 2)
     slide(page, "Moves", 400)
@@ -247,6 +249,7 @@ def test_guiding_can_be_stopped_and_kept(visit):
     press(page, "Stop")
     says(page, "guide", "Stopped")
     assert "codes.safetensors" in downloaded(page, "guided").namelist()
+    page.wait_for_function("stop => stop.disabled", arg=stop.element_handle())
     slide(page, "Moves", 5)
     press(page, "Guide")  # the model is free again
     says(page, "guide", "after 5 moves")
