@@ -190,6 +190,10 @@ def test_sampling_shows_rounds_and_hands_over_files(visit):
     assert time.perf_counter() - began < 30  # 10 s where nothing else runs
     says(page, "sample", "network evaluations each")
     assert page.locator("#sample-rounds tbody tr").count() > 1
+    assert page.locator("#sample-picture img").evaluate("image => image.naturalHeight") > 300  # of 28 pixels
+    page.set_viewport_size({"width": 390, "height": 844})
+    states = page.locator("#sample-rounds tbody img").first.evaluate("image => image.getBoundingClientRect().width")
+    assert states >= 190  # eight states and the start, each of 24 at least but for rounding
     archive = downloaded(page, "samples")
     assert set(archive.namelist()) == {"samples.png", "codes.safetensors", "settings.txt"}
     assert "--parallel" in archive.read("settings.txt").decode()
@@ -201,6 +205,7 @@ def test_comparing_copies_commands(visit):
     press(page, "Compare")
     says(page, "compare", "12 samplers")
     page.locator("#compare-table tbody tr").nth(1).get_by_role("button", name="Command").click()
+    page.locator("#compare-table").get_by_role("button", name="Copied").wait_for()
     text = page.evaluate("navigator.clipboard.readText()")
     assert text.startswith(f"pushforward sample {MODEL} --count 1 --solver ddim --steps 5")
 
