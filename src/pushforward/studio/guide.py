@@ -212,13 +212,16 @@ def layout(shelf: Shelf, model: Any) -> list[Any]:
     """The tab; it returns what is to offer the model's classes or captions."""
     import gradio as gr
 
+    from pushforward.vision.classifiers import FASHION_LABELS
+
     standard = Settings("")
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
             gr.Markdown("Move images towards one of these, or several:")
             coloured = gr.Checkbox(label="A colour")
             colour = gr.ColorPicker("#2060c0", label="Colour", visible=False)
-            label = what_choice("A class", "Seen by a classifier of clothes (Fashion-MNIST).")
+            label = what_choice("A class", "Seen by a classifier of clothes, in grey images of 28 x 28.",
+                                offered=FASHION_LABELS)  # fmt: skip
             text = gr.Textbox(label="A text", info="Seen by CLIP.", visible=shelf.clip is not None)
             like = gr.Dropdown(["none", *REFERENCES], value="none", label="Like a picture, in")
             photo = photo_area("Reference", "guide-photo")
@@ -260,4 +263,4 @@ def layout(shelf: Shelf, model: Any) -> list[Any]:
         model, coloured, colour, label, text, like, photo, part, weight, what, sampler, moves, chains, seed,
     }  # fmt: skip
     wire(go, stop, act, inputs, [says, shown, curves, *taken.components], says, shown)
-    return [label, what]
+    return [what]

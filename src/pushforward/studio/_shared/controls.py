@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from pushforward.studio._shared.results import packed
@@ -26,11 +26,11 @@ SOLVERS_OFFERED = (
 )  # fmt: skip
 
 
-def what_choice(label: str, info: str, *, multiple: bool = False) -> Any:
-    """Classes or prompts: those that a model knows are offered, and others may be written."""
+def what_choice(label: str, info: str, *, offered: Sequence[str] = (), multiple: bool = False) -> Any:
+    """Classes or prompts: those that are known are offered, by default a model's, and others may be written."""
     import gradio as gr
 
-    return gr.Dropdown([], label=label, info=info, multiselect=multiple, allow_custom_value=True)
+    return gr.Dropdown(list(offered), value=None, label=label, info=info, multiselect=multiple, allow_custom_value=True)
 
 
 def solver_choice(value: str = "auto", offered: tuple[str, ...] = SOLVERS_OFFERED) -> Any:
