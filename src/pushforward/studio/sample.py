@@ -138,19 +138,19 @@ def run(model: Model, settings: Settings) -> Generator[Shown, None, None]:
 
 
 def _round(model: Model, step: Round) -> list[str]:
-    """A round as a row of the table: its number, its error, and the states of the first image from noise to data."""
+    """A round as a row of the table: its number and error, and the states of the first image from noise to data."""
     import torch
 
     assert step.states is not None
     states = step.states()[:, 0]
     some = torch.linspace(0, len(states) - 1, min(COLUMNS, len(states))).round().long()
     says = f"States of the first image after round {step.done}"
-    strip = embedded(row(viewed(model, states[some])), says, least=24 * len(some))
-    return [str(step.done), f"{step.residual:.1e}", strip]
+    strip = embedded(row(viewed(model, states[some])), says, least=15 * len(some))
+    return [f"{step.done}<br>{step.residual:.1e}", strip]
 
 
 def _grid(rows: list[list[str]]) -> str:
-    return table(["Round", "Error", "Noise → image"], rows, "The first image: time across, rounds down")
+    return table(["Round, error", "Noise → image"], rows, "The first image: time across, rounds down")
 
 
 def _codes(model: Model, settings: Settings) -> dict[str, bytes]:

@@ -39,7 +39,7 @@ def photo_area(label: str, elem_id: str) -> Any:
     area: Any = gr.Image(label=label, type="filepath", image_mode=None, sources=["upload", "clipboard"],
                          elem_id=elem_id, format="png", height=220, elem_classes="photo",
                          placeholder="Drop a picture here, or click to choose one.")  # fmt: skip
-    # Gradio would open the file, and tell the visitor where on this machine it lies if it cannot; `read_photo` opens it.
+    # `read_photo` opens the file. Gradio would, too, and where it cannot, tell the visitor where the file lies.
     area.preprocess = lambda given: None if given is None else given.path
     return area
 
