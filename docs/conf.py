@@ -69,6 +69,7 @@ sphinx_gallery_conf = {
     "image_scrapers": (scripts.Pictures(),),
     "reset_argv": "site_parts.scripts.arguments",
     "min_reported_time": 1e9,
+    "write_computation_times": False,  # a page for nobody, which loads scripts of others
     "show_memory": False,
     "show_signature": False,
     "download_all_examples": False,

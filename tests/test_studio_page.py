@@ -8,6 +8,7 @@ import select
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -96,6 +97,17 @@ def test_a_path_that_was_not_uploaded_is_no_picture(address):
     )
     _, events = status(f"{address}gradio_api/queue/data?session_hash=byhand") if code == 200 else (code, b"")
     assert b'"success":false' in events.replace(b" ", b""), events
+
+
+def test_the_classifiers_classes_are_offered_whatever_the_model(address):
+    """Emoji's captions were offered as classes of a classifier of clothes."""
+    config = json.loads(status(f"{address}config")[1])
+    (classes,) = [one for one in config["components"] if one["props"].get("label") == "A class"]
+    assert ["sneaker", "sneaker"] in classes["props"]["choices"]
+    assert classes["props"].get("value") is None
+    by_model = [one for one in config["dependencies"] if "load" in [event for _, event in one["targets"]]]
+    assert by_model
+    assert all(classes["id"] not in one["outputs"] for one in by_model)
 
 
 def test_uploads_are_limited(address):
@@ -189,6 +201,10 @@ def test_sampling_shows_rounds_and_hands_over_files(visit):
     assert time.perf_counter() - began < 30  # 10 s where nothing else runs
     says(page, "sample", "network evaluations each")
     assert page.locator("#sample-rounds tbody tr").count() > 1
+    assert page.locator("#sample-picture img").evaluate("image => image.naturalHeight") > 300  # of 28 pixels
+    page.set_viewport_size({"width": 390, "height": 844})
+    states = page.locator("#sample-rounds tbody img").first.evaluate("image => image.getBoundingClientRect().width")
+    assert 130 < states < 300  # eight states and the start, each of 15 at least, and all of them to be seen
     archive = downloaded(page, "samples")
     assert set(archive.namelist()) == {"samples.png", "codes.safetensors", "settings.txt"}
     assert "--parallel" in archive.read("settings.txt").decode()
@@ -200,6 +216,7 @@ def test_comparing_copies_commands(visit):
     press(page, "Compare")
     says(page, "compare", "12 samplers")
     page.locator("#compare-table tbody tr").nth(1).get_by_role("button", name="Command").click()
+    page.locator("#compare-table").get_by_role("button", name="Copied").wait_for()
     text = page.evaluate("navigator.clipboard.readText()")
     assert text.startswith(f"pushforward sample {MODEL} --count 1 --solver ddim --steps 5")
 
@@ -238,6 +255,8 @@ def test_inpainting_what_is_painted_over(visit):
 
 def test_guiding_can_be_stopped_and_kept(visit):
     page = visit("Guide")
+    stop = page.get_by_role("button", name="Stop", exact=True).locator("visible=true")
+    assert stop.is_disabled()  # there is nothing to stop
     fill(page, "A class", "sneaker")
     slide(page, "Chains", 2)
     slide(page, "Moves", 400)
@@ -246,6 +265,7 @@ def test_guiding_can_be_stopped_and_kept(visit):
     press(page, "Stop")
     says(page, "guide", "Stopped")
     assert "codes.safetensors" in downloaded(page, "guided").namelist()
+    page.wait_for_function("stop => stop.disabled", arg=stop.element_handle())
     slide(page, "Moves", 5)
     press(page, "Guide")  # the model is free again
     says(page, "guide", "after 5 moves")
@@ -266,7 +286,9 @@ def test_bad_uploads_and_settings_are_one_sentence(visit, tmp_path):
     fill(page, "It is to show", "sneaker")
     page.wait_for_timeout(1000)
     press(page, "Change")
-    page.get_by_text(re.compile("picture|image")).and_(page.locator("#edit-says *, .toast-body *")).first.wait_for()
+    says(page, "edit", "This file cannot be read as a picture")
+    for told in page.locator(".toast-body").all_inner_texts():
+        assert str(tempfile.gettempdir()) not in told  # where it lies on the server
     assert "Traceback" not in page.content()
     page.get_by_role("tab", name="Sample", exact=True).click()
     fill(page, "Solver", "<b>no</b>")

@@ -147,7 +147,7 @@ def invert(
         def tell(step: Round | Progress | Record) -> None:
             bar.update()
             if isinstance(step, Round):
-                bar.set_postfix_str(f"{step.active} images to do, error {step.residual:.1e}")
+                bar.set_postfix_str(f"{step.active} to do, error {step.residual:.1e}")
             elif isinstance(step, Record):
                 bar.set_postfix_str(f"squared error {float(step.loss.max()):.1e}")
 

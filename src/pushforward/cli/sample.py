@@ -242,7 +242,7 @@ def _at_once(
             bar.update()
             if batches == 1:
                 watch(step)
-            bar.set_postfix_str(f"{step.active} images to do, error {step.residual:.1e}")
+            bar.set_postfix_str(f"{step.active} to do, error {step.residual:.1e}")
 
         found = list(diffusion.solved(count, **asked, callback=tell))
     solutions = [solution for _, solution in found]

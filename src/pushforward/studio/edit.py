@@ -129,7 +129,8 @@ def run(model: Model, other: Model | None, photo: Photo, settings: Settings) -> 
             says = f"{found.nfe:.0f} evaluations, {found.rounds} rounds, {time.perf_counter() - began:.1f} s"
             copies = copying("Command", words) + copying("Python", program(settings, method, photo))
             shown.append((picture(found.images), method, says + copies))
-        return Shown(f"{len(images)} results, from the same picture and seed", figures(shown), images, files)
+        says = f"{len(images)} result{'s' * (len(images) != 1)}, from the same picture and seed"
+        return Shown(says, figures(shown), images, files)
 
     yield from live(work)
 

@@ -13,7 +13,7 @@ from pushforward.studio._shared.controls import TakeAway, buttons, picture_area,
 from pushforward.studio._shared.live import live
 from pushforward.studio._shared.masks import PARTS, mask_file, mask_of
 from pushforward.studio._shared.models import Shelf, asked_what, weight_of
-from pushforward.studio._shared.pictures import picture, traces
+from pushforward.studio._shared.pictures import picture, preview, traces
 from pushforward.studio._shared.results import Name, call, codes_file, line, png
 from pushforward.studio._shared.told import Updates
 from pushforward.studio._shared.uploads import Photo, photo_area, read_photo
@@ -186,7 +186,7 @@ def run(model: Model, photo: Photo | None, settings: Settings, clip: str | None 
                 tell(Shown(says))
                 return
             shown, images = now, chains.point.images.float().cpu()
-            tell(Shown(says, picture(images), _traces(chains.history), images,
+            tell(Shown(says, preview(images), _traces(chains.history), images,
                        files(images, start.with_variables(chains.variables))))  # fmt: skip
 
         found = model.guide(
@@ -196,7 +196,7 @@ def run(model: Model, photo: Photo | None, settings: Settings, clip: str | None 
         before, after = float(found.history[0].energy.mean()), float(found.energy.mean())
         says = f"Mean energy {before:.4g} before, {after:.4g} after {settings.moves} moves, "
         says += f"{time.perf_counter() - began:.1f} s"
-        return Shown(says, picture(found.images), _traces(found.history), found.images,
+        return Shown(says, preview(found.images), _traces(found.history), found.images,
                      files(found.images, found.code))  # fmt: skip
 
     yield from live(work)
@@ -212,18 +212,22 @@ def layout(shelf: Shelf, model: Any) -> list[Any]:
     """The tab; it returns what is to offer the model's classes or captions."""
     import gradio as gr
 
+    from pushforward.vision.classifiers import FASHION_LABELS
+
     standard = Settings("")
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
+            gr.Markdown("Move images towards one of these, or several:")
             coloured = gr.Checkbox(label="A colour")
             colour = gr.ColorPicker("#2060c0", label="Colour", visible=False)
-            label = what_choice("A class", "Seen by a classifier of clothes (Fashion-MNIST).")
+            label = what_choice("A class", "Seen by a classifier of clothes, in grey images of 28 x 28.",
+                                offered=FASHION_LABELS)  # fmt: skip
             text = gr.Textbox(label="A text", info="Seen by CLIP.", visible=shelf.clip is not None)
             like = gr.Dropdown(["none", *REFERENCES], value="none", label="Like a picture, in")
             photo = photo_area("Reference", "guide-photo")
             part = gr.Dropdown(list(PARTS), value=standard.part, label="Part of the picture", visible=False)
             weight = gr.Slider(0.1, 500, standard.weight, label="Weight of these energies")
-            what = what_choice("Give the model", "A class or a prompt, if any.")
+            what = what_choice("Draw", "A class or a prompt, if any.")
             sampler = gr.Radio(SAMPLERS, value=standard.sampler, label="Chains move by")
             moves = gr.Slider(5, 400, standard.moves, step=1, label="Moves")
             chains = gr.Slider(1, 16, standard.chains, step=1, label="Chains")
@@ -259,4 +263,4 @@ def layout(shelf: Shelf, model: Any) -> list[Any]:
         model, coloured, colour, label, text, like, photo, part, weight, what, sampler, moves, chains, seed,
     }  # fmt: skip
     wire(go, stop, act, inputs, [says, shown, curves, *taken.components], says, shown)
-    return [label, what]
+    return [what]

@@ -21,7 +21,7 @@ from pushforward.studio._shared.controls import (
 from pushforward.studio._shared.live import live
 from pushforward.studio._shared.masks import PARTS, canvas, mask_file, mask_of
 from pushforward.studio._shared.models import Shelf, asked_what, steps_beside
-from pushforward.studio._shared.pictures import picture, viewed
+from pushforward.studio._shared.pictures import picture, preview, viewed
 from pushforward.studio._shared.results import Name, call, line, png
 from pushforward.studio._shared.told import Updates, said
 from pushforward.studio._shared.uploads import Photo, drawn, photo_area, read_photo
@@ -124,7 +124,7 @@ def run(model: Model, photo: Photo, mask: Tensor, settings: Settings) -> Generat
             new = now - shown > EVERY
             shown = now if new else shown
             tell(Shown(f"Call {step.done} of {step.total}, {now:.1f} s",
-                       picture(viewed(model, step.state)) if new else None))  # fmt: skip
+                       preview(viewed(model, step.state)) if new else None))  # fmt: skip
 
         there = model.diffusion(
             _solver(settings), steps_beside(settings.solver, settings.steps),
@@ -136,7 +136,7 @@ def run(model: Model, photo: Photo, mask: Tensor, settings: Settings) -> Generat
         files |= {f"{k}.png": png(picture(one[None], 0)) for k, one in enumerate(images)}
         draws = f"{len(images)} draw{'s' * (len(images) > 1)}"
         says = f"{draws}, {there.plan.nfe} network evaluations each, {time.perf_counter() - began:.1f} s"
-        return Shown(says, picture(images), images, files)
+        return Shown(says, preview(images), images, files)
 
     yield from live(work)
 

@@ -23,7 +23,7 @@ def make_page(shelf: Shelf) -> Any:
     import gradio as gr
 
     with gr.Blocks(title="Pushforward studio", analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        gr.Markdown("# Pushforward studio\nDiffusion models as maps between Gaussian codes and images.")
+        gr.Markdown("# Pushforward studio\nDraw, edit, invert and guide images with diffusion models.")
         model = gr.Dropdown(list(shelf.names), value=shelf.names[0], label="Model", elem_id="model")
         told: list[Any] = []
         for name, tab in TABS.items():

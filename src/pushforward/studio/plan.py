@@ -135,7 +135,8 @@ def layout(shelf: Shelf, model: Any) -> list[Any]:
         for news in run(shelf.open(settings.model), settings):
             wrapped = f'<div style="display:flex;flex-wrap:wrap;gap:16px">{news.picture}</div>'
             files = {"plan.html": f"<!doctype html><title>{news.says}</title>{wrapped}".encode()}
-            yield {says: f"{news.says}. A row is a state, and hovering says what it takes of which.", shown: wrapped,
+            reading = "A row is a state, a column what it is made of; point at a cell to read it."
+            yield {says: f"{news.says}. {reading}", shown: wrapped,
                    **taken.handed(files, words, script)}  # fmt: skip
 
     wire(go, stop, act, {model, solver, steps}, [says, shown, *taken.components], says, shown)

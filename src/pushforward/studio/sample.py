@@ -19,7 +19,7 @@ from pushforward.studio._shared.controls import (
 )
 from pushforward.studio._shared.live import live
 from pushforward.studio._shared.models import Shelf, steps_beside, take_turns, weight_of
-from pushforward.studio._shared.pictures import embedded, picture, row, table, viewed
+from pushforward.studio._shared.pictures import embedded, picture, preview, row, table, viewed
 from pushforward.studio._shared.results import Name, call, codes_file, line, png
 from pushforward.studio._shared.told import Updates
 
@@ -114,13 +114,13 @@ def run(model: Model, settings: Settings) -> Generator[Shown, None, None]:
             if isinstance(step, Round):
                 assert step.last is not None
                 rows.append(_round(model, step))
-                tell(Shown(f"Round {step.done}: error {step.residual:.1e}, {step.active} images to do, {now:.1f} s",
-                           picture(viewed(model, step.last())), _grid(rows)))  # fmt: skip
+                tell(Shown(f"Round {step.done}: error {step.residual:.1e}, {step.active} to do, {now:.1f} s",
+                           preview(viewed(model, step.last())), _grid(rows)))  # fmt: skip
                 return
             says = f"Call {step.done}{f' of {step.total}' if step.total else ''}, {now:.1f} s"
             new = now - shown > EVERY
             shown = now if new else shown
-            tell(Shown(says, picture(viewed(model, step.state)) if new else None))
+            tell(Shown(says, preview(viewed(model, step.state)) if new else None))
 
         images = model.sample(
             settings.count, solver=settings.solver, steps=steps, labels=labels, guidance=settings.guidance,
@@ -132,24 +132,25 @@ def run(model: Model, settings: Settings) -> Generator[Shown, None, None]:
         )
         says += f"{time.perf_counter() - began:.1f} s"
         files = {"samples.png": png(picture(images)), **_codes(model, settings)}
-        return Shown(says, picture(images), _grid(rows) if rows else "", images, files)
+        return Shown(says, preview(images), _grid(rows) if rows else "", images, files)
 
     yield from live(work)
 
 
 def _round(model: Model, step: Round) -> list[str]:
-    """A round as a row of the table: its number, its error, and the states of the first image from noise to data."""
+    """A round as a row of the table: its number and error, and the states of the first image from noise to data."""
     import torch
 
     assert step.states is not None
     states = step.states()[:, 0]
     some = torch.linspace(0, len(states) - 1, min(COLUMNS, len(states))).round().long()
-    strip = embedded(row(viewed(model, states[some])), f"States of the first image after round {step.done}")
-    return [str(step.done), f"{step.residual:.1e}", strip]
+    says = f"States of the first image after round {step.done}"
+    strip = embedded(row(viewed(model, states[some])), says, least=15 * len(some))
+    return [f"{step.done}<br>{step.residual:.1e}", strip]
 
 
 def _grid(rows: list[list[str]]) -> str:
-    return table(["Round", "Error", "Noise → image"], rows, "The first image: time across, rounds down")
+    return table(["Round, error", "Noise → image"], rows, "The first image: time across, rounds down")
 
 
 def _codes(model: Model, settings: Settings) -> dict[str, bytes]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from pushforward.studio._shared.results import packed
@@ -26,11 +26,11 @@ SOLVERS_OFFERED = (
 )  # fmt: skip
 
 
-def what_choice(label: str, info: str, *, multiple: bool = False) -> Any:
-    """Classes or prompts: those that a model knows are offered, and others may be written."""
+def what_choice(label: str, info: str, *, offered: Sequence[str] = (), multiple: bool = False) -> Any:
+    """Classes or prompts: those that are known are offered, by default a model's, and others may be written."""
     import gradio as gr
 
-    return gr.Dropdown([], label=label, info=info, multiselect=multiple, allow_custom_value=True)
+    return gr.Dropdown(list(offered), value=None, label=label, info=info, multiselect=multiple, allow_custom_value=True)
 
 
 def solver_choice(value: str = "auto", offered: tuple[str, ...] = SOLVERS_OFFERED) -> Any:
@@ -45,7 +45,7 @@ def guidance_number(value: float = 0) -> Any:
     """The weight of guidance; 0 stands for the model's own."""
     import gradio as gr
 
-    return gr.Number(value, label="Guidance", minimum=0, maximum=100, min_width=100, info="0: the model's own.")
+    return gr.Number(value, label="Guidance", minimum=0, maximum=100, min_width=100, info="0: the default.")
 
 
 def seed_number() -> Any:
@@ -56,11 +56,11 @@ def seed_number() -> Any:
 
 
 def buttons(name: str) -> tuple[Any, Any]:
-    """A button that starts, and one that stops."""
+    """A button that starts, and one that stops, which can be pressed while there is work."""
     import gradio as gr
 
     with gr.Row():
-        return gr.Button(name, variant="primary"), gr.Button("Stop", variant="stop")
+        return gr.Button(name, variant="primary"), gr.Button("Stop", variant="stop", interactive=False)
 
 
 def picture_area(label: str, says: str, elem_id: str) -> Any:
@@ -96,8 +96,10 @@ class TakeAway:
 
         self.name = name
         with gr.Accordion("The same without this page", open=False):
-            self.shell = gr.Code(language="shell", label="Command", interactive=False, elem_id=f"{name}-command")
-            self.python = gr.Code(language="python", label="Python", interactive=False, elem_id=f"{name}-python")
+            self.shell = gr.Code(language="shell", label="Command", lines=1, wrap_lines=True, interactive=False,
+                                 elem_id=f"{name}-command")  # fmt: skip
+            self.python = gr.Code(language="python", label="Python", lines=1, wrap_lines=True, interactive=False,
+                                  elem_id=f"{name}-python")  # fmt: skip
         self.files = gr.DownloadButton("Download results and settings", interactive=False, elem_id=f"{name}-files")
 
     @property
@@ -167,15 +169,17 @@ def wire(
         busy: the one that shows that there is work, or a place in the queue.
     """
     # A click before the work has really ended is lost, so the button shows when it can be pressed.
-    go.click(None, None, go, js=_pressable(False), api_visibility="private")
+    go.click(None, None, [go, stop], js=_pressable(False), api_visibility="private")
     event = go.click(
         spoken(act, says), inputs, outputs, concurrency_id="models", concurrency_limit=1, show_progress="minimal",
         show_progress_on=busy, api_visibility="private", trigger_mode="once",
     )  # fmt: skip
     stop.click(lambda: "Stopped.", None, says, cancels=[event], queue=False, api_visibility="private")
     for ended in (event.success, event.failure):  # stopping is a failure
-        ended(None, None, go, js=_pressable(True), api_visibility="private")
+        ended(None, None, [go, stop], js=_pressable(True), api_visibility="private")
 
 
 def _pressable(can: bool) -> str:
-    return f"() => ({{__type__: 'update', interactive: {str(can).lower()}}})"
+    """Let the first button be pressed and not the second, or the other way round."""
+    first, second = (f"{{__type__: 'update', interactive: {str(one).lower()}}}" for one in (can, not can))
+    return f"() => [{first}, {second}]"

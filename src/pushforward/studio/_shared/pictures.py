@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from pushforward.verbs import Model
 
-__all__ = ["copying", "embedded", "figures", "picture", "row", "table", "traces", "viewed"]
+__all__ = ["copying", "embedded", "figures", "picture", "preview", "row", "table", "traces", "viewed"]
 
 # Okabe and Ito's, which the colour-blind tell apart
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#999999")
@@ -36,6 +36,12 @@ def picture(images: Tensor, smallest: int = 96) -> Image.Image:
     return sheet(images, smallest=smallest)
 
 
+def preview(images: Tensor) -> Image.Image:
+    """The same, but large enough to be looked at: about as high as the controls beside it."""
+    across = round(len(images) ** 0.5) or 1
+    return picture(images, max(96, 480 // -(-len(images) // across)))
+
+
 def row(images: Tensor, smallest: int = 0) -> Image.Image:
     """Images side by side, by default in their own pixels."""
     from pushforward.data.pictures import sheet
@@ -43,28 +49,40 @@ def row(images: Tensor, smallest: int = 0) -> Image.Image:
     return sheet(images, columns=len(images), smallest=smallest)
 
 
-def embedded(image: Image.Image, says: str) -> str:
-    """An image in HTML, as wide as there is room; `says` is read out where it is not seen."""
+def embedded(image: Image.Image, says: str, least: int = 0) -> str:
+    """An image in HTML, as wide as there is room; `says` is read out where it is not seen.
+
+    Args:
+        image: the image.
+        says: what it shows.
+        least: pixels that it has at least in width.
+    """
     data = base64.b64encode(png(image)).decode("ascii")
-    style = "width:100%;image-rendering:pixelated;display:block;margin:0"
+    style = f"width:100%;min-width:{least}px;image-rendering:pixelated;display:block;margin:0"
     return f'<img alt="{escape(says)}" title="{escape(says)}" style="{style}" src="data:image/png;base64,{data}">'
 
 
 def figures(shown: Sequence[tuple[Image.Image | None, str, str]]) -> str:
     """Pictures side by side, each with its name and, in HTML, what there is to say of it; they wrap on a phone."""
     parts = [
-        f'<figure style="width:150px;margin:0">{"" if image is None else embedded(image, name)}'
+        f'<figure style="margin:0">{"" if image is None else embedded(image, name)}'
         f"<figcaption><b>{escape(name)}</b><br>{says}</figcaption></figure>"
         for image, name, says in shown
     ]
-    return f'<div style="display:flex;flex-wrap:wrap;gap:16px">{"".join(parts)}</div>'
+    columns = "display:grid;grid-template-columns:repeat(auto-fill,minmax(130px,1fr));gap:16px"
+    return f'<div style="{columns}">{"".join(parts)}</div>'
 
 
 def copying(name: str, text: str) -> str:
     """A button in HTML that copies a text."""
-    does = "navigator.clipboard.writeText(this.dataset.text);this.setAttribute('aria-pressed','true')"
+    # Browsers hand out the clipboard on this machine and over HTTPS only; elsewhere the text is shown, to be copied.
+    does = (
+        "const b=this,t=b.dataset.text;(navigator.clipboard?navigator.clipboard.writeText(t):Promise.reject()).then("
+        "()=>{b.textContent='Copied';setTimeout(()=>{b.textContent=b.dataset.name},2000)},()=>prompt('Copy this:',t))"
+    )
     style = "font-size:.8em;padding:2px 8px;margin:2px;cursor:pointer"
-    return f'<button type="button" style="{style}" data-text="{escape(text)}" onclick="{does}">{escape(name)}</button>'
+    data = f'data-name="{escape(name)}" data-text="{escape(text)}"'
+    return f'<button type="button" style="{style}" {data} onclick="{does}">{escape(name)}</button>'
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str, first: str = "auto") -> str:
@@ -81,8 +99,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str, fi
     head = head.replace(left, f"{left};width:{first};min-width:120px", 1) if first != "auto" else head
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>" for cells in rows)
     return (
+        f"<div>{escape(caption)}</div>"
         f'<div style="overflow-x:auto" tabindex="0" role="region" aria-label="{escape(caption)}">'
-        f'<table style="width:100%"><caption style="{left}">{escape(caption)}</caption>'
+        '<table style="width:100%">'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 

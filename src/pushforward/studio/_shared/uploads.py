@@ -36,9 +36,12 @@ def photo_area(label: str, elem_id: str) -> Any:
     """Where a picture is dropped, pasted or chosen."""
     import gradio as gr
 
-    return gr.Image(label=label, type="filepath", image_mode=None, sources=["upload", "clipboard"], elem_id=elem_id,
-                    format="png", height=220, elem_classes="photo",
-                    placeholder="Drop a picture here, or click to choose one.")  # fmt: skip
+    area: Any = gr.Image(label=label, type="filepath", image_mode=None, sources=["upload", "clipboard"],
+                         elem_id=elem_id, format="png", height=220, elem_classes="photo",
+                         placeholder="Drop a picture here, or click to choose one.")  # fmt: skip
+    # `read_photo` opens the file. Gradio would, too, and where it cannot, tell the visitor where the file lies.
+    area.preprocess = lambda given: None if given is None else given.path
+    return area
 
 
 def read_photo(path: str | None, model: Model) -> Photo:
