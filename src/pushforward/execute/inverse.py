@@ -34,6 +34,7 @@ from pushforward.execute.anderson import Mixing
 from pushforward.execute.backward import one_step_rows
 from pushforward.execute.parallel import Parallel, Round, Subset, iterate, parallel, system_of
 from pushforward.execute.sequential import Progress, check_start, run
+from pushforward.execute.states import Backwards
 from pushforward.linear import Gaussian, Operator, root
 from pushforward.plan import Plan
 
@@ -230,11 +231,12 @@ class _Together:
 
     def solve(self, some: Tensor, part: float) -> tuple[Tensor, int, Tensor]:
         """See `_Way`."""
-        system, end, states = self._system, self._end[some], self._system.pack(self._states[:, some])
-        method = replace(self._method, tolerance=part * self._method.tolerance, max_rounds=self._most)
-        found = iterate(system, Subset(self._denoiser, some), end, states, torch.zeros_like(states),
-                        system.constant(None, len(some), end), method, backwards=True,
-                        callback=self._callback)  # fmt: skip
+        system, end, method = self._system, self._end[some], replace(self._method, max_rounds=self._most)
+        states, constant = system.pack(self._states[:, some]), system.constant(None, len(some), end)
+        point = Backwards(system, Subset(self._denoiser, some), end, states, torch.zeros_like(states), constant,
+                          part * method.tolerance, method.max_rows)  # fmt: skip
+        del states  # which the point lets go after the first round
+        found = iterate(point, method, callback=self._callback)
         self._states[:, some], self._most = found.states, MORE
         return found.first, found.rounds, found.nfe
 

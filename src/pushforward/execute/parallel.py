@@ -219,9 +219,9 @@ def parallel(
         states = torch.cat([states[:, :known], copied], 1)
     elif isinstance(method.start, Solution):
         states, answers = _moved(system, method.start, start, constant, (states, answers))
-    begin = [states, answers]
-    del states, answers  # a stack that no one holds is let go after the first round
-    solution = iterate(system, denoiser, start, begin.pop(0), begin.pop(), constant, method, callback=callback)
+    point = Forwards(system, denoiser, start, states, answers, constant, method.tolerance, method.max_rows)
+    del states, answers  # which the point lets go after the first round
+    solution = iterate(point, method, callback=callback)
     bad = solution.diverged.nonzero()[:, 0]
     if plan.implicit and len(bad):
         raise PushforwardError(
@@ -316,36 +316,19 @@ def _response(plan: Plan, kind: Response, reference: Gaussian | None) -> Operato
 
 
 def iterate(
-    system: System,
-    denoiser: Denoiser,
-    like: Tensor,
-    states: Tensor,
-    answers: Tensor,
-    constant: Tensor,
-    method: Parallel,
-    *,
-    backwards: bool = False,
-    callback: Callable[[Round], None] | None = None,
+    point: Forwards | Backwards, method: Parallel, *, callback: Callable[[Round], None] | None = None
 ) -> Solution:
-    """Rounds from the given states and answers until every image is done.
+    """Take rounds until every image is done.
 
     Args:
-        system: the plan's.
-        denoiser: the network.
-        like: a batch of states.
-        states: a stack as in `System`.
-        answers: a stack as in `System`; changed in place.
-        constant: a stack as in `System`.
+        point: states and answers to begin with.
         method: how.
-        backwards: the last state is given and the first sought (see `execute.states`).
         callback: told after every round.
     """
-    kind, count = Backwards if backwards else Forwards, len(system.asked)
-    point = kind(system, denoiser, like, states, answers, constant, tolerance=method.tolerance,
-                 max_rows=method.max_rows)  # fmt: skip
-    del states
-    rank, active = torch.arange(count, device=like.device), torch.ones(len(like), dtype=torch.bool, device=like.device)
-    state = Convergence.begin(rank, active, like, whole=backwards or system.plan.implicit, window=method.window)
+    system, like = point.system, point.like
+    rank = torch.arange(len(system.asked), device=like.device)
+    active = torch.ones(len(like), dtype=torch.bool, device=like.device)
+    state = Convergence.begin(rank, active, like, whole=point.backwards or system.plan.implicit, window=method.window)
 
     def tell(nfe: int) -> None:
         if callback is not None:
