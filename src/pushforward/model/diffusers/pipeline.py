@@ -325,11 +325,15 @@ def made_of(
     """Make the model of a pipeline's network, its schedule and its way to images, and find the way back."""
     pipe, shape = network.call.pipe, tuple(network.like.shape[1:])
     encoder, image_shape = None, shape
+    info = {"source": name, "pipeline": type(pipe).__name__, "scheduler": type(pipe.scheduler).__name__}
     if decoder is not None:
         state = noise_like(network.like)
         with torch.no_grad():
             image = decoder(state)
-            encoder = encoder_of(decoder, state, image)
+            try:
+                encoder = encoder_of(decoder, state, image)
+            except PushforwardError as error:
+                info["encoder"] = str(error)
         image_shape = tuple(image.shape[1:])
     return Model(
         name,
@@ -340,7 +344,7 @@ def made_of(
         classes,
         decoder,
         grid,
-        {"source": name, "pipeline": type(pipe).__name__, "scheduler": type(pipe.scheduler).__name__},
+        info,
         text=network.told if network.reads else None,
         encoder=encoder,
         image_shape=image_shape,
