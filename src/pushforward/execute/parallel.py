@@ -98,7 +98,7 @@ class Parallel:
             raise PushforwardError("max_evaluations bounds what `rounds` cost; say how many rounds.")
 
     def bounded(self, plan: Plan) -> Parallel:
-        """The same with its budget, if it has one, as a window and a number of rounds for a plan.
+        """Return the same with its budget, if it has one, as a window and a number of rounds for a plan.
 
         Raises:
             PushforwardError: the budget is too small for the plan.
@@ -173,7 +173,7 @@ class Solution:
         return self.states[-1]
 
     def some(self, images: Tensor) -> Solution:
-        """The solution of some of its images, by their numbers `(n,)`."""
+        """Return the solution of some of its images, by their numbers `(n,)`."""
         return Solution(self.states[:, images], self.rounds, self.nfe[images], self.residual[images],
                         self.diverged[images], self.answers[:, images])  # fmt: skip
 
@@ -188,7 +188,7 @@ def parallel(
     method: Parallel = PARALLEL_METHODS["preconditioned"],
     callback: Callable[[Round], None] | None = None,
 ) -> Solution:
-    """What `run` does, with all steps at once.
+    """Return what `run` does, with all steps at once.
 
     Args:
         plan: coefficients, of any solver.
@@ -242,7 +242,7 @@ def parallel(
 def _moved(
     system: System, solution: Solution, start: Tensor, constant: Tensor, other: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """States and answers of a solution, moved to another start and to the noises in the constant.
+    """Return states and answers of a solution, moved to another start and to the noises in the constant.
 
     Images whose solution diverged, or moves far, have the others, those of the reference.
 
@@ -273,7 +273,7 @@ def _sensible(system: System, states: Tensor) -> bool:
 
 
 def system_of(plan: Plan, kind: Response, reference: Gaussian | None, like: Tensor) -> System:
-    """The linear system of a plan with a response, for states like this one, `(batch, k * channels, *field)`.
+    """Return the linear system of a plan with a response, for states like this one, `(batch, k * channels, *field)`.
 
     The latest two are kept: chains and optimisers of codes ask for the same one, forwards and backwards, at every step,
     and on a GPU building it takes longer than solving it.
@@ -304,7 +304,7 @@ def _kept(asked: _Asked) -> System:
 
 
 def _response(plan: Plan, kind: Response, reference: Gaussian | None) -> Operator | None:
-    """How the answers of `plan` are expected to move, at the nodes that ask."""
+    """Return how the answers of `plan` are expected to move, at the nodes that ask."""
     times = plan.asked_times
     match kind:
         case "gaussian":
