@@ -274,12 +274,12 @@ def test_lbfgs_solves_quadratics_and_a_crooked_valley():
         return torch.cat([(scales * curvature * x[:2].square()).sum(1), valley[None]])
 
     x = normal(3, 8, seed=1)
-    state, least = LBFGS.begin(x, (8,)), torch.full((3,), torch.inf, dtype=torch.float64)
+    state, least = LBFGS.begin(x), torch.full((3,), torch.inf, dtype=torch.float64)
     for _ in range(120):
         x = state["point"].requires_grad_()
         loss = value(x)
         least = torch.minimum(least, loss.detach())
-        state = LBFGS.advance(state, loss.detach(), torch.autograd.grad(loss.sum(), x)[0], 0.1)
+        state = LBFGS.advance(state, loss.detach(), torch.autograd.grad(loss.sum(), x)[0], 0.1, (8,))
         assert not (state["stuck"] & (least > 1e-12)).any()
     assert (least < 1e-12).all()
 
@@ -287,14 +287,14 @@ def test_lbfgs_solves_quadratics_and_a_crooked_valley():
 def test_a_gradient_that_leads_nowhere_ends_an_image_alone():
     """The first problem's gradient points up: it is given up, the other goes on to its least."""
     x = normal(2, 4, seed=1)
-    state, given_up = LBFGS.begin(x, (4,)), torch.zeros(2, dtype=torch.bool)
+    state, given_up = LBFGS.begin(x), torch.zeros(2, dtype=torch.bool)
     for _ in range(30):
         x = state["point"]
         loss = x.square().sum(1)
-        state = LBFGS.advance(state, loss, torch.tensor([[-2.0], [2.0]]) * x, 0.1)
+        state = LBFGS.advance(state, loss, torch.tensor([[-2.0], [2.0]]) * x, 0.1, (4,))
         given_up |= state["stuck"] & (loss > 1e-12)
     assert given_up.tolist() == [True, False]
-    state = LBFGS.advance(state, 0 * loss, 0 * state["point"], 0.1)  # a lower loss comes too late
+    state = LBFGS.advance(state, 0 * loss, 0 * state["point"], 0.1, (4,))  # a lower loss comes too late
     assert bool(state["stuck"][0])
     assert float(state["point"][1].square().sum()) < 1e-12
 
@@ -362,7 +362,7 @@ def test_bad_options_are_refused_in_a_sentence(tmp_path, options, message):
         ({"images": torch.zeros(2, 1, *FIELD, dtype=torch.uint8)}, "finite numbers"),
         ({"labels": torch.tensor([0, 1])}, "no classes"),
         ({"guidance": 2.0}, "no effect"),
-        ({"steps": 0}, "at least 1 step"),
+        ({"steps": 0}, "1 step or more"),
         ({"learning_rate": 0.0}, "learning rate"),
         ({"learning_rate": float("nan")}, "learning rate"),
         ({"tolerance": -1.0}, "tolerance"),

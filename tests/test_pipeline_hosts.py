@@ -193,6 +193,19 @@ def test_an_autoencoder_that_needs_more(tmp_path: Path) -> None:
     assert {p.dtype for p in pipe.vae.parameters()} == {torch.float16}
 
 
+def test_an_encoder_that_cannot_be_run_is_told_of_when_it_is_wanted(tmp_path: Path) -> None:
+    pipe = made(stable_diffusion_xl, tmp_path)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise NotImplementedError("No kernel for this device.")
+
+    pipe.vae.encode = fail
+    model = model_of(pipe)
+    images = model.sample(1, solver="ddim", steps=1)
+    with pytest.raises(pf.PushforwardError, match="cannot be run: NotImplementedError, No kernel for this device"):
+        model.latents(images)
+
+
 # -- where weights are ----------------------------------------------------------------------------------------------
 
 

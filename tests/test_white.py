@@ -82,9 +82,9 @@ def test_directions_are_evened_but_for_rounding():
 
 
 def descend(gradient: Any, x: torch.Tensor, shape: tuple[int, ...], steps: int) -> torch.Tensor:
-    state = WHITE.begin(x, shape)
+    state = WHITE.begin(x)
     for _ in range(steps):
-        state = WHITE.advance(state, *gradient(state["point"]), WHITE.rate)
+        state = WHITE.advance(state, *gradient(state["point"]), WHITE.rate, shape)
     return state["point"]
 
 

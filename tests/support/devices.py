@@ -68,7 +68,7 @@ def there_as_here(models, make):
     torch.testing.assert_close(there.cpu(), here, rtol=1e-6, atol=1e-8)
 
 
-def diffusion(model, sampler="ddim", steps=6, **settings):
+def diffusion(model, sampler="ddim", steps=4, **settings):
     return pf.Diffusion(model, SamplerSpec(sampler, steps, settings).plan(model), dtype=torch.float64)
 
 
@@ -95,7 +95,7 @@ def test_codes(models):
     there_as_here(models, lambda model: diffusion(model, "ddpm").encode(images).code.variables())
 
     def inverted(model):
-        plan = SOLVERS["ddim"](model.process, grid.power(model.process, 6, end=model.process.t_min))
+        plan = SOLVERS["ddim"](model.process, grid.power(model.process, 4, end=model.process.t_min))
         return pf.Diffusion(model, plan, dtype=torch.float64).invert(images).code.start
 
     there_as_here(models, inverted)

@@ -99,7 +99,7 @@ class Sample:
         return self.features @ self.reference.root
 
     def frechet(self, rows: Tensor | None = None) -> float:
-        """The Fréchet distance, of the images `rows` (all by default, with repetitions if it has them)."""
+        """Return the Fréchet distance, of the images `rows` (all by default, with repetitions if it has them)."""
         x, seen = (self.features, self._seen) if rows is None else (self.features[rows], self._seen[rows])
         n, reference = len(x), self.reference
         centred, seen = x - x.mean(0), seen - seen.mean(0)
@@ -116,7 +116,7 @@ class Sample:
         return _kernel(self.features, self.features), cross
 
     def kernel(self, rows: Tensor | None = None) -> float:
-        """The kernel distance, of the images `rows`."""
+        """Return the kernel distance, of the images `rows`."""
         own, cross = self._kernels
         n = len(self)
         weights = torch.ones(n, dtype=own.dtype) if rows is None else torch.bincount(rows, minlength=n).to(own)
@@ -128,7 +128,7 @@ class Sample:
 
 
 def extrapolated(sample: Sample, *, seed: int = 0, draws: int = 8, rows: Tensor | None = None) -> float | None:
-    """The Fréchet distance of infinitely many images, by a straight line in 1 / n through subsets of the images.
+    """Return the Fréchet distance of infinitely many images, by a straight line in 1 / n through subsets of the images.
 
     Args:
         sample: the images.
@@ -156,14 +156,14 @@ def extrapolated(sample: Sample, *, seed: int = 0, draws: int = 8, rows: Tensor 
 
 
 def resamples(count: int, times: int, seed: int = 0) -> list[Tensor]:
-    """Rows of a bootstrap: `times` draws of `count` of `count` images with repetition."""
+    """Return rows of a bootstrap: `times` draws of `count` of `count` images with repetition."""
     check_memory(8 * count * times, f"{times:,} resamples of {count:,} images")
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(count, (count,), generator=generator) for _ in range(times)]
 
 
 def neighbourhoods(sample: Sample, k: int = 5) -> dict[str, float]:
-    """Precision, recall, density and coverage with balls that reach to the `k`-th neighbour.
+    """Return precision, recall, density and coverage with balls that reach to the `k`-th neighbour.
 
     As many reference images as generated ones are compared, evenly taken, since all four depend on the counts.
     """
@@ -183,12 +183,12 @@ def neighbourhoods(sample: Sample, k: int = 5) -> dict[str, float]:
 
 
 def standard_error(values: Sequence[float]) -> float:
-    """Standard deviation of what resamples gave."""
+    """Return the standard deviation of what resamples gave."""
     return float(np.std(values, ddof=1))
 
 
 def _radius(x: Tensor, k: int) -> Tensor:
-    """Distance of every point to its k-th neighbour, itself not counted."""
+    """Return the distance of every point to its k-th neighbour, itself not counted."""
     return torch.cdist(x, x).kthvalue(k + 1).values
 
 
@@ -201,7 +201,7 @@ def _own(x: Tensor) -> Tensor:
 
 
 def _evenly(x: Tensor, count: int) -> Tensor:
-    """`count` of the rows, evenly taken, or all if there are fewer."""
+    """Return `count` of the rows, evenly taken, or all if there are fewer."""
     return x if len(x) <= count else x[torch.linspace(0, len(x) - 1, count).round().long()]
 
 

@@ -30,7 +30,7 @@ Metric = Literal["euclidean", "cosine"]
 
 
 def psnr(images: Tensor, truth: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB, see `decibels`.
+    """Return the peak signal-to-noise ratio in dB, see `decibels`.
 
     Raises:
         PushforwardError: images that do not fit together.
@@ -39,7 +39,7 @@ def psnr(images: Tensor, truth: Tensor) -> Tensor:
 
 
 def decibels(square: Tensor, peak: float = 2.0) -> Tensor:
-    """Peak signal-to-noise ratio of mean squared differences, `10 log10(peak^2 / square)`; infinite at 0.
+    """Return the peak signal-to-noise ratio of mean squared differences, `10 log10(peak^2 / square)`; infinite at 0.
 
     Args:
         square: mean squared differences, of any shape.
@@ -49,7 +49,7 @@ def decibels(square: Tensor, peak: float = 2.0) -> Tensor:
 
 
 def ssim(images: Tensor, truth: Tensor) -> Tensor:
-    """Structural similarity, with the usual Gaussian window of deviation 1.5; 1 for equal images.
+    """Return the structural similarity, with the usual Gaussian window of deviation 1.5; 1 for equal images.
 
     Raises:
         PushforwardError: images that do not fit together or are lower or narrower than `SMALLEST`, or `torchmetrics`
@@ -72,7 +72,7 @@ def ssim(images: Tensor, truth: Tensor) -> Tensor:
 
 
 def l2(images: Tensor, truth: Tensor) -> Tensor:
-    """Root of the mean squared difference over the values of an image; the norm is this times the root of their number.
+    """Return the root mean squared difference of an image's values; the norm is this times the root of their number.
 
     Raises:
         PushforwardError: images that do not fit together.
@@ -81,7 +81,7 @@ def l2(images: Tensor, truth: Tensor) -> Tensor:
 
 
 def greatest(images: Tensor, truth: Tensor) -> Tensor:
-    """Greatest absolute difference of a value.
+    """Return the greatest absolute difference of a value.
 
     Raises:
         PushforwardError: images that do not fit together.
@@ -91,12 +91,12 @@ def greatest(images: Tensor, truth: Tensor) -> Tensor:
 
 
 def pixels(images: Tensor) -> Tensor:
-    """The plainest feature space: means over an 8 x 8 grid, `(count, 64 * channels)`; no network, no weights."""
+    """Return the plainest feature space: means over an 8 x 8 grid, `(count, 64 * channels)`; no network, no weights."""
     return adaptive_avg_pool2d(images.float(), _PIXELS).flatten(1)
 
 
 def ranks(features: Tensor, targets: Tensor, truth: Tensor, metric: Metric = "euclidean") -> Tensor:
-    """The place of each image's true partner among all candidates by distance, 1 the best, `(count,)`, float64.
+    """Return the place of each image's true partner among all candidates by distance, 1 the best, `(count,)`, float64.
 
     Candidates as near as the partner share their places: with `k` of them it is `k / 2` worse, so features that tell
     nothing apart rank no better than chance, `(m + 1) / 2`.
@@ -133,11 +133,11 @@ def ranks(features: Tensor, targets: Tensor, truth: Tensor, metric: Metric = "eu
 
 
 def recall(places: Tensor, k: int) -> float:
-    """The share of `places (count,)` that are `k` or better."""
+    """Return the share of `places (count,)` that are `k` or better."""
     return float((places <= k).double().mean())
 
 
 def _squares(images: Tensor, truth: Tensor) -> Tensor:
-    """Mean squared difference over the values of each image, `(count,)`."""
+    """Return the mean squared difference over the values of each image, `(count,)`."""
     check_pairs(images, truth)
     return (images.float() - truth.float()).square().flatten(1).mean(1)

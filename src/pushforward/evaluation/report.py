@@ -40,7 +40,7 @@ class Row:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as text, columns aligned; distances with their standard errors.
+    """Return the rows as text, columns aligned; distances with their standard errors.
 
     `FD-NAME inf` is the extrapolated Fréchet distance, `ratio` that over the converged run's, `KD` the kernel distance
     times 1000, `P R D C` precision, recall, density and coverage.
@@ -68,7 +68,7 @@ def _cells(measures: Mapping[str, float | None]) -> list[str]:
 
 
 def too_few(rows: Sequence[Row]) -> list[str]:
-    """What the number of images is too small for, a sentence each."""
+    """Return what the number of images is too small for, a sentence each."""
     said = []
     count = min(row.count for row in rows)
     if any(measures.get("extrapolated") is None for row in rows for measures in row.measures.values()):
@@ -82,24 +82,24 @@ def too_few(rows: Sequence[Row]) -> list[str]:
 
 
 def distance_name(net: str) -> str:
-    """What the Fréchet distance of a feature network is called: FID is Inception's alone."""
+    """Return what the Fréchet distance of a feature network is called: FID is Inception's alone."""
     return "FID" if net == "Inception" else f"FD-{net}"
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Lines of cells as text, every column as wide as its widest cell."""
+    """Return lines of cells as text, every column as wide as its widest cell."""
     widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
     return "\n".join("  ".join(one.ljust(w) for one, w in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
 def cell(measures: Mapping[str, float | None], name: str, scale: float = 1.0) -> str:
-    """The measure `name` times `scale`, with its standard error where it has one; `-` where it is not known."""
+    """Return the measure `name` times `scale`, with its standard error where it has one; `-` where it is not known."""
     value, error = measures.get(name), measures.get(f"{name}_error")
     return "-" if value is None else with_error(scale * value, None if error is None else scale * error)
 
 
 def with_error(value: float, error: float | None) -> str:
-    """A figure and its standard error."""
+    """Return a figure and its standard error."""
     if not error:
         return f"{value:.3g}"
     return f"{value:.3g} ± {error:.1g}" if error < 9.5 else f"{value:.0f} ± {error:.0f}"

@@ -123,7 +123,7 @@ class Run:
         return self.diffusion.plan if isinstance(self.diffusion, Diffusion) else None
 
     def shard(self, images: range, device: str) -> Diffusion | AdaptiveDiffusion:
-        """The map for the images of a shard, on a device."""
+        """Return the map for the images of a shard, on a device."""
         labels = None if self.labels is None else self.labels[images.start : images.stop]
         return replace(self.diffusion, device=device).given(labels, self.settings.guidance)
 
@@ -142,11 +142,11 @@ class Run:
         return self.folder / f"{_safe(self.name)}-{digest(told)[:8]}"
 
     def path(self, shard: range) -> Path:
-        """The file of a shard."""
+        """Return the file of a shard."""
         return self.place / f"{shard.start:06d}-{shard.stop:06d}.safetensors"
 
     def read(self) -> Generated:
-        """All images.
+        """Return all images.
 
         Raises:
             PushforwardError: a shard is damaged.
@@ -168,7 +168,7 @@ def make_runs(
     *,
     device: str = "cpu",
 ) -> list[Run]:
-    """The converged run and one of each sampler.
+    """Return the converged run and one of each sampler.
 
     Raises:
         PushforwardError: no such plan, or guidance or a precision that the model does not take.
@@ -213,7 +213,7 @@ def generate(runs: Sequence[Run], *, device: str = "cpu", callback: Done | None 
 
 
 def first_images(run: Run, count: int) -> Tensor:
-    """The first images of a run in [-1, 1], `(count, channels, height, width)`, or as many as there are."""
+    """Return the first images of a run in [-1, 1], `(count, channels, height, width)`, or as many as there are."""
     pieces: list[Tensor] = []
     for shard in run.shards:
         if sum(map(len, pieces)) < count:
@@ -222,7 +222,7 @@ def first_images(run: Run, count: int) -> Tensor:
 
 
 def _made(run: Run, converged: Run, diffusion: Diffusion | AdaptiveDiffusion, shard: range) -> dict[str, Tensor]:
-    """A shard: images, what they cost, and how far they are from the converged ones."""
+    """Return a shard: images, what they cost, and how far they are from the converged ones."""
     calls: list[int] = []
     asked: dict[str, Any] = {
         "seed": run.settings.seed,
@@ -249,7 +249,7 @@ def _made(run: Run, converged: Run, diffusion: Diffusion | AdaptiveDiffusion, sh
 
 
 def _fast(model: Model, settings: Evaluation) -> Model:
-    """The model with no more than a batch in one call of its network, in another precision, or compiled."""
+    """Return the model with no more than a batch in one call of its network, in another precision, or compiled."""
     network = model.denoiser
     if not isinstance(network, Network):
         if settings.precision != "no" or settings.compile:
@@ -265,7 +265,7 @@ def _fast(model: Model, settings: Evaluation) -> Model:
 
 
 def _digest(model: Model, labels: Tensor | None, settings: Evaluation) -> str:
-    """What generated images depend on, besides the sampler and their number."""
+    """Return what generated images depend on, besides the sampler and their number."""
     asked = ("seed", "guidance", "converged", "precision", "compile", "batch")
     told = {name: getattr(settings, name) for name in asked}
     return digest(model_digest(model), model.negative, None if labels is None else labels[:FEWEST], told)
@@ -277,7 +277,7 @@ def _safe(name: str) -> str:
 
 
 def _read(path: Path, count: int) -> dict[str, Tensor]:
-    """A shard.
+    """Return a shard.
 
     Raises:
         PushforwardError: it is not there, or damaged.

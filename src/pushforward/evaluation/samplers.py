@@ -94,7 +94,7 @@ def prepare(
     published: Mapping[str, Reference] | None = None,
     device: str = "cpu",
 ) -> list[Run]:
-    """The converged run and one of each sampler, with everything checked that can be before images are made.
+    """Return the converged run and one of each sampler, with everything checked that can be before images are made.
 
     Raises:
         PushforwardError: images of other sizes, too few, features or statistics that do not fit, no such plan, or
@@ -137,7 +137,7 @@ def check(model: Model, data: ImageData, settings: Evaluation) -> None:
 
 
 def labels_for(model: Model, data: ImageData, settings: Evaluation) -> tuple[Tensor | None, str]:
-    """A class for each image, `(count,)`, and whence: `data` where classes come as often as there, or `uniform`.
+    """Return a class for each image, `(count,)`, and whence: `data` where classes come as often as there, or `uniform`.
 
     Image i's does not depend on the count. `None` for a model without classes. The data's classes are the model's if
     their names are, or if they are bare numbers in the range of the model's.
@@ -164,7 +164,7 @@ def compare(
     device: str = "cpu",
     callback: Done | None = None,
 ) -> list[Row]:
-    """The distances of runs' images to the data; the first run is the converged one.
+    """Return the distances of runs' images to the data; the first run is the converged one.
 
     Raises:
         PushforwardError: a shard or a file of kept features is damaged.
@@ -189,7 +189,7 @@ def compare(
 def _measured(
     sample: Sample, rows: list[Tensor], seed: int, base: list[float]
 ) -> tuple[dict[str, float | None], list[float]]:
-    """The measures, and the extrapolated distance of all images and of each resample (empty if there is none)."""
+    """Return the measures, and the extrapolated distance of all images and of each resample (empty without one)."""
     measures: dict[str, float | None] = {
         "frechet": sample.frechet(),
         "frechet_error": standard_error([sample.frechet(draw) for draw in rows]),

@@ -93,7 +93,7 @@ class Row:
 
 
 def space(net: FeatureNet, *, batch: int = 250, device: str = "cpu") -> Space:
-    """The features of a network, compared by their angle.
+    """Return the features of a network, compared by their angle.
 
     Args:
         net: a network of `vision.features`.
@@ -118,7 +118,7 @@ def compare(
     batch: int = 64,
     callback: Callable[[str], None] | None = None,
 ) -> list[Row]:
-    """The figures of every method, after those of the copy and of the truth.
+    """Return the figures of every method, after those of the copy and of the truth.
 
     Args:
         rows: images of each method in [-1, 1], `(count, channels, height, width)`, image i being made of source i.
@@ -182,7 +182,7 @@ def _nearness(
     perceptual: str | PairNetwork | None,
     batch: int,
 ) -> dict[str, Tensor]:
-    """How near each image is to its source or truth."""
+    """Return how near each image is to its source or truth."""
     found = {"psnr": psnr(images, other), "l2": l2(images, other)}
     if min(images.shape[2:]) >= SMALLEST:
         pairs = zip(images.split(batch), other.split(batch), strict=True)
@@ -193,7 +193,7 @@ def _nearness(
 
 
 def _told(words: Words, images: Tensor, source: Tensor, batch: int) -> dict[str, Tensor]:
-    """What CLIP says of each image."""
+    """Return what CLIP says of each image."""
     clip = words.clip
     seen, before = (torch.cat([clip.images(some).cpu() for some in x.split(batch)]) for x in (images, source))
     said, meant = (clip.fitting(prompts, len(images)).cpu() for prompts in (words.source, words.target))
@@ -201,7 +201,7 @@ def _told(words: Words, images: Tensor, source: Tensor, batch: int) -> dict[str,
 
 
 def _mean(key: str, figures: Tensor) -> dict[str, float]:
-    """The mean over images and its standard error, where there is one."""
+    """Return the mean over images and its standard error, where there is one."""
     values = figures.double()
     measures = {key: float(values.mean())}
     if len(values) > 1 and math.isfinite(measures[key]):
@@ -234,7 +234,7 @@ def _distances(x: Tensor, reference: Reference, draws: list[Tensor], times: int,
 
 
 def _candidates(truth: Tensor, targets: Tensor | None, chosen: Space) -> tuple[Tensor, Tensor]:
-    """Features of all different images among truths and targets, and which of them each truth is.
+    """Return features of all different images among truths and targets, and which of them each truth is.
 
     Images are the same if they are to 8 bits: a target set, as a rule, has the truths in it.
     """
@@ -249,7 +249,7 @@ def _candidates(truth: Tensor, targets: Tensor | None, chosen: Space) -> tuple[T
 
 
 def _reference(count: int, targets: Tensor | None, chosen: Space) -> tuple[Reference | None, list[str]]:
-    """The target set, if there are images enough to compare sets; or a note that there are not."""
+    """Return the target set, if there are images enough to compare sets; or a note that there are not."""
     if targets is None:
         return None, []
     if min(count, len(targets)) < FEWEST:
@@ -286,7 +286,7 @@ def _check(rows: Mapping[str, Tensor], source: Tensor, truth: Tensor | None, tar
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as text, columns aligned, figures with their standard errors, and the notes below.
+    """Return the rows as text, columns aligned, figures with their standard errors, and the notes below.
 
     `identity` is the greatest difference to the source; `top 1`, `top 10` and `rank` are of the true partner; `KD` is
     the kernel distance times 1000.

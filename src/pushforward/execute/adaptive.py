@@ -41,7 +41,7 @@ def adaptive(
     atol: float = 1e-5,
     callback: Callable[[Progress], None] | None = None,
 ) -> tuple[Tensor, int]:
-    """The flow's state at `end` from the one at `start_time`, and the number of network calls.
+    """Return the flow's state at `end` from the one at `start_time`, and the number of network calls.
 
     What becomes of an image does not depend on the others.
 
@@ -134,7 +134,7 @@ class _Flow:
 def _first_length(
     flow: _Flow, time: Tensor, u: Tensor, slope: Tensor, on: float, whole: float, rtol: float, atol: float
 ) -> Tensor:
-    """The length of each image's first step."""
+    """Return the length of each image's first step."""
     scale = atol + rtol * u.abs()
     d0, d1 = _size(u / scale), _size(slope / scale)
     guess = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / d1).clamp_max(whole)
@@ -145,7 +145,7 @@ def _first_length(
 
 
 def _size(u: Tensor) -> Tensor:
-    """Root mean square of each row."""
+    """Return the root mean square of each row."""
     return u.square().mean(1).sqrt()
 
 

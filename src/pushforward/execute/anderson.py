@@ -113,7 +113,7 @@ def anderson_step(
     *,
     backwards: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Better moves from these and past ones, and the sizes of what past ones do not explain; `history` is kept up.
+    """Mix moves with past ones, and return them with the sizes of what past ones do not explain; update `history`.
 
     Args:
         system: whose stacks these are.
@@ -153,7 +153,7 @@ def anderson_step(
 
 
 def _products(system: System, moves: Tensor, past: Sequence[_Difference]) -> Tensor:
-    """Mean products of differences of moves, and of these moves, node by node: `(nodes, batch, many + 1, many + 1)`."""
+    """Return mean products of moves' differences and of these moves by node, `(nodes, batch, many + 1, many + 1)`."""
     now, found = system.lanes(moves), []
     for some in system.parts(moves, len(past) + 1):
         own = now[some] / system.scale[some]
@@ -165,7 +165,7 @@ def _products(system: System, moves: Tensor, past: Sequence[_Difference]) -> Ten
 
 
 def _mixed(system: System, moves: Tensor, past: Sequence[_Difference], gamma: Tensor) -> Tensor:
-    """`moves - (dX + dR) gamma`."""
+    """Return `moves - (dX + dR) gamma`."""
     mixed = torch.empty_like(moves)
     now, into = system.lanes(moves), system.lanes(mixed)
     for some in system.parts(moves, 2):
@@ -190,7 +190,7 @@ def _put(values: Tensor, into: _Difference, some: slice) -> None:
 
 
 def _shrinking(sizes: Sequence[Tensor], shrink: float, *, backwards: bool) -> Tensor:
-    """Differences of rounds in and since which the moves up to a node shrank, `(nodes, batch, many)`."""
+    """Return differences of rounds in and since which the moves up to a node shrank, `(nodes, batch, many)`."""
     each = torch.stack(list(sizes))
     greatest = each.flip(1).cummax(1).values.flip(1) if backwards else each.cummax(1).values
     shrank = greatest[1:] < shrink * greatest[:-1]
@@ -198,7 +198,7 @@ def _shrinking(sizes: Sequence[Tensor], shrink: float, *, backwards: bool) -> Te
 
 
 def _over(which: Literal["triangular", "joint", "step"], per_node: Tensor, *, backwards: bool) -> Tensor:
-    """Sums over the nodes that a node's least squares take in."""
+    """Return sums over the nodes that a node's least squares take in."""
     match which:
         case "step":
             return per_node

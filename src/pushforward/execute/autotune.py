@@ -80,13 +80,13 @@ class Latency:
         return self.batches[-1]
 
     def seconds(self, rows: float, most: int | None = None) -> float:
-        """Seconds for `rows`, interpolated: in one call, or in several of at most `most` and at most `largest` rows."""
+        """Interpolate the seconds for `rows`: in one call, or several of at most `most` and at most `largest` rows."""
         full = min(most or self.largest, self.largest)
         calls, rest = divmod(max(rows, 0), full)
         return calls * self._one(full) + (self._one(rest) if rest else 0.0)
 
     def shared(self, ranks: int) -> Latency:
-        """The same where every call's rows are shared over `ranks` machines like this one (see `Sharded`)."""
+        """Return the same where every call's rows are shared over `ranks` machines like this one (see `Sharded`)."""
         return replace(self, batches=tuple(rows * ranks for rows in self.batches))
 
     def _one(self, rows: float) -> float:
@@ -196,7 +196,7 @@ class Choice:
 
 
 def rounds_expected(nfe: int, tolerance: float = 1e-3) -> float:
-    """Rounds to the tolerance for a plan of `nfe` calls; never more than `nfe`, after which the result is exact.
+    """Return the rounds to the tolerance for a plan of `nfe` calls: at most `nfe`, after which the result is exact.
 
     From runs of trained networks: to 1e-3, about 8 for 50 steps, 9 for 100 and 10 for 1000.
     """
@@ -248,7 +248,7 @@ def choose(
 
 
 def read(path: Path) -> Latency | None:
-    """A latency from its file, or `None` if there is none that can be read."""
+    """Return a latency from its file, or `None` if there is none that can be read."""
     try:
         stored = schema.read(path, _Stored, "remove it")
         return Latency(stored.batches, stored.seconds)
@@ -284,7 +284,7 @@ def _reason(best: str, seconds: Mapping[str, float], latency: Latency, nfe: int,
 
 
 def _median(ask: Ask, like: Tensor, rows: int) -> float:
-    """Seconds of one call, after one to warm up."""
+    """Return seconds of one call, after one to warm up."""
     u = like[:1].expand(rows, *like.shape[1:]).contiguous()
     k = of = torch.zeros(rows, dtype=torch.long, device=like.device)
     found: list[float] = []
@@ -303,14 +303,14 @@ def _median(ask: Ask, like: Tensor, rows: int) -> float:
 
 
 def _now(device: torch.device) -> float:
-    """The time when the device has done what it was given."""
+    """Return the time when the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def _key(denoiser: Denoiser, process: Process, like: Tensor, batches: Sequence[int]) -> dict[str, object] | None:
-    """What latencies depend on, or `None` for a denoiser that cannot be told from others."""
+    """Return what latencies depend on, or `None` for a denoiser that cannot be told from others."""
     price = denoiser.price() if isinstance(denoiser, Priced) else None
     if price is None:
         return None

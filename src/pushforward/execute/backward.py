@@ -67,7 +67,7 @@ def backward(
 def forward(
     plan: Plan, denoiser: Denoiser, first: Tensor, second: Tensor, *, network_dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`(before_last, last)` of a reversible plan from its first two states: `execute.run` with the second one given.
+    """Run a reversible plan from its first two states to `(before_last, last)`: `execute.run` with the second given.
 
     Args and errors are those of `backward`, whose exact inverse this is.
     """
@@ -82,7 +82,7 @@ def forward(
 def end_pair(
     plan: Plan, denoiser: Denoiser, end: Tensor, *, network_dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`(last, before_last)` for a given last state, such as an image: one step of the naive inversion of DDIM.
+    """Return `(last, before_last)` for a given last state, such as an image: one step of the naive inversion of DDIM.
 
     `forward` comes back to `end` exactly from whatever `backward` makes of them, so keep both first states. How far the
     pair is off a path of the plan's own grows as rounding does: BDIA with gamma < 1 ends far outside the noise.
@@ -215,7 +215,7 @@ def _naive_path(
 
 
 def one_step_rows(plan: Plan) -> list[tuple[Operator, Operator]] | None:
-    """`a, b` of every row `u_{n+1} = a u_n + b D(u_n, t_n)`, or `None` for a plan that has others."""
+    """Return `a, b` of every row `u_{n+1} = a u_n + b D(u_n, t_n)`, or `None` for a plan that has others."""
     try:
         return [(a, b) for a, _, b in _rows(plan, 1)]
     except PushforwardError:
@@ -223,7 +223,7 @@ def one_step_rows(plan: Plan) -> list[tuple[Operator, Operator]] | None:
 
 
 def _rows(plan: Plan, steps: int, invertible: list[bool] | None = None) -> list[tuple[Operator, Operator, Operator]]:
-    """`a, b, c` of the rows from node `steps` on, `a` multiplying the state `steps` before it.
+    """Return `a, b, c` of the rows from node `steps` on, `a` multiplying the state `steps` before it.
 
     Raises:
         PushforwardError: a row has other terms, or an `a` that has to be inverted is singular.
@@ -248,7 +248,7 @@ def _rows(plan: Plan, steps: int, invertible: list[bool] | None = None) -> list[
 def _prepared(
     plan: Plan, denoiser: Denoiser, one: Tensor, other: Tensor, dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor, Callable[[int, Tensor], Tensor]]:
-    """Two states in the plan's coordinates, and `(n, coordinates) -> the answer's coordinates` at node n's time."""
+    """Return two states in the plan's coordinates, and `(n, coordinates) -> the answer's` at node n's time."""
     for state in (one, other):
         check_start(plan, state)
     if one.shape != other.shape or one.dtype != other.dtype:

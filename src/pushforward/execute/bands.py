@@ -59,7 +59,7 @@ class Band:
         return replace(self, first=first, values=self.values[:, first - self.first : max(first, last) - self.first])
 
     def seen(self, stack: Tensor) -> Tensor:
-        """What its rows take in of a stack, a view `(frequencies, rows, 1, columns)`."""
+        """Return what its rows take in of a stack, a view `(frequencies, rows, 1, columns)`."""
         column = slice(self.column, self.column + 1)
         return stack[:, self.first - self.back : self.last - self.back, column]
 
@@ -112,7 +112,7 @@ class Bands:
     blocks: tuple[_Block, ...] = ()
 
     def at(self, frequencies: Tensor | None) -> Bands:
-        """The matrices of some frequencies (by default of all), in float64 on the CPU."""
+        """Return the matrices of some frequencies (by default of all), in float64 on the CPU."""
 
         def some(values: Tensor) -> Tensor:
             chosen = values if frequencies is None or len(values) == 1 else values[frequencies.to(values.device)]
@@ -133,7 +133,7 @@ class Bands:
         )
 
     def respond(self, moves: Tensor, nodes: slice = slice(None)) -> Tensor:
-        """`L delta`: how the answers, of all nodes or some, are expected to move."""
+        """Return `L delta`: how the answers, of all nodes or some, are expected to move."""
         return torch.zeros_like(moves) if self.response is None else times(self.response[:, nodes], moves)
 
     def push(self, states: Tensor, answers: Tensor, into: Tensor, first: int) -> None:
@@ -144,14 +144,14 @@ class Bands:
                 cut.push(states if cut.kind == "state" else answers, into)
 
     def pull(self, cotangents: Tensor) -> tuple[Tensor, Tensor]:
-        """`A^T y` and `B^T y`."""
+        """Return `A^T y` and `B^T y`."""
         states, answers = torch.zeros_like(cotangents), torch.zeros_like(cotangents)
         for band in self.bands:
             band.pull(cotangents, states if band.kind == "state" else answers)
         return states, answers
 
     def solve(self, wanted: Tensor, first: int = 1) -> Tensor:
-        """`x` with `(I - A - B L) x = wanted` in the rows from `first` on, and 0 before, in the place of `wanted`."""
+        """Put `x` in the place of `wanted`, `(I - A - B L) x = wanted` in the rows from `first` on, and 0 before."""
         moves = wanted
         moves[:, :first] = 0
         if self.blocks:
@@ -171,7 +171,7 @@ class Bands:
         return moves
 
     def solve_transposed(self, gradient: Tensor) -> Tensor:
-        """`y` with `(I - A - B L)^T y = gradient`, the first node's row too."""
+        """Return `y` with `(I - A - B L)^T y = gradient`, the first node's row too."""
         solved = gradient.clone()
         if self.blocks:
             for block in reversed(self.blocks):
@@ -242,7 +242,7 @@ class Bands:
 
 
 def _blocks(bands: Bands) -> tuple[_Block, ...]:
-    """Blocks of rows with their inverses, where that is the way; `RuntimeError` if the matrix is singular."""
+    """Return blocks of rows with their inverses, where that is the way; `RuntimeError` if the matrix is singular."""
     tables = [band.values for band in bands.bands] + ([] if bands.response is None else [bands.response])
     if not tables or not (bands.implicit or all(len(values) == 1 for values in tables)):
         return ()
@@ -304,7 +304,7 @@ def bands_of(plan: Plan, basis: Basis, response: Operator | None, asked: list[in
 
 
 def stacked(operators: Mapping[int, Operator], size: int, basis: Basis) -> Tensor:
-    """Operators at some of `size` places, `(frequencies or 1, size, k, k)`, 0 elsewhere; float64."""
+    """Return operators at some of `size` places, `(frequencies or 1, size, k, k)`, 0 elsewhere; float64."""
     packed = {n: _packed(operator.lift(basis)) for n, operator in operators.items()}
     frequencies, k = max(len(c) for c in packed.values()), next(iter(packed.values())).shape[-1]
     total = torch.zeros(size, k, k, frequencies, dtype=torch.float64).permute(3, 0, 1, 2)
@@ -314,7 +314,7 @@ def stacked(operators: Mapping[int, Operator], size: int, basis: Basis) -> Tenso
 
 
 def times(operators: Tensor, stack: Tensor) -> Tensor:
-    """Products of blocks `(frequencies or 1, *nodes, k, k)` with a stack `(frequencies, *nodes, k, columns)`."""
+    """Return products of blocks `(frequencies or 1, *nodes, k, k)` with a stack `(frequencies, *nodes, k, columns)`."""
     total = operators[..., :1] * stack[..., :1, :]
     for column in range(1, stack.shape[-2]):
         total.addcmul_(operators[..., column : column + 1], stack[..., column : column + 1, :])
@@ -322,7 +322,7 @@ def times(operators: Tensor, stack: Tensor) -> Tensor:
 
 
 def _packed(operator: Operator) -> Tensor:
-    """Coefficients of one operator as `(frequencies or 1, k, k)`."""
+    """Return coefficients of one operator as `(frequencies or 1, k, k)`."""
     return operator.coefficients.reshape(-1, *operator.coefficients.shape[-2:])
 
 

@@ -97,7 +97,7 @@ class Convergence:
         return self.active & ~self.lost
 
     def wanted(self) -> Tensor:
-        """The calls to be asked in the next round, `(calls, batch)`."""
+        """Return the calls to be asked in the next round, `(calls, batch)`."""
         rank = self.rank[:, None]
         wanted = rank >= self.frontier
         if not self.whole:
@@ -150,19 +150,19 @@ class FixedPoint(Protocol):
         """Call the network where `wanted (calls, batch)`."""
 
     def moves(self, state: Convergence) -> Moves:
-        """What the linear system asks for now."""
+        """Return what the linear system asks for now."""
 
     def settled(self, state: Convergence, moves: Moves) -> Tensor:
-        """Calls, from the first in order, that may be left alone, `(batch,)`."""
+        """Return calls, from the first in order, that may be left alone, `(batch,)`."""
 
     def free(self, state: Convergence) -> Tensor:
-        """Nodes that mixing may move, `(nodes, batch)`."""
+        """Return nodes that mixing may move, `(nodes, batch)`."""
 
     def move(self, state: Convergence, moves: Moves, stack: Tensor, unexplained: Tensor) -> None:
         """Move by `stack`; past rounds do not explain moves of the sizes `unexplained`. Images that stay have zeros."""
 
     def left(self, state: Convergence, moves: Moves) -> tuple[Tensor, Tensor]:
-        """The error estimated to be left, and whether that will do, each `(batch,)`."""
+        """Return the error estimated to be left, and whether that will do, each `(batch,)`."""
 
 
 def converge(

@@ -47,7 +47,7 @@ class Path:
     last: Tensor
 
     def __getitem__(self, images: slice | Tensor) -> Path:
-        """The paths of some images."""
+        """Return the paths of some images."""
         return Path(self.start[images], self.states[:, images], self.last[images])
 
 
@@ -67,7 +67,7 @@ def check_stochastic(plan: Plan) -> None:
 
 
 def walk(plan: Plan, denoiser: Denoiser, start: Tensor, noise: Noise) -> Path:
-    """A path of `run`.
+    """Return a path of `run`.
 
     Raises:
         PushforwardError: as `run`, or a plan that is deterministic.
@@ -81,7 +81,7 @@ def walk(plan: Plan, denoiser: Denoiser, start: Tensor, noise: Noise) -> Path:
 def log_densities(
     plan: Plan, denoiser: Denoiser, path: Path, *, moves: Sequence[int] | None = None, rows: int = 64
 ) -> Tensor:
-    """The logarithm of the density of each random move of a path, `(moves, batch)`; see above.
+    """Return the logarithm of the density of each random move of a path, `(moves, batch)`; see above.
 
     Differentiable in the network's parameters and in the path.
 
@@ -116,7 +116,7 @@ def log_densities(
 
 
 def log_density(noise: Tensor, how: Unmixing, plan: Plan, reached: Tensor | None = None) -> Tensor:
-    """The logarithm of the density of the states to which a noise leads, `(batch,)`.
+    """Return the logarithm of the density of the states to which a noise leads, `(batch,)`.
 
     Args:
         noise: standard normal where it counts, `(batch, k * channels, *field)`, in pixels.

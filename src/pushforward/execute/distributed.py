@@ -145,7 +145,7 @@ def join(device: str = "auto") -> bool:
 
 
 def size(group: dist.ProcessGroup | None = None) -> int:
-    """How many ranks share a call: 1 without a process group.
+    """Return how many ranks share a call: 1 without a process group.
 
     Raises:
         PushforwardError: there should be a process group, or this process should be in it.
@@ -163,7 +163,7 @@ def size(group: dist.ProcessGroup | None = None) -> int:
 
 
 def same(value: _T, group: dist.ProcessGroup | None = None) -> _T:
-    """The first rank's `value` (anything that can be pickled), on every rank: for what must not differ, such as times.
+    """Return the first rank's `value`, anything that can be pickled, on every rank: what must not differ, as times.
 
     Raises:
         PushforwardError: as `size`.

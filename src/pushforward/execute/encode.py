@@ -66,7 +66,7 @@ def encode(
     rows: int = 64,
     callback: Callable[[int], None] | None = None,
 ) -> Encoded:
-    """The noises with which a stochastic plan passes through states drawn around an image.
+    """Return the noises with which a stochastic plan passes through states drawn around an image.
 
     Args:
         plan: explicit and stochastic, of any solver.
@@ -123,7 +123,7 @@ class Unmixing:
 
 
 def unmixing(plan: Plan, k: int) -> Unmixing:
-    """The unmixing of the noise of node `k`, in float64."""
+    """Return the unmixing of the noise of node `k`, in float64."""
     factor = plan.nodes[k].terms[Register("noise", k)].lift(plan.basis).coefficients
     left, sizes, right = torch.linalg.svd(factor)
     reached = (sizes > _SINGULAR * sizes[..., :1]) & (sizes > 0)
@@ -134,7 +134,7 @@ def unmixing(plan: Plan, k: int) -> Unmixing:
 
 
 def unmixed(plan: Plan, k: int, how: Unmixing, gap: Tensor) -> tuple[Tensor, Tensor]:
-    """The noise of node `k` that closes a gap between states, in pixels, and whether it does, `(batch,)`.
+    """Return the noise of node `k` that closes a gap between states, in pixels, and whether it does, `(batch,)`.
 
     Args:
         plan: whose node it is.
@@ -226,7 +226,7 @@ class Solving:
         return rounds
 
     def _needed(self, among: Iterable[int], known: Collection[int]) -> tuple[set[int], set[int]]:
-        """The nodes to solve and those to ask for the noises of some, where the states of others are known."""
+        """Return the nodes to solve and those to ask for the noises of some, where the states of others are known."""
         solve, ask, left = set[int](), set[int](), [*among]
         while left:
             k = left.pop()
@@ -243,7 +243,7 @@ class Solving:
     def path(
         self, clean: Tensor, start: Tensor, draw: Callable[[], Tensor], *, independent: bool
     ) -> tuple[dict[int, Tensor], dict[Register, Tensor]]:
-        """States of the oracle's plan, or drawn one by one; and what the network's plan has of noise and mean."""
+        """Draw states by the oracle's plan, or one by one; and return what the network's has of noise and mean."""
         plan, values, chain = self.plan, dict(self.fixed), set(self.plan.steps)
         times = plan.node_times
         signal = plan.process.signal(times)
@@ -271,7 +271,7 @@ class Solving:
         return wanted, drawn
 
     def _answers(self, nodes: list[int], values: dict[Register, Tensor]) -> dict[Register, Tensor]:
-        """The network's answers to the states of some nodes, in pieces."""
+        """Return the network's answers to the states of some nodes, in pieces."""
         batch = len(self.like)
         states = torch.cat([values[Register("state", k)] for k in nodes])
         which = torch.tensor([self.place[k] for k in nodes]).repeat_interleave(batch)

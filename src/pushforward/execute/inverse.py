@@ -34,6 +34,7 @@ from pushforward.execute.anderson import Mixing
 from pushforward.execute.backward import one_step_rows
 from pushforward.execute.parallel import Parallel, Round, Subset, iterate, parallel, system_of
 from pushforward.execute.sequential import Progress, check_start, run
+from pushforward.execute.states import Backwards
 from pushforward.linear import Gaussian, Operator, root
 from pushforward.plan import Plan
 
@@ -78,7 +79,7 @@ def invert(
     error: Callable[[Tensor], Tensor] | None = None,
     callback: Callable[[Round], None] | None = None,
 ) -> Inverse:
-    """The first states of `plan` that lead to given last ones.
+    """Return the first states of `plan` that lead to given last ones.
 
     What becomes of an image does not depend on the others, except that it may wait for them.
 
@@ -170,7 +171,7 @@ class _Best:
         self.calls, self.nfe[some] = self.calls + calls, self.nfe[some] + nfe
 
     def _run(self, some: Tensor, first: Tensor) -> Tensor:
-        """Last states; NaN for the images that are not finite, which the others do not suffer for."""
+        """Return the last states; NaN for the images that are not finite, which the others do not suffer for."""
 
         def keep(step: Progress) -> None:
             if len(self.path) < step.done:
@@ -193,7 +194,7 @@ class _Way(Protocol):
     """A way to find first states."""
 
     def solve(self, some: Tensor, part: float) -> tuple[Tensor, int, Tensor]:
-        """First states of some images, network calls one after another, and evaluations of each image.
+        """Return the first states of some images, network calls one after another, and evaluations of each image.
 
         Called again, it goes on from what it found before.
 
@@ -230,11 +231,12 @@ class _Together:
 
     def solve(self, some: Tensor, part: float) -> tuple[Tensor, int, Tensor]:
         """See `_Way`."""
-        system, end, states = self._system, self._end[some], self._system.pack(self._states[:, some])
-        method = replace(self._method, tolerance=part * self._method.tolerance, max_rounds=self._most)
-        found = iterate(system, Subset(self._denoiser, some), end, states, torch.zeros_like(states),
-                        system.constant(None, len(some), end), method, backwards=True,
-                        callback=self._callback)  # fmt: skip
+        system, end, method = self._system, self._end[some], replace(self._method, max_rounds=self._most)
+        states, constant = system.pack(self._states[:, some]), system.constant(None, len(some), end)
+        point = Backwards(system, Subset(self._denoiser, some), end, states, torch.zeros_like(states), constant,
+                          part * method.tolerance, method.max_rows)  # fmt: skip
+        del states  # which the point lets go after the first round
+        found = iterate(point, method, callback=self._callback)
         self._states[:, some], self._most = found.states, MORE
         return found.first, found.rounds, found.nfe
 
@@ -286,14 +288,14 @@ class _Rows:
         return target, self._calls - before, nfe
 
     def _extrapolated(self, n: int, answers: list[Tensor]) -> Tensor:
-        """The answer of row n, on the line through those of the next two nodes."""
+        """Return the answer of row n, on the line through those of the next two nodes."""
         if len(answers) == 1 or not math.isfinite(self._log_snr[n]):
             return answers[0]
         own, one, two = self._log_snr[n : n + 3]
         return torch.lerp(answers[1], answers[0], (own - two) / (one - two))
 
     def _move(self, n: int, target: Tensor, state: Tensor, answer: Tensor) -> tuple[Tensor, Tensor]:
-        """The move that a row asks for, and the size of its error."""
+        """Return the move that a row asks for, and the size of its error."""
         a, b = self._rows[n]
         gap = target - a(state) - b(answer)
         move = (a + b @ self._response[n]).inverse()(gap)
@@ -302,7 +304,7 @@ class _Rows:
     def _row(
         self, n: int, target: Tensor, state: Tensor, known: list[_Known], some: Tensor, tolerance: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The state before `target`, its answer, and evaluations of each image; the best that was where moves fail."""
+        """Find the state before `target`, its answer, and each image's evaluations; the best that was if moves fail."""
         best, said, nfe, stale = state.clone(), torch.zeros_like(state), torch.zeros_like(some), torch.zeros_like(some)
         least = state.new_full((len(some),), math.inf)
         going = torch.arange(len(some), device=some.device)
@@ -326,7 +328,7 @@ class _Rows:
 
 
 def _mixed(known: list[_Known], response: Operator) -> tuple[Tensor, Tensor]:
-    """Anderson's next state of each image (see `execute.anderson`), and the answer expected there."""
+    """Return Anderson's next state of each image (see `execute.anderson`), and the answer expected there."""
     states, answers, moves = (torch.stack(part, 1).flatten(2).double() for part in zip(*known, strict=True))
     weights = torch.zeros_like(moves[:, :, 0])
     weights[:, -1] = 1
@@ -344,7 +346,7 @@ def _mixed(known: list[_Known], response: Operator) -> tuple[Tensor, Tensor]:
 
 
 def _path(plan: Plan, clean: Tensor, state: Tensor, node: int) -> Tensor:
-    """`Psi_k x + R_k z` at every node k, with the z of a node's state: `(nodes, batch, k * channels, *field)`."""
+    """Compute `Psi_k x + R_k z` at all nodes k, with the z of one's state: `(nodes, batch, k * channels, *field)`."""
     times = plan.node_times
     psi, factor = plan.process.signal(times), root(plan.process, times)
     z = factor[node].inverse()(state - psi[node](clean))

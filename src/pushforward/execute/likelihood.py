@@ -54,7 +54,7 @@ def log_density(
     end: float | None = None,
     callback: Callable[[int], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The logarithm of the density of images, in nats.
+    """Return the logarithm of the density of images, in nats.
 
     It is that of images with the noise of the time `end`, at `Psi x`, per unit of x.
 
@@ -145,16 +145,16 @@ class _Flow:
             self._ask = denoiser.at(process, times, self._state.to(like))
 
     def marginal(self, k: int) -> Operator:
-        """Covariance of the reference's marginal at a time."""
+        """Return the covariance of the reference's marginal at a time."""
         return self._reference.covariance(self._process, self.times[k])
 
     def state(self, k: int, z: Tensor) -> Tensor:
-        """The state at `z`."""
+        """Return the state at `z`."""
         u = self.root[k](z)
         return u if self._mean is None else u + self._psi[k](self._mean)
 
     def follow(self, z: Tensor, probes: list[Tensor] | None, stride: int) -> tuple[Tensor, Tensor]:
-        """The last coordinates from the first ones, and the integrated trace, in steps of so many."""
+        """Return the last coordinates from the first ones, and the integrated trace, in steps of so many."""
         h, trace = stride * self._length, torch.zeros(len(z), dtype=torch.float64)
         for k in range(0, len(self.times) - 1, 2 * stride):
             probe = None if probes is None else probes[k // 4]
@@ -167,7 +167,7 @@ class _Flow:
         return z, trace
 
     def _rates(self, k: int, z: Tensor, probe: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Rates of the coordinates and of the trace."""
+        """Return rates of the coordinates and of the trace."""
         u = self.state(k, z)
         with torch.enable_grad():
             state = u.to(self._like).requires_grad_()
@@ -199,7 +199,7 @@ class _Flow:
 def _begin(
     process: Process, images: Tensor, reference: Gaussian, time: Tensor, draw: Callable[[], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """The states of images, white under the reference, and the logarithm of the part of their scale that is no root."""
+    """Return images' states, white under the reference, and the logarithm of their scale's part that is no root."""
     x = images.detach().to("cpu", torch.float64)
     psi, factor = process.signal(time), reference.covariance(process, time).cholesky()
     kept = Operator.scalar(psi.entry(0, 0), basis=psi.basis)
@@ -213,7 +213,7 @@ def _begin(
 
 
 def _code(process: Process, flow: _Flow, z: Tensor, start: Gaussian, images: Tensor) -> tuple[Tensor, float]:
-    """The codes of the last coordinates, and the logarithm of how much larger states are."""
+    """Return the codes of the last coordinates, and the logarithm of how much larger states are."""
     u, time = flow.state(-1, z), flow.times[-1]
     mean = start.mean_state(process, u)
     if mean is not None:
@@ -227,13 +227,13 @@ def _state_shape(process: Process, images: Tensor) -> tuple[int, ...]:
 
 
 def _log_size(operator: Operator, images: Tensor) -> float:
-    """Logarithm of the determinant, on states of images."""
+    """Return the logarithm of the determinant, on states of images."""
     c = operator.coefficients
     sizes = c[..., 0, 0] if operator.blocks == 1 else torch.linalg.det(c)
     return float(sizes.abs().log().sum()) * images[0].numel() / sizes.numel()
 
 
 def _normal(z: Tensor) -> Tensor:
-    """Logarithm of the standard normal density, `(batch,)`."""
+    """Return the logarithm of the standard normal density, `(batch,)`."""
     z = z.flatten(1)
     return -0.5 * (z.square().sum(1) + z.shape[1] * math.log(2 * math.pi))

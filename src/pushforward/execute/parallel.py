@@ -98,7 +98,7 @@ class Parallel:
             raise PushforwardError("max_evaluations bounds what `rounds` cost; say how many rounds.")
 
     def bounded(self, plan: Plan) -> Parallel:
-        """The same with its budget, if it has one, as a window and a number of rounds for a plan.
+        """Return the same with its budget, if it has one, as a window and a number of rounds for a plan.
 
         Raises:
             PushforwardError: the budget is too small for the plan.
@@ -173,7 +173,7 @@ class Solution:
         return self.states[-1]
 
     def some(self, images: Tensor) -> Solution:
-        """The solution of some of its images, by their numbers `(n,)`."""
+        """Return the solution of some of its images, by their numbers `(n,)`."""
         return Solution(self.states[:, images], self.rounds, self.nfe[images], self.residual[images],
                         self.diverged[images], self.answers[:, images])  # fmt: skip
 
@@ -188,7 +188,7 @@ def parallel(
     method: Parallel = PARALLEL_METHODS["preconditioned"],
     callback: Callable[[Round], None] | None = None,
 ) -> Solution:
-    """What `run` does, with all steps at once.
+    """Return what `run` does, with all steps at once.
 
     Args:
         plan: coefficients, of any solver.
@@ -219,9 +219,9 @@ def parallel(
         states = torch.cat([states[:, :known], copied], 1)
     elif isinstance(method.start, Solution):
         states, answers = _moved(system, method.start, start, constant, (states, answers))
-    begin = [states, answers]
-    del states, answers  # a stack that no one holds is let go after the first round
-    solution = iterate(system, denoiser, start, begin.pop(0), begin.pop(), constant, method, callback=callback)
+    point = Forwards(system, denoiser, start, states, answers, constant, method.tolerance, method.max_rows)
+    del states, answers  # which the point lets go after the first round
+    solution = iterate(point, method, callback=callback)
     bad = solution.diverged.nonzero()[:, 0]
     if plan.implicit and len(bad):
         raise PushforwardError(
@@ -242,7 +242,7 @@ def parallel(
 def _moved(
     system: System, solution: Solution, start: Tensor, constant: Tensor, other: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """States and answers of a solution, moved to another start and to the noises in the constant.
+    """Return states and answers of a solution, moved to another start and to the noises in the constant.
 
     Images whose solution diverged, or moves far, have the others, those of the reference.
 
@@ -273,7 +273,7 @@ def _sensible(system: System, states: Tensor) -> bool:
 
 
 def system_of(plan: Plan, kind: Response, reference: Gaussian | None, like: Tensor) -> System:
-    """The linear system of a plan with a response, for states like this one, `(batch, k * channels, *field)`.
+    """Return the linear system of a plan with a response, for states like this one, `(batch, k * channels, *field)`.
 
     The latest two are kept: chains and optimisers of codes ask for the same one, forwards and backwards, at every step,
     and on a GPU building it takes longer than solving it.
@@ -304,7 +304,7 @@ def _kept(asked: _Asked) -> System:
 
 
 def _response(plan: Plan, kind: Response, reference: Gaussian | None) -> Operator | None:
-    """How the answers of `plan` are expected to move, at the nodes that ask."""
+    """Return how the answers of `plan` are expected to move, at the nodes that ask."""
     times = plan.asked_times
     match kind:
         case "gaussian":
@@ -316,36 +316,19 @@ def _response(plan: Plan, kind: Response, reference: Gaussian | None) -> Operato
 
 
 def iterate(
-    system: System,
-    denoiser: Denoiser,
-    like: Tensor,
-    states: Tensor,
-    answers: Tensor,
-    constant: Tensor,
-    method: Parallel,
-    *,
-    backwards: bool = False,
-    callback: Callable[[Round], None] | None = None,
+    point: Forwards | Backwards, method: Parallel, *, callback: Callable[[Round], None] | None = None
 ) -> Solution:
-    """Rounds from the given states and answers until every image is done.
+    """Take rounds until every image is done.
 
     Args:
-        system: the plan's.
-        denoiser: the network.
-        like: a batch of states.
-        states: a stack as in `System`.
-        answers: a stack as in `System`; changed in place.
-        constant: a stack as in `System`.
+        point: states and answers to begin with.
         method: how.
-        backwards: the last state is given and the first sought (see `execute.states`).
         callback: told after every round.
     """
-    kind, count = Backwards if backwards else Forwards, len(system.asked)
-    point = kind(system, denoiser, like, states, answers, constant, tolerance=method.tolerance,
-                 max_rows=method.max_rows)  # fmt: skip
-    del states
-    rank, active = torch.arange(count, device=like.device), torch.ones(len(like), dtype=torch.bool, device=like.device)
-    state = Convergence.begin(rank, active, like, whole=backwards or system.plan.implicit, window=method.window)
+    system, like = point.system, point.like
+    rank = torch.arange(len(system.asked), device=like.device)
+    active = torch.ones(len(like), dtype=torch.bool, device=like.device)
+    state = Convergence.begin(rank, active, like, whole=point.backwards or system.plan.implicit, window=method.window)
 
     def tell(nfe: int) -> None:
         if callback is not None:

@@ -45,7 +45,7 @@ _NUMBERS = 2**24  # of the matrices solved at a time
 
 
 def tail(moves: Sequence[Tensor], surprise: Tensor | None = None) -> Tensor:
-    """What is left after the last of these moves by their rates, `(batch,)` each; before there are two, by the worst.
+    """Estimate what is left after these moves by their rates, `(batch,)` each; before there are two, by the worst.
 
     Args:
         moves: the greatest of each round so far, in order; the last three count.
@@ -59,7 +59,7 @@ def tail(moves: Sequence[Tensor], surprise: Tensor | None = None) -> Tensor:
 
 
 def amplification(moves: Sequence[Tensor], rounding: Tensor) -> Tensor:
-    """How far states have gone on from a round of small moves, in parts of its move, the most of any: `(batch,)`.
+    """Say how far states have gone on from a round of small moves, in parts of its move, at most: `(batch,)`.
 
     A move is a defect of the equations, solved for as if they were the reference's; so this is how defects are
     amplified, roundings of answers among them.
@@ -74,7 +74,7 @@ def amplification(moves: Sequence[Tensor], rounding: Tensor) -> Tensor:
 
 
 def roundoff(denoiser: Denoiser, like: Tensor) -> float:
-    """Rounding of the network's answers, in parts of the greatest of them: eps of its least precise dtype."""
+    """Return the rounding of the network's answers, in parts of the greatest: eps of its least precise dtype."""
     own = ARITHMETIC * torch.finfo(like.dtype).eps
     weight = 1.0
     while (inner := getattr(denoiser, "inner", getattr(denoiser, "denoiser", None))) is not None:
@@ -133,7 +133,7 @@ class Remainder:
         return self._base, torch.where(wanted, surprise, 0.0).amax(0)
 
     def moved(self, moves: Tensor, unexplained: Tensor) -> Tensor:
-        """The errors left in the last state, `(batch,)`.
+        """Return the errors left in the last state, `(batch,)`.
 
         Args:
             moves: sizes of what the states have moved by in the round, `(nodes, batch)`.
@@ -145,7 +145,7 @@ class Remainder:
         return CHAIN * (self._influence[-1] @ self._solved(gains, gains * self._left)).nan_to_num(torch.inf)
 
     def reach(self, moves: Tensor) -> Tensor:
-        """What each asked step would leave in the last state if it were let go now, `(nfe, batch)`.
+        """Return what each asked step would leave in the last state if it were let go now, `(nfe, batch)`.
 
         Args:
             moves: sizes of the round's moves, `(nodes, batch)`.
@@ -157,15 +157,15 @@ class Remainder:
         return torch.where(left == 0, 0.0, torch.where(none, torch.inf, part)).nan_to_num(torch.inf)
 
     def _believed(self) -> Tensor:
-        """Gains; one that was not measured yet counts as the greatest of its image that was."""
+        """Return gains; one that was not measured yet counts as the greatest of its image that was."""
         return torch.where(self._gains.isnan(), self._gains.nan_to_num(0.0).amax(0), self._gains)
 
     def _leaving(self, moves: Tensor) -> Tensor:
-        """Moves of the asked steps since they were last asked, rounding apart, `(nfe, batch)`."""
+        """Return moves of the asked steps since they were last asked, rounding apart, `(nfe, batch)`."""
         return self._left + (_cpu(moves) - self._base).clamp_min(0)[self._asked]
 
     def _solved(self, gains: Tensor, sources: Tensor, *, transposed: bool = False) -> Tensor:
-        """`(1 - diag(g) G)^-1` applied to sources, `(nfe, batch)`, image by image."""
+        """Return `(1 - diag(g) G)^-1` applied to sources, `(nfe, batch)`, image by image."""
         count, batch = gains.shape
         chain = self._influence[self._asked].tril(-1)
         pieces = []

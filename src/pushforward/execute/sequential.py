@@ -48,7 +48,7 @@ def run(
     record: Callable[[int, Tensor], None] | None = None,
     callback: Callable[[Progress], None] | None = None,
 ) -> Tensor:
-    """The last state of `plan` from its first.
+    """Return the last state of `plan` from its first.
 
     The recurrence is worked in the coordinates where the plan's coefficients are diagonal; registers are dropped after
     their last use, so memory is that of the solver's history. Differentiable in `start`, noise and network.
@@ -85,7 +85,7 @@ def run(
 
 
 def _asked(ask: Ask, calls: Sequence[int], states: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The answers about the states of some calls, in one network call."""
+    """Return the answers about the states of some calls, in one network call."""
     if len(calls) == 1:
         return [ask(calls[0], states[0])]
     batch = len(states[0])
@@ -96,7 +96,7 @@ def _asked(ask: Ask, calls: Sequence[int], states: Sequence[Tensor]) -> Sequence
 
 
 def steps(plan: Plan, start: Tensor, *, noise: Noise | None = None) -> Generator[Tensor, tuple[Tensor, Tensor], None]:
-    """`run` with the network left to the caller: the states that the plan asks about, in order, then its last state.
+    """Leave the network to the caller: yield the states that the plan asks about, in order, then its last state.
 
     For each state `u` the generator is sent `(u, answer)`, by `walk.send`. Another state in the place of `u` is taken
     for the plan's own from there on (so may some pixels be held at what is known of them).
@@ -120,7 +120,7 @@ def steps(plan: Plan, start: Tensor, *, noise: Noise | None = None) -> Generator
 def _walk(
     plan: Plan, start: Tensor, noise: Noise | None, record: Callable[[int, Tensor], None] | None, *, together: bool
 ) -> Generator[tuple[list[int], list[Tensor]], list[tuple[Tensor, Tensor]], None]:
-    """Nodes that ask, one by one or wave by wave, with their states; at last no node, with the last state."""
+    """Yield nodes that ask, one by one or wave by wave, with their states; at last no node, with the last state."""
     if plan.implicit:
         raise PushforwardError(
             f"The plan of {plan.solver!r} is implicit, each state depending on later ones: run it with parallel=... ."
@@ -170,7 +170,7 @@ def _walk(
 
 
 def _in_order(plan: Plan, noise: Noise | None, like: Tensor) -> Noise:
-    """The same noises, which are drawn in the order of their nodes in whichever order they are asked for."""
+    """Return the same noises, which are drawn in the order of their nodes in whichever order they are asked for."""
     waiting, ready = iter(plan.noises if noise is not None else ()), dict[int, Tensor]()
 
     def drawn(k: int) -> Tensor:
@@ -194,7 +194,7 @@ def check_start(plan: Plan, start: Tensor) -> None:
 
 
 def combine(terms: list[tuple[Register, float | Tensor]], values: dict[Register, Tensor], frequencies: int) -> Tensor:
-    """A node's state from what it refers to, in the coordinates where the plan is diagonal."""
+    """Return a node's state from what it refers to, in the coordinates where the plan is diagonal."""
     total: Tensor | None = None
     for register, coefficient in terms:
         value = values[register]
@@ -218,7 +218,7 @@ def combine(terms: list[tuple[Register, float | Tensor]], values: dict[Register,
 def compiled(
     plan: Plan, like: Tensor, order: Sequence[int] | None = None
 ) -> tuple[list[list[tuple[Register, float | Tensor]]], list[list[Register]]]:
-    """Coefficients as numbers or tensors of the states' dtype, and the registers last used at each node.
+    """Return coefficients as numbers or tensors of the states' dtype, and the registers last used at each node.
 
     Nodes are made in the given order, by default their own.
     """

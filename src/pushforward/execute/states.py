@@ -85,20 +85,20 @@ class Forwards(_Stack):
         self._seen = self._seen | wanted[-1]
 
     def moves(self, state: Convergence) -> Moves:
-        """What the linear system asks for; nodes up to the least exact one stay."""
+        """Return what the linear system asks for; nodes up to the least exact one stay."""
         self._first = 1 if state.whole else 1 + int(self._nodes[int(state.exact[state.active].min())])
         stack = self._corrected()
         sizes = self.system.sizes(stack)
         return Moves(stack, sizes, sizes.amax(0))
 
     def settled(self, state: Convergence, moves: Moves) -> Tensor:
-        """Leading calls that together leave little; the last one is asked until it is exact."""
+        """Return leading calls that together leave little; the last one is asked until it is exact."""
         parts = self._remainder.reach(moves.sizes).to(moves.sizes) * self.system.relative(self.values)
         settled = (parts.cumsum(0) <= SETTLED * self._enough).long().cumprod(0).sum(0)
         return settled.clamp_max(len(state.rank) - 1)
 
     def free(self, state: Convergence) -> Tensor:
-        """Nodes after the first call that is not settled."""
+        """Return nodes after the first call that is not settled."""
         if state.whole:
             return (self._every > 0).expand(-1, len(state.active))
         count = len(state.rank)
@@ -116,7 +116,7 @@ class Forwards(_Stack):
             self.values += again
 
     def left(self, state: Convergence, moves: Moves) -> tuple[Tensor, Tensor]:
-        """The larger of the remainder's two readings, and the rounding."""
+        """Return the larger of the remainder's two readings, and the rounding."""
         system, count = self.system, len(state.rank)
         relative = system.relative(self.values)
         sizes = (moves.sizes - self._floor).clamp_min(0)
@@ -144,7 +144,7 @@ class Backwards(_Stack):
     backwards = True
 
     def moves(self, state: Convergence) -> Moves:  # noqa: ARG002 - the protocol's arguments
-        """What the linear system asks for with the last state held."""
+        """Return what the linear system asks for with the last state held."""
         stack = self.system.residual(self.values, self.answers, self.constant)
         stack = self.system.correct(stack, in_place=True)
         largest = self.system.unpack(stack[:, -1:])[0].flatten(1).abs().amax(1)
@@ -156,7 +156,7 @@ class Backwards(_Stack):
         return torch.zeros_like(state.exact)
 
     def free(self, state: Convergence) -> Tensor:
-        """All but the last node."""
+        """Return all but the last node."""
         return (self._every < self._every[-1]).expand(-1, len(state.active))
 
     def move(self, state: Convergence, moves: Moves, stack: Tensor, unexplained: Tensor) -> None:  # noqa: ARG002
@@ -164,7 +164,7 @@ class Backwards(_Stack):
         self._go(stack)
 
     def left(self, state: Convergence, moves: Moves) -> tuple[Tensor, Tensor]:
-        """What the moves' rate leaves, which is believed to be `SLOW` at best: what is found is decoded afterwards."""
+        """Return what the moves' rate leaves, believed to be `SLOW` at best: what is found is decoded afterwards."""
         before = state.shrinking[-1] if state.shrinking else torch.full_like(moves.largest, torch.inf)
         state.shrinking.append(moves.largest)
         rate = (moves.largest / before).clamp(*SLOW).nan_to_num(SLOW[1])

@@ -95,15 +95,15 @@ class System:
         return pixels
 
     def zeros(self, columns: int, like: Tensor) -> Tensor:
-        """A stack of zeros."""
+        """Return a stack of zeros."""
         return like.new_zeros(self.size, self._k, columns, self._frequencies).permute(3, 0, 1, 2)
 
     def parts(self, v: Tensor, stacks: int = 1) -> list[slice]:
-        """Nodes worked on together in some stacks like this one, so that what is made in between stays small."""
+        """Return nodes worked on together in some stacks like this one, so that what is made in between stays small."""
         return _pieces(v.shape[1], stacks * v.numel(), v.device)
 
     def taken(self, v: Tensor, nodes: Tensor, images: Tensor) -> Tensor:
-        """Single states of a stack in pixels, `(rows, k * channels, *field)`; nodes and images are `(rows,)`."""
+        """Return single states of a stack in pixels, `(rows, k * channels, *field)`; nodes and images are `(rows,)`."""
         lanes, found = self.lanes(v), v.new_empty(len(nodes), *self._shape[1:])
         for some in _pieces(len(found), found.numel(), v.device):
             found[some] = self.basis.inverse(lanes[nodes[some], :, images[some]].view_as(found[some]))
@@ -120,11 +120,11 @@ class System:
         return changed
 
     def by_image(self, v: Tensor) -> Tensor:
-        """A view of a stack as `(frequencies, nodes, k, batch, rest)`."""
+        """Return a view of a stack as `(frequencies, nodes, k, batch, rest)`."""
         return v.view(*v.shape[:3], -1, self._rest)
 
     def lanes(self, v: Tensor) -> Tensor:
-        """A view of a stack in the order of memory, `(nodes, k, batch, rest, frequencies)`."""
+        """Return a view of a stack in the order of memory, `(nodes, k, batch, rest, frequencies)`."""
         lanes: Tensor = v.permute(1, 2, 3, 0).unflatten(2, (-1, self._rest))
         return lanes
 
@@ -141,7 +141,7 @@ class System:
         return self._bands.response
 
     def constant(self, noise: Callable[[int], Tensor] | None, batch: int, like: Tensor) -> Tensor:
-        """`c`: the noises, asked in order, and the reference's mean; read alone, for zeros are in one place."""
+        """Return `c`: the noises, asked in order, and the reference's mean; read alone, for zeros are in one place."""
         plan = self.plan
         mean = plan.mean_state(like.new_zeros(batch, *self._shape[1:]))
         if mean is None and (self._noise is None or noise is None):
@@ -155,7 +155,7 @@ class System:
         return total
 
     def residual(self, states: Tensor, answers: Tensor, constant: Tensor, first: int = 1) -> Tensor:
-        """`A S + B D + c - S`, zero in the rows before `first`; summed as in a sequential run, and so rounded."""
+        """Compute `A S + B D + c - S`, zero in the rows before `first`, summed and rounded as in a sequential run."""
         total = torch.zeros_like(states)
         self._bands.push(states, answers, total, first)
         total[:, first:] += constant[:, first:]
@@ -163,15 +163,15 @@ class System:
         return total
 
     def correct(self, residual: Tensor, first: int = 1, *, in_place: bool = False) -> Tensor:
-        """The moves that the linear system asks for, maybe in the residual's place; the rows before `first` stay."""
+        """Return the moves that the linear system asks for, maybe in the residual's place; rows before `first` stay."""
         return self._bands.solve(residual if in_place else residual.clone(), first)
 
     def hold_end(self, moves: Tensor) -> Tensor:
-        """Moves with the last state held and the first one free: from those with the first state held."""
+        """Return moves with the last state held and the first one free: from those with the first state held."""
         return self.from_end(-moves[:, -1]) + moves
 
     def from_end(self, last: Tensor) -> Tensor:
-        """How all states move with the last one, `(frequencies, k, columns)`."""
+        """Return how all states move with the last one, `(frequencies, k, columns)`."""
         all_states, end = self._from_start
         return times(all_states, times(end, last)[:, None])
 
@@ -188,25 +188,25 @@ class System:
         return moves.to(self._scale), torch.linalg.inv(moves[:, -1]).to(self._scale)
 
     def transposed(self, gradient: Tensor) -> Tensor:
-        """The transpose of `correct`'s matrix applied: `y` with `(I - A - B L)^T y = gradient`, the start's row too."""
+        """Apply the transpose of `correct`'s matrix: `y` with `(I - A - B L)^T y = gradient`, the start's row too."""
         return self._bands.solve_transposed(gradient)
 
     def pulled(self, cotangent: Tensor) -> tuple[Tensor, Tensor]:
-        """`A^T y` and `B^T y`: what rows' cotangents say of states and of answers."""
+        """Return `A^T y` and `B^T y`: what rows' cotangents say of states and of answers."""
         return self._bands.pull(cotangent)
 
     def noise_cotangent(self, cotangent: Tensor) -> Tensor:
-        """What rows' cotangents say of the noises, stacked as `plan.noises`."""
+        """Return what rows' cotangents say of the noises, stacked as `plan.noises`."""
         nodes = list(self.plan.noises)
         some = cotangent[:, nodes]
         return some if self._noise is None else times(self._noise[:, nodes].mT, some)
 
     def respond(self, moves: Tensor, nodes: slice = slice(None)) -> Tensor:
-        """`L delta`: how the answers, of all nodes or some, are expected to move."""
+        """Return `L delta`: how the answers, of all nodes or some, are expected to move."""
         return self._bands.respond(moves, nodes)
 
     def linear_start(self, start: Tensor, constant: Tensor, reference: Gaussian | None = None) -> tuple[Tensor, Tensor]:
-        """States and answers of the reference itself: where all would be if the network were its posterior mean.
+        """Return states and answers of the reference itself: where all would be if the network were its posterior mean.
 
         Args:
             start: first state, `(frequencies, 1, k, columns)`.
@@ -226,14 +226,14 @@ class System:
         return states + moves, answers + self.respond(moves)
 
     def moves_to(self, start: Tensor, states: Tensor, answers: Tensor, constant: Tensor) -> Tensor:
-        """How all states move, answers following as expected, for the first one to be `start` and the rest to fit."""
+        """Return all states' moves, answers following as expected, that make the first `start` and the rest fit."""
         first = torch.zeros_like(states)
         first[:, :1] = start - states[:, :1]
         gap = self.residual(states + first, answers + self.respond(first), constant)
         return first + self.correct(gap, in_place=True)
 
     def sizes(self, moves: Tensor) -> Tensor:
-        """Root mean square of each node's moves in units of its marginal's deviation, `(nodes, batch)`.
+        """Return the root mean square of each node's moves in units of its marginal's deviation, `(nodes, batch)`.
 
         Of the last node only the image counts: a velocity in the end is no one's.
         """
@@ -244,11 +244,11 @@ class System:
         return squares.sqrt()
 
     def whitened(self, moves: Tensor) -> Tensor:
-        """Moves in units of the marginals' deviations."""
+        """Return moves in units of the marginals' deviations."""
         return moves / self._scale
 
     def relative(self, states: Tensor) -> Tensor:
-        """The relative error of each image that an error of size 1 in its last state can be, `(batch,)`.
+        """Return the relative error of each image that an error of size 1 in its last state can be, `(batch,)`.
 
         Images larger than the marginal's deviation count as that large.
         """
@@ -289,7 +289,7 @@ class System:
     # -- construction -----------------------------------------------------------------------------------------------
 
     def _table(self, kind: Literal["noise", "mean"], like: Tensor) -> Tensor | None:
-        """Coefficients of the noises or of the mean, `(frequencies or 1, nodes, k, k)`, if there are any."""
+        """Return coefficients of the noises or of the mean, `(frequencies or 1, nodes, k, k)`, if there are any."""
         found = {n: node.terms.get(Register(kind, n if kind == "noise" else 0))
                  for n, node in enumerate(self.plan.nodes)}  # fmt: skip
         operators = {n: operator for n, operator in found.items() if operator is not None}
@@ -297,13 +297,13 @@ class System:
 
 
 def _pieces(count: int, numbers: int, device: torch.device) -> list[slice]:
-    """Slices of `count` things, `numbers` in all, that are worked on one after another."""
+    """Return slices of `count` things, `numbers` in all, that are worked on one after another."""
     step = max(1, (_CACHED if device.type == "cpu" else _NUMBERS) * count // max(1, numbers))
     return [slice(a, min(a + step, count)) for a in range(0, count, step)]
 
 
 def _deviations(plan: Plan) -> Operator:
-    """`diag` of each node's marginal deviation for data of unit variance, averaged over nothing: one a field."""
+    """Return `diag` of each node's marginal deviation for data of unit variance, averaged over nothing: one a field."""
     times = plan.node_times
     psi = plan.process.signal(times).lift(plan.basis)
     total = (plan.process.covariance(times).lift(plan.basis) + psi @ psi.T).coefficients

@@ -34,7 +34,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -261,7 +261,7 @@ def _moved(target: Target, chains: Chains, sampler: Dynamics, schedule: Schedule
     if ladder is not None:
         weights = ladder.betas.flatten()
     walking = slice(len(x) if ladder is None else len(x) - count)  # the last rung is drawn from the prior
-    more = GaussianStream(derive_seed(own, 1), streams[walking], ())
+    more = partial(GaussianStream, derive_seed(own, 1), streams[walking], ())
     x, now, tuning, probability, length = _walked(
         target, x[walking], now.some(walking), chains.tuning[:, walking], sampler, weights[walking], noise[walking],
         more, step + 1 if step < schedule.warmed else 0,
@@ -293,7 +293,7 @@ def _moved(target: Target, chains: Chains, sampler: Dynamics, schedule: Schedule
 
 def _walked(
     target: Target, x: Tensor, now: Point, tuning: Tensor, sampler: Dynamics, weights: Tensor, noise: Tensor,
-    more: GaussianStream, warm: int,
+    more: Callable[[], GaussianStream], warm: int,
 ) -> tuple[Tensor, Point, Tensor, Tensor, Tensor]:  # fmt: skip
     """Where chains are after a move, what is known there, their tuning, probabilities of accepting, and lengths.
 
@@ -305,14 +305,14 @@ def _walked(
         sampler: how they move.
         weights: by which the energy counts, `(chains,)`, float64.
         noise: standard normal numbers, `(chains, numbers + 2)`.
-        more: further ones, for slices.
+        more: makes the streams of further ones, for slices.
         warm: number of the move in the warm-up, counted from 1; 0 after it.
     """
     velocity = noise[:, :-2]
     accept, vary = _uniform(noise[:, -2:]).unbind(1)
     if sampler.sliced:
         level = accept.log() - weights * now.energy
-        y, then, probability, length = _sliced(target, x, velocity, now, level, 2 * math.pi * vary, more, weights)
+        y, then, probability, length = _sliced(target, x, velocity, now, level, 2 * math.pi * vary, more(), weights)
         return y, then, tuning, probability, length
     warming = sampler.adjusted and sampler.adapted and warm > 0
     length = tuning[1 if warming else 2].exp()
@@ -372,7 +372,8 @@ def _sliced(
         if not len(left):
             break
         low, high = torch.where(angle < 0, angle, low), torch.where(angle < 0, high, angle)
-        angle = low + (high - low) * _uniform(more.draw().to(angle))
+        part = _uniform(more.draw(left.tolist()).to(angle))
+        angle = angle.index_copy(0, left, low[left] + (high - low)[left] * part)
     return y, now, 1 / tried, found.abs()
 
 

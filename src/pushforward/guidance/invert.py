@@ -38,7 +38,7 @@ from torch import Tensor
 from pushforward.errors import PushforwardError
 from pushforward.execute import INVERSE, Implicit, Parallel, Progress
 from pushforward.guidance.decoding import Counted
-from pushforward.guidance.optimisers import OPTIMISERS
+from pushforward.guidance.optimisers import optimiser_of
 from pushforward.maps.code import Code
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.inversion import Inversion, Record
@@ -153,11 +153,9 @@ def optimise(
             none, a forward beginning of another plan; and as `Diffusion.decode`.
     """
     _check_images(images)
-    method = OPTIMISERS.get(optimiser)
-    if method is None:
-        raise PushforwardError(f"The optimiser is one of {', '.join(OPTIMISERS)}; got {optimiser!r}.")
-    learning_rate = method.rate if learning_rate is None else learning_rate
-    _check_numbers(steps, learning_rate, tolerance)
+    method, learning_rate = optimiser_of(optimiser, steps, learning_rate)
+    if not 0 <= tolerance < math.inf:
+        raise PushforwardError(f"The tolerance of the loss must be 0 or more; got {tolerance}.")
     began = time.perf_counter()
     counted = Counted.of(pushforward, len(images))
     images = images.to(counted.nfe.device)
@@ -167,7 +165,7 @@ def optimise(
             "The map takes no noises that could be sought; leave `noises` out, or take a stochastic plan."
         )
     x, code_of = _packed(start, noises)
-    state = method.begin(x, start.start.shape[1:])
+    state = method.begin(x)
     best, least = x.clone(), torch.full((len(x),), math.inf, dtype=torch.float64, device=x.device)
     active = torch.ones(len(x), dtype=torch.bool, device=x.device)
     history: list[Record] = []
@@ -190,7 +188,7 @@ def optimise(
         active = active & slopes.isfinite().all(1) & loss.isfinite()
         if step == steps or not bool(active.any()):
             break
-        state = method.advance(state, loss, slopes, learning_rate)
+        state = method.advance(state, loss, slopes, learning_rate, start.start.shape[1:])
         x, active = state["point"], active & ~state["stuck"]
         if not bool(active.any()):
             break
@@ -296,12 +294,3 @@ def _check_begin(begin: Code, drawn: Code) -> None:
             raise PushforwardError(
                 f"The {name} of the code to begin at must have shape {expected} for these images; got {found}."
             )
-
-
-def _check_numbers(steps: int, learning_rate: float, tolerance: float) -> None:
-    if steps < 1:
-        raise PushforwardError(f"Optimisation needs at least 1 step; got {steps}.")
-    if not 0 < learning_rate < math.inf:
-        raise PushforwardError(f"The learning rate must be positive; got {learning_rate}.")
-    if not 0 <= tolerance < math.inf:
-        raise PushforwardError(f"The tolerance of the loss must be 0 or more; got {tolerance}.")

@@ -3,8 +3,8 @@
 A method's state is a mapping of tensors. Among them are the `point` at which it asks for loss and gradient, and a flag
 for the images that are `stuck` at a dead end:
 
-    state = LBFGS.begin(x, (1, 28, 28))
-    state = LBFGS.advance(state, loss, gradient, 0.05)     # told of state["point"]
+    state = LBFGS.begin(x)
+    state = LBFGS.advance(state, loss, gradient, 0.05, (1, 28, 28))     # told of state["point"]
 
 References:
     Numerical Optimization, Nocedal & Wright, 2nd edition, algorithms 7.4 and 3.1 (L-BFGS, line search).
@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
+from pushforward.errors import PushforwardError
 from pushforward.guidance.spectrum import bands, evened, tangent, white
 
-__all__ = ["ADAM", "LBFGS", "OPTIMISERS", "WHITE", "Optimiser", "State"]
+__all__ = ["ADAM", "LBFGS", "OPTIMISERS", "WHITE", "Optimiser", "State", "optimiser_of"]
 
 _HISTORY = 10  # pairs that L-BFGS keeps
 _LONGEST = 1.0  # root mean square of the longest step; a code's own is 1
@@ -38,26 +39,31 @@ class Optimiser(NamedTuple):
     """A method of descent.
 
     Args:
-        begin: function from points `(count, numbers)`, and the shape `(channels, *field)` of the parts they are made
-            of, to a state.
-        advance: function from a state, the losses `(count,)` and gradients `(count, numbers)` at its `point`, and the
-            learning rate, to the next state.
+        begin: function from points `(count, numbers)` to a state.
+        advance: function from a state, the losses `(count,)` and gradients `(count, numbers)` at its `point`, the
+            learning rate, and the shape `(channels, *field)` of the parts that points are made of, to the next state.
         rate: the learning rate to begin with; a code's own size is 1.
     """
 
-    begin: Callable[[Tensor, Sequence[int]], State]
-    advance: Callable[[State, Tensor, Tensor, float], State]
+    begin: Callable[[Tensor], State]
+    advance: Callable[[State, Tensor, Tensor, float, Sequence[int]], State]
     rate: float = 0.05
 
 
-def _adam_begin(x: Tensor, shape: Sequence[int]) -> State:  # noqa: ARG001
+def _adam_begin(x: Tensor) -> State:
     none = torch.zeros_like(x)
     stuck = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     return {"point": x, "stuck": stuck, "mean": none, "square": none, "steps": torch.tensor(0.0)}
 
 
 @torch.no_grad()
-def _adam_advance(state: State, loss: Tensor, gradient: Tensor, learning_rate: float) -> State:  # noqa: ARG001
+def _adam_advance(
+    state: State,
+    loss: Tensor,  # noqa: ARG001
+    gradient: Tensor,
+    learning_rate: float,
+    shape: Sequence[int],  # noqa: ARG001
+) -> State:
     point, mean, square, steps = (state[name].clone() for name in ("point", "mean", "square", "steps"))
     adam(
         [point], [gradient.nan_to_num(0, 0, 0)], [mean], [square], [], [steps],
@@ -66,7 +72,7 @@ def _adam_advance(state: State, loss: Tensor, gradient: Tensor, learning_rate: f
     return {**state, "point": point, "mean": mean, "square": square, "steps": steps}
 
 
-def _lbfgs_begin(x: Tensor, shape: Sequence[int]) -> State:  # noqa: ARG001
+def _lbfgs_begin(x: Tensor) -> State:
     none, zero = torch.zeros_like(x), x.new_zeros(len(x), dtype=torch.float64)
     return {
         "point": x, "stuck": zero.bool(), "base": x, "base_loss": zero + math.inf, "base_gradient": none,
@@ -77,7 +83,13 @@ def _lbfgs_begin(x: Tensor, shape: Sequence[int]) -> State:  # noqa: ARG001
 
 
 @torch.no_grad()
-def _lbfgs_advance(state: State, loss: Tensor, gradient: Tensor, learning_rate: float) -> State:
+def _lbfgs_advance(
+    state: State,
+    loss: Tensor,
+    gradient: Tensor,
+    learning_rate: float,
+    shape: Sequence[int],  # noqa: ARG001
+) -> State:
     s = {name: tensor.clone() for name, tensor in state.items()}
     base, base_loss, base_gradient, inverse = s["base"], s["base_loss"], s["base_gradient"], s["inverse"]
     length, slope = s["length"], s["slope"]
@@ -120,17 +132,18 @@ def _direction(gradient: Tensor, moves: Tensor, changes: Tensor, inverse: Tensor
     return -q * (_LONGEST / _size(q).clamp_min(_LONGEST))[:, None]
 
 
-def _white_begin(x: Tensor, shape: Sequence[int]) -> State:
+def _white_begin(x: Tensor) -> State:
     one = x.new_ones(len(x))
     return {
-        "point": x, "stuck": ~one.bool(), "field": bands(shape).to(x.device), "mean": torch.zeros_like(x),
-        "steps": 0 * one, "length": one, "last": math.inf * one.double(),
+        "point": x, "stuck": ~one.bool(), "mean": torch.zeros_like(x), "steps": 0 * one, "length": one,
+        "last": math.inf * one.double(),
     }  # fmt: skip
 
 
 @torch.no_grad()
-def _white_advance(state: State, loss: Tensor, gradient: Tensor, learning_rate: float) -> State:
-    point, field, steps = state["point"], state["field"], state["steps"] + 1
+def _white_advance(state: State, loss: Tensor, gradient: Tensor, learning_rate: float, shape: Sequence[int]) -> State:
+    point, steps = state["point"], state["steps"] + 1
+    field = bands(tuple(shape)).to(point.device)
     along = evened(tangent(point, gradient.nan_to_num(0, 0, 0), field), field)
     mean = _MOMENTUM * tangent(point, state["mean"], field) + (1 - _MOMENTUM) * along
     length = state["length"] * torch.where(loss < state["last"], _LONGER, _SHORTER).to(mean)
@@ -161,3 +174,19 @@ length of the gradient. The learning rate is the root mean square of the first s
 long as its loss falls, and shrink where it rises."""
 
 OPTIMISERS: Mapping[str, Optimiser] = {"adam": ADAM, "l-bfgs": LBFGS, "white": WHITE}
+
+
+def optimiser_of(name: str, steps: int, learning_rate: float | None) -> tuple[Optimiser, float]:
+    """The method of that name, and the learning rate: by default, its own.
+
+    Raises:
+        PushforwardError: there is no such method, or a number is out of range.
+    """
+    method = OPTIMISERS.get(name)
+    rate = method.rate if method is not None and learning_rate is None else learning_rate
+    if method is None or rate is None or steps < 1 or not 0 < rate < math.inf:
+        raise PushforwardError(
+            f"A descent needs an optimiser ({', '.join(OPTIMISERS)}), 1 step or more and a positive learning rate; got "
+            f"{name!r}, {steps} and {learning_rate}."
+        )
+    return method, rate

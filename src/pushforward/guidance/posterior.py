@@ -18,7 +18,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from math import inf
 from typing import Literal
 
 import torch
@@ -30,7 +29,7 @@ from pushforward.guidance.decoding import Counted
 from pushforward.guidance.dynamics import Dynamics, Schedule, langevin
 from pushforward.guidance.energies.codes import chi, gaussian
 from pushforward.guidance.energies.energy import Energy, Function, of
-from pushforward.guidance.optimisers import OPTIMISERS, State
+from pushforward.guidance.optimisers import State, optimiser_of
 from pushforward.maps.code import Code, derive_seed
 from pushforward.maps.protocol import Pushforward
 
@@ -233,14 +232,7 @@ def best(
     Raises:
         PushforwardError: as `guide`; or no such optimiser, or numbers out of range.
     """
-    method = OPTIMISERS.get(str(optimiser))
-    if method is not None and learning_rate is None:
-        learning_rate = method.rate
-    if method is None or learning_rate is None or steps < 1 or not 0 < learning_rate < inf:
-        raise PushforwardError(
-            f"A descent needs an optimiser ({', '.join(OPTIMISERS)}), 1 step or more and a positive learning rate; got "
-            f"{optimiser!r}, {steps} and {learning_rate}."
-        )
+    method, learning_rate = optimiser_of(optimiser, steps, learning_rate)
     if prior not in (None, *_PRIORS):
         raise PushforwardError(f"The prior of a descent is {', '.join(_PRIORS)} or None; got {prior!r}.")
     whole = of(energy) if prior is None else of(energy) + _PRIORS[prior]()
@@ -248,7 +240,7 @@ def best(
     if resume is not None:
         _go_on("descents", resume, target)
     before = 0 if resume is None else resume.nfe
-    now, state = resume, method.begin(target.code.variables(), target.code.start.shape[1:])
+    now, state, shape = resume, method.begin(target.code.variables()), target.code.start.shape[1:]
     if resume is not None:
         wanted, found = ({k: (v.shape, v.dtype) for k, v in one.items()} for one in (state, resume.state))
         if wanted != found:
@@ -261,7 +253,8 @@ def best(
             point.check("at the beginning", first)
         one = point.energy.new_ones(len(x))
         record = Record.of(x, point.energies, one, learning_rate * one)
-        state, nfe = method.advance(state, point.energy, point.slope, learning_rate), before + target.counted.nfe
+        state = method.advance(state, point.energy, point.slope, learning_rate, shape)
+        nfe = before + target.counted.nfe
         if now is None:
             now = Descents(state, x, point, (record,), nfe)
         else:

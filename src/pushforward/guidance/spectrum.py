@@ -17,7 +17,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -28,7 +28,8 @@ _LEAST = 16  # numbers of the first band, whose squared norm deviates by a third
 _FAINT = 1e-3  # of the strongest band: what is weaker is not made as strong, lest rounding count
 
 
-def bands(shape: Sequence[int]) -> Tensor:
+@lru_cache(maxsize=4)
+def bands(shape: tuple[int, ...]) -> Tensor:
     """The band of each frequency, counted from 0 as wavelengths shorten.
 
     Args:

@@ -249,8 +249,35 @@ class Flow(ScaledProcess):
         return 1 - t, t * 1.0
 
 
+class _Field(Process):
+    """A process with a coefficient for each DCT frequency of images of one size, `field`."""
+
+    field: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        """Check the image size, then the process: at few frequencies, as they go as far for a small image."""
+        field = tuple(int(n) for n in self.field)
+        if not field or min(field) < 1:
+            raise PushforwardError(f"A blurring process needs the image size as field=(height, width); got {field}.")
+        object.__setattr__(self, "field", field)
+        small = tuple(min(n, _SIDE) for n in field)
+        if small == field:
+            check_process(self)
+        else:
+            replace(self, field=small)  # type: ignore[type-var]
+
+    @property
+    def basis(self) -> Basis:
+        return Basis(self.field)
+
+    @cached_property
+    def lowest(self) -> Process:
+        smallest: Process = replace(self, field=(1,) * len(self.field))  # type: ignore[type-var]
+        return smallest
+
+
 @dataclass(frozen=True)
-class Blurring(ScaledProcess):
+class Blurring(_Field, ScaledProcess):
     """Noise and heat dissipation together: DCT frequency k decays as `alpha_t d_k(t)`, noise is white with `sigma_t`.
 
     `d_k = (1 - m) exp(-lambda_k tau_t) + m`, dissipation time `tau_t = blur_t^2 / 2`,
@@ -272,17 +299,6 @@ class Blurring(ScaledProcess):
     t_min: float = 1e-3
     t_max: float = 1.0
     name: ClassVar[str] = "blurring"
-
-    def __post_init__(self) -> None:
-        _check_field(self)
-
-    @property
-    def basis(self) -> Basis:
-        return Basis(self.field)
-
-    @cached_property
-    def lowest(self) -> Process:
-        return replace(self, field=(1,) * len(self.field))
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma = (x[(...,) + (None,) * len(self.field)] for x in _cosine_scales(t, self.offset))
@@ -350,7 +366,7 @@ class Langevin(Process):
 
 
 @dataclass(frozen=True)
-class BlurringLangevin(Langevin):
+class BlurringLangevin(_Field, Langevin):
     """Langevin diffusion whose clock runs faster at high frequencies: `B_k(t) = beta t + strength lambda_k tau_t`.
 
     It shows that the algebra composes: each DCT frequency has a 2 x 2 block, and nothing else needs writing.
@@ -360,17 +376,6 @@ class BlurringLangevin(Langevin):
     blur_max: float = 10.0
     strength: float = 0.01
     name: ClassVar[str] = "blurring-langevin"
-
-    def __post_init__(self) -> None:
-        _check_field(self)
-
-    @property
-    def basis(self) -> Basis:
-        return Basis(self.field)
-
-    @cached_property
-    def lowest(self) -> Process:
-        return replace(self, field=(1,) * len(self.field))
 
     def clock(self, t: Tensor) -> Tensor:
         plain = self.beta * t[(...,) + (None,) * len(self.field)]
@@ -420,16 +425,6 @@ def _fault(process: Process) -> str | None:
     return None
 
 
-def _check_field(process: Blurring | BlurringLangevin) -> None:
-    """Check the image size, then the process: at few frequencies, as they go as far for a small image."""
-    object.__setattr__(process, "field", _checked_field(process.field))
-    small = tuple(min(n, _SIDE) for n in process.field)
-    if small == process.field:
-        check_process(process)
-    else:
-        replace(process, field=small)
-
-
 def dissipation(t: Tensor, blur_max: float, basis: Basis) -> Tensor:
     """Return `lambda_k tau_t` of the blurring schedule, `(*t.shape, *basis.shape)`."""
     blur = blur_max * torch.sin(0.5 * math.pi * t).square()
@@ -440,13 +435,6 @@ def _cosine_scales(t: Tensor, offset: float) -> tuple[Tensor, Tensor]:
     """`cos` and `sin` of the angle, the first as the sine of what is left of pi/2: exactly 0 where nothing is."""
     part = t * (1 + offset) / (1 + 2 * offset)
     return (0.5 * math.pi * (1 - part)).sin(), (0.5 * math.pi * part).sin()
-
-
-def _checked_field(field: tuple[int, ...]) -> tuple[int, ...]:
-    field = tuple(int(n) for n in field)
-    if not field or min(field) < 1:
-        raise PushforwardError(f"A blurring process needs the image size as field=(height, width); got {field}.")
-    return field
 
 
 def _with_rate(function: Callable[[Tensor], Any], t: Tensor) -> tuple[Any, Any]:

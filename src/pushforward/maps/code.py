@@ -108,9 +108,14 @@ class GaussianStream:
         self._streams = [torch.Generator().manual_seed(derive_seed(seed, i)) for i in indices]
         self._shape = shape
 
-    def draw(self) -> Tensor:
-        """The next variable of every image, `(images, *shape)`: the terminal state's, then the noises' in order."""
-        return torch.stack([torch.randn(self._shape, generator=g) for g in self._streams])
+    def draw(self, some: Sequence[int] | None = None) -> Tensor:
+        """The next variable of every image, `(images, *shape)`: the terminal state's, then the noises' in order.
+
+        Args:
+            some: places of the images that are drawn for; all by default. The others' streams stand still.
+        """
+        streams = self._streams if some is None else [self._streams[k] for k in some]
+        return torch.stack([torch.randn(self._shape, generator=g) for g in streams])
 
     def code(self, noises: int, like: Tensor) -> Code:
         """The next variables as codes of a start and so many noises, where `like` is and in its dtype or better."""

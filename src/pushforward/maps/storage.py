@@ -47,7 +47,6 @@ __all__ = [
     "full_name",
     "header",
     "load_codes",
-    "other_weights",
     "save_codes",
 ]
 
@@ -201,22 +200,6 @@ def check_codes(code: Code, info: Mapping[str, Any], model: Model) -> None:
         raise PushforwardError(
             f"The codes have shape {found} an image; model {model.name!r} needs {wanted}: take the model they are of."
         )
-
-
-def other_weights(info: Mapping[str, Any], model: Model) -> str | None:
-    """A sentence, if codes were made with another model than this, which decodes them to other images.
-
-    Args:
-        info: header of the codes; one of an earlier version, without a digest, says nothing.
-        model: as `load` gives it.
-    """
-    known = info.get("digest")
-    if known is None or known == model_digest(model):
-        return None
-    return (
-        f"The codes were made with another model than {model.name!r} is now (its weights or its settings differ), so "
-        "they decode to other images than those they were made of."
-    )
 
 
 def _check(head: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> None:

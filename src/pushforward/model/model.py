@@ -44,7 +44,7 @@ class Model:
         encoder: function from images in [-1, 1] to latents; `None` without a decoder, or if it is not known.
         image_shape: shape of the images, `(channels, height, width)`, if a decoder makes them.
         grid: how its own scheduler, if it came with one, places and ends its time steps (see `plan.grid.timesteps`).
-        info: what else is known: data, licence, training.
+        info: what else is known: data, licence, training, why there is no `encoder`.
         solvers: default settings of solvers for this model, by solver name.
     """
 
@@ -270,8 +270,9 @@ class Model:
         if self.decoder is None:
             return images
         if self.encoder is None:
+            why = self.info.get("encoder", "")
             raise PushforwardError(
-                f"Model {self.name!r} diffuses latents, but has no encoder to turn images into them."
+                f"Model {self.name!r} diffuses latents, but has no encoder to turn images into them. {why}".strip()
             )
         return self.encoder(images)
 

@@ -21,7 +21,7 @@ from pushforward.execute import Parallel, Progress, Round
 from pushforward.maps.code import Code
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.labels import Labels, named
-from pushforward.maps.storage import check_codes, decoder_of, load_codes, other_weights, save_codes
+from pushforward.maps.storage import check_codes, decoder_of, load_codes, save_codes
 from pushforward.model import Model
 from pushforward.model.contents import model_digest
 
@@ -53,11 +53,14 @@ def open_codes(path: Path, source: str | None, device: str) -> tuple[Code, dict[
             f"The codes are of model {info['model']!r}, which cannot be loaded; name it with --model. ({error})"
         ) from None
     check_codes(code, info, model)
-    note = other_weights(info, model)
-    if note is not None:
+    known, info["notes"] = info.get("digest"), []  # earlier versions wrote no digest
+    if known is not None and known != (digest := model_digest(model)):
+        note = (
+            f"The codes were made with another model than {model.name!r} is now (its weights or its settings differ), "
+            "so they decode to other images than those they were made of."
+        )
         typer.echo(f"pushforward: {note}", err=True)
-        info["digest"] = model_digest(model)
-    info["notes"] = [] if note is None else [note]
+        info |= {"digest": digest, "notes": [note]}
     return code, info, decoder_of(info, model, device=pick_device(device))
 
 

@@ -35,7 +35,7 @@ def differentiable(
     backward: Callable[[Round], None] | None = None,
     found: Callable[[Solution], None] | None = None,
 ) -> Tensor:
-    """What `run` does, with gradients that do not need the whole chain's memory.
+    """Return what `run` does, with gradients that do not need the whole chain's memory.
 
     Kept for the backward pass are the states that the network was asked about (`torch.autograd.graph.save_on_cpu`
     keeps them elsewhere). The network is called again there, so it must answer the same: no dropout.
@@ -116,13 +116,13 @@ class _Chain:
     precision: torch.autocast
 
     def last(self, start: Tensor, noise: Noise | None) -> Tensor:
-        """The last state alone."""
+        """Return the last state alone."""
         if self.method is None:
             return run(self.plan, self.denoiser, start, noise=noise, callback=self.callback)
         return self._at_once(start, noise, self.method).last
 
     def solved(self, start: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
-        """The last state, and those that the network was asked about, `(nfe, batch, k * channels, *field)`."""
+        """Return the last state, and those that the network was asked about, `(nfe, batch, k * channels, *field)`."""
         plan, method = self.plan, self.method
         if method is None:
             return _recorded(plan, self.denoiser, start, noise, self.callback)
@@ -143,7 +143,7 @@ class _Chain:
         return solution
 
     def gradients(self, states: Tensor, gradient: Tensor, parameters: Sequence[Tensor]) -> Gradients:
-        """Gradients of a loss whose gradient in the last state is given, at these states."""
+        """Return gradients of a loss whose gradient in the last state is given, at these states."""
         reference = None if self.method is None else self.method.reference
         task = Task(self.plan, self.denoiser, states, gradient, parameters, reference, self.backward)
         return self.gradient.gradients(task) if len(states) else sweep(task)
@@ -152,7 +152,7 @@ class _Chain:
 def _recorded(
     plan: Plan, denoiser: Denoiser, start: Tensor, noise: Noise | None, callback: Callable[[Any], None] | None
 ) -> tuple[Tensor, Tensor]:
-    """The last state, and those that the network was asked about."""
+    """Return the last state, and those that the network was asked about."""
     states = start.new_empty(plan.nfe, *start.shape)
 
     def record(progress: Progress) -> None:
@@ -164,12 +164,12 @@ def _recorded(
 
 
 def _drawing(plan: Plan, noise: Tensor | Noise | None) -> Noise | None:
-    """Noise as `run` asks for it."""
+    """Return noise as `run` asks for it."""
     return dict(zip(plan.noises, noise.detach(), strict=True)).__getitem__ if isinstance(noise, Tensor) else noise
 
 
 def _ungraded(noise: Noise | None) -> Noise | None:
-    """The same noise, unless it asks for gradients, which would be lost."""
+    """Return the same noise, unless it asks for gradients, which would be lost."""
     if noise is None:
         return None
 
@@ -186,7 +186,7 @@ def _ungraded(noise: Noise | None) -> Noise | None:
 
 
 def _precision(like: Tensor) -> torch.autocast:
-    """The present autocast, to be entered again when the network is called again."""
+    """Return the present autocast, to be entered again when the network is called again."""
     kind = like.device.type
     enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
     return torch.autocast(kind, dtype, enabled, cache_enabled=False)

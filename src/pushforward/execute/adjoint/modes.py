@@ -25,10 +25,10 @@ class Gradient(Protocol):
         """Raise unless the plan can be differentiated so."""
 
     def with_reference(self, reference: Gaussian) -> Self:
-        """The mode with this reference, if it takes one and has none yet."""
+        """Return the mode with this reference, if it takes one and has none yet."""
 
     def gradients(self, task: Task) -> Gradients:
-        """The gradients of a loss whose gradient in the last state is given."""
+        """Return the gradients of a loss whose gradient in the last state is given."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Implicit:
         """Every plan will do."""
 
     def with_reference(self, reference: Gaussian) -> Implicit:
-        """The mode with this reference, unless it has one."""
+        """Return the mode with this reference, unless it has one."""
         return self if self.reference is not None else replace(self, reference=reference)
 
     def gradients(self, task: Task) -> Gradients:
@@ -135,7 +135,7 @@ class Phantom:
         """Every plan will do."""
 
     def with_reference(self, reference: Gaussian) -> Phantom:
-        """The mode with this reference, unless it has one."""
+        """Return the mode with this reference, unless it has one."""
         return self if self.reference is not None else replace(self, reference=reference)
 
     def gradients(self, task: Task) -> Gradients:

@@ -48,12 +48,12 @@ class Task:
     callback: Callable[[Round], None] | None
 
     def some(self, images: Tensor) -> Task:
-        """The same for some of the images."""
+        """Return the same for some of the images."""
         return replace(self, denoiser=Subset(self.denoiser, images), states=self.states[:, images],
                        gradient=self.gradient[images])  # fmt: skip
 
     def system(self, response: Response, reference: Gaussian | None = None) -> System:
-        """The linear system of the plan with a response.
+        """Return the linear system of the plan with a response.
 
         Raises:
             PushforwardError: the response is not finite.
@@ -67,7 +67,7 @@ class Task:
         return system
 
     def source(self, system: System) -> Tensor:
-        """The loss's own cotangents: of the last state alone, a stack as in `System`."""
+        """Return the loss's own cotangents: of the last state alone, a stack as in `System`."""
         last = system.pack(self.gradient[None])
         source = torch.zeros_like(last).repeat(1, system.size, 1, 1)
         source[:, -1:] = last
@@ -90,7 +90,7 @@ class Products:
     def parameters(
         self, cotangents: Tensor, parameters: Sequence[Tensor], images: Tensor | None = None
     ) -> list[Tensor | None]:
-        """The parameters' gradients, summed over nodes and images, or some `images (batch,)`."""
+        """Return the parameters' gradients, summed over nodes and images, or some `images (batch,)`."""
         if not parameters:
             return []
         wanted = torch.ones(self.states.shape[:2], dtype=torch.bool, device=self.states.device)
@@ -118,7 +118,7 @@ class Products:
 
 
 def ends(system: System, cotangents: Tensor) -> tuple[Tensor, Tensor]:
-    """What the cotangents of all states say of the start and of the noises, in pixels."""
+    """Return what the cotangents of all states say of the start and of the noises, in pixels."""
     return system.unpack(cotangents[:, :1])[0], system.unpack(system.noise_cotangent(cotangents))
 
 
@@ -132,7 +132,7 @@ def vector_jacobian(
     *,
     on_state: bool = True,
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """The vector-Jacobian products of one network call: in its state and in the parameters."""
+    """Return the vector-Jacobian products of one network call: in its state and in the parameters."""
     with torch.enable_grad():
         state = state.detach().requires_grad_(on_state)
         answer = ask(k, state, of)
@@ -148,12 +148,12 @@ def vector_jacobian(
 
 
 def prepared(plan: Plan, denoiser: Denoiser, like: Tensor) -> Ask:
-    """The network at the times at which the plan asks, with gradients."""
+    """Return the network at the times at which the plan asks, with gradients."""
     times = plan.asked_times
     with torch.enable_grad():
         return denoiser.at(plan.process, times, like)
 
 
 def summed(first: Sequence[Tensor | None], second: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Sums of gradients, of which `None` is none."""
+    """Return sums of gradients, of which `None` is none."""
     return [b if a is None else a if b is None else a + b for a, b in zip(first, second, strict=True)]

@@ -52,7 +52,7 @@ class Cotangents:
         self._products.evaluate(self._on_answers, self._pulled, wanted)
 
     def moves(self, state: Convergence) -> Moves:
-        """What the transposed linear system asks for; sizes are relative to the cotangents."""
+        """Return what the transposed linear system asks for; sizes are relative to the cotangents."""
         gap = self._source + self._through_states + self._pulled - self.cotangents
         stack = self.system.transposed(gap)
         own, absolute = self._sizes(self.cotangents), self._sizes(stack)
@@ -60,12 +60,12 @@ class Cotangents:
         return Moves(stack / self._units, sizes, absolute.amax(0))
 
     def settled(self, state: Convergence, moves: Moves) -> Tensor:  # noqa: ARG002 - the protocol's arguments
-        """Calls, from the last one on, whose products were made of cotangents that hardly move."""
+        """Return calls, from the last one on, whose products were made of cotangents that hardly move."""
         later = moves.sizes.flip(0).cumsum(0).flip(0)[self._nodes + 1]
         return (later <= SETTLED * self._tolerance).sum(0)
 
     def free(self, state: Convergence) -> Tensor:
-        """Nodes up to the first call, from the data's end, that is not settled."""
+        """Return nodes up to the first call, from the data's end, that is not settled."""
         count = len(state.rank)
         return (self._every <= self._nodes[(count - 1 - state.frontier).clamp_min(0)]) & (state.frontier < count)
 
@@ -76,7 +76,7 @@ class Cotangents:
         self._pulled += _responded(self.system, self._on_answers - expected)
 
     def left(self, state: Convergence, moves: Moves) -> tuple[Tensor, Tensor]:
-        """The moves' tail; once all products are settled, no more than what that allows."""
+        """Return the moves' tail; once all products are settled, no more than what that allows."""
         state.shrinking.append(moves.sizes.amax(0))
         estimate = tail(state.shrinking)
         if not state.whole:
@@ -89,7 +89,7 @@ class Cotangents:
         self._through_states, self._on_answers = self.system.pulled(cotangents)
 
     def _sizes(self, cotangents: Tensor) -> Tensor:
-        """Root mean square of each node's cotangents for states in units of their deviation, `(nodes, batch)`."""
+        """Return root mean squares of nodes' cotangents for states in units of their deviation, `(nodes, batch)`."""
         return self.system.by_image(cotangents / self._weight).square().mean((0, 2, 4)).sqrt()
 
 
@@ -97,7 +97,7 @@ def solved(
     system: System, products: Products, source: Tensor, *, tolerance: float, max_rounds: int | None,
     mixing: Mixing | None, callback: Callable[[Round], None] | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Cotangents of all nodes, and the images for which they diverged, `(batch,)`."""
+    """Return cotangents of all nodes, and the images for which they diverged, `(batch,)`."""
     point, count = Cotangents(system, products, source, tolerance), len(system.asked)
     rank = torch.arange(count, device=source.device).flip(0)  # a product depends on those of later calls
     state = Convergence.begin(rank, point.active, source, whole=system.plan.implicit, window=None)
@@ -111,7 +111,7 @@ def solved(
 
 
 def damped(system: System, products: Products, source: Tensor, steps: int, tau: float) -> Tensor:
-    """Cotangents of all states after the given damped steps from zero."""
+    """Return cotangents of all states after the given damped steps from zero."""
     cotangents = tau * system.transposed(source)
     pulled = torch.zeros_like(source)
     every = torch.ones(products.states.shape[:2], dtype=torch.bool, device=source.device)
@@ -123,5 +123,5 @@ def damped(system: System, products: Products, source: Tensor, steps: int, tau: 
 
 
 def _responded(system: System, on_answers: Tensor) -> Tensor:
-    """`L^T` of the answers' cotangents: what their products are expected to be."""
+    """Return `L^T` of the answers' cotangents: what their products are expected to be."""
     return torch.zeros_like(on_answers) if system.response is None else times(system.response.mT, on_answers)

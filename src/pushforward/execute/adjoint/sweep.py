@@ -12,7 +12,7 @@ from pushforward.plan import Register
 
 
 def sweep(task: Task) -> Gradients:
-    """The transposed recurrence, from the last node to the first."""
+    """Return the transposed recurrence, from the last node to the first."""
     plan, gradient, parameters = task.plan, task.gradient, task.parameters
     basis, frequencies = plan.basis, len(plan.basis.shape)
     ask = prepared(plan, task.denoiser, gradient)

@@ -16,7 +16,7 @@ _DEFAULTS = "_use_default_values"  # names of the settings that a configuration 
 
 
 def public_settings(config: Any) -> dict[str, Any]:
-    """The public settings of a scheduler, with the class that they are of as `trained`."""
+    """Return the public settings of a scheduler, with the class that they are of as `trained`."""
     if not isinstance(config, Mapping):
         config = {**config.config, "_class_name": type(config).__name__}
     known = {name: value for name, value in config.items() if not name.startswith("_")}
@@ -28,7 +28,7 @@ def public_settings(config: Any) -> dict[str, Any]:
 
 
 def _class_with(names: set[str]) -> str:
-    """The class whose settings have these names: schedulers made in memory do not say it in their configuration."""
+    """Find the class with settings of these names: schedulers made in memory do not say it in their configuration."""
     for name in READERS:
         cls = getattr(import_diffusers(), name, None)
         if cls is not None and set(signature(cls.__init__).parameters) - {"self", "kwargs"} == names:

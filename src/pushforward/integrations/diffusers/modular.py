@@ -327,7 +327,7 @@ def _units(scheduler: Any, timesteps: Tensor) -> tuple[float, float]:
 
 
 def _form(value: Any, images: int) -> Any:
-    """What of a value of the pipeline's state decides how the loop is asked; the lengths of prompts do not."""
+    """Return what of a value of the pipeline's state decides how the loop is asked; the lengths of prompts do not."""
     if isinstance(value, Tensor):
         return value.ndim, value.dtype, value.device, bool(value.ndim) and len(value) == images
     if isinstance(value, list | tuple):

@@ -27,7 +27,7 @@ class Move(NamedTuple):
     given: Tensor | None
 
     def log_prob(self) -> Tensor:
-        """The logarithm of its density, `(batch,)`."""
+        """Return the logarithm of its density, `(batch,)`."""
         plan, node = self.plan, self.node
         mean = self.following - plan.nodes[node].terms[Register("noise", node)](self.noise)
         gap = (self.following.detach() if self.given is None else self.given) - mean
@@ -37,7 +37,7 @@ class Move(NamedTuple):
 
 
 def move_of(plan: Plan, call: int, drawn: Mapping[int, Tensor], following: Tensor, given: Tensor | None) -> Move | None:
-    """The random move between two calls of the network, or to the last state; `None` unless there is one.
+    """Return the random move between two calls of the network, or to the last state; `None` unless there is one.
 
     Args:
         plan: the plan.

@@ -41,7 +41,7 @@ class Order(int):
 
 
 def beginnings(plan: Plan) -> tuple[int, ...]:
-    """The calls where the steps of a plan begin.
+    """Return the calls where the steps of a plan begin.
 
     The first call about a step's state, or, where the state is corrected by an answer that it shares, that answer's.
     """
@@ -51,12 +51,12 @@ def beginnings(plan: Plan) -> tuple[int, ...]:
 
 
 def idling(plan: Plan) -> Plan:
-    """The plan with a call about its last state, whose answer changes nothing, for a step from there to there."""
+    """Add a call about a plan's last state, whose answer changes nothing, for a step from there to there."""
     return replace(plan, nodes=(*plan.nodes[:-1], replace(plan.nodes[-1], asks=True)))
 
 
 def runnable(plan: Plan, solver: str) -> Plan:
-    """A plan that a pipeline can run."""
+    """Return a plan that a pipeline can run."""
     if plan.implicit:
         why = "solves for all steps together"
     elif not plan.nodes[0].asks:
@@ -67,7 +67,7 @@ def runnable(plan: Plan, solver: str) -> Plan:
 
 
 def plan_on(model: Model, solver: str, settings: Mapping[str, Any], times: Tensor, rule: Mapping[str, Any]) -> Plan:
-    """The plan of a solver on a grid.
+    """Return the plan of a solver on a grid.
 
     Args:
         model: model of the pipeline.

@@ -224,7 +224,7 @@ class Scheduler:
     # -- the loop ---------------------------------------------------------------------------------------------------
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """What the network is given of a state: the state, or where it was trained so, of unit size (EDM)."""
+        """Return what the network is given of a state: the state, or where it was trained so, of unit size (EDM)."""
         data = self._clock.network.input_reference
         if data is None:
             return sample
@@ -243,7 +243,7 @@ class Scheduler:
         return_dict: bool = True,
         prev_sample: Tensor | None = None,
     ) -> Any:
-        """The next state that the network is asked about, or the last one.
+        """Return the next state that the network is asked about, or the last one.
 
         Args:
             model_output: the network's, at `timestep` and `sample`; channels beyond those of `sample` are left aside.
@@ -298,7 +298,7 @@ class Scheduler:
         return DDIMSchedulerOutput(*result)
 
     def log_prob(self) -> Tensor:
-        """The logarithm of the density of the last step's random move, `(batch,)`; see `execute.density`.
+        """Return the logarithm of the density of the last step's random move, `(batch,)`; see `execute.density`.
 
         Differentiable in `model_output`; the state that the step led to counts as given, as policy gradients need it.
 
@@ -315,16 +315,16 @@ class Scheduler:
     # -- noise on images --------------------------------------------------------------------------------------------
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """`alpha x + sigma noise` at the network's times `(batch,)` or `(1,)`."""
+        """Return `alpha x + sigma noise` at the network's times `(batch,)` or `(1,)`."""
         alpha, sigma = self._clock.scales_like(original_samples, timesteps)
         return alpha * original_samples + sigma * noise
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
-        """The same, as pipelines of flow models call it."""
+        """Return the same, as pipelines of flow models call it."""
         return self.add_noise(sample, noise, timestep)
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What a network that predicts `v` is trained for, `alpha noise - sigma x`; for flow models `noise - x`."""
+        """Return what a network of `v` is trained for, `alpha noise - sigma x`; for flow models `noise - x`."""
         if isinstance(self._model.process, Flow):
             return noise - sample
         alpha, sigma = self._clock.scales_like(sample, timesteps)
@@ -357,7 +357,7 @@ class Scheduler:
         return self.alphas_cumprod[0] if self._clock.final else torch.ones_like(self.alphas_cumprod[0])
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy begins anew: what is on its way cannot be copied."""
+        """Begin a copy anew: what is on its way cannot be copied."""
         return {**self.__dict__, "_run": None, "_step_index": None, "_move": None}
 
     def __len__(self) -> int:
@@ -366,7 +366,7 @@ class Scheduler:
     # -- how it is done ---------------------------------------------------------------------------------------------
 
     def _begin(self, timestep: Any, start: Tensor) -> tuple[_Run, int]:
-        """The run from a timestep on: in the middle it is the plan on the rest of the grid, which has no past."""
+        """Begin a run at a timestep: in the middle it is the plan on the rest of the grid, which has no past."""
         index, begins = self._begin_index, beginnings(self._plan)
         if index is None:
             near = torch.isclose(
@@ -401,7 +401,7 @@ class Scheduler:
         return _Run(walk, network.at(plan.process, times, start), unbounded, index, signal, plan, drawn), index
 
     def _rest(self, step: int) -> Plan:
-        """The plan from a step on."""
+        """Return the plan from a step on."""
         times = self._plan.times[step:]
         if len(times) == 1:  # all that is left is to do nothing
             return Plan(self._model.process, self._plan.solver, (Node(float(times[0]), {}, asks=True),), (0,))

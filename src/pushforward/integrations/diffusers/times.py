@@ -55,14 +55,14 @@ class Times:
         return network
 
     def to_network(self, t: Tensor) -> Tensor:
-        """The network's times at the process's."""
+        """Return the network's times at the process's."""
         network = self.network
         if self.told is not None:
             return torch.as_tensor(np.interp(t.numpy(), *self.told))
         return network.time_scale * t + network.time_shift if network.clock is None else network.clock(t)
 
     def telling(self, times: Tensor, told: Tensor) -> Times:
-        """These where the network is told `told` at `times`; at the end its own time, if it has one there."""
+        """Return these where the network is told `told` at `times`; at the end its own time, if it has one."""
         end = self.to_network(times[-1:])
         if len(told) < len(times):
             told = torch.cat([told, end if end.isfinite() else told[-1:]])
@@ -71,13 +71,13 @@ class Times:
         return replace(self, told=(times.flip(0).numpy(), told.flip(0).numpy()))
 
     def to_pipeline(self, t: Tensor) -> Tensor:
-        """The network's times as pipelines get them: whole numbers if all are."""
+        """Return the network's times as pipelines get them: whole numbers if all are."""
         clock = self.to_network(t)
         whole = isinstance(self.model.process, Discrete) and bool((clock - clock.round()).abs().max() < 1e-6)
         return clock.round().long() if whole else clock.float()
 
     def from_network(self, clock: Any) -> Tensor:
-        """The process's times at the network's, float64 on the CPU."""
+        """Return the process's times at the network's, float64 on the CPU."""
         process, wanted = self.model.process, torch.as_tensor(clock).to("cpu", torch.float64)
         first = 0.0 if isinstance(process, Flow) else process.t_min
         ends = torch.tensor([first, process.t_max], dtype=torch.float64)
@@ -88,18 +88,18 @@ class Times:
         return solve_for_time(self.to_network, wanted, ends[1], ends[0])
 
     def scales_like(self, sample: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Signal and noise scale at timesteps `(batch,)` or `(1,)`, to multiply images with."""
+        """Return signal and noise scale at timesteps `(batch,)` or `(1,)`, to multiply images with."""
         alpha, sigma = self.scales(self.from_network(timesteps).flatten())
         shape = (-1, *[1] * (sample.ndim - 1))
         return alpha.to(sample).view(shape), sigma.to(sample).view(shape)
 
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Signal and noise scale at the process's times."""
+        """Return signal and noise scale at the process's times."""
         assert isinstance(self.model.process, ScaledProcess)  # as all are that configurations describe
         return self.model.process.alpha_sigma(t)
 
     def given(self, count: int, timesteps: Any, sigmas: Any, mu: float | None) -> Given | None:
-        """The grid that the pipeline gives, or says how to make; `None` if it is the configuration's."""
+        """Return the grid that the pipeline gives, or says how to make; `None` if it is the configuration's."""
         process, config = self.model.process, self.config
         final = self.final
         shifted = config.get("use_dynamic_shifting") or config.get("shift_terminal")
@@ -127,14 +127,14 @@ class Times:
         return Given(grid, None if sigmas is None else told)
 
     def _unshifted(self, count: int) -> Tensor:
-        """The times of a flow model's steps before their shift, where the pipeline says only how many."""
+        """Return the times of a flow model's steps before their shift, where the pipeline says only how many."""
         last = self.model.grid.get("last")
         if last is None:  # of schedulers with a `flow_shift`
             return torch.linspace(1, 1 / self.config["num_train_timesteps"], count + 1, dtype=torch.float64)[:-1]
         return torch.linspace(1, last, count, dtype=torch.float64)
 
     def _shifted(self, times: Tensor, mu: float | None) -> Tensor:
-        """A flow model's times, moved as the configuration says."""
+        """Return a flow model's times, moved as the configuration says."""
         config = self.config
         if not bool(((times >= 0) & (times <= 1)).all()):
             raise PushforwardError(f"The sigmas of a flow model are times in [0, 1]; got {times.tolist()}.")
@@ -156,7 +156,7 @@ class Times:
 
 
 def _times_at(process: Process, sigmas: Tensor) -> Tensor:
-    """Times at decreasing ratios of noise to signal, of which the last may be 0."""
+    """Return times at decreasing ratios of noise to signal, of which the last may be 0."""
     low, high = torch.tensor([process.t_min, process.t_max], dtype=torch.float64)
 
     def ratio(t: Tensor) -> Tensor:
@@ -173,5 +173,5 @@ def _times_at(process: Process, sigmas: Tensor) -> Tensor:
 
 
 def _listed(values: Tensor) -> str:
-    """Numbers for a message."""
+    """Return numbers for a message."""
     return ", ".join(f"{value:.6g}" for value in values.flatten().tolist())

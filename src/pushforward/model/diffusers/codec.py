@@ -20,6 +20,8 @@ from torch.utils._pytree import tree_map
 from pushforward.errors import PushforwardError
 from pushforward.model.diffusers.calls import Call
 from pushforward.model.diffusers.entrance import numbered
+from pushforward.model.diffusers.folders import FAULTS
+from pushforward.model.diffusers.package import reason
 from pushforward.model.diffusers.patches import alone, as_wide, callee, parts
 from pushforward.model.diffusers.standin import Answer, Stopped
 
@@ -176,7 +178,7 @@ def decoder_of(call: Call, state: Tensor, time: float) -> Decoder:
 
 @alone
 @torch.no_grad()
-def encoder_of(decoder: Decoder, state: Tensor, image: Tensor) -> Encoder | None:
+def encoder_of(decoder: Decoder, state: Tensor, image: Tensor) -> Encoder:
     """Make the way back from images to states.
 
     Args:
@@ -184,9 +186,9 @@ def encoder_of(decoder: Decoder, state: Tensor, image: Tensor) -> Encoder | None
         state: a state `(1, ...)`.
         image: its image `(1, ...)`.
 
-    Returns:
-        The way back; `None` if the pipeline has no encoder, or does more with the numbers of a state than to reorder,
-        shift and scale each.
+    Raises:
+        PushforwardError: the pipeline has no encoder, or one that cannot be run, or does more with the numbers of a
+            state than to reorder, shift and scale each.
     """
     made: list[tuple[str, Any]] = []
     pipe = decoder.call.pipe
@@ -202,7 +204,7 @@ def encoder_of(decoder: Decoder, state: Tensor, image: Tensor) -> Encoder | None
     names = {name for name, _ in made}
     name = next(iter(names), "")
     if len(names) != 1 or not callable(getattr(pipe.components[name], "encode", None)):
-        return None
+        raise PushforwardError(f"{type(pipe).__name__} has no encoder beside what decodes its states.")
     results = [result for _, result in made]
     shift = _sent(decoder, torch.zeros_like(state), results)[0]
     scale = _sent(decoder, torch.ones_like(state), results)[0] - shift
@@ -213,13 +215,18 @@ def encoder_of(decoder: Decoder, state: Tensor, image: Tensor) -> Encoder | None
     whole = torch.zeros(sum(map(math.prod, forms)), device=image.device)
     pixels = numbered(whole, lambda digits: _sent(decoder, state, results, digits)[1].flatten())
     if numbers is None or pixels is None or len(numbers) != state.numel() or len(pixels) != len(whole):
-        return None
+        raise PushforwardError(
+            f"{type(pipe).__name__} does more between states and images than decode, reorder, shift and scale."
+        )
     found = used.nonzero()[:, 0][numbers.argsort()]
     back = Encoder(pipe, name, tuple(state.shape[1:]), forms, pixels.argsort(), found, scale, shift)
     try:
-        return back if back(image).shape == state.shape else None
-    except Exception:  # of a part that was never run in this direction
-        return None
+        back(image)
+    except PushforwardError:
+        raise
+    except (*FAULTS, AssertionError) as error:  # of a part that was never run in this direction
+        raise PushforwardError(f"The encoder of {type(pipe).__name__} cannot be run: {reason(error)}.") from error
+    return back
 
 
 def _sent(

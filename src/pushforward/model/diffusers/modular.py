@@ -18,12 +18,13 @@ from torch import Tensor
 
 from pushforward.errors import PushforwardError
 from pushforward.linear import Flow
+from pushforward.model.diffusers.arguments import check_known, without_ours
 from pushforward.model.diffusers.blocks import ROWS, LoopCall, bare, check_loop
 from pushforward.model.diffusers.calls import KEPT
 from pushforward.model.diffusers.codec import Decoder, decoders
 from pushforward.model.diffusers.package import reason
 from pushforward.model.diffusers.patches import LOCK, patched
-from pushforward.model.diffusers.pipeline import Asked, check_known, made_of, probes, without_ours
+from pushforward.model.diffusers.pipeline import Asked, made_of, probes
 from pushforward.model.diffusers.schedules import Schedule, schedule_of
 from pushforward.model.diffusers.standin import Stopped
 from pushforward.model.diffusers.steps import flow_times, settings_of

@@ -8,11 +8,8 @@ weights. Its process is what its scheduler says (`model.diffusers.schedules`).
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
-from inspect import signature
 from typing import Any, Self
 
 import torch
@@ -20,35 +17,22 @@ from torch import Tensor, nn
 
 from pushforward.errors import PushforwardError
 from pushforward.linear import Gaussian
+from pushforward.model.diffusers.arguments import SUBJECTS, arguments_of, guidance_of
 from pushforward.model.diffusers.calls import Call
 from pushforward.model.diffusers.codec import Decoder, decoder_of, decoders, encoder_of
 from pushforward.model.diffusers.package import import_diffusers
 from pushforward.model.diffusers.patches import alone, parts
-from pushforward.model.diffusers.rows import BATCHES, Rows, flat, learn, mixes
+from pushforward.model.diffusers.rows import Rows, flat, learn, mixes
 from pushforward.model.diffusers.schedules import Schedule, schedule_of
 from pushforward.model.diffusers.standin import Stopped
 from pushforward.model.diffusers.steps import check_noise, check_step, clocked, grid_of, settings_of
 from pushforward.model.model import Model
 from pushforward.model.network import Network
 
-__all__ = ["Asked", "check_known", "from_pipeline", "made_of", "probes", "refuse_caches", "without_ours"]
+__all__ = ["Asked", "from_pipeline", "made_of", "probes", "refuse_caches"]
 
-NOTHING_SAID = {"strength": 1.0, "eta": 0.0, **dict.fromkeys(BATCHES, 1)}
-SUBJECTS = ("prompt", "class_labels")  # arguments that say what an image is to be of
 TWO_PROMPTS = ("fox", "a cat by the sea")  # of two lengths
 PLACES = 16  # times at which it is looked which network is asked
-ACTING = ("callback", "callback_on_step_end")
-OURS = {  # arguments that the sampler decides about
-    "num_inference_steps": "say `steps` where you sample",
-    "latents": "decode a code instead",
-    "output_type": "images are tensors in [-1, 1]",
-    "return_dict": "images are tensors in [-1, 1]",
-    "strength": "say `start`, the share of the steps that is taken, where you translate or edit",
-    "denoising_start": "say `start`, the share of the steps that is taken, where you translate or edit",
-    "denoising_end": "say `end` of the solver, as in ddim:end=0.2",
-    "eta": "say it of the solver, as in ddim:eta=1",
-    **dict.fromkeys(BATCHES, "say how many images where you sample"),
-}
 
 
 @alone
@@ -82,7 +66,7 @@ def from_pipeline(pipe: Any, *, name: str | None = None, **call: Any) -> Model:
         )
     refuse_caches(pipe)
     schedule = schedule_of(pipe)
-    asked = Call(pipe, _arguments(pipe, call))
+    asked = Call(pipe, arguments_of(pipe, call))
     times = probes(schedule)
     with torch.no_grad():
         first = asked.find_entrance(times[0])
@@ -133,7 +117,7 @@ class Asked(nn.Module):
         self.subjects: tuple[Any, ...] = ()
         known = call.signature.parameters
         subject = next((name for name in SUBJECTS if name in known and call.arguments.get(name) is not None), None)
-        self._shared = _Shared(subject, _guidance(call)) if shared is None else shared
+        self._shared = _Shared(subject, guidance_of(call)) if shared is None else shared
         self._experts: dict[float, str] = {}
         self._twins = _twins(call)
         every = torch.linspace(times[0], times[-1], PLACES, dtype=torch.float64).tolist() if self._twins else times
@@ -284,62 +268,7 @@ def _twins(call: Call) -> list[str]:
     return [name for name in call.denoisers if kinds.count(type(own[name])) > 1]
 
 
-# -- what a pipeline is called with ------------------------------------------------------------------------------------
-
-
-def _arguments(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
-    """Check the arguments of a call, and add an empty prompt or the first class where one is needed.
-
-    Raises:
-        PushforwardError: the pipeline takes no such argument, or the sampler decides about it.
-    """
-    known = signature(type(pipe).__call__).parameters
-    call = without_ours(call)
-    for argument in ACTING:
-        if call.get(argument) is not None:
-            raise PushforwardError(
-                f"Leave {argument} out of the pipeline's call: it would act in the pipeline's own steps only."
-            )
-    check_known(pipe, call, [name for name in known if name != "self"], "argument")
-    embedded = any("embeds" in argument and call[argument] is not None for argument in call)
-    given = dict(call)
-    if "prompt" in known and given.get("prompt") is None and not embedded:
-        given["prompt"] = ""
-    if "class_labels" in known and given.get("class_labels") is None:
-        given["class_labels"] = [0]
-    for subject in SUBJECTS:
-        value = given.get(subject)
-        if isinstance(value, list | tuple) and len(value) > 1:
-            raise PushforwardError(f"Give one {subject} for all images here; give those of single images to `sample`.")
-    if isinstance(given.get("prompt"), list | tuple):
-        given["prompt"] = given["prompt"][0]
-    return given
-
-
-def check_known(pipe: Any, call: Mapping[str, Any], known: Sequence[str], what: str) -> None:
-    """Raise if a pipeline is called with something that it does not take."""
-    for name in call:
-        if name not in known:
-            near = get_close_matches(name, known, 1)
-            hint = f"; do you mean {near[0]}?" if near else f"; it takes {', '.join(known)}."
-            raise PushforwardError(f"{type(pipe).__name__} takes no {what} {name!r}{hint}")
-
-
-def without_ours(call: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out the arguments of a call that a sampler decides about, with a warning if they say anything."""
-    for argument in OURS:
-        if argument in call and call[argument] != NOTHING_SAID.get(argument):
-            warnings.warn(f"{argument} is left out of the pipeline's call: {OURS[argument]}.", stacklevel=6)
-    return {argument: value for argument, value in call.items() if argument not in OURS}
-
-
-def _guidance(call: Call) -> str | None:
-    """Name the argument by which the pipeline weighs its guidance."""
-    known = call.signature.parameters
-    true = known.get("true_cfg_scale")
-    if true is not None and isinstance(true.default, int | float) and true.default > 1:
-        return "true_cfg_scale"
-    return next((name for name in ("guidance_scale", "true_cfg_scale") if name in known), None)
+# -- what is asked for -------------------------------------------------------------------------------------------------
 
 
 def refuse_caches(pipe: Any) -> None:
@@ -396,11 +325,15 @@ def made_of(
     """Make the model of a pipeline's network, its schedule and its way to images, and find the way back."""
     pipe, shape = network.call.pipe, tuple(network.like.shape[1:])
     encoder, image_shape = None, shape
+    info = {"source": name, "pipeline": type(pipe).__name__, "scheduler": type(pipe.scheduler).__name__}
     if decoder is not None:
         state = noise_like(network.like)
         with torch.no_grad():
             image = decoder(state)
-            encoder = encoder_of(decoder, state, image)
+            try:
+                encoder = encoder_of(decoder, state, image)
+            except PushforwardError as error:
+                info["encoder"] = str(error)
         image_shape = tuple(image.shape[1:])
     return Model(
         name,
@@ -411,7 +344,7 @@ def made_of(
         classes,
         decoder,
         grid,
-        {"source": name, "pipeline": type(pipe).__name__, "scheduler": type(pipe.scheduler).__name__},
+        info,
         text=network.told if network.reads else None,
         encoder=encoder,
         image_shape=image_shape,
