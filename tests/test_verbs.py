@@ -179,6 +179,12 @@ def test_codes_are_decoded_by_the_model_that_is_asked(model: pf.Model, images: t
             another.decode(found)
 
 
+def test_no_images_have_no_codes(model: pf.Model, images: torch.Tensor) -> None:
+    for find in (model.invert, model.encode):
+        with pytest.raises(pf.PushforwardError, match=r"an image|no image"):
+            find(images[:0], steps=4)
+
+
 def test_batches_make_no_difference(model: pf.Model, images: torch.Tensor) -> None:
     whole, parts = (model.invert(images, steps=6, labels=["a", "b", "a"], batch=n) for n in (64, 2))
     torch.testing.assert_close(whole.code.start, parts.code.start, atol=1e-4, rtol=1e-4)
