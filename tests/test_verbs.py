@@ -165,6 +165,26 @@ def test_codes_decode_again(model: pf.Model, images: torch.Tensor) -> None:
     assert torch.equal(model.decode(inverted.code, solver=solver, steps=8, labels="b"), inverted.decode())
 
 
+def test_codes_are_decoded_by_the_model_that_is_asked(model: pf.Model, images: torch.Tensor, tmp_path: Path) -> None:
+    """Of models of one name, a reading from the same folder is the same; other weights or a steering are not."""
+    found = model.given("b").invert(images, steps=8)
+    folder = saved(VP(), tmp_path / model.name)
+    assert torch.equal(pf.load(folder).decode(found), found.decode())
+    assert torch.equal(model.given("a").decode(found), found.decode())
+    other = pf.load(folder)
+    with torch.no_grad():
+        next(other.module.parameters()).add_(0.1)
+    for another in (other, model.steer(lambda images: images.square().sum((1, 2, 3)))):
+        with pytest.raises(pf.PushforwardError, match="another model's"):
+            another.decode(found)
+
+
+def test_no_images_have_no_codes(model: pf.Model, images: torch.Tensor) -> None:
+    for find in (model.invert, model.encode):
+        with pytest.raises(pf.PushforwardError, match=r"an image|no image"):
+            find(images[:0], steps=4)
+
+
 def test_batches_make_no_difference(model: pf.Model, images: torch.Tensor) -> None:
     whole, parts = (model.invert(images, steps=6, labels=["a", "b", "a"], batch=n) for n in (64, 2))
     torch.testing.assert_close(whole.code.start, parts.code.start, atol=1e-4, rtol=1e-4)

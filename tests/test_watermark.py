@@ -160,6 +160,12 @@ def test_arguments_that_do_not_fit_are_refused():
         model.watermark(1, key="")
     with pytest.raises(pf.PushforwardError, match="draws noises that hide the mark"):
         model.watermark(1, key="key", solver="ddpm")
+    with pytest.raises(pf.PushforwardError, match="a batch of at least 1; got 1 and 0"):
+        model.watermark(1, key="key", batch=0)
+    with pytest.raises(pf.PushforwardError, match="a batch of at least 1; got 1 and 0"):
+        model.read_watermark(images, key="key", batch=0)
+    with pytest.raises(pf.PushforwardError, match="must be an image"):
+        model.read_watermark(images[:0], key="key")
 
 
 # -- commands ----------------------------------------------------------------------------------------------------------

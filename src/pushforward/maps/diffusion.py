@@ -400,6 +400,8 @@ class Diffusion(ModelMap):
             raise PushforwardError(
                 f"Images are floating-point numbers in [-1, 1]; got {images.dtype}: divide bytes by 127.5, less 1."
             )
+        if not len(images):
+            raise PushforwardError("There is no image here; give one or more.")
         bad = (~images.isfinite().flatten(1).all(1)).nonzero()[:, 0].tolist()
         if bad:
             raise PushforwardError(

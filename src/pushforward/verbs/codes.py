@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pushforward.denoiser import Denoiser, Wrapper
 from pushforward.errors import PushforwardError
 from pushforward.guidance.invert import Method
 from pushforward.guidance.invert import invert as find
@@ -231,7 +232,11 @@ def decode(
         made = map_of(model, sampler, labels=labels, guidance=guidance, parallel=parallel)
     else:
         known = None if isinstance(codes, Code) else codes.pushforward
-        if not isinstance(known, Diffusion) or known.model.name != model.name:
+        if (
+            not isinstance(known, Diffusion)
+            or known.model.name != model.name
+            or not _same(known.model.denoiser, model.denoiser)
+        ):
             raise PushforwardError(
                 f"Say by which solver model {model.name!r} is to decode these codes: they are bare, or another model's."
             )
@@ -241,6 +246,23 @@ def decode(
     return torch.cat([
         made.some(some).decode(code[some], callback=callback).float().cpu() for some in batches(len(code), batch)
     ])  # fmt: skip
+
+
+def _same(one: Denoiser, other: Denoiser) -> bool:
+    """Whether two denoisers are of the same weights and wrappers, under whatever conditions."""
+    if one is other:
+        return True
+    if isinstance(one, Wrapper) or isinstance(other, Wrapper):
+        if not (isinstance(one, Wrapper) and isinstance(other, Wrapper)):
+            return False
+        return one.around(other.inner) == other and _same(one.inner, other.inner)
+    first, second = getattr(one, "module", None), getattr(other, "module", None)
+    if isinstance(first, nn.Module) and isinstance(second, nn.Module) and first is not second:
+        weights, others = [*first.parameters()], [*second.parameters()]  # without the buffers, which may hold prompts
+        return 0 < len(weights) == len(others) and all(
+            a.shape == b.shape and torch.equal(a, b.to(a)) for a, b in zip(weights, others, strict=True)
+        )
+    return one == other if first is None else first is second
 
 
 def batches(count: int, batch: int) -> list[slice]:

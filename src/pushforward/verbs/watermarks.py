@@ -21,6 +21,7 @@ from pushforward.maps.spec import SamplerSpec
 from pushforward.maps.watermark import Bits, Found, Ring, longest, read
 from pushforward.model import Model
 from pushforward.plan.grid import solve_for_time
+from pushforward.verbs.codes import batches
 from pushforward.verbs.samplers import AtOnce, Given, Solver, as_batch, diffusion_of
 from pushforward.verbs.samplers import read as read_solver
 
@@ -105,7 +106,7 @@ def watermark(
         told = _bytes(message)
         start = Bits(_bytes(key), len(told)).embed(code.start, told, first)
     code = replace(code, start=start)
-    pieces = [slice(begin, begin + batch) for begin in range(0, count, batch)]
+    pieces = batches(count, batch)
     images = [there.some(some).decode(code[some], callback=callback).float().cpu() for some in pieces]
     return Marked(torch.cat(images), code, there)
 
@@ -164,8 +165,7 @@ def read_watermark(
     there = diffusion_of(model, read_solver("ddim", steps=steps), labels=labels, guidance=guidance)
     there.told(len(images))
     found = []
-    for begin in range(0, len(images), batch):
-        some = slice(begin, begin + batch)
+    for some in batches(len(images), batch):
         codes = guesses(there.some(some), images[some], crops=crops, callback=callback)
         found.append(read(pattern, codes, told))
     return Found(
