@@ -95,7 +95,7 @@ class Parallel:
         if self.rounds is not None and self.max_rounds is not None:
             raise PushforwardError("rounds and max_rounds both end the rounds; give one of them.")
         if self.max_evaluations is not None and self.rounds is None:
-            raise PushforwardError("max_evaluations bounds what `rounds` cost; say how many rounds.")
+            raise PushforwardError("A bound on evaluations goes with a number of rounds; say how many rounds.")
 
     def bounded(self, plan: Plan) -> Parallel:
         """Return the same with its budget, if it has one, as a window and a number of rounds for a plan.

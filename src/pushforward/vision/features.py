@@ -212,7 +212,7 @@ class FashionNet(nn.Module):
             channels, height, width = images.shape[1:]
             raise PushforwardError(
                 f"The feature network fashion takes grey images of 28x28, 1 channel; got {height}x{width}, {channels} "
-                f"channel{'s' * (channels > 1)}. Use effnet."
+                f"channel{'s' * (channels > 1)}. For distances of images, effnet takes any."
             )
         return self.body((images.float() / 255 - 0.286) / 0.353)
 
