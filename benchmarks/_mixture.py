@@ -50,13 +50,14 @@ class Mixture:
         squares = means.square()
         variance = self.deviation**2
 
-        def ask(index: int, u: Tensor, of: Tensor | None = None) -> Tensor:  # noqa: ARG001 - no condition
+        def ask(index: int | Tensor, u: Tensor, of: Tensor | None = None) -> Tensor:  # noqa: ARG001 - no condition
             v = basis.forward(u.double()).unflatten(1, (k, -1))  # (batch, k, 1, h, w)
             pulled = (a[index] * v).sum(1)
-            energy = squares @ b[index].expand(self.means.shape[1:]).flatten()
+            scale = b[index]  # of all images, or each its own
+            energy = scale.expand(*scale.shape[:-3], *self.means.shape[1:]).flatten(-3) @ squares.T
             weights = torch.softmax(pulled.flatten(1) @ means.T - 0.5 * energy, 1)
             centre = (weights @ means).view_as(pulled)
-            image = basis.inverse(variance * pulled + (1 - variance * b[index]) * centre)
+            image = basis.inverse(variance * pulled + (1 - variance * scale) * centre)
             return process.lift(image).to(u.dtype)
 
         return ask
