@@ -10,6 +10,7 @@ from pushforward.linear import VP, Blurring, Gaussian, Langevin
 from pushforward.maps.adaptive import AdaptiveDiffusion
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.spec import SamplerSpec, parse
+from pushforward.maps.storage import decoder_of, header
 from pushforward.plan import SOLVERS, exponential
 from pushforward.plan.grid import angle
 from support.models import SIZE, tiny
@@ -124,7 +125,9 @@ def test_the_default_sampler_is_a_solver_like_the_others():
 
 
 @pytest.mark.parametrize("process", [VP(), Langevin(), Blurring((SIZE, SIZE))], ids=lambda p: p.name)
-@pytest.mark.parametrize("text", ["auto:steps=5", "auto:steps=12", "auto:steps=8:rounds=4", "ddim:steps=4"])
+@pytest.mark.parametrize(
+    "text", ["auto:steps=5", "auto:steps=9", "auto:steps=12", "auto:steps=8:rounds=4", "ddim:steps=4"]
+)
 def test_what_is_settled_makes_the_plan_again_at_its_times(process, text):
     model = tiny(process)
     spec = parse(text)
@@ -135,14 +138,15 @@ def test_what_is_settled_makes_the_plan_again_at_its_times(process, text):
     _assert_same(again, plan)
 
 
-@pytest.mark.parametrize("steps", [5, 12])
-def test_times_that_an_earlier_rule_chose_are_kept(steps):
-    """Files of codes have the times of `auto`, and those of version 0.1 nothing more: its order was always 2."""
+@pytest.mark.parametrize("steps", [5, 12, 25])
+def test_codes_of_an_earlier_rule_decode_by_it(steps):
+    """Files of codes have the times of `auto`, and those of version 0.1 nothing more."""
     model = tiny(VP())
     times = angle(model.process, steps, scale=0.5, exponent=0.7)
     earlier = exponential(model.process, times, order=2, reference=model.reference, variable="angle",
-                          corrector="reuse", denoise=True)  # fmt: skip
-    _assert_same(SamplerSpec("auto").at(model, times.tolist()), earlier)
+                          corrector="reuse", denoise=steps <= 20)  # fmt: skip
+    told = header("tiny", model, "auto", {}, times)
+    _assert_same(decoder_of(told, model).plan, earlier)
 
 
 def test_results_of_an_earlier_rule_are_known():

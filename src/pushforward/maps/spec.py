@@ -174,7 +174,7 @@ class SamplerSpec:
         """The solver and settings that make its plan again `at` the plan's times, where it may choose them: `auto`."""
         if self.solver != "auto":
             return self.solver, self.settings
-        return plan.solver, {"order": plan.settings["order"]}
+        return plan.solver, {name: plan.settings[name] for name in ("order", "denoise") if name in plan.settings}
 
     @property
     def adaptive(self) -> bool:

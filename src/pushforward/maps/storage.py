@@ -38,6 +38,7 @@ from pushforward.maps.labels import Labels
 from pushforward.maps.spec import SamplerSpec
 from pushforward.model import Model
 from pushforward.model.contents import model_digest
+from pushforward.plan.auto import first_rule
 
 __all__ = [
     "FORMAT",
@@ -128,7 +129,10 @@ def decoder_of(info: Mapping[str, Any], model: Model, *, device: torch.device | 
     labels = info["labels"]
     if labels is not None and not isinstance(labels[0], str):
         labels = torch.tensor(labels)
-    plan = SamplerSpec(info["solver"], settings=info["settings"]).at(model, info["times"])
+    solver, settings, times = info["solver"], info["settings"], info["times"]
+    if solver == "auto" and not settings:
+        settings = first_rule(times)
+    plan = SamplerSpec(solver, settings=settings).at(model, times)
     told = replace(model, negative=str(info.get("negative", model.negative)))
     return Diffusion(told, plan, device=device).given(labels, info["guidance"])
 

@@ -6,9 +6,9 @@ r"""The default sampler: a rule for every process and every number of steps.
   quadratic. The corrector takes the answer that the next step uses: one call per step.
 - Steps equal in `atan((sigma / (1.3 s alpha))^0.65)`: densest in log-SNR where noise and images are alike, and of
   length 0 at both ends. The last call is where this grid has it, or at `t_min` if that comes earlier.
-- With 20 calls or fewer, the last answer, moved to the corrected state, is the image: a long last step along the flow
+- With 10 calls or fewer, the last answer, moved to the corrected state, is the image: a long last step along the flow
   would leave noise on it. With more, the last step follows the flow to time 0 like the others, so that images converge
-  to the flow's solution and not to the denoised state at `t_min`, which is a few thousandths away.
+  to the flow's solution and not to the denoised state at `t_min`, which is a few thousandths away, for Langevin more.
 
 Where every frequency fades at a rate of its own and there is no velocity (blurring), one angle and one variance suit
 none of them well. There the rule takes point data as reference, a linear predictor, a quadratic corrector, and steps
@@ -24,6 +24,7 @@ Evidence: `benchmarks/accuracy.py`, and `benchmarks/latency.py` for rounds.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ from pushforward.plan.plan import Plan
 SPREAD, EXPONENT = 1.3, 0.65
 NARROW = 0.1  # deviation that data without any is taken to have, as it tells nothing of where images form
 WHITE = Gaussian(0.25)
-FEW = 20  # calls up to which the image is the last answer
+FEW = 10  # calls up to which the image is the last answer
 ROUGH = 8  # calls from which on the polynomials are one degree higher
 RULE = 2  # counts the rules there have been: 0.1 had the first
 
@@ -77,21 +78,29 @@ def in_rounds(process: Process, steps: int, reference: Gaussian, end: float = 0.
     return gddim(process, power(process, steps, end=end), order=2)
 
 
-def auto_at(process: Process, grid: Tensor, *, order: int = 2, reference: Gaussian = WHITE) -> Plan:
+def auto_at(
+    process: Process, grid: Tensor, *, order: int = 2, denoise: bool | None = None, reference: Gaussian = WHITE
+) -> Plan:
     """Apply the same rule at given times.
 
     Args:
         process: the diffusion.
         grid: decreasing times, `(steps + 1,)`.
         order: degree of the predictor, but for blurring.
+        denoise: end with the denoised state, but for blurring; by default as the rule does.
         reference: Gaussian N(m, s^2 I) fitted to the model's data.
     """
     if _fades_unevenly(process):
         return exponential(process, grid, order=1, variable="angle", corrector="reuse", name="auto")
-    few = len(grid) - 1 <= FEW and float(grid[-1]) == 0
-    return exponential(
-        process, grid, order=order, reference=reference, variable="angle", corrector="reuse", denoise=few, name="auto"
-    )
+    if denoise is None:
+        denoise = len(grid) - 1 <= FEW and float(grid[-1]) == 0
+    return exponential(process, grid, order=order, reference=reference, variable="angle", corrector="reuse",
+                       denoise=denoise, name="auto")  # fmt: skip
+
+
+def first_rule(times: Sequence[float]) -> dict[str, object]:
+    """Return the settings of `auto` at its times in version 0.1, whose files of codes do not say them."""
+    return {"order": 2, "denoise": len(times) - 1 <= 20 and times[-1] == 0}
 
 
 def _fades_unevenly(process: Process) -> bool:
