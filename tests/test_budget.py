@@ -6,7 +6,7 @@ import torch
 from pushforward.errors import PushforwardError
 from pushforward.execute import Parallel, parallel, run
 from pushforward.execute.budget import nodes_in, spent, window_in
-from pushforward.linear import VE, VP, Blurring, Gaussian, root
+from pushforward.linear import VP, Blurring, Gaussian, Langevin, root
 from pushforward.maps.spec import parse
 from pushforward.model import Model
 from pushforward.plan import auto, collocation, ddim, grid
@@ -77,7 +77,9 @@ def test_rounds_choose_steps_that_are_not_said():
     assert parse("auto:rounds=5").label == "auto:rounds=5:within=0.001"
 
 
-@pytest.mark.parametrize(("process", "solver"), [(VP(), "gddim"), (VE(), "auto"), (Blurring(field=FIELD), "auto")])
+@pytest.mark.parametrize(
+    ("process", "solver"), [(VP(), "auto"), (Langevin(), "gddim"), (Blurring(field=FIELD), "auto")]
+)
 def test_rounds_choose_a_solver_that_is_not_said(process, solver):
     """Said in words and in Python, they make the same plan."""
     network = mixture_denoiser(process, normal(4, 1, *FIELD), 0.1)
