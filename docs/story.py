@@ -36,8 +36,8 @@ class Chapter(NamedTuple):
 PROMPTS = " ".join(
     f"--prompt '{name}, noto'"
     for name in (
-        "grinning face, smileys & emotion", "woman, medium skin tone, people & body", "red heart, smileys & emotion",
-        "man: blond hair, light skin tone, people & body",
+        "man health worker, people & body", "woman, medium skin tone, people & body",
+        "woman facepalming, people & body", "man: blond hair, light skin tone, people & body",
     )
 )  # fmt: skip
 STORY = [
