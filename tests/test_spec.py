@@ -117,7 +117,7 @@ def test_a_step_that_does_not_fit():
 
 def test_the_default_sampler_is_a_solver_like_the_others():
     model = tiny(VP())
-    for steps in (8, 24):
+    for steps in (5, 8, 24):
         expected = Diffusion(model, SamplerSpec("auto", steps).plan(model)).sample(2)
         times = SamplerSpec("auto", steps).plan(model).times
         plan = SOLVERS["auto"](model.process, times, reference=model.reference)

@@ -63,8 +63,7 @@ def auto(process: Process, steps: int, reference: Gaussian, end: float = 0.0) ->
         reference: Gaussian N(m, s^2 I) fitted to the model's data.
         end: time of the last state.
     """
-    grid = auto_grid(process, steps, reference, end)
-    return auto_at(process, grid, order=1 if steps < ROUGH else 2, reference=reference)
+    return auto_at(process, auto_grid(process, steps, reference, end), reference=reference)
 
 
 def in_rounds(process: Process, steps: int, reference: Gaussian, end: float = 0.0) -> Plan:
@@ -85,21 +84,29 @@ def in_rounds(process: Process, steps: int, reference: Gaussian, end: float = 0.
 
 
 def auto_at(
-    process: Process, grid: Tensor, *, order: int = 2, denoise: bool | None = None, reference: Gaussian = WHITE
+    process: Process,
+    grid: Tensor,
+    *,
+    order: int | None = None,
+    denoise: bool | None = None,
+    reference: Gaussian = WHITE,
 ) -> Plan:
     """Apply the same rule at given times.
 
     Args:
         process: the diffusion.
         grid: decreasing times, `(steps + 1,)`.
-        order: degree of the predictor, but for blurring.
+        order: degree of the predictor, but for blurring; by default the rule's.
         denoise: end with the denoised state, but for blurring; by default as the rule does.
         reference: Gaussian N(m, s^2 I) fitted to the model's data.
     """
     if _fades_unevenly(process):
         return exponential(process, grid, order=1, variable="angle", corrector="reuse", name="auto")
+    steps = len(grid) - 1
+    if order is None:
+        order = 1 if steps < ROUGH else 2
     if denoise is None:
-        denoise = len(grid) - 1 <= FEW and float(grid[-1]) == 0
+        denoise = steps <= FEW and float(grid[-1]) == 0
     return exponential(process, grid, order=order, reference=reference, variable="angle", corrector="reuse",
                        denoise=denoise, name="auto")  # fmt: skip
 

@@ -26,7 +26,6 @@ from torch import Tensor
 
 from pushforward.errors import PushforwardError
 from pushforward.execute import INVERSE, Parallel
-from pushforward.integrations.diffusers.plans import plan_on
 from pushforward.linear import Discrete, Flow, Gaussian
 from pushforward.maps.code import Code
 from pushforward.maps.diffusion import Diffusion
@@ -37,7 +36,7 @@ from pushforward.model.diffusers.package import import_diffusers
 from pushforward.model.diffusers.pipeline import probes
 from pushforward.model.diffusers.schedules import Schedule, schedule_of
 from pushforward.model.diffusers.steps import flow_times
-from pushforward.plan import SOLVERS, Plan, auto
+from pushforward.plan import SOLVERS, Plan
 
 __all__ = ["Loop", "save_block", "with_pushforward"]
 
@@ -206,9 +205,8 @@ class Loop:
         begun = len(timesteps) < len(scheduler.timesteps)
         if (spec.grid is not None or spec.solver == "auto") and not begun:
             return replace(spec, steps=len(times) - 1).plan(model)
-        if spec.solver == "auto" and begun:  # its own grid begins at noise, and ends at 0
-            rule = auto(model.process, len(times) - 1, model.reference).settings
-            return plan_on(model, "auto", {}, torch.cat([times[:-1], times.new_zeros(1)]), rule)
+        if spec.solver == "auto":  # its own grid begins at noise, and ends at 0
+            times = torch.cat([times[:-1], times.new_zeros(1)])
         return spec.at(model, times)
 
     def _noises(self, plan: Plan, like: Tensor, generator: Any) -> Tensor | None:
