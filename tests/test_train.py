@@ -390,6 +390,21 @@ def test_another_training_is_not_continued(tmp_path: Path) -> None:
         train(TrainConfig(steps=4, **TINY), some_data(), tmp_path)
 
 
+def test_a_training_goes_on_with_a_lower_learning_rate(tmp_path: Path) -> None:
+    """As one must whose loss ceased to be finite. With the least rate there is, no step moves the weights."""
+
+    def weights() -> dict[str, torch.Tensor]:
+        kept: dict[str, torch.Tensor] = torch.load(tmp_path / "training" / "checkpoint.pt")["network"]
+        return kept
+
+    train(TrainConfig(steps=2, **{**TINY, "learning_rate": 0.01}), some_data(), tmp_path)
+    before = weights()
+    assert train(TrainConfig(steps=4, **{**TINY, "learning_rate": 1e-30}), some_data(), tmp_path).resumed_from == 2
+    assert all(torch.equal(value, before[name]) for name, value in weights().items())
+    train(TrainConfig(steps=6, **{**TINY, "learning_rate": 0.01}), some_data(), tmp_path)
+    assert not all(torch.equal(value, before[name]) for name, value in weights().items())
+
+
 def test_compiling_is_refused_where_its_gradients_were_wrong(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("trains on the GPU")

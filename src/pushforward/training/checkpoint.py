@@ -18,7 +18,7 @@ from pushforward.training.state import State
 
 __all__ = ["folder_of", "resume", "save_checkpoint", "tidy"]
 
-_MAY_CHANGE = {"steps", "minutes", "save_every", "sample_every", "log_every", "half", "compile", "card"}
+_MAY_CHANGE = {"steps", "minutes", "learning_rate", "save_every", "sample_every", "log_every", "half", "compile", "card"}
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,10 @@ def _load(entries: dict[str, Any], path: Path, problem: Problem, state: State) -
     state.network.load_state_dict(entries["network"])
     state.average.load_state_dict(entries["average"])
     state.optimizer.load_state_dict(entries["optimizer"])
-    state.scheduler.load_state_dict({**entries["scheduler"], "lr_lambdas": [None]})
+    rates = state.scheduler.base_lrs  # perhaps lower than the rate with which the loss ceased to be finite
+    state.scheduler.load_state_dict({**entries["scheduler"], "lr_lambdas": [None], "base_lrs": rates})
+    for group in state.optimizer.param_groups:
+        group["lr"] *= problem.config.learning_rate / entries["config"]["learning_rate"]
     if entries["scaler"] is not None and state.scaler is not None:
         state.scaler.load_state_dict(entries["scaler"])
     state.step, state.seconds, state.losses = kept.step, kept.seconds, entries["losses"].tolist()

@@ -72,8 +72,8 @@ class State:
         for value in values:
             if not math.isfinite(value):
                 raise PushforwardError(
-                    f"The loss is not finite at step {len(self.losses)}; the last checkpoint is kept. "
-                    "Use a lower learning rate."
+                    f"The loss is not finite at step {len(self.losses)}; the last checkpoint is kept, and the same "
+                    "command with a lower learning rate goes on from it."
                 )
             self.losses.append(value)
 
