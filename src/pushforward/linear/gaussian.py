@@ -165,7 +165,7 @@ def _angle(process: Process, t: Tensor, reference: Gaussian) -> Tensor:
     before = np.concatenate([-np.ones_like(powers[:, :1]), powers[:, :-2]], 1)  # P_{-1} = -1 makes it vanish at -1
     integrals = torch.from_numpy((powers[:, 1:] - before) / (2 * np.arange(_NODES) + 1))
     angles = start[panel] + torch.einsum("tk,tk...->t...", integrals, series[panel])
-    return angles.reshape(*t.shape, *angles.shape[1:])
+    return angles.reshape(t.shape + angles.shape[1:])
 
 
 @lru_cache(maxsize=4)

@@ -362,7 +362,7 @@ class Langevin(Process):
         cross = x.square() * (-x).exp() / (2 * math.sqrt(m))
         noise = Operator.block([[third, cross], [cross, (2 * x * (-x).exp() + third) / m]], self.basis)
         psi = self.signal(t).coefficients[..., :, 1:]  # what the initial velocity becomes
-        return Operator(noise.coefficients + self.gamma / m * psi @ psi.mT, self.basis)
+        return Operator(noise.coefficients + self.gamma / m * psi * psi.mT, self.basis)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from torch import Tensor
 from pushforward.errors import PushforwardError
 from pushforward.linear import IDENTITY, POINT, Gaussian, Operator, Process, whitening_angle
 from pushforward.plan.plan import Builder, Handle, Plan, Terms, total
-from pushforward.plan.quadrature import gauss_legendre, kernels, lagrange, reverse_transition, weighted
+from pushforward.plan.quadrature import kernels, lagrange, reverse_transition, weighted
 
 Variable = Literal["time", "log-snr", "angle"]
 Corrector = Literal["reuse", "evaluate"]
@@ -140,16 +140,16 @@ class Rule:
 
     def __init__(self, process: Process, builder: Builder, reference: Gaussian, variable: Variable, noise: float = 0.0):
         times = builder.grid
-        self.x = variable_at(process, variable, times, reference)
+        at = partial(variable_at, process, variable, reference=reference)
+        self.x = at(times)
         self._mean, self._noise = builder.mean, noise
         self._psi = process.signal(times)
         self._covariance = reference.covariance(process, times)
         self._response, self._kappa = reference.response(process, times), kappa(process, times, reference)
         self._back = reverse_transition(process, times[1:], times[:-1], noise, reference)
         self._known = not reference  # what a constant answer adds
-        self._tau = variable_at(process, variable, gauss_legendre(times[:-1], times[1:])[0], reference)
         kernel = partial(_kernel, process, noise, reference)
-        self._quadrature = enumerate(kernels(times, self._covariance.basis, kernel))
+        self._quadrature = enumerate(kernels(times, self._covariance.basis, at, kernel))
         self._at = -1
 
     def deviation(self, k: int, handle: Handle) -> Terms:
@@ -169,8 +169,8 @@ class Rule:
             return moved + held @ deviations[nodes[0]]
         while self._at < k:
             self._at, self._integrand = next(self._quadrature)
-        _, weights, values = self._integrand
-        basis = lagrange(self.x[nodes], self._tau[k])
+        x, weights, values = self._integrand
+        basis = lagrange(self.x[nodes], x)
         integrals = [weighted(values, weights * b) for b in basis]
         if self._known:  # their sum is known exactly: keep the quadrature's rounding out of it
             integrals[-1] = reduce(sub, integrals[:-1], held)

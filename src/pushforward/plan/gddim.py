@@ -84,14 +84,15 @@ def gddim(
         return exponential(process, grid, order=0, noise=noise, reference=reference, name="gddim")
     builder = Builder(process, "gddim", grid)
     times = builder.grid
-    x = variable_at(process, variable, times, reference)
+    at = partial(variable_at, process, variable, reference=reference)
+    x = at(times)
     psi = process.signal(times)
     ahead = process.transition(times[1:], times[:-1])
     score = process.covariance(times).inverse()
     make = root if factor == "root" else _cholesky
     factors = make(process, times, reference)
     constant = order == 0 and corrector is None and factor == "root"  # then all is known in closed form
-    quadrature = kernels(times, factors.basis, partial(_kernel, process, reference, make))
+    quadrature = kernels(times, factors.basis, at, partial(_kernel, process, reference, make))
 
     def prediction(k: int, handle: Handle) -> Terms:
         return factors[k].T @ score[k] @ (handle.state - psi[k] @ handle.answer)
@@ -107,7 +108,7 @@ def gddim(
         nodes = interpolation_nodes(x, k, candidates)
         if factor == "root" and nodes == [k]:
             return frozen(k, state)
-        basis = lagrange(x[nodes], variable_at(process, variable, tau, reference))
+        basis = lagrange(x[nodes], between)
         integrals = [(j, weighted(values, weights * b)) for j, b in zip(nodes, basis, strict=True)]
         if factor == "cholesky":
             return total([b @ predictions[j] for j, b in integrals], ahead[k] @ state)
@@ -118,7 +119,7 @@ def gddim(
     last = len(times) - 2
     for k in range(last + 1):
         if not constant:
-            tau, weights, values = next(quadrature)
+            between, weights, values = next(quadrature)
         if k not in predictions:
             predictions[k] = prediction(k, current)
         terms = step(k, current.state, range(max(0, k - order), k + 1))

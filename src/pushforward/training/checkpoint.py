@@ -18,7 +18,9 @@ from pushforward.training.state import State
 
 __all__ = ["folder_of", "resume", "save_checkpoint", "tidy"]
 
-_MAY_CHANGE = {"steps", "minutes", "learning_rate", "save_every", "sample_every", "log_every", "half", "compile", "card"}
+_MAY_CHANGE = {
+    "steps", "minutes", "learning_rate", "save_every", "sample_every", "log_every", "half", "compile", "card"
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
