@@ -28,13 +28,14 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from _common import RESULTS, table, write_json, write_text
+from _common import RESULTS, read_json, table, write_json, write_text
 from _mixture import Mixture as ExactDenoiser
 from torch import Tensor
 
@@ -168,7 +169,11 @@ def closed(chains: int) -> None:
     for gradients in (100, 500, 2500):
         for name, how, leaps in samplers():
             schedule = Schedule(gradients // leaps, draws=gradients // leaps // 10)
-            found = guide(diffusion, toy.energy, how, schedule, chains=chains, batch=chains)
+            try:
+                found = guide(diffusion, toy.energy, how, schedule, chains=chains, batch=chains)
+            except PushforwardError:  # unadjusted steps that are too long
+                rows.append({"sampler": f"{name}: diverged", "gradients": gradients})
+                continue
             said = diagnose(found.history, schedule.warmed)
             x = found.images.double().flatten(1)
             rows.append({**figures(name, x, mean, whole, other, int(found.nfe[0]), said.acceptance, gradients),
@@ -219,7 +224,7 @@ def closed(chains: int) -> None:
             bias[-1].pop("sampler")
             print(bias[-1], flush=True)
     columns = [*rows[0], "mode shares: error", "R-hat"]
-    cells = table(columns, [["-" if (value := row.get(key)) is None else value for key in columns] for row in rows])
+    cells = table(columns, [[row.get(key) for key in columns] for row in rows])
     more = table(list(bias[0]), [list(row.values()) for row in bias])
     most = table(list(gathered[0]), [list(row.values()) for row in gathered])
     print(cells, most, more, sep="\n\n")
@@ -342,53 +347,74 @@ class Judge:
         return {"success": success, "precision": near["precision"], "recall": near["recall"], "FD": sample.frechet()}
 
 
-def fashion(path: Path, count: int, names: list[str], labels: list[str]) -> None:
-    """A class by a classifier's energy: success by a judge, and how far from real and from conditional images."""
+def fashion(path: Path, count: int, names: list[str], labels: list[str], ways: list[str]) -> None:
+    """A class by a classifier's energy: success by a judge, and how far from real and from conditional images.
+
+    With `ways`, only rows that have one of these words are made, and take their places in the last results.
+    """
     data = np.load(path)
     network = steering_classifier(path)
-    rows: list[dict[str, Any]] = []
-    evidence: list[dict[str, Any]] = []
+    before = read_json("guidance-fashion").get("rows", []) if ways else []
+    rows = {(row["model"], row["class"], row["way"]): row for row in before}
     for name, label in itertools.product(names, labels):
         model, judge = fast(load(name, device=DEVICE)), Judge.of(data, label)
         differentiated = fast(load(name, device=DEVICE), compiled=False)
         energy = 5 * energies.classifier(network, judge.label)
         sheets: list[Tensor] = []
-
-        def record(way: str, images: Tensor, nfe: float) -> None:
-            rows.append({"model": name, "class": label, "way": way, **judge(images), "evaluations": nfe})  # noqa: B023
-            sheets.append(images[:16])  # noqa: B023
-            print(rows[-1], flush=True)
-
-        plain, long = SamplerSpec("dpm++", 20).plan(model), SamplerSpec("ddim", 50, {"eta": 1.0}).plan(model)
-        for way, told in (("told the label (bound)", torch.full((count,), judge.label)), ("no guidance (floor)", None)):
-            record(way, Diffusion(model, plain).given(told).sample(count, batch=count), plain.nfe)
-        for way, how, steps, schedule in (
-            ("Langevin on codes, as published, 4 steps", langevin(), 4, Schedule(200)),
-            ("MALA on codes, 8 steps", mala(), 8, Schedule(400)),
-            ("HMC on codes, 8 steps", hmc(leaps=5), 8, Schedule(80)),
-            ("pCN on codes, tempered on 3 rungs, 8 steps", pcn(), 8, Schedule(65, rungs=3)),
-        ):
-            few = Diffusion(differentiated, SamplerSpec("dpm++", steps).plan(model))
-            found = guide(few, energy, how, schedule, chains=count, seed=1, batch=count)
-            record(way, found.images, float(found.nfe.double().mean()))
-        for steps, particles in ((20, 8), (40, 16)):
-            noisy = Diffusion(differentiated, SamplerSpec("dpm++", steps, {"noise": 1.0}).plan(model))
-            found = gather(noisy, energy, fk(particles), chains=count, seed=11, batch=250)
-            way = f"fk, {steps} steps, {particles} particles an image"
-            record(way, found.images, float(found.nfe.double().mean()))
-            evidence.append({"model": name, "class": label, "way": way, **asdict(found.evidence)})
-        for way, steering in STEERINGS.items():
-            there = Diffusion(steered(differentiated, energy, steering), long)
-            images = there.given(None).sample(count, seed=1, batch=count)
-            record(f"{way}, 50 steps", images, long.nfe * (2 if steering.through else 1))
-        save_image(compared(sheets), RESULTS / f"guidance-{name}-{label}.png")
-    cells = table(list(rows[0]), [list(row.values()) for row in rows])
+        for way, draw in drawn(model, differentiated, energy, judge.label, count):
+            if not ways or any(word in way for word in ways):
+                images, more = draw()
+                row = {"model": name, "class": label, "way": way, **judge(images), **more}
+                rows[name, label, way] = row
+                sheets.append(images[:16])
+                print(row, flush=True)
+        if not ways:
+            save_image(compared(sheets), RESULTS / f"guidance-{name}-{label}.png")
+    columns = list(dict.fromkeys(key for row in rows.values() for key in row))
+    cells = table(columns, [[row.get(key) for key in columns] for row in rows.values()])
     print(cells)
-    write_text(
-        "guidance-fashion",
-        f"# A class by a classifier's energy\n\n{count} images a row, weight 5.\n\n{cells}",
-    )
-    write_json("guidance-fashion", {"count": count, "rows": rows, "evidence": evidence})
+    write_text("guidance-fashion", f"# A class by a classifier's energy\n\n{count} images a row, weight 5.\n\n{cells}")
+    write_json("guidance-fashion", {"count": count, "rows": list(rows.values())})
+
+
+def drawn(
+    model: Model, differentiated: Model, energy: energies.Energy, label: int, count: int
+) -> Iterator[tuple[str, Callable[[], tuple[Tensor, dict[str, float]]]]]:
+    """Every way by name, and how its images are drawn, with the evaluations of each and its evidence."""
+    plain, long = SamplerSpec("dpm++", 20).plan(model), SamplerSpec("ddim", 50, {"eta": 1.0}).plan(model)
+
+    def sampled(labels: Tensor | None) -> tuple[Tensor, dict[str, float]]:
+        return Diffusion(model, plain).given(labels).sample(count, batch=count), {"evaluations": plain.nfe}
+
+    def chained(how: Dynamics, steps: int, schedule: Schedule) -> tuple[Tensor, dict[str, float]]:
+        few = Diffusion(differentiated, SamplerSpec("dpm++", steps).plan(model))
+        found = guide(few, energy, how, schedule, chains=count, seed=1, batch=count)
+        return found.images, {"evaluations": float(found.nfe.double().mean())}
+
+    def gathered(steps: int, particles: int) -> tuple[Tensor, dict[str, float]]:
+        noisy = Diffusion(differentiated, SamplerSpec("dpm++", steps, {"noise": 1.0}).plan(model))
+        found = gather(noisy, energy, fk(particles), chains=count, seed=11, batch=250)
+        said = {"log evidence": found.evidence.log, "its error": found.evidence.error}
+        return found.images, {"evaluations": float(found.nfe.double().mean()), **said}
+
+    def led(steering: Any) -> tuple[Tensor, dict[str, float]]:
+        there = Diffusion(steered(differentiated, energy, steering), long)
+        nfe = long.nfe * (2 if steering.through else 1)
+        return there.given(None).sample(count, seed=1, batch=count), {"evaluations": nfe}
+
+    yield "told the label (bound)", partial(sampled, torch.full((count,), label))
+    yield "no guidance (floor)", partial(sampled, None)
+    for way, how, steps, schedule in (
+        ("Langevin on codes, as published, 4 steps", langevin(), 4, Schedule(200)),
+        ("MALA on codes, 8 steps", mala(), 8, Schedule(400)),
+        ("HMC on codes, 8 steps", hmc(leaps=5), 8, Schedule(80)),
+        ("pCN on codes, tempered on 3 rungs, 8 steps", pcn(), 8, Schedule(65, rungs=3)),
+    ):
+        yield way, partial(chained, how, steps, schedule)
+    for steps, particles in ((20, 8), (40, 16)):
+        yield f"fk, {steps} steps, {particles} particles an image", partial(gathered, steps, particles)
+    for way, steering in STEERINGS.items():
+        yield f"{way}, 50 steps", partial(led, steering)
 
 
 # -- (d) what training hardly saw --------------------------------------------------------------------------------------
@@ -664,6 +690,7 @@ def main() -> None:
     parser.add_argument("--fashion", type=Path, metavar="NPZ")
     parser.add_argument("--models", nargs="*", default=["fashion-vp", "fashion-blurring", "fashion-langevin"])
     parser.add_argument("--labels", nargs="*", default=["sneaker"])
+    parser.add_argument("--ways", nargs="*", default=[], help="only rows of --fashion that have one of these words")
     parser.add_argument("--rare", nargs=2, metavar=("GAN", "MODEL"), help="in the place of --models, with --fashion")
     parser.add_argument("--count", type=int, default=100, help="images a row of --fashion")
     parser.add_argument("--faces", type=Path, nargs=2, metavar=("GAN", "NETWORK"))
@@ -690,7 +717,7 @@ def main() -> None:
     if options.rare:
         rare(options.fashion, Path(options.rare[0]), options.rare[1], options.labels, options.count)
     elif options.fashion:
-        fashion(options.fashion, options.count, options.models, options.labels)
+        fashion(options.fashion, options.count, options.models, options.labels, options.ways)
 
 
 if __name__ == "__main__":
