@@ -91,15 +91,17 @@ def test_any_plan_can_be_kept(make, process, tmp_path):
     assert torch.equal(first, second)
 
 
-def test_codes_know_their_plan(tmp_path):
-    """A file of codes names the plan's, and another plan in its place is noticed."""
+def test_codes_know_their_plan(tmp_path, monkeypatch):
+    """A file of codes names the plan's by its full path, and another plan in its place is noticed."""
     model = clusters(VP())
     path = tmp_path / "own.plan"
     save_plan(ddim(VP(), grid.power(VP(), 5, end=1e-3)), path)
-    spec = parse(str(path))
-    there = spec.diffusion(model)
+    with monkeypatch.context() as place:
+        place.chdir(tmp_path)
+        spec = parse("own.plan")
+        there = spec.diffusion(model)
     code = there.draw(3, seed=0)
-    info = header("clusters", model, spec.solver, there.plan.settings, there.plan.times)
+    info = header("clusters", model, spec, there.plan)
     save_codes(tmp_path / "codes.safetensors", code, info)
     read, head = load_codes(tmp_path / "codes.safetensors")
     assert torch.equal(decoder_of(head, model).decode(read), there.decode(code))

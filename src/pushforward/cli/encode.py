@@ -113,7 +113,7 @@ def encode(
                                             sequential=sequential, rows=batch, callback=bar.update)
             )  # fmt: skip
     seconds = time.perf_counter() - seconds
-    info = header(model, network, *spec.settled(plan), plan.times, labels=labels, guidance=condition.guidance) | {
+    info = header(model, network, spec, plan, labels=labels, guidance=condition.guidance) | {
         "images": given.names,
         "seed": seed,
         "dtype": place.dtype,

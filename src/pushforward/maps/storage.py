@@ -38,6 +38,7 @@ from pushforward.maps.labels import Labels
 from pushforward.maps.spec import SamplerSpec
 from pushforward.model import Model
 from pushforward.model.contents import model_digest
+from pushforward.plan import Plan
 from pushforward.plan.auto import first_rule
 
 __all__ = [
@@ -76,9 +77,8 @@ class _Header:
 def header(
     source: str,
     model: Model,
-    solver: str,
-    settings: Mapping[str, object],
-    times: Tensor,
+    spec: SamplerSpec,
+    plan: Plan,
     *,
     labels: Labels = None,
     guidance: float | None = 1.0,
@@ -88,9 +88,8 @@ def header(
     Args:
         source: what `load` found the model by; a folder is written with its full path.
         model: the model.
-        solver: the plan's, by its name in `SOLVERS`.
-        settings: of that solver, numbers and words only (see `plan.plan_of`).
-        times: the plan's grid, `(steps + 1,)`.
+        spec: what the plan is made from.
+        plan: the plan.
         labels: `(count,)`, as many prompts, or `None`.
         guidance: weight of classifier-free guidance; `None`: a pipeline's own.
     """
@@ -98,9 +97,9 @@ def header(
         "model": full_name(source),
         "process": model.process.config(),
         "shape": list(model.shape),
-        "solver": solver,
-        "settings": dict(settings),
-        "times": times.tolist(),
+        "solver": plan.solver,
+        "settings": spec.settled(plan),
+        "times": plan.times.tolist(),
         "labels": labels.tolist() if isinstance(labels, Tensor) else None if labels is None else list(labels),
         "guidance": guidance,
         "digest": model_digest(model),
