@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import pushforward as pf
 from pushforward.errors import PushforwardError
@@ -139,7 +140,10 @@ def test_what_makes_no_plan_is_refused(tmp_path):
     with pytest.raises(PushforwardError, match="There is no plan"):
         parse(str(tmp_path / "none.plan"))
     (tmp_path / "bad.plan").write_bytes(b"nothing")
-    with pytest.raises(PushforwardError, match="holds no plan"):
+    with pytest.raises(PushforwardError, match="damaged or no plan"):
+        load_plan(tmp_path / "bad.plan")
+    save_file({"weights": torch.zeros(1)}, tmp_path / "bad.plan")
+    with pytest.raises(PushforwardError, match="a safetensors file, but no plan"):
         load_plan(tmp_path / "bad.plan")
     save_plan(ddim(Langevin(), grid.power(Langevin(), 5)), tmp_path / "other.plan")
     with pytest.raises(PushforwardError, match="for process 'langevin'"):
