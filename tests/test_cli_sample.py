@@ -160,6 +160,17 @@ def test_rounds_choose_steps_and_their_error_is_measured(folder, tmp_path, bound
     assert "median" in found["relative_error"]
 
 
+@pytest.mark.parametrize(("rounds", "told"), [(1, False), (6, True)])
+def test_an_estimate_that_says_little_is_not_told(folder, tmp_path, rounds, told):
+    """After one round it is a multiple of the image; 6 rounds make 6 steps exact."""
+    report = tmp_path / "report.json"
+    result = invoke("sample", folder, "--rounds", rounds, "--steps", 6, "--count", 2, "--out", tmp_path / "x.png",
+                    "--json", report)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert (json.loads(report.read_text())["residual"] < 0.05) is told
+    assert ("error estimated at" in result.output) is told
+
+
 @pytest.mark.parametrize(
     "rest", [["--rounds", 3, "--parallel", "auto"], ["--max-evaluations", 9], ["--rounds", 3, "--solver", "rk45"]]
 )

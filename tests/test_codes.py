@@ -11,6 +11,7 @@ from pushforward.denoiser import Function
 from pushforward.linear import VP, Gaussian, Langevin, process_from_config
 from pushforward.maps.code import Code
 from pushforward.maps.normality import statistics
+from pushforward.maps.spec import SamplerSpec, parse
 from pushforward.maps.storage import check_codes, header, load_codes, save_codes
 from pushforward.model import Model
 from pushforward.plan import SOLVERS, grid, plan_of
@@ -25,8 +26,8 @@ def formula(process=None, shape=SHAPE):
 
 def info(model=None, **changes):
     model = model or formula()
-    head = header("formula", model, "ddim", {"eta": 0.0}, grid.power(model.process, 3, end=model.process.t_min))
-    return {**head, **changes}
+    spec = parse("ddim:eta=0:steps=3:grid=power")
+    return {**header("formula", model, spec, spec.plan(model)), **changes}
 
 
 def code(count=2, *, noises=None, end=True, dtype=torch.float32):
@@ -41,7 +42,8 @@ def test_codes_come_back_as_they_were(tmp_path, parts, dtype):
     """Bit for bit, header included, times in full."""
     path, given = tmp_path / "new" / "codes.safetensors", code(dtype=dtype, **parts)
     times = grid.karras(VP(), 7, end=1e-3 / 3)
-    head = header("formula", formula(), "gddim", {"order": 2, "reference": 0.25}, times, labels=torch.tensor([1, 0]))
+    spec = parse("gddim:order=2:reference=0.25")
+    head = header("formula", formula(), spec, spec.at(formula(), times), labels=torch.tensor([1, 0]))
     save_codes(path, given, {**head, "images": ("a.png", "b.png")})
     again, found = load_codes(path)
     for name in ("start", "noises", "end"):
@@ -72,7 +74,7 @@ def test_a_header_makes_the_same_plan_again(solver, name):
     times = grid.uniform(process, 4, start=0.9 * process.t_max, end=max(process.t_min, 0.05 * process.t_max))
     plan = SOLVERS[solver](process, times, **made)
     model = formula(process)
-    head = json.loads(json.dumps(header("formula", model, solver, settings, plan.times)))
+    head = json.loads(json.dumps(header("formula", model, SamplerSpec(solver, settings=settings), plan)))
     again = plan_of(process_from_config(head["process"]), head["solver"], head["times"], head["settings"])
     assert again.process == plan.process
     assert len(again.nodes) == len(plan.nodes)
@@ -85,9 +87,9 @@ def test_a_header_makes_the_same_plan_again(solver, name):
 def test_a_folder_is_written_with_its_full_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
-    times = grid.uniform(VP(), 2)
-    assert header("mine", formula(), "ddim", {}, times)["model"] == str(tmp_path / "mine")
-    assert header("zoo-name", formula(), "ddim", {}, times)["model"] == "zoo-name"
+    spec = parse("ddim:steps=2")
+    for name, written in {"mine": str(tmp_path / "mine"), "zoo-name": "zoo-name"}.items():
+        assert header(name, formula(), spec, spec.plan(formula()))["model"] == written
 
 
 def broken(path, kind):
@@ -141,8 +143,8 @@ def broken(path, kind):
         ("cut in the header", "damaged"),
         ("empty", "damaged"),
         ("garbage", "damaged"),
-        ("weights", "not one of codes"),
-        ("header no JSON", "not one of codes"),
+        ("weights", "but no file of codes"),
+        ("header no JSON", "but no file of codes"),
         ("not finite", "no finite code"),
         ("no start", "no finite code"),
         ("end of another shape", "no finite code"),

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import pushforward as pf
 from pushforward.errors import PushforwardError
@@ -91,15 +92,17 @@ def test_any_plan_can_be_kept(make, process, tmp_path):
     assert torch.equal(first, second)
 
 
-def test_codes_know_their_plan(tmp_path):
-    """A file of codes names the plan's, and another plan in its place is noticed."""
+def test_codes_know_their_plan(tmp_path, monkeypatch):
+    """A file of codes names the plan's by its full path, and another plan in its place is noticed."""
     model = clusters(VP())
     path = tmp_path / "own.plan"
     save_plan(ddim(VP(), grid.power(VP(), 5, end=1e-3)), path)
-    spec = parse(str(path))
-    there = spec.diffusion(model)
+    with monkeypatch.context() as place:
+        place.chdir(tmp_path)
+        spec = parse("own.plan")
+        there = spec.diffusion(model)
     code = there.draw(3, seed=0)
-    info = header("clusters", model, spec.solver, there.plan.settings, there.plan.times)
+    info = header("clusters", model, spec, there.plan)
     save_codes(tmp_path / "codes.safetensors", code, info)
     read, head = load_codes(tmp_path / "codes.safetensors")
     assert torch.equal(decoder_of(head, model).decode(read), there.decode(code))
@@ -137,7 +140,10 @@ def test_what_makes_no_plan_is_refused(tmp_path):
     with pytest.raises(PushforwardError, match="There is no plan"):
         parse(str(tmp_path / "none.plan"))
     (tmp_path / "bad.plan").write_bytes(b"nothing")
-    with pytest.raises(PushforwardError, match="holds no plan"):
+    with pytest.raises(PushforwardError, match="damaged or no plan"):
+        load_plan(tmp_path / "bad.plan")
+    save_file({"weights": torch.zeros(1)}, tmp_path / "bad.plan")
+    with pytest.raises(PushforwardError, match="a safetensors file, but no plan"):
         load_plan(tmp_path / "bad.plan")
     save_plan(ddim(Langevin(), grid.power(Langevin(), 5)), tmp_path / "other.plan")
     with pytest.raises(PushforwardError, match="for process 'langevin'"):

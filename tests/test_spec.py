@@ -132,8 +132,7 @@ def test_what_is_settled_makes_the_plan_again_at_its_times(process, text):
     model = tiny(process)
     spec = parse(text)
     plan = spec.plan(model)
-    solver, settings = spec.settled(plan)
-    again = SamplerSpec(solver, settings=settings).at(model, plan.times.tolist())
+    again = SamplerSpec(plan.solver, settings=spec.settled(plan)).at(model, plan.times.tolist())
     assert again.solver == plan.solver
     _assert_same(again, plan)
 
@@ -145,7 +144,7 @@ def test_codes_of_an_earlier_rule_decode_by_it(steps):
     times = angle(model.process, steps, scale=0.5, exponent=0.7)
     earlier = exponential(model.process, times, order=2, reference=model.reference, variable="angle",
                           corrector="reuse", denoise=steps <= 20)  # fmt: skip
-    told = header("tiny", model, "auto", {}, times)
+    told = {**header("tiny", model, SamplerSpec(), earlier), "solver": "auto", "settings": {}}
     _assert_same(decoder_of(told, model).plan, earlier)
 
 

@@ -405,6 +405,22 @@ def test_a_training_goes_on_with_a_lower_learning_rate(tmp_path: Path) -> None:
     assert not all(torch.equal(value, before[name]) for name, value in weights().items())
 
 
+@pytest.mark.parametrize(("able", "precision"), [(True, "bf16"), (False, "no")])
+def test_a_cpu_trains_in_bfloat16_where_it_has_instructions_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, able: bool, precision: str
+) -> None:
+    """Weights tell the precision: of one training they are the same bit for bit, and of another others."""
+    if torch.cuda.is_available():
+        pytest.skip("trains on the GPU")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: able)
+    weights = {}
+    for name in ("auto", "bf16", "no"):
+        train(TrainConfig(steps=2, **{**TINY, "precision": name}), some_data(), tmp_path / name)
+        weights[name] = load_file(tmp_path / name / "model.safetensors")["unet.conv_in.weight"]
+    assert not torch.equal(weights["bf16"], weights["no"])
+    assert torch.equal(weights["auto"], weights[precision])
+
+
 def test_compiling_is_refused_where_its_gradients_were_wrong(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("trains on the GPU")

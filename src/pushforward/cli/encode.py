@@ -34,7 +34,7 @@ from pushforward.data.files import check_suffix
 from pushforward.data.inputs import Images
 from pushforward.data.pictures import picture_suffixes
 from pushforward.errors import PushforwardError
-from pushforward.maps.code import Code
+from pushforward.maps.code import Code, batches
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.inversion import Encoding
 from pushforward.maps.normality import statistics
@@ -106,14 +106,13 @@ def encode(
     diffusion = Diffusion(network, plan).given(labels, condition.guidance)
     found, seconds = [], time.perf_counter()
     with progress("encoding", total=plan.nfe * len(given.values), unit="state", quiet=reports.quiet) as bar:
-        for first in range(0, len(given.values), batch):
-            some = slice(first, first + batch)
+        for some in batches(len(given.values), batch):
             found.append(
-                diffusion.some(some).encode(given.values[some], seed=seed, first=first, independent=independent,
+                diffusion.some(some).encode(given.values[some], seed=seed, first=some.start, independent=independent,
                                             sequential=sequential, rows=batch, callback=bar.update)
             )  # fmt: skip
     seconds = time.perf_counter() - seconds
-    info = header(model, network, *spec.settled(plan), plan.times, labels=labels, guidance=condition.guidance) | {
+    info = header(model, network, spec, plan, labels=labels, guidance=condition.guidance) | {
         "images": given.names,
         "seed": seed,
         "dtype": place.dtype,

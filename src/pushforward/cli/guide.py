@@ -462,7 +462,7 @@ def _write_codes(
     path = out / "codes.safetensors"
     if isinstance(pushforward, Diffusion):
         plan, told = pushforward.plan, _repeated(labels, len(found.images) // len(found.nfe))
-        info = header(source, pushforward.model, *spec.settled(plan), plan.times, labels=told, guidance=guidance)
+        info = header(source, pushforward.model, spec, plan, labels=told, guidance=guidance)
         save_codes(path, found.code, {**info, **more})
         return
     tensors = {"start": found.code.start, "noises": found.code.noises}

@@ -160,17 +160,14 @@ def invert(
                      iterations=iterations, callback=tell)
             )  # fmt: skip
             seconds.append(time.perf_counter() - began)
-    solver, settings = spec.settled(plan)
     if method == "direct":
-        settings = {**settings, "residuals": True}
-    info = header(model, network, solver, settings, plan.times, labels=labels, guidance=condition.guidance) | {
+        diffusion = replace(diffusion, plan=with_residuals(plan))
+    info = header(model, network, spec, diffusion.plan, labels=labels, guidance=condition.guidance) | {
         "images": given.names,
         "seed": seed,
         "dtype": place.dtype,
         "size": place.size,
     }
-    if method == "direct":
-        diffusion = replace(diffusion, plan=with_residuals(plan))
     code, again = written(out, [one.code for one in found], info, given, diffusion, batch=batch, picture=picture,
                           quiet=reports.quiet)  # fmt: skip
     report = {

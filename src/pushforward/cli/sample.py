@@ -36,6 +36,7 @@ from pushforward.data.pictures import picture_suffixes, save_animation, save_eac
 from pushforward.errors import PushforwardError
 from pushforward.execute import PARALLEL_METHODS, Parallel, Progress, Round
 from pushforward.execute.distributed import join
+from pushforward.execute.remainder import LINEAR
 from pushforward.maps.adaptive import AdaptiveDiffusion
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.labels import Labels, in_turn
@@ -301,11 +302,12 @@ def _method(
 
 def _summary(out: Path, count: int, measured: dict[str, Any], method: Parallel | None) -> str:
     text = f"{out}: {count} images, {measured['nfe']:.0f} network evaluations each"
-    if "residual" in measured:
-        text += f" in {measured['rounds']} rounds, error estimated at {measured['residual']:.1e} at most"
-        if method is not None and method.rounds is not None:
-            text += " against the same steps one by one"
-        elif method is not None and not measured["residual"] <= method.tolerance:
+    if method is not None:
+        error, few = measured["residual"], method.rounds is not None
+        text += f" in {measured['rounds']} rounds"
+        if not few or error <= LINEAR:
+            text += f", error estimated at {error:.1e} at most{' against the same steps one by one' if few else ''}"
+        if not few and not error <= method.tolerance:
             text += f" (above the tolerance of {method.tolerance:g}: their precision may not allow it)"
     elif measured["rounds"] != measured["nfe"]:
         text += f" in {measured['rounds']:.0f} rounds"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+_HEAD = "pushforward"
 NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EPIPE, errno.ESPIPE}
 
 
@@ -165,6 +167,39 @@ def load_tensors(
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(str(error)) from error
+
+
+def save_headed(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], head: Mapping[str, Any]) -> None:
+    """Write tensors as `save_tensors` does, with a header that JSON can say; its `format` names and counts the form."""
+    save_tensors(path, tensors, {_HEAD: json.dumps(head, allow_nan=False)})
+
+
+def load_headed(path: Path, form: str, what: str, remedy: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a file of `save_headed`: its tensors and its header.
+
+    Args:
+        path: path of the file.
+        form: the format that is read.
+        what: is in such a file, for messages.
+        remedy: what to do if it is not, likewise.
+
+    Raises:
+        PushforwardError: no such file, another kind of file, another format, or a damaged one.
+    """
+    if not path.is_file():
+        raise PushforwardError(f"There is no {what} {path}; {remedy}.")
+    try:
+        tensors, metadata = load_tensors(path)
+    except (OSError, ValueError) as error:
+        raise PushforwardError(f"{path} is damaged or no {what} ({error}); {remedy}.") from None
+    try:
+        head = json.loads(metadata[_HEAD])
+        found = head["format"]
+    except (KeyError, TypeError, ValueError):
+        raise PushforwardError(f"{path} is a safetensors file, but no {what}; {remedy}.") from None
+    if found != form:
+        raise PushforwardError(f"{path} has format {found!r}; this version of Pushforward reads {form!r}.")
+    return tensors, head
 
 
 def check_suffix(path: str | os.PathLike[str], known: Collection[str], what: str = "Pictures") -> None:

@@ -15,7 +15,7 @@ from pushforward.data.memory import check_images
 from pushforward.denoiser import Denoiser
 from pushforward.errors import PushforwardError
 from pushforward.linear import root
-from pushforward.maps.code import Code, GaussianStream
+from pushforward.maps.code import Code, GaussianStream, batches
 from pushforward.maps.labels import UNSAID, Labels, Unsaid, in_turn, listed, take_labels
 from pushforward.model import Model
 from pushforward.model.model import class_number
@@ -176,12 +176,11 @@ class ModelMap(ABC):
 
     def _batches(self, count: int, seed: int, first: int, batch: int) -> Iterator[tuple[Self, Tensor, GaussianStream]]:
         """The map, terminal states and noises of each batch of samples, with all checked before the first."""
-        if count < 1 or batch < 1:
-            raise PushforwardError(f"Sampling needs a count and a batch of at least 1; got {count} and {batch}.")
+        pieces = batches(count, batch)
         check_images(count, self.model.image_shape or self.model.shape)
         there = self.in_turn(count, first)
         there.told(count)
-        for begin in range(0, count, batch):
-            end = min(begin + batch, count)
-            stream = GaussianStream(seed, range(first + begin, first + end), self.model.state_shape(1)[1:])
-            yield there.some(slice(begin, end)), self.start(stream.draw()), stream
+        for some in pieces:
+            numbers = range(first + some.start, first + some.stop)
+            stream = GaussianStream(seed, numbers, self.model.state_shape(1)[1:])
+            yield there.some(some), self.start(stream.draw()), stream

@@ -19,7 +19,7 @@ from torch import Tensor
 from pushforward.data.memory import check_memory
 from pushforward.errors import PushforwardError
 
-__all__ = ["Code", "GaussianStream", "derive_seed", "numbered"]
+__all__ = ["Code", "GaussianStream", "batches", "derive_seed", "numbered"]
 
 _STREAM = 5200  # bytes of a random stream
 
@@ -134,6 +134,17 @@ def numbered(first: int | Sequence[int], count: int) -> Sequence[int]:
     if len(numbers) != count:
         raise PushforwardError(f"{count} images need as many numbers; got {len(numbers)}.")
     return numbers
+
+
+def batches(count: int, batch: int) -> list[slice]:
+    """The images of each batch.
+
+    Raises:
+        PushforwardError: no image, or none at a time.
+    """
+    if count < 1 or batch < 1:
+        raise PushforwardError(f"There must be an image or code, and a batch of at least 1; got {count} and {batch}.")
+    return [slice(begin, min(begin + batch, count)) for begin in range(0, count, batch)]
 
 
 def derive_seed(seed: int, index: int) -> int:

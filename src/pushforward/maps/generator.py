@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from pushforward.data.memory import check_images
 from pushforward.errors import PushforwardError
-from pushforward.maps.code import Code, GaussianStream
+from pushforward.maps.code import Code, GaussianStream, batches
 from pushforward.maps.labels import Labels, listed
 from pushforward.model import gan as networks
 from pushforward.model.diffusers import folders
@@ -179,16 +179,13 @@ class Generator:
         Raises:
             PushforwardError: a count or batch below 1, or labels that do not fit.
         """
-        if count < 1 or batch < 1:
-            raise PushforwardError(f"Sampling needs a count and a batch of at least 1; got {count} and {batch}.")
+        pieces, images = batches(count, batch), []
         check_images(count, self.image_shape or ())
         self.told(count)
-        pieces = []
-        for begin in range(0, count, batch):
-            end = min(begin + batch, count)
-            code = self.draw(end - begin, seed=seed, first=first + begin)
-            pieces.append(self.some(slice(begin, end)).decode(code).float().cpu())
-        return torch.cat(pieces)
+        for some in pieces:
+            code = self.draw(some.stop - some.start, seed=seed, first=first + some.start)
+            images.append(self.some(some).decode(code).float().cpu())
+        return torch.cat(images)
 
     def _images(self, code: Code, labels: Tensor | None) -> Tensor:
         """As `decode`, with labels that fit and images of any size."""

@@ -170,11 +170,10 @@ class SamplerSpec:
         plan = self.plan(model)
         return Diffusion(model, plan, dtype=dtype, device=device, parallel=self.method(plan))
 
-    def settled(self, plan: Plan) -> tuple[str, Mapping[str, object]]:
-        """The solver and settings that make its plan again `at` the plan's times, where it may choose them: `auto`."""
-        if self.solver != "auto":
-            return self.solver, self.settings
-        return plan.solver, {name: plan.settings[name] for name in ("order", "denoise") if name in plan.settings}
+    def settled(self, plan: Plan) -> dict[str, object]:
+        """The settings with which the solver of its plan makes that again `at` its times: those of `auto`, too."""
+        since = ("order", "denoise") if self.solver == "auto" else ("residuals",)
+        return {**self.settings, **{name: plan.settings[name] for name in since if name in plan.settings}}
 
     @property
     def adaptive(self) -> bool:

@@ -29,7 +29,7 @@ import torch
 from pydantic import ConfigDict
 from torch import Tensor
 
-from pushforward.data.files import check_suffix, load_tensors, save_tensors
+from pushforward.data.files import check_suffix, load_headed, save_headed
 from pushforward.data.schema import check
 from pushforward.errors import PushforwardError
 from pushforward.maps.code import Code
@@ -38,6 +38,7 @@ from pushforward.maps.labels import Labels
 from pushforward.maps.spec import SamplerSpec
 from pushforward.model import Model
 from pushforward.model.contents import model_digest
+from pushforward.plan import Plan
 from pushforward.plan.auto import first_rule
 
 __all__ = [
@@ -52,7 +53,6 @@ __all__ = [
 ]
 
 FORMAT, SUFFIX = "pushforward-code-1", ".safetensors"
-_KEY = "pushforward"
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,8 @@ class _Header:
 def header(
     source: str,
     model: Model,
-    solver: str,
-    settings: Mapping[str, object],
-    times: Tensor,
+    spec: SamplerSpec,
+    plan: Plan,
     *,
     labels: Labels = None,
     guidance: float | None = 1.0,
@@ -88,9 +87,8 @@ def header(
     Args:
         source: what `load` found the model by; a folder is written with its full path.
         model: the model.
-        solver: the plan's, by its name in `SOLVERS`.
-        settings: of that solver, numbers and words only (see `plan.plan_of`).
-        times: the plan's grid, `(steps + 1,)`.
+        spec: what the plan is made from.
+        plan: the plan.
         labels: `(count,)`, as many prompts, or `None`.
         guidance: weight of classifier-free guidance; `None`: a pipeline's own.
     """
@@ -98,9 +96,9 @@ def header(
         "model": full_name(source),
         "process": model.process.config(),
         "shape": list(model.shape),
-        "solver": solver,
-        "settings": dict(settings),
-        "times": times.tolist(),
+        "solver": plan.solver,
+        "settings": spec.settled(plan),
+        "times": plan.times.tolist(),
         "labels": labels.tolist() if isinstance(labels, Tensor) else None if labels is None else list(labels),
         "guidance": guidance,
         "digest": model_digest(model),
@@ -149,14 +147,11 @@ def save_codes(path: Path, code: Code, info: Mapping[str, Any]) -> None:
         PushforwardError: another suffix, or a code whose parts do not fit together.
     """
     check_suffix(path, {SUFFIX}, "Codes")
-    tensors = {
-        name: value.detach().contiguous().cpu()
-        for name in ("start", "noises", "end", "residual")
-        if (value := getattr(code, name)) is not None
-    }
+    parts = {name: getattr(code, name) for name in ("start", "noises", "end", "residual")}
+    tensors = {name: value for name, value in parts.items() if value is not None}
     head = {"format": FORMAT, **_plain(info)}
     _check(head, tensors, f"The code for {path}")
-    save_tensors(path, tensors, {_KEY: json.dumps(head, allow_nan=False)})
+    save_headed(path, tensors, head)
 
 
 def load_codes(path: Path) -> tuple[Code, dict[str, Any]]:
@@ -165,23 +160,7 @@ def load_codes(path: Path) -> tuple[Code, dict[str, Any]]:
     Raises:
         PushforwardError: no such file, another kind of file, another format, or a damaged one.
     """
-    if not path.is_file():
-        raise PushforwardError(f"There is no file of codes {path}.")
-    try:
-        tensors, metadata = load_tensors(path)
-    except (OSError, ValueError) as error:
-        raise PushforwardError(
-            f"{path} is damaged or no file of codes ({error}); make it again with `pushforward encode`."
-        ) from None
-    try:
-        head = json.loads(metadata[_KEY])
-    except (KeyError, ValueError):
-        raise PushforwardError(
-            f"{path} is a safetensors file, but not one of codes; make one with `pushforward encode` or `invert`."
-        ) from None
-    if not isinstance(head, dict) or head.get("format") != FORMAT:
-        found = head.get("format") if isinstance(head, dict) else head
-        raise PushforwardError(f"{path} has format {found!r}; this version of Pushforward reads {FORMAT!r}.")
+    tensors, head = load_headed(path, FORMAT, "file of codes", "make one with `pushforward encode` or `invert`")
     _check(head, tensors, str(path))
     return Code(**tensors), head
 

@@ -6,7 +6,6 @@ digest of the file's content among its settings, so that codes made with it are 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pushforward.data.files import check_suffix, digest, load_tensors, save_tensors
+from pushforward.data.files import check_suffix, digest, load_headed, save_headed
 from pushforward.data.schema import check, check_tensors
 from pushforward.errors import PushforwardError
 from pushforward.linear import Basis, Operator, Process, process_from_config
@@ -24,7 +23,7 @@ from pushforward.plan.plan import Node, Plan, Register
 __all__ = ["SUFFIX", "load_plan", "save_plan"]
 
 SUFFIX, FORMAT = ".plan", "pushforward-plan-1"
-_KEY, _REMEDY = "pushforward", "learn the plan again"
+_REMEDY = "learn the plan again"
 _KINDS: tuple[Literal["state", "answer", "noise", "mean"], ...] = ("state", "answer", "noise", "mean")
 
 
@@ -60,7 +59,7 @@ def save_plan(plan: Plan, path: str | Path, about: Mapping[str, Any] | None = No
         "mean": plan.mean,
     }
     head = {"format": FORMAT, "process": plan.process.config(), "about": dict(about or {})}
-    save_tensors(path, tensors, {_KEY: json.dumps(head, allow_nan=False)})
+    save_headed(path, tensors, head)
 
 
 def load_plan(path: str | Path) -> Plan:
@@ -70,17 +69,8 @@ def load_plan(path: str | Path) -> Plan:
         PushforwardError: no such file, or one that holds no plan.
     """
     path = Path(path).expanduser().resolve()
-    if not path.is_file():
-        raise PushforwardError(f"There is no plan {path}; `pushforward learn-plan` makes one.")
-    try:
-        tensors, metadata = load_tensors(path)
-        head = json.loads(metadata[_KEY])
-    except (OSError, KeyError, ValueError) as error:
-        raise PushforwardError(f"{path} holds no plan ({error}); {_REMEDY}.") from None
-    said = check(head, _Header, str(path), _REMEDY)
-    if said.format != FORMAT:
-        raise PushforwardError(f"{path} has format {said.format!r}; this version of Pushforward reads {FORMAT!r}.")
-    process = process_from_config(said.process)
+    tensors, head = load_headed(path, FORMAT, "plan", "make one with `pushforward learn-plan`")
+    process = process_from_config(check(head, _Header, str(path), _REMEDY).process)
     shapes = {"times": "nodes", "asked": "calls", "steps": "chain", "terms": "terms three",
               "coefficients": "terms ...", "mean": "..."}  # fmt: skip
     check_tensors(tensors, shapes, str(path), _REMEDY, three=3)

@@ -140,8 +140,7 @@ def _codes(found: Inversion, settings: Settings) -> dict[str, bytes]:
 
     there, weight = found.pushforward, 1.0 if settings.guidance is None else settings.guidance
     assert isinstance(there, Diffusion)
-    more = {"residuals": True} if settings.method == "direct" else {}
-    return codes_file(settings.model, there, settings.solver, found.code, weight, **more)
+    return codes_file(settings.model, there, settings.solver, found.code, weight)
 
 
 def _figures(images: Tensor, again: Tensor, found: Inversion) -> str:

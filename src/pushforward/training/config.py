@@ -48,7 +48,7 @@ class TrainConfig:
         label_dropout: share of labels or captions hidden, for guidance. (Of half of the other captions, each part that
             commas separate is hidden by the toss of a coin, so that parts can be given alone.)
         scale: standard deviation of the reference Gaussian; by default measured: the data's root mean square.
-        precision: `auto` (bfloat16 where the device is fast at it), `no`, `bf16` or `fp16`.
+        precision: `auto` (bfloat16 on a GPU or a CPU with instructions for it), `no`, `bf16` or `fp16`.
         compile: run the network through `torch.compile`; refused on a CPU, where its gradients were wrong.
         save_every: steps between checkpoints; by default they go by the clock: after half a minute, then every three
             minutes, or less often where they would cost more than 2 % of the time.

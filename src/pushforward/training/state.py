@@ -91,7 +91,8 @@ def make_accelerator(config: TrainConfig) -> Any:
         raise PushforwardError("Training needs accelerate: pip install 'pushforward[train]'.") from error
     precision = config.precision
     if precision == "auto":
-        fast = torch.cuda.is_available() or bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
+        # Processors with AMX have AVX-512's bfloat16, too.
+        fast = torch.cuda.is_available() or bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
         precision = "bf16" if fast else "no"
     try:
         accelerator = Accelerator(mixed_precision=precision)

@@ -13,7 +13,8 @@ from pushforward.denoiser import Denoiser, Wrapper
 from pushforward.errors import PushforwardError
 from pushforward.guidance.invert import Method
 from pushforward.guidance.invert import invert as find
-from pushforward.maps.code import Code
+from pushforward.maps.adaptive import AdaptiveDiffusion
+from pushforward.maps.code import Code, batches
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.inversion import Encoding, Inversion
 from pushforward.maps.labels import UNSAID
@@ -23,7 +24,7 @@ from pushforward.plan import Plan
 from pushforward.plan.gddim import with_residuals
 from pushforward.verbs.samplers import AtOnce, Given, Solver, as_batch, back_from, diffusion_of, map_of, read
 
-__all__ = ["batches", "decode", "encode", "invert", "sample"]
+__all__ = ["decode", "decode_in_batches", "encode", "invert", "sample"]
 
 
 def sample(
@@ -243,9 +244,15 @@ def decode(
         way = diffusion_of(model, read(known.plan, steps=steps), parallel=parallel).parallel
         made = known.run_by(parallel=way).given(labels, guidance)
     made.told(len(code))
-    return torch.cat([
-        made.some(some).decode(code[some], callback=callback).float().cpu() for some in batches(len(code), batch)
-    ])  # fmt: skip
+    return decode_in_batches(made, code, batch, callback)
+
+
+def decode_in_batches(
+    there: Diffusion | AdaptiveDiffusion, code: Code, batch: int, callback: Callable[[Any], None] | None = None
+) -> Tensor:
+    """The images behind codes, batch after batch, on the CPU."""
+    pieces = batches(len(code), batch)
+    return torch.cat([there.some(some).decode(code[some], callback=callback).float().cpu() for some in pieces])
 
 
 def _same(one: Denoiser, other: Denoiser) -> bool:
@@ -263,10 +270,3 @@ def _same(one: Denoiser, other: Denoiser) -> bool:
             a.shape == b.shape and torch.equal(a, b.to(a)) for a, b in zip(weights, others, strict=True)
         )
     return one == other if first is None else first is second
-
-
-def batches(count: int, batch: int) -> list[slice]:
-    """The images of each batch."""
-    if count < 1 or batch < 1:
-        raise PushforwardError(f"There must be an image or code, and a batch of at least 1; got {count} and {batch}.")
-    return [slice(begin, min(begin + batch, count)) for begin in range(0, count, batch)]

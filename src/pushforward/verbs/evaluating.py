@@ -17,12 +17,11 @@ from pushforward.evaluation.report import Row
 from pushforward.evaluation.runs import Evaluation
 from pushforward.execute.likelihood import STAGES, log_density
 from pushforward.maps.adaptive import AdaptiveDiffusion
-from pushforward.maps.code import GaussianStream
+from pushforward.maps.code import GaussianStream, batches
 from pushforward.maps.labels import UNSAID
 from pushforward.maps.likelihood import BIN, Likelihood
 from pushforward.maps.spec import parse
 from pushforward.model import Model
-from pushforward.verbs.codes import batches
 from pushforward.verbs.samplers import Given, as_batch
 from pushforward.vision.features import feature_net
 

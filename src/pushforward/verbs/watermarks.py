@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate, pad
 
 from pushforward.errors import PushforwardError
 from pushforward.execute import Progress
-from pushforward.maps.code import Code
+from pushforward.maps.code import Code, batches
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.labels import UNSAID
 from pushforward.maps.passes import last_states, passing
@@ -21,7 +21,7 @@ from pushforward.maps.spec import SamplerSpec
 from pushforward.maps.watermark import Bits, Found, Ring, longest, read
 from pushforward.model import Model
 from pushforward.plan.grid import solve_for_time
-from pushforward.verbs.codes import batches
+from pushforward.verbs.codes import decode_in_batches
 from pushforward.verbs.samplers import AtOnce, Given, Solver, as_batch, diffusion_of
 from pushforward.verbs.samplers import read as read_solver
 
@@ -106,9 +106,7 @@ def watermark(
         told = _bytes(message)
         start = Bits(_bytes(key), len(told)).embed(code.start, told, first)
     code = replace(code, start=start)
-    pieces = batches(count, batch)
-    images = [there.some(some).decode(code[some], callback=callback).float().cpu() for some in pieces]
-    return Marked(torch.cat(images), code, there)
+    return Marked(decode_in_batches(there, code, batch, callback), code, there)
 
 
 @torch.no_grad()

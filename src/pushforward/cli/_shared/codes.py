@@ -17,13 +17,14 @@ from pushforward.cli._shared.report import progress
 from pushforward.data.inputs import Images
 from pushforward.data.pictures import compared, save_image, sheet
 from pushforward.errors import PushforwardError
-from pushforward.execute import Parallel, Progress, Round
+from pushforward.execute import Parallel
 from pushforward.maps.code import Code
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.labels import Labels, named
 from pushforward.maps.storage import check_codes, decoder_of, load_codes, save_codes
 from pushforward.model import Model
 from pushforward.model.contents import model_digest
+from pushforward.verbs.codes import decode_in_batches
 
 __all__ = ["decoded", "open_codes", "titled", "written"]
 
@@ -66,19 +67,11 @@ def open_codes(path: Path, source: str | None, device: str) -> tuple[Code, dict[
 
 def decoded(diffusion: Diffusion, code: Code, batch: int, *, quiet: bool = False) -> Tensor:
     """The images behind codes, batch after batch, on the CPU, with a progress bar."""
-    plan, count = diffusion.plan, len(code)
-    total = None if plan.implicit else plan.nfe * -(-count // batch)
+    plan = diffusion.plan
+    total = None if plan.implicit else plan.nfe * -(-len(code) // batch)
     there = diffusion.run_by(parallel=Parallel(tolerance=1e-5) if plan.implicit else None)
-    images = []
     with torch.no_grad(), progress("decoding", total=total, unit="call", quiet=quiet) as bar:
-
-        def tell(_: Progress | Round) -> None:
-            bar.update()
-
-        for first in range(0, count, batch):
-            some = slice(first, first + batch)
-            images.append(there.some(some).decode(code[some], callback=tell).float().cpu())
-    return torch.cat(images)
+        return decode_in_batches(there, code, batch, lambda _: bar.update())
 
 
 def written(

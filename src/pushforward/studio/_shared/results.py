@@ -62,9 +62,7 @@ def png(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def codes_file(
-    source: str, there: Diffusion, solver: str, code: Code, guidance: float | None, **more: object
-) -> dict[str, bytes]:
+def codes_file(source: str, there: Diffusion, solver: str, code: Code, guidance: float | None) -> dict[str, bytes]:
     """The file of codes that commands write, and `pushforward decode` takes.
 
     Args:
@@ -73,7 +71,6 @@ def codes_file(
         solver: its plan's, in words.
         code: the codes.
         guidance: weight of guidance; `None`: a pipeline's own.
-        more: settings of the solver besides its words.
     """
     from torch import Tensor
 
@@ -81,13 +78,11 @@ def codes_file(
     from pushforward.maps.spec import parse
     from pushforward.maps.storage import header, save_codes
 
-    spec, count = parse(solver), len(code)
+    count = len(code)
     labels: Labels = None if there.labels is UNSAID else there.labels
     if labels is not None and len(labels) == 1:
         labels = labels.expand(count) if isinstance(labels, Tensor) else [str(labels[0])] * count
-    named, settings = spec.settled(there.plan)
-    info = header(source, there.model, named, {**settings, **more}, there.times, labels=labels,
-                  guidance=guidance)  # fmt: skip
+    info = header(source, there.model, parse(solver), there.plan, labels=labels, guidance=guidance)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "codes.safetensors"
         save_codes(path, code, {**info, "model": source})
