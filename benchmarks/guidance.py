@@ -217,15 +217,17 @@ def closed(chains: int) -> None:
         for preconditioned in (False, True):
             schedule = Schedule(round(8 / step), round(4 / step), draws=20)
             how = langevin(step, preconditioned=preconditioned)
-            found = guide(diffusion, toy.energy, how, schedule, chains=chains, batch=chains)
-            x = found.images.double().flatten(1)
-            bias.append({"step size": step, "preconditioned": preconditioned,
-                         **figures("", x, mean, whole, other, int(found.nfe[0]), None)})  # fmt: skip
-            bias[-1].pop("sampler")
+            bias.append({"step size": step, "preconditioned": preconditioned})
+            with suppress(PushforwardError):  # diverged: a row without figures
+                found = guide(diffusion, toy.energy, how, schedule, chains=chains, batch=chains)
+                x = found.images.double().flatten(1)
+                bias[-1] |= figures("", x, mean, whole, other, int(found.nfe[0]), None)
             print(bias[-1], flush=True)
     columns = [*rows[0], "mode shares: error", "R-hat"]
     cells = table(columns, [[row.get(key) for key in columns] for row in rows])
-    more = table(list(bias[0]), [list(row.values()) for row in bias])
+    measures = [key for key in columns[2:-2] if key != "accepted"]
+    more = table(["step size", "preconditioned", *measures],
+                 [[row.get(key) for key in ("step size", "preconditioned", *measures)] for row in bias])  # fmt: skip
     most = table(list(gathered[0]), [list(row.values()) for row in gathered])
     print(cells, most, more, sep="\n\n")
     write_text(

@@ -12,6 +12,7 @@ that other work on the machine does not matter; medians over steps (U-Net) or ru
 from __future__ import annotations
 
 import argparse
+import math
 import resource
 import statistics
 import time
@@ -100,7 +101,8 @@ def main() -> None:
     print("\n" + text)
     if not arguments.quick:
         text += f"\n## All steps at once\n\nDDIM beside a free network, at most {ROWS} rows a call; one image, "
-        text += "a reference with a spectrum.\nIn units of all states: the peak over what the process took before.\n\n"
+        text += "a reference with a spectrum.\nIn units of all states: the peak over what the process took before. "
+        text += "Of the U-Net: a round, in percent of the U-Net's time for all steps.\n\n"
         text += at_once() + "\n\n## First build\n\n`auto` with 100 steps and its system, images of 3 x 32 x 32.\n\n"
         text += first_builds() + "\n"
     title = f"# Time beside the network\n\n{arguments.steps} steps, images {SHAPE}, float32; times a step."
@@ -115,7 +117,9 @@ def at_once() -> str:
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
             rows.append([f"3 x {side} x {side}", steps, *pool.submit(solved, side, steps).result()])
             print(*rows[-1], flush=True)
-    columns = ["image", "steps", "set up (s)", "round (ms)", "us per 1000 numbers", "peak (MB)", "in states"]
+    columns = [
+        "image", "steps", "set up (s)", "round (ms)", "us per 1000 numbers", "peak (MB)", "in states", "of U-Net (%)"
+    ]  # fmt: skip
     return table(columns, rows)
 
 
@@ -140,8 +144,11 @@ def spectral(side: int) -> Gaussian:
     return Gaussian(spectrum / spectrum.mean())
 
 
-def solved(side: int, steps: int) -> list[float]:
-    """Seconds to set up; milliseconds a round, in all and a thousand numbers; peak memory, in MB and in states."""
+def solved(side: int, steps: int) -> list[float | None]:
+    """Seconds to set up; milliseconds a round, in all and a thousand numbers; peak memory, in MB and in states.
+
+    Last, up to 128 pixels, a round in percent of the time that the U-Net takes for all steps.
+    """
     torch.set_num_threads(1)
     process, reference = VP(), spectral(side)
     plan = ddim(process, grid.power(process, steps))
@@ -157,7 +164,17 @@ def solved(side: int, steps: int) -> list[float]:
     each = 1e3 * (time.thread_time() - ready - inside) / rounds
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     states = start.nbytes * (steps + 1) / 1024
-    return [ready - began, each, 1e6 * each / (start.numel() * steps), peak / 1024, (peak - before) / states]
+    share = 100 * each / (1e3 * math.ceil(steps / ROWS) * call(side)) if side <= 128 else None
+    return [ready - began, each, 1e6 * each / (start.numel() * steps), peak / 1024, (peak - before) / states, share]
+
+
+def call(side: int) -> float:
+    """Seconds that the U-Net takes for the most rows of one call, the median of three."""
+    module, u = Timed(unet()), torch.randn(ROWS, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for _ in range(4):
+            module(u, torch.full((ROWS,), 500.0), None)
+    return statistics.median(end - begin for begin, end in module.calls[1:])
 
 
 def measure(
