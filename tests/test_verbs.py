@@ -1,8 +1,11 @@
 """What a model can do: the functions of the front door, which are its methods."""
 
 import inspect
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -177,6 +180,30 @@ def test_codes_are_decoded_by_the_model_that_is_asked(model: pf.Model, images: t
     for another in (other, model.steer(lambda images: images.square().sum((1, 2, 3)))):
         with pytest.raises(pf.PushforwardError, match="another model's"):
             another.decode(found)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda x: ((x + 1) * 127.5).byte(), "got torch.uint8: divide bytes by 127.5, less 1"),
+        (lambda x: x.log(), "must be of finite numbers; 3 of 3 are not"),
+        (lambda x: x[:, :, 1:], "has images of shape (1, 8, 8); got (1, 7, 8)"),
+        (lambda x: x[:0], "There is no image here"),
+        (lambda x: x.numpy(), "Images are a tensor in [-1, 1], (count, channels, height, width); got ndarray"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["invert", "encode", "translate", "inpaint", "log_likelihood", "read_watermark"])
+def test_images_that_are_none_are_refused_by_every_verb(
+    model: pf.Model, images: torch.Tensor, verb: str, spoil: Callable[[torch.Tensor], Any], said: str
+) -> None:
+    more = {
+        "translate": {"source": "a", "target": "b"},
+        "inpaint": {"mask": torch.ones(SIZE, SIZE, dtype=torch.bool)},
+        "read_watermark": {"key": "k"},
+    }
+    unchecked = inspect.unwrap(getattr(pf, verb))  # as users call it, without the tests' check of annotations
+    with pytest.raises(pf.PushforwardError, match=re.escape(said)):
+        unchecked(model, spoil(images), **more.get(verb, {}))
 
 
 def test_no_images_have_no_codes(model: pf.Model, images: torch.Tensor) -> None:

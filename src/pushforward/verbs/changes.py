@@ -132,7 +132,7 @@ def edit(
 
 def _between(
     ends: tuple[tuple[Model, Given, float | None], tuple[Model, Given, float | None]],
-    images: Tensor,
+    images: object,
     sampler: SamplerSpec | Plan,
     method: Method,
     seed: int,
@@ -201,7 +201,7 @@ def inpaint(
         Images in [-1, 1], `(count, channels, height, width)`, float32 on the CPU.
 
     Raises:
-        PushforwardError: no such solver, setting or class, a model of latents, or shapes that do not fit.
+        PushforwardError: no such solver, setting or class, a model of latents, or images or a mask that do not fit.
     """
     sampler = read(solver, steps=steps, repeats=repeats, usual={"steps": 25, "repeats": 4})
     there = diffusion_of(model, sampler, labels=labels, guidance=guidance)

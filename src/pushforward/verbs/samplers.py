@@ -154,9 +154,20 @@ def back_from(model: Model, solver: Solver, steps: int | None, usual: int) -> Sa
     return sampler
 
 
-def as_batch(images: Tensor, model: Model) -> Tensor:
-    """A single image of a model, or video or sound, as a batch of one."""
-    return images[None] if images.ndim == (3 if model.image_shape is None else len(model.image_shape)) else images
+def as_batch(images: object, model: Model) -> Tensor:
+    """Images of a model, checked; a single one, or video or sound, as a batch of one.
+
+    Raises:
+        PushforwardError: they are no images of the model.
+    """
+    if not isinstance(images, Tensor):
+        raise PushforwardError(
+            f"Images are a tensor in [-1, 1], (count, channels, height, width); got {type(images).__name__}."
+        )
+    single = images.ndim == (3 if model.image_shape is None else len(model.image_shape))
+    images = images[None] if single else images
+    model.check_images(images)
+    return images
 
 
 def _said(**settings: object) -> dict[str, object]:
