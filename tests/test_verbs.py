@@ -2,7 +2,8 @@
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,58 @@ def test_codes_are_decoded_by_the_model_that_is_asked(model: pf.Model, images: t
     for another in (other, model.steer(lambda images: images.square().sum((1, 2, 3)))):
         with pytest.raises(pf.PushforwardError, match="another model's"):
             another.decode(found)
+
+
+HOSTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
+    "inference mode": torch.inference_mode,
+    "another device": lambda: setting(torch.set_default_device, "meta", None),
+    "float64": lambda: setting(torch.set_default_dtype, torch.float64, torch.float32),
+    "float16": lambda: setting(torch.set_default_dtype, torch.float16, torch.float32),
+}
+
+
+@contextmanager
+def setting(change: Callable[[Any], None], value: Any, back: Any) -> Iterator[None]:
+    change(value)
+    try:
+        yield
+    finally:
+        change(back)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_what_the_program_around_has_set_changes_nothing(
+    model: pf.Model, images: torch.Tensor, host: str, tmp_path: Path
+) -> None:
+    folder, half = saved(VP(), tmp_path / "tiny"), torch.arange(SIZE * SIZE).view(SIZE, SIZE) % 2 == 0
+    energy, moves = near(torch.zeros(1, SIZE, SIZE)), pf.Schedule(steps=2)
+    calls = {
+        "sample": lambda: model.sample(2, steps=4),
+        "load": lambda: pf.load(folder).sample(2, steps=4),
+        "at once": lambda: model.sample(2, solver="ddim:steps=6", parallel=True),
+        "invert": lambda: model.invert(images, steps=4, method="optimised", tolerance=0.5).code.start,
+        "encode": lambda: model.encode(images, steps=4).code.start,
+        "translate": lambda: model.translate(images, source="a", target="b", steps=4).images,
+        "inpaint": lambda: model.inpaint(images, half, steps=2, repeats=1),
+        "likelihood": lambda: model.log_likelihood(images, steps=2, draws=1).nats,
+        "guide": lambda: model.guide(energy, pf.mala(), moves, solver="ddim", steps=2, chains=2).images,
+        "steer": lambda: model.steer(energy, by="lgd").sample(2, solver="ddim", steps=3),
+        "mark": lambda: model.watermark(1, key="k", message=b"a", steps=2).images,
+        "read": lambda: model.read_watermark(images, key="k", steps=2).p_value,
+    }
+    for name, call in calls.items():
+        plain = call()
+        with HOSTS[host]():
+            found = call()
+        # nothing but rounding may differ: the coefficients are float64, in whatever mode
+        torch.testing.assert_close(found, plain, atol=1e-4, rtol=1e-4, msg=name)
+
+
+def test_images_of_inference_mode_are_images(model: pf.Model, images: torch.Tensor) -> None:
+    with torch.inference_mode():
+        made = images + 0
+    found = model.log_likelihood(made, steps=2, draws=1)
+    torch.testing.assert_close(found.nats, model.log_likelihood(images, steps=2, draws=1).nats)
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,9 @@ class GaussianStream:
             some: places of the images that are drawn for; all by default. The others' streams stand still.
         """
         streams = self._streams if some is None else [self._streams[k] for k in some]
-        return torch.stack([torch.randn(self._shape, generator=g) for g in streams])
+        return torch.stack([
+            torch.randn(self._shape, generator=g, dtype=torch.float32, device="cpu") for g in streams
+        ])  # fmt: skip
 
     def code(self, noises: int, like: Tensor) -> Code:
         """The next variables as codes of a start and so many noises, where `like` is and in its dtype or better."""

@@ -14,11 +14,13 @@ from pushforward.model import Model
 from pushforward.plan import Plan
 from pushforward.translation.translate import Method, Translation, sampler_for
 from pushforward.translation.translate import translate as pass_on
+from pushforward.verbs.host import undisturbed
 from pushforward.verbs.samplers import Given, Solver, as_batch, diffusion_of, read
 
 __all__ = ["edit", "inpaint", "translate"]
 
 
+@undisturbed
 def translate(
     model: Model,
     images: Tensor,
@@ -76,6 +78,7 @@ def translate(
     return _between(ends, images, sampler, method, seed, first, batch, callback)
 
 
+@undisturbed
 def edit(
     model: Model,
     images: Tensor,
@@ -162,6 +165,7 @@ def _between(
     )
 
 
+@undisturbed
 def inpaint(
     model: Model,
     images: Tensor,

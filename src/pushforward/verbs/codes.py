@@ -21,11 +21,13 @@ from pushforward.maps.spec import noisy as with_noise
 from pushforward.model import Model
 from pushforward.plan import Plan
 from pushforward.plan.gddim import with_residuals
+from pushforward.verbs.host import undisturbed
 from pushforward.verbs.samplers import AtOnce, Given, Solver, as_batch, back_from, diffusion_of, map_of, read
 
 __all__ = ["batches", "decode", "encode", "invert", "sample"]
 
 
+@undisturbed
 def sample(
     model: Model,
     count: int = 16,
@@ -74,6 +76,7 @@ def sample(
     return made.sample(count, seed=seed, first=first, batch=batch, callback=callback)
 
 
+@undisturbed
 def invert(
     model: Model,
     images: Tensor,
@@ -148,6 +151,7 @@ def invert(
     )
 
 
+@undisturbed
 def encode(
     model: Model,
     images: Tensor,
@@ -191,6 +195,7 @@ def encode(
     return there.encode(images, seed=seed, first=first, independent=independent, rows=batch, callback=callback)
 
 
+@undisturbed
 @torch.no_grad()
 def decode(
     model: Model,

@@ -16,6 +16,7 @@ from pushforward.maps.labels import UNSAID, Labels, Unsaid
 from pushforward.maps.spec import SamplerSpec, parse
 from pushforward.model import Model
 from pushforward.plan import Plan
+from pushforward.verbs.host import undisturbed
 
 __all__ = ["AtOnce", "Given", "Solver", "as_batch", "back_from", "diffusion", "diffusion_of", "map_of", "plan", "read"]
 
@@ -26,6 +27,7 @@ Given = Labels | int | Unsaid
 _USUAL: Mapping[str, object] = MappingProxyType({})
 
 
+@undisturbed
 def plan(model: Model, solver: str = "auto", steps: int | None = None) -> Plan:
     """Make the coefficients of a solver for a model.
 
@@ -40,6 +42,7 @@ def plan(model: Model, solver: str = "auto", steps: int | None = None) -> Plan:
     return parse(solver, _said(steps=steps)).plan(model)
 
 
+@undisturbed
 def diffusion(
     model: Model,
     solver: Solver = "auto",
@@ -167,7 +170,7 @@ def as_batch(images: object, model: Model) -> Tensor:
     single = images.ndim == (3 if model.image_shape is None else len(model.image_shape))
     images = images[None] if single else images
     model.check_images(images)
-    return images
+    return images.clone() if images.is_inference() else images
 
 
 def _said(**settings: object) -> dict[str, object]:
