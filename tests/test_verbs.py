@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +16,7 @@ import pushforward as pf
 from pushforward import model as below
 from pushforward.guidance.energies import near
 from pushforward.linear import VP
-from pushforward.maps.code import Code
+from pushforward.maps.code import Code, derive_seed
 from pushforward.maps.generator import gan
 from pushforward.model.contents import model_digest
 from support.models import SIZE, reading, saved, tiny
@@ -82,6 +83,13 @@ def test_the_functions_take_models_without_methods() -> None:
 # -- samplers and labels -----------------------------------------------------------------------------------------------
 
 
+def test_seeds_are_whole_numbers_of_any_library() -> None:
+    unchecked = inspect.unwrap(derive_seed)  # as users' seeds arrive, without the tests' check of annotations
+    assert unchecked(np.int64(5), np.int32(2)) == derive_seed(5, 2)
+    with pytest.raises(pf.PushforwardError, match=r"whole numbers; got 0\.5 and 0"):
+        unchecked(0.5, 0)
+
+
 def test_samples_are_those_of_the_map_beneath(model: pf.Model) -> None:
     plan = pf.solvers.gddim(model.process, pf.grid.power(model.process, 5), order=2)
     expected = pf.Diffusion(model, plan).given("b", 2.0).sample(3, seed=7)
@@ -99,6 +107,7 @@ def test_samples_are_those_of_the_map_beneath(model: pf.Model) -> None:
         (lambda m: m.sample(2, solver=m.plan("ddim", 4), steps=5), "leave steps out"),
         (lambda m: m.sample(2, solver="dddim"), "Unknown solver 'dddim'"),
         (lambda m: m.sample(2, labels="c"), "no class 'c'"),
+        (lambda m: m.sample(2, labels=torch.tensor([0.0, 1.0])), "whole numbers; got torch.float32 ones"),
         (lambda m: m.sample(2, parallel="fast"), "Unknown way 'fast'"),
         (lambda m: m.sample(2, solver="rk45", parallel=True), "never all at once|cannot be taken at once"),
         (lambda m: m.diffusion("rk45"), "chooses its steps as it goes"),

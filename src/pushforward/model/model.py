@@ -185,6 +185,8 @@ class Model:
             return self
         if not condition.is_floating_point():
             condition = condition.long()
+        elif unconditional is not None and not unconditional.is_floating_point():
+            raise PushforwardError(f"Labels of model {self.name!r} are whole numbers; got {condition.dtype} ones.")
         if not isinstance(self.denoiser, Network) or (not self.classes and condition.dtype == torch.long):
             raise PushforwardError(f"Model {self.name!r} has no classes; leave out the label.")
         if condition.dtype == torch.long and not bool(((condition >= 0) & (condition < len(self.classes))).all()):

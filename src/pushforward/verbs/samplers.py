@@ -97,6 +97,8 @@ def read(
             budget = {"rounds": parallel.rounds, "max_evaluations": parallel.max_evaluations}
             usual = {**usual, **_said(**budget)}
         return parse(solver, said, usual)
+    if not isinstance(solver, Plan):
+        raise PushforwardError(f"A solver is told in words, as ddim:steps=20, or by a plan; got {solver!r}.")
     if said:
         raise PushforwardError(f"A plan has all its settings already; leave {' and '.join(said)} out.")
     return solver
