@@ -190,7 +190,7 @@ def inpaint(
     Args:
         model: a model of images, not of latents.
         images: in [-1, 1], `(count, channels, height, width)`, or a single one without `count`.
-        mask: true where they are painted; broadcasts to the images.
+        mask: true, or 1, where they are painted; broadcasts to the images.
         solver: words or a plan, as in `sample`; `ddpm` by default.
         steps: 25 by default.
         repeats: times that each step is taken; with more, the parts agree better. 4 by default.
@@ -209,5 +209,10 @@ def inpaint(
     """
     sampler = read(solver, steps=steps, repeats=repeats, usual={"steps": 25, "repeats": 4})
     there = diffusion_of(model, sampler, labels=labels, guidance=guidance)
-    known = ~mask.bool()
-    return paint(there, as_batch(images, model), known, seed=seed, first=first, batch=batch, callback=callback)[:, 0]
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise PushforwardError(
+            f"A mask says true or false of each pixel; got numbers from {float(mask.min()):g} to "
+            f"{float(mask.max()):g}: compare them, as in mask > 0."
+        )
+    images, known = as_batch(images, model), ~mask.bool()
+    return paint(there, images, known, seed=seed, first=first, batch=batch, callback=callback)[:, 0]
