@@ -127,12 +127,7 @@ class SamplerSpec:
         else:
             times = default(process, self.steps, name=self.grid or "power", **at)
         times = times[len(times) - 1 - round(self.start * (len(times) - 1)) :]
-        try:
-            return self.at(model, times)
-        except (TypeError, KeyError) as error:  # a word where a number should be, or the reverse
-            raise PushforwardError(
-                f"Solver {self.solver!r} does not take these settings ({self.label}): {error}."
-            ) from error
+        return self.at(model, times)
 
     def at(self, model: Model, times: Tensor | Sequence[float]) -> Plan:
         """The plan at given times, `(steps + 1,)`, whatever else is said of steps and grid.
@@ -149,7 +144,12 @@ class SamplerSpec:
             own["reference"] = model.reference if name == "data" else Gaussian(model.gaussian.variance)
         elif isinstance(name, str):
             raise PushforwardError(f"A reference is data, spectrum or the variance of a Gaussian; got {name!r}.")
-        return plan_of(model.process, self.solver, times, own)
+        try:
+            return plan_of(model.process, self.solver, times, own)
+        except (TypeError, KeyError) as error:  # a word where a number should be, or the reverse
+            raise PushforwardError(
+                f"Solver {self.solver!r} does not take these settings ({self.label}): {error}."
+            ) from error
 
     def diffusion(
         self, model: Model, *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
