@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
 import warnings
@@ -298,6 +299,15 @@ def test_a_full_standard_output_is_said() -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (1, "pushforward: No space left on device: standard output\n")
+
+
+@pytest.mark.parametrize(
+    ("closed", "words", "code"), [("1", "models", 0), ("2", "models --json -", 0), ("2", "sing", 2)]
+)
+def test_what_is_closed_is_not_written_to(closed: str, words: str, code: int) -> None:
+    command = f"{shlex.quote(sys.executable)} -c 'from pushforward.cli import main; main()' {words} {closed}>&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (code, "")
 
 
 def test_names_that_are_no_text_are_reported(tmp_path: Path) -> None:

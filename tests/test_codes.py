@@ -12,7 +12,7 @@ from pushforward.linear import VP, Gaussian, Langevin, process_from_config
 from pushforward.maps.code import Code
 from pushforward.maps.normality import statistics
 from pushforward.maps.spec import SamplerSpec, parse
-from pushforward.maps.storage import check_codes, header, load_codes, save_codes
+from pushforward.maps.storage import check_codes, decoder_of, header, load_codes, save_codes
 from pushforward.model import Model
 from pushforward.plan import SOLVERS, grid, plan_of
 from support.helpers import PROCESSES, normal
@@ -167,6 +167,11 @@ def test_damaged_files_are_refused_in_a_sentence(tmp_path, kind, message):
         load_codes(path)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+def test_settings_of_another_kind_are_refused_in_a_sentence():
+    with pytest.raises(pf.PushforwardError, match=r"'ddim' does not take these settings \(ddim:eta=x\)"):
+        decoder_of({**info(), "solver": "ddim", "settings": {"eta": "x"}}, formula())
 
 
 def test_a_code_that_cannot_be_written_leaves_the_old_file(tmp_path):

@@ -4,6 +4,7 @@ import csv
 import gc
 import json
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -314,6 +315,22 @@ def test_the_arrays_of_medmnist_by_split_and_what_is_left(tmp_path):
 def test_labels_that_cannot_be_are_one_sentence(tmp_path, labels):
     with pytest.raises(PushforwardError, match=r"labels of .* (must be|go up to)") as error:
         load_images(arrays(tmp_path / "d.npz", x=X, y=labels))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("damage", ["another member", "flipped bits"])
+def test_a_damaged_file_of_arrays_is_one_sentence(tmp_path, damage):
+    path = tmp_path / "d.npz"
+    if damage == "another member":
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("x_train.npy", b"no array")
+    else:
+        np.savez_compressed(path, x_train=X)
+        data = bytearray(path.read_bytes())
+        data[60:120] = bytes(255 - value for value in data[60:120])
+        path.write_bytes(data)
+    with pytest.raises(PushforwardError, match=r"d\.npz cannot be read as an \.npz file: ") as error:
+        load_images(path)
     assert "\n" not in str(error.value)
 
 

@@ -1,5 +1,6 @@
 """Images of every kind as 8-bit sRGB: against the formulas of colour spaces, numpy's arithmetic and LittleCMS."""
 
+import os
 import struct
 import zlib
 from collections import Counter
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
+from pushforward.data.inputs import read_inputs
 from pushforward.data.reading import FITS, UNREADABLE, read_image, sentences
 
 SRGB = np.array([[0.64, 0.33], [0.30, 0.60], [0.15, 0.06]])
@@ -379,3 +381,23 @@ def test_a_damaged_file_is_counted_for_nothing(tmp_path):
     with pytest.raises(UNREADABLE):
         read_image(tmp_path / "x.png", size=(8, 4), done=done)
     assert not done
+
+
+def test_a_pipe_is_no_image_and_is_not_waited_for(tmp_path):
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "b.png")
+    found = read_inputs([tmp_path], (4, 4), 1, skip=True)
+    assert len(found.values) == 1
+    assert "it is a pipe" in found.skipped[0][1]
+
+
+def test_why_a_file_is_no_image_is_said_in_words(tmp_path):
+    (tmp_path / "a.png").write_text("hello")
+    (tmp_path / "b.png").symlink_to(tmp_path / "nowhere.png")
+    Image.new("L", (4, 4)).save(tmp_path / "c.png")
+    found = read_inputs([tmp_path], (4, 4), 1, skip=True)
+    reasons = [reason.partition("read as an image ")[2] for _, reason in found.skipped]
+    assert reasons == [
+        "(it is of no format that is known); repair it or leave it out.",
+        "(No such file or directory); repair it or leave it out.",
+    ]

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+import pushforward as pf
 from pushforward import SOLVERS, Diffusion, Model, PushforwardError, grid, load
 from pushforward.cli import app
 from pushforward.guidance.inpaint import inpaint
@@ -98,6 +99,19 @@ def test_what_does_not_fit_is_refused_in_a_sentence(options, said):
     asked = {"images": torch.zeros(2, *SHAPE), "known": torch.ones(SHAPE), **options}
     with pytest.raises(PushforwardError, match=said):
         inpaint(mixture(), asked.pop("images"), asked.pop("known"), **asked)
+
+
+@pytest.mark.parametrize(
+    ("mask", "said"),
+    [
+        (torch.tensor([[-1.0, 1.0], [1.0, -1.0], [1.0, 1.0]]), "got numbers from -1 to 1: compare them"),
+        (torch.full((3, 2), float("nan")), "got numbers from nan to nan: compare them"),
+        (torch.full((3, 2), 255, dtype=torch.uint8), "got numbers from 255 to 255: compare them"),
+    ],
+)
+def test_a_mask_of_other_numbers_than_0_and_1_is_refused(mask, said):
+    with pytest.raises(PushforwardError, match=said):
+        pf.inpaint(mixture().model, torch.zeros(2, *SHAPE), mask)
 
 
 def test_each_image_is_inpainted_under_its_own_label():

@@ -11,11 +11,11 @@ from typer.testing import CliRunner
 
 import pushforward as pf
 from pushforward.cli import app
-from pushforward.denoiser import Denoiser
+from pushforward.denoiser import Denoiser, Function
 from pushforward.errors import PushforwardError
 from pushforward.execute.likelihood import log_density
 from pushforward.linear import Gaussian, Operator, Process
-from support.helpers import FIELD, PROCESSES, gaussian_denoiser, mixture_denoiser, normal
+from support.helpers import FIELD, PROCESSES, gaussian_denoiser, mixture_denoiser, normal, point_denoiser
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -183,6 +183,17 @@ def test_what_makes_no_sense_is_said(model, settings, said):
     with pytest.raises(PushforwardError) as error:
         model.log_likelihood(torch.zeros(1, 1, 28, 28), **settings)
     assert said in str(error.value)
+
+
+def test_answers_without_gradient_are_refused():
+    process = PROCESSES["vp"]
+    known = gaussian_denoiser(process, Gaussian(VARIANCE))
+    hidden = Function(torch.no_grad()(known.denoise))
+    assert bool(model_of(process, known, Gaussian(1.0)).log_likelihood(images(), steps=2).nats.isfinite().all())
+    with pytest.raises(PushforwardError, match=r"which PyTorch cannot differentiate; .* without torch\.no_grad"):
+        model_of(process, hidden, Gaussian(1.0)).log_likelihood(images(), steps=2)
+    constant = model_of(process, point_denoiser(process, CENTRES[:1]), Gaussian(1.0))
+    assert bool(constant.log_likelihood(images(), steps=2).nats.isfinite().all())
 
 
 def test_latents_and_other_sizes_are_refused(model):

@@ -219,3 +219,19 @@ def test_times_in_other_units_than_the_networks_are_noticed():
     alpha, sigma = (float(x[0]) for x in table.alpha_sigma(times(0.5)))
     weight = float(torch.linspace(0.1, 1.0, 1000)[499])
     torch.testing.assert_close(right, (u - sigma * weight * u) / alpha)
+
+
+@pytest.mark.parametrize("layer", [torch.nn.BatchNorm2d(1), torch.nn.Dropout(0.1)])
+def test_a_network_in_training_mode_is_noticed(layer):
+    class Layered(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, u, t, _):
+            return self.layer(u) * t.view(-1, 1, 1, 1)
+
+    u, module = normal(2, 1, *FIELD).float(), Layered()
+    with pytest.warns(UserWarning, match=r"in training mode: .* on the batch; call its eval"):
+        ask(Network(module), u)
+    ask(Network(Layered().eval()), u)  # warnings are errors here

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -103,11 +104,20 @@ def test_references_by_name(reference):
         ("gddim:reference=best", "data, spectrum or the variance"),
         ("ddim:eta=high", "does not take these settings"),
         ("ddim:grid=coarse", "Unknown grid"),
+        ("ddim:steps=3:steps=4", "says steps twice"),
+        ("ddim:steps=0", "1 step or more; got 0"),
+        ("ddim:steps=2.5", r"1 step or more; got 2\.5"),
+        ("ddim:steps=many", "1 step or more; got 'many'"),
     ],
 )
 def test_bad_words_get_a_sentence(text, said):
     with pytest.raises(PushforwardError, match=said):
         parse(text).diffusion(tiny(VP()))
+
+
+def test_numbers_of_other_libraries_are_numbers():
+    assert parse("ddim", {"steps": np.int64(4)}).steps == 4
+    assert parse("auto", {"rounds": np.int64(4)}).rounds == 4
 
 
 def test_a_step_that_does_not_fit():

@@ -1,9 +1,14 @@
 """What a model can do: the functions of the front door, which are its methods."""
 
 import inspect
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,7 +16,7 @@ import pushforward as pf
 from pushforward import model as below
 from pushforward.guidance.energies import near
 from pushforward.linear import VP
-from pushforward.maps.code import Code
+from pushforward.maps.code import Code, derive_seed
 from pushforward.maps.generator import gan
 from pushforward.model.contents import model_digest
 from support.models import SIZE, reading, saved, tiny
@@ -78,6 +83,13 @@ def test_the_functions_take_models_without_methods() -> None:
 # -- samplers and labels -----------------------------------------------------------------------------------------------
 
 
+def test_seeds_are_whole_numbers_of_any_library() -> None:
+    unchecked = inspect.unwrap(derive_seed)  # as users' seeds arrive, without the tests' check of annotations
+    assert unchecked(np.int64(5), np.int32(2)) == derive_seed(5, 2)
+    with pytest.raises(pf.PushforwardError, match=r"whole numbers; got 0\.5 and 0"):
+        unchecked(0.5, 0)
+
+
 def test_samples_are_those_of_the_map_beneath(model: pf.Model) -> None:
     plan = pf.solvers.gddim(model.process, pf.grid.power(model.process, 5), order=2)
     expected = pf.Diffusion(model, plan).given("b", 2.0).sample(3, seed=7)
@@ -95,6 +107,7 @@ def test_samples_are_those_of_the_map_beneath(model: pf.Model) -> None:
         (lambda m: m.sample(2, solver=m.plan("ddim", 4), steps=5), "leave steps out"),
         (lambda m: m.sample(2, solver="dddim"), "Unknown solver 'dddim'"),
         (lambda m: m.sample(2, labels="c"), "no class 'c'"),
+        (lambda m: m.sample(2, labels=torch.tensor([0.0, 1.0])), "whole numbers; got torch.float32 ones"),
         (lambda m: m.sample(2, parallel="fast"), "Unknown way 'fast'"),
         (lambda m: m.sample(2, solver="rk45", parallel=True), "never all at once|cannot be taken at once"),
         (lambda m: m.diffusion("rk45"), "chooses its steps as it goes"),
@@ -177,6 +190,82 @@ def test_codes_are_decoded_by_the_model_that_is_asked(model: pf.Model, images: t
     for another in (other, model.steer(lambda images: images.square().sum((1, 2, 3)))):
         with pytest.raises(pf.PushforwardError, match="another model's"):
             another.decode(found)
+
+
+HOSTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
+    "inference mode": torch.inference_mode,
+    "another device": lambda: setting(torch.set_default_device, "meta", None),
+    "float64": lambda: setting(torch.set_default_dtype, torch.float64, torch.float32),
+    "float16": lambda: setting(torch.set_default_dtype, torch.float16, torch.float32),
+}
+
+
+@contextmanager
+def setting(change: Callable[[Any], None], value: Any, back: Any) -> Iterator[None]:
+    change(value)
+    try:
+        yield
+    finally:
+        change(back)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_what_the_program_around_has_set_changes_nothing(
+    model: pf.Model, images: torch.Tensor, host: str, tmp_path: Path
+) -> None:
+    folder, half = saved(VP(), tmp_path / "tiny"), torch.arange(SIZE * SIZE).view(SIZE, SIZE) % 2 == 0
+    energy, moves = near(torch.zeros(1, SIZE, SIZE)), pf.Schedule(steps=2)
+    calls = {
+        "sample": lambda: model.sample(2, steps=4),
+        "load": lambda: pf.load(folder).sample(2, steps=4),
+        "at once": lambda: model.sample(2, solver="ddim:steps=6", parallel=True),
+        "invert": lambda: model.invert(images, steps=4, method="optimised", tolerance=0.5).code.start,
+        "encode": lambda: model.encode(images, steps=4).code.start,
+        "translate": lambda: model.translate(images, source="a", target="b", steps=4).images,
+        "inpaint": lambda: model.inpaint(images, half, steps=2, repeats=1),
+        "likelihood": lambda: model.log_likelihood(images, steps=2, draws=1).nats,
+        "guide": lambda: model.guide(energy, pf.mala(), moves, solver="ddim", steps=2, chains=2).images,
+        "steer": lambda: model.steer(energy, by="lgd").sample(2, solver="ddim", steps=3),
+        "mark": lambda: model.watermark(1, key="k", message=b"a", steps=2).images,
+        "read": lambda: model.read_watermark(images, key="k", steps=2).p_value,
+    }
+    for name, call in calls.items():
+        plain = call()
+        with HOSTS[host]():
+            found = call()
+        # nothing but rounding may differ: the coefficients are float64, in whatever mode
+        torch.testing.assert_close(found, plain, atol=1e-4, rtol=1e-4, msg=name)
+
+
+def test_images_of_inference_mode_are_images(model: pf.Model, images: torch.Tensor) -> None:
+    with torch.inference_mode():
+        made = images + 0
+    found = model.log_likelihood(made, steps=2, draws=1)
+    torch.testing.assert_close(found.nats, model.log_likelihood(images, steps=2, draws=1).nats)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda x: ((x + 1) * 127.5).byte(), "got torch.uint8: divide bytes by 127.5, less 1"),
+        (lambda x: x.log(), "must be of finite numbers; 3 of 3 are not"),
+        (lambda x: x[:, :, 1:], "has images of shape (1, 8, 8); got (1, 7, 8)"),
+        (lambda x: x[:0], "There is no image here"),
+        (lambda x: x.numpy(), "Images are a tensor in [-1, 1], (count, channels, height, width); got ndarray"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["invert", "encode", "translate", "inpaint", "log_likelihood", "read_watermark"])
+def test_images_that_are_none_are_refused_by_every_verb(
+    model: pf.Model, images: torch.Tensor, verb: str, spoil: Callable[[torch.Tensor], Any], said: str
+) -> None:
+    more = {
+        "translate": {"source": "a", "target": "b"},
+        "inpaint": {"mask": torch.ones(SIZE, SIZE, dtype=torch.bool)},
+        "read_watermark": {"key": "k"},
+    }
+    unchecked = inspect.unwrap(getattr(pf, verb))  # as users call it, without the tests' check of annotations
+    with pytest.raises(pf.PushforwardError, match=re.escape(said)):
+        unchecked(model, spoil(images), **more.get(verb, {}))
 
 
 def test_no_images_have_no_codes(model: pf.Model, images: torch.Tensor) -> None:

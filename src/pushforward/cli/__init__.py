@@ -202,6 +202,9 @@ def main() -> None:
         raise _Ended(128 + signal.SIGTERM)
 
     before = signal.signal(signal.SIGTERM, end)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed before Python began
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - to the end
     far = False
 
     def tell(message: Warning | str, *where: Any) -> None:

@@ -235,9 +235,12 @@ def _from_npz(path: Path, shape: _Shape, split: str) -> ImageData:
                 known = " or ".join([_ARRAYS[split][0][0], *_ARRAYS[""][0], *_ARRAYS[split][0][1:]])
                 raise PushforwardError(f"{path} has no array {known}; it has {few(names) or 'none'}.")
             arrays = {key: file[key] for key in (images, labels, captions, *{"classes"}.intersection(names)) if key}
+            for key, value in arrays.items():
+                if not isinstance(value, np.ndarray):  # numpy gives the bytes of what it did not write
+                    raise ValueError(f"its {key} is no array of numpy")
     except PushforwardError:
         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (*UNREADABLE, RuntimeError, zipfile.BadZipFile) as error:
         raise PushforwardError(f"{path} cannot be read as an .npz file: {error}.") from error
     done: Notes = Counter()
     tensor = brought(_checked_array(arrays[images], path), shape.size, shape.channels, shape.fit, done)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import struct
 import warnings
 import zlib
@@ -26,7 +27,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
@@ -77,7 +78,9 @@ def sentences(notes: Mapping[Note, int]) -> tuple[str, ...]:
 
 def explained(error: Exception) -> str:
     """Say on one line why an image cannot be read."""
-    return " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):
+        return "it is of no format that is known"
+    return " ".join((getattr(error, "strerror", None) or str(error)).split()) or type(error).__name__
 
 
 def read_image(
@@ -108,6 +111,8 @@ def read_image(
     if isinstance(file, Image.Image):
         result = shaped(_plain(file, background, notes.append), size, channels, fit, background, notes.append)
     else:
+        if stat.S_ISFIFO(os.stat(file).st_mode):
+            raise OSError("it is a pipe, and nothing may ever come")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # decoders warn about odd metadata in images that they read well
             # A stream, not a name: Pillow maps named TIFFs into memory, and scrambles those that EXIF turns by 90°.

@@ -118,7 +118,7 @@ class _Flow:
         callback: Callable[[int], None] | None,
     ):
         self._process, self._reference, self._like = process, reference, like
-        self._exact, self._callback = exact, callback
+        self._exact, self._callback, self._constant = exact, callback, False
         scale = 2 * float(reference.variance.mean().sqrt()) or 1.0
 
         def variable(t: Tensor) -> Tensor:
@@ -172,6 +172,8 @@ class _Flow:
         with torch.enable_grad():
             state = u.to(self._like).requires_grad_()
             answer = self._ask(k, state)
+        if not (answer.requires_grad or self._constant):
+            self._check_constant(k, state.detach(), answer)
         rest = answer.detach().to(u) - self._response[k](self.root[k](z))
         if self._mean is not None:
             rest = rest - self._mean
@@ -188,6 +190,15 @@ class _Flow:
         if self._callback is not None:
             self._callback(len(u))
         return self._slope[k](rest), trace
+
+    def _check_constant(self, k: int, state: Tensor, answer: Tensor) -> None:
+        """Raise unless answers that have no gradient do not depend on the state either."""
+        if not torch.equal(self._ask(k, state + 1), answer):
+            raise PushforwardError(
+                "A likelihood needs the gradient of the network's answers, which PyTorch cannot differentiate; let the "
+                "network do without torch.no_grad, inference mode and detach."
+            )
+        self._constant = True
 
     def _units(self) -> list[Tensor]:
         """Every number of an image in turn."""

@@ -370,7 +370,7 @@ def _noises(
     @lru_cache(maxsize=_KEPT)
     def drawn(k: int) -> Tensor:
         generator = torch.Generator().manual_seed(derive_seed(steering.seed, round(float(times[k]) * 2**40)))
-        return torch.randn(shape, generator=generator).to(like)
+        return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(like)
 
     def added(sample: int, k: int | Tensor, x: Tensor) -> Tensor:
         if isinstance(k, Tensor) and k.ndim:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import index as whole
 
 import torch
 from torch import Tensor
@@ -115,7 +116,9 @@ class GaussianStream:
             some: places of the images that are drawn for; all by default. The others' streams stand still.
         """
         streams = self._streams if some is None else [self._streams[k] for k in some]
-        return torch.stack([torch.randn(self._shape, generator=g) for g in streams])
+        return torch.stack([
+            torch.randn(self._shape, generator=g, dtype=torch.float32, device="cpu") for g in streams
+        ])  # fmt: skip
 
     def code(self, noises: int, like: Tensor) -> Code:
         """The next variables as codes of a start and so many noises, where `like` is and in its dtype or better."""
@@ -148,7 +151,15 @@ def batches(count: int, batch: int) -> list[slice]:
 
 
 def derive_seed(seed: int, index: int) -> int:
-    """One 63-bit seed from two numbers (the finaliser of SplitMix64)."""
+    """One 63-bit seed from two numbers (the finaliser of SplitMix64).
+
+    Raises:
+        PushforwardError: one of them is no whole number.
+    """
+    try:
+        seed, index = whole(seed), whole(index)
+    except TypeError:
+        raise PushforwardError(f"Seeds and numbers of images are whole numbers; got {seed!r} and {index!r}.") from None
     x = (seed * 0x9E3779B97F4A7C15 + index * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) & (2**64 - 1)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         x = ((x ^ (x >> shift)) * factor) & (2**64 - 1)

@@ -396,17 +396,7 @@ class Diffusion(ModelMap):
 
     def _state(self, images: Tensor) -> Tensor:
         """The clean state of images in [-1, 1]: themselves or their latents, without velocity."""
-        if not images.is_floating_point():
-            raise PushforwardError(
-                f"Images are floating-point numbers in [-1, 1]; got {images.dtype}: divide bytes by 127.5, less 1."
-            )
-        if not len(images):
-            raise PushforwardError("There is no image here; give one or more.")
-        bad = (~images.isfinite().flatten(1).all(1)).nonzero()[:, 0].tolist()
-        if bad:
-            raise PushforwardError(
-                f"Images must be of finite numbers; {len(bad)} of {len(images)} are not, the first at place {bad[0]}."
-            )
+        self.model.check_images(images)
         return self.model.process.lift(self.model.latents(images.to(device=self._place, dtype=self.dtype)))
 
     def _noised(self, clean: Tensor, stream: GaussianStream) -> Tensor:

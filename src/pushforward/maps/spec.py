@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from operator import index
 from types import MappingProxyType
 
 import torch
@@ -126,12 +127,7 @@ class SamplerSpec:
         else:
             times = default(process, self.steps, name=self.grid or "power", **at)
         times = times[len(times) - 1 - round(self.start * (len(times) - 1)) :]
-        try:
-            return self.at(model, times)
-        except (TypeError, KeyError) as error:  # a word where a number should be, or the reverse
-            raise PushforwardError(
-                f"Solver {self.solver!r} does not take these settings ({self.label}): {error}."
-            ) from error
+        return self.at(model, times)
 
     def at(self, model: Model, times: Tensor | Sequence[float]) -> Plan:
         """The plan at given times, `(steps + 1,)`, whatever else is said of steps and grid.
@@ -148,7 +144,12 @@ class SamplerSpec:
             own["reference"] = model.reference if name == "data" else Gaussian(model.gaussian.variance)
         elif isinstance(name, str):
             raise PushforwardError(f"A reference is data, spectrum or the variance of a Gaussian; got {name!r}.")
-        return plan_of(model.process, self.solver, times, own)
+        try:
+            return plan_of(model.process, self.solver, times, own)
+        except (TypeError, KeyError) as error:  # a word where a number should be, or the reverse
+            raise PushforwardError(
+                f"Solver {self.solver!r} does not take these settings ({self.label}): {error}."
+            ) from error
 
     def diffusion(
         self, model: Model, *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
@@ -268,8 +269,8 @@ def parse(text: str, beside: Mapping[str, object] = NONE, otherwise: Mapping[str
                 f"The solver {text!r} says {name}={settings[name]}, and {name} is also given as {value}: give it once."
             )
     for name in ("rounds", "max_evaluations"):
-        if name in settings and not (isinstance(value := settings[name], int) and value > 0):
-            raise PushforwardError(f"A sampler takes {name}=1 or more; got {settings[name]!r}.")
+        if name in settings:
+            settings[name] = _counted(settings[name], f"{name}=1 or more")
     if solver.lower().endswith(PLAN_SUFFIX):
         return SamplerSpec(solver, *_of_file(solver, settings))
     whole = {**otherwise, **settings}
@@ -278,8 +279,8 @@ def parse(text: str, beside: Mapping[str, object] = NONE, otherwise: Mapping[str
     settings = whole
     names = ("steps", "grid", "end", "start", "parallel", "within", "rounds", "max_evaluations")
     own = {name: settings.pop(name) for name in names if name in settings}
-    if not isinstance(own.get("steps", 1), int) or int(str(own.get("steps", 1))) < 1:
-        raise PushforwardError(f"A sampler takes 1 step or more; got {own['steps']!r}.")
+    if "steps" in own:
+        own["steps"] = _counted(own["steps"], "1 step or more")
     for name in own.keys() & {"end", "start", "within"}:
         own[name] = _positive(own[name], zero=name == "end")
     return SamplerSpec(solver, settings=settings, **own)  # type: ignore[arg-type]
@@ -313,7 +314,9 @@ def words(text: str, what: str, example: str) -> tuple[str, dict[str, object]]:
             raise PushforwardError(
                 f"A {what} is written {what}:name=value:name=value, for instance {example}; got {text!r}."
             )
-        settings[name.strip().replace("-", "_")] = _value(value.strip())
+        name, known = name.strip().replace("-", "_"), _value(value.strip())
+        if settings.setdefault(name, known) != known:
+            raise PushforwardError(f"The {what} {text!r} says {name} twice, and differently: say it once.")
     return named, settings
 
 
@@ -330,6 +333,17 @@ def _value(text: str) -> object:
         except ValueError:
             continue
     return {"true": True, "false": False}.get(text, text)
+
+
+def _counted(value: object, wanted: str) -> int:
+    """A whole number of 1 or more, of any library."""
+    try:
+        number = index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise PushforwardError(f"A sampler takes {wanted}; got {value!r}.")
+    return number
 
 
 def _positive(value: object, *, zero: bool = False) -> float:

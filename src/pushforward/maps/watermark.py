@@ -136,7 +136,7 @@ class Bits(_Keyed):
         towards = torch.stack([share / math.sqrt(1 - share**2) * a for share in shares])
         odds = (torch.special.log_ndtr(towards) - torch.special.log_ndtr(-towards)) / 2  # of a sign +
         even = (torch.logaddexp(odds, -odds) - math.log(2)).sum(-1)
-        sums = torch.zeros(*odds.shape[:2], self.length * _WORD)
+        sums = odds.new_zeros(*odds.shape[:2], self.length * _WORD)
         sums.index_add_(2, place * _WORD + column, odds * self._signs(size, variant))
         scores = sums.unflatten(2, (self.length, _WORD)) @ _words()[:_WORD].T
         return torch.cat([scores, -scores], -1), even

@@ -185,6 +185,8 @@ class Model:
             return self
         if not condition.is_floating_point():
             condition = condition.long()
+        elif unconditional is not None and not unconditional.is_floating_point():
+            raise PushforwardError(f"Labels of model {self.name!r} are whole numbers; got {condition.dtype} ones.")
         if not isinstance(self.denoiser, Network) or (not self.classes and condition.dtype == torch.long):
             raise PushforwardError(f"Model {self.name!r} has no classes; leave out the label.")
         if condition.dtype == torch.long and not bool(((condition >= 0) & (condition < len(self.classes))).all()):
@@ -257,16 +259,38 @@ class Model:
             warnings.warn(sentence, FarOutside, stacklevel=2)
         return image if self.decoder is None else self.decoder(image)
 
+    def check_images(self, images: Tensor) -> None:
+        """Raise unless these are images for this model.
+
+        Raises:
+            PushforwardError: they are no floating-point numbers, have another shape, are none, or are not finite.
+        """
+        if not images.is_floating_point():
+            raise PushforwardError(
+                f"Images are floating-point numbers in [-1, 1]; got {images.dtype}: divide bytes by 127.5, less 1."
+            )
+        self._check_shape(images)
+        if not len(images):
+            raise PushforwardError("There is no image here; give one or more.")
+        bad = (~images.isfinite().flatten(1).all(1)).nonzero()[:, 0].tolist()
+        if bad:
+            raise PushforwardError(
+                f"Images must be of finite numbers; {len(bad)} of {len(images)} are not, the first at place {bad[0]}."
+            )
+
+    def _check_shape(self, images: Tensor) -> None:
+        if self.image_shape is not None and tuple(images.shape[1:]) != self.image_shape:
+            raise PushforwardError(
+                f"Model {self.name!r} has images of shape {self.image_shape}; got {tuple(images.shape[1:])}."
+            )
+
     def latents(self, images: Tensor) -> Tensor:
         """Turn images in [-1, 1] into what the process diffuses: themselves, or latents `(batch, *shape)`.
 
         Raises:
             PushforwardError: the images have another shape, or the model diffuses latents and has no encoder.
         """
-        if self.image_shape is not None and tuple(images.shape[1:]) != self.image_shape:
-            raise PushforwardError(
-                f"Model {self.name!r} has images of shape {self.image_shape}; got {tuple(images.shape[1:])}."
-            )
+        self._check_shape(images)
         if self.decoder is None:
             return images
         if self.encoder is None:

@@ -14,6 +14,8 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from pushforward.denoiser import Ask, Denoiser, check_output
 from pushforward.errors import PushforwardError
@@ -21,6 +23,7 @@ from pushforward.linear import IDENTITY, POINT, Discrete, Gaussian, Operator, Pr
 from pushforward.model.prediction import Prediction, denoising, is_image
 
 _NOTICED: WeakSet[nn.Module] = WeakSet()  # modules whose units of time have been checked
+_TRAINED: WeakSet[nn.Module] = WeakSet()  # modules that have been looked at for parts in training mode
 LOST = torch.finfo(torch.float32).eps ** 2  # signal-to-noise ratio at which float32 holds the noise alone
 
 
@@ -129,6 +132,7 @@ class Network:
                 f"The prediction {self.prediction!r} says nothing about the image where process {process.name!r} has "
                 "no signal; start the grid below t_max, or use a network that predicts v, velocity or the sample."
             )
+        self._notice_training()
         self._notice_timeless(process, like)
         combine = _combination(on_state, on_prediction, like)
         scale = None
@@ -152,6 +156,19 @@ class Network:
             return denoised if self.clip is None and self.threshold is None else self._bounded(process, denoised)
 
         return ask
+
+    def _notice_training(self) -> None:
+        """Warn once per module if parts of it would draw numbers, or look at the whole batch, as in training."""
+        module = self.module
+        if not isinstance(module, nn.Module) or module in _TRAINED:
+            return
+        _TRAINED.add(module)
+        if any(part.training and _restless(part) for part in module.modules()):
+            warnings.warn(
+                "The network is in training mode: its dropout or batch normalisation makes images depend on chance and "
+                "on the batch; call its eval()",
+                stacklevel=5,
+            )
 
     def _notice_timeless(self, process: Process, like: Tensor) -> None:
         """Warn once per module if times seem to be in other units than its own.
@@ -226,6 +243,11 @@ class Network:
             s = s.to(image).view(-1, *[1] * (image.ndim - 1))
             image = bound * torch.minimum(torch.maximum(image, -s), s) / s
         return torch.cat([image, rest], 1) if rest.shape[1] else image
+
+
+def _restless(part: nn.Module) -> bool:
+    """Whether a layer does something else in training mode."""
+    return isinstance(part, _BatchNorm) or (isinstance(part, _DropoutNd) and part.p > 0)
 
 
 def _rows(condition: Tensor, rows: int, of: Tensor | None) -> Tensor:

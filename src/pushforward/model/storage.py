@@ -101,7 +101,7 @@ def load_model(folder: Path, name: str | None = None) -> Model:
     weights = read_tensors(folder / WEIGHTS)
     with torch.device("meta"):  # check the fit before memory is taken
         _check_weights(_backbone(config.network, path), weights, folder / WEIGHTS)
-    module = _backbone(config.network, path)
+    module = _backbone(config.network, path).float()  # whatever PyTorch's default is
     module.load_state_dict(weights)
     statistics, means = _load_statistics(folder / STATISTICS, config.shape, len(config.classes))
     return trained(

@@ -14,11 +14,13 @@ from pushforward.model import Model
 from pushforward.plan import Plan
 from pushforward.translation.translate import Method, Translation, sampler_for
 from pushforward.translation.translate import translate as pass_on
+from pushforward.verbs.host import undisturbed
 from pushforward.verbs.samplers import Given, Solver, as_batch, diffusion_of, read
 
 __all__ = ["edit", "inpaint", "translate"]
 
 
+@undisturbed
 def translate(
     model: Model,
     images: Tensor,
@@ -76,6 +78,7 @@ def translate(
     return _between(ends, images, sampler, method, seed, first, batch, callback)
 
 
+@undisturbed
 def edit(
     model: Model,
     images: Tensor,
@@ -132,7 +135,7 @@ def edit(
 
 def _between(
     ends: tuple[tuple[Model, Given, float | None], tuple[Model, Given, float | None]],
-    images: Tensor,
+    images: object,
     sampler: SamplerSpec | Plan,
     method: Method,
     seed: int,
@@ -162,6 +165,7 @@ def _between(
     )
 
 
+@undisturbed
 def inpaint(
     model: Model,
     images: Tensor,
@@ -186,7 +190,7 @@ def inpaint(
     Args:
         model: a model of images, not of latents.
         images: in [-1, 1], `(count, channels, height, width)`, or a single one without `count`.
-        mask: true where they are painted; broadcasts to the images.
+        mask: true, or 1, where they are painted; broadcasts to the images.
         solver: words or a plan, as in `sample`; `ddpm` by default.
         steps: 25 by default.
         repeats: times that each step is taken; with more, the parts agree better. 4 by default.
@@ -201,9 +205,14 @@ def inpaint(
         Images in [-1, 1], `(count, channels, height, width)`, float32 on the CPU.
 
     Raises:
-        PushforwardError: no such solver, setting or class, a model of latents, or shapes that do not fit.
+        PushforwardError: no such solver, setting or class, a model of latents, or images or a mask that do not fit.
     """
     sampler = read(solver, steps=steps, repeats=repeats, usual={"steps": 25, "repeats": 4})
     there = diffusion_of(model, sampler, labels=labels, guidance=guidance)
-    known = ~mask.bool()
-    return paint(there, as_batch(images, model), known, seed=seed, first=first, batch=batch, callback=callback)[:, 0]
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise PushforwardError(
+            f"A mask says true or false of each pixel; got numbers from {float(mask.min()):g} to "
+            f"{float(mask.max()):g}: compare them, as in mask > 0."
+        )
+    images, known = as_batch(images, model), ~mask.bool()
+    return paint(there, images, known, seed=seed, first=first, batch=batch, callback=callback)[:, 0]

@@ -22,11 +22,13 @@ from pushforward.maps.spec import noisy as with_noise
 from pushforward.model import Model
 from pushforward.plan import Plan
 from pushforward.plan.gddim import with_residuals
+from pushforward.verbs.host import undisturbed
 from pushforward.verbs.samplers import AtOnce, Given, Solver, as_batch, back_from, diffusion_of, map_of, read
 
 __all__ = ["decode", "decode_in_batches", "encode", "invert", "sample"]
 
 
+@undisturbed
 def sample(
     model: Model,
     count: int = 16,
@@ -75,6 +77,7 @@ def sample(
     return made.sample(count, seed=seed, first=first, batch=batch, callback=callback)
 
 
+@undisturbed
 def invert(
     model: Model,
     images: Tensor,
@@ -149,6 +152,7 @@ def invert(
     )
 
 
+@undisturbed
 def encode(
     model: Model,
     images: Tensor,
@@ -192,6 +196,7 @@ def encode(
     return there.encode(images, seed=seed, first=first, independent=independent, rows=batch, callback=callback)
 
 
+@undisturbed
 @torch.no_grad()
 def decode(
     model: Model,

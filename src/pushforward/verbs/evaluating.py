@@ -22,6 +22,7 @@ from pushforward.maps.labels import UNSAID
 from pushforward.maps.likelihood import BIN, Likelihood
 from pushforward.maps.spec import parse
 from pushforward.model import Model
+from pushforward.verbs.host import undisturbed
 from pushforward.verbs.samplers import Given, as_batch
 from pushforward.vision.features import feature_net
 
@@ -30,6 +31,7 @@ __all__ = ["evaluate", "log_likelihood"]
 _EVALUATION = Evaluation()
 
 
+@undisturbed
 def evaluate(
     model: Model,
     data: ImageData | str | os.PathLike[str],
@@ -68,6 +70,7 @@ def evaluate(
     return samplers.evaluate(model, specs, images, nets, Path(out), settings, device=device, callback=callback)
 
 
+@undisturbed
 def log_likelihood(
     model: Model,
     images: Tensor,

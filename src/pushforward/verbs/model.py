@@ -13,6 +13,7 @@ from pushforward import model as below
 from pushforward.verbs.changes import edit, inpaint, translate
 from pushforward.verbs.codes import decode, encode, invert, sample
 from pushforward.verbs.evaluating import evaluate, log_likelihood
+from pushforward.verbs.host import undisturbed
 from pushforward.verbs.samplers import diffusion, plan
 from pushforward.verbs.watermarks import read_watermark, watermark
 from pushforward.verbs.wishes import guide, steer
@@ -56,6 +57,7 @@ class Model(below.Model):
         return model if isinstance(model, cls) else cls(**{one.name: getattr(model, one.name) for one in fields(model)})
 
 
+@undisturbed
 def load(
     source: str | Path,
     *,

@@ -16,6 +16,7 @@ from pushforward.maps.labels import UNSAID, Labels, Unsaid
 from pushforward.maps.spec import SamplerSpec, parse
 from pushforward.model import Model
 from pushforward.plan import Plan
+from pushforward.verbs.host import undisturbed
 
 __all__ = ["AtOnce", "Given", "Solver", "as_batch", "back_from", "diffusion", "diffusion_of", "map_of", "plan", "read"]
 
@@ -26,6 +27,7 @@ Given = Labels | int | Unsaid
 _USUAL: Mapping[str, object] = MappingProxyType({})
 
 
+@undisturbed
 def plan(model: Model, solver: str = "auto", steps: int | None = None) -> Plan:
     """Make the coefficients of a solver for a model.
 
@@ -40,6 +42,7 @@ def plan(model: Model, solver: str = "auto", steps: int | None = None) -> Plan:
     return parse(solver, _said(steps=steps)).plan(model)
 
 
+@undisturbed
 def diffusion(
     model: Model,
     solver: Solver = "auto",
@@ -94,6 +97,8 @@ def read(
             budget = {"rounds": parallel.rounds, "max_evaluations": parallel.max_evaluations}
             usual = {**usual, **_said(**budget)}
         return parse(solver, said, usual)
+    if not isinstance(solver, Plan):
+        raise PushforwardError(f"A solver is told in words, as ddim:steps=20, or by a plan; got {solver!r}.")
     if said:
         raise PushforwardError(f"A plan has all its settings already; leave {' and '.join(said)} out.")
     return solver
@@ -154,9 +159,20 @@ def back_from(model: Model, solver: Solver, steps: int | None, usual: int) -> Sa
     return sampler
 
 
-def as_batch(images: Tensor, model: Model) -> Tensor:
-    """A single image of a model, or video or sound, as a batch of one."""
-    return images[None] if images.ndim == (3 if model.image_shape is None else len(model.image_shape)) else images
+def as_batch(images: object, model: Model) -> Tensor:
+    """Images of a model, checked; a single one, or video or sound, as a batch of one.
+
+    Raises:
+        PushforwardError: they are no images of the model.
+    """
+    if not isinstance(images, Tensor):
+        raise PushforwardError(
+            f"Images are a tensor in [-1, 1], (count, channels, height, width); got {type(images).__name__}."
+        )
+    single = images.ndim == (3 if model.image_shape is None else len(model.image_shape))
+    images = images[None] if single else images
+    model.check_images(images)
+    return images.clone() if images.is_inference() else images
 
 
 def _said(**settings: object) -> dict[str, object]:

@@ -22,6 +22,7 @@ from pushforward.maps.watermark import Bits, Found, Ring, longest, read
 from pushforward.model import Model
 from pushforward.plan.grid import solve_for_time
 from pushforward.verbs.codes import decode_in_batches
+from pushforward.verbs.host import undisturbed
 from pushforward.verbs.samplers import AtOnce, Given, Solver, as_batch, diffusion_of
 from pushforward.verbs.samplers import read as read_solver
 
@@ -47,6 +48,7 @@ class Marked:
     pushforward: Diffusion
 
 
+@undisturbed
 @torch.no_grad()
 def watermark(
     model: Model,
@@ -109,6 +111,7 @@ def watermark(
     return Marked(decode_in_batches(there, code, batch, callback), code, there)
 
 
+@undisturbed
 @torch.no_grad()
 def read_watermark(
     model: Model,

@@ -17,6 +17,7 @@ from pushforward.maps.code import Code
 from pushforward.maps.labels import UNSAID
 from pushforward.maps.protocol import Pushforward
 from pushforward.model import Model
+from pushforward.verbs.host import undisturbed
 from pushforward.verbs.samplers import AtOnce, Given, Solver, diffusion_of, read
 
 __all__ = ["guide", "steer"]
@@ -25,6 +26,7 @@ _LANGEVIN, _SCHEDULE = langevin(), Schedule()
 _Steered = TypeVar("_Steered", bound=Model)
 
 
+@undisturbed
 def guide(
     model: Model | Pushforward,
     energy: Energy | Function,
