@@ -322,14 +322,14 @@ def test_a_fitted_gaussian_is_that_of_the_images():
 def test_embedded_models_at_once(name, eta):
     """Trained networks in float32: within the tolerance and within what is said, in fewer rounds than steps."""
     model = pf.load(name)
-    plan = ddim(model.process, grid.power(model.process, 20, end=model.process.t_min), eta=eta)
+    plan = ddim(model.process, grid.power(model.process, 12, end=model.process.t_min), eta=eta)
     sampler = pf.Diffusion(model, plan)
     labels = torch.tensor([1, 7])
     expected = sampler.given(labels).sample(2)
     ((images, solution),) = sampler.given(labels).run_by(parallel=Parallel(tolerance=3e-3)).solved(2)
     assert bool((relative(images, expected) <= solution.residual).all())
     assert float(solution.residual.max()) <= 3e-3
-    assert solution.rounds < 20
+    assert solution.rounds < 12
     assert not solution.diverged.any()
 
 

@@ -189,11 +189,11 @@ def test_solvers_agree_on_a_mixture(process):
     data, u = Gaussian(1.0), normal(3, process.blocks, *FIELD, seed=2)
     start = root(process, times(0.9 * process.t_max), data)[0](u)
     plans = [
-        runge_kutta(process, inner(process, 60), tableau="rk4"),
+        runge_kutta(process, inner(process, 30), tableau="rk4"),
         exponential(
-            process, inner(process, 200), order=2, reference=Gaussian(0.5), variable="angle", corrector="reuse"
+            process, inner(process, 100), order=2, reference=Gaussian(0.5), variable="angle", corrector="reuse"
         ),
-        gddim(process, inner(process, 200), order=2, corrector="evaluate"),
+        gddim(process, inner(process, 100), order=2, corrector="evaluate"),
     ]
     ends = [run(plan, denoiser, start) for plan in plans]
     for end in ends[1:]:

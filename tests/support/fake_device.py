@@ -7,12 +7,12 @@ a tensor left behind fails on any machine.
 Importing this changes PyTorch for the rest of the process.
 """
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 NAME = "elsewhere"
@@ -64,10 +64,10 @@ class Elsewhere(TorchDispatchMode):
 
 def dispatched(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """An operation, its result where a device would have it."""
-    given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    given = [x for x in leaves([*args, *kwargs.values()]) if isinstance(x, Tensor)]
     there = [x for x in given if isinstance(x, There)]
     if there and func not in COPIES | INDEXING:
-        checked = tree_leaves((args[:1], args[2:])) if func in INDEXED else given
+        checked = leaves([args[0], *args[2:]]) if func in INDEXED else given
         left = [x for x in checked if isinstance(x, Tensor) and not isinstance(x, There) and x.dim()]
         if left:
             msg = f"{func}: tensors {NAME} and on the CPU, of shape {', '.join(str(tuple(x.shape)) for x in left)}"
@@ -78,16 +78,40 @@ def dispatched(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if kwargs.get("device") is not None:
         stays = torch.device(kwargs["device"]).type == NAME
         kwargs = {**kwargs, "device": torch.device("cpu")}
-    args, kwargs = tree_map(lambda x: x.held if isinstance(x, There) else x, (args, kwargs))
+    if there:
+        args, kwargs = changed(held, args), {name: changed(held, value) for name, value in kwargs.items()}
     outcome = func(*args, **kwargs)
+    if not stays:
+        return outcome
     known = {id(x.held): x for x in there}
 
     def placed(x: Any) -> Any:
-        if not stays or not isinstance(x, Tensor):
+        if not isinstance(x, Tensor):
             return x
         return known[id(x)] if id(x) in known else There(x)
 
-    return tree_map(placed, outcome)
+    return changed(placed, outcome)
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """What an operation is given. PyTorch's own trees take longer to walk than the operations of small tensors."""
+    if isinstance(value, list | tuple):
+        for x in value:
+            yield from leaves(x)
+    else:
+        yield value
+
+
+def changed(change: Callable[[Any], Any], value: Any) -> Any:
+    """The same lists of changed leaves."""
+    if isinstance(value, list | tuple):
+        made = [changed(change, x) for x in value]
+        return made if isinstance(value, list) else tuple(made)
+    return change(value)
+
+
+def held(x: Any) -> Any:
+    return x.held if isinstance(x, There) else x
 
 
 _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())

@@ -1,13 +1,14 @@
 """What the numerical tests share: one list of processes, one of solvers, and denoisers whose truth is known."""
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from pushforward import linear
 from pushforward.denoiser import Function
-from pushforward.linear import VP, Discrete, Gaussian, Process, root
+from pushforward.linear import VP, Discrete, Gaussian, Operator, Process, root
 from pushforward.plan import SOLVERS, Plan
 
 FIELD = (3, 2)
@@ -41,11 +42,15 @@ RESTLESS = ("ve", "flow", "blurring")  # whose equilibrium changes with time, if
 def gaussian_denoiser(process: Process, data: Gaussian) -> Function:
     """`E[u_0 | u_t]` where the data are the given Gaussian."""
 
-    def denoise(u: Tensor, t: float) -> Tensor:
+    @cache
+    def at(t: float) -> tuple[Operator, Operator]:
         time = torch.tensor(t, dtype=torch.float64)
+        return process.transition(time, torch.zeros_like(time)), data.response(process, time)
+
+    def denoise(u: Tensor, t: float) -> Tensor:
+        psi, response = at(t)
         mean = process.lift(process.image(torch.zeros_like(u)) + torch.as_tensor(data.mean, dtype=u.dtype))
-        psi = process.transition(time, torch.zeros_like(time))
-        return mean + data.response(process, time)(u - psi(mean))
+        return mean + response(u - psi(mean))
 
     return Function(denoise)
 
@@ -59,15 +64,19 @@ def mixture_denoiser(process: Process, images: Tensor, variance: float) -> Funct
     """`E[u_0 | u_t]` where the data are Gaussians of the given variance around `images (n, channels, *field)`."""
     data = Gaussian(variance)
 
-    def denoise(u: Tensor, t: float) -> Tensor:
+    @cache
+    def at(t: float) -> tuple[Operator, Operator, Operator]:
         time = torch.tensor(t, dtype=torch.float64)
-        psi = process.transition(time, torch.zeros_like(time))
         white = data.covariance(process, time).cholesky().inverse()
+        return process.transition(time, torch.zeros_like(time)), white, data.response(process, time)
+
+    def denoise(u: Tensor, t: float) -> Tensor:
+        psi, white, response = at(t)
         centres = process.lift(images.to(u))
         distance = white(u).flatten(1)[:, None] - white(psi(centres)).flatten(1)
         weights = torch.softmax(-0.5 * distance.square().sum(-1), 1)
         mean = torch.tensordot(weights, centres, dims=1)
-        return mean + data.response(process, time)(u - psi(mean))
+        return mean + response(u - psi(mean))
 
     return Function(denoise)
 

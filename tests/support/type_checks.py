@@ -64,8 +64,8 @@ def _check(owner: Any, module: str) -> None:
 
 
 def _checked(function: FunctionType) -> Any:
-    try:
-        get_type_hints(function)  # names that are there for a type checker alone are not found
+    try:  # names that are there for a type checker alone are not found; what is a string is looked up at every call
+        function.__annotations__ = get_type_hints(function, include_extras=True)
         return _decorate(function)
     except (NameError, BeartypeDecorHintException):
         return function
