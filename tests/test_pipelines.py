@@ -7,6 +7,7 @@ schedulers' tables differ from ours by 1e-5; guidance of 3 and four steps make t
 import copy as copy_module
 import dataclasses
 import json
+import logging
 import shutil
 import sys
 from collections.abc import Callable
@@ -228,6 +229,23 @@ def test_prompts_are_encoded_once(pipe: Any) -> None:
     assert torch.equal(solve(model.given(PROMPTS, 1.0), state(model)), first)
     assert len(calls) == 2
     assert len(model.module.call.kept) <= KEPT
+
+
+def test_what_diffusers_says_of_a_prompt_is_said_once(pipe: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """That words were cut, in the first of all the calls with them; between calls it says what it likes."""
+    model = diffusers_model(pipe("sd")[1])
+    said = logging.getLogger("diffusers")
+    said.addHandler(caplog.handler)
+    try:
+        for prompt in ("fox " * 90, "hen " * 90, "fox " * 90):
+            solve(model.given([prompt] * len(PROMPTS), 1.0), state(model))
+            said.warning("and what else there is, between the calls")
+    finally:
+        said.removeHandler(caplog.handler)
+    lines = [record.getMessage() for record in caplog.records]
+    assert sum("fox fox" in line for line in lines) == 1
+    assert sum("hen hen" in line for line in lines) == 1
+    assert sum("between the calls" in line for line in lines) == 3
 
 
 @pytest.mark.parametrize("kind", ["sd", "sdxl", "ldm", "dit", "sd3", "flux"])

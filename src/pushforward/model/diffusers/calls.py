@@ -7,6 +7,7 @@ the pipeline's complete, guided prediction.
 from __future__ import annotations
 
 import inspect
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -135,18 +136,20 @@ class Call:
 
     @contextmanager
     def _said_once(self, arguments: Mapping[str, Any]) -> Iterator[None]:
-        """Let `diffusers` say what it has to of a prompt, such as cut words, in the first call with it only."""
-        from diffusers.utils import logging
+        """Let `diffusers` say what it has to of a prompt, such as cut words, in the first call with it only.
 
+        Its handlers are filtered: another level would have every logger of the program look its own up again.
+        """
         prompts = tree_flatten([arguments.get(name) for name in ("prompt", "negative_prompt")])[0]
         said = {("said", str(prompt)): None for prompt in prompts}
-        before = logging.get_verbosity()
-        if said.keys() <= self.kept.keys():
-            logging.set_verbosity_error()
+        handlers = logging.getLogger("diffusers").handlers if said.keys() <= self.kept.keys() else []
+        for handler in handlers:
+            handler.addFilter(_grave)
         try:
             yield
         finally:
-            logging.set_verbosity(before)
+            for handler in handlers:
+                handler.removeFilter(_grave)
             self.kept.update(said)
 
     def asks_for(self, steps: int) -> dict[str, Any]:
@@ -307,3 +310,7 @@ def _key(leaf: object) -> Any:
     except TypeError:
         return id(leaf)
     return leaf
+
+
+def _grave(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
