@@ -269,7 +269,8 @@ def _moved(target: Target, chains: Chains, sampler: Dynamics, schedule: Schedule
     if not sampler.adjusted and not bool(probability.all()):
         chain = first + int((probability == 0).nonzero()[0, 0]) % count
         raise PushforwardError(
-            f"Chain {chain} diverged in step {step + 1}: its energy is not finite. Take a smaller step size, or mala."
+            f"Chain {chain} diverged in step {step + 1}: its image is far outside the data, or its energy not finite. "
+            "Take a smaller step size, or mala."
         )
     if ladder is None:
         return _recorded(chains, schedule, x, now, tuning, log_weights, probability, length)
