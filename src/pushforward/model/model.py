@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol, Self
+from operator import index
+from typing import Any, Protocol, Self, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,10 @@ from pushforward.model.prompts import Guided, Prompted, TextEncoder, prompted
 from pushforward.model.tokens import tokens, warn_of_lost_words
 
 FAR = 100.0  # deviations of the data
+
+# Classes, as numbers `(count,)` or by name and number, or as many prompts; a single one is every image's.
+Labels = Tensor | Sequence[str] | Sequence[int] | None
+Condition = Labels | SupportsIndex | Iterable[SupportsIndex]  # as arguments; numbers may be of any library
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,9 +140,7 @@ class Model:
         assert network.condition is not None
         return replace(self, denoiser=network.given(network.condition[images], network.guidance))
 
-    def given(
-        self, condition: Tensor | Sequence[str] | Sequence[int] | str | int | None, guidance: float | None = None
-    ) -> Self:
+    def given(self, condition: Condition, guidance: float | None = None) -> Self:
         """Return this model under a condition: classes `(batch,)`, by number or name, or as many prompts.
 
         One condition serves every image. A model that has been given a condition keeps it until it is given another.
@@ -147,10 +151,12 @@ class Model:
                 its guidance.
 
         Raises:
-            PushforwardError: the model takes no condition, or another kind, or the labels are out of range.
+            PushforwardError: the model takes no condition, or another kind, or the labels are out of range; or the
+                weight is no number of float32.
         """
-        if isinstance(condition, str | int):
-            return self.given([condition], guidance)  # type: ignore[arg-type]
+        if guidance is not None and not abs(guidance) <= torch.finfo(torch.float32).max:
+            raise PushforwardError(f"The weight of guidance is a finite number of 32 bits; got {guidance:g}.")
+        condition = listed(condition)
         if isinstance(self.denoiser, Wrapper):
             told = replace(self, denoiser=self.denoiser.inner).given(condition, guidance)
             return replace(told, denoiser=self.denoiser.around(told.denoiser))
@@ -299,6 +305,24 @@ class Model:
                 f"Model {self.name!r} diffuses latents, but has no encoder to turn images into them. {why}".strip()
             )
         return self.encoder(images)
+
+
+def listed(labels: Condition) -> Labels:
+    """Labels as one or more: a single class or prompt as a list of one, and numbers of any library as Python's.
+
+    Raises:
+        PushforwardError: they are neither text nor whole numbers.
+    """
+    if isinstance(labels, Tensor):
+        return labels if labels.ndim else labels[None]
+    if labels is None or isinstance(labels, str):
+        return None if labels is None else [labels]
+    with suppress(TypeError):
+        return [index(labels)]  # type: ignore[arg-type]
+    try:
+        return [one if isinstance(one, str) else index(one) for one in labels]  # type: ignore[union-attr, return-value]
+    except TypeError:
+        raise PushforwardError(f"Labels are names, prompts or whole numbers; got {labels!r}.") from None
 
 
 class Labelled(Protocol):
