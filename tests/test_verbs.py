@@ -135,6 +135,24 @@ def test_labels_are_whole_numbers_of_any_library(model: pf.Model) -> None:
         assert torch.equal(model.given(one).sample(2, steps=2), model.sample(2, steps=2, labels="b"))
 
 
+@pytest.mark.parametrize(
+    "verb",
+    [
+        lambda m, x: m.invert(x, steps=2),
+        lambda m, x: m.encode(x, steps=2),
+        lambda m, x: m.edit(x, "a", "b", steps=2),
+        lambda m, x: m.translate(x, source="a", target="b", steps=2),
+        lambda m, x: m.inpaint(x, torch.ones(SIZE, SIZE, dtype=torch.bool), steps=2),
+        lambda m, x: m.log_likelihood(x, steps=2),
+        lambda m, x: m.read_watermark(x, key="key"),
+    ],
+)
+def test_images_of_values_up_to_255_are_noticed(model: pf.Model, images: torch.Tensor, verb) -> None:
+    """Warnings are errors here, and the first is of the images that are given."""
+    with pytest.raises(pf.FarOutside, match=r"Images given to 'tiny' reach 2\.6e\+02.*127\.5"):
+        verb(model, 127.5 * (images + 1))
+
+
 def test_all_steps_at_once_are_the_same_images(model: pf.Model) -> None:
     plain = model.sample(2, solver="ddim", steps=6)
     for way in (True, "picard", pf.Parallel(tolerance=1e-5)):

@@ -268,6 +268,8 @@ class Model:
     def check_images(self, images: Tensor) -> None:
         """Raise unless these are images for this model.
 
+        Warns with `FarOutside` if they are as far outside the range of data as `far_outside` says.
+
         Raises:
             PushforwardError: they are no floating-point numbers, have another shape, are none, or are not finite.
         """
@@ -282,6 +284,13 @@ class Model:
         if bad:
             raise PushforwardError(
                 f"Images must be of finite numbers; {len(bad)} of {len(images)} are not, the first at place {bad[0]}."
+            )
+        if reach := _reach(images, self.gaussian if self.decoder is None else Gaussian(0.25)):
+            warnings.warn(
+                f"Images given to {self.name!r} {reach}: they are no images in [-1, 1]. Divide values up to 255 by "
+                "127.5, less 1.",
+                FarOutside,
+                stacklevel=1,  # one place for all, so that it is told once
             )
 
     def _check_shape(self, images: Tensor) -> None:
@@ -361,14 +370,19 @@ def far_outside(images: Tensor, data: Gaussian, name: str) -> str | None:
         data: Gaussian N(m, C) of the data.
         name: name of the model.
     """
-    scale = data.variance.mean().sqrt() + data.mean.abs().max()
-    largest, limit = float(images.detach().abs().max()), FAR * float(scale)
-    if not largest > limit:
+    if not (reach := _reach(images, data)):
         return None
     return (
-        f"Samples of {name!r} reach {largest:.1e}, but its data only {float(scale):.1g}: they are no images. "
+        f"Samples of {name!r} {reach}: they are no images. "
         "Use more steps, another solver or grid, or less guidance, or check the network."
     )
+
+
+def _reach(images: Tensor, data: Gaussian) -> str | None:
+    """How far images reach, if that is too far."""
+    scale = data.variance.mean().sqrt() + data.mean.abs().max()
+    largest, limit = float(images.detach().abs().max()), FAR * float(scale)
+    return f"reach {largest:.1e}, but its data only {float(scale):.1g}" if largest > limit else None
 
 
 def trained(
