@@ -70,6 +70,12 @@ def test_the_version_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
             "There is not enough memory for this; take a smaller --batch, --count or --size. (MemoryError)",
         ),
         (KeyboardInterrupt(), 130, None),
+        (
+            ValueError("Overflow when unpacking long long"),  # as PyTorch has it of a number of 70 bits
+            1,
+            "There is not enough memory for this; take a smaller --batch, --count or --size. (Overflow when unpacking "
+            "long long)",
+        ),
         (ValueError("bad"), 1, "ValueError: bad (PUSHFORWARD_DEBUG=1 shows where)"),
     ],
 )
@@ -239,6 +245,19 @@ def test_an_option_without_effect_is_said(
     message = capsys.readouterr().err
     assert f"pushforward: {more[0]} has no effect here: " in message
     assert message.count("\n") == 1
+
+
+def test_a_path_may_begin_in_the_users_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As shells have it, which read it neither in quotes nor after `=`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for k, given in enumerate((["--json", "~/0.json"], ["--json=~/1.json"])):
+        assert run(monkeypatch, "models", *given) == 0
+        assert json.loads((tmp_path / f"{k}.json").read_text())["models"]
+    out = ["--out", "~/plan.png"]
+    assert run(monkeypatch, "plot-plan", "fashion-vp", "--solver", "ddim", "--steps", "2", *out) == 0
+    assert (tmp_path / "plan.png").is_file()
+    assert not (tmp_path / "~").exists()
 
 
 def test_a_device_without_numbers_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

@@ -115,6 +115,9 @@ def test_plot_plan(folder, tmp_path):
         (["--out", "x.mp3"], "got x.mp3"),
         (["--animate", "x.png"], "got x.png"),
         (["--device", "cuda:7"], "cannot be used"),
+        (["--solver", "-1"], "Unknown solver '-1'"),
+        (["--label", "a", "--guidance", "1e300"], "finite number of 32 bits; got 1e+300"),
+        (["--grid", "", "--solver", "ddim"], "Unknown grid ''"),
     ],
 )
 def test_bad_options_are_refused_in_a_sentence(folder, tmp_path, monkeypatch, options, message):

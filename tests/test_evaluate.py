@@ -312,6 +312,7 @@ def test_two_processes_give_the_same_figures(world, tmp_path):
         (["--precision", "half"], "precision is"),
         (["--statistics", "nothing.npz"], "nothing.npz"),
         (["--guidance", "2", "--seed", "-1"], "seed must not be negative"),
+        (["--seed", str(2**63)], "have less than 64 bits; got"),
         (["--solvers", "rk45:parallel=preconditioned"], "cannot be taken at once"),
         (["--solvers", "ddim:eta=high"], "does not take these settings"),
         (["--solvers", "gddim:reference=spectra"], "data, spectrum or the variance"),

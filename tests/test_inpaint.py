@@ -230,6 +230,7 @@ def test_prompts_are_told(files, tmp_path):
         ({"options": ["--label", "nothing"]}, "has no class 'nothing'"),
         ({"options": ["--prompt", "a"]}, "reads no prompts"),
         ({"options": ["--solver", "nonsense"]}, "nonsense"),
+        ({"options": ["--draws", 10**30]}, "Ask for less"),
     ],
 )
 def test_the_command_refuses_in_a_sentence(files, tmp_path, options, said):

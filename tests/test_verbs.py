@@ -108,6 +108,10 @@ def test_samples_are_those_of_the_map_beneath(model: pf.Model) -> None:
         (lambda m: m.sample(2, solver="dddim"), "Unknown solver 'dddim'"),
         (lambda m: m.sample(2, labels="c"), "no class 'c'"),
         (lambda m: m.sample(2, labels=torch.tensor([0.0, 1.0])), "whole numbers; got torch.float32 ones"),
+        (lambda m: m.sample(2, labels=np.array([0.5, 1.0])), r"whole numbers; got array"),
+        (lambda m: m.sample(2, labels=np.array([0, 2])), "no class 2"),
+        (lambda m: m.sample(2, labels="a", guidance=1e300), r"finite number of 32 bits; got 1e\+300"),
+        (lambda m: m.sample(2, labels="a", guidance=float("nan")), "finite number of 32 bits; got nan"),
         (lambda m: m.sample(2, parallel="fast"), "Unknown way 'fast'"),
         (lambda m: m.sample(2, solver="rk45", parallel=True), "never all at once|cannot be taken at once"),
         (lambda m: m.diffusion("rk45"), "chooses its steps as it goes"),
@@ -121,6 +125,32 @@ def test_samples_are_those_of_the_map_beneath(model: pf.Model) -> None:
 def test_what_does_not_fit_is_said(model: pf.Model, call, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         call(model)
+
+
+def test_labels_are_whole_numbers_of_any_library(model: pf.Model) -> None:
+    for labels in (np.array([1, 0]), [np.int64(1), torch.tensor(0)], np.array(["b", "a"])):
+        assert torch.equal(model.sample(2, steps=2, labels=labels), model.sample(2, steps=2, labels=["b", "a"]))
+    for one in (np.int64(1), np.array(1), torch.tensor(1)):
+        assert torch.equal(model.sample(2, steps=2, labels=one), model.sample(2, steps=2, labels="b"))
+        assert torch.equal(model.given(one).sample(2, steps=2), model.sample(2, steps=2, labels="b"))
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        lambda m, x: m.invert(x, steps=2),
+        lambda m, x: m.encode(x, steps=2),
+        lambda m, x: m.edit(x, "a", "b", steps=2),
+        lambda m, x: m.translate(x, source="a", target="b", steps=2),
+        lambda m, x: m.inpaint(x, torch.ones(SIZE, SIZE, dtype=torch.bool), steps=2),
+        lambda m, x: m.log_likelihood(x, steps=2),
+        lambda m, x: m.read_watermark(x, key="key"),
+    ],
+)
+def test_images_of_values_up_to_255_are_noticed(model: pf.Model, images: torch.Tensor, verb) -> None:
+    """Warnings are errors here, and the first is of the images that are given."""
+    with pytest.raises(pf.FarOutside, match=r"Images given to 'tiny' reach 2\.6e\+02.*127\.5"):
+        verb(model, 127.5 * (images + 1))
 
 
 def test_all_steps_at_once_are_the_same_images(model: pf.Model) -> None:

@@ -164,6 +164,9 @@ def test_arguments_that_do_not_fit_are_refused():
         model.watermark(1, key="key", batch=0)
     with pytest.raises(pf.PushforwardError, match="a batch of at least 1; got 1 and 0"):
         model.read_watermark(images, key="key", batch=0)
+    for crops in (-1, SHAPE[-1]):
+        with pytest.raises(pf.PushforwardError, match=f"pixels of a side of {SHAPE[-1]}; got {crops}"):
+            model.read_watermark(images, key="key", crops=crops)
     with pytest.raises(pf.PushforwardError, match="no image here"):
         model.read_watermark(images[:0], key="key")
 

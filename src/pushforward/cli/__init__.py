@@ -34,7 +34,7 @@ __all__ = ["app", "command_names", "main"]
 
 _ALONE = {"--json": "-", "--parallel": "preconditioned"}  # what options mean that are given without a value
 _NOT_COMMANDS = {"__init__"}
-_NO_MEMORY = ("allocate memory", "out of memory", "array is too big", "size calculation overflowed")
+_NO_MEMORY = ("allocate memory", "out of memory", "array is too big", "size calculation overflowed", "unpacking long")
 
 
 def command_names() -> list[str]:
@@ -89,13 +89,16 @@ class _Commands(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Options of `_ALONE` with nothing after them, or with another option, take the value they have there.
 
+        `~/` begins a path in the user's home, as shells read it, but in quotes and after `=` they leave that to us.
         A command may be called in two words, as `watermark read`, where the first is none alone.
         """
         if len(args) > 1 and args[0] not in command_names() and f"{args[0]}-{args[1]}" in command_names():
             args = [f"{args[0]}-{args[1]}", *args[2:]]
         given = []
         for arg, after in zip(args, [*args[1:], "--"], strict=True):
-            given.append(arg)
+            option, value = arg.partition("=")[::2] if arg.startswith("--") else ("", arg)
+            home = os.path.expanduser(value) if value.startswith("~/") else None
+            given.append(arg if home is None else f"{option}={home}" if option else home)
             if arg in _ALONE and after.startswith("-") and after != "-":
                 given.append(_ALONE[arg])
         return super().parse_args(ctx, given)

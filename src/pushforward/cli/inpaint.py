@@ -31,6 +31,7 @@ from pushforward.cli._shared.options import (
 )
 from pushforward.data.files import digest
 from pushforward.data.inputs import read_file, read_like
+from pushforward.data.memory import check_images
 from pushforward.data.pictures import compared, read_mask, save_image, sheet
 from pushforward.errors import PushforwardError
 from pushforward.guidance.inpaint import inpaint as paint
@@ -86,6 +87,7 @@ def inpaint(
     plan = spec.plan(network)
     inpainted(network, torch.zeros(network.shape), known)  # what is wrong is said before all work
     network.given(choose_labels(network, 1, condition.label, condition.prompt), guidance)
+    check_images(draws, shape, "draws")
     items = list_items(images, shape, out=out, split=inputs.split, count=inputs.count, fit=inputs.fit)
     settings = {
         "command": "inpaint", "images": [str(path.resolve()) for path in images], "split": inputs.split,

@@ -64,8 +64,8 @@ class Evaluation:
         for name in ("count", "batch", "converged"):
             if getattr(self, name) < 1:
                 raise PushforwardError(f"The option {name} must be at least 1; got {getattr(self, name)}.")
-        if self.seed < 0:
-            raise PushforwardError(f"The seed must not be negative; got {self.seed}.")
+        if not 0 <= self.seed < 2**63:
+            raise PushforwardError(f"The seed must not be negative, and have less than 64 bits; got {self.seed}.")
         if self.resamples < 2:
             raise PushforwardError(f"Standard errors need at least 2 resamples; got {self.resamples}.")
         if self.precision not in PRECISIONS:

@@ -16,7 +16,7 @@ from pushforward.denoiser import Denoiser
 from pushforward.errors import PushforwardError
 from pushforward.linear import root
 from pushforward.maps.code import Code, GaussianStream, batches
-from pushforward.maps.labels import UNSAID, Labels, Unsaid, in_turn, listed, take_labels
+from pushforward.maps.labels import UNSAID, Condition, Labels, Unsaid, in_turn, listed, take_labels
 from pushforward.model import Model
 from pushforward.model.model import class_number
 
@@ -57,7 +57,7 @@ class ModelMap(ABC):
     def settings(self) -> Mapping[str, object]:
         """Of what finds the states, for reports."""
 
-    def given(self, labels: Labels | int | Unsaid = UNSAID, guidance: float | None = None) -> Self:
+    def given(self, labels: Condition | Unsaid = UNSAID, guidance: float | None = None) -> Self:
         """The same map under a condition, which it keeps until it is given another.
 
         A map that was given none samples the model's classes, or the captions that it knows, in turn (see `in_turn`),

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from pushforward.data.memory import check_images
 from pushforward.errors import PushforwardError
 from pushforward.maps.code import Code, GaussianStream, batches
-from pushforward.maps.labels import Labels, listed
+from pushforward.maps.labels import Condition, Labels, listed
 from pushforward.model import gan as networks
 from pushforward.model.diffusers import folders
 from pushforward.model.diffusers.folders import FAULTS
@@ -115,7 +115,7 @@ class Generator:
         owner = getattr(self.function, "__self__", self.function)
         return owner if isinstance(owner, nn.Module) else None
 
-    def given(self, labels: Labels | int) -> Generator:
+    def given(self, labels: Condition) -> Generator:
         """The same generator for these classes.
 
         Args:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from enum import Enum
 from typing import Any
 
@@ -10,11 +9,9 @@ import torch
 from torch import Tensor
 
 from pushforward.model import Model
+from pushforward.model.model import Condition, Labels, listed
 
-__all__ = ["UNSAID", "Labels", "Unsaid", "in_turn", "listed", "take_labels"]
-
-# Classes, as numbers `(count,)` or by name and number, or as many prompts; a single one is every image's.
-Labels = Tensor | Sequence[str] | Sequence[int] | None
+__all__ = ["UNSAID", "Condition", "Labels", "Unsaid", "in_turn", "listed", "take_labels"]
 
 
 class Unsaid(Enum):
@@ -48,16 +45,7 @@ def named(model: Model, labels: Labels) -> list[str]:
     return [f"{i} {one if isinstance(one, str) else model.classes[one]}" for i, one in enumerate(numbers)]
 
 
-def listed(labels: Labels | int) -> Labels:
-    """Labels as one or more: a single class or prompt as a list of one."""
-    if isinstance(labels, Tensor) or labels is None:
-        return labels
-    if isinstance(labels, str):
-        return [labels]
-    return [int(labels)] if isinstance(labels, int) else labels
-
-
-def take_labels(labels: Labels | int, some: slice | Tensor) -> Labels:
+def take_labels(labels: Labels, some: slice | Tensor) -> Labels:
     """The labels or prompts of some of the images; a single one is every image's."""
     labels = listed(labels)
     if labels is None or len(labels) == 1:

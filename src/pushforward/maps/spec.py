@@ -125,7 +125,7 @@ class SamplerSpec:
             own.update({"final" if own.get("name") == "timesteps" else "end": self.end} if at else {})
             times = default(process, self.steps, **own)
         else:
-            times = default(process, self.steps, name=self.grid or "power", **at)
+            times = default(process, self.steps, name="power" if self.grid is None else self.grid, **at)
         times = times[len(times) - 1 - round(self.start * (len(times) - 1)) :]
         return self.at(model, times)
 

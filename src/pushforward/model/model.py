@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol, Self
+from operator import index
+from typing import Any, Protocol, Self, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,10 @@ from pushforward.model.prompts import Guided, Prompted, TextEncoder, prompted
 from pushforward.model.tokens import tokens, warn_of_lost_words
 
 FAR = 100.0  # deviations of the data
+
+# Classes, as numbers `(count,)` or by name and number, or as many prompts; a single one is every image's.
+Labels = Tensor | Sequence[str] | Sequence[int] | None
+Condition = Labels | SupportsIndex | Iterable[SupportsIndex]  # as arguments; numbers may be of any library
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,9 +140,7 @@ class Model:
         assert network.condition is not None
         return replace(self, denoiser=network.given(network.condition[images], network.guidance))
 
-    def given(
-        self, condition: Tensor | Sequence[str] | Sequence[int] | str | int | None, guidance: float | None = None
-    ) -> Self:
+    def given(self, condition: Condition, guidance: float | None = None) -> Self:
         """Return this model under a condition: classes `(batch,)`, by number or name, or as many prompts.
 
         One condition serves every image. A model that has been given a condition keeps it until it is given another.
@@ -147,10 +151,12 @@ class Model:
                 its guidance.
 
         Raises:
-            PushforwardError: the model takes no condition, or another kind, or the labels are out of range.
+            PushforwardError: the model takes no condition, or another kind, or the labels are out of range; or the
+                weight is no number of float32.
         """
-        if isinstance(condition, str | int):
-            return self.given([condition], guidance)  # type: ignore[arg-type]
+        if guidance is not None and not abs(guidance) <= torch.finfo(torch.float32).max:
+            raise PushforwardError(f"The weight of guidance is a finite number of 32 bits; got {guidance:g}.")
+        condition = listed(condition)
         if isinstance(self.denoiser, Wrapper):
             told = replace(self, denoiser=self.denoiser.inner).given(condition, guidance)
             return replace(told, denoiser=self.denoiser.around(told.denoiser))
@@ -262,6 +268,8 @@ class Model:
     def check_images(self, images: Tensor) -> None:
         """Raise unless these are images for this model.
 
+        Warns with `FarOutside` if they are as far outside the range of data as `far_outside` says.
+
         Raises:
             PushforwardError: they are no floating-point numbers, have another shape, are none, or are not finite.
         """
@@ -276,6 +284,13 @@ class Model:
         if bad:
             raise PushforwardError(
                 f"Images must be of finite numbers; {len(bad)} of {len(images)} are not, the first at place {bad[0]}."
+            )
+        if reach := _reach(images, self.gaussian if self.decoder is None else Gaussian(0.25)):
+            warnings.warn(
+                f"Images given to {self.name!r} {reach}: they are no images in [-1, 1]. Divide values up to 255 by "
+                "127.5, less 1.",
+                FarOutside,
+                stacklevel=1,  # one place for all, so that it is told once
             )
 
     def _check_shape(self, images: Tensor) -> None:
@@ -299,6 +314,24 @@ class Model:
                 f"Model {self.name!r} diffuses latents, but has no encoder to turn images into them. {why}".strip()
             )
         return self.encoder(images)
+
+
+def listed(labels: Condition) -> Labels:
+    """Labels as one or more: a single class or prompt as a list of one, and numbers of any library as Python's.
+
+    Raises:
+        PushforwardError: they are neither text nor whole numbers.
+    """
+    if isinstance(labels, Tensor):
+        return labels if labels.ndim else labels[None]
+    if labels is None or isinstance(labels, str):
+        return None if labels is None else [labels]
+    with suppress(TypeError):
+        return [index(labels)]  # type: ignore[arg-type]
+    try:
+        return [one if isinstance(one, str) else index(one) for one in labels]  # type: ignore[union-attr, return-value]
+    except TypeError:
+        raise PushforwardError(f"Labels are names, prompts or whole numbers; got {labels!r}.") from None
 
 
 class Labelled(Protocol):
@@ -337,14 +370,19 @@ def far_outside(images: Tensor, data: Gaussian, name: str) -> str | None:
         data: Gaussian N(m, C) of the data.
         name: name of the model.
     """
-    scale = data.variance.mean().sqrt() + data.mean.abs().max()
-    largest, limit = float(images.detach().abs().max()), FAR * float(scale)
-    if not largest > limit:
+    if not (reach := _reach(images, data)):
         return None
     return (
-        f"Samples of {name!r} reach {largest:.1e}, but its data only {float(scale):.1g}: they are no images. "
+        f"Samples of {name!r} {reach}: they are no images. "
         "Use more steps, another solver or grid, or less guidance, or check the network."
     )
+
+
+def _reach(images: Tensor, data: Gaussian) -> str | None:
+    """How far images reach, if that is too far."""
+    scale = data.variance.mean().sqrt() + data.mean.abs().max()
+    largest, limit = float(images.detach().abs().max()), FAR * float(scale)
+    return f"reach {largest:.1e}, but its data only {float(scale):.1g}" if largest > limit else None
 
 
 def trained(

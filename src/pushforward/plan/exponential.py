@@ -55,9 +55,9 @@ def variable_at(process: Process, name: Variable, t: Tensor, reference: Gaussian
 
 
 def check_noise(noise: float) -> None:
-    """Raise if a noise level is negative."""
-    if not noise >= 0:
-        raise PushforwardError(f"The noise level must not be negative; got {noise}.")
+    """Raise unless a noise level is 0 or more, and its square finite."""
+    if not 0 <= noise * abs(noise) < math.inf:
+        raise PushforwardError(f"The noise level must be finite and not negative; got {noise:g}.")
 
 
 def check_order(order: int) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pushforward.errors import PushforwardError
 from pushforward.linear import POINT, Process, root
-from pushforward.plan.exponential import exponential, interpolation_nodes
+from pushforward.plan.exponential import check_noise, exponential, interpolation_nodes
 from pushforward.plan.plan import Builder, Plan, Terms, total
 from pushforward.plan.quadrature import reverse_transition
 
@@ -41,6 +41,7 @@ def dpm_solver_pp(
     """
     if order not in (1, 2, 3):
         raise PushforwardError(f"DPM-Solver++ has orders 1, 2 and 3; got {order}.")
+    check_noise(noise)
     if order == 3:
         return exponential(process, grid, order=2, noise=noise, name="dpm++")
     builder = Builder(process, "dpm++", grid)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import NoneType
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -64,13 +66,21 @@ def plan_of(process: Process, solver: str, times: Tensor | Sequence[float], sett
 
 
 def check_settings(what: str, function: Callable[..., object], settings: Mapping[str, object]) -> None:
-    """Raise unless `function` has keyword arguments of these names.
+    """Raise unless `function` has keyword arguments of these names, and they take these words.
 
     Raises:
-        PushforwardError: it lacks one of them.
+        PushforwardError: it lacks one of them, or one is another word than those that it knows.
     """
-    parameters = inspect.signature(function).parameters.values()
-    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("tableau", "arrivals", "name")]
-    for name in settings:
+    parameters = inspect.signature(function, eval_str=True).parameters.values()
+    known = {
+        p.name: p.annotation
+        for p in parameters
+        if p.kind is p.KEYWORD_ONLY and p.name not in ("tableau", "arrivals", "name")
+    }
+    for name, value in settings.items():
         if name not in known:
             raise PushforwardError(f"{what} has no setting {name!r}; it has {', '.join(known) or 'none'}.")
+        kinds = get_args(known[name])  # words, or words and None
+        words = [word for kind in kinds for word in get_args(kind) or (kind,) if isinstance(word, str)]
+        if words and value not in (*words, *[None] * (NoneType in kinds)):
+            raise PushforwardError(f"{what} takes {name} of {', '.join(words)}; got {value!r}.")

@@ -31,7 +31,7 @@ from pushforward.execute import Parallel, parallel, run
 from pushforward.execute.budget import nodes_in, spent
 from pushforward.linear import IDENTITY, Basis, Operator
 from pushforward.maps.diffusion import Diffusion
-from pushforward.maps.labels import UNSAID, Labels, Unsaid
+from pushforward.maps.labels import UNSAID, Condition, Unsaid
 from pushforward.model import Model
 from pushforward.plan import Node, Plan, Register, auto, in_rounds
 from pushforward.plan.auto import auto_at
@@ -83,7 +83,7 @@ def images_within(
     seconds: float,
     max_evaluations: int | None = None,
     *,
-    labels: Labels | int | Unsaid = UNSAID,
+    labels: Condition | Unsaid = UNSAID,
     guidance: float | None = None,
 ) -> int:
     """Estimate from how many images a plan is learned in so many seconds; `LEAST` at least."""
@@ -107,7 +107,7 @@ def learn_plan(
     *,
     max_evaluations: int | None = None,
     images: int = 64,
-    labels: Labels | int | Unsaid = UNSAID,
+    labels: Condition | Unsaid = UNSAID,
     guidance: float | None = None,
     seed: int = 0,
     end: float = 0.0,

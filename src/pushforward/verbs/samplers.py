@@ -12,7 +12,7 @@ from pushforward.errors import PushforwardError
 from pushforward.execute import Parallel
 from pushforward.maps.adaptive import AdaptiveDiffusion
 from pushforward.maps.diffusion import Diffusion
-from pushforward.maps.labels import UNSAID, Labels, Unsaid
+from pushforward.maps.labels import UNSAID, Condition, Unsaid
 from pushforward.maps.spec import SamplerSpec, parse
 from pushforward.model import Model
 from pushforward.plan import Plan
@@ -22,7 +22,7 @@ __all__ = ["AtOnce", "Given", "Solver", "as_batch", "back_from", "diffusion", "d
 
 Solver = str | Plan  # in words, as `gddim:order=2:steps=20`, or ready
 AtOnce = bool | str | Parallel  # the best way, one of `PARALLEL_METHODS`, or one of your own
-Given = Labels | int | Unsaid
+Given = Condition | Unsaid
 
 _USUAL: Mapping[str, object] = MappingProxyType({})
 

@@ -158,6 +158,9 @@ def read_watermark(
     if ring and (message is not None or length is not None):
         raise PushforwardError("A ring carries no message; leave message and length out.")
     images, told = as_batch(images, model), None if message is None else _bytes(message)
+    side = min(images.shape[2:])
+    if not 0 <= crops < side:
+        raise PushforwardError(f"A crop takes at most {side - 1} pixels of a side of {side}; got {crops}.")
     most = longest(model.state_shape(1)[1:])
     if told is not None:
         length = len(told)
