@@ -18,6 +18,7 @@ import pushforward as pf
 from pushforward.data.pictures import save_image, sheet
 from pushforward.execute import run
 from pushforward.linear import Process, root
+from pushforward.maps.spec import parse
 from pushforward.maps.storage import header, load_codes, save_codes
 from pushforward.plan import Builder, plan_of
 
@@ -107,7 +108,7 @@ def use(model: pf.Model, name: str, steps: int, count: int, codes: Path) -> Foun
     backwards = pf.Diffusion(model, ab2(model.process, grid, share=0.5))
     given = images.clamp(-1, 1)
     inversion = backwards.invert(given)
-    save_codes(codes, inversion.code, header(name, model, "ab2", {"share": 0.5}, grid))
+    save_codes(codes, inversion.code, header(name, model, parse("ab2:share=0.5"), backwards.plan))
 
     code, head = load_codes(codes)
     plan = plan_of(model.process, head["solver"], head["times"], head["settings"])

@@ -10,7 +10,7 @@ Code(1 of start 1x4x4, 3 noises)
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import index as whole
 
@@ -139,7 +139,7 @@ def numbered(first: int | Sequence[int], count: int) -> Sequence[int]:
     return numbers
 
 
-def batches(count: int, batch: int) -> list[slice]:
+def batches(count: int, batch: int) -> Iterator[slice]:
     """The images of each batch.
 
     Raises:
@@ -147,7 +147,7 @@ def batches(count: int, batch: int) -> list[slice]:
     """
     if count < 1 or batch < 1:
         raise PushforwardError(f"There must be an image or code, and a batch of at least 1; got {count} and {batch}.")
-    return [slice(begin, min(begin + batch, count)) for begin in range(0, count, batch)]
+    return (slice(begin, min(begin + batch, count)) for begin in range(0, count, batch))
 
 
 def derive_seed(seed: int, index: int) -> int:
