@@ -26,11 +26,12 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from numpy.polynomial.legendre import leggauss, legvander
+from numpy.polynomial.legendre import legvander
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
 from pushforward.linear.basis import Basis
+from pushforward.linear.legendre import gauss_legendre
 from pushforward.linear.operator import Operator
 from pushforward.linear.process import Process
 
@@ -176,10 +177,9 @@ def _angle_by_panel(process: Process, reference: Gaussian) -> tuple[Tensor, Tens
     """
     down = torch.arange(_OCTAVES * _PANELS, -1, -1, dtype=torch.float64)
     edges = torch.cat([torch.zeros(1, dtype=torch.float64), math.sqrt(process.t_max) * torch.exp2(-down / _PANELS)])
-    x, w = (torch.from_numpy(a) for a in leggauss(_NODES))
+    x, _, project = gauss_legendre(_NODES)
     half = 0.5 * edges.diff()[:, None]
     nodes = edges[:-1, None] + half * (1 + x)
-    project = torch.from_numpy(legvander(x.numpy(), _NODES - 1)).mT * w * (torch.arange(_NODES) + 0.5)[:, None]
     series = torch.cat([
         torch.einsum("kn,pn,pn...->pk...", project, 2 * y * h, _angular_speed(process, reference, y.square()))
         for y, h in zip(nodes.split(8), half.split(8), strict=True)

@@ -12,21 +12,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
 from pushforward.linear import Basis, Gaussian, Operator, Process, root
+from pushforward.linear.legendre import gauss_legendre
 
 _LEVELS = 8, 16, 32, 64  # nodes of a step; the next number if its integrand needs it
-_ROOT = 1e-9  # of float64's rounding, with some room for the polynomials that the integrand is multiplied by
+_ROOT = 8e-10  # of float64's rounding, with some room for the polynomials that the integrand is multiplied by
 _NUMBERS = 2**21  # coefficients of an operator held at a time
 
 
-def gauss_legendre(start: Tensor, end: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
-    """Return times and weights `(steps, nodes)` from `start (steps,)` to `end`: `int f dt ~ sum w f(tau)`, signed."""
-    x, w = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(nodes))
+def _nodes(start: Tensor, end: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return times and weights `(steps, count)` from `start (steps,)` to `end`: `int f dt ~ sum w f(tau)`, signed."""
+    x, w, _ = gauss_legendre(count)
     middle, half = 0.5 * (start.sqrt() + end.sqrt())[:, None], 0.5 * (end.sqrt() - start.sqrt())[:, None]
     y = middle + half * x
     return y.square(), 2 * half * y * w
@@ -53,7 +53,7 @@ def kernels(
             left = [k for k in range(len(ends)) if k not in found]
             for first in range(0, len(left), rows(nodes)):
                 some = left[first : first + rows(nodes)]
-                tau, weights = gauss_legendre(starts[some], ends[some], nodes)
+                tau, weights = _nodes(starts[some], ends[some], nodes)
                 x, values = variable(tau), kernel(tau, ends[some, None])
                 settled = _settled(values) | (nodes == _LEVELS[-1])
                 found |= {some[k]: (x[k], weights[k], values[k]) for k in settled.nonzero().flatten().tolist()}
@@ -63,8 +63,7 @@ def kernels(
 def _settled(values: Operator) -> Tensor:
     """Say of each step whether its integrand, at Gauss–Legendre nodes, is a polynomial but for `_ROOT` of its size."""
     steps, nodes = values.batch_shape
-    x, w = np.polynomial.legendre.leggauss(nodes)
-    last = torch.from_numpy((np.polynomial.legendre.legvander(x, nodes - 1) * w[:, None])[:, -2:]).mT * (nodes - 0.5)
+    last = gauss_legendre(nodes)[2][-2:]
     flat = values.coefficients.reshape(steps, nodes, -1)
     settled: Tensor = (last @ flat).abs().amax((1, 2)) <= _ROOT * flat.abs().amax((1, 2))
     return settled
