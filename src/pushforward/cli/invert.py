@@ -40,6 +40,7 @@ from pushforward.evaluation.pairs import decibels
 from pushforward.execute import Progress, Round
 from pushforward.guidance.invert import Beginning, Method
 from pushforward.guidance.invert import invert as find
+from pushforward.maps.code import batches
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.inversion import Inversion, Record
 from pushforward.maps.normality import statistics
@@ -151,11 +152,10 @@ def invert(
             elif isinstance(step, Record):
                 bar.set_postfix_str(f"squared error {float(step.loss.max()):.1e}")
 
-        for first in range(0, len(given.values), batch):
-            some = slice(first, first + batch)
+        for some in batches(len(given.values), batch):
             began = time.perf_counter()
             found.append(
-                find(diffusion.some(some), given.values[some], _METHODS[method], seed=seed, first=first,
+                find(diffusion.some(some), given.values[some], _METHODS[method], seed=seed, first=some.start,
                      noisy=not clean, sequential=sequential, tolerance=tolerance, begin=_BEGINNINGS[begin],
                      iterations=iterations, callback=tell)
             )  # fmt: skip

@@ -30,6 +30,7 @@ from pushforward.errors import PushforwardError
 from pushforward.execute import Parallel, parallel, run
 from pushforward.execute.budget import nodes_in, spent
 from pushforward.linear import IDENTITY, Basis, Operator
+from pushforward.maps.code import batches
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.labels import UNSAID, Condition, Unsaid
 from pushforward.model import Model
@@ -205,10 +206,9 @@ class _Task:
                      f"The answers about {count} images to learn from")  # fmt: skip
         there = there.in_turn(count, first)
         parts = []
-        for begin in range(0, count, batch):
-            some = slice(begin, min(begin + batch, count))
+        for some in batches(count, batch):
             model = there.some(some).told(some.stop - some.start)
-            code = there.draw(some.stop - some.start, seed=seed, first=first + begin)
+            code = there.draw(some.stop - some.start, seed=seed, first=first + some.start)
             denoiser = Watched(model.denoiser, lambda rows, _: self._callback(rows))
             parts.append(_Part(denoiser, model, self._flow(denoiser, there.start(code.start))))
         return parts

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from pushforward.errors import PushforwardError
 from pushforward.execute import Solution
-from pushforward.maps.code import Code, numbered
+from pushforward.maps.code import Code, batches, numbered
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.passes import last_states, passing
 from pushforward.maps.spec import SamplerSpec, noisy
@@ -181,7 +181,7 @@ def _joined(
     found = [
         translate(images[some], source.some(some), target.some(some), method=method, seed=seed, first=numbers[some],
                   rows=rows, callback=callback)
-        for some in (slice(k, k + rows) for k in range(0, len(images), rows))
+        for some in batches(len(images), rows)
     ]  # fmt: skip
     codes = [one.code for one in found if one.code is not None]
     residuals = [one.residual for one in found if one.residual is not None]
