@@ -96,9 +96,8 @@ class _Commands(TyperGroup):
             args = [f"{args[0]}-{args[1]}", *args[2:]]
         given = []
         for arg, after in zip(args, [*args[1:], "--"], strict=True):
-            option, value = arg.partition("=")[::2] if arg.startswith("--") else ("", arg)
-            home = os.path.expanduser(value) if value.startswith("~/") else None
-            given.append(arg if home is None else f"{option}={home}" if option else home)
+            option, equals, value = arg.partition("=") if arg.startswith("--") else ("", "", arg)
+            given.append(option + equals + (os.path.expanduser(value) if value.startswith("~/") else value))
             if arg in _ALONE and after.startswith("-") and after != "-":
                 given.append(_ALONE[arg])
         return super().parse_args(ctx, given)

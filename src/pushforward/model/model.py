@@ -322,10 +322,12 @@ def listed(labels: Condition) -> Labels:
     Raises:
         PushforwardError: they are neither text nor whole numbers.
     """
+    if labels is None:
+        return None
     if isinstance(labels, Tensor):
         return labels if labels.ndim else labels[None]
-    if labels is None or isinstance(labels, str):
-        return None if labels is None else [labels]
+    if isinstance(labels, str):
+        return [labels]
     with suppress(TypeError):
         return [index(labels)]  # type: ignore[arg-type]
     try:

@@ -82,5 +82,5 @@ def check_settings(what: str, function: Callable[..., object], settings: Mapping
             raise PushforwardError(f"{what} has no setting {name!r}; it has {', '.join(known) or 'none'}.")
         kinds = get_args(known[name])  # words, or words and None
         words = [word for kind in kinds for word in get_args(kind) or (kind,) if isinstance(word, str)]
-        if words and value not in (*words, *[None] * (NoneType in kinds)):
+        if words and value not in words and not (value is None and NoneType in kinds):
             raise PushforwardError(f"{what} takes {name} of {', '.join(words)}; got {value!r}.")

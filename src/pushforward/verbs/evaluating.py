@@ -124,7 +124,6 @@ def log_likelihood(
         raise PushforwardError(
             f"Model {model.name!r} diffuses latents, whose density is not that of images; take a model of images."
         )
-    model.latents(images)
     if draws < 1:
         raise PushforwardError(f"A likelihood takes at least 1 draw; got {draws}.")
     random = dequantise or not exact or model.process.blocks > 1
