@@ -39,7 +39,7 @@ from pushforward.guidance.chains import Chains, Record
 from pushforward.guidance.checkpoints import load_chains, load_descents
 from pushforward.guidance.diagnostics import plot
 from pushforward.guidance.dynamics import SAMPLERS, Dynamics, Schedule
-from pushforward.guidance.energies.energy import Energy
+from pushforward.guidance.energies.energy import Energy, total
 from pushforward.guidance.energies.parse import ENERGIES, Setting, energy
 from pushforward.guidance.particles import PARTICLES, Particles
 from pushforward.guidance.particles import guide as gather
@@ -421,8 +421,7 @@ def _drawn(job: _Job) -> Code:
 
 def _unguided(job: _Job) -> float:
     """The mean energy of images without guidance."""
-    found = _measured(job, job.pushforward.sample(job.chains, **job.asked))
-    return float(torch.stack([*found.values()]).sum(0).mean())
+    return float(total(_measured(job, job.pushforward.sample(job.chains, **job.asked))).mean())
 
 
 def _measured(job: _Job, images: Tensor) -> dict[str, Tensor]:

@@ -42,6 +42,7 @@ from torch import Tensor
 
 from pushforward.errors import PushforwardError
 from pushforward.guidance.dynamics import Dynamics, Schedule
+from pushforward.guidance.energies.energy import total
 from pushforward.guidance.tempering import Ladder, spacings
 from pushforward.maps.code import GaussianStream, derive_seed
 
@@ -74,7 +75,7 @@ class Point(NamedTuple):
     @property
     def energy(self) -> Tensor:
         """The sum of all terms."""
-        return torch.stack(list(self.energies.values())).sum(0)
+        return total(self.energies)
 
     def replaced(self, some: Tensor, other: Point) -> Point:
         """The point with what another one knows of some of its codes, a mask `(chains,)`."""
@@ -159,7 +160,7 @@ class Record:
     @property
     def energy(self) -> Tensor:
         """The sum of all terms."""
-        return torch.stack(list(self.energies.values())).sum(0)
+        return total(self.energies)
 
 
 class Draw(NamedTuple):

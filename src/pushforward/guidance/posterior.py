@@ -28,7 +28,7 @@ from pushforward.guidance.chains import Chains, Point, Record, walk
 from pushforward.guidance.decoding import Counted
 from pushforward.guidance.dynamics import Dynamics, Schedule, langevin
 from pushforward.guidance.energies.codes import chi, gaussian
-from pushforward.guidance.energies.energy import Energy, Function, of
+from pushforward.guidance.energies.energy import Energy, Function, of, total
 from pushforward.guidance.optimisers import State, optimiser_of
 from pushforward.maps.code import Code, derive_seed
 from pushforward.maps.protocol import Pushforward
@@ -92,7 +92,7 @@ class Guided:
     @property
     def energy(self) -> Tensor:
         """The sum of all terms, `(samples,)`."""
-        return torch.stack(list(self.energies.values())).sum(0)
+        return total(self.energies)
 
 
 @dataclass(frozen=True, eq=False)
@@ -321,8 +321,7 @@ class _Target:
             parts = self.energy.parts(images, code)
             slope = torch.zeros_like(x)
             if self.gradient:
-                whole = torch.stack(list(parts.values())).sum()
-                (slope,) = torch.autograd.grad(whole, variables, allow_unused=True)
+                (slope,) = torch.autograd.grad(total(parts).sum(), variables, allow_unused=True)
         if slope is None:
             names = ", ".join(parts)
             raise PushforwardError(

@@ -14,7 +14,7 @@ once, when the energy is made.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
@@ -24,7 +24,7 @@ from torch import Tensor
 from pushforward.errors import PushforwardError
 from pushforward.maps.code import Code
 
-__all__ = ["Energy", "Function", "Term", "of"]
+__all__ = ["Energy", "Function", "Term", "of", "total"]
 
 Function = Callable[[Tensor, Code], Tensor]
 
@@ -118,6 +118,11 @@ def of(function: Function | Callable[[Tensor], Tensor] | Energy, name: str | Non
     if not _takes_code(function):
         return Energy((Term(name or own, _of_images(cast(Callable[[Tensor], Tensor], function))),))
     return Energy((Term(name or own, cast(Function, function)),))
+
+
+def total(parts: Mapping[str, Tensor]) -> Tensor:
+    """Return the sum of all terms, `(count,)`, from their values by name."""
+    return torch.stack([*parts.values()]).sum(0)
 
 
 def _takes_code(function: Callable[..., Tensor]) -> bool:
