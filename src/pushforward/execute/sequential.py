@@ -14,6 +14,7 @@ from pushforward.linear import apply_coefficients
 from pushforward.plan import Plan, Register
 
 Noise = Callable[[int], Tensor]
+Seen = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]  # what a walk is told of a state; see `steps`
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,12 @@ def _asked(ask: Ask, calls: Sequence[int], states: Sequence[Tensor]) -> Sequence
     return answers
 
 
-def steps(plan: Plan, start: Tensor, *, noise: Noise | None = None) -> Generator[Tensor, tuple[Tensor, Tensor], None]:
+def steps(plan: Plan, start: Tensor, *, noise: Noise | None = None) -> Generator[Tensor, Seen, None]:
     """Leave the network to the caller: yield the states that the plan asks about, in order, then its last state.
 
     For each state `u` the generator is sent `(u, answer)`, by `walk.send`. Another state in the place of `u` is taken
-    for the plan's own from there on (so may some pixels be held at what is known of them).
+    for the plan's own from there on (so may some pixels be held at what is known of them). Sent `(u, answer, rows)`, it
+    goes on with the images `rows (batch,)` in the places of all, with all that is known of them.
 
     Args:
         plan: coefficients.
@@ -119,7 +121,7 @@ def steps(plan: Plan, start: Tensor, *, noise: Noise | None = None) -> Generator
 
 def _walk(
     plan: Plan, start: Tensor, noise: Noise | None, record: Callable[[int, Tensor], None] | None, *, together: bool
-) -> Generator[tuple[list[int], list[Tensor]], list[tuple[Tensor, Tensor]], None]:
+) -> Generator[tuple[list[int], list[Tensor]], Sequence[Seen], None]:
     """Yield nodes that ask, one by one or wave by wave, with their states; at last no node, with the last state."""
     if plan.implicit:
         raise PushforwardError(
@@ -152,10 +154,12 @@ def _walk(
                 asking[k] = basis.inverse(state)
         if asking:
             told = yield list(asking), list(asking.values())
-            for (k, pixels), (seen, answer) in zip(asking.items(), told, strict=True):
+            for (k, pixels), (seen, answer, *rows) in zip(asking.items(), told, strict=True):
                 values[Register("answer", k)] = basis.forward(answer)
                 if seen is not pixels:
                     values[Register("state", k)] = basis.forward(seen)
+                for some in rows:
+                    values = {register: value[some.to(value.device)] for register, value in values.items()}
         if last in wave:
             end = values[Register("state", last)]
         for k in wave:

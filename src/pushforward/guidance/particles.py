@@ -38,10 +38,10 @@ from torch import Tensor
 from pushforward.data.memory import check_memory
 from pushforward.errors import PushforwardError
 from pushforward.execute import Progress
-from pushforward.execute.sequential import combine, compiled
+from pushforward.execute.sequential import steps
 from pushforward.guidance.chains import walk
 from pushforward.guidance.dynamics import Dynamics, Schedule, mala
-from pushforward.guidance.energies.energy import Energy, Function, of
+from pushforward.guidance.energies.energy import Energy, Function, of, total
 from pushforward.guidance.posterior import Evidence, Guided, target_of
 from pushforward.linear import Operator
 from pushforward.maps.code import Code, GaussianStream, derive_seed
@@ -296,7 +296,6 @@ class _Population:
         self.start = self.stream.draw().to(dtype)
         self.noises = torch.empty(len(self.plan.noises), self.count, *shape, dtype=dtype)
         self.drawn = 0
-        self.values: dict[Register, Tensor] = {}
         self.log_weights = torch.zeros(self.count, dtype=torch.float64)
         self.paid = torch.zeros(self.count, dtype=torch.float64)  # of the energy, by the weights so far
         self.ancestor = torch.arange(self.count)
@@ -310,37 +309,26 @@ class _Population:
 
     def run(self, callback: Callable[[Progress], None] | None) -> _Found:
         """Take all steps."""
-        plan, basis, asked = self.plan, self.plan.basis, self.plan.asked
         nfe, checks, given = self._begin()
-        last, state = len(plan.nodes) - 1, self.diffusion.start(self.start)
-        program, last_used = compiled(plan, state)
-        ask = self.model.denoiser.at(plan.process, plan.asked_times, state)
-        if (mean := plan.mean_state(state[:1])) is not None:
-            self.values[Register("mean", 0)] = basis.forward(mean).expand_as(state)
-        state = basis.forward(state)
-        for k, node in enumerate(plan.nodes):
-            if Register("noise", k) in node.terms:
-                noise = self.stream.draw()  # which is passed over where chains have found another
-                self.noises[self.drawn] = noise if given is None or self.drawn >= len(given) else given[self.drawn]
-                self.values[Register("noise", k)] = basis.forward(self.noises[self.drawn].to(state))
-                self.drawn += 1
-            if k:
-                state = combine(program[k], self.values, len(basis.shape))
-            self.values[Register("state", k)] = state
-            if node.asks:
-                call = asked.index(k)
-                pixels = basis.inverse(state)
-                answer = torch.cat([ask(call, pixels[some], some) for some in self._pieces()])
-                self.values[Register("answer", k)] = basis.forward(answer)
-                if callback is not None:
-                    callback(Progress(call + 1, len(asked), node.time, pixels, answer, self.count, call))
-                if call in checks:
-                    self._weigh(torch.stack([*self._energies(answer)[1].values()]).sum(0), checks[call])
-            if k < last:
-                for register in last_used[k]:
-                    self.values.pop(register, None)
-        images, parts = self._energies(basis.inverse(self.values[Register("state", last)]))
-        self._weigh(torch.stack([*parts.values()]).sum(0), 1.0, resample=False)
+        plan, start = self.plan, self.diffusion.start(self.start)
+        ask = self.model.denoiser.at(plan.process, plan.asked_times, start)
+
+        def noise(_: int) -> Tensor:
+            own, k = self.stream.draw(), self.drawn  # which is passed over where chains have found another
+            self.noises[k] = own if given is None or k >= len(given) else given[k]
+            self.drawn += 1
+            return self.noises[k]
+
+        path = steps(plan, start, noise=noise)
+        state = next(path)
+        for call, time in enumerate(plan.asked_times.tolist()):
+            answer = torch.cat([ask(call, state[some], some) for some in self._pieces()])
+            if callback is not None:
+                callback(Progress(call + 1, plan.nfe, time, state, answer, self.count, call))
+            rows = self._weighed(total(self._energies(answer)[1]), checks[call]) if call in checks else None
+            state = path.send((state, answer) if rows is None else (state, answer, rows))
+        images, parts = self._energies(state)
+        self._weighed(total(parts), 1.0, resample=False)
         return self._found(images, parts, nfe)
 
     def _pieces(self) -> Sequence[Tensor]:
@@ -389,8 +377,8 @@ class _Population:
                 )
         return torch.cat(images), parts
 
-    def _weigh(self, energy: Tensor, inverse_temperature: float, *, resample: bool = True) -> None:
-        """Weigh particles by an energy, and resample them if few have most of the weight."""
+    def _weighed(self, energy: Tensor, inverse_temperature: float, *, resample: bool = True) -> Tensor | None:
+        """Weigh particles by an energy; if few have most of the weight, resample them and return which go on."""
         before, least = self.log_weights + self.paid, self.sampler.share * self.count
         if self.sampler.temper == "adaptive" and resample:
             inverse_temperature = self._adaptive(before, energy, least, inverse_temperature)
@@ -399,13 +387,13 @@ class _Population:
         effective = _effective(self.log_weights)
         self.effective = min(self.effective, effective / self.count)
         if not resample or not effective < least:
-            return
+            return None
         self.log_evidence = self.log_evidence + _log_mean(self.log_weights)
         rows = self._systematic(self.count)
         self.log_weights, self.resampled = torch.zeros_like(self.log_weights), self.resampled + 1
         self.start, self.paid, self.ancestor = self.start[rows], self.paid[rows], self.ancestor[rows]
         self.noises[: self.drawn] = self.noises[: self.drawn, rows]
-        self.values = {r: x if r.kind == "mean" else x[rows.to(x.device)] for r, x in self.values.items()}
+        return rows
 
     def _adaptive(self, before: Tensor, energy: Tensor, least: float, high: float) -> float:
         """The greatest lambda up to the highest that leaves the effective share, no smaller than the last one."""
