@@ -154,7 +154,7 @@ def broken(folder, kind):
     [
         ("truncated", "damaged"),
         ("garbage", "damaged"),
-        ("no weights", "is missing"),
+        ("no weights", "There is no file of weights"),
         ("no config", "is missing"),
         ("bad json", "not valid JSON"),
         ({"process": {"name": "odd"}}, "Unknown process"),

@@ -212,7 +212,7 @@ def test_a_damaged_shard_is_named(tmp_path):
     shard = sorted(tmp_path.rglob("*.safetensors"))[0]
     tensors = {name: tensor.clone() for name, tensor in load_file(shard).items()}  # not the mapped file
     shard.write_bytes(shard.read_bytes()[:100])
-    with pytest.raises(PushforwardError, match=f"{shard.name} cannot be read .* remove the file"):
+    with pytest.raises(PushforwardError, match=f"{shard.name} is damaged .* remove it"):
         evaluate(model, [], data, [NET], tmp_path, SMALL)
     save_file({**tensors, "images": tensors["images"][:3]}, shard)
     with pytest.raises(PushforwardError, match="damaged; remove the file"):

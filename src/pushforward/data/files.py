@@ -169,6 +169,25 @@ def load_tensors(
         raise ValueError(str(error)) from error
 
 
+def read_tensors(path: Path, what: str, remedy: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read as `load_tensors` does, with errors in a sentence.
+
+    Args:
+        path: path of the file.
+        what: what such a file is, for messages.
+        remedy: what to do if it is not, likewise.
+
+    Raises:
+        PushforwardError: no such file, another kind of file, or a damaged one.
+    """
+    if not path.is_file():
+        raise PushforwardError(f"There is no {what} {path}; {remedy}.")
+    try:
+        return load_tensors(path)
+    except (OSError, ValueError) as error:
+        raise PushforwardError(f"{path} is damaged or no {what} ({error}); {remedy}.") from None
+
+
 def save_headed(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], head: Mapping[str, Any]) -> None:
     """Write tensors as `save_tensors` does, with a header that JSON can say; its `format` names and counts the form."""
     save_tensors(path, tensors, {_HEAD: json.dumps(head, allow_nan=False)})
@@ -178,20 +197,15 @@ def load_headed(path: Path, form: str, what: str, remedy: str) -> tuple[dict[str
     """Read a file of `save_headed`: its tensors and its header.
 
     Args:
-        path: path of the file.
+        path: as for `read_tensors`.
         form: the format that is read.
-        what: is in such a file, for messages.
-        remedy: what to do if it is not, likewise.
+        what: as for `read_tensors`.
+        remedy: as for `read_tensors`.
 
     Raises:
-        PushforwardError: no such file, another kind of file, another format, or a damaged one.
+        PushforwardError: as `read_tensors`, or another format.
     """
-    if not path.is_file():
-        raise PushforwardError(f"There is no {what} {path}; {remedy}.")
-    try:
-        tensors, metadata = load_tensors(path)
-    except (OSError, ValueError) as error:
-        raise PushforwardError(f"{path} is damaged or no {what} ({error}); {remedy}.") from None
+    tensors, metadata = read_tensors(path, what, remedy)
     try:
         head = json.loads(metadata[_HEAD])
         found = head["format"]

@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from pushforward.data.files import atomic_path, digest, load_tensors
+from pushforward.data.files import atomic_path, digest, read_tensors
 from pushforward.data.pictures import to_bytes
 from pushforward.errors import PushforwardError
 from pushforward.evaluation.distances import FEWEST
@@ -282,12 +282,7 @@ def _read(path: Path, count: int) -> dict[str, Tensor]:
     Raises:
         PushforwardError: it is not there, or damaged.
     """
-    try:
-        tensors, _ = load_tensors(path)
-    except (OSError, ValueError) as error:
-        raise PushforwardError(
-            f"The generated images {path} cannot be read ({error}); remove the file to have them made again."
-        ) from None
+    tensors, _ = read_tensors(path, "file of generated images", "remove it to have them made again")
     images, nfe = tensors.get("images"), tensors.get("nfe")
     fits = images is not None and images.dtype == torch.uint8 and images.ndim == 4 and len(images) == count
     fits = fits and nfe is not None and nfe.shape == (2,)

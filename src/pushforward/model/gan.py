@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pushforward.data.files import read_tensors
 from pushforward.errors import PushforwardError
 from pushforward.model.diffusers.folders import FAULTS
 from pushforward.model.diffusers.package import reason
-from pushforward.model.storage import read_tensors
 
 __all__ = ["Consistency", "Dcgan", "Preconditioned", "StyleGan", "dcgan", "read_checkpoint"]
 
@@ -263,7 +263,7 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
         PushforwardError: it is damaged, holds a pickled module, or has no names.
     """
     if path.suffix == ".safetensors":
-        found = read_tensors(path)
+        found, _ = read_tensors(path, "file of weights", "fetch the model again")
         return {key: found[key] for key in sorted(found, key=_natural)}
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)

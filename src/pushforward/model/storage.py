@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pushforward.data.files import atomic_path, load_tensors, save_tensors
+from pushforward.data.files import atomic_path, read_tensors, save_tensors
 from pushforward.data.schema import check, read
 from pushforward.errors import PushforwardError
 from pushforward.linear import Gaussian, Process, process_from_config
@@ -26,7 +26,7 @@ from pushforward.model.model import Model, trained
 from pushforward.model.network import Network
 from pushforward.model.prediction import Prediction, is_image
 
-__all__ = ["CARD", "CONFIG", "FORMAT", "STATISTICS", "WEIGHTS", "load_model", "read_json", "read_tensors", "save_model"]
+__all__ = ["CARD", "CONFIG", "FORMAT", "STATISTICS", "WEIGHTS", "load_model", "read_json", "save_model"]
 
 CONFIG, WEIGHTS, STATISTICS, CARD = "config.json", "model.safetensors", "statistics.safetensors", "README.md"
 FORMAT = "pushforward-1"
@@ -98,7 +98,7 @@ def load_model(folder: Path, name: str | None = None) -> Model:
     config = check(found, Config, str(path), _REMEDY)
     process = process_from_config(config.process)
     _check_network(config, process, path)
-    weights = read_tensors(folder / WEIGHTS)
+    weights, _ = read_tensors(folder / WEIGHTS, "file of weights", _REMEDY)
     with torch.device("meta"):  # check the fit before memory is taken
         _check_weights(_backbone(config.network, path), weights, folder / WEIGHTS)
     module = _backbone(config.network, path).float()  # whatever PyTorch's default is
@@ -149,7 +149,7 @@ def _check_network(config: Config, process: Process, path: Path) -> None:
 def _load_statistics(path: Path, shape: tuple[int, ...], classes: int) -> tuple[Gaussian | None, Tensor | None]:
     if not path.is_file():
         return None, None
-    values = read_tensors(path)
+    values, _ = read_tensors(path, "file of statistics", _REMEDY)
     expected = {"mean": shape, "variance": shape[1:]}
     if classes and "means" in values:
         expected["means"] = (classes, *shape)
@@ -187,19 +187,3 @@ def _check_weights(module: nn.Module, weights: Mapping[str, Tensor], path: Path)
             raise PushforwardError(f"{path} does not fit the network of {CONFIG}: it {what} {name!r}; {_REMEDY}.")
         if not (weights[name].is_floating_point() and bool(weights[name].isfinite().all())):
             raise PushforwardError(f"{path} has values in {name!r} that are not finite numbers; {_REMEDY}.")
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a `.safetensors` file of a model's folder.
-
-    Raises:
-        PushforwardError: the file is missing or damaged.
-    """
-    if not path.is_file():
-        raise PushforwardError(f"{path} is missing; a model's folder needs it.")
-    try:
-        return load_tensors(path)[0]
-    except (OSError, ValueError) as error:
-        raise PushforwardError(
-            f"{path} is damaged or not a safetensors file ({error}); fetch the model again."
-        ) from None

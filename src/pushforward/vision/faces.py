@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, max_pool2d, pad, relu
 
-from pushforward.data.files import load_tensors
+from pushforward.data.files import read_tensors
 from pushforward.errors import PushforwardError
 
 __all__ = ["FaceNet", "load_faces"]
@@ -94,12 +94,7 @@ def load_faces(path: str | os.PathLike[str], *, device: str | torch.device = "cp
         PushforwardError: the file does not exist, is damaged, or belongs to another network.
     """
     file = Path(path) / FILE if Path(path).is_dir() else Path(path)
-    if not file.is_file():
-        raise PushforwardError(f"There is no file {file} with the weights of dlib's face network.")
-    try:
-        tensors, _ = load_tensors(file)
-    except (OSError, ValueError) as error:
-        raise PushforwardError(f"{file} is not a .safetensors file, or is damaged; fetch it again.") from error
+    tensors, _ = read_tensors(file, "file of dlib's face network", "fetch it again")
     with torch.random.fork_rng(devices=()):  # the first weights are drawn, and thrown away
         net = FaceNet()
     names = {"stem": STEM}
