@@ -132,13 +132,12 @@ class Model:
         """Return this model for some of the images that it was given conditions for."""
         if self.conditions < 2:
             return self
-        if isinstance(self.denoiser, Wrapper):
-            inner = replace(self, denoiser=self.denoiser.inner).some(images)
-            return replace(self, denoiser=self.denoiser.around(inner.denoiser))
-        network = self.denoiser
-        assert isinstance(network, Network)
-        assert network.condition is not None
-        return replace(self, denoiser=network.given(network.condition[images], network.guidance))
+
+        def chosen(network: Network) -> Network:
+            assert network.condition is not None
+            return network.given(network.condition[images], network.guidance)
+
+        return replace(self, denoiser=_inside(self.denoiser, chosen))
 
     def given(self, condition: Condition, guidance: float | None = None) -> Self:
         """Return this model under a condition: classes `(batch,)`, by number or name, or as many prompts.
@@ -205,11 +204,7 @@ class Model:
         """Return this model without the condition that it was given."""
         if not self.conditions:
             return self
-        if isinstance(self.denoiser, Wrapper):
-            inner = replace(self, denoiser=self.denoiser.inner).unconditioned()
-            return replace(self, denoiser=self.denoiser.around(inner.denoiser))
-        assert isinstance(self.denoiser, Network)
-        return replace(self, denoiser=self.denoiser.given(None))
+        return replace(self, denoiser=_inside(self.denoiser, lambda network: network.given(None)))
 
     def _prompted(self, condition: Tensor | Sequence[str] | Sequence[int] | None, guidance: float) -> Self:
         network, text = self.denoiser, self.text
@@ -314,6 +309,14 @@ class Model:
                 f"Model {self.name!r} diffuses latents, but has no encoder to turn images into them. {why}".strip()
             )
         return self.encoder(images)
+
+
+def _inside(denoiser: Denoiser, change: Callable[[Network], Network]) -> Denoiser:
+    """Return a denoiser whose network is changed, whatever is wrapped around it."""
+    if isinstance(denoiser, Wrapper):
+        return denoiser.around(_inside(denoiser.inner, change))
+    assert isinstance(denoiser, Network)
+    return change(denoiser)
 
 
 def listed(labels: Condition) -> Labels:
