@@ -24,6 +24,7 @@ from pushforward.errors import PushforwardError
 from pushforward.evaluation.distances import FEWEST
 from pushforward.execute.distributed import same, size
 from pushforward.maps.adaptive import AdaptiveDiffusion
+from pushforward.maps.code import batches
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.spec import SamplerSpec
 from pushforward.model import Model, Network
@@ -130,8 +131,8 @@ class Run:
     @property
     def shards(self) -> list[range]:
         """The images of each shard."""
-        count, batch = self.settings.count, self.settings.batch
-        return [range(first, min(first + batch, count)) for first in range(0, count, batch)]
+        count = self.settings.count
+        return [range(count)[some] for some in batches(count, self.settings.batch)]
 
     @cached_property
     def place(self) -> Path:

@@ -21,7 +21,7 @@ from torch import Tensor
 from pushforward.data.memory import check_images
 from pushforward.errors import PushforwardError
 from pushforward.execute import Solution
-from pushforward.maps.code import GaussianStream
+from pushforward.maps.code import GaussianStream, batches
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.spec import SamplerSpec
 from pushforward.model import Model
@@ -131,9 +131,9 @@ def edits(
     check_images(search.count, image.shape, "candidates")
     for skip, plan in plans(model, sampler, search).items():
         diffusion = Diffusion(model, plan, parallel=sampler.method(plan))
-        for first in range(0, search.trials, batch):
-            trials = range(first, min(first + batch, search.trials))
-            images, size = image[None].expand(len(trials), *image.shape), len(trials)
+        for some in batches(search.trials, batch):
+            trials, first = range(search.trials)[some], some.start
+            images = image[None].expand(len(trials), *image.shape)
             shown = diffusion.given(source, search.source_guidance)
             coded: Coded | None = None
             solved: list[Solution] = []
@@ -150,7 +150,7 @@ def edits(
                 for trial, edited in zip(trials, found, strict=True):
                     yield Candidate(edited, skip, guidance, trial)
                 if callback is not None:
-                    callback(size)
+                    callback(len(trials))
 
 
 def plans(model: Model, sampler: SamplerSpec, search: Search) -> dict[float, Plan]:
@@ -194,13 +194,12 @@ def likelihood(
     clean = process.lift(model.latents(images.to(model.device)))
     noise = GaussianStream(seed, range(times), clean.shape[1:]).draw().to(clean)
     asks = [model.given([text] * len(clean)).denoiser.at(process, levels, clean) for text in (source, target)]
-    gains = []
+    gains, every = [], torch.arange(len(clean))
     for k in range(times):
         states = signal[k](clean) + spread[k](noise[k].expand_as(clean))
         errors = []
         for ask in asks:
-            pieces = [ask(k, states[i : i + batch], torch.arange(i, min(i + batch, len(clean))))
-                      for i in range(0, len(clean), batch)]  # fmt: skip
+            pieces = [ask(k, states[some], every[some]) for some in batches(len(clean), batch)]
             errors.append((process.image(torch.cat(pieces) - clean)).flatten(1).double().square().sum(1))
         both = (errors[0] + errors[1]).clamp_min(torch.finfo(torch.float64).tiny)  # 0 where neither errs
         gains.append((errors[0] - errors[1]) / both)
