@@ -95,7 +95,6 @@ def invert(
         return diffusion.invert(images, seed=seed, first=first, noisy=noisy, sequential=sequential,
                                 parallel=way, callback=callback)  # fmt: skip
     if method in ("naive", "uni-inv", "direct"):
-        _check_images(images)
         return passed(diffusion, images, method, callback)
     if method == "flowopt":
         start = passed(diffusion, images, "uni-inv", callback) if begin == "forward" else None
@@ -209,7 +208,6 @@ def _moved(
     callback: Callable[[Progress], None] | None,
 ) -> Inversion:
     """The nearest of the codes that moving against the error of the decoded image leads to (FlowOpt)."""
-    _check_images(images)
     clean, calls = last_states(diffusion, images), diffusion.plan.nfe
     z = diffusion.draw(len(images), seed=seed, first=first).start if start is None else start.code.start.clone()
     best, least = z.clone(), z.new_full((len(z),), math.inf)

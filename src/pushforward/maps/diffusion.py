@@ -261,6 +261,15 @@ class Diffusion(ModelMap):
         """The images in which a path ends, `(batch, channels, height, width)`, where the network is."""
         return self.told(len(path.start)).images(path.last)
 
+    def clean_states(self, images: Tensor) -> Tensor:
+        """The clean states of images in [-1, 1], where the network is: themselves or their latents, without velocity.
+
+        Raises:
+            PushforwardError: they are no images of the model, or it has no encoder.
+        """
+        self.model.check_images(images)
+        return self.model.process.lift(self.model.latents(images.to(device=self._place, dtype=self.dtype)))
+
     @torch.no_grad()
     def encode(
         self,
@@ -288,7 +297,7 @@ class Diffusion(ModelMap):
             PushforwardError: a deterministic plan, or images of another shape.
         """
         model, process = self.told(len(images)), self.model.process
-        clean = self._state(images)
+        clean = self.clean_states(images)
         stream = GaussianStream(seed, numbered(first, len(images)), clean.shape[1:])
         z = self._noised(clean, stream)
         found = encode(self.plan, Sharded(model.denoiser), clean, start=self.start(z), draw=stream.draw,
@@ -340,7 +349,7 @@ class Diffusion(ModelMap):
                 finite.
         """
         self.told(len(images))
-        process, clean = self.model.process, self._state(images)
+        process, clean = self.model.process, self.clean_states(images)
         end = GaussianStream(seed, numbered(first, len(images)), clean.shape[1:]).draw() if noisy else None
         time = self.plan.times[-1:]
         state = clean
@@ -388,16 +397,11 @@ class Diffusion(ModelMap):
         References:
             SDEdit, Meng et al., arXiv 2108.01073, algorithm 1.
         """
-        clean = self._state(images)
+        clean = self.clean_states(images)
         stream = GaussianStream(seed, numbered(first, len(images)), clean.shape[1:])
         start = self._noised(clean, stream)
         noises = [stream.draw() for _ in range(self.noises)]
         return Code(start, torch.stack(noises).to(start) if noises else None)
-
-    def _state(self, images: Tensor) -> Tensor:
-        """The clean state of images in [-1, 1]: themselves or their latents, without velocity."""
-        self.model.check_images(images)
-        return self.model.process.lift(self.model.latents(images.to(device=self._place, dtype=self.dtype)))
 
     def _noised(self, clean: Tensor, stream: GaussianStream) -> Tensor:
         """The code of a state drawn from `q(u_0 | x)` at the plan's first time."""

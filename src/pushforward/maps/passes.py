@@ -82,12 +82,12 @@ def passing(
 
 def last_states(diffusion: Diffusion, images: Tensor) -> Tensor:
     """Images as last states of a plan that takes no noises."""
-    plan, model = diffusion.plan, diffusion.model
-    if plan.noises:
+    if diffusion.noises:
         raise PushforwardError(
-            f"A forward pass needs a deterministic plan, but that of {plan.solver!r} takes noises; begin at random."
+            f"A forward pass needs a deterministic plan, but that of {diffusion.plan.solver!r} takes noises; begin at "
+            "random."
         )
-    return plan.process.lift(model.latents(images.to(diffusion.start(torch.zeros(model.state_shape(1))))))
+    return diffusion.clean_states(images)
 
 
 def gaps(diffusion: Diffusion, code: Code, clean: Tensor, callback: Callable[[Progress], None] | None = None) -> Tensor:
