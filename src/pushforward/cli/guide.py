@@ -109,7 +109,7 @@ def guide(
         int,
         typer.Option(
             help="Make each chain a ladder of so many, with weights of the energy from 1 to 0, that swap their states; "
-            "it leaves where it began, and costs as many chains.",
+            "it forgets where it began, and costs as much as that many chains.",
             min=1,
         ),
     ] = 1,

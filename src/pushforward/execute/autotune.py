@@ -56,7 +56,7 @@ class Latency:
 
     Args:
         batches: rows, increasing; the largest is the most that one call should have.
-        seconds: of one call with so many rows.
+        seconds_a_call: seconds of one call with so many rows.
 
     Raises:
         PushforwardError: there are none, not as many, or some that are not positive or not increasing.

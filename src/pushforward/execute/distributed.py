@@ -4,8 +4,8 @@ An executor runs the same on every rank, on the same states, so every rank knows
 ask an equal share of them and gathers the answers, so that every rank goes on with the same bits. It is a denoiser like
 any other, and no executor knows of it:
 
-    main = across.join()                                  # started by `torchrun --nproc-per-node 2 script.py`
-    solution = parallel(plan, Across(denoiser), start)    # the same `start` on every rank
+    main = join()                                         # started by `torchrun --nproc-per-node 2 script.py`
+    solution = parallel(plan, Sharded(denoiser), start)   # the same `start` on every rank
     if main: ...
 
 A call takes as long as one of `rows / ranks` rows and the gathering of the answers. Ranks must be machines alike: what
@@ -152,7 +152,9 @@ def size(group: dist.ProcessGroup | None = None) -> int:
     """
     if not (dist.is_available() and dist.is_initialized()):
         if group is not None or (_launched() and int(os.environ["WORLD_SIZE"]) > 1):
-            raise PushforwardError("There is no process group to share network calls over; call `across.join()` first.")
+            raise PushforwardError(
+                "There is no process group to share network calls over; call `execute.distributed.join()` first."
+            )
         return 1
     ranks = dist.get_world_size(group)
     if ranks < 1:

@@ -1,7 +1,7 @@
 """Images of which some pixels are known: the others are drawn by a diffusion model.
 
-At every step the known pixels take their places in the network's answer (`steer.inpainted`), and plans with `repeats`
-take each step several times, so that the others come to agree with them.
+At every step the known pixels take their places in the network's answer (`guidance.steering.inpainted`), and plans with
+`repeats` take each step several times, so that the others come to agree with them.
 
 References:
     RePaint, Lugmayr et al., arXiv 2201.09865; DDNM, Wang et al., arXiv 2212.00490.

@@ -287,6 +287,9 @@ class Blurring(_Field, ScaledProcess):
         field: height and width of the images, in pixels.
         blur_max: greatest blur, in pixels.
         min_scale: fraction `m` of each frequency that blurring leaves.
+        offset: the offset s of `Cosine`.
+        t_min: earliest time that the network is asked about.
+        t_max: time of the noisiest state.
 
     References:
         Blurring Diffusion Models, Hoogeboom & Salimans, arXiv 2209.05557, section 3 and appendix A.

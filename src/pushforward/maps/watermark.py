@@ -66,7 +66,6 @@ class _Keyed:
 
     Args:
         key: any bytes; it is not shown.
-        variants: how many patterns the key stands for.
     """
 
     key: bytes = field(repr=False)

@@ -58,6 +58,9 @@ def save_model(model: Model, folder: Path, card: str = "", dtype: torch.dtype = 
         folder: folder to write to; it is created if needed.
         card: text of its README.md.
         dtype: dtype of the weights on disk (they are used in float32).
+
+    Raises:
+        PushforwardError: the model was not trained by this package.
     """
     module, network = model.module, model.denoiser
     if not isinstance(module, Backbone) or not isinstance(network, Network):

@@ -92,6 +92,9 @@ def exponential(
         denoise: end with the denoised state `D_lin(u) + r` in place of the last step, which must go to time 0. If r was
             asked for at a predicted state, this moves the answer to the corrected one by the reference's response.
         name: name of the solver, for reports.
+
+    Raises:
+        PushforwardError: a corrector with noise, or a denoised state at the end of a grid that ends above time 0.
     """
     check_order(order)
     check_noise(noise)

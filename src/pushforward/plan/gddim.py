@@ -74,6 +74,9 @@ def gddim(
         reference: reference Gaussian N(m, C) of the root; C = 0 in the paper.
         factor: `root`, or `cholesky` for the paper's ablation.
         variable: variable of the polynomial; time in the paper.
+
+    Raises:
+        PushforwardError: noise together with a higher order, a corrector or another factor.
     """
     check_noise(noise)
     order = order if order is not None else 0 if noise else 2

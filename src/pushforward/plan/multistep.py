@@ -38,6 +38,9 @@ def dpm_solver_pp(
         order: 1, 2 or 3 in the paper's counting.
         noise: 0, or 1 for the stochastic solver.
         lower_final: first order in the last step when there are fewer than 15, or when it goes to zero noise.
+
+    Raises:
+        PushforwardError: another order.
     """
     if order not in (1, 2, 3):
         raise PushforwardError(f"DPM-Solver++ has orders 1, 2 and 3; got {order}.")
@@ -74,6 +77,9 @@ def unipc(process: Process, grid: Tensor, *, order: int = 2, lower_final: bool =
         grid: decreasing times, `(steps + 1,)`.
         order: 1, 2 or 3 in the paper's counting.
         lower_final: lower the order over the last steps, as published.
+
+    Raises:
+        PushforwardError: another order.
     """
     if order not in (1, 2, 3):
         raise PushforwardError(f"UniPC has orders 1, 2 and 3; got {order}.")

@@ -107,6 +107,7 @@ class Plan:
             is `implicit`.
         steps: indices of the nodes that are states of the chain, not stages in between; one more than there are steps.
         mean: mean of the reference Gaussian that the solver used.
+        settings: settings that the solver was given, for reports and for making the plan again.
 
     Raises:
         PushforwardError: a coefficient is not finite, or a node refers to the noise of a later node or to a node that

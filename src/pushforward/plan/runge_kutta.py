@@ -60,6 +60,9 @@ def runge_kutta(
         tableau: `euler`, `heun`, `midpoint`, `ralston`, `kutta3` or `rk4`.
         coordinates: `signal` (variable sigma / alpha) or `noise` (variable log-SNR). By default `signal` for scalars,
             and `noise` for the rest, whose signal fades at many rates.
+
+    Raises:
+        PushforwardError: an unknown tableau.
     """
     if tableau not in TABLEAUX:
         raise PushforwardError(f"Unknown Runge–Kutta method {tableau!r}; known are {', '.join(TABLEAUX)}.")
