@@ -15,6 +15,7 @@ from pushforward.maps.code import Code
 from pushforward.maps.spec import parse
 from pushforward.maps.storage import load_codes, save_codes
 from pushforward.model import load_model
+from pushforward.plan import save_plan
 from support.cli import invoke, refused
 from support.models import SIZE, saved
 from support.pictures import places
@@ -62,6 +63,14 @@ def test_images_come_back(models, pictures, tmp_path, process, solver):
     for i in range(3):
         with Image.open(pictures / f"{i}.png") as one, Image.open(tmp_path / "again" / f"{i:05d}.png") as other:
             assert np.array_equal(np.asarray(one), np.asarray(other))
+
+
+def test_a_plan_in_a_file_ends_where_it_ends(models, pictures, tmp_path):
+    """It has all its settings, so that no default of the command's own is one too many."""
+    plan = parse("ddim:steps=20:end=0.01").plan(load_model(models["vp"]))
+    save_plan(plan, tmp_path / "own.plan")
+    _, report = inverted(models["vp"], pictures, tmp_path, "--solver", tmp_path / "own.plan")
+    assert (report["converged"], report["times"]) == (3, plan.times.tolist())
 
 
 def test_the_report_and_the_picture(models, pictures, tmp_path):

@@ -20,8 +20,10 @@ from pushforward.data.datasets import read_image
 from pushforward.data.locks import alone
 from pushforward.errors import PushforwardError
 from pushforward.linear import VP
+from pushforward.maps.spec import parse
 from pushforward.maps.storage import load_codes, save_codes
-from pushforward.model import save_model
+from pushforward.model import load_model, save_model
+from pushforward.plan import save_plan
 from support.cli import invoke, refused
 from support.models import reading, saved
 from support.pictures import pixels, places
@@ -739,6 +741,19 @@ def test_codes_of_another_plan_are_refused(models, pictures, tmp_path, change, m
     assert not (tmp_path / "x.png").exists()
 
 
+@pytest.mark.parametrize("command", ["encode", "translate"])
+def test_a_plan_in_a_file_is_taken_as_it_is(models, pictures, tmp_path, command):
+    """It has all its settings, so that no default of the command's own is one too many."""
+    plan = parse("ddim:eta=1:steps=4:end=0.01:start=0.5").plan(load_model(models["one"]))
+    save_plan(plan, tmp_path / "own.plan")
+    what = {"encode": [models["one"], "--out", tmp_path / "x.safetensors"],
+            "translate": ["--source", models["one"], *TEXTS, "--out", tmp_path / "out"]}[command]  # fmt: skip
+    report = tmp_path / "report.json"
+    result = invoke(command, *what, pictures / "0.png", "--solver", tmp_path / "own.plan", "--json", report, "-q")
+    assert result.exit_code == 0, result.exception
+    assert json.loads(report.read_text())["times"] == plan.times.tolist()
+
+
 def test_encode_leaves_broken_files_out_and_takes_as_many_as_asked(models, pictures, tmp_path):
     mine = shutil.copytree(pictures, tmp_path / "mine")
     (mine / "0.png").write_text("no picture")
@@ -752,7 +767,7 @@ def test_encode_leaves_broken_files_out_and_takes_as_many_as_asked(models, pictu
     [
         (["--solver", "heun"], "has no noises to find"),
         (["--eta", 0], "has no noises to find"),
-        (["--solver", "auto"], "chooses its own settings"),
+        (["--solver", "auto"], "no way leads back"),
         (["--label", "a"], "has no classes; give a --prompt instead"),
         (["--label", "a", "--prompt", "a cat"], "Give labels or prompts, not both"),
         (["--guidance", 2], "without a prompt"),

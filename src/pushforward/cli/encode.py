@@ -6,7 +6,6 @@ Examples are in `pushforward encode --help`.
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,7 +32,6 @@ from pushforward.cli._shared.report import progress
 from pushforward.data.files import check_suffix
 from pushforward.data.inputs import Images
 from pushforward.data.pictures import picture_suffixes
-from pushforward.errors import PushforwardError
 from pushforward.maps.code import Code, batches
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.inversion import Encoding
@@ -94,12 +92,7 @@ def encode(
     condition.check()
     network = open_model(model, place, condition.negative, **pipeline.asked)
     spec = noisy(started(sampler.plan_spec, start))
-    if spec.adaptive:
-        raise PushforwardError(
-            f"The solver {spec.solver!r} is deterministic: name a stochastic one, or use `pushforward invert`."
-        )
-    ended = spec if spec.end is not None else replace(spec, end=network.process.t_min)
-    plan = make_plan(network, ended, quiet=reports.quiet)
+    plan = make_plan(network, spec.invertible(network), quiet=reports.quiet)
     given = inputs.read(images, image_size(network), skip=True)
     condition.check(len(given.values))
     labels = choose_labels(network, len(given.values), condition.label, condition.prompt)

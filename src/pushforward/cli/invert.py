@@ -211,12 +211,7 @@ def _check_method(method: str, begin: str, *, clean: bool) -> None:
 
 def _invertible(model: Model, options: SamplerSpec, method: str, *, quiet: bool) -> Plan:
     """The plan that the options describe, to `t_min` where they do not say where to."""
-    if options.solver in ("auto", "rk45"):
-        raise PushforwardError(
-            f"The solver {options.solver!r} goes on to clean data, from where no way leads back; take --solver ddim."
-        )
-    ended = options if options.end is not None else replace(options, end=model.process.t_min)
-    plan = make_plan(model, ended, quiet=quiet)
+    plan = make_plan(model, options.invertible(model), quiet=quiet)
     if plan.noises and method != "optimise":
         raise PushforwardError(
             f"The solver {options.solver!r} with these settings is stochastic, so many codes give one image; "

@@ -186,6 +186,18 @@ class SamplerSpec:
         """Whether the plan is read from a file."""
         return self.solver.lower().endswith(PLAN_SUFFIX)
 
+    def invertible(self, model: Model) -> SamplerSpec:
+        """The same, to `t_min` where it says no end of its own: a last step to clean data has no inverse.
+
+        Raises:
+            PushforwardError: a solver that always ends in clean data.
+        """
+        if self.solver in ("auto", "rk45"):
+            raise PushforwardError(
+                f"The solver {self.solver!r} goes on to clean data, from where no way leads back; take ddim, for one."
+            )
+        return self if self.filed or self.end is not None else replace(self, end=model.process.t_min)
+
     def _kept_plan(self, model: Model) -> Plan:
         """The plan in the file, which must be the one that is meant, if that is said, and fit the model."""
         plan = load_plan(self.solver)

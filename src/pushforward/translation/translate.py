@@ -114,12 +114,14 @@ def sampler_for(model: Model, sampler: SamplerSpec, method: Method) -> SamplerSp
         PushforwardError: unknown method.
     """
     method = method_named(method)
+    if sampler.filed:  # which has all its settings
+        return sampler
     if sampler.grid is None and not model.grid:
         sampler = replace(sampler, grid="uniform")
     if method in CODELESS:
         return sampler
     if method in ONE_CODE:
-        return sampler if sampler.end is not None else replace(sampler, end=model.process.t_min)
+        return sampler.invertible(model)
     if model.process.blocks > 1 and sampler.solver in ("gddim", "exponential") and sampler.end is None:
         sampler = replace(sampler, end=model.process.t_min)  # into time 0 their noise reaches velocities alone
     return noisy(sampler)

@@ -151,12 +151,8 @@ def back_from(model: Model, solver: Solver, steps: int | None, usual: int) -> Sa
     Raises:
         PushforwardError: a solver that always ends in clean data.
     """
-    sampler = read(solver, steps=steps, usual={"steps": usual, "end": model.process.t_min})
-    if isinstance(sampler, SamplerSpec) and sampler.solver in ("auto", "rk45"):
-        raise PushforwardError(
-            f"The solver {sampler.solver!r} goes on to clean data, from where no way leads back; take ddim, for one."
-        )
-    return sampler
+    sampler = read(solver, steps=steps, usual={"steps": usual})
+    return sampler if isinstance(sampler, Plan) else sampler.invertible(model)
 
 
 def as_batch(images: object, model: Model) -> Tensor:

@@ -345,4 +345,4 @@ def sampler_of(solver: str, options: Mapping[str, Any]) -> SamplerSpec:
 
 def started(sampler: SamplerSpec, start: float) -> SamplerSpec:
     """The sampler with the share of its steps that the option `--start` says, unless it says its own."""
-    return sampler if sampler.start != 1 and not given("start") else replace(sampler, start=start)
+    return sampler if (sampler.filed or sampler.start != 1) and not given("start") else replace(sampler, start=start)
