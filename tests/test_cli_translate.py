@@ -741,6 +741,12 @@ def test_codes_of_another_plan_are_refused(models, pictures, tmp_path, change, m
     assert not (tmp_path / "x.png").exists()
 
 
+def test_the_share_of_steps_is_taken_from_the_solver(pictures, translating):
+    """All ten, where the solver says so, and not the default of .85."""
+    report = translating(pictures / "0.png", "--solver", "ddim:start=1", "--steps", 10)
+    assert len(report["times"]) == 10 + 1
+
+
 @pytest.mark.parametrize("command", ["encode", "translate"])
 def test_a_plan_in_a_file_is_taken_as_it_is(models, pictures, tmp_path, command):
     """It has all its settings, so that no default of the command's own is one too many."""

@@ -173,6 +173,14 @@ def test_the_command_paints_what_is_white_and_leaves_the_rest(files, tmp_path):
         assert len(places(sheet, pixels(out / "images" / f"{name}.png"), 96 // SIDE)) == 1
 
 
+def test_repeats_are_taken_from_the_solver_or_beside_it(files, tmp_path):
+    """Two steps: the text of the solver goes before the default of 4 repeats, and does not contradict the option."""
+    result = run(files, tmp_path / "said", "--solver", "ddpm:repeats=2", "--json", "-")
+    assert json.loads(result.stdout)["nfe"] == 4
+    result = run(files, tmp_path / "twice", "--solver", "ddpm:repeats=2", "--repeats", 3)
+    assert "says repeats=2, and repeats is also given as 3" in str(result.exception)
+
+
 def test_an_interrupted_run_does_what_is_left_and_no_more(files, tmp_path):
     whole, part = tmp_path / "whole", tmp_path / "part"
     run(files, whole), run(files, part)

@@ -141,7 +141,7 @@ def edit(
     in_vain({"source_guidance": "sdedit does not encode the image" if way == "sdedit" else None})
     network = open_model(model, place, negative, **pipeline.asked)
     search = Search(_numbers(guidance, "guidance"), _numbers(skip, "skip"), trials, source_guidance, way)
-    spec = sampler.plan_spec
+    spec = sampler.plan_spec()
     network.given([target], max(search.guidances))  # what is wrong is said before all work
     plans(network, spec, search)
     score, judges = _scorers(network, source, target, select, clip, judge, pick_device(place.device))

@@ -26,7 +26,6 @@ from pushforward.cli._shared.options import (
     ReportOptions,
     SamplerOptions,
     grouped,
-    started,
 )
 from pushforward.cli._shared.report import progress
 from pushforward.data.files import check_suffix
@@ -91,7 +90,7 @@ def encode(
     inputs.check(images)
     condition.check()
     network = open_model(model, place, condition.negative, **pipeline.asked)
-    spec = noisy(started(sampler.plan_spec, start))
+    spec = noisy(sampler.plan_spec(start=start))
     plan = make_plan(network, spec.invertible(network), quiet=reports.quiet)
     given = inputs.read(images, image_size(network), skip=True)
     condition.check(len(given.values))

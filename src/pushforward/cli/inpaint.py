@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -82,8 +81,7 @@ def inpaint(
     network = open_model(model, place, condition.negative, **pipeline.asked)
     guidance, shape = condition.weight(network), image_size(network)
     known = ~read_mask(mask, lambda path: read_like(path, shape, inputs.fit, background="black"))
-    spec = sampler.plan_spec
-    spec = replace(spec, settings={**spec.settings, **({"repeats": repeats} if repeats > 1 else {})})
+    spec = sampler.plan_spec(repeats=repeats if repeats > 1 else None)
     plan = spec.plan(network)
     inpainted(network, torch.zeros(network.shape), known)  # what is wrong is said before all work
     network.given(choose_labels(network, 1, condition.label, condition.prompt), guidance)

@@ -136,7 +136,7 @@ def invert(
     condition.check()
     _check_method(method, begin, clean=clean)
     network = open_model(model, place, condition.negative, **pipeline.asked)
-    spec = sampler.plan_spec
+    spec = sampler.plan_spec()
     plan = _invertible(network, spec, method, quiet=reports.quiet)
     given = inputs.read(images, image_size(network))
     condition.check(len(given.values))

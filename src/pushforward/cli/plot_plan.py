@@ -47,7 +47,7 @@ def plot_plan(
     check_suffix(out, {".png", ".jpg", ".webp", ".pdf", ".svg"}, "Plots")
     check_outputs({"--out": out, "--json": json})
     chosen = load(model, **pipeline.asked)
-    made = make_plan(chosen, sampler.plan_spec)
+    made = make_plan(chosen, sampler.plan_spec())
     with atomic_path(out) as path:
         draw(made, path)
     if json != "-":

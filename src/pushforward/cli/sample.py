@@ -124,7 +124,7 @@ def sample(
     check_outputs({"--out": out, "--animate": animate, "--json": reports.json}, {"--each": each})
     main = join(place.device)  # under torchrun, every rank works and the first one writes
     reports = replace(reports, quiet=reports.quiet or not main)
-    spec = sampler.within(rounds, max_evaluations)
+    spec = sampler.spec(rounds=rounds, max_evaluations=max_evaluations)
     if parallel is not None and spec.parallel not in (None, parallel):
         raise PushforwardError(f"The solver says parallel={spec.parallel}, and --parallel {parallel}: give it once.")
     network = open_model(model, place, condition.negative, **pipeline.asked)

@@ -27,7 +27,6 @@ from pushforward.cli._shared.options import (
     ReportOptions,
     SamplerOptions,
     grouped,
-    started,
 )
 from pushforward.data.inputs import read_file
 from pushforward.data.pictures import compared, save_image, sheet
@@ -109,7 +108,7 @@ def translate(
     in_vain({"negative": "guidance is 1" if unguided else None})
     one = open_model(source, place, negative, **pipeline.asked)
     other = one if target is None else open_model(target, place, negative, **pipeline.asked)
-    spec = started(sampler.plan_spec, start)
+    spec = sampler.plan_spec(start=start)
     ends = tuple(
         Diffusion(model, sampler_for(model, spec, way).plan(model)).given(_label(model, label, prompt), guidance)
         for model, label, prompt, guidance in (

@@ -74,7 +74,7 @@ def watermark_embed(
     secret, told = key_of(key), message_of(message)
     condition.check(count)
     network = open_model(model, place, condition.negative, **pipeline.asked)
-    spec = sampler.plan_spec
+    spec = sampler.plan_spec()
     labels = choose_labels(network, count, condition.label, condition.prompt)
     labels = in_turn(network, count) if labels is None else labels
     guidance, began = condition.weight(network), time.perf_counter()

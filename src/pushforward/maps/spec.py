@@ -294,7 +294,7 @@ def parse(text: str, beside: Mapping[str, object] = NONE, otherwise: Mapping[str
     if "steps" in own:
         own["steps"] = _counted(own["steps"], "1 step or more")
     for name in own.keys() & {"end", "start", "within"}:
-        own[name] = _positive(own[name], zero=name == "end")
+        own[name] = _positive(own[name], zero=name != "within")
     return SamplerSpec(solver, settings=settings, **own)  # type: ignore[arg-type]
 
 

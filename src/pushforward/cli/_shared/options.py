@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from json import loads
 from pathlib import Path
@@ -31,7 +31,7 @@ from pushforward.plan import SOLVERS
 __all__ = [
     "BatchOption", "ConditionOptions", "DeviceOption", "FitOption", "GuidanceOption", "ImageOptions", "ImagesArgument",
     "JsonOption", "LabelOption", "ModelArgument", "NegativeOption", "PictureOption", "PipelineOptions", "PlaceOptions",
-    "PromptOption", "QuietOption", "ReportOptions", "SamplerOptions", "SeedOption", "grouped", "sampler_of", "started",
+    "PromptOption", "QuietOption", "ReportOptions", "SamplerOptions", "SeedOption", "grouped",
 ]  # fmt: skip
 
 SHOWN = 64  # images that a picture of reconstructions shows
@@ -115,33 +115,27 @@ class SamplerOptions:
     ] = None
     end: Annotated[float | None, typer.Option(help="End at this time; 0 is a clean image.")] = None
 
-    @property
-    def spec(self) -> SamplerSpec:
-        """What `--solver` and the options beside it describe.
+    def spec(self, **more: object) -> SamplerSpec:
+        """What `--solver` and the options beside it describe; what was not typed gives way to the text of `--solver`.
+
+        Args:
+            more: settings for which the command has options of its own; `None` says nothing.
 
         Raises:
             PushforwardError: they are no sampler, or say a setting twice and differently.
         """
-        return self.within()
+        flags = {option.name: getattr(self, option.name) for option in fields(self) if option.name != "solver"} | more
+        said = {name: value for name, value in flags.items() if value is not None}
+        typed = {name: value for name, value in said.items() if given(name)}
+        return parse(self.solver, typed, {name: value for name, value in said.items() if name not in typed})
 
-    def within(self, rounds: int | None = None, max_evaluations: int | None = None) -> SamplerSpec:
-        """The same for the best image in so many rounds, of so many network evaluations in all.
-
-        Raises:
-            PushforwardError: as `spec`, or a budget that makes no sense.
-        """
-        flags = {option.name: getattr(self, option.name) for option in fields(self) if option.name != "solver"}
-        flags |= {"rounds": rounds, "max_evaluations": max_evaluations}
-        return sampler_of(self.solver, {name: value for name, value in flags.items() if value is not None})
-
-    @property
-    def plan_spec(self) -> SamplerSpec:
+    def plan_spec(self, **more: object) -> SamplerSpec:
         """The same for a command that has no use for steps taken at once.
 
         Raises:
             PushforwardError: as `spec`, or it says that they are.
         """
-        spec = self.spec
+        spec = self.spec(**more)
         for name in ("parallel", "rounds"):
             if (value := getattr(spec, name)) is not None:
                 raise PushforwardError(f"{name}={value} has no effect here; leave it out of --solver.")
@@ -331,18 +325,3 @@ def _options(kind: type[Any], defaults: Mapping[str, object]) -> list[inspect.Pa
         )
         for option in fields(kind)
     ]
-
-
-def sampler_of(solver: str, options: Mapping[str, Any]) -> SamplerSpec:
-    """The sampler that a specification and options beside it describe; what was not typed gives way to the text.
-
-    Raises:
-        PushforwardError: they are no sampler, or say a setting twice and differently.
-    """
-    typed = {name: value for name, value in options.items() if given(name)}
-    return parse(solver, typed, {name: value for name, value in options.items() if name not in typed})
-
-
-def started(sampler: SamplerSpec, start: float) -> SamplerSpec:
-    """The sampler with the share of its steps that the option `--start` says, unless it says its own."""
-    return sampler if (sampler.filed or sampler.start != 1) and not given("start") else replace(sampler, start=start)
