@@ -22,6 +22,7 @@ REFUSED = {
     "HunyuanImage 2.1 with projected guidance": "otherwise in a later step",
     "HunyuanImage 2.1 distilled": "otherwise in a later step",
     "PRX in pixels": "begins with noise of a deviation near",
+    "LTX 2": "pictures and their sound",
     "LTX Condition": "makes its first state in a way",
     "Cosmos": "makes its first state in a way",
     "Cosmos 2": "counts time to 80",

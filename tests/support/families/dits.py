@@ -11,7 +11,7 @@ import transformers
 from diffusers.guiders import AdaptiveProjectedMixGuidance
 
 from support import pipelines
-from support.families.parts import picture, seeded, words
+from support.families.parts import embeds, picture, seeded, words
 from support.families.tiny import Tiny
 from support.families.transformers import (
     GUIDED,
@@ -29,6 +29,7 @@ from support.families.transformers import (
 
 UNBINNED: dict[str, Any] = {**GUIDED, "use_resolution_binning": False}
 SHORT: dict[str, Any] = {"max_sequence_length": 16}
+NO = "negative_"
 
 
 def t5_parts(**more: Any) -> dict[str, Any]:
@@ -314,6 +315,22 @@ def longcat() -> Tiny:
     return Tiny(pipe, {**GUIDED, "enable_prompt_rewrite": False})
 
 
+@seeded
+def hidream() -> Tiny:
+    net = diffusers.HiDreamImageTransformer2DModel(
+        patch_size=2, in_channels=4, out_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=8,
+        num_attention_heads=2, caption_channels=[24, 16], text_emb_dim=16, num_routed_experts=4,
+        num_activated_experts=2, axes_dims_rope=(4, 2, 2), max_resolution=(16, 16), llama_layers=(0, 1),
+    )  # fmt: skip
+    parts = {f"{part}{n}": None for part in ("text_encoder", "tokenizer") for n in ("", "_2", "_3", "_4")}
+    parts |= {"scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), "vae": pipelines.vae(shift_factor=0.1)}
+    pipe = build(diffusers.HiDreamImagePipeline, parts, transformer=net)
+    pipe.default_sample_size = 8
+    texts = {"prompt_embeds_t5": (1, 8, 24), "prompt_embeds_llama3": (2, 1, 8, 16), "pooled_prompt_embeds": (1, 16)}
+    told = {f"{sign}{name}": embeds(len(sign + name), *shape) for name, shape in texts.items() for sign in ("", NO)}
+    return Tiny(pipe, {**SIZE, **told, "guidance_scale": 3.0})
+
+
 FAMILIES: dict[str, Callable[[], Tiny]] = {
     "PixArt-α": pixart_alpha,
     "PixArt-Σ": pixart_sigma,
@@ -337,4 +354,5 @@ FAMILIES: dict[str, Callable[[], Tiny]] = {
     "Krea 2": krea2,
     "ERNIE-Image": ernie,
     "LongCat-Image": longcat,
+    "HiDream": hidream,
 }

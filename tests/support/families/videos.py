@@ -9,6 +9,8 @@ import diffusers
 import torch
 import transformers
 from diffusers.models.transformers.transformer_hunyuan_video15 import HunyuanVideo15ByT5TextProjection
+from diffusers.pipelines.ltx2 import LTX2TextConnectors
+from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
 
 from support import pipelines
 from support.families.parts import embeds, picture, roughen, seeded, words
@@ -19,6 +21,7 @@ GUIDED: dict[str, Any] = {**TEXT, "negative_prompt": "blur", "guidance_scale": 3
 SIZE: dict[str, Any] = {"height": 16, "width": 16, "num_frames": 5}
 WAN: dict[str, Any] = {**GUIDED, **SIZE}
 PLAIN: dict[str, Any] = {"template": "{}", "crop_start": 0}
+LOUD: dict[str, Any] = {"guidance_scale": 1.0, "stg_scale": 0.0, "modality_scale": 1.0, "guidance_rescale": 0.0}
 LTX: dict[str, Any] = {**GUIDED, "height": 32, "width": 32, "num_frames": 9}
 
 
@@ -26,9 +29,9 @@ def text() -> dict[str, Any]:
     return {"text_encoder": pipelines.t5(), "tokenizer": pipelines.t5_tokenizer()}
 
 
-def image_encoder(size: int = 4) -> Any:
+def image_encoder(size: int = 4, patch: int = 2) -> Any:
     sizes: dict[str, Any] = {"hidden_size": 4, "projection_dim": 4, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = transformers.CLIPVisionConfig(**sizes, image_size=size, intermediate_size=16, patch_size=2)
+    config = transformers.CLIPVisionConfig(**sizes, image_size=size, intermediate_size=16, patch_size=patch)
     return transformers.CLIPVisionModelWithProjection(config)
 
 
@@ -482,6 +485,70 @@ def cosmos_2_image() -> Tiny:
     return Tiny(diffusers.Cosmos2VideoToWorldPipeline(**parts), {**GUIDED, **SIZE, "image": picture(0, 16, 16)})
 
 
+@seeded
+def stable_video() -> Tiny:
+    kinds = {"down_block_types": ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal")}
+    kinds |= {"up_block_types": ("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal")}
+    sizes = {"block_out_channels": (32, 32), "layers_per_block": 1, "sample_size": 8, "num_attention_heads": 2}
+    net = diffusers.UNetSpatioTemporalConditionModel(
+        in_channels=8, out_channels=4, **kinds, **sizes, cross_attention_dim=4, addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=12,
+    )  # fmt: skip
+    vae = diffusers.AutoencoderKLTemporalDecoder(
+        block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D",) * 2, layers_per_block=1, latent_channels=4
+    )
+    scheduler = diffusers.EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction",
+        sigma_max=700.0, sigma_min=0.002, timestep_type="continuous", use_karras_sigmas=True, steps_offset=1,
+        timestep_spacing="leading",
+    )  # fmt: skip
+    pipe = diffusers.StableVideoDiffusionPipeline(
+        vae=vae, image_encoder=image_encoder(224, 56), unet=roughen(net), scheduler=scheduler,
+        feature_extractor=image_processor(224),
+    )  # fmt: skip
+    return Tiny(pipe, {**SIZE, "num_frames": 2, "image": picture(0, 16, 16), "max_guidance_scale": 2.5})
+
+
+@seeded
+def ltx_2() -> Tiny:
+    """With a sound beside the pictures."""
+    heads, deep, split = {"num_attention_heads": 2, "audio_num_attention_heads": 2}, {"num_layers": 1}, "split"
+    net = diffusers.LTX2VideoTransformer3DModel(
+        in_channels=4, out_channels=4, patch_size=1, patch_size_t=1, **heads, **deep, attention_head_dim=8,
+        cross_attention_dim=16, audio_in_channels=4, audio_out_channels=4, audio_attention_head_dim=4,
+        audio_cross_attention_dim=8, caption_channels=24, rope_double_precision=False, rope_type=split,
+    )  # fmt: skip
+    each = {"num_attention_heads": 3, "attention_head_dim": 8, "num_layers": 1, "num_learnable_registers": None}
+    connectors = LTX2TextConnectors(
+        caption_channels=24, text_proj_in_factor=3, rope_double_precision=False, rope_type=split,
+        connector_rope_base_seq_len=32, rope_theta=10000.0, causal_temporal_positioning=False,
+        **{f"{kind}_connector_{name}": value for kind in ("video", "audio") for name, value in each.items()},
+    )  # fmt: skip
+    vae = diffusers.AutoencoderKLLTX2Video(
+        latent_channels=4, block_out_channels=(8,), decoder_block_out_channels=(8,), layers_per_block=(1,),
+        decoder_layers_per_block=(1, 1), spatio_temporal_scaling=(True,), decoder_spatio_temporal_scaling=(True,),
+        decoder_inject_noise=(False, False), downsample_type=("spatial",), upsample_residual=(False,),
+        upsample_factor=(1,), patch_size=1, patch_size_t=1,
+    )  # fmt: skip
+    audio = diffusers.AutoencoderKLLTX2Audio(
+        base_channels=4, ch_mult=(1,), num_res_blocks=1, attn_resolutions=None, resolution=32, latent_channels=2,
+        mel_bins=8,
+    )  # fmt: skip
+    vocoder = LTX2Vocoder(
+        in_channels=16, hidden_channels=8, upsample_kernel_sizes=[4], upsample_factors=[2],
+        resnet_kernel_sizes=[3], resnet_dilations=[[1, 3, 5]], output_sampling_rate=16000,
+    )  # fmt: skip
+    missing = dict.fromkeys(("text_encoder", "tokenizer", "processor", "prompt_enhancer", "duration_head"))
+    pipe = diffusers.LTX2Pipeline(
+        transformer=roughen(net), vae=vae, audio_vae=audio, vocoder=vocoder, connectors=connectors,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(), **missing,
+    )  # fmt: skip
+    texts = {"prompt_embeds": embeds(1, 1, 8, 72), "prompt_attention_mask": torch.ones(1, 8, dtype=torch.long)}
+    size = {"height": 32, "width": 32, "num_frames": 5, "frame_rate": 25.0}
+    kinds = {f"{kind}{name}": value for kind in ("", "audio_") for name, value in LOUD.items()}
+    return Tiny(pipe, {**texts, **size, **kinds, "use_cross_timestep": False})
+
+
 FAMILIES: dict[str, Callable[[], Tiny]] = {
     "Wan 2.1": wan,
     "Wan 2.2 two experts": wan_experts,
@@ -517,4 +584,6 @@ FAMILIES: dict[str, Callable[[], Tiny]] = {
     "Sana Video image": sana_image,
     "CogVideoX video": cog_video,
     "CogVideoX Fun control": cog_control,
+    "Stable Video Diffusion": stable_video,
+    "LTX 2": ltx_2,
 }

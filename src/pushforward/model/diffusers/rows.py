@@ -119,6 +119,12 @@ class Rows:
                 "called with these arguments; leave out what says that only some of the steps are taken."
             )
         for answer in answers:
+            if answer.state.shape[1:] != states.shape[1:]:
+                raise PushforwardError(
+                    f"{type(self.call.pipe).__name__} takes several states through its steps side by side, such as "
+                    "pictures and their sound, and a model here has one; sample with "
+                    "pushforward.PushforwardScheduler in the pipeline."
+                )
             if not torch.equal(answer.state[:count], states.to(answer.state)):
                 raise PushforwardError(
                     f"{type(self.call.pipe).__name__} changes its states before or between its steps, as it does to "
