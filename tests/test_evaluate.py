@@ -21,9 +21,11 @@ from pushforward.errors import PushforwardError
 from pushforward.evaluation.report import table
 from pushforward.evaluation.runs import Evaluation
 from pushforward.evaluation.samplers import check, evaluate, labels_for
+from pushforward.execute.budget import spent
 from pushforward.linear import VP, Blurring, Gaussian, Langevin, Process
 from pushforward.maps.spec import SamplerSpec, parse
-from pushforward.model import Model, save_model
+from pushforward.model import Model, load, save_model
+from pushforward.plan import save_plan
 from pushforward.vision.features import FeatureNet
 from support.helpers import gaussian_denoiser
 from support.models import SIZE, tiny
@@ -282,6 +284,21 @@ def test_the_command_writes_everything(world, tmp_path):
     with Image.open(out / "samplers.png") as picture:  # a row for each sampler
         assert picture.width > 12 * 96
         assert picture.height >= len(report["rows"]) * 96
+
+
+def test_samplers_that_say_what_they_take_do_so_once(world, tmp_path):
+    """As many calls as `sample` makes in so many rounds, or as the plan in a file has, whatever others take."""
+    model = load(world / "model")
+    save_plan(parse("ddim:steps=5").plan(model), tmp_path / "five.plan")
+    samplers = ("--solvers", f"auto:rounds=3,{tmp_path / 'five.plan'},ddim", "--steps", "4,7", "--json", "-", "-q")
+    result = run(*arguments(world, tmp_path / "out", *samplers))
+    assert result.exit_code == 0, result.exception
+    rows = json.loads(result.stdout)["rows"][1:]
+    plan = parse("auto:rounds=3").plan(model)
+    assert [row["steps"] for row in rows] == [len(plan.steps) - 1, 5, 4, 7]
+    assert rows[1]["sampler"].startswith("five.plan:digest=")  # a folder's name would leave plots no room
+    assert rows[0]["rounds"] == 3
+    assert plan.nfe < rows[0]["nfe"] <= spent(plan.nfe, 3)
 
 
 def test_two_processes_give_the_same_figures(world, tmp_path):

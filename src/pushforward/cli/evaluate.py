@@ -220,7 +220,8 @@ def _samplers(solvers: list[str], steps: str | None, nfe: str | None) -> list[tu
     result: list[tuple[SamplerSpec, int | None, bool]] = []
     for text in ",".join(solvers).split(","):
         sampler = parse(text)
-        own = sampler.adaptive or "steps" in words(text, "solver", "ddim:steps=10")[1]
+        said = words(text, "solver", "ddim:steps=10")[1].keys()
+        own = sampler.adaptive or sampler.filed or bool(said & {"steps", "rounds"})
         result += [(sampler, None, False)] if own else [(sampler, n, nfe is not None) for n in numbers]
     return result
 

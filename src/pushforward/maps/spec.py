@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from operator import index
+from pathlib import Path
 from types import MappingProxyType
 
 import torch
@@ -94,7 +95,7 @@ class SamplerSpec:
 
     @property
     def label(self) -> str:
-        """The sampler in the words of `parse`, without its steps."""
+        """The sampler in the words of `parse`, without its steps, and without the folder of a plan's file."""
         own = {"grid": self.grid, "end": self.end, "parallel": self.parallel, "rounds": self.rounds,
                "max_evaluations": self.max_evaluations}  # fmt: skip
         if self.start != 1:
@@ -102,7 +103,8 @@ class SamplerSpec:
         if self.parallel is not None or self.rounds is not None or self.within != _WITHIN:
             own["within"] = self.within
         words = {**self.settings, **{key: value for key, value in own.items() if value is not None}}
-        return ":".join([self.solver, *(f"{key}={value}" for key, value in words.items())])
+        solver = Path(self.solver).name if self.filed else self.solver
+        return ":".join([solver, *(f"{key}={value}" for key, value in words.items())])
 
     def plan(self, model: Model) -> Plan:
         """The plan for a model.
