@@ -246,7 +246,7 @@ def test_importing_every_module_loads_no_optional_package() -> None:
     modules = [module.relative_to(ROOT.parent).with_suffix("") for module in MODULES if module.stem != "__main__"]
     names = sorted(".".join(module.parts).removesuffix(".__init__") for module in modules)
     found = python(f"import importlib, sys\nfor n in {names}: importlib.import_module(n)\nprint(*sys.modules)")
-    assert OPTIONAL & set(found.split()) == set()
+    assert (OPTIONAL | {"scipy.stats"}) & set(found.split()) == set()  # which takes a quarter of a second
 
 
 def test_importing_executors_loads_no_room_above() -> None:

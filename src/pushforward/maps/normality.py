@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.stats import kstest
 from torch import Tensor
 
 __all__ = ["statistics"]
@@ -30,6 +29,8 @@ def statistics(z: Tensor) -> dict[str, Any]:
 
 
 def _statistics(array: np.ndarray) -> dict[str, Any]:
+    from scipy.stats import kstest  # takes a quarter of a second, and most commands do without
+
     flat = array.ravel()
     return {
         "mean": float(flat.mean()),

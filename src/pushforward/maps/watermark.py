@@ -42,8 +42,7 @@ from hashlib import shake_256
 import numpy as np
 import torch
 from scipy.linalg import hadamard
-from scipy.special import ndtri
-from scipy.stats import binom
+from scipy.special import bdtrc, ndtri
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
@@ -252,7 +251,7 @@ def read(pattern: Bits | Ring | Sequence[Bits], views: Tensor, message: bytes | 
     if message is not None:
         wanted = np.unpackbits(np.frombuffer(message, np.uint8))
         right = np.array([(one == wanted).sum() for one in bits])
-        exact = torch.from_numpy(binom.sf(right - 1, len(wanted), 0.5))
+        exact = torch.from_numpy(bdtrc(right - 1, len(wanted), 0.5))
         p_value, correct = (2 * torch.minimum(p_value, exact)).clamp(max=1), torch.from_numpy(right / len(wanted))
     view = torch.tensor([int(view) for *_, view in best])
     return Found([np.packbits(one).tobytes() for one in bits], p_value, evidence, correct, view)
