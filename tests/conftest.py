@@ -1,5 +1,6 @@
 """Options, seeds and threads for all tests."""
 
+import gc
 import json
 import os
 import random
@@ -35,6 +36,13 @@ def pytest_configure(config: pytest.Config) -> None:
         from support.type_checks import check_annotations
 
         check_annotations("pushforward")
+    gc.disable()  # until all is imported
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is imported, a million objects, out of the collections of garbage to come."""
+    gc.enable()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
