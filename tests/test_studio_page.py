@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from PIL import Image
 
 from support.cli import invoke, refused
 
-pytest.importorskip("gradio", reason="the page needs Gradio")
+pytestmark = pytest.mark.skipif(find_spec("gradio") is None, reason="the page needs Gradio")
 ROOT = Path(__file__).parent.parent
 MODEL = "fashion-vp"
 WAIT = 90_000  # milliseconds, for a machine that is busy
