@@ -14,13 +14,13 @@ def pixels(path):
 def places(sheet: np.ndarray, image: np.ndarray, factor: int, tolerance: int = 0) -> list[tuple[int, int]]:
     """Where an image is in a sheet, enlarged by a factor: the rows and columns of its corners."""
     sheet, image = (np.atleast_3d(x).astype(int) for x in (sheet, image))
-    down, across = (sheet.shape[i] - factor * image.shape[i] + 1 for i in (0, 1))
-    there = np.ones((down, across), bool)
+    y, x = np.indices([sheet.shape[k] - factor * image.shape[k] + 1 for k in (0, 1)]).reshape(2, -1)
     for i, j in np.ndindex(image.shape[:2]):
         for corner in (0, factor - 1):  # of the pixel, enlarged
-            part = sheet[factor * i + corner :, factor * j + corner :][:down, :across]
-            there &= (abs(part - image[i, j]) <= tolerance).all(-1)
-    return [(int(y), int(x)) for y, x in np.argwhere(there)]
+            found = sheet[y + factor * i + corner, x + factor * j + corner]
+            there = (abs(found - image[i, j]) <= tolerance).all(-1)
+            y, x = y[there], x[there]
+    return list(zip(y.tolist(), x.tolist(), strict=True))
 
 
 def save_png(path: Path, array: np.ndarray | None = None) -> Path:
