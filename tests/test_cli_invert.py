@@ -405,7 +405,7 @@ def test_an_embedded_model(tmp_path):
     result = invoke("sample", "fashion-vp", "--count", 2, "--steps", 10, "--out", tmp_path / "x.png", "--each",
                     tmp_path / "each", "-q")  # fmt: skip
     assert result.exit_code == 0, result.exception
-    _, report = inverted("fashion-vp", tmp_path / "each", tmp_path, "--steps", 50)
+    _, report = inverted("fashion-vp", tmp_path / "each", tmp_path, "--steps", 20)
     assert report["converged"] == sum(image["max_abs_error"] <= report["tolerance"] for image in report["images"])
     assert report["max_abs_error"] < 50 * TOLERANCE
     assert abs(report["code"]["std"] - 1) < 0.25
