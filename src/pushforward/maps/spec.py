@@ -278,7 +278,7 @@ def parse(text: str, beside: Mapping[str, object] = NONE, otherwise: Mapping[str
     """
     solver, settings = words(text, "solver", "gddim:order=2")
     for name, value in beside.items():
-        if settings.setdefault(name, value) != value:
+        if settings.setdefault(name, value) not in (value,):  # NaN is not equal to itself
             raise PushforwardError(
                 f"The solver {text!r} says {name}={settings[name]}, and {name} is also given as {value}: give it once."
             )
@@ -329,7 +329,7 @@ def words(text: str, what: str, example: str) -> tuple[str, dict[str, object]]:
                 f"A {what} is written {what}:name=value:name=value, for instance {example}; got {text!r}."
             )
         name, known = name.strip().replace("-", "_"), _value(value.strip())
-        if settings.setdefault(name, known) != known:
+        if settings.setdefault(name, known) not in (known,):  # NaN is not equal to itself
             raise PushforwardError(f"The {what} {text!r} says {name} twice, and differently: say it once.")
     return named, settings
 

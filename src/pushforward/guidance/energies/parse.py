@@ -167,12 +167,9 @@ def _masked(words: Words) -> Energy:
 
 def _colour(words: Words) -> Energy:
     text = words.about.lstrip("#")
-    try:
-        rgb = [int(text[i : i + 2], 16) / 127.5 - 1 for i in (0, 2, 4)]
-    except ValueError:
-        rgb = []
-    if len(text) != 6 or not rgb:
+    if not re.fullmatch("[0-9a-fA-F]{6}", text):
         raise PushforwardError(f"A colour is written as #rrggbb, for instance #ff8000; got {words.about!r}.")
+    rgb = [int(text[i : i + 2], 16) / 127.5 - 1 for i in (0, 2, 4)]
     if words.setting.shape[0] == 1:
         rgb = [sum(rgb) / 3]
     return known.colour(rgb, words.mask(), deviation=words.number("deviation", 0.1))
@@ -207,7 +204,10 @@ def _python(words: Words) -> Energy:
 
 def _command(words: Words) -> Energy:
     """The numbers that a program prints for PNG files, one a line; they have no gradient."""
-    program = shlex.split(words.about)
+    try:
+        program = shlex.split(words.about)
+    except ValueError as error:
+        raise PushforwardError(f"Energy {words.text!r} is no command: {error}.") from None
     if not program or shutil.which(Path(program[0]).expanduser()) is None:
         raise PushforwardError(f"There is no program {words.about!r} that can be run, for energy {words.text!r}.")
     program[0] = str(Path(program[0]).expanduser())
