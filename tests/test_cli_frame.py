@@ -1,5 +1,6 @@
 """The frame around the commands: how they are found, how they fail, what they share."""
 
+import inspect
 import json
 import math
 import os
@@ -95,6 +96,34 @@ def test_failures_end_in_one_sentence(
     monkeypatch.setenv("PUSHFORWARD_DEBUG", "1")
     with pytest.raises(type(error)):
         cli.main()
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["guide", "fashion-vp", "--energy", "chi", "--out", ""], "The value of --out"),
+        (["train", "model", "--data="], "The value of --data"),
+        (["sample", "fashion-vp", "--prompt", "", "--json", ""], "The value of --json"),
+        (["invert", "fashion-vp", ""], "An argument"),
+    ],
+)
+def test_an_empty_path_is_not_this_folder(
+    words, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """As of a variable of a script that is not set."""
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, *words) == 1
+    assert capsys.readouterr().err == f"pushforward: {what} is empty; write one, or leave it out.\n"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", cli.command_names())
+def test_options_of_paths_are_known(command: str) -> None:
+    """So that an empty one is refused."""
+    function = getattr(import_module(f"pushforward.cli.{command.replace('-', '_')}"), command.replace("-", "_"))
+    options = inspect.signature(function, eval_str=True).parameters.values()
+    places = {f"--{one.name}" for one in options if "Path" in str(one.annotation) and "Option" in str(one.annotation)}
+    assert places <= cli.PLACES
 
 
 def test_json_reports(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

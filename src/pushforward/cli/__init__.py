@@ -16,7 +16,6 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import wraps
 from importlib import import_module
 from pathlib import Path
@@ -33,6 +32,10 @@ from pushforward.errors import FarOutside, PushforwardError
 __all__ = ["app", "command_names", "main"]
 
 _ALONE = {"--json": "-", "--parallel": "preconditioned"}  # what options mean that are given without a value
+PLACES = {
+    "--animate", "--control", "--data", "--each", "--image", "--json", "--mask", "--out", "--picture", "--save",
+    "--statistics",
+}  # options whose value is a file or a folder  # fmt: skip
 _NOT_COMMANDS = {"__init__"}
 _NO_MEMORY = ("allocate memory", "out of memory", "array is too big", "size calculation overflowed", "unpacking long")
 
@@ -91,7 +94,15 @@ class _Commands(TyperGroup):
 
         `~/` begins a path in the user's home, as shells read it, but in quotes and after `=` they leave that to us.
         A command may be called in two words, as `watermark read`, where the first is none alone.
+
+        Raises:
+            PushforwardError: a path is empty, as of a variable that is not set: it would be this folder.
         """
+        for before, arg in zip(["", *args], args, strict=False):
+            option, equals, value = arg.partition("=") if arg.startswith("--") else (before, "=", arg)
+            if not value and equals and (option in PLACES or not option.startswith("-")):
+                what = f"The value of {option}" if option in PLACES else "An argument"
+                raise PushforwardError(f"{what} is empty; write one, or leave it out.")
         if len(args) > 1 and args[0] not in command_names() and f"{args[0]}-{args[1]}" in command_names():
             args = [f"{args[0]}-{args[1]}", *args[2:]]
         given = []
@@ -122,11 +133,16 @@ class _Commands(TyperGroup):
 
 
 def _alone(command: Callable[..., None]) -> Callable[..., None]:
-    """The command, while no other process writes to the same `out`."""
+    """The command, while no other process writes to the same `out`, which is not left without a result."""
 
     @wraps(command)
     def called(**options: Any) -> None:
-        with alone(options["out"]) if options.get("out") is not None else nullcontext():
+        if options.get("out") is None:
+            command(**options)
+            return
+        from pushforward.cli._shared.batch import removed_if_empty
+
+        with alone(options["out"]), removed_if_empty(Path(options["out"])):
             command(**options)
 
     return called

@@ -11,10 +11,12 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count as count_from
 from pathlib import Path
+from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 from unicodedata import normalize
 from zlib import crc32
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Item", "Outcome", "complete", "kept_key", "key_of", "list_items", "made_of", "open_folder", "read_items",
-    "read_object", "todo", "work_through",
+    "read_object", "removed_if_empty", "todo", "work_through",
 ]  # fmt: skip
 
 SETTINGS, NAMES = "settings.json", "names.json"
@@ -206,6 +208,18 @@ def open_folder(folder: Path, settings: Mapping[str, Any], items: Sequence[Item]
     if names != kept:
         with atomic_path(folder / NAMES) as temporary:
             temporary.write_text(json.dumps(names, indent=0) + "\n", encoding="ascii")  # whatever bytes they have
+
+
+@contextmanager
+def removed_if_empty(folder: Path) -> Iterator[None]:
+    """Remove a folder that the block has made if the block fails before any result is there."""
+    new = not folder.exists()
+    try:
+        yield
+    except BaseException:
+        if new and folder.is_dir() and {file.name for file in folder.iterdir()} <= {SETTINGS, NAMES}:
+            rmtree(folder)
+        raise
 
 
 def _kept_names(folder: Path) -> dict[str, str]:
