@@ -378,6 +378,17 @@ def test_a_finished_folder_is_left_as_it_is_and_serves_no_other_settings(files, 
         assert "holds results of other settings" in str(result.exception)
 
 
+def test_what_fails_before_its_first_result_leaves_no_folder(files, tmp_path):
+    """But a folder that was there is kept."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "settings.json").write_text("{}")
+    words = ["guide", files / "grey", "--energy", "chi", *few("grey"), "--sampler", "adam:learning-rate=0", "-q"]
+    for out in ("out", "mine"):
+        result = runner.invoke(app, [str(a) for a in [*words, "--out", tmp_path / out]])
+        assert "a positive learning rate" in str(result.exception)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
 # -- samplers and plans ------------------------------------------------------------------------------------------------
 
 
@@ -421,6 +432,11 @@ def test_particles_tell_the_evidence_and_leave_codes(files, tmp_path, sampler, h
     assert load_codes(out / "codes.safetensors")[0].noises.shape[0] > 0
     pairs = zip(decoded(out, tmp_path), samples(out).values(), strict=True)
     assert all(np.abs(one.astype(int) - other.astype(int)).max() <= 1 for one, other in pairs)
+
+
+def test_without_a_gradient_an_implicit_solver_has_an_order(guiding):
+    report = guiding("grey", "--sampler", "ess", "--solver", "collocation:steps=2")
+    assert report["plan"] == "collocation:steps=2"
 
 
 def test_an_energy_that_takes_gradients_itself_steers(guiding):
@@ -546,6 +562,7 @@ def test_energies_made_in_a_python_file_keep_their_weights(files, guiding, tmp_p
         ("low-pass:{}/grey.png:cells=inf", "The cells of energy"),
         ("colour:blue", "A colour is written as #rrggbb"),
         ("color:blue", "A colour is written as #rrggbb"),
+        ("colour:#+1+1+1", "A colour is written as #rrggbb"),
         ("classifier:{}/classes.pt", "needs label="),
         ("classifier:{}/classes.pt:label=dog", "has no class 'dog'"),
         ("classifier:{}/classes.pt:label=7", "with a class 7"),
@@ -556,6 +573,7 @@ def test_energies_made_in_a_python_file_keep_their_weights(files, guiding, tmp_p
         ("face:{}/grey.png", "needs network="),
         ("concentration:chunk=9", "needs codes of 81 numbers"),
         ("command:{}/none.sh --fast", "There is no program '"),
+        ("command:sh 'score.sh", "is no command: No closing quotation"),
         ("python:{}/none.py", "There is no Python file"),
         ("python:{}/syntax.py", "cannot be run (SyntaxError"),
         ("python:{}/energies.py:name=light", "has no function 'light'"),
@@ -600,7 +618,7 @@ def program(tmp_path):
     return f"command:{sys.executable} {tmp_path}/sizes.py"
 
 
-@pytest.mark.parametrize("sampler", ["ess", "pcn:step=0.4"])
+@pytest.mark.parametrize("sampler", ["ess", "pcn:step=0.4", "fk:particles=2", "psi:moves=2:dynamics=pcn"])
 def test_a_program_is_an_energy(files, tmp_path, guiding, program, sampler):
     """Energies are those of the pictures that are handed over, and another program is another energy."""
     asked = ["--energy", f"{program}:weight=0.05", "--sampler", sampler]
@@ -682,6 +700,8 @@ def test_other_samplers_name_it_too(files, tmp_path, monkeypatch, capsys, sample
         ("grey", ["--warm-up", 2], "a warm-up of fewer"),
         ("grey", ["--solver", "rk45"], "chooses its steps as it goes; name another"),
         ("grey", ["--solver", "magic"], "Unknown solver 'magic'"),
+        ("grey", ["--solver", ""], "Unknown solver ''"),
+        ("grey", ["--sampler", "mala:step-size=nan"], "must be a positive number; got nan"),
         ("grey", ["--solver", "ddim:order=2"], "has no setting 'order'"),
         ("grey", ["--solver", "collocation:steps=2"], "Implicit()"),
         ("grey", ["--gradient", "guess"], "The gradient is one of exact, implicit, phantom"),

@@ -167,7 +167,7 @@ def guide(
     check_outputs({"--json": reports.json}, {"--out": out})
     condition.check(chains)
     usual = _NOISY if isinstance(how, Particles) else _SOLVER
-    moves, solver, gradient = moves or _MOVES, solver or usual, gradient or "exact"
+    moves, solver, gradient = moves or _MOVES, usual if solver is None else solver, gradient or "exact"
     schedule = Schedule(moves, warm_up, anneal, draws, rungs) if isinstance(how, Dynamics) else None
     free, shape = _open(model, parse(solver), condition, place, pipeline, latent)
     pushforward, labels, guidance = _given(free, condition, chains)
@@ -429,7 +429,8 @@ def _measured(job: _Job, images: Tensor) -> dict[str, Tensor]:
     code, parts = _drawn(job), []
     for some in torch.arange(job.chains).split(job.asked["batch"]):
         with torch.enable_grad():  # which energies may take themselves
-            found = job.energy.parts(images[some].to(code.start.device).requires_grad_(), code[some])
+            shown = images[some].to(code.start.device).requires_grad_()
+            found = job.energy.parts(shown, code[some], gradient=False)
         parts.append({name: value.detach().double().cpu() for name, value in found.items()})
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 

@@ -31,7 +31,8 @@ __all__ = ["Counted"]
 class Counted:
     """A map, and how often its network was asked about each image.
 
-    A diffusion for which no way of differentiating was chosen takes `Exact`, with the memory of one network call.
+    A diffusion for which no way of differentiating was chosen takes `Exact`, with the memory of one network call; where
+    no gradient is asked for, none.
 
     Args:
         pushforward: the map.
@@ -45,8 +46,8 @@ class Counted:
     trails: Trails | None = None
 
     @classmethod
-    def of(cls, pushforward: Pushforward, count: int) -> Counted:
-        """None so far, of `count` images.
+    def of(cls, pushforward: Pushforward, count: int, *, gradient: bool = True) -> Counted:
+        """None so far, of `count` images, whose decodings are differentiated if there is to be a `gradient`.
 
         Raises:
             PushforwardError: the map is bound to labels of another number of images.
@@ -54,8 +55,8 @@ class Counted:
         place = pushforward.draw(1).start.device
         if isinstance(pushforward, ModelMap | Generator):
             pushforward.told(count)
-        if isinstance(pushforward, Diffusion) and pushforward.gradient is None:
-            pushforward = pushforward.run_by(gradient=Exact())
+        if isinstance(pushforward, Diffusion) and gradient is (pushforward.gradient is None):
+            pushforward = pushforward.run_by(gradient=Exact() if gradient else None)
         return cls(pushforward, torch.zeros(count, dtype=torch.long, device=place), Trails.of(pushforward, count))
 
     def some(self, which: Tensor) -> Pushforward:

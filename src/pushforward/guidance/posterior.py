@@ -347,7 +347,7 @@ def target_of(
         raise PushforwardError(f"Guidance needs 1 chain or more, and as many at a time; got {count} and {batch}.")
     if not of(energy).terms:
         raise PushforwardError("An energy without terms guides nothing; give one term or more.")
-    counted = Counted.of(pushforward, count)
+    counted = Counted.of(pushforward, count, gradient=gradient)
     code = pushforward.draw(count, seed=seed, first=first)
     if begin is not None:
         given, wanted = ([x if x is None else tuple(x.shape) for x in (c.start, c.noises)] for c in (begin, code))
@@ -359,7 +359,7 @@ def target_of(
         code = begin.to(code.start)
     if rungs > 1:
         every = torch.arange(count, device=code.start.device).repeat(rungs)
-        counted = Counted.of(counted.pushforward.some(every), len(every))
+        counted = Counted.of(counted.pushforward.some(every), len(every), gradient=gradient)
         codes = [code if begin is not None else pushforward.draw(count, seed=derive_seed(seed, rung), first=first)
                  for rung in range(1, rungs)]  # fmt: skip
         code = code[every].with_variables(torch.cat([one.variables() for one in (code, *codes)]))

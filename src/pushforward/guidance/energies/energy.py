@@ -54,17 +54,18 @@ class Energy:
         """Return the sum, `(count,)`; see `parts`."""
         return sum(self.parts(images, code).values(), images.new_zeros(len(images)))
 
-    def parts(self, images: Tensor, code: Code) -> dict[str, Tensor]:
+    def parts(self, images: Tensor, code: Code, *, gradient: bool = True) -> dict[str, Tensor]:
         """Return the value of each term times its weight, `(count,)`, by the term's name.
 
         Args:
             images: images in [-1, 1], `(count, channels, height, width)`.
             code: the code that they were decoded from.
+            gradient: whether every term must have one, where images or codes do.
 
         Raises:
             PushforwardError: a term gives a shape other than `(count,)`, or no gradient where one is needed.
         """
-        wanted = torch.is_grad_enabled() and (images.requires_grad or code.start.requires_grad)
+        wanted = gradient and torch.is_grad_enabled() and (images.requires_grad or code.start.requires_grad)
         found = {}
         for term in self.terms:
             value: object = term.function(images, code)
