@@ -341,3 +341,22 @@ def test_what_is_done_to_the_images_is_among_the_notes(tmp_path):
     assert load_images(tmp_path / "in", size=8, channels=3).notes == (
         "1 image made colour from grey", "1 image resized from 4x4 to 8x8",
     )  # fmt: skip
+
+
+def test_a_hub_without_an_answer_is_asked_once(tmp_path, monkeypatch):
+    """`datasets` asks it for half a minute; what is on this machine already is read without it."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    asked = []
+
+    def read(name, **_):
+        asked.append(name)
+        raise ValueError("read from the cache")
+
+    monkeypatch.setattr(datasets, "load_dataset", read)
+    with pytest.raises(PushforwardError, match="cannot be loaded as a data set: the hub gives no answer"):
+        load_images("someone/pictures")
+    assert not asked
+    (tmp_path / "someone___pictures").mkdir()
+    with pytest.raises(PushforwardError, match="read from the cache"):
+        load_images("someone/pictures")

@@ -402,6 +402,14 @@ def test_what_is_no_classifier_is_refused(tmp_path, fault):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("load", [load_clip, load_classifier])
+def test_a_hub_without_an_answer_is_asked_once(load):
+    """`transformers` asks it for half a minute."""
+    with pytest.raises(PushforwardError, match="the hub gives no answer") as caught:
+        load("someone/network")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_missing_package_is_named(monkeypatch):
     without(monkeypatch, "transformers")
     with pytest.raises(PushforwardError, match=r"pip install 'pushforward\[diffusers\]'"):

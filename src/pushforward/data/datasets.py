@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from pushforward.data import imagefolder
+from pushforward.data.hub import check_hub
 from pushforward.data.imagefolder import SPLITS, caption_column, caption_of, few, label_column, many
 from pushforward.data.memory import check_memory
 from pushforward.data.reading import (
@@ -351,6 +352,8 @@ def _from_datasets(name: str, shape: _Shape, split: str, on_skip: Callable[[str,
             f"There is no folder or .npz file {name!r}; a data set by name needs `pip install 'pushforward[train]'`."
         ) from error
     try:
+        if not (Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")).is_dir():
+            check_hub(name, "dataset")
         data = datasets.load_dataset(name, split=split)
     except Exception as error:  # the library raises its own, the hub's and the network's errors
         reason = str(error).partition("\n")[0]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
+from pushforward.data.hub import check_model
 from pushforward.errors import PushforwardError
 from pushforward.model.diffusers.folders import FAULTS
 from pushforward.model.torchscript import SUFFIXES, load_torchscript
@@ -130,6 +131,7 @@ def _transformers(place: str, device: str | torch.device) -> Classifier:
     except ImportError as error:
         raise PushforwardError("Classifiers from folders need `pip install 'pushforward[diffusers]'`.") from error
     try:
+        check_model(place)
         model, report = AutoModelForImageClassification.from_pretrained(place, output_loading_info=True)
         config, _ = ImageProcessingMixin.get_image_processor_dict(place)
     except FAULTS as error:

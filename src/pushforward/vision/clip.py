@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, interpolate, normalize
 
+from pushforward.data.hub import check_model
 from pushforward.errors import PushforwardError
 
 __all__ = ["Clip", "alignment", "load_clip"]
@@ -184,6 +185,7 @@ def load_clip(name: str | os.PathLike[str], *, device: str | torch.device = "cpu
 
     place = os.fspath(name)
     try:
+        check_model(place)
         kind = AutoConfig.from_pretrained(place).model_type
         if kind != "clip":
             raise PushforwardError(
