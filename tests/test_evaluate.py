@@ -301,6 +301,18 @@ def test_samplers_that_say_what_they_take_do_so_once(world, tmp_path):
     assert plan.nfe < rows[0]["nfe"] <= spent(plan.nfe, 3)
 
 
+def test_samplers_without_an_error_are_drawn(world, tmp_path):
+    """The converged run is one of `auto`, from which this one differs in nothing: no scale of logarithms has room."""
+    result = run(*arguments(world, tmp_path, "--solver", "auto", "--nfe", "12", "-q"))
+    assert result.exit_code == 0, result.exception
+    assert {row["error"] and row["error"]["median"] for row in report_rows(tmp_path)} == {None, 0}
+    assert (tmp_path / "results.json").is_file()
+
+
+def report_rows(out):
+    return json.loads((out / "results.json").read_text())["rows"]
+
+
 def test_two_processes_give_the_same_figures(world, tmp_path):
     """Under torchrun, shards and the rows of parallel calls are shared; the same rows to the last bit but rounding."""
     samplers = ("--solvers", "ddim:eta=1,ddim:parallel=preconditioned", "--steps", "6", "-q")

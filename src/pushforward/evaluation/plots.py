@@ -35,12 +35,13 @@ def distance_curves(rows: Sequence[Row], path: Path) -> None:
             medians = [(row.error or {}).get("median") or float("nan") for row in of]
             axes.plot([row.nfe for row in of], medians, marker="o", markersize=4, color=colours[sampler])
             ends.append((medians[-1], sampler, colours[sampler]))
+        apart = any((row.error or {}).get("median") for row in own)
         axes.set(
             xlabel="network evaluations per image",
             ylabel="error of an image (median)",
             title=model,
             xscale="log",
-            yscale="log",
+            yscale="log" if apart else "linear",
         )
         name_lines(axes, ends)
     for net, line in zip(nets, grid[1:], strict=True):
