@@ -168,3 +168,12 @@ def test_the_command_writes_a_solver(tmp_path):
     assert result.exit_code == 0, result.output
     refused(invoke("sample", tmp_path / "model", "--solver", path, "--steps", 7), "leave out steps")
     refused(invoke("learn-plan", tmp_path / "model", "--out", tmp_path / "a.txt"), "ends in .plan")
+
+
+@pytest.mark.parametrize("minutes", ["inf", "nan", "0", "-1"])
+def test_a_time_that_is_none_is_refused(tmp_path, minutes):
+    saved(VP(), tmp_path / "model")
+    refused(
+        invoke("learn-plan", tmp_path / "model", "--minutes", minutes, "--out", tmp_path / "a.plan", "-q"),
+        "a positive number of minutes",
+    )

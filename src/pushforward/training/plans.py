@@ -87,7 +87,13 @@ def images_within(
     labels: Condition | Unsaid = UNSAID,
     guidance: float | None = None,
 ) -> int:
-    """Estimate from how many images a plan is learned in so many seconds; `LEAST` at least."""
+    """Estimate from how many images a plan is learned in so many seconds; `LEAST` at least.
+
+    Raises:
+        PushforwardError: that is no time.
+    """
+    if not 0 < seconds < math.inf:
+        raise PushforwardError(f"A plan is learned in a positive number of minutes; got {seconds / 60:g}.")
     there = Diffusion(model, in_rounds(model.process, rounds, model.reference)).given(labels, guidance)
     there = there.in_turn(_TIMED)
     start = there.start(there.draw(_TIMED).start)
