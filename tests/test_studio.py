@@ -3,9 +3,11 @@
 import io
 import json
 import shlex
+import threading
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from pushforward.data.pictures import to_bytes
 from pushforward.errors import PushforwardError
 from pushforward.guidance.dynamics import SAMPLERS
 from pushforward.model.zoo import names
-from pushforward.studio import compare, edit, guide, inpaint, invert, plan, sample
+from pushforward.studio import compare, edit, guide, inpaint, invert, page, plan, sample
 from pushforward.studio._shared.live import Stopped, live
 from pushforward.studio._shared.masks import PARTS, canvas, mask_file, mask_of
 from pushforward.studio._shared.models import EMBEDDED, Shelf, choices_of, steps_beside
@@ -353,6 +355,16 @@ def test_only_the_models_of_a_page_can_be_opened():
     assert "sneaker" in choices_of(shelf.open(NAME))
     with pytest.raises(PushforwardError, match="This page has no model"):
         shelf.open("emoji")
+
+
+def test_a_first_model_that_cannot_be_loaded_is_told_by_the_page_alone(monkeypatch):
+    """The thread that loads it ahead leaves no traceback in the terminal."""
+    pytest.importorskip("gradio")
+    monkeypatch.setattr(page, "make_page", lambda _: SimpleNamespace(launch=lambda **_: None))
+    before = set(threading.enumerate())
+    page.open_page(Shelf(("nowhere",), "cpu"), browser=False)
+    for thread in set(threading.enumerate()) - before:
+        thread.join()
 
 
 def test_uploads_that_are_no_pictures_are_told_without_their_path(model, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from threading import Thread
 from typing import Any
 
@@ -68,8 +69,14 @@ def open_page(
         )  # fmt: skip
     except OSError as error:
         raise PushforwardError(f"The page cannot be served at {host}, port {port or '7860 to 7959'}: {error}") from None
-    Thread(target=shelf.open, args=shelf.names[:1], daemon=True).start()  # it takes as long as the first look around
+    Thread(target=_begin, args=(shelf,), daemon=True).start()  # it takes as long as the first look around
     return page
+
+
+def _begin(shelf: Shelf) -> None:
+    """Load the first model; one that cannot be loaded is told of in the page, as the others."""
+    with suppress(PushforwardError):
+        shelf.open(shelf.names[0])
 
 
 def settings() -> dict[str, Any]:
