@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from pushforward.denoiser import Ask, Denoiser
+from pushforward.execute.host import undisturbed
 from pushforward.linear import Process
 from pushforward.model.network import Around
 
@@ -34,6 +35,7 @@ class Altered(Around):
         """Return the denoiser that makes the same change to the answers of `inner`."""
         return replace(self, inner=inner)
 
+    @undisturbed
     def at(self, process: Process, times: Tensor, like: Tensor) -> Ask:
         """See `Denoiser`."""
         ask = self.inner.at(process, times, like)
@@ -41,6 +43,7 @@ class Altered(Around):
         told = [] if self.condition is None else [self.condition]
         change = self.change(process, times, like, any(x.requires_grad for x in [*weights, *told]))
 
+        @undisturbed  # changes take gradients
         def altered(k: int | Tensor, u: Tensor, of: Tensor | None = None) -> Tensor:
             return change(lambda states: ask(k, states, of), k, u, of)
 

@@ -38,6 +38,7 @@ from torch import Tensor
 from pushforward.data.memory import check_memory
 from pushforward.errors import PushforwardError
 from pushforward.execute import Progress
+from pushforward.execute.host import undisturbed
 from pushforward.execute.sequential import steps
 from pushforward.guidance.chains import walk
 from pushforward.guidance.dynamics import Dynamics, Schedule, mala
@@ -153,6 +154,7 @@ def psi(
 PARTICLES: Mapping[str, Callable[..., Particles]] = {"fk": fk, "psi": psi}
 
 
+@undisturbed
 @torch.no_grad()
 def guide(
     pushforward: Pushforward,

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from pushforward.errors import Diverged, FarOutside, PushforwardError
+from pushforward.execute.host import undisturbed
 from pushforward.guidance.chains import Chains, Point, Record, walk
 from pushforward.guidance.decoding import Counted
 from pushforward.guidance.dynamics import Dynamics, Schedule, langevin
@@ -119,6 +120,7 @@ class Descents:
         return len(self.history) - 1
 
 
+@undisturbed
 @torch.no_grad()
 def guide(
     pushforward: Pushforward,
@@ -189,6 +191,7 @@ def guide(
     return Guided(code, images, energies, weights, number, state.nfe.cpu(), state.history)
 
 
+@undisturbed
 @torch.no_grad()
 def best(
     pushforward: Pushforward,

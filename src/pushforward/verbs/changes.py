@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
+from pushforward.execute.host import undisturbed
 from pushforward.guidance.inpaint import inpaint as paint
 from pushforward.maps.labels import UNSAID
 from pushforward.maps.spec import SamplerSpec
@@ -14,7 +15,6 @@ from pushforward.model import Model
 from pushforward.plan import Plan
 from pushforward.translation.translate import Method, Translation, sampler_for
 from pushforward.translation.translate import translate as pass_on
-from pushforward.verbs.host import undisturbed
 from pushforward.verbs.samplers import Given, Solver, as_batch, diffusion_of, read
 
 __all__ = ["edit", "inpaint", "translate"]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pushforward.denoiser import Denoiser, Wrapper
 from pushforward.errors import PushforwardError
+from pushforward.execute.host import undisturbed
 from pushforward.guidance.invert import Method
 from pushforward.guidance.invert import invert as find
 from pushforward.maps.adaptive import AdaptiveDiffusion
@@ -22,7 +23,6 @@ from pushforward.maps.spec import noisy as with_noise
 from pushforward.model import Model
 from pushforward.plan import Plan
 from pushforward.plan.gddim import with_residuals
-from pushforward.verbs.host import undisturbed
 from pushforward.verbs.samplers import AtOnce, Given, Solver, as_batch, back_from, diffusion_of, map_of, read
 
 __all__ = ["decode", "decode_in_batches", "encode", "invert", "sample"]

@@ -15,6 +15,7 @@ from pushforward.errors import PushforwardError
 from pushforward.evaluation import samplers
 from pushforward.evaluation.report import Row
 from pushforward.evaluation.runs import Evaluation
+from pushforward.execute.host import undisturbed
 from pushforward.execute.likelihood import STAGES, log_density
 from pushforward.maps.adaptive import AdaptiveDiffusion
 from pushforward.maps.code import GaussianStream, batches
@@ -22,7 +23,6 @@ from pushforward.maps.labels import UNSAID
 from pushforward.maps.likelihood import BIN, Likelihood
 from pushforward.maps.spec import parse
 from pushforward.model import Model
-from pushforward.verbs.host import undisturbed
 from pushforward.verbs.samplers import Given, as_batch
 from pushforward.vision.features import feature_net
 

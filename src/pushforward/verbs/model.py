@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from pushforward import model as below
+from pushforward.execute.host import undisturbed
 from pushforward.verbs.changes import edit, inpaint, translate
 from pushforward.verbs.codes import decode, encode, invert, sample
 from pushforward.verbs.evaluating import evaluate, log_likelihood
-from pushforward.verbs.host import undisturbed
 from pushforward.verbs.samplers import diffusion, plan
 from pushforward.verbs.watermarks import read_watermark, watermark
 from pushforward.verbs.wishes import guide, steer

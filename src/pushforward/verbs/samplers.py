@@ -10,13 +10,13 @@ from torch import Tensor
 
 from pushforward.errors import PushforwardError
 from pushforward.execute import Parallel
+from pushforward.execute.host import undisturbed
 from pushforward.maps.adaptive import AdaptiveDiffusion
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.labels import UNSAID, Condition, Unsaid
 from pushforward.maps.spec import SamplerSpec, parse
 from pushforward.model import Model
 from pushforward.plan import Plan
-from pushforward.verbs.host import undisturbed
 
 __all__ = ["AtOnce", "Given", "Solver", "as_batch", "back_from", "diffusion", "diffusion_of", "map_of", "plan", "read"]
 

@@ -13,6 +13,7 @@ from torch.nn.functional import interpolate, pad
 
 from pushforward.errors import PushforwardError
 from pushforward.execute import Progress
+from pushforward.execute.host import undisturbed
 from pushforward.maps.code import Code, batches
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.labels import UNSAID
@@ -22,7 +23,6 @@ from pushforward.maps.watermark import Bits, Found, Ring, longest, read
 from pushforward.model import Model
 from pushforward.plan.grid import solve_for_time
 from pushforward.verbs.codes import decode_in_batches
-from pushforward.verbs.host import undisturbed
 from pushforward.verbs.samplers import AtOnce, Given, Solver, as_batch, diffusion_of
 from pushforward.verbs.samplers import read as read_solver
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from pushforward.errors import PushforwardError
+from pushforward.execute.host import undisturbed
 from pushforward.guidance import particles, posterior
 from pushforward.guidance.chains import Chains
 from pushforward.guidance.dynamics import Dynamics, Schedule, langevin
@@ -17,7 +18,6 @@ from pushforward.maps.code import Code
 from pushforward.maps.labels import UNSAID
 from pushforward.maps.protocol import Pushforward
 from pushforward.model import Model
-from pushforward.verbs.host import undisturbed
 from pushforward.verbs.samplers import AtOnce, Given, Solver, diffusion_of, read
 
 __all__ = ["guide", "steer"]
