@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import os
 import subprocess
 import sys
 from functools import partial
@@ -134,6 +135,74 @@ def test_maps_look_like_what_they_are_of(model: pf.Model) -> None:
     one_line(diffusion, "fashion-vp", "heun", "steps=5", f"nfe={diffusion.plan.nfe}")
     told = diffusion.given(["bag", "shirt"], 2.0).run_by(parallel=pf.Parallel(), gradient=pf.Implicit())
     one_line(told, "conditions=2", "guidance=2", "parallel=Parallel", "gradient=Implicit")
+    one_line(diffusion.given("bag"), "conditions=1")
     one_line(pf.AdaptiveDiffusion(model, 1e-3), "AdaptiveDiffusion(fashion-vp, tolerance=0.001)")
     drawn = pf.gan(lambda z: z[..., None, None].expand(-1, 1, *FIELD), 1, name="flat")
     one_line(drawn, "Generator(flat, latents=1, images=1x3x2)")
+
+
+# -- arguments that are slightly wrong ---------------------------------------------------------------------------------
+
+WRONG = """
+there.invert(images.numpy())
+there.invert(images.tolist())
+there.invert(None)
+there.invert(images[0])
+there.invert(images.to('meta'))
+noisy.encode(images.numpy())
+there.perturb(images.numpy())
+there.decode(images)
+there.decode(pf.Code(images.numpy()))
+there.decode(pf.Code(images[:, :, 1:]))
+there.decode(pf.Code(images.repeat(1, 3, 1, 1)))
+there.decode(pf.Code(images[0]))
+there.decode(code[:0])
+there.decode(pf.Code(code.start, end=images[:1]))
+noisy.decode(pf.Code(code.start, images[None, :1]))
+there.sample(2.5)
+there.sample('2')
+there.sample(2, batch=None)
+there.sample(2, first='1')
+there.draw(2.5)
+model.sample(2, steps=2.5)
+model.watermark(-1, key='k', steps=2)
+model.decode(images)
+model.given(torch.zeros(2, 2).long())
+model.sample(2, steps=2, labels='a', guidance='2')
+model.inpaint(images, images[0, 0].numpy() > 0)
+pf.Diffusion(model, 'ddim')
+pf.grid.power(model.process, 2.5)
+pf.grid.karras(model.process, '2')
+pf.grid.uniform(model.process, None)
+pf.energies.colour(images)
+pf.guide(there, pf.energies.chi(), pf.ess(), chains=2.5)
+pf.guide(noisy, pf.energies.chi(), pf.fk(), chains='2')
+pf.energies.near(images[0].numpy())
+pf.energies.masked(images[0], images[0, 0].numpy() > 0)
+"""
+
+SCRIPT = f"""
+import torch, pushforward as pf
+from support.models import tiny
+
+model = pf.Model.of(tiny(pf.VP()))
+images = torch.zeros(2, 1, 8, 8)
+there, noisy = model.diffusion("ddim:end=0.01", 2), model.diffusion("ddpm", 2)
+code = there.draw(2)
+for text in {WRONG.split(chr(10))[1:-1]}:
+    try:
+        eval(text)
+        print(text, "raises nothing")
+    except pf.PushforwardError as error:
+        print(*[text, "is told in several lines"] * ("\\n" in str(error)))
+    except Exception as error:
+        print(text, type(error).__name__, error)
+"""
+
+
+def test_what_is_slightly_wrong_is_told_in_a_sentence() -> None:
+    """In a process of its own, where annotations are not checked as they are in tests."""
+    tests = {**os.environ, "PYTHONPATH": os.pathsep.join(["tests", os.environ.get("PYTHONPATH", "")])}
+    said = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True, env=tests,
+                          cwd=Path(__file__).parent.parent)  # fmt: skip
+    assert not said.stdout.strip(), said.stdout

@@ -13,8 +13,8 @@ def check_hub(name: str, kind: str = "model") -> None:
     """Raise at once if the hub gives no answer, which the libraries that read from it ask for half a minute.
 
     Args:
-        name: of a repository, known to the hub or not.
-        kind: `model` or `dataset`.
+        name: name of a repository, known to the hub or not.
+        kind: kind of the repository, `model` or `dataset`.
 
     Raises:
         ConnectionError: there is no answer.

@@ -45,7 +45,7 @@ from pushforward.guidance.dynamics import Dynamics, Schedule, mala
 from pushforward.guidance.energies.energy import Energy, Function, of, total
 from pushforward.guidance.posterior import Evidence, Guided, target_of
 from pushforward.linear import Operator
-from pushforward.maps.code import Code, GaussianStream, derive_seed
+from pushforward.maps.code import Code, GaussianStream, derive_seed, whole_numbers
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.protocol import Pushforward
 from pushforward.plan import Plan, Register
@@ -183,6 +183,7 @@ def guide(
         PushforwardError: a map that is no diffusion, or a plan without noise; an energy that gives not one finite
             number per image; arguments that do not fit together.
     """
+    chains, batch = whole_numbers("Numbers of images and batches", chains, batch)
     if chains < 1 or batch < 1 or chains % sampler.populations:
         raise PushforwardError(
             f"Particles need 1 image or more, as many at a time, and an equal part of the images in each population; "

@@ -31,7 +31,7 @@ from pushforward.guidance.dynamics import Dynamics, Schedule, langevin
 from pushforward.guidance.energies.codes import chi, gaussian
 from pushforward.guidance.energies.energy import Energy, Function, of, total
 from pushforward.guidance.optimisers import State, optimiser_of
-from pushforward.maps.code import Code, derive_seed
+from pushforward.maps.code import Code, derive_seed, whole_numbers
 from pushforward.maps.protocol import Pushforward
 
 __all__ = ["Descents", "Evidence", "Guided", "Optimiser", "Prior", "best", "guide", "target_of"]
@@ -346,6 +346,7 @@ def target_of(
     rungs: int = 1,
 ) -> _Target:
     """The posterior of `count` codes, of which its `code` are the ones to begin at; of ladders, rung after rung."""
+    count, batch = whole_numbers("Numbers of chains and batches", count, batch)
     if count < 1 or batch < 1:
         raise PushforwardError(f"Guidance needs 1 chain or more, and as many at a time; got {count} and {batch}.")
     if not of(energy).terms:

@@ -15,7 +15,7 @@ from pushforward.data.memory import check_images
 from pushforward.denoiser import Denoiser
 from pushforward.errors import PushforwardError
 from pushforward.linear import root
-from pushforward.maps.code import Code, GaussianStream, batches
+from pushforward.maps.code import Code, GaussianStream, batches, whole_numbers
 from pushforward.maps.labels import UNSAID, Condition, Labels, Unsaid, in_turn, listed, take_labels
 from pushforward.model import Model
 from pushforward.model.model import class_number
@@ -99,7 +99,8 @@ class ModelMap(ABC):
 
     def in_turn(self, count: int, first: int = 0) -> Self:
         """The map as it is if its labels were said; else of `count` images, under the model's labels in turn."""
-        return self if self.said else self.given(in_turn(self.model, count, first))
+        count, first = whole_numbers("Counts and numbers of images", count, first)
+        return self if self.said else self.given(in_turn(self.model, max(0, count), first))
 
     def told(self, count: int) -> Model:
         """The model under its condition, for `count` images.
@@ -141,6 +142,7 @@ class ModelMap(ABC):
         Raises:
             PushforwardError: a count below 1.
         """
+        count, first = whole_numbers("Counts and numbers of images", count, first)
         if count < 1:
             raise PushforwardError(f"Draw at least 1 code; got {count}.")
         stream = GaussianStream(seed, range(first, first + count), self.model.state_shape(1)[1:])
@@ -167,6 +169,16 @@ class ModelMap(ABC):
         return self.device or self.model.device
 
     def _check_code(self, code: Code) -> None:
+        if not isinstance(code, Code):
+            raise PushforwardError(f"A code is what `draw`, `invert` or `encode` give; got {type(code).__name__}.")
+        wanted = self.model.state_shape(len(code))
+        shapes = {_shape(x) for x in (code.start, code.end, code.residual) if x is not None}
+        shapes |= set() if code.noises is None else {_shape(code.noises)[1:]}
+        if shapes != {wanted} or not len(code):
+            raise PushforwardError(
+                f"Codes of {self.model.name!r} have shape {wanted[1:]} after the count of images, 1 or more; got "
+                f"{' and '.join(map(str, shapes))}."
+            )
         given = 0 if code.noises is None else len(code.noises)
         if given != self.noises:
             raise PushforwardError(
@@ -184,3 +196,7 @@ class ModelMap(ABC):
             numbers = range(first + some.start, first + some.stop)
             stream = GaussianStream(seed, numbers, self.model.state_shape(1)[1:])
             yield there.some(some), self.start(stream.draw()), stream
+
+
+def _shape(part: object) -> tuple[Any, ...]:
+    return tuple(part.shape) if isinstance(part, Tensor) else (type(part).__name__,)

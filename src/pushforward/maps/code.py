@@ -20,7 +20,7 @@ from torch import Tensor
 from pushforward.data.memory import check_memory
 from pushforward.errors import PushforwardError
 
-__all__ = ["Code", "GaussianStream", "batches", "derive_seed", "numbered"]
+__all__ = ["Code", "GaussianStream", "batches", "derive_seed", "numbered", "whole_numbers"]
 
 _STREAM = 5200  # bytes of a random stream
 
@@ -133,6 +133,8 @@ class GaussianStream:
 
 def numbered(first: int | Sequence[int], count: int) -> Sequence[int]:
     """The number of each image."""
+    if not isinstance(first, Sequence) or isinstance(first, str):
+        (first,) = whole_numbers("Numbers of images", first)
     numbers = range(first, first + count) if isinstance(first, int) else first
     if len(numbers) != count:
         raise PushforwardError(f"{count} images need as many numbers; got {len(numbers)}.")
@@ -145,9 +147,26 @@ def batches(count: int, batch: int) -> Iterator[slice]:
     Raises:
         PushforwardError: no image, or none at a time.
     """
+    count, batch = whole_numbers("Counts of images and batches", count, batch)
     if count < 1 or batch < 1:
         raise PushforwardError(f"There must be an image or code, and a batch of at least 1; got {count} and {batch}.")
     return (slice(begin, min(begin + batch, count)) for begin in range(0, count, batch))
+
+
+def whole_numbers(what: str, *values: object) -> list[int]:
+    """Whole numbers of any library as Python's.
+
+    Args:
+        what: they are, for the message.
+        values: the numbers.
+
+    Raises:
+        PushforwardError: one of them is no whole number.
+    """
+    try:
+        return [whole(value) for value in values]  # type: ignore[arg-type]
+    except TypeError:
+        raise PushforwardError(f"{what} are whole numbers; got {' and '.join(map(repr, values))}.") from None
 
 
 def derive_seed(seed: int, index: int) -> int:
@@ -156,10 +175,7 @@ def derive_seed(seed: int, index: int) -> int:
     Raises:
         PushforwardError: one of them is no whole number.
     """
-    try:
-        seed, index = whole(seed), whole(index)
-    except TypeError:
-        raise PushforwardError(f"Seeds and numbers of images are whole numbers; got {seed!r} and {index!r}.") from None
+    seed, index = whole_numbers("Seeds and numbers of images", seed, index)
     x = (seed * 0x9E3779B97F4A7C15 + index * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) & (2**64 - 1)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         x = ((x ^ (x >> shift)) * factor) & (2**64 - 1)

@@ -62,6 +62,8 @@ class Diffusion(ModelMap):
     parameters: Sequence[Tensor] = ()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.plan, Plan):
+            raise PushforwardError(f"A map is made of a plan, as model.plan('ddim', 20) gives it; got {self.plan!r}.")
         if self.plan.process != self.model.process:
             raise PushforwardError(
                 f"The plan is for process {self.plan.process.name!r}, model {self.model.name!r} for another: "
@@ -72,7 +74,9 @@ class Diffusion(ModelMap):
         """Show the model by its name, the plan by its size, and what the map is bound to."""
         said: dict[str, object] = {"steps": len(self.plan.steps) - 1, "nfe": self.plan.nfe}
         if self.said and self.bound.conditions:
-            said |= {"conditions": self.bound.conditions, "guidance": f"{self.guidance:g}"}
+            said["conditions"] = self.bound.conditions
+        if self.guidance is not None:
+            said["guidance"] = f"{self.guidance:g}"
         ways = {"parallel": self.parallel, "gradient": self.gradient}
         said |= {name: type(way).__name__ for name, way in ways.items() if way is not None}
         told = (f"{name}={value}" for name, value in said.items())
@@ -296,8 +300,8 @@ class Diffusion(ModelMap):
         Raises:
             PushforwardError: a deterministic plan, or images of another shape.
         """
-        model, process = self.told(len(images)), self.model.process
         clean = self.clean_states(images)
+        model, process = self.told(len(images)), self.model.process
         stream = GaussianStream(seed, numbered(first, len(images)), clean.shape[1:])
         z = self._noised(clean, stream)
         found = encode(self.plan, Sharded(model.denoiser), clean, start=self.start(z), draw=stream.draw,
@@ -348,8 +352,8 @@ class Diffusion(ModelMap):
             PushforwardError: a stochastic plan, a plan that ends at 0, or images of another shape or that are not
                 finite.
         """
-        self.told(len(images))
         process, clean = self.model.process, self.clean_states(images)
+        self.told(len(images))
         end = GaussianStream(seed, numbered(first, len(images)), clean.shape[1:]).draw() if noisy else None
         time = self.plan.times[-1:]
         state = clean

@@ -153,8 +153,12 @@ class Model:
             PushforwardError: the model takes no condition, or another kind, or the labels are out of range; or the
                 weight is no number of float32.
         """
-        if guidance is not None and not abs(guidance) <= torch.finfo(torch.float32).max:
-            raise PushforwardError(f"The weight of guidance is a finite number of 32 bits; got {guidance:g}.")
+        try:
+            finite = guidance is None or abs(guidance) + 0.0 <= torch.finfo(torch.float32).max
+        except TypeError:
+            finite = False
+        if not finite:
+            raise PushforwardError(f"The weight of guidance is a finite number of 32 bits; got {guidance}.")
         condition = listed(condition)
         if isinstance(self.denoiser, Wrapper):
             told = replace(self, denoiser=self.denoiser.inner).given(condition, guidance)
@@ -260,7 +264,7 @@ class Model:
             warnings.warn(sentence, FarOutside, stacklevel=2)
         return image if self.decoder is None else self.decoder(image)
 
-    def check_images(self, images: Tensor) -> None:
+    def check_images(self, images: Any) -> None:
         """Raise unless these are images for this model.
 
         Warns with `FarOutside` if they are as far outside the range of data as `far_outside` says.
@@ -268,6 +272,9 @@ class Model:
         Raises:
             PushforwardError: they are no floating-point numbers, have another shape, are none, or are not finite.
         """
+        if not isinstance(images, Tensor) or images.is_meta:
+            kind = "one without data" if isinstance(images, Tensor) else type(images).__name__
+            raise PushforwardError(f"Images are a tensor in [-1, 1], (count, channels, height, width); got {kind}.")
         if not images.is_floating_point():
             raise PushforwardError(
                 f"Images are floating-point numbers in [-1, 1]; got {images.dtype}: divide bytes by 127.5, less 1."
@@ -328,6 +335,8 @@ def listed(labels: Condition) -> Labels:
     if labels is None:
         return None
     if isinstance(labels, Tensor):
+        if labels.ndim > 1:
+            raise PushforwardError(f"Labels are one number for each image; got shape {tuple(labels.shape)}.")
         return labels if labels.ndim else labels[None]
     if isinstance(labels, str):
         return [labels]

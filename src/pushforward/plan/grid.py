@@ -316,10 +316,14 @@ def check_grid(process: Process, grid: Tensor) -> Tensor:
     return grid
 
 
+def _check_steps(steps: int) -> None:
+    if not hasattr(steps, "__index__") or steps < 1:
+        raise PushforwardError(f"A grid needs at least one step, and a whole number of them; got steps={steps!r}.")
+
+
 def _unit(steps: int) -> Tensor:
     """Return `1, 1 - 1/N … 0`."""
-    if steps < 1:
-        raise PushforwardError(f"A grid needs at least one step; got steps={steps}.")
+    _check_steps(steps)
     check_memory(steps * STEP, f"A plan of {steps:,} steps")
     return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
 
@@ -328,6 +332,7 @@ def _in_variable(
     process: Process, steps: int, variable: Callable[[Tensor], Tensor], start: float | None, end: float
 ) -> Tensor:
     """Make equal steps in an increasing function of time."""
+    _check_steps(steps)
     if end < process.t_min and not math.isfinite(variable(torch.tensor(end, dtype=torch.float64))):
         if steps == 1:
             return uniform(process, 1, start=start, end=end)

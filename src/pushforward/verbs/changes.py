@@ -209,6 +209,8 @@ def inpaint(
     """
     sampler = read(solver, steps=steps, repeats=repeats, usual={"steps": 25, "repeats": 4})
     there = diffusion_of(model, sampler, labels=labels, guidance=guidance)
+    if not isinstance(mask, Tensor):
+        raise PushforwardError(f"A mask is a tensor that says true or false of each pixel; got {type(mask).__name__}.")
     if not bool(((mask == 0) | (mask == 1)).all()):
         raise PushforwardError(
             f"A mask says true or false of each pixel; got numbers from {float(mask.min()):g} to "

@@ -232,7 +232,11 @@ def decode(
     Raises:
         PushforwardError: no solver is said, and the codes are bare or another model's; or they do not fit the solver.
     """
-    code = codes if isinstance(codes, Code) else codes.code
+    code = getattr(codes, "code", codes)
+    if not isinstance(code, Code):
+        raise PushforwardError(
+            f"Codes are what `invert` and `encode` find, or a Code of them; got {type(codes).__name__}."
+        )
     if solver is not None:
         sampler = read(solver, steps=steps, parallel=parallel)
         made = map_of(model, sampler, labels=labels, guidance=guidance, parallel=parallel)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
+from typing import Any
 
 from torch import Tensor
 
@@ -155,17 +156,13 @@ def back_from(model: Model, solver: Solver, steps: int | None, usual: int) -> Sa
     return sampler if isinstance(sampler, Plan) else sampler.invertible(model)
 
 
-def as_batch(images: object, model: Model) -> Tensor:
+def as_batch(images: Any, model: Model) -> Tensor:
     """Images of a model, checked; a single one, or video or sound, as a batch of one.
 
     Raises:
         PushforwardError: they are no images of the model.
     """
-    if not isinstance(images, Tensor):
-        raise PushforwardError(
-            f"Images are a tensor in [-1, 1], (count, channels, height, width); got {type(images).__name__}."
-        )
-    single = images.ndim == (3 if model.image_shape is None else len(model.image_shape))
+    single = getattr(images, "ndim", None) == (3 if model.image_shape is None else len(model.image_shape))
     images = images[None] if single else images
     model.check_images(images)
     return images.clone() if images.is_inference() else images

@@ -105,9 +105,12 @@ def colour(rgb: Sequence[float] | float, mask: Tensor | None = None, *, deviatio
         PushforwardError: `rgb` is not a colour, the mask is empty, or the deviation is not positive; or when called
             with images of other channels or of another size than the mask.
     """
-    wanted = torch.tensor([rgb] if isinstance(rgb, int | float) else list(rgb), dtype=torch.float64)
-    if len(wanted) not in (1, 3) or not bool((wanted.abs() <= 1).all()):
-        raise PushforwardError(f"A colour is 1 or 3 numbers in [-1, 1]; got {rgb}.")
+    try:
+        wanted = torch.tensor([rgb] if isinstance(rgb, int | float) else list(rgb), dtype=torch.float64)
+    except (TypeError, ValueError):  # of several numbers each, or none
+        wanted = torch.empty(0)
+    if wanted.ndim != 1 or len(wanted) not in (1, 3) or not bool((wanted.abs() <= 1).all()):
+        raise PushforwardError(f"A colour is 1 or 3 numbers in [-1, 1]; got {str(rgb).splitlines()[0]}.")
     where = None if mask is None else _mask(mask, "colour")
 
     def difference(x: Tensor) -> Tensor:
@@ -157,6 +160,8 @@ def one_image(image: Tensor, name: str) -> Tensor:
     Raises:
         PushforwardError: `image` is not one image.
     """
+    if not isinstance(image, Tensor):
+        raise PushforwardError(f"Energy {name!r} takes an image as a tensor; got {type(image).__name__}.")
     one = image.detach()[None] if image.ndim == 3 else image.detach()
     if one.ndim != 4 or len(one) != 1 or one.shape[1] not in (1, 3) or 0 in one.shape:
         raise PushforwardError(
@@ -205,6 +210,8 @@ def _less(found: Tensor, wanted: Tensor, name: str) -> Tensor:
 
 def _mask(mask: Tensor, name: str) -> Tensor:
     """Check a mask, and return it as `(1, height, width)`."""
+    if not isinstance(mask, Tensor):
+        raise PushforwardError(f"The mask of energy {name!r} is a tensor; got {type(mask).__name__}.")
     one = mask.detach()[None] if mask.ndim == 2 else mask.detach()
     if one.ndim != 3 or len(one) != 1:
         raise PushforwardError(
