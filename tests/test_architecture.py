@@ -255,6 +255,13 @@ def test_importing_executors_loads_no_room_above() -> None:
     assert loaded <= {room for room, floor in FLOOR.items() if floor < FLOOR["execute"]} | {"execute"}
 
 
+def test_making_a_plan_does_not_load_the_compiler_of_torch() -> None:
+    """Its symbolic shapes take half a second, which PyTorch loads where it checks cotangents."""
+    code = "import sys\nfrom pushforward.linear import VP, Gaussian\nfrom pushforward.plan import auto\n"
+    code += "auto(VP(), 12, Gaussian(0.25))\nprint('torch.fx.experimental.symbolic_shapes' in sys.modules)"
+    assert python(code).strip() == "False"
+
+
 def test_importing_the_package_and_asking_for_help_wait_for_no_torch() -> None:
     code = """
 import sys

@@ -444,7 +444,8 @@ def _with_rate(function: Callable[[Tensor], Any], t: Tensor) -> tuple[Any, Any]:
     """Return a function of time, a tensor or a tuple of them, and its derivative.
 
     What a backward pass gives is linear in the cotangents, and its derivative by them is a forward pass. PyTorch's own
-    forward differentiation takes two seconds to import.
+    forward differentiation takes two seconds to import, and its check of cotangents that are handed to it half a
+    second, so they are multiplied in.
     """
     with torch.inference_mode(mode=False), torch.enable_grad():
         t = t.detach().clone().requires_grad_()
@@ -452,8 +453,9 @@ def _with_rate(function: Callable[[Tensor], Any], t: Tensor) -> tuple[Any, Any]:
         several = values if isinstance(values, tuple) else (values,)
         moving = [value for value in several if value.requires_grad]
         cotangents = [torch.zeros_like(value, requires_grad=True) for value in moving]
-        (pulled,) = torch.autograd.grad(moving, t, cotangents, create_graph=True)
-        found = iter(torch.autograd.grad(pulled, cotangents, torch.ones_like(t)))
+        product = torch.stack([(value * other).sum() for value, other in zip(moving, cotangents, strict=True)]).sum()
+        (pulled,) = torch.autograd.grad(product, t, create_graph=True)
+        found = iter(torch.autograd.grad(pulled.sum(), cotangents))
     rates = tuple(next(found) if value.requires_grad else torch.zeros_like(value) for value in several)
     several = tuple(value.detach() for value in several)
     return (several, rates) if isinstance(values, tuple) else (several[0], rates[0])
