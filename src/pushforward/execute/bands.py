@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
-from pushforward.linear import Basis, Operator
+from pushforward.linear import Basis, Operator, products
 from pushforward.plan import Plan
 
 _BLOCK = 32  # rows inverted together
@@ -134,7 +134,7 @@ class Bands:
 
     def respond(self, moves: Tensor, nodes: slice = slice(None)) -> Tensor:
         """Return `L delta`: how the answers, of all nodes or some, are expected to move."""
-        return torch.zeros_like(moves) if self.response is None else times(self.response[:, nodes], moves)
+        return torch.zeros_like(moves) if self.response is None else products(self.response[:, nodes], moves)
 
     def push(self, states: Tensor, answers: Tensor, into: Tensor, first: int) -> None:
         """Add `A S + B D` in the rows from `first` on."""
@@ -166,7 +166,7 @@ class Bands:
                     source = moves[:, node] if kind == "state" else answers[node]
                     mine.addcmul_(values, source[:, column : column + 1])
             if n in self._answered:
-                answers[n] = times(self.response[:, n], mine)  # type: ignore[index]
+                answers[n] = products(self.response[:, n], mine)  # type: ignore[index]
                 answers.pop(n - self._reach, None)
         return moves
 
@@ -186,7 +186,7 @@ class Bands:
         for n in reversed(range(self.size)):
             own = solved[:, n]
             if n in answers:
-                own += times(self.response[:, n].mT, answers.pop(n))  # type: ignore[index]
+                own += products(self.response[:, n].mT, answers.pop(n))  # type: ignore[index]
             for kind, node, column, values in self._rows[n]:
                 if kind == "answer" and node not in answers:
                     answers[node] = torch.zeros_like(own)
@@ -310,14 +310,6 @@ def stacked(operators: Mapping[int, Operator], size: int, basis: Basis) -> Tenso
     total = torch.zeros(size, k, k, frequencies, dtype=torch.float64).permute(3, 0, 1, 2)
     for n, coefficients in packed.items():
         total[:, n] = coefficients
-    return total
-
-
-def times(operators: Tensor, stack: Tensor) -> Tensor:
-    """Return products of blocks `(frequencies or 1, *nodes, k, k)` with a stack `(frequencies, *nodes, k, columns)`."""
-    total = operators[..., :1] * stack[..., :1, :]
-    for column in range(1, stack.shape[-2]):
-        total.addcmul_(operators[..., column : column + 1], stack[..., column : column + 1, :])
     return total
 
 

@@ -31,8 +31,8 @@ import torch
 from torch import Tensor
 
 from pushforward.data.memory import check_memory
-from pushforward.execute.bands import bands_of, stacked, times
-from pushforward.linear import IDENTITY, POINT, Gaussian, Operator
+from pushforward.execute.bands import bands_of, stacked
+from pushforward.linear import IDENTITY, POINT, Gaussian, Operator, products
 from pushforward.plan import Plan, Register
 
 _SPECTRUM = 32  # frequencies that stand for all in a mean over them
@@ -149,9 +149,9 @@ class System:
         total = self.zeros(batch * self._rest, like)
         if self._noise is not None and noise is not None:
             for k in plan.noises:
-                total[:, k] = times(self._noise[:, k], self.pack(noise(k).to(like)[None])[:, 0])
+                total[:, k] = products(self._noise[:, k], self.pack(noise(k).to(like)[None])[:, 0])
         if mean is not None and self._mean is not None:
-            total += times(self._mean, self.pack(mean[None]))
+            total += products(self._mean, self.pack(mean[None]))
         return total
 
     def residual(self, states: Tensor, answers: Tensor, constant: Tensor, first: int = 1) -> Tensor:
@@ -173,7 +173,7 @@ class System:
     def from_end(self, last: Tensor) -> Tensor:
         """Return how all states move with the last one, `(frequencies, k, columns)`."""
         all_states, end = self._from_start
-        return times(all_states, times(end, last)[:, None])
+        return products(all_states, products(end, last)[:, None])
 
     @cached_property
     def _from_start(self) -> tuple[Tensor, Tensor]:
@@ -199,7 +199,7 @@ class System:
         """Return what rows' cotangents say of the noises, stacked as `plan.noises`."""
         nodes = list(self.plan.noises)
         some = cotangent[:, nodes]
-        return some if self._noise is None else times(self._noise[:, nodes].mT, some)
+        return some if self._noise is None else products(self._noise[:, nodes].mT, some)
 
     def respond(self, moves: Tensor, nodes: slice = slice(None)) -> Tensor:
         """Return `L delta`: how the answers, of all nodes or some, are expected to move."""

@@ -8,7 +8,7 @@ from pushforward.errors import PushforwardError
 from pushforward.linear.basis import IDENTITY, Basis
 from pushforward.linear.discrete import Discrete
 from pushforward.linear.gaussian import POINT, Gaussian, fit, root, whitening_angle
-from pushforward.linear.operator import Operator, apply_coefficients
+from pushforward.linear.operator import Operator, apply_coefficients, products
 from pushforward.linear.process import (
     VE,
     VP,
@@ -24,7 +24,7 @@ from pushforward.linear.process import (
 __all__ = [
     "IDENTITY", "POINT", "PROCESSES", "VE", "VP", "Basis", "Blurring", "BlurringLangevin", "Cosine", "Discrete",
     "Flow", "Gaussian", "Langevin", "Operator", "Process", "ScaledProcess", "apply_coefficients", "fit",
-    "process_from_config", "root", "whitening_angle",
+    "process_from_config", "products", "root", "whitening_angle",
 ]  # fmt: skip
 
 PROCESSES: dict[str, type[Process]] = {

@@ -165,7 +165,10 @@ def _angle(process: Process, t: Tensor, reference: Gaussian) -> Tensor:
     powers = legvander(((2 * y - low - high) / (high - low)).numpy(), _NODES)
     before = np.concatenate([-np.ones_like(powers[:, :1]), powers[:, :-2]], 1)  # P_{-1} = -1 makes it vanish at -1
     integrals = torch.from_numpy((powers[:, 1:] - before) / (2 * np.arange(_NODES) + 1))
-    angles = start[panel] + torch.einsum("tk,tk...->t...", integrals, series[panel])
+    angles = start[panel]
+    for one in panel.unique().tolist():
+        some = panel == one
+        angles[some] += torch.tensordot(integrals[some], series[one], 1)
     return angles.reshape(t.shape + angles.shape[1:])
 
 

@@ -7,7 +7,8 @@ image and its velocity, stacked along the channels. All its coefficients are map
 
 so they are stored as the array `(*batch, *basis.shape, k, k)`: a scalar (`k = 1`, identity basis: VP, VE, flow), one
 number per DCT frequency (blurring), a 2 x 2 block (Langevin), or a 2 x 2 block per frequency (both). Sums, products,
-inverses and transposes stay in the class, because one basis diagonalises them all.
+inverses and transposes stay in the class, because one basis diagonalises them all. In memory an entry of all blocks is
+one piece, along which they are worked out.
 
 For instance, a block that moves the image by half its velocity, and takes it back:
 
@@ -21,6 +22,7 @@ For instance, a block that moves the image by half its velocity, and takes it ba
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -48,13 +50,14 @@ class Operator:
     def scalar(values: Tensor | float, blocks: int = 1, basis: Basis = IDENTITY) -> Operator:
         """Make `values * I`, with `values` of shape `(*batch, *basis.shape)`."""
         values = torch.as_tensor(values, dtype=torch.float64)
-        return Operator(values[..., None, None] * torch.eye(blocks, dtype=torch.float64), basis)
+        one = torch.eye(blocks, dtype=torch.float64).view(blocks, blocks, *(1,) * values.ndim)
+        return Operator((one * values).movedim((0, 1), (-2, -1)), basis)
 
     @staticmethod
     def block(rows: list[list[Tensor]], basis: Basis = IDENTITY) -> Operator:
         """Make blocks entry by entry, each entry of shape `(*batch, *basis.shape)`."""
         flat = torch.broadcast_tensors(*(torch.as_tensor(x, dtype=torch.float64) for row in rows for x in row))
-        return Operator(torch.stack(flat, -1).unflatten(-1, (len(rows), len(rows[0]))), basis)
+        return Operator(torch.stack(flat).unflatten(0, (len(rows), len(rows[0]))).movedim((0, 1), (-2, -1)), basis)
 
     # -- structure ------------------------------------------------------------------------------------------------
 
@@ -71,6 +74,11 @@ class Operator:
     def __getitem__(self, index: int | slice) -> Operator:
         """Select along the first batch axis."""
         return Operator(self.coefficients[index], self.basis)
+
+    def at(self, index: Tensor) -> Operator:
+        """Take members of the first batch axis, in the shape of their numbers."""
+        taken = self.coefficients.movedim((-2, -1), (0, 1))[:, :, index]
+        return Operator(taken.movedim((0, 1), (-2, -1)), self.basis)
 
     def entry(self, row: int, column: int) -> Tensor:
         """Return one entry of every block, `(*batch, *basis.shape)`."""
@@ -95,9 +103,8 @@ class Operator:
         if not isinstance(other, Operator):
             return NotImplemented
         a, b = _same_basis(self, other)
-        if a.blocks == 1:
-            return Operator(a.coefficients * b.coefficients, a.basis)
-        return Operator(a.coefficients @ b.coefficients, a.basis)
+        single = a.coefficients.ndim == b.coefficients.ndim == 2
+        return Operator((torch.mm if single else products)(a.coefficients, b.coefficients), a.basis)
 
     def __add__(self, other: Operator) -> Operator:
         a, b = _same_basis(self, other)
@@ -128,8 +135,8 @@ class Operator:
         if self.blocks == 1:
             return Operator(1 / c, self.basis)
         (a, b), (d, e) = c[..., 0, :].unbind(-1), c[..., 1, :].unbind(-1)
-        adjugate = torch.stack([e, -b, -d, a], -1).unflatten(-1, (2, 2))
-        return Operator(adjugate / (a * e - b * d)[..., None, None], self.basis)
+        determinant = a * e - b * d
+        return Operator.block([[e / determinant, -b / determinant], [-d / determinant, a / determinant]], self.basis)
 
     def cholesky(self) -> Operator:
         """Return the lower-triangular `L` with `L L^T` equal to this (symmetric, positive semi-definite) operator."""
@@ -150,7 +157,7 @@ class Operator:
 
     def is_finite(self) -> bool:
         """Say whether every coefficient is finite."""
-        return bool(self.coefficients.isfinite().all())
+        return math.isfinite(self.coefficients.sum()) or bool(self.coefficients.isfinite().all())
 
     # -- action ---------------------------------------------------------------------------------------------------
 
@@ -176,6 +183,14 @@ def apply_coefficients(coefficients: Tensor, v: Tensor, frequencies: int) -> Ten
     c = c.reshape(*c.shape[: batch + 2], 1, *field)
     moved: Tensor = (c * v.unflatten(1, (k, -1)).unsqueeze(1)).sum(2)
     return moved.flatten(1, 2)
+
+
+def products(a: Tensor, b: Tensor) -> Tensor:
+    """Return products of blocks `a (..., k, k)` with `b (..., k, columns)`, each entry along all the rest at once."""
+    total = a[..., :1] * b[..., :1, :]
+    for column in range(1, b.shape[-2]):
+        total.addcmul_(a[..., column : column + 1], b[..., column : column + 1, :])
+    return total
 
 
 def _same_basis(a: Operator, b: Operator) -> tuple[Operator, Operator]:

@@ -359,13 +359,12 @@ class Langevin(Process):
         )
 
     def covariance(self, t: Tensor) -> Operator:
-        m = self.inverse_mass
-        x = 2 * math.sqrt(m) * self.clock(t)
-        third = torch.special.gammainc(torch.full_like(x, 3.0), x)
-        cross = x.square() * (-x).exp() / (2 * math.sqrt(m))
-        noise = Operator.block([[third, cross], [cross, (2 * x * (-x).exp() + third) / m]], self.basis)
-        psi = self.signal(t).coefficients[..., :, 1:]  # what the initial velocity becomes
-        return Operator(noise.coefficients + self.gamma / m * psi * psi.mT, self.basis)
+        m, root, x = self.inverse_mass, math.sqrt(self.inverse_mass), 2 * math.sqrt(self.inverse_mass) * self.clock(t)
+        decay, third, rest = (-x).exp(), torch.special.gammainc(torch.full_like(x, 3.0), x), 1 - 0.5 * x
+        image = third + 0.25 * self.gamma * x.square() * decay  # with what the initial velocity becomes
+        cross = 0.5 / root * decay * x * (x + self.gamma * rest)
+        velocity = (third + decay * (2 * x + self.gamma * rest.square())) / m
+        return Operator.block([[image, cross], [cross, velocity]], self.basis)
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from pushforward.execute.adjoint.products import Products
 from pushforward.execute.anderson import Mixing
-from pushforward.execute.bands import times
 from pushforward.execute.convergence import Convergence, Moves, converge
 from pushforward.execute.parallel import Round
 from pushforward.execute.remainder import tail
 from pushforward.execute.states import SETTLED
 from pushforward.execute.system import System
+from pushforward.linear import products as block_products
 
 _FLOOR = 1e-3  # cotangents below this part of the image's largest count as that large, so that rounding can settle
 
@@ -124,4 +124,4 @@ def damped(system: System, products: Products, source: Tensor, steps: int, tau: 
 
 def _responded(system: System, on_answers: Tensor) -> Tensor:
     """Return `L^T` of the answers' cotangents: what their products are expected to be."""
-    return torch.zeros_like(on_answers) if system.response is None else times(system.response.mT, on_answers)
+    return torch.zeros_like(on_answers) if system.response is None else block_products(system.response.mT, on_answers)
