@@ -25,8 +25,8 @@ from torch import Tensor
 
 from pushforward.errors import PushforwardError
 from pushforward.linear import POINT, Gaussian, Process
-from pushforward.plan.exponential import Rule, Variable, interpolation_nodes
-from pushforward.plan.plan import Builder, Plan, Terms
+from pushforward.plan.exponential import Rule, Variable
+from pushforward.plan.plan import Builder, Plan
 
 
 def collocation(
@@ -61,16 +61,14 @@ def collocation(
         raise PushforwardError(
             f"Collocation needs two grid times at or above t_min = {process.t_min:g} of process {process.name!r}."
         )
-    rule = Rule(process, builder, reference, variable)
-    nodes = [builder.handle(k, float(t)) for k, t in enumerate(times)]
-    deviations: dict[int, Terms] = {k: rule.deviation(k, nodes[k]) for k in range(asked + 1)}
     denoise = denoise and float(times[-1]) == 0
+    firsts = [max(0, min(k - order // 2, asked - order)) for k in range(asked if denoise else len(times) - 1)]
+    around = [[range(first, min(first + order, asked) + 1)] for first in firsts]
+    rule = Rule(process, builder, reference, variable, around)
+    nodes = {k: builder.handle(k, float(t)) for k, t in enumerate(times)}
     current = builder.start()
-    for k in range(asked if denoise else len(times) - 1):
-        first = max(0, min(k - order // 2, asked - order))
-        around = range(first, min(first + order, asked) + 1)
-        terms = rule.step(k, current.state, deviations, interpolation_nodes(rule.x, k, around))
-        current = builder.node(float(times[k + 1]), terms)
+    for k in range(len(around)):
+        current = builder.node(float(times[k + 1]), rule.step(k, current, nodes))
     if denoise:
         builder.node(float(times[-1]), nodes[asked].answer)
     return builder.build(order=order, variable=variable, denoise=denoise)

@@ -25,9 +25,8 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from functools import partial, reduce
-from operator import sub
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -35,8 +34,8 @@ from torch import Tensor
 
 from pushforward.errors import PushforwardError
 from pushforward.linear import IDENTITY, POINT, Gaussian, Operator, Process, whitening_angle
-from pushforward.plan.plan import Builder, Handle, Plan, Terms, total
-from pushforward.plan.quadrature import kernels, lagrange, reverse_transition, weighted
+from pushforward.plan.plan import Builder, Handle, Plan, Terms, combined
+from pushforward.plan.quadrature import integrals, point_table, reverse_transition
 
 Variable = Literal["time", "log-snr", "angle"]
 Corrector = Literal["reuse", "evaluate"]
@@ -105,79 +104,83 @@ def exponential(
             f"Only a grid that ends at time 0 can end with the denoised state; this one ends at {float(grid[-1]):g}."
         )
     builder = Builder(process, name, grid, reference)
-    rule = Rule(process, builder, reference, variable, noise)
-    times, x = builder.grid, rule.x
-    current = builder.start()
-    history: dict[int, Terms] = {}
+    times = builder.grid
     last = len(times) - 2
+    ends = (0, 1) if corrector else (0,)
+    sets = [[range(max(0, k - order), min(k + end, last) + 1) for end in ends] for k in range(last + 1 - denoise)]
+    rule = Rule(process, builder, reference, variable, sets, noise)
+    current = builder.start()
+    asked: dict[int, Handle] = {}
     for k in range(last + 1):
-        if k not in history:
-            history[k] = rule.deviation(k, current)
+        asked.setdefault(k, current)
         if denoise and k == last:
-            current = builder.node(float(times[-1]), rule.denoised(k, current.state, history[k]))
+            current = builder.node(float(times[-1]), rule.denoised(k, current, asked[k]))
             break
-        nodes = interpolation_nodes(x, k, range(max(0, k - order), k + 1))
-        terms = rule.step(k, current.state, history, nodes)
+        terms = rule.step(k, current, asked)
         if corrector is None or k == last:
             current = builder.node(float(times[k + 1]), terms, rule.spread(k))
             continue
-        predicted = builder.node(float(times[k + 1]), terms, stage=True)
-        history[k + 1] = rule.deviation(k + 1, predicted)
-        nodes = interpolation_nodes(x, k, range(max(0, k - order), k + 2))
-        current = builder.node(float(times[k + 1]), rule.step(k, current.state, history, nodes))
+        asked[k + 1] = builder.node(float(times[k + 1]), terms, stage=True)
+        current = builder.node(float(times[k + 1]), rule.step(k, current, asked, which=1))
         if corrector == "evaluate":
-            del history[k + 1]
+            del asked[k + 1]
     return builder.build(order=order, noise=noise, variable=variable, corrector=corrector, denoise=denoise)
 
 
 class Rule:
-    """The step of the module's docstring on a grid, from deviations X wherever they were asked for.
+    """The step of the module's docstring on a grid, from wherever answers were asked for.
 
     Args:
         process: the diffusion.
         builder: builder of the plan, with its grid.
         reference: reference Gaussian N(m, C).
         variable: variable of the polynomial.
+        sets: sets of times whose answers a polynomial may go through, as many for each step.
         noise: noise level lambda.
     """
 
-    def __init__(self, process: Process, builder: Builder, reference: Gaussian, variable: Variable, noise: float = 0.0):
+    def __init__(self, process: Process, builder: Builder, reference: Gaussian, variable: Variable,
+                 sets: Sequence[Sequence[range]], noise: float = 0.0):  # fmt: skip
         times = builder.grid
         at = partial(variable_at, process, variable, reference=reference)
-        self.x = at(times)
+        x = at(times).tolist()
+        self._through = [[interpolation_nodes(x, k, some) for some in each] for k, each in enumerate(sets)]
         self._mean, self._noise = builder.mean, noise
-        self._psi = process.signal(times)
         self._covariance = reference.covariance(process, times)
-        self._response, self._kappa = reference.response(process, times), kappa(process, times, reference)
+        self._response = reference.response(process, times)
         self._back = reverse_transition(process, times[1:], times[:-1], noise, reference)
-        self._known = not reference  # what a constant answer adds
-        kernel = partial(_kernel, process, noise, reference)
-        self._quadrature = enumerate(kernels(times, self._covariance.basis, at, kernel))
-        self._at = -1
+        if not sets:
+            return
+        psi, index = process.signal(times), point_table(self._through)
+        held = (psi[1:] - self._back @ psi[:-1]).at(torch.arange(len(sets))[:, None, None])  # what a constant adds
+        weights = held
+        if reference or index.shape[2] > 1:
+            kernel = partial(_kernel, process, noise, reference)
+            weights = integrals(times, self._covariance.basis, at, kernel, index)
+            if not reference:  # their sum is known exactly: keep the quadrature's rounding out of it
+                weights = _completed(weights, held, index)
+        places = index.clamp_min(0)
+        self._on_answer = weights @ kappa(process, times, reference).at(places)
+        del weights  # as large as what is kept
+        self._on_state = self._on_answer @ (-self._response).at(places)
+        if self._mean.coefficients:
+            moved = self._on_answer + self._on_state @ psi.at(places)
+            self._on_mean = held - Operator(moved.coefficients.sum(2, keepdim=True), moved.basis)
 
-    def deviation(self, k: int, handle: Handle) -> Terms:
-        """Return `X = kappa (D - D_lin(u))` of a state at time k."""
-        return self._kappa[k] @ (handle.answer - self._linear(k, handle.state))
+    def step(self, k: int, current: Handle, asked: Mapping[int, Handle], which: int = 0) -> Terms:
+        """Return `u'` at time k + 1 from the state at k and the answers at the times of one of its sets."""
+        on_answer, on_state = self._on_answer[k][which], self._on_state[k][which]
+        pairs = [(self._back[k], current.state)]
+        if self._mean.coefficients:
+            pairs.append((self._on_mean[k][which][0], self._mean))
+        for n, j in enumerate(self._through[k][which]):
+            pairs += [(on_answer[n], asked[j].answer), (on_state[n], asked[j].state)]
+        return combined(pairs)
 
-    def denoised(self, k: int, state: Terms, deviation: Terms) -> Terms:
-        """Return `D_lin(u) + X / kappa`."""
-        return self._linear(k, state) + self._kappa[k].inverse() @ deviation
-
-    def step(self, k: int, state: Terms, deviations: Mapping[int, Terms], nodes: list[int]) -> Terms:
-        """Return `u'` at time k + 1 from the state at k and the deviations at `nodes`; call it in order of k."""
-        psi, back = self._psi, self._back[k]
-        moved = psi[k + 1] @ self._mean + back @ (state - psi[k] @ self._mean)
-        held = psi[k + 1] - back @ psi[k]  # what a constant answer adds, for point data
-        if self._known and len(nodes) == 1:
-            return moved + held @ deviations[nodes[0]]
-        while self._at < k:
-            self._at, self._integrand = next(self._quadrature)
-        x, weights, values = self._integrand
-        basis = lagrange(self.x[nodes], x)
-        integrals = [weighted(values, weights * b) for b in basis]
-        if self._known:  # their sum is known exactly: keep the quadrature's rounding out of it
-            integrals[-1] = reduce(sub, integrals[:-1], held)
-        return total([a @ deviations[j] for a, j in zip(integrals, nodes, strict=True)], moved)
+    def denoised(self, k: int, current: Handle, asked: Handle) -> Terms:
+        """Return the answer at time k, moved from the state that it was asked about to the present one."""
+        response = self._response[k]
+        return asked.answer + response @ (current.state - asked.state)
 
     def spread(self, k: int) -> Operator | None:
         """Return `N` of the step from k, or `None` without noise."""
@@ -185,11 +188,17 @@ class Rule:
             return None
         return (self._covariance[k + 1] - self._back[k] @ self._covariance[k] @ self._back[k].T).cholesky()
 
-    def _linear(self, k: int, state: Terms) -> Terms:
-        return self._mean + self._response[k] @ (state - self._psi[k] @ self._mean)
+
+def _completed(weights: Operator, whole: Operator, index: Tensor) -> Operator:
+    """Return weights, the last of each set being what the others lack of a whole."""
+    last = (index >= 0).sum(2, keepdim=True) - 1 == torch.arange(index.shape[2])
+    last = last[(..., *[None] * (weights.coefficients.ndim - 3))]
+    others = torch.where(last, 0.0, weights.coefficients)
+    rest = whole.coefficients - others.sum(2, keepdim=True)
+    return Operator(torch.where(last, rest, others), weights.basis)
 
 
-def interpolation_nodes(x: Tensor, k: int, candidates: range) -> list[int]:
+def interpolation_nodes(x: Sequence[float], k: int, candidates: range) -> list[int]:
     """Select the answers that a polynomial in `x` can use in the step from k: those where x is finite and moves.
 
     Where there is no signal, x stands still or is infinite.

@@ -48,7 +48,7 @@ from pushforward.plan.exponential import (
     variable_at,
 )
 from pushforward.plan.plan import Builder, Handle, Plan, Register, Terms, total
-from pushforward.plan.quadrature import kernels, lagrange, weighted
+from pushforward.plan.quadrature import integrals, point_table
 
 
 def gddim(
@@ -88,14 +88,19 @@ def gddim(
     builder = Builder(process, "gddim", grid)
     times = builder.grid
     at = partial(variable_at, process, variable, reference=reference)
-    x = at(times)
+    x = at(times).tolist()
     psi = process.signal(times)
     ahead = process.transition(times[1:], times[:-1])
     score = process.covariance(times).inverse()
     make = root if factor == "root" else _cholesky
     factors = make(process, times, reference)
     constant = order == 0 and corrector is None and factor == "root"  # then all is known in closed form
-    quadrature = kernels(times, factors.basis, at, partial(_kernel, process, reference, make))
+    last = len(times) - 2
+    ends = (0, 1) if corrector else (0,)
+    sets = [[interpolation_nodes(x, k, range(max(0, k - order), min(k + end, last) + 1)) for end in ends]
+            for k in range(last + 1)]  # fmt: skip
+    if not constant:
+        weights = integrals(times, factors.basis, at, partial(_kernel, process, reference, make), point_table(sets))
 
     def prediction(k: int, handle: Handle) -> Terms:
         return factors[k].T @ score[k] @ (handle.state - psi[k] @ handle.answer)
@@ -107,31 +112,27 @@ def gddim(
             return psi[1] @ first.answer + moved @ score[0] @ (first.state - psi[0] @ first.answer)
         return ahead[k] @ state + (factors[k + 1] - ahead[k] @ factors[k]) @ predictions[k]
 
-    def step(k: int, state: Terms, candidates: range) -> Terms:
-        nodes = interpolation_nodes(x, k, candidates)
-        if factor == "root" and nodes == [k]:
+    def step(k: int, state: Terms, which: int = 0) -> Terms:
+        through = sets[k][which]
+        if factor == "root" and through == [k]:
             return frozen(k, state)
-        basis = lagrange(x[nodes], between)
-        integrals = [(j, weighted(values, weights * b)) for j, b in zip(nodes, basis, strict=True)]
+        by_point = [(j, weights[k][which][n]) for n, j in enumerate(through)]
         if factor == "cholesky":
-            return total([b @ predictions[j] for j, b in integrals], ahead[k] @ state)
-        return total([b @ (predictions[j] - predictions[k]) for j, b in integrals if j != k], frozen(k, state))
+            return total([b @ predictions[j] for j, b in by_point], ahead[k] @ state)
+        return total([b @ (predictions[j] - predictions[k]) for j, b in by_point if j != k], frozen(k, state))
 
     current = first = builder.start()
     predictions: dict[int, Terms] = {}
-    last = len(times) - 2
     for k in range(last + 1):
-        if not constant:
-            between, weights, values = next(quadrature)
         if k not in predictions:
             predictions[k] = prediction(k, current)
-        terms = step(k, current.state, range(max(0, k - order), k + 1))
+        terms = step(k, current.state)
         if corrector is None or k == last:
             current = builder.node(float(times[k + 1]), terms)
             continue
         predicted = builder.node(float(times[k + 1]), terms, stage=True)
         predictions[k + 1] = prediction(k + 1, predicted)
-        current = builder.node(float(times[k + 1]), step(k, current.state, range(max(0, k - order), k + 2)))
+        current = builder.node(float(times[k + 1]), step(k, current.state, which=1))
         if corrector == "evaluate":
             del predictions[k + 1]
     return builder.build(order=order, corrector=corrector, factor=factor, variable=variable)

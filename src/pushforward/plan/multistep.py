@@ -104,7 +104,7 @@ def unipc(process: Process, grid: Tensor, *, order: int = 2, lower_final: bool =
 
     for k in range(last + 1):
         p = min(order, last + 1 - k) if lower_final else order
-        others = interpolation_nodes(x, k, range(max(0, k - p + 1), k))
+        others = interpolation_nodes(x.tolist(), k, range(max(0, k - p + 1), k))
         others = [j for j in reversed(others) if j != k]
         terms = step(k, current.state, combined(k, others))
         if k == last:

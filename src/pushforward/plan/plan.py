@@ -76,6 +76,15 @@ class Terms:
 NOTHING = Terms({})
 
 
+def combined(pairs: Iterable[tuple[Operator, Terms]]) -> Terms:
+    """Sum operators times single registers as they are: the unit terms of states, answers or the mean."""
+    summed: dict[Register, Operator] = {}
+    for operator, unit in pairs:
+        (register,) = unit.coefficients
+        summed[register] = summed[register] + operator if register in summed else operator
+    return Terms(summed)
+
+
 def total(summands: Iterable[Terms], start: Terms = NOTHING) -> Terms:
     """Sum `start` and all summands."""
     return reduce(add, summands, start)

@@ -10,7 +10,7 @@ rounding, what the integral lacks is below rounding.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from pushforward.linear.legendre import gauss_legendre
 
 _LEVELS = 8, 16, 32, 64  # nodes of a step; the next number if its integrand needs it
 _ROOT = 8e-10  # of float64's rounding, with some room for the polynomials that the integrand is multiplied by
-_NUMBERS = 2**21  # coefficients of an operator held at a time
+_NUMBERS = 2**19  # coefficients of an operator held at a time
 
 
 def _nodes(start: Tensor, end: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -32,55 +32,69 @@ def _nodes(start: Tensor, end: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return y.square(), 2 * half * y * w
 
 
-def kernels(
-    times: Tensor, basis: Basis, variable: Callable[[Tensor], Tensor], kernel: Callable[[Tensor, Tensor], Operator]
-) -> Iterator[tuple[Tensor, Tensor, Operator]]:
-    """Yield for each step of a grid the variable, the weights and a kernel's values at nodes of quadrature.
+def point_table(sets: Sequence[Sequence[Sequence[int]]]) -> Tensor:
+    """Write as many sets of points for each step into a table for `integrals`, `(steps, sets, points)`."""
+    size = max(len(points) for step in sets for points in step)
+    return torch.tensor([[[*points, *[-1] * (size - len(points))] for points in step] for step in sets])
+
+
+def integrals(
+    times: Tensor,
+    basis: Basis,
+    variable: Callable[[Tensor], Tensor],
+    kernel: Callable[[Tensor, Tensor], Operator],
+    through: Tensor,
+) -> Operator:
+    """Return the integrals over steps of a kernel times Lagrange's polynomials, `(steps, sets, points)`.
 
     Args:
-        times: the grid, `(steps + 1,)`.
-        basis: the kernel's basis; it decides how many steps are worked on at once.
-        variable: function of times.
-        kernel: function `(tau (steps, nodes), ends (steps, 1)) -> operators (steps, nodes)`.
+        times: the grid, `(steps + 1,)` or more.
+        basis: the kernel's basis.
+        variable: function of times, in which these are polynomials.
+        kernel: function `(tau (steps, nodes), ends (steps, 1)) -> operators (steps, nodes)`; it decides how many nodes
+            a step takes.
+        through: the points of the grid that the polynomials go through, `(steps, sets, points)`; where it is negative
+            there is none, and the integral is 0.
     """
+    points, known = variable(times)[through].masked_fill(through < 0, 0.0), through >= 0
+    count = math.prod(basis.shape)
+    found, left = None, torch.arange(len(through))
+    for nodes in _LEVELS:
+        coarse = []
+        for some in left.split(max(1, _NUMBERS // (4 * nodes * count))):
+            tau, weights = _nodes(times[some], times[some + 1], nodes)
+            values = kernel(tau, times[some + 1, None]).coefficients.movedim((-2, -1), (0, 1))
+            values = values.reshape(*values.shape[:4], count)
+            settled = _settled(values) | (nodes == _LEVELS[-1])
+            polynomials = lagrange(points[some], known[some], variable(tau)[:, None]) * weights[:, None, None]
+            if found is None:
+                found = values.new_zeros(*values.shape[:2], len(through), through[0].numel(), count)
+            found[:, :, some[settled]] = polynomials[settled].flatten(1, 2) @ values[:, :, settled]
+            coarse.append(some[~settled])
+        left = torch.cat(coarse)
+        if not len(left):
+            break
+    assert found is not None  # there is a step
+    found = found.view(*found.shape[:2], *through.shape, *basis.shape)
+    return Operator(found.movedim((0, 1), (-2, -1)), basis)
 
-    def rows(nodes: int) -> int:
-        return max(1, _NUMBERS // (4 * nodes * math.prod(basis.shape)))
 
-    for starts, ends in zip(times[:-1].split(rows(_LEVELS[0])), times[1:].split(rows(_LEVELS[0])), strict=True):
-        found: dict[int, tuple[Tensor, Tensor, Operator]] = {}
-        for nodes in _LEVELS:
-            left = [k for k in range(len(ends)) if k not in found]
-            for first in range(0, len(left), rows(nodes)):
-                some = left[first : first + rows(nodes)]
-                tau, weights = _nodes(starts[some], ends[some], nodes)
-                x, values = variable(tau), kernel(tau, ends[some, None])
-                settled = _settled(values) | (nodes == _LEVELS[-1])
-                found |= {some[k]: (x[k], weights[k], values[k]) for k in settled.nonzero().flatten().tolist()}
-        yield from (found[k] for k in range(len(ends)))
+def _settled(values: Tensor) -> Tensor:
+    """Say of each step whether its integrand, at Gauss–Legendre nodes, is a polynomial but for `_ROOT` of its size.
 
-
-def _settled(values: Operator) -> Tensor:
-    """Say of each step whether its integrand, at Gauss–Legendre nodes, is a polynomial but for `_ROOT` of its size."""
-    steps, nodes = values.batch_shape
-    last = gauss_legendre(nodes)[2][-2:]
-    flat = values.coefficients.reshape(steps, nodes, -1)
-    settled: Tensor = (last @ flat).abs().amax((1, 2)) <= _ROOT * flat.abs().amax((1, 2))
+    Values are `(k, k, steps, nodes, frequencies)`.
+    """
+    last = gauss_legendre(values.shape[3])[2][-2:]
+    settled: Tensor = (last @ values).abs().amax((0, 1, 3, 4)) <= _ROOT * values.abs().amax((0, 1, 3, 4))
     return settled
 
 
-def lagrange(nodes: Tensor, at: Tensor) -> Tensor:
-    """Evaluate Lagrange's basis polynomials of `nodes (n,)` at points `at (m,)`, `(n, m)`."""
-    same = torch.eye(len(nodes), dtype=torch.bool)
-    gaps = (nodes[:, None] - nodes[None, :]).masked_fill(same, 1.0)
-    ratios = (at[None, None, :] - nodes[None, :, None]) / gaps[:, :, None]
-    return ratios.masked_fill(same[:, :, None], 1.0).prod(1)
-
-
-def weighted(operators: Operator, weights: Tensor) -> Operator:
-    """Return `sum_n weights_n operators_n` over the batch."""
-    values = operators.coefficients
-    return Operator((weights @ values.flatten(1)).view(values.shape[1:]), operators.basis)
+def lagrange(points: Tensor, known: Tensor, at: Tensor) -> Tensor:
+    """Evaluate Lagrange's basis polynomials of the `known` of `points (..., n)` at `at (..., m)`, `(..., n, m)`."""
+    skipped = torch.eye(points.shape[-1], dtype=torch.bool) | ~(known[..., :, None] & known[..., None, :])
+    gaps = (points[..., :, None] - points[..., None, :]).masked_fill(skipped, 1.0)
+    ratios = (at[..., None, None, :] - points[..., None, :, None]) / gaps[..., None]
+    return ratios.masked_fill(skipped[..., None], 1.0).prod(-2) * known[..., None]
 
 
 def reverse_transition(process: Process, end: Tensor, times: Tensor, noise: float, reference: Gaussian) -> Operator:
