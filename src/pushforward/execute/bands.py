@@ -6,7 +6,7 @@ last, so that a node's state is one piece and every product with a coefficient f
 How `(I - A - B L) x = r` is solved depends on the matrix:
 
 - An explicit plan's is lower triangular: node after node, as the plan itself is run, with the answers' response in the
-  place of the network.
+  place of the network, `A + B L` in one.
 - Where all frequencies share one matrix, rows are taken in blocks whose inverses are known: few large products are
   faster than many small ones.
 - An implicit plan's is one block, inverted for each frequency.
@@ -100,6 +100,7 @@ class Bands:
     Args:
         size: number of nodes.
         bands: of `A` and `B`.
+        linear: of `A + B L`, as of states.
         response: `L`, `(frequencies or 1, nodes, k, k)`; `None` is 0.
         implicit: whether rows refer to themselves or to later ones.
         blocks: all rows from the first on, where they are solved for in blocks; of an implicit plan one.
@@ -107,6 +108,7 @@ class Bands:
 
     size: int
     bands: tuple[Band, ...]
+    linear: tuple[Band, ...]
     response: Tensor | None
     implicit: bool
     blocks: tuple[_Block, ...] = ()
@@ -128,6 +130,7 @@ class Bands:
         return replace(
             self,
             bands=tuple(replace(band, values=function(band.values)) for band in self.bands),
+            linear=tuple(replace(band, values=function(band.values)) for band in self.linear),
             response=None if self.response is None else function(self.response),
             blocks=tuple(replace(b, before=function(b.before), inverse=function(b.inverse)) for b in self.blocks),
         )
@@ -158,16 +161,11 @@ class Bands:
             for column in range(0, moves.shape[3], _COLUMNS):
                 self._solve_by_blocks(moves[..., column : column + _COLUMNS], first)
             return moves
-        answers: dict[int, Tensor] = {}
+        rows, columns = _lanes(moves)
         for n in range(first, self.size):
-            mine = moves[:, n]
-            for kind, node, column, values in self._rows[n]:
+            for node, column, values in self._rows[n]:
                 if node >= first:
-                    source = moves[:, node] if kind == "state" else answers[node]
-                    mine.addcmul_(values, source[:, column : column + 1])
-            if n in self._answered:
-                answers[n] = products(self.response[:, n], mine)  # type: ignore[index]
-                answers.pop(n - self._reach, None)
+                    rows[n].addcmul_(values, columns[column][node])
         return moves
 
     def solve_transposed(self, gradient: Tensor) -> Tensor:
@@ -182,43 +180,25 @@ class Bands:
                     seen = slice(block.low, block.first)
                     solved[:, seen] += (block.before.mT @ values).view_as(solved[:, seen])
             return solved
-        answers: dict[int, Tensor] = {}
+        _, columns = _lanes(solved)
         for n in reversed(range(self.size)):
-            own = solved[:, n]
-            if n in answers:
-                own += products(self.response[:, n].mT, answers.pop(n))  # type: ignore[index]
-            for kind, node, column, values in self._rows[n]:
-                if kind == "answer" and node not in answers:
-                    answers[node] = torch.zeros_like(own)
-                into = (solved[:, node] if kind == "state" else answers[node])[:, column : column + 1]
-                for row in range(own.shape[1]):
-                    into.addcmul_(values[:, row : row + 1], own[:, row : row + 1])
+            for node, column, values in self._rows[n]:
+                for row, own in enumerate(columns):
+                    columns[column][node].addcmul_(values[:, row : row + 1], own[n])
         return solved
 
     # -- node after node --------------------------------------------------------------------------------------------
 
     @cached_property
-    def _rows(self) -> list[list[tuple[str, int, int, Tensor]]]:
-        """What each row takes in: kind, node, column of the block and values `(frequencies or 1, k, 1)`."""
-        rows: list[list[tuple[str, int, int, Tensor]]] = [[] for _ in range(self.size)]
-        for band in self.bands:
-            if band.kind == "state" or self.response is not None:
-                some = (band.values != 0).any(3).any(2).any(0).tolist()
-                for n, used in enumerate(some, band.first):
-                    if used:
-                        rows[n].append((band.kind, n - band.back, band.column, band.values[:, n - band.first]))
+    def _rows(self) -> list[list[tuple[int, int, Tensor]]]:
+        """What each row takes in: node, column of the block and values `(frequencies or 1, k, 1)`."""
+        rows: list[list[tuple[int, int, Tensor]]] = [[] for _ in range(self.size)]
+        for band in self.linear:
+            some = (band.values != 0).any(3).any(2).any(0).tolist()
+            for n, used in enumerate(some, band.first):
+                if used:
+                    rows[n].append((n - band.back, band.column, band.values[:, n - band.first]))
         return rows
-
-    @cached_property
-    def _answered(self) -> set[int]:
-        """Nodes whose answers other rows take in, and are expected to move."""
-        return {node for row in self._rows for kind, node, _, _ in row if kind == "answer"}
-
-    @cached_property
-    def _reach(self) -> int:
-        """How far back rows take in answers."""
-        return max((n - node for n, row in enumerate(self._rows) for kind, node, _, _ in row if kind == "answer"),
-                   default=0)  # fmt: skip
 
     # -- block after block ------------------------------------------------------------------------------------------
 
@@ -243,26 +223,20 @@ class Bands:
 
 def _blocks(bands: Bands) -> tuple[_Block, ...]:
     """Return blocks of rows with their inverses, where that is the way; `RuntimeError` if the matrix is singular."""
-    tables = [band.values for band in bands.bands] + ([] if bands.response is None else [bands.response])
-    if not tables or not (bands.implicit or all(len(values) == 1 for values in tables)):
+    if not bands.linear or not (bands.implicit or all(len(band.values) == 1 for band in bands.linear)):
         return ()
     size = bands.size if bands.implicit else _BLOCK
     return tuple(_block(bands, first, min(first + size, bands.size)) for first in range(1, bands.size, size))
 
 
 def _block(whole: Bands, first: int, last: int) -> _Block:
-    bands = [cut for cut in (band.rows(first, last) for band in whole.bands) if cut.last > cut.first]
+    bands = [cut for cut in (band.rows(first, last) for band in whole.linear) if cut.last > cut.first]
     low = min([first, *(band.first - band.back for band in bands)])
-    tables = [band.values for band in bands] + ([] if whole.response is None else [whole.response])
-    f, k = max(len(values) for values in tables), tables[0].shape[2]
+    f, k = max(len(band.values) for band in whole.linear), whole.linear[0].values.shape[2]
     linear = torch.zeros(f, last - first, last - low, k, k, dtype=torch.float64)
     for band in bands:
         rows = torch.arange(band.first, band.last)
-        mine, seen, column = rows - first, rows - band.back - low, slice(band.column, band.column + 1)
-        if band.kind == "state":
-            linear[:, mine, seen, :, column] += band.values
-        elif whole.response is not None:
-            linear[:, mine, seen] += band.values * whole.response[:, rows - band.back, column]
+        linear[:, rows - first, rows - band.back - low, :, band.column] = band.values[..., 0]
     flat = linear.transpose(2, 3).reshape(f, (last - first) * k, -1)
     within = (first - low) * k
     one = torch.eye((last - first) * k, dtype=torch.float64)
@@ -285,22 +259,53 @@ def bands_of(plan: Plan, basis: Basis, response: Operator | None, asked: list[in
         for register, operator in node.terms.items():
             if register.kind == "state" or register.kind == "answer":
                 diagonals.setdefault((register.kind, n - register.node), {})[n] = operator
-    bands = []
+    bands, k = [], plan.process.blocks
     for (kind, back), operators in diagonals.items():
         first, last = min(operators), max(operators) + 1
         values = stacked({n - first: operator for n, operator in operators.items()}, last - first, basis)
         bands += [Band(kind, back, first, column, values[..., column : column + 1])
-                  for column in range(plan.process.blocks) if bool(values[..., column].any())]  # fmt: skip
+                  for column in range(k) if bool(values[..., column].any())]  # fmt: skip
     expected = None
     if response is not None:
         expected = stacked({n: response[i] for i, n in enumerate(asked)}, len(plan.nodes), basis)
-    whole = Bands(len(plan.nodes), tuple(bands), expected, plan.implicit)
+    whole = Bands(len(plan.nodes), tuple(bands), _linear(bands, expected), expected, plan.implicit)
     try:
         return replace(whole, blocks=_blocks(whole))
     except RuntimeError:
         raise PushforwardError(
             f"The plan of {plan.solver!r} cannot be solved for all states at once with this response."
         ) from None
+
+
+def _linear(bands: list[Band], response: Tensor | None) -> tuple[Band, ...]:
+    """Return `A + B L` by its diagonals."""
+    found: dict[tuple[int, int], Band] = {}
+    for band in bands:
+        parts = {band.column: band.values}
+        if band.kind == "answer":
+            if response is None:
+                continue
+            row = response[:, band.first - band.back : band.last - band.back, band.column]
+            parts = {column: band.values * row[..., None, column : column + 1] for column in range(row.shape[-1])}
+        for column, values in parts.items():
+            own = replace(band, kind="state", column=column, values=values)
+            found[band.back, column] = _summed(found[band.back, column], own) if (band.back, column) in found else own
+    return tuple(found.values())
+
+
+def _summed(a: Band, b: Band) -> Band:
+    """Add two columns of one diagonal."""
+    first, last = min(a.first, b.first), max(a.last, b.last)
+    frequencies, k = max(len(a.values), len(b.values)), a.values.shape[2]
+    values = a.values.new_zeros(last - first, k, 1, frequencies).permute(3, 0, 1, 2)
+    for band in (a, b):
+        values[:, band.first - first : band.last - first] += band.values
+    return replace(a, first=first, values=values)
+
+
+def _lanes(stack: Tensor) -> tuple[tuple[Tensor, ...], list[tuple[Tensor, ...]]]:
+    """Return views of a stack's nodes, whole and by the columns of a block."""
+    return stack.unbind(1), [stack[:, :, row : row + 1].unbind(1) for row in range(stack.shape[2])]
 
 
 def stacked(operators: Mapping[int, Operator], size: int, basis: Basis) -> Tensor:
