@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pushforward as pf
 from pushforward.denoiser import Function
@@ -340,3 +341,31 @@ def test_the_default_sampler_at_once():
     start = root(process, times(1.0), Gaussian(0.3))[0](normal(2, 1, *FIELD, seed=2))
     found = parallel(plan, denoiser, start, method=Parallel(tolerance=1e-8))
     torch.testing.assert_close(found.last, run(plan, denoiser, start), rtol=1e-6, atol=1e-6)
+
+
+class Reads(TorchDispatchMode):
+    """Counts what a GPU would have to be waited for: numbers read, and places found."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        del types
+        self.count += function.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero)
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_round_reads_few_numbers():
+    """Whether images are left, which calls to make, who is lost and whose moves are large: four in every round."""
+
+    class Restless:
+        def at(self, process, at, like):
+            return lambda k, u, of=None: u.sin()
+
+    plan, start = ddim(VP(), grid.power(VP(), 12)), normal(2, 1, *FIELD)
+    counts = []
+    for rounds in (2, 5):
+        with Reads() as reads:
+            method = Parallel(tolerance=1e-12, max_rounds=rounds, reference=Gaussian(1.0))
+            assert parallel(plan, Restless(), start, method=method).rounds == rounds
+        counts.append(reads.count)
+    assert counts[1] - counts[0] <= 3 * 4

@@ -331,11 +331,11 @@ def iterate(
     state = Convergence.begin(rank, active, like, whole=point.backwards or system.plan.implicit, window=method.window)
 
     def tell(nfe: int) -> None:
-        if callback is not None:
-            last, states = partial(_last, system, point.values), partial(system.unpack, point.values)
-            callback(Round(state.rounds, float(state.residual.max()), int(state.active.sum()), nfe, last, states))
+        assert callback is not None
+        last, states = partial(_last, system, point.values), partial(system.unpack, point.values)
+        callback(Round(state.rounds, float(state.residual.max()), int(state.active.sum()), nfe, last, states))
 
-    converge(point, state, max_rounds=method.max_rounds, mixing=method.mixing, callback=tell)
+    converge(point, state, max_rounds=method.max_rounds, mixing=method.mixing, callback=callback and tell)
     answers = system.unpack(point.answers[:, system.asked])
     return Solution(system.unpack(point.values), state.rounds, state.nfe, state.residual, state.lost, answers)
 

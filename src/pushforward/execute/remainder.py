@@ -108,20 +108,22 @@ class Remainder:
         self._moved, self._left = (torch.zeros(shape, dtype=torch.float64) for _ in range(2))  # since it was asked
         self._base = torch.zeros(system.size, batch, dtype=torch.float64)
 
-    def asked(self, wanted: Tensor, surprises: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
+    def asked(self, wanted: Tensor, surprises: Tensor, answers: Tensor, moves: Tensor) -> tuple[Tensor, Tensor]:
         """Measure gains where the network was asked.
 
         Args:
             wanted: where, `(nfe, batch)`.
             surprises: sizes of the answers less what was expected of them, `(nodes, batch)`.
             answers: sizes of the answers, `(nodes, batch)`.
+            moves: sizes of the moves that the round asks for then, `(nodes, batch)`.
 
         Returns:
             What rounding alone leaves in every node, `(nodes, batch)`, and the greatest surprise, as an error of the
             last state, `(batch,)`.
         """
-        wanted, off = _cpu(wanted).bool(), _cpu(surprises)[self._asked]
-        sizes = _cpu(answers)[self._asked] * self._deviations
+        *tables, counted = _cpu(surprises, answers, moves, wanted)
+        (off, own, self._asking), wanted = (table[self._asked] for table in tables), counted.bool()
+        sizes = own * self._deviations
         noise = self._noise * sizes.amax(0) / self._deviations
         told = wanted & (self._moved > 4 * noise)
         gain = (off - 2 * noise).clamp_min(0) / self._moved
@@ -139,18 +141,15 @@ class Remainder:
             moves: sizes of what the states have moved by in the round, `(nodes, batch)`.
             unexplained: the parts of these sizes that past rounds do not explain, `(nodes, batch)`.
         """
+        moves, unexplained = (table[self._asked] for table in _cpu(moves, unexplained))
         self._left = self._leaving(unexplained)
-        self._moved = self._moved + _cpu(moves)[self._asked]
+        self._moved = self._moved + moves
         gains = self._believed()
         return CHAIN * (self._influence[-1] @ self._solved(gains, gains * self._left)).nan_to_num(torch.inf)
 
-    def reach(self, moves: Tensor) -> Tensor:
-        """Return what each asked step would leave in the last state if it were let go now, `(nfe, batch)`.
-
-        Args:
-            moves: sizes of the round's moves, `(nodes, batch)`.
-        """
-        left, gains = self._leaving(moves), self._believed()
+    def reach(self) -> Tensor:
+        """Return what each asked step would leave in the last state if it were let go now, `(nfe, batch)`."""
+        left, gains = self._leaving(self._asking), self._believed()
         none = self._gains.isnan().all(0)
         end = self._influence[-1, :, None].expand_as(gains)
         part = CHAIN * gains * left * self._solved(gains, end, transposed=True)
@@ -162,7 +161,7 @@ class Remainder:
 
     def _leaving(self, moves: Tensor) -> Tensor:
         """Return moves of the asked steps since they were last asked, rounding apart, `(nfe, batch)`."""
-        return self._left + (_cpu(moves) - self._base).clamp_min(0)[self._asked]
+        return self._left + (moves - self._base[self._asked]).clamp_min(0)
 
     def _solved(self, gains: Tensor, sources: Tensor, *, transposed: bool = False) -> Tensor:
         """Return `(1 - diag(g) G)^-1` applied to sources, `(nfe, batch)`, image by image."""
@@ -180,5 +179,8 @@ class Remainder:
         return torch.cat(pieces).T
 
 
-def _cpu(x: Tensor) -> Tensor:
-    return x.to("cpu", torch.float64)
+def _cpu(*tables: Tensor) -> Sequence[Tensor]:
+    """Return tables of as many columns in float64 on the CPU, copied together: a copy waits for the GPU."""
+    copied = torch.cat([table.to(tables[0].dtype) for table in tables]).to("cpu", torch.float64)
+    pieces: Sequence[Tensor] = copied.split([len(table) for table in tables])
+    return pieces

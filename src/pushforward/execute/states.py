@@ -78,22 +78,22 @@ class Forwards(_Stack):
         self._first = 1
 
     def ask(self, wanted: Tensor) -> None:
-        """Put answers into the stack, and measure how far they are off what was expected of them."""
+        """Put answers into the stack, and note of whom."""
         super().ask(wanted)
-        own = self.system.sizes(self.answers)
-        self._floor, self._surprise = (x.to(own) for x in self._remainder.asked(wanted, self._off, own))
-        self._seen = self._seen | wanted[-1]
+        self._wanted, self._seen = wanted, self._seen | wanted[-1]
 
     def moves(self, state: Convergence) -> Moves:
         """Return what the linear system asks for; nodes up to the least exact one stay."""
-        self._first = 1 if state.whole else 1 + int(self._nodes[int(state.exact[state.active].min())])
+        self._first = 1 if state.whole else 1 + self.system.asked[state.rounds - 1]  # one more is exact each round
         stack = self._corrected()
         sizes = self.system.sizes(stack)
+        own = self.system.sizes(self.answers)
+        self._floor, self._surprise = (x.to(own) for x in self._remainder.asked(self._wanted, self._off, own, sizes))
         return Moves(stack, sizes, sizes.amax(0))
 
     def settled(self, state: Convergence, moves: Moves) -> Tensor:
         """Return leading calls that together leave little; the last one is asked until it is exact."""
-        parts = self._remainder.reach(moves.sizes).to(moves.sizes) * self.system.relative(self.values)
+        parts = self._remainder.reach().to(moves.sizes) * self.system.relative(self.values)
         settled = (parts.cumsum(0) <= SETTLED * self._enough).long().cumprod(0).sum(0)
         return settled.clamp_max(len(state.rank) - 1)
 

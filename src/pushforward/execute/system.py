@@ -253,15 +253,19 @@ class System:
         Images larger than the marginal's deviation count as that large.
         """
         image = self.plan.process.image(self.unpack(states[:, -1:])[0]).flatten(1)
-        deviation = float(self.deviations[-1])
+        deviation = self._deviation
         size = image.square().mean(1).sqrt().nan_to_num(deviation)
         relative: Tensor = self._k**0.5 * deviation / size.clamp(torch.finfo(size.dtype).tiny ** 0.5, deviation)
         return relative
 
-    @property
+    @cached_property
     def deviations(self) -> Tensor:
         """Of the images in each node's marginal, where data have 1, `(nodes,)`, float64, on the CPU."""
         return self._scale[..., 0, 0].square().mean(0).sqrt().cpu().double()
+
+    @cached_property
+    def _deviation(self) -> float:
+        return float(self.deviations[-1])
 
     @cached_property
     def influence(self) -> Tensor:

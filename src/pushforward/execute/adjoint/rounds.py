@@ -103,10 +103,10 @@ def solved(
     state = Convergence.begin(rank, point.active, source, whole=system.plan.implicit, window=None)
 
     def tell(nfe: int) -> None:
-        if callback is not None:
-            callback(Round(state.rounds, float(state.residual.max()), int(state.active.sum()), nfe))
+        assert callback is not None
+        callback(Round(state.rounds, float(state.residual.max()), int(state.active.sum()), nfe))
 
-    converge(point, state, max_rounds=max_rounds, mixing=mixing, callback=tell)
+    converge(point, state, max_rounds=max_rounds, mixing=mixing, callback=callback and tell)
     return point.cotangents, state.lost
 
 
