@@ -10,7 +10,7 @@ from pushforward.denoiser import Function
 from pushforward.errors import PushforwardError
 from pushforward.execute import Parallel, bands, run, system
 from pushforward.execute.adjoint import Exact, Implicit, Phantom, Skeleton, differentiable
-from pushforward.linear import VP, Blurring, BlurringLangevin, Flow, Gaussian, Langevin
+from pushforward.linear import VP, Blurring, BlurringLangevin, Flow, Gaussian, Langevin, products
 from pushforward.model import Network
 from pushforward.plan import SOLVERS, Register, ddim, exponential, gddim, grid
 from pushforward.plan.collocation import collocation
@@ -114,7 +114,7 @@ def test_the_systems_transposes_are_transposes(process, name, settings, monkeypa
     solved = stacked.transposed(cotangent)  # with the start's row
     on_states, on_answers = stacked.pulled(solved)
     torch.testing.assert_close(
-        solved - on_states - bands.times(stacked.response.mT, on_answers), cotangent, rtol=1e-9, atol=1e-9
+        solved - on_states - products(stacked.response.mT, on_answers), cotangent, rtol=1e-9, atol=1e-9
     )
     if plan.noises:
         xi = normal(len(plan.noises), 2, process.blocks, *FIELD, seed=5)
@@ -332,7 +332,7 @@ def test_phantom_is_backpropagation_through_damped_steps(process, steps, tau):
         states = stacked.pack(sequential())
     constant = torch.zeros_like(states)
     nodes = list(plan.noises)
-    constant = constant.index_copy(1, torch.tensor(nodes), bands.times(stacked._noise[:, nodes], stacked.pack(noise)))
+    constant = constant.index_copy(1, torch.tensor(nodes), products(stacked._noise[:, nodes], stacked.pack(noise)))
     for _ in range(steps):
         pixels = stacked.unpack(states)
         answers = torch.stack(
@@ -340,7 +340,7 @@ def test_phantom_is_backpropagation_through_damped_steps(process, steps, tau):
         )
         gap = stacked.residual(states, stacked.pack(answers), constant)
         first = stacked.pack(start[None]) - states[:, :1]
-        states = states + tau * (stacked.correct(gap) + bands.times(stacked._from_start[0], first))
+        states = states + tau * (stacked.correct(gap) + products(stacked._from_start[0], first))
     expected = gradients(stacked.unpack(states)[-1], of)
     _, found = both(plan, Phantom(steps, tau))
     assert relative(found, expected) < 1e-9
