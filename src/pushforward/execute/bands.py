@@ -303,9 +303,11 @@ def _summed(a: Band, b: Band) -> Band:
     return replace(a, first=first, values=values)
 
 
-def _lanes(stack: Tensor) -> tuple[tuple[Tensor, ...], list[tuple[Tensor, ...]]]:
-    """Return views of a stack's nodes, whole and by the columns of a block."""
-    return stack.unbind(1), [stack[:, :, row : row + 1].unbind(1) for row in range(stack.shape[2])]
+def _lanes(stack: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
+    """Return views of a stack's nodes, whole and by the columns of a block; gradients pass changes in their place."""
+    nodes, width = range(stack.shape[1]), range(stack.shape[2])
+    rows = [stack[:, n] for n in nodes]
+    return rows, [[own[:, row : row + 1] for own in rows] for row in width]
 
 
 def stacked(operators: Mapping[int, Operator], size: int, basis: Basis) -> Tensor:
