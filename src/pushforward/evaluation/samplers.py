@@ -121,7 +121,7 @@ def check(model: Model, data: ImageData, settings: Evaluation) -> None:
     shape, own = tuple(data.images.shape[1:]), model.shape
     if model.decoder is not None:
         with torch.no_grad():
-            own = tuple(model.images(torch.zeros(model.state_shape(1))).shape[1:])
+            own = tuple(model.images(torch.zeros(model.state_shape(1), device="cpu")).shape[1:])
     if shape != own:
         raise PushforwardError(
             f"Model {model.name!r} makes images of {_size(own)}, the data are {_size(shape)}; read the data in the "

@@ -244,7 +244,7 @@ def _candidates(truth: Tensor, targets: Tensor | None, chosen: Space) -> tuple[T
     for k, key in enumerate(keys):
         first.setdefault(key, k)
     place = {key: k for k, key in enumerate(first)}
-    own = torch.tensor([place[key] for key in keys[: len(truth)]])
+    own = torch.tensor([place[key] for key in keys[: len(truth)]], device="cpu")
     return chosen.features(images[list(first.values())]).cpu(), own
 
 

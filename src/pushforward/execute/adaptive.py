@@ -73,8 +73,8 @@ def adaptive(
     with torch.no_grad():
         flow = _Flow(process, denoiser, start, callback)
         u, on = start.detach().to("cpu", torch.float64, copy=True).flatten(1), 1.0 if stop > begin else -1.0
-        some = torch.arange(len(u))
-        time = torch.full((len(u),), begin, dtype=torch.float64)
+        some = torch.arange(len(u), device="cpu")
+        time = torch.full((len(u),), begin, dtype=torch.float64, device="cpu")
         slope = flow(time, u, some)
         length = _first_length(flow, time, u, slope, on, abs(stop - begin), rtol, atol)
         again = torch.zeros_like(some, dtype=torch.bool)  # whether the step was too long the last time
@@ -94,7 +94,7 @@ def adaptive(
             k.append(flow(ahead, new, some))
             error = _size(h * _sum(_ERROR, k) / (atol + rtol * torch.maximum(y.abs(), new.abs())))
             passed = error < 1
-            longest = torch.where(passed, torch.where(again[some], 1.0, _LONGER), _SAFETY)
+            longest = torch.where(passed, torch.where(again[some], torch.ones_like(error), _LONGER), _SAFETY)
             factor = (_SAFETY * error.pow(_POWER)).clamp(_SHORTER, _LONGER)
             length[some], again[some] = h[:, 0].abs() * torch.minimum(factor, longest), ~passed
             done = some[passed]
@@ -115,7 +115,9 @@ class _Flow:
     def __call__(self, times: Tensor, flat: Tensor, some: Tensor) -> Tensor:
         u, where = flat.view(-1, *self._start.shape[1:]), some.to(self._start.device)
         state = u.to(self._start)
-        answer = self._denoiser.at(self._process, times, self._start)(torch.arange(len(u)).to(where), state, where)
+        answer = self._denoiser.at(self._process, times, self._start)(
+            torch.arange(len(u), device="cpu").to(where), state, where
+        )
         self.calls += 1
         bad = (~answer.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
         if bad:  # no step would be short enough
@@ -138,7 +140,7 @@ def _first_length(
     scale = atol + rtol * u.abs()
     d0, d1 = _size(u / scale), _size(slope / scale)
     guess = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / d1).clamp_max(whole)
-    near = flow(time + on * guess, u + on * guess[:, None] * slope, torch.arange(len(u)))
+    near = flow(time + on * guess, u + on * guess[:, None] * slope, torch.arange(len(u), device="cpu"))
     greatest = torch.maximum(d1, _size((near - slope) / scale) / guess)
     length = torch.where(greatest <= 1e-15, (1e-3 * guess).clamp_min(1e-6), (0.01 / greatest).pow(-_POWER))
     return torch.minimum(100 * guess, length).clamp_max(whole)

@@ -137,10 +137,10 @@ def anderson_step(
         gram, right = gram * kept[..., None, :] * kept[..., None], right * kept
     if mixing.relative:
         size = gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
-        gram = gram + (mixing.ridge * size + 1e-30) * torch.eye(many).to(gram)
+        gram = gram + (mixing.ridge * size + 1e-30) * torch.eye(many, device="cpu").to(gram)
     else:  # weights alpha = e_last - T gamma
-        to_weights = torch.zeros(many + 1, many).to(gram)
-        index = torch.arange(many)
+        to_weights = torch.zeros(many + 1, many, device="cpu").to(gram)
+        index = torch.arange(many, device="cpu")
         to_weights[index, index], to_weights[index + 1, index] = -1.0, 1.0
         gram = gram + mixing.ridge * to_weights.mT @ to_weights
         right = right + mixing.ridge * to_weights[-1]

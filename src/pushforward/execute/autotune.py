@@ -125,7 +125,7 @@ def measure(denoiser: Denoiser, process: Process, like: Tensor, batches: Sequenc
     if isinstance(denoiser, Sharded):
         inner = measure(denoiser.denoiser, process, like, batches)
         return same(inner, denoiser.group).shared(size(denoiser.group))
-    middle = torch.tensor([(process.t_min + process.t_max) / 2], dtype=torch.float64)
+    middle = torch.tensor([(process.t_min + process.t_max) / 2], dtype=torch.float64, device="cpu")
     ask = denoiser.at(process, middle, like)
     seconds: list[float] = []
     began = time.perf_counter()

@@ -233,13 +233,13 @@ def _block(whole: Bands, first: int, last: int) -> _Block:
     bands = [cut for cut in (band.rows(first, last) for band in whole.linear) if cut.last > cut.first]
     low = min([first, *(band.first - band.back for band in bands)])
     f, k = max(len(band.values) for band in whole.linear), whole.linear[0].values.shape[2]
-    linear = torch.zeros(f, last - first, last - low, k, k, dtype=torch.float64)
+    linear = torch.zeros(f, last - first, last - low, k, k, dtype=torch.float64, device="cpu")
     for band in bands:
-        rows = torch.arange(band.first, band.last)
+        rows = torch.arange(band.first, band.last, device="cpu")
         linear[:, rows - first, rows - band.back - low, :, band.column] = band.values[..., 0]
     flat = linear.transpose(2, 3).reshape(f, (last - first) * k, -1)
     within = (first - low) * k
-    one = torch.eye((last - first) * k, dtype=torch.float64)
+    one = torch.eye((last - first) * k, dtype=torch.float64, device="cpu")
     matrix = one - flat[:, :, within:]
     if whole.implicit:
         inverse = torch.linalg.inv(matrix)
@@ -314,7 +314,7 @@ def stacked(operators: Mapping[int, Operator], size: int, basis: Basis) -> Tenso
     """Return operators at some of `size` places, `(frequencies or 1, size, k, k)`, 0 elsewhere; float64."""
     packed = {n: _packed(operator.lift(basis)) for n, operator in operators.items()}
     frequencies, k = max(len(c) for c in packed.values()), next(iter(packed.values())).shape[-1]
-    total = torch.zeros(size, k, k, frequencies, dtype=torch.float64).permute(3, 0, 1, 2)
+    total = torch.zeros(size, k, k, frequencies, dtype=torch.float64, device="cpu").permute(3, 0, 1, 2)
     for n, coefficients in packed.items():
         total[:, n] = coefficients
     return total

@@ -274,7 +274,7 @@ class Solving:
         """Return the network's answers to the states of some nodes, in pieces."""
         batch = len(self.like)
         states = torch.cat([values[Register("state", k)] for k in nodes])
-        which = torch.tensor([self.place[k] for k in nodes]).repeat_interleave(batch)
+        which = torch.tensor([self.place[k] for k in nodes], device="cpu").repeat_interleave(batch)
         images = torch.arange(batch, device=self.like.device).repeat(len(nodes))
         pieces = []
         for first in range(0, len(states), self.rows):

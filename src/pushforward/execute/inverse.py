@@ -336,7 +336,7 @@ def _mixed(known: list[_Known], response: Operator) -> tuple[Tensor, Tensor]:
         change = moves.diff(dim=1)
         scale = change.norm(dim=2, keepdim=True).clamp_min(1e-30)
         unit = change / scale
-        gram = unit @ unit.mT + 1e-8 * torch.eye(len(known) - 1).to(unit)
+        gram = unit @ unit.mT + 1e-8 * torch.eye(len(known) - 1, device="cpu").to(unit)
         part = (torch.linalg.solve(gram, unit @ moves[:, -1, :, None]) / scale)[:, :, 0]
         weights[:, 1:] -= part
         weights[:, :-1] += part

@@ -124,12 +124,12 @@ class _Flow:
         def variable(t: Tensor) -> Tensor:
             return -torch.log1p(scale * process.log_snr(t).exp())
 
-        low, high = torch.tensor([end, process.t_max], dtype=torch.float64)
+        low, high = torch.tensor([end, process.t_max], dtype=torch.float64, device="cpu")
         if not bool(process.log_snr(high).isfinite()):
             high = high * (1 - _NEAR)
         first, last = variable(low), variable(high)
         self._length = float(last - first) / steps
-        places = first + (last - first) * torch.linspace(0, 1, 2 * steps + 1, dtype=torch.float64)
+        places = first + (last - first) * torch.linspace(0, 1, 2 * steps + 1, dtype=torch.float64, device="cpu")
         times = solve_for_time(variable, places[1:-1], high, low)
         self.times = times = torch.cat([low[None], times, high[None]])
         signal = scale * process.log_snr(times).exp()
@@ -139,7 +139,7 @@ class _Flow:
         self._slope = self.root.inverse() @ self._on_answer
         self._response = reference.response(process, times)
         self._psi = process.signal(times)
-        self._state = torch.zeros(_state_shape(process, like), dtype=torch.float64)
+        self._state = torch.zeros(_state_shape(process, like), dtype=torch.float64, device="cpu")
         self._mean = reference.mean_state(process, self._state)
         with torch.no_grad():  # what all calls share has no graph
             self._ask = denoiser.at(process, times, self._state.to(like))
@@ -155,7 +155,7 @@ class _Flow:
 
     def follow(self, z: Tensor, probes: list[Tensor] | None, stride: int) -> tuple[Tensor, Tensor]:
         """Return the last coordinates from the first ones, and the integrated trace, in steps of so many."""
-        h, trace = stride * self._length, torch.zeros(len(z), dtype=torch.float64)
+        h, trace = stride * self._length, torch.zeros(len(z), dtype=torch.float64, device="cpu")
         for k in range(0, len(self.times) - 1, 2 * stride):
             probe = None if probes is None else probes[k // 4]
             one, t1 = self._rates(k, z, probe)
@@ -177,7 +177,7 @@ class _Flow:
         rest = answer.detach().to(u) - self._response[k](self.root[k](z))
         if self._mean is not None:
             rest = rest - self._mean
-        trace = torch.zeros(len(u), dtype=torch.float64)
+        trace = torch.zeros(len(u), dtype=torch.float64, device="cpu")
         every = self._units() if probe is None else (probe,)
         for e in every:
             lifted = self._process.lift(e)
@@ -203,7 +203,7 @@ class _Flow:
     def _units(self) -> list[Tensor]:
         """Every number of an image in turn."""
         shape = self._like.shape
-        units = torch.eye(self._like[0].numel(), dtype=torch.float64).view(-1, 1, *shape[1:])
+        units = torch.eye(self._like[0].numel(), dtype=torch.float64, device="cpu").view(-1, 1, *shape[1:])
         return list(units.expand(-1, *shape))
 
 
@@ -216,7 +216,7 @@ def _begin(
     kept = Operator.scalar(psi.entry(0, 0), basis=psi.basis)
     scale = Operator.scalar(factor.entry(0, 0), basis=factor.basis)
     w = scale.inverse()(kept(x - reference.mean.to(x)))
-    size = torch.full((len(x),), _log_size(kept, images), dtype=torch.float64)
+    size = torch.full((len(x),), _log_size(kept, images), dtype=torch.float64, device="cpu")
     if process.blocks > 1:
         size += _log_size(Operator.scalar(factor.entry(1, 1), basis=factor.basis), images)
         w = torch.cat([w, draw().to(w)], 1)

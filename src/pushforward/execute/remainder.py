@@ -104,9 +104,10 @@ class Remainder:
         self._influence, self._asked, self._noise = system.influence, system.asked, noise
         self._deviations, self._end = system.deviations[self._asked, None], system.deviations[-1]
         shape = (len(self._asked), batch)
-        self._gains = torch.full(shape, torch.nan, dtype=torch.float64)
-        self._moved, self._left = (torch.zeros(shape, dtype=torch.float64) for _ in range(2))  # since it was asked
-        self._base = torch.zeros(system.size, batch, dtype=torch.float64)
+        self._gains = torch.full(shape, torch.nan, dtype=torch.float64, device="cpu")
+        self._moved = torch.zeros(shape, dtype=torch.float64, device="cpu")  # since it was asked
+        self._left = self._moved
+        self._base = torch.zeros(system.size, batch, dtype=torch.float64, device="cpu")
 
     def asked(self, wanted: Tensor, surprises: Tensor, answers: Tensor, moves: Tensor) -> tuple[Tensor, Tensor]:
         """Measure gains where the network was asked.
@@ -168,8 +169,8 @@ class Remainder:
         count, batch = gains.shape
         chain = self._influence[self._asked].tril(-1)
         pieces = []
-        for some in torch.arange(batch).split(max(1, _NUMBERS // count**2)):
-            matrix = torch.eye(count, dtype=torch.float64) - gains[:, some].T[..., None] * chain
+        for some in torch.arange(batch, device="cpu").split(max(1, _NUMBERS // count**2)):
+            matrix = torch.eye(count, dtype=torch.float64, device="cpu") - gains[:, some].T[..., None] * chain
             matrix = matrix.mT if transposed else matrix
             pieces.append(
                 torch.linalg.solve_triangular(

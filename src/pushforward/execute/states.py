@@ -51,7 +51,7 @@ class _Stack:
     def ask(self, wanted: Tensor) -> None:
         """Put answers into the stack where `wanted (calls, batch)`, and note how far they are off what stood there."""
         k, image = wanted.nonzero(as_tuple=True)
-        self._off = torch.zeros(self.system.size, len(self.like)).to(self.like)
+        self._off = torch.zeros(self.system.size, len(self.like), device="cpu").to(self.like)
         for some in torch.arange(len(k), device=k.device).split(self.max_rows or len(k)):
             at, of = self._nodes[k[some]], image[some]
             answers = self._ask(k[some], self.system.taken(self.values, at, of), of)

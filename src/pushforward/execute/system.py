@@ -179,7 +179,7 @@ class System:
     def _from_start(self) -> tuple[Tensor, Tensor]:
         """How the linear system moves every state with the first, and the first with the last."""
         whole = self._bands.at(None)
-        one = torch.eye(self._k, dtype=torch.float64)
+        one = torch.eye(self._k, dtype=torch.float64, device="cpu")
         first = one.new_zeros(self.size, self._k, self._k, self._frequencies).permute(3, 0, 1, 2)
         first[:, 0] = one
         wanted = torch.zeros_like(first)
@@ -273,9 +273,10 @@ class System:
 
         In root mean square over the frequencies, of which some stand for all.
         """
-        some = torch.linspace(0, self._frequencies - 1, min(self._frequencies, _SPECTRUM)).round().long()
+        last = self._frequencies - 1
+        some = torch.linspace(0, last, min(last + 1, _SPECTRUM), dtype=torch.float64, device="cpu").round().long()
         count = len(self.asked)
-        total = torch.zeros(self.size, count, dtype=torch.float64)
+        total = torch.zeros(self.size, count, dtype=torch.float64, device="cpu")
         for chosen in some.split(max(1, _NUMBERS // (self.size * self._k * count))):
             whole = self._bands.at(chosen)
             scale = self._scale if len(self._scale) == 1 else self._scale[chosen.to(self._scale.device)]
@@ -283,7 +284,7 @@ class System:
             unit = total.new_zeros(self.size, self._k, count, len(chosen)).permute(3, 0, 1, 2)
             answers, wanted = unit.clone(), torch.zeros_like(unit)
             # answers are images, without velocity; so is what is wanted of the last state
-            answers[:, self.asked, 0, torch.arange(count)] = scale[:, self.asked, 0, 0]
+            answers[:, self.asked, 0, torch.arange(count, device="cpu")] = scale[:, self.asked, 0, 0]
             whole.push(unit, answers, wanted, 1)
             squares = (whole.solve(wanted) / scale).square()
             squares[:, -1, 1:] = 0

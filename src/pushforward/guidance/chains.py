@@ -424,4 +424,4 @@ def _tuned(tuning: Tensor, probability: Tensor, step: int, sampler: Dynamics) ->
 def _directions(numbers: int) -> Tensor:
     """Fixed random directions, `(numbers, _PROJECTIONS)`, on which a standard normal has variance about 1."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(numbers, _PROJECTIONS, generator=generator, dtype=torch.float32) / numbers**0.5
+    return torch.randn(numbers, _PROJECTIONS, generator=generator, dtype=torch.float32, device="cpu") / numbers**0.5

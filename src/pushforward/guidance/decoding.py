@@ -104,10 +104,10 @@ class Trails:
     """
 
     count: int
-    states: Tensor = field(default_factory=lambda: torch.empty(0))
-    answers: Tensor = field(default_factory=lambda: torch.empty(0))
-    codes: Tensor = field(default_factory=lambda: torch.empty(0))
-    known: Tensor = field(default_factory=lambda: torch.empty(0))
+    states: Tensor = field(default_factory=lambda: torch.empty(0, device="cpu"))
+    answers: Tensor = field(default_factory=lambda: torch.empty(0, device="cpu"))
+    codes: Tensor = field(default_factory=lambda: torch.empty(0, device="cpu"))
+    known: Tensor = field(default_factory=lambda: torch.empty(0, device="cpu"))
 
     @classmethod
     def of(cls, pushforward: Pushforward, count: int) -> Trails | None:

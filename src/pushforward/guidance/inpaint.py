@@ -61,7 +61,7 @@ def inpaint(
     diffusion.told(count)
     shape, like = diffusion.model.state_shape(1)[1:], diffusion.draw(1).start
     made = []
-    for some in torch.arange(count * draws).split(batch):
+    for some in torch.arange(count * draws, device="cpu").split(batch):
         own = some // draws
         keys = [derive_seed(numbers[i], k) for i, k in zip(own.tolist(), (some % draws).tolist(), strict=True)]
         there = diffusion.some(own)

@@ -211,7 +211,7 @@ def _moved(
     clean, calls = last_states(diffusion, images), diffusion.plan.nfe
     z = diffusion.draw(len(images), seed=seed, first=first).start if start is None else start.code.start.clone()
     best, least = z.clone(), z.new_full((len(z),), math.inf)
-    nfe = torch.zeros(len(z), dtype=torch.long) if start is None else start.nfe.cpu() - start.decoding
+    nfe = torch.zeros(len(z), dtype=torch.long, device="cpu") if start is None else start.nfe.cpu() - start.decoding
     some, rounds = torch.arange(len(z), device=z.device), 0
     while len(some):
         gap = gaps(diffusion.some(some), Code(z[some]), clean[some], callback)

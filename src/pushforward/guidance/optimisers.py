@@ -53,7 +53,7 @@ class Optimiser(NamedTuple):
 def _adam_begin(x: Tensor) -> State:
     none = torch.zeros_like(x)
     stuck = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    return {"point": x, "stuck": stuck, "mean": none, "square": none, "steps": torch.tensor(0.0)}
+    return {"point": x, "stuck": stuck, "mean": none, "square": none, "steps": torch.tensor(0.0, device="cpu")}
 
 
 @torch.no_grad()
@@ -146,7 +146,7 @@ def _white_advance(state: State, loss: Tensor, gradient: Tensor, learning_rate: 
     field = bands(tuple(shape)).to(point.device)
     along = evened(tangent(point, gradient.nan_to_num(0, 0, 0), field), field)
     mean = _MOMENTUM * tangent(point, state["mean"], field) + (1 - _MOMENTUM) * along
-    length = state["length"] * torch.where(loss < state["last"], _LONGER, _SHORTER).to(mean)
+    length = torch.where(loss < state["last"], _LONGER * state["length"], _SHORTER * state["length"])
     length = length.clamp_max(_LONGEST / learning_rate)
     move = learning_rate * length / (1 - _MOMENTUM**steps)
     point = white(point - move[:, None] * mean, field)

@@ -212,7 +212,7 @@ def guide(
         torch.cat([one.images for one in found]),
         {term.name: torch.cat([one.energies[term.name] for one in found]) for term in of(energy).terms},
         weights,
-        torch.arange(first, first + chains),
+        torch.arange(first, first + chains, device="cpu"),
         torch.cat([one.nfe for one in found]),
         (),
         evidence,
@@ -249,7 +249,7 @@ def _under_one_condition(there: Diffusion) -> Diffusion:
             "The particles of a population are weighed against one another, so they need one label or prompt; give the "
             "same to all, or each its own population."
         )
-    return there.some(torch.tensor([0]))
+    return there.some(torch.tensor([0], device="cpu"))
 
 
 # -- a population ------------------------------------------------------------------------------------------------------
@@ -297,12 +297,12 @@ class _Population:
         self.stream = GaussianStream(seed, range(self.number, self.number + self.count), shape)
         self.uniform = torch.Generator().manual_seed(derive_seed(seed, ~self.number))
         self.start = self.stream.draw().to(dtype)
-        self.noises = torch.empty(len(self.plan.noises), self.count, *shape, dtype=dtype)
+        self.noises = torch.empty(len(self.plan.noises), self.count, *shape, dtype=dtype, device="cpu")
         self.drawn = 0
-        self.log_weights = torch.zeros(self.count, dtype=torch.float64)
-        self.paid = torch.zeros(self.count, dtype=torch.float64)  # of the energy, by the weights so far
-        self.ancestor = torch.arange(self.count)
-        self.log_evidence = torch.zeros((), dtype=torch.float64)
+        self.log_weights = torch.zeros(self.count, dtype=torch.float64, device="cpu")
+        self.paid = torch.zeros(self.count, dtype=torch.float64, device="cpu")  # of the energy, by the weights so far
+        self.ancestor = torch.arange(self.count, device="cpu")
+        self.log_evidence = torch.zeros((), dtype=torch.float64, device="cpu")
         self.inverse_temperature, self.effective, self.resampled = 0.0, 1.0, 0
 
     @property
@@ -336,7 +336,7 @@ class _Population:
 
     def _pieces(self) -> Sequence[Tensor]:
         """The numbers of the particles that the network sees together."""
-        return torch.arange(self.count).split(self.batch)
+        return torch.arange(self.count, device="cpu").split(self.batch)
 
     def _begin(self) -> tuple[int, dict[int, float], Tensor | None]:
         """Network evaluations so far, lambda at the calls that weigh, and noises that chains have found."""
@@ -344,7 +344,7 @@ class _Population:
         calls, number = range(plan.nfe), plan.nfe if sampler.checks is None else sampler.checks
         if number < plan.nfe:
             calls = [round(j * plan.nfe / (number + 1)) for j in range(1, number + 1)]  # type: ignore[assignment]
-        lambdas = torch.ones(plan.nfe, dtype=torch.float64)
+        lambdas = torch.ones(plan.nfe, dtype=torch.float64, device="cpu")
         if sampler.temper != "constant":
             lambdas = torch.sigmoid(2 * plan.process.log_snr(plan.asked_times))
         if sampler.lead is None:
@@ -411,7 +411,8 @@ class _Population:
     def _systematic(self, count: int) -> Tensor:
         """The numbers of particles drawn in proportion to their weights, evenly."""
         steps = self.log_weights.softmax(0).cumsum(0)
-        at = (torch.arange(count) + torch.rand((), dtype=torch.float64, generator=self.uniform)) / count
+        offset = torch.rand((), dtype=torch.float64, generator=self.uniform, device="cpu")
+        at = (torch.arange(count, device="cpu") + offset) / count
         return torch.searchsorted(steps, at * steps[-1], right=True).clamp(max=self.count - 1)
 
     def _found(self, images: Tensor, parts: dict[str, Tensor], nfe: int) -> _Found:
@@ -419,12 +420,12 @@ class _Population:
         log_mean = _log_mean(self.log_weights)
         weights = self.log_weights.softmax(0)
         lines = torch.zeros_like(weights).index_add(0, self.ancestor, weights)  # of descendants of each first particle
-        rows, log_weights = torch.arange(self.count), self.log_weights - log_mean
+        rows, log_weights = torch.arange(self.count, device="cpu"), self.log_weights - log_mean
         if self.sampler.particles > 1:
-            rows, log_weights = self._systematic(self.size), torch.zeros(self.size, dtype=torch.float64)
+            rows, log_weights = self._systematic(self.size), torch.zeros(self.size, dtype=torch.float64, device="cpu")
         return _Found(
             self.code[rows], images[rows], {name: value[rows] for name, value in parts.items()}, log_weights,
-            torch.full((self.size,), round(nfe / self.size)), self.log_evidence + log_mean,
+            torch.full((self.size,), round(nfe / self.size), device="cpu"), self.log_evidence + log_mean,
             float((lines - 1 / self.count).square().sum().sqrt()), self.effective, self.resampled,
             len(self.ancestor[rows].unique()),
         )  # fmt: skip

@@ -185,7 +185,7 @@ def guide(
     code = Code.cat([one.with_variables(draw.variables) for draw in draws])
     energies = {name: torch.cat([draw.energies[name] for draw in draws]).cpu() for name in draws[0].energies}
     weights = torch.cat([draw.log_weights for draw in draws]).softmax(0).cpu()
-    number = torch.arange(first, first + chains).repeat(len(draws))
+    number = torch.arange(first, first + chains, device="cpu").repeat(len(draws))
     images = torch.cat([draw.images for draw in draws]).float().cpu()
     assert state.nfe is not None
     return Guided(code, images, energies, weights, number, state.nfe.cpu(), state.history)
@@ -267,8 +267,8 @@ def best(
         if callback is not None:
             callback(now)
     code = Code.cat([target.code.with_variables(now.variables)])
-    equal = torch.full((count,), 1 / count, dtype=torch.float64)
-    number = torch.arange(first, first + count)
+    equal = torch.full((count,), 1 / count, dtype=torch.float64, device="cpu")
+    number = torch.arange(first, first + count, device="cpu")
     energies = {name: value.cpu() for name, value in now.point.energies.items()}
     return Guided(code, now.point.images.float().cpu(), energies, equal, number, now.nfe.cpu(), now.history)
 

@@ -40,8 +40,8 @@ def bands(shape: tuple[int, ...]) -> Tensor:
     """
     field = shape[1:]
     if math.prod(field) < 3 * _LEAST or len(shape) < 2:
-        return torch.zeros(math.prod(shape), dtype=torch.long)
-    axes = torch.meshgrid(*(torch.fft.fftfreq(n, dtype=torch.float64) for n in field), indexing="ij")
+        return torch.zeros(math.prod(shape), dtype=torch.long, device="cpu")
+    axes = torch.meshgrid(*(torch.fft.fftfreq(n, dtype=torch.float64, device="cpu") for n in field), indexing="ij")
     frequency = torch.stack(axes).square().sum(0).mul(1e9).round()  # the same for mirrored ones, which stay together
     _, ring, sizes = frequency.unique(return_inverse=True, return_counts=True)
     lower = torch.cat([sizes.cumsum(0) - sizes, sizes.sum()[None]])

@@ -44,7 +44,7 @@ class Ladder:
     @classmethod
     def begun(cls, rungs: int, like: Tensor) -> Ladder:
         """Before the first move, of as many chains as `like (chains,)` has, in its dtype."""
-        even = torch.linspace(1, 0, rungs).to(like)
+        even = torch.linspace(1, 0, rungs, device="cpu", dtype=torch.float32).to(like)
         betas = even.pow(_POWER)[:, None].repeat(1, len(like))
         return cls(betas, torch.zeros_like(betas))
 
@@ -86,7 +86,7 @@ class Ladder:
         rungs, moves = len(self.betas), len(chances)
         refused = ((1 - chances).sum(0) + 0.5) / (moves + 1)  # as if one more had been refused by half: none is 0
         barrier = torch.cat([torch.zeros_like(refused[:1]), refused.cumsum(0)])
-        even = barrier[-1] * torch.linspace(0, 1, rungs).to(barrier)[:, None]
+        even = barrier[-1] * torch.linspace(0, 1, rungs, device="cpu", dtype=torch.float32).to(barrier)[:, None]
         place = torch.searchsorted(barrier.T.contiguous(), even.T.contiguous()).T.clamp(1, rungs - 1)
         low, high = barrier.gather(0, place - 1), barrier.gather(0, place)
         share = ((even - low) / (high - low)).clamp(0, 1)

@@ -48,11 +48,11 @@ class Basis:
 
     def eigenvalues(self) -> Tensor:
         """Eigenvalues of the negative Laplacian, `pi^2 sum_a (k_a / shape_a)^2`, shape `shape`, pixels^-2."""
-        total = torch.zeros(self.shape, dtype=torch.float64)
+        total = torch.zeros(self.shape, dtype=torch.float64, device="cpu")
         for axis, size in enumerate(self.shape):
             view = [1] * len(self.shape)
             view[axis] = size
-            total = total + (math.pi / size * torch.arange(size, dtype=torch.float64)).square().view(view)
+            total = total + (math.pi / size * torch.arange(size, dtype=torch.float64, device="cpu")).square().view(view)
         return total
 
 

@@ -49,14 +49,14 @@ class Operator:
     @staticmethod
     def scalar(values: Tensor | float, blocks: int = 1, basis: Basis = IDENTITY) -> Operator:
         """Make `values * I`, with `values` of shape `(*batch, *basis.shape)`."""
-        values = torch.as_tensor(values, dtype=torch.float64)
-        one = torch.eye(blocks, dtype=torch.float64).view(blocks, blocks, *(1,) * values.ndim)
+        values = _numbers(values)
+        one = torch.eye(blocks, dtype=torch.float64, device="cpu").view(blocks, blocks, *(1,) * values.ndim)
         return Operator((one * values).movedim((0, 1), (-2, -1)), basis)
 
     @staticmethod
     def block(rows: list[list[Tensor]], basis: Basis = IDENTITY) -> Operator:
         """Make blocks entry by entry, each entry of shape `(*batch, *basis.shape)`."""
-        flat = torch.broadcast_tensors(*(torch.as_tensor(x, dtype=torch.float64) for row in rows for x in row))
+        flat = torch.broadcast_tensors(*(_numbers(x) for row in rows for x in row))
         return Operator(torch.stack(flat).unflatten(0, (len(rows), len(rows[0]))).movedim((0, 1), (-2, -1)), basis)
 
     # -- structure ------------------------------------------------------------------------------------------------
@@ -191,6 +191,11 @@ def products(a: Tensor, b: Tensor) -> Tensor:
     for column in range(1, b.shape[-2]):
         total.addcmul_(a[..., column : column + 1], b[..., column : column + 1, :])
     return total
+
+
+def _numbers(values: Tensor | float) -> Tensor:
+    """Return them as a tensor in float64 where they are, else on the CPU."""
+    return torch.as_tensor(values, dtype=torch.float64, device=getattr(values, "device", "cpu"))
 
 
 def _same_basis(a: Operator, b: Operator) -> tuple[Operator, Operator]:

@@ -410,7 +410,7 @@ def check_process(process: Process) -> None:
 def _fault(process: Process) -> str | None:
     """Say what keeps a process from being a diffusion, if anything; its times are in order."""
     low, high = process.t_min, process.t_max
-    even = torch.linspace(0, 1, 33, dtype=torch.float64)
+    even = torch.linspace(0, 1, 33, dtype=torch.float64, device="cpu")
     t = torch.cat([low + (high - low) * even, low * (high / low) ** even, high - (high - low) * 0.5 ** (20 * even)])
     t = t.clamp(low, high).unique()  # sorted
     before = t[:-1]  # the signal may end at t_max

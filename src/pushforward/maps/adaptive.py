@@ -40,7 +40,7 @@ class AdaptiveDiffusion(ModelMap):
     @property
     def times(self) -> Tensor:
         """First and last time, `(2,)`."""
-        return torch.tensor([self.model.process.t_max, self.model.process.t_min], dtype=torch.float64)
+        return torch.tensor([self.model.process.t_max, self.model.process.t_min], dtype=torch.float64, device="cpu")
 
     @property
     def noises(self) -> int:

@@ -76,7 +76,7 @@ class ModelMap(ABC):
         if not isinstance(labels, Unsaid):
             labels = listed(labels)
             if isinstance(labels, Sequence) and self.model.text is None and self.model.classes:
-                labels = torch.tensor([class_number(self.model, one) for one in labels])
+                labels = torch.tensor([class_number(self.model, one) for one in labels], device="cpu")
             there = replace(self, labels=labels, guidance=weight)
         else:
             there = replace(self, guidance=weight)

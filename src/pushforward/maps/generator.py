@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from pushforward.data.memory import check_images
 from pushforward.errors import PushforwardError
+from pushforward.execute.host import undisturbed
 from pushforward.maps.code import Code, GaussianStream, batches
 from pushforward.maps.labels import Condition, Labels, listed
 from pushforward.model import gan as networks
@@ -146,7 +147,7 @@ class Generator:
         if count < 1:
             raise PushforwardError(f"Codes are drawn for at least 1 image; got {count}.")
         stream = GaussianStream(seed, range(first, first + count), self.latent_shape)
-        return stream.code(self.noises, self._like(torch.empty(0)))
+        return stream.code(self.noises, self._like(torch.empty(0, device="cpu")))
 
     def decode(self, code: Code) -> Tensor:
         """The images behind a code in [-1, 1], `(count, channels, height, width)`, where the network is.
@@ -227,7 +228,7 @@ class Generator:
         if not self.classes:
             raise PushforwardError(f"Generator {self.name!r} has no classes; leave the labels out.")
         if isinstance(labels, Sequence):
-            labels = torch.tensor([class_number(self, one) for one in labels])
+            labels = torch.tensor([class_number(self, one) for one in labels], device="cpu")
         if labels.is_floating_point():
             raise PushforwardError(
                 f"Generator {self.name!r} reads no prompts: give its labels as a tensor of integers."
@@ -254,13 +255,13 @@ class Generator:
     def _like(self, start: Tensor) -> Tensor:
         """An empty tensor of the latents' type and device."""
         parameters = () if self.module is None else (p for p in self.module.parameters() if p.is_floating_point())
-        own = next(iter(parameters), torch.empty(0, dtype=start.dtype))
+        own = next(iter(parameters), torch.empty(0, dtype=start.dtype, device="cpu"))
         return torch.empty(0, device=self.device or own.device, dtype=self.dtype or own.dtype)
 
     @torch.no_grad()
     def _trial(self) -> tuple[int, ...]:
         """The shape of an image; two are made, and one of them once more by itself."""
-        code, labels = self.draw(2), torch.zeros(2, dtype=torch.long) if self.classes else None
+        code, labels = self.draw(2), torch.zeros(2, dtype=torch.long, device="cpu") if self.classes else None
         try:
             both = self._images(code, labels)
             alone = self._images(code[1:], None if labels is None else labels[1:])
@@ -379,6 +380,7 @@ def consistency(
     return Generator(name, network, tuple(shape), "normal", tuple(classes), len(sigmas) - 1, device=device)
 
 
+@undisturbed
 def load_generator(
     path: str | Path,
     latent_shape: int | Sequence[int] | None = None,

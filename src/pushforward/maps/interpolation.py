@@ -36,7 +36,7 @@ def interpolate(first: Code, second: Code, weight: float | Tensor) -> Code:
     """
     one, other = _parts(first), _parts(second)
     _check_alike(one, other)
-    w = torch.as_tensor(weight, dtype=torch.float64).expand(len(first))
+    w = torch.as_tensor(weight, dtype=torch.float64, device=getattr(weight, "device", "cpu")).expand(len(first))
     return _code({name: _between(a, other[name], w, straight=name == "residual") for name, a in one.items()})
 
 

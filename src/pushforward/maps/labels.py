@@ -36,7 +36,7 @@ def in_turn(model: Model, count: int, first: int = 0) -> Labels:
     if model.text is not None:
         captions = model.info.get("captions", ())
         return [str(captions[i % len(captions)]) for i in range(first, first + count)] if captions else None
-    return torch.arange(first, first + count) % len(model.classes) if model.classes else None
+    return torch.arange(first, first + count, device="cpu") % len(model.classes) if model.classes else None
 
 
 def named(model: Model, labels: Labels) -> list[str]:

@@ -47,7 +47,7 @@ def passed(
     code, there, calls = passing(diffusion, clean, method, callback)
     residual = gaps(there, code, clean, callback).flatten(1).abs().amax(1)
     steps = len(diffusion.plan.steps) - 1
-    return Inversion(code, there, calls, steps, torch.full((len(images),), calls + steps), residual.cpu())
+    return Inversion(code, there, calls, steps, torch.full((len(images),), calls + steps, device="cpu"), residual.cpu())
 
 
 @torch.no_grad()

@@ -126,7 +126,7 @@ def decoder_of(info: Mapping[str, Any], model: Model, *, device: torch.device | 
     """
     labels = info["labels"]
     if labels is not None and not isinstance(labels[0], str):
-        labels = torch.tensor(labels)
+        labels = torch.tensor(labels, device="cpu")
     solver, settings, times = info["solver"], info["settings"], info["times"]
     if solver == "auto" and not settings:
         settings = first_rule(times)

@@ -103,7 +103,7 @@ class Bits(_Keyed):
             raise PushforwardError(f"The pattern holds {self.length} bytes; got {len(message)}.")
         size = z[0].numel()
         place, column = self._places(size)
-        chips = _words()[torch.tensor(list(message))[place], column]
+        chips = _words()[torch.tensor(list(message), device="cpu")[place], column]
         signs = torch.stack([self._signs(size, (first + i) % self.variants) for i in range(len(z))])
         return z.abs() * (signs * chips).reshape(z.shape).to(z)
 
@@ -120,7 +120,7 @@ class Bits(_Keyed):
     def bits(self, z: Tensor, variant: int, share: float) -> Tensor:
         """The bits that are most likely in codes `(count, *shape)`, `(count, 8 * length)`."""
         scores = self._scores(z, variant, (share,))[0][0][..., None, :]
-        ones = (torch.arange(2 * _WORD) >> torch.arange(7, -1, -1)[:, None]) & 1 == 1
+        ones = (torch.arange(2 * _WORD, device="cpu") >> torch.arange(7, -1, -1, device="cpu")[:, None]) & 1 == 1
         inside, outside = (scores.masked_fill(~some, -torch.inf).logsumexp(-1) for some in (ones, ~ones))
         return (inside > outside).flatten(1)
 
@@ -186,7 +186,8 @@ class Ring(_Keyed):
     def _ring(self, z: Tensor) -> Tensor:
         """The part of codes at these frequencies."""
         height, width = z.shape[-2:]
-        rows, columns = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)
+        rows = torch.fft.fftfreq(height, dtype=torch.float32, device="cpu")[:, None]
+        columns = torch.fft.rfftfreq(width, dtype=torch.float32, device="cpu")
         inside = (2 * torch.hypot(rows, columns) <= self.radius).to(z.device)
         return torch.fft.irfft2(torch.fft.rfft2(z) * inside, s=(height, width))
 
@@ -253,7 +254,7 @@ def read(pattern: Bits | Ring | Sequence[Bits], views: Tensor, message: bytes | 
         right = np.array([(one == wanted).sum() for one in bits])
         exact = torch.from_numpy(bdtrc(right - 1, len(wanted), 0.5))
         p_value, correct = (2 * torch.minimum(p_value, exact)).clamp(max=1), torch.from_numpy(right / len(wanted))
-    view = torch.tensor([int(view) for *_, view in best])
+    view = torch.tensor([int(view) for *_, view in best], device="cpu")
     return Found([np.packbits(one).tobytes() for one in bits], p_value, evidence, correct, view)
 
 

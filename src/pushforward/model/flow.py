@@ -42,7 +42,7 @@ class AsFlow(Around):
 
     def at(self, process: Process, times: Tensor, like: Tensor) -> Ask:  # noqa: ARG002 - it is flow matching
         """See `Denoiser`."""
-        bounds = (torch.tensor(t, dtype=torch.float64) for t in (self.own.t_max, 0.0))
+        bounds = (torch.tensor(t, dtype=torch.float64, device="cpu") for t in (self.own.t_max, 0.0))
         own = solve_for_time(lambda s: _time(self.own, s), times, *bounds)
         ask = self.inner.at(self.own, own, like)
         alpha, sigma = self.own.alpha_sigma(own)
@@ -65,7 +65,7 @@ def flow_of(process: Process) -> Flow:
         raise PushforwardError(
             f"Only a scalar process, one signal and one noise scale for all values, is a flow; {process.name!r} is not."
         )
-    low, high = _time(process, torch.tensor([process.t_min, process.t_max], dtype=torch.float64)).tolist()
+    low, high = _time(process, torch.tensor([process.t_min, process.t_max], dtype=torch.float64, device="cpu")).tolist()
     return Flow(t_min=low, t_max=high)
 
 

@@ -145,7 +145,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> set[tuple[int, ...]]:
 
 
 def _filled(layer: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    layer.load_state_dict({field: value.float() for field, value in tensors.items()}, strict=False)
+    layer.float().load_state_dict({field: value.float() for field, value in tensors.items()}, strict=False)
     return layer
 
 

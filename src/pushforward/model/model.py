@@ -181,7 +181,7 @@ class Model:
         if self.text is not None:
             return self._prompted(condition, guidance)
         if isinstance(condition, Sequence) and self.classes:
-            condition = torch.tensor([class_number(self, one) for one in condition])
+            condition = torch.tensor([class_number(self, one) for one in condition], device="cpu")
         if not isinstance(condition, Tensor | None):
             raise PushforwardError(f"Model {self.name!r} has no classes and reads no prompts; leave out the label.")
         unconditional = getattr(self.denoiser, "unconditional", None)
@@ -229,7 +229,7 @@ class Model:
             return replace(self, denoiser=replace(network, module=own).given(numbers))
         bare = network.module.network if isinstance(network.module, Prompted) else network.module
         module, rows = prompted(bare, text, prompts, self.negative)
-        told = replace(network, module=module, unconditional=torch.zeros(1, dtype=torch.long))
+        told = replace(network, module=module, unconditional=torch.zeros(1, dtype=torch.long, device="cpu"))
         return replace(self, denoiser=told.given(None if condition is None else rows, guidance))
 
     def as_flow(self) -> Self:
@@ -434,7 +434,7 @@ def trained(
         time_scale=scale,
         reference=reference,
         input_reference=reference,
-        unconditional=torch.tensor([len(classes)]) if classes else None,
+        unconditional=torch.tensor([len(classes)], device="cpu") if classes else None,
     )
     words = module.config.words
     return Model(

@@ -79,7 +79,7 @@ def save_model(model: Model, folder: Path, card: str = "", dtype: torch.dtype = 
     save_tensors(folder / WEIGHTS, {k: v.to(dtype) for k, v in module.state_dict().items()})
     if model.statistics is not None:
         known = {"mean": model.statistics.mean, "variance": model.statistics.variance, "means": model.means}
-        tensors = {k: torch.as_tensor(v).float() for k, v in known.items() if v is not None}
+        tensors = {k: torch.as_tensor(v, device="cpu").float() for k, v in known.items() if v is not None}
         save_tensors(folder / STATISTICS, tensors)
     if card:
         with atomic_path(folder / CARD) as path:

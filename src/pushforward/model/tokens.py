@@ -30,10 +30,10 @@ def tokens(texts: Sequence[str], rows: int) -> Tensor:
         texts: the texts; an empty text is all filling, and tokens beyond `LENGTH` are cut.
         rows: rows of the table.
     """
-    table = torch.zeros(len(texts), LENGTH, dtype=torch.long)
+    table = torch.zeros(len(texts), LENGTH, dtype=torch.long, device="cpu")
     for row, text in zip(table, texts, strict=True):
         ids = [1 + crc32(piece.encode()) % rows for piece in _pieces(text)][:LENGTH]
-        row[: len(ids)] = torch.tensor(ids, dtype=torch.long)
+        row[: len(ids)] = torch.tensor(ids, dtype=torch.long, device="cpu")
     return table
 
 

@@ -50,7 +50,7 @@ def auto_grid(
     """Return the times of the module's rule, from `t_max` to `end`, `(steps + 1,)`; `spread` in deviations."""
     if _fades_unevenly(process):
         return angle(process, steps, end=end)
-    deviation = math.sqrt(float(torch.as_tensor(reference.variance).mean()))
+    deviation = math.sqrt(float(torch.as_tensor(reference.variance, device="cpu").mean()))
     return angle(process, steps, scale=spread * max(deviation, NARROW), exponent=EXPONENT, end=end)
 
 

@@ -152,7 +152,8 @@ class Rule:
         if not sets:
             return
         psi, index = process.signal(times), point_table(self._through)
-        held = (psi[1:] - self._back @ psi[:-1]).at(torch.arange(len(sets))[:, None, None])  # what a constant adds
+        every = torch.arange(len(sets), device="cpu")[:, None, None]
+        held = (psi[1:] - self._back @ psi[:-1]).at(every)  # what a constant adds
         weights = held
         if reference or index.shape[2] > 1:
             kernel = partial(_kernel, process, noise, reference)
@@ -191,7 +192,7 @@ class Rule:
 
 def _completed(weights: Operator, whole: Operator, index: Tensor) -> Operator:
     """Return weights, the last of each set being what the others lack of a whole."""
-    last = (index >= 0).sum(2, keepdim=True) - 1 == torch.arange(index.shape[2])
+    last = (index >= 0).sum(2, keepdim=True) - 1 == torch.arange(index.shape[2], device="cpu")
     last = last[(..., *[None] * (weights.coefficients.ndim - 3))]
     others = torch.where(last, 0.0, weights.coefficients)
     rest = whole.coefficients - others.sum(2, keepdim=True)

@@ -52,9 +52,9 @@ def save_plan(plan: Plan, path: str | Path, about: Mapping[str, Any] | None = No
     values = [operator.lift(plan.basis).coefficients for node in plan.nodes for operator in node.terms.values()]
     tensors = {
         "times": plan.node_times,
-        "asked": torch.tensor(plan.asked),
-        "steps": torch.tensor(plan.steps),
-        "terms": torch.tensor(terms),
+        "asked": torch.tensor(plan.asked, device="cpu"),
+        "steps": torch.tensor(plan.steps, device="cpu"),
+        "terms": torch.tensor(terms, device="cpu"),
         "coefficients": torch.stack(values),
         "mean": plan.mean,
     }

@@ -197,7 +197,7 @@ def _posterior_family(
         raise PushforwardError(f"eta must lie in [0, 1]; got {eta}.")
     builder = Builder(process, name, grid)
     origin = builder.grid[:-1]
-    arrivals = builder.grid[1:] if arrivals is None else torch.as_tensor(arrivals, dtype=torch.float64)
+    arrivals = builder.grid[1:] if arrivals is None else torch.as_tensor(arrivals, dtype=torch.float64, device="cpu")
     zero = torch.zeros_like(origin)
     psi, psi_next = process.transition(origin, zero), process.transition(arrivals, zero)
     inverse_root, root_next = root(process, origin).inverse(), root(process, arrivals)

@@ -83,7 +83,7 @@ def angle(
 
 def explicit(process: Process, times: Sequence[float]) -> Tensor:
     """Check given times, and return them as a grid."""
-    return check_grid(process, torch.tensor(list(times), dtype=torch.float64))
+    return check_grid(process, torch.tensor(list(times), dtype=torch.float64, device="cpu"))
 
 
 def shifted(
@@ -112,11 +112,11 @@ def shifted(
         end: time of the last state.
     """
     check_memory(steps * STEP, f"A plan of {steps:,} steps")
-    places = torch.linspace(1, beyond, steps + 1, dtype=torch.float64)[:-1]
+    places = torch.linspace(1, beyond, steps + 1, dtype=torch.float64, device="cpu")[:-1]
     if last is not None:
-        places = torch.linspace(1, last, steps, dtype=torch.float64)
+        places = torch.linspace(1, last, steps, dtype=torch.float64, device="cpu")
     times = process.t_max * bent(places, shift=shift, terminal=terminal, spread=spread)
-    return times if stay else torch.cat([times, torch.tensor([end], dtype=torch.float64)])
+    return times if stay else torch.cat([times, torch.tensor([end], dtype=torch.float64, device="cpu")])
 
 
 def bent(places: Tensor, *, shift: float = 1.0, terminal: float | None = None, spread: str | None = None) -> Tensor:
@@ -172,7 +172,7 @@ def levels(
     def level(t: Tensor) -> Tensor:
         return torch.exp(-process.log_snr(t))
 
-    bounds = torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
+    bounds = torch.tensor([process.t_max, process.t_min], dtype=torch.float64, device="cpu")
     ends = bounds
     if spacing is not None:
         ends = (asked_timesteps(process, steps, spacing, offset)[[0, -1]] + 1) * process.t_min
@@ -181,7 +181,7 @@ def levels(
     times = solve_for_time(level, wanted, *bounds)
     if stay:
         return times
-    return torch.cat([times[times > end * (1 + 1e-9)], torch.tensor([end], dtype=torch.float64)])
+    return torch.cat([times[times > end * (1 + 1e-9)], torch.tensor([end], dtype=torch.float64, device="cpu")])
 
 
 def spaced(first: float, last: float, count: int, rule: str, rho: float = 7.0) -> Tensor:
@@ -190,7 +190,7 @@ def spaced(first: float, last: float, count: int, rule: str, rho: float = 7.0) -
     `karras` makes equal steps in the power `1 / rho` (arXiv 2206.00364, eq. 5), `exponential` in the logarithm, and
     `beta` takes quantiles of Beta(0.6, 0.6) (Beta Sampling is All You Need, Lee et al., arXiv 2407.12173).
     """
-    ramp = torch.linspace(0, 1, count, dtype=torch.float64)
+    ramp = torch.linspace(0, 1, count, dtype=torch.float64, device="cpu")
     match rule:
         case "karras":
             root: Tensor = first ** (1 / rho) + ramp * (last ** (1 / rho) - first ** (1 / rho))
@@ -238,7 +238,7 @@ def timesteps(
     more = drop_last and spacing != "trailing"
     asked = asked_timesteps(process, steps + more, spacing, offset, whole=whole, top=top)[:steps]
     times = (asked + 1) * process.t_min
-    return torch.cat([times[times > final + 1e-12], torch.tensor([final], dtype=torch.float64)])
+    return torch.cat([times[times > final + 1e-12], torch.tensor([final], dtype=torch.float64, device="cpu")])
 
 
 def asked_timesteps(
@@ -253,13 +253,13 @@ def asked_timesteps(
         raise PushforwardError(f"This process has {count} timesteps; take from 1 to {count} steps, not {steps}.")
     match spacing:
         case "leading":
-            chosen = torch.arange(steps - 1, -1, -1, dtype=torch.float64) * (count // steps)
+            chosen = torch.arange(steps - 1, -1, -1, dtype=torch.float64, device="cpu") * (count // steps)
             return chosen + min(offset, every - 1 - int(chosen[0]))
         case "linspace":
-            placed = torch.linspace(count - 1, 0, steps, dtype=torch.float64)
+            placed = torch.linspace(count - 1, 0, steps, dtype=torch.float64, device="cpu")
             return placed.round() if whole else placed
         case "trailing":
-            placed = count - torch.arange(steps, dtype=torch.float64) * (every / steps)
+            placed = count - torch.arange(steps, dtype=torch.float64, device="cpu") * (every / steps)
             return placed[placed > 1e-9].round() - 1
         case _:
             raise PushforwardError(f"Unknown timestep spacing {spacing!r}; use leading, linspace or trailing.")
@@ -268,7 +268,7 @@ def asked_timesteps(
 def own(process: Process, steps: int, *, times: Callable[[int], Tensor], end: float = 0.0) -> Tensor:  # noqa: ARG001
     """Take the times that a model's pipeline takes for so many steps, and end at `end`."""
     placed = times(steps)
-    return torch.cat([placed[placed > end + 1e-12], torch.tensor([end], dtype=torch.float64)])
+    return torch.cat([placed[placed > end + 1e-12], torch.tensor([end], dtype=torch.float64, device="cpu")])
 
 
 GRIDS: dict[str, Callable[..., Tensor]] = {
@@ -303,7 +303,7 @@ def check_grid(process: Process, grid: Tensor) -> Tensor:
     Raises:
         PushforwardError: it is not decreasing, is too short, or leaves `[0, t_max]`.
     """
-    grid = torch.as_tensor(grid, dtype=torch.float64).cpu()
+    grid = torch.as_tensor(grid, dtype=torch.float64, device="cpu")
     if grid.ndim != 1 or len(grid) < 2:
         raise PushforwardError(f"A grid needs at least two times in one dimension; got shape {tuple(grid.shape)}.")
     if not bool((grid.diff() < 0).all()):
@@ -325,7 +325,7 @@ def _unit(steps: int) -> Tensor:
     """Return `1, 1 - 1/N … 0`."""
     _check_steps(steps)
     check_memory(steps * STEP, f"A plan of {steps:,} steps")
-    return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    return torch.linspace(1, 0, steps + 1, dtype=torch.float64, device="cpu")
 
 
 def _in_variable(
@@ -333,15 +333,17 @@ def _in_variable(
 ) -> Tensor:
     """Make equal steps in an increasing function of time."""
     _check_steps(steps)
-    if end < process.t_min and not math.isfinite(variable(torch.tensor(end, dtype=torch.float64))):
+    if end < process.t_min and not math.isfinite(variable(torch.tensor(end, dtype=torch.float64, device="cpu"))):
         if steps == 1:
             return uniform(process, 1, start=start, end=end)
         inner = _in_variable(process, steps - 1, variable, start, process.t_min)
-        return torch.cat([inner, torch.tensor([end], dtype=torch.float64)])
+        return torch.cat([inner, torch.tensor([end], dtype=torch.float64, device="cpu")])
     first = _checked_start(process, start, end)
-    within = torch.tensor([end, first], dtype=torch.float64)
+    within = torch.tensor([end, first], dtype=torch.float64, device="cpu")
     if not math.isfinite(variable(within)[1]):  # no signal at all there: space the grid from just below
-        lost = solve_for_time(lambda t: 1.0 - variable(t).isfinite().double(), torch.tensor(0.5), within[1], within[0])
+        lost = solve_for_time(
+            lambda t: 1.0 - variable(t).isfinite().double(), torch.tensor(0.5, device="cpu"), within[1], within[0]
+        )
         within[1] = end + 0.999 * (lost - end)
     low, high = variable(within)
     grid = solve_for_time(variable, low + _unit(steps) * (high - low), within[1], within[0])
@@ -385,7 +387,7 @@ def solve_for_time(variable: Callable[[Tensor], Tensor], values: Tensor, high: T
 
 def spread_times(process: Process, reference: Gaussian, count: int) -> Tensor:
     """Return the midpoints of `count` equal parts of the whitening angle from `t_min` to `t_max`, ascending."""
-    low, high = (torch.tensor(t, dtype=torch.float64) for t in (process.t_min, process.t_max))
+    low, high = (torch.tensor(t, dtype=torch.float64, device="cpu") for t in (process.t_min, process.t_max))
     first, last = whitening_angle(process, torch.stack([low, high]), reference)
-    middles = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    middles = (torch.arange(count, dtype=torch.float64, device="cpu") + 0.5) / count
     return solve_for_time(lambda t: whitening_angle(process, t, reference), first + (last - first) * middles, high, low)

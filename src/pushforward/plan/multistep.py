@@ -124,7 +124,7 @@ def _weights(ratios: Tensor, h: float) -> Tensor:
     if count == 0:
         return ratios
     if count == 1:
-        return torch.tensor([0.5], dtype=torch.float64)
+        return torch.tensor([0.5], dtype=torch.float64, device="cpu")
     hh, right = -h, []
     scale = math.expm1(hh)
     phi, factorial = math.expm1(hh) / hh - 1, 1
@@ -133,5 +133,5 @@ def _weights(ratios: Tensor, h: float) -> Tensor:
         factorial *= n + 1
         phi = phi / hh - 1 / factorial
     matrix = torch.stack([ratios**n for n in range(count)])
-    rho: Tensor = torch.linalg.solve(matrix, torch.tensor(right, dtype=torch.float64))
+    rho: Tensor = torch.linalg.solve(matrix, torch.tensor(right, dtype=torch.float64, device="cpu"))
     return rho

@@ -208,17 +208,17 @@ class Plan:
     @property
     def times(self) -> Tensor:
         """Times of the chain's states, `(steps + 1,)`, decreasing."""
-        return torch.tensor([self.nodes[k].time for k in self.steps], dtype=torch.float64)
+        return torch.tensor([self.nodes[k].time for k in self.steps], dtype=torch.float64, device="cpu")
 
     @property
     def node_times(self) -> Tensor:
         """Times of all nodes, `(nodes,)`."""
-        return torch.tensor([node.time for node in self.nodes], dtype=torch.float64)
+        return torch.tensor([node.time for node in self.nodes], dtype=torch.float64, device="cpu")
 
     @property
     def asked_times(self) -> Tensor:
         """Times at which the network is asked, `(nfe,)`, in the order of the nodes."""
-        return torch.tensor([self.nodes[k].time for k in self.asked], dtype=torch.float64)
+        return torch.tensor([self.nodes[k].time for k in self.asked], dtype=torch.float64, device="cpu")
 
     def mean_state(self, like: Tensor) -> Tensor | None:
         """Return the reference's mean as a clean state, shaped like `(batch, k * channels, *field)`; `None` if zero."""

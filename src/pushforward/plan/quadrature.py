@@ -35,7 +35,7 @@ def _nodes(start: Tensor, end: Tensor, count: int) -> tuple[Tensor, Tensor]:
 def point_table(sets: Sequence[Sequence[Sequence[int]]]) -> Tensor:
     """Write as many sets of points for each step into a table for `integrals`, `(steps, sets, points)`."""
     size = max(len(points) for step in sets for points in step)
-    return torch.tensor([[[*points, *[-1] * (size - len(points))] for points in step] for step in sets])
+    return torch.tensor([[[*points, *[-1] * (size - len(points))] for points in step] for step in sets], device="cpu")
 
 
 def integrals(
@@ -58,7 +58,7 @@ def integrals(
     """
     points, known = variable(times)[through].masked_fill(through < 0, 0.0), through >= 0
     count = math.prod(basis.shape)
-    found, left = None, torch.arange(len(through))
+    found, left = None, torch.arange(len(through), device="cpu")
     for nodes in _LEVELS:
         coarse = []
         for some in left.split(max(1, _NUMBERS // (4 * nodes * count))):
@@ -91,7 +91,7 @@ def _settled(values: Tensor) -> Tensor:
 
 def lagrange(points: Tensor, known: Tensor, at: Tensor) -> Tensor:
     """Evaluate Lagrange's basis polynomials of the `known` of `points (..., n)` at `at (..., m)`, `(..., n, m)`."""
-    skipped = torch.eye(points.shape[-1], dtype=torch.bool) | ~(known[..., :, None] & known[..., None, :])
+    skipped = torch.eye(points.shape[-1], dtype=torch.bool, device="cpu") | ~(known[..., :, None] & known[..., None, :])
     gaps = (points[..., :, None] - points[..., None, :]).masked_fill(skipped, 1.0)
     ratios = (at[..., None, None, :] - points[..., None, :, None]) / gaps[..., None]
     return ratios.masked_fill(skipped[..., None], 1.0).prod(-2) * known[..., None]
@@ -135,7 +135,7 @@ def _magnus(
 ) -> Operator:
     """`Y(end, tau)` of `dY/dt = noise^2 / 2 R^-1 G G^T R^-T Y`, in panels of equal length in `y = sqrt(t)`."""
     y, y_end = (x[..., None] for x in torch.broadcast_tensors(times.sqrt(), end.sqrt()))
-    edges = y + (y_end - y) * torch.linspace(0, 1, panels + 1, dtype=torch.float64)  # from tau to end
+    edges = y + (y_end - y) * torch.linspace(0, 1, panels + 1, dtype=torch.float64, device="cpu")  # from tau to end
     half, middle = 0.5 * edges.diff(dim=-1), 0.5 * (edges[..., 1:] + edges[..., :-1])
     at = torch.stack([middle - half / 3**0.5, middle + half / 3**0.5])  # Gauss-Legendre, two points
     inverse = root(process, at.square(), reference).inverse()

@@ -51,7 +51,7 @@ def plan_of(process: Process, solver: str, times: Tensor | Sequence[float], sett
     """
     if solver not in SOLVERS:
         raise PushforwardError(f"Unknown solver {solver!r}; known are {', '.join(SOLVERS)}.")
-    grid, own = torch.as_tensor(times, dtype=torch.float64), dict(settings)
+    grid, own = torch.as_tensor(times, dtype=torch.float64, device="cpu"), dict(settings)
     if isinstance(variance := own.get("reference"), int | float):
         own["reference"] = Gaussian(float(variance))
     repeats = own.pop("repeats", None)

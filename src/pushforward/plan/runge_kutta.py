@@ -79,7 +79,7 @@ def runge_kutta(
         return root(process, t) if coordinates == "noise" else process.signal(t)
 
     current = builder.start()
-    times, rule_nodes = builder.grid, torch.tensor(rule.nodes, dtype=torch.float64)
+    times, rule_nodes = builder.grid, torch.tensor(rule.nodes, dtype=torch.float64, device="cpu")
     ends = variable(times)
     regular = ends[:-1].isfinite() & ends[1:].isfinite() & (times[1:] > 0)
     h = torch.where(regular, ends.diff(), 0.0)

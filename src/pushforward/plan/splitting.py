@@ -84,9 +84,11 @@ def equilibrium(process: Process) -> Operator:
     Raises:
         PushforwardError: there is none.
     """
-    times = torch.linspace(process.t_min, process.t_max, 5, dtype=torch.float64)[:-1]  # F may have no limit at t_max
+    times = torch.linspace(process.t_min, process.t_max, 5, dtype=torch.float64, device="cpu")[
+        :-1
+    ]  # F may have no limit at t_max
     drift, diffusion = process.drift(times), process.diffusion(times)
-    f, g, one = drift.coefficients, diffusion.coefficients, torch.eye(process.blocks, dtype=torch.float64)
+    f, g, one = drift.coefficients, diffusion.coefficients, torch.eye(process.blocks, dtype=torch.float64, device="cpu")
     act = torch.einsum("...ij,kl->...ikjl", f, one) + torch.einsum("...kl,ij->...ikjl", f, one)  # S -> F S + S F^T
     solved, failed = torch.linalg.solve_ex(act.flatten(-2).flatten(-3, -2), -g.flatten(-2)[..., None])
     found = solved.view_as(g)

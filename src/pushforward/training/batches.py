@@ -47,14 +47,14 @@ class BatchDraws:
 
     def indices(self, step: int) -> Tensor:
         """The images of a step: every epoch goes through a new permutation of all."""
-        positions = torch.arange(step * self.batch, (step + 1) * self.batch)
+        positions = torch.arange(step * self.batch, (step + 1) * self.batch, device="cpu")
         epochs = positions // self.count
         return torch.cat([_order(self, int(e))[positions[epochs == e] % self.count] for e in epochs.unique()])
 
 
 @lru_cache(maxsize=2)
 def _order(draws: BatchDraws, epoch: int) -> Tensor:
-    return torch.randperm(draws.count, generator=draws.generator(0, epoch))
+    return torch.randperm(draws.count, generator=draws.generator(0, epoch), device="cpu")
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,9 +103,9 @@ class Batches:
         chosen = self.draws.indices(step)[self.rank :: self.ranks]
         images = self.data.images[chosen].to(self.device).float() / 127.5 - 1
         generator = self.draws.generator(1, step, self.rank)
-        k = torch.randint(self.times, (len(chosen),), generator=generator)
+        k = torch.randint(self.times, (len(chosen),), generator=generator, device="cpu")
         shape = (len(chosen), self.blocks * images.shape[1], *images.shape[2:])
-        noise = torch.randn(shape, generator=generator).to(self.device)
+        noise = torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32).to(self.device)
         condition = self._condition(chosen, generator)
         return Batch(images, None if condition is None else condition.to(self.device), k.to(self.device), noise)
 
@@ -114,7 +114,7 @@ class Batches:
         captions, labels = self.data.captions, self.data.labels
         if captions is None and labels is None:
             return None
-        hidden = torch.rand(len(chosen), generator=generator) < self.label_dropout
+        hidden = torch.rand(len(chosen), generator=generator, device="cpu", dtype=torch.float32) < self.label_dropout
         if captions is not None:
             shown = [
                 "" if hide else hide_parts(captions[i], generator)
@@ -128,7 +128,7 @@ class Batches:
 def hide_parts(caption: str, generator: torch.Generator) -> str:
     """The caption, or in half of the cases what is left of it when a coin is tossed for each of its parts."""
     parts = caption.split(",")
-    coins = torch.rand(1 + len(parts), generator=generator).tolist()
+    coins = torch.rand(1 + len(parts), generator=generator, device="cpu", dtype=torch.float32).tolist()
     kept = [part for part, coin in zip(parts, coins[1:], strict=True) if coin < 0.5]
     return caption if coins[0] < 0.5 else ",".join(kept)
 

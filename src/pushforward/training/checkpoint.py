@@ -53,7 +53,7 @@ def save_checkpoint(model: Path, problem: Problem, state: State) -> None:
         "data": [len(problem.data), *problem.data.images.shape[1:]],
         "step": state.step,
         "seconds": state.seconds,
-        "losses": torch.tensor(state.losses),
+        "losses": torch.tensor(state.losses, device="cpu"),
         "network": state.network.state_dict(),
         "average": state.average.state_dict(),
         "optimizer": state.optimizer.state_dict(),

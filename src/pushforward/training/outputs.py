@@ -204,11 +204,11 @@ def draw_samples(problem: Problem, model: Model, callback: Callable[[Progress], 
     if captions:
         condition = [examples(captions, COLUMNS)[i % COLUMNS] for i in range(count)]
     elif classes:
-        condition = (torch.arange(count) % COLUMNS % classes).to(device)
+        condition = (torch.arange(count, device="cpu") % COLUMNS % classes).to(device)
     shape = (count, process.blocks * data.images.shape[1], *data.images.shape[2:])
     draws = BatchDraws(problem.config.seed, len(data), problem.config.batch)
-    noise = torch.randn(shape, generator=draws.generator(2)).to(device)
-    first = problem.reference.covariance(process, torch.tensor([process.t_max], dtype=torch.float64))
+    noise = torch.randn(shape, generator=draws.generator(2), device="cpu", dtype=torch.float32).to(device)
+    first = problem.reference.covariance(process, torch.tensor([process.t_max], dtype=torch.float64, device="cpu"))
     start = process.basis.inverse(first.cholesky()[0].apply(noise))
     plan = SOLVERS["ddim"](process, angle(process, STEPS, end=process.t_min))
     model.module.eval()

@@ -186,7 +186,7 @@ class _Part:
     denoiser: Denoiser
     model: Model
     targets: list[Tensor]
-    features: Tensor = field(default_factory=lambda: torch.empty(0))
+    features: Tensor = field(default_factory=lambda: torch.empty(0, device="cpu"))
     states: list[Tensor] = field(default_factory=list)
 
     @property
@@ -282,8 +282,8 @@ class _Task:
         count, found = features * many * self._k, []
         for band in range(int(self._band.max()) + 1):
             inside = self._band == band
-            gram = torch.zeros(count, count, dtype=torch.float64)
-            right = torch.zeros(count, self._k, dtype=torch.float64)
+            gram = torch.zeros(count, count, dtype=torch.float64, device="cpu")
+            right = torch.zeros(count, self._k, dtype=torch.float64, device="cpu")
             for part in parts:
                 norm = self.process.image(part.targets[-1]).flatten(1).norm(dim=1)[:, None, None, None]
                 known, wanted = (
@@ -308,7 +308,7 @@ class _Task:
         from a state, `sigma' / sigma alpha`.
         """
         if self._basis == IDENTITY or self._k > 1:
-            return torch.ones(1 + len(asked), 1, len(self._band), dtype=torch.float64)
+            return torch.ones(1 + len(asked), 1, len(self._band), dtype=torch.float64, device="cpu")
         alpha = self.process.signal(self.times).entry(0, 0).flatten(1)
         sigma = self.process.covariance(self.times).entry(0, 0).flatten(1).sqrt()
         ratio = sigma[place] / sigma[asked]
@@ -323,7 +323,7 @@ class _Task:
 def _between(times: Tensor) -> Tensor:
     """The times with `FINE - 1` more in each step, equally apart in the square root."""
     root = times.sqrt()
-    part = torch.arange(FINE, dtype=torch.float64) / FINE
+    part = torch.arange(FINE, dtype=torch.float64, device="cpu") / FINE
     inner = (root[:-1, None] + root.diff()[:, None] * part).square()
     inner[:, 0] = times[:-1]
     return torch.cat([inner.flatten(), times[-1:]])
@@ -332,7 +332,7 @@ def _between(times: Tensor) -> Tensor:
 def _bands(basis: Basis) -> Tensor:
     """The number of each frequency's band, of equal widths in the logarithm of its eigenvalue, the lowest apart."""
     if basis == IDENTITY:
-        return torch.zeros(1, dtype=torch.long)
+        return torch.zeros(1, dtype=torch.long, device="cpu")
     values = basis.eigenvalues().flatten()
     low, high = values[values > 0].min().log(), values.max().log()
     scaled = (values.log() - low) / (high - low).clamp_min(1e-12)

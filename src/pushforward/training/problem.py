@@ -93,7 +93,7 @@ class Problem:
 def _root_mean_square(images: Tensor) -> float:
     """Of the images in [-1, 1], from their histogram (exact, without a copy in floating point)."""
     counts = torch.bincount(images.flatten(), minlength=256).double()
-    values = torch.arange(256, dtype=torch.float64) / 127.5 - 1
+    values = torch.arange(256, dtype=torch.float64, device="cpu") / 127.5 - 1
     return max(math.sqrt(float((counts * values.square()).sum() / counts.sum())), 1e-2)
 
 
@@ -107,6 +107,6 @@ def _statistics(data: ImageData, most: int = 8192) -> tuple[Gaussian | None, Ten
     if data.labels is None or not data.classes or data.captions:
         return gaussian, None
     labels = data.labels[::stride]
-    overall = torch.as_tensor(gaussian.mean).float()
+    overall = torch.as_tensor(gaussian.mean, device="cpu").float()
     of = [images[labels == k] for k in range(len(data.classes))]
     return gaussian, torch.stack([some.mean(0) if len(some) else overall for some in of])

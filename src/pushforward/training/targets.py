@@ -131,7 +131,8 @@ def _check_ends(process: Process, reference: Gaussian) -> None:
     Raises:
         PushforwardError: they are not.
     """
-    first, last = process.log_snr(torch.tensor([process.t_min, process.t_max], dtype=torch.float64)).exp().tolist()
+    ends = torch.tensor([process.t_min, process.t_max], dtype=torch.float64, device="cpu")
+    first, last = process.log_snr(ends).exp().tolist()
     noise, left = 1 / first, last**2 * float(reference.variance.max())
     if left > MOST_LEFT:
         raise PushforwardError(

@@ -194,7 +194,7 @@ def likelihood(
     clean = process.lift(model.latents(images.to(model.device)))
     noise = GaussianStream(seed, range(times), clean.shape[1:]).draw().to(clean)
     asks = [model.given([text] * len(clean)).denoiser.at(process, levels, clean) for text in (source, target)]
-    gains, every = [], torch.arange(len(clean))
+    gains, every = [], torch.arange(len(clean), device="cpu")
     for k in range(times):
         states = signal[k](clean) + spread[k](noise[k].expand_as(clean))
         errors = []

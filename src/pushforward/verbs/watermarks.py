@@ -214,17 +214,17 @@ def _views(images: Tensor, crops: int) -> Iterator[tuple[Tensor, Tensor]]:
         for top in range(height - size[0] + 1):
             for left in range(width - size[1] + 1):
                 margins = (left, width - size[1] - left, top, height - size[0] - top)
-                yield pad(small, margins, "replicate"), pad(torch.ones(1, 1, *size), margins)
+                yield pad(small, margins, "replicate"), pad(torch.ones(1, 1, *size, device="cpu"), margins)
 
 
 def _time_of(model: Model, level: float) -> float:
     """The time at which noise is so much of the signal, at the lowest frequency, no earlier than `t_min`."""
     process = model.process
-    low, high = (torch.tensor([t], dtype=torch.float64) for t in (process.t_min, process.t_max))
+    low, high = (torch.tensor([t], dtype=torch.float64, device="cpu") for t in (process.t_min, process.t_max))
     least = float(process.log_snr(low).neg().exp())
     if level <= least:
         return process.t_min
-    wanted = torch.tensor([math.log(level)], dtype=torch.float64)
+    wanted = torch.tensor([math.log(level)], dtype=torch.float64, device="cpu")
     return float(solve_for_time(lambda t: -process.log_snr(t), wanted, high, low)[0])
 
 

@@ -17,6 +17,7 @@ from torch.nn.functional import avg_pool2d, interpolate, max_pool2d, pad, relu
 
 from pushforward.data.files import read_tensors
 from pushforward.errors import PushforwardError
+from pushforward.execute.host import undisturbed
 
 __all__ = ["FaceNet", "load_faces"]
 
@@ -83,6 +84,7 @@ class FaceNet(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+@undisturbed
 def load_faces(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> FaceNet:
     """Read dlib's face network, frozen.
 
@@ -113,7 +115,7 @@ def load_faces(path: str | os.PathLike[str], *, device: str | torch.device = "cp
             f"The tensors of {file} do not fit one another; it is not dlib's face network."
         ) from error
     try:
-        net.load_state_dict(state)
+        net.float().load_state_dict(state)
     except RuntimeError as error:
         raise PushforwardError(f"The tensors of {file} have other shapes than those of dlib's face network.") from error
     return net.eval().requires_grad_(False).to(device)

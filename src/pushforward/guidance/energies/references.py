@@ -106,9 +106,9 @@ def colour(rgb: Sequence[float] | float, mask: Tensor | None = None, *, deviatio
             with images of other channels or of another size than the mask.
     """
     try:
-        wanted = torch.tensor([rgb] if isinstance(rgb, int | float) else list(rgb), dtype=torch.float64)
+        wanted = torch.tensor([rgb] if isinstance(rgb, int | float) else list(rgb), dtype=torch.float64, device="cpu")
     except (TypeError, ValueError):  # of several numbers each, or none
-        wanted = torch.empty(0)
+        wanted = torch.empty(0, device="cpu")
     if wanted.ndim != 1 or len(wanted) not in (1, 3) or not bool((wanted.abs() <= 1).all()):
         raise PushforwardError(f"A colour is 1 or 3 numbers in [-1, 1]; got {str(rgb).splitlines()[0]}.")
     where = None if mask is None else _mask(mask, "colour")

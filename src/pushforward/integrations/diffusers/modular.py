@@ -320,7 +320,9 @@ def _units(scheduler: Any, timesteps: Tensor) -> tuple[float, float]:
     """
     if not hasattr(scheduler, "scale_model_input"):
         return 1.0, 1.0
-    signal = float(copy.deepcopy(scheduler).scale_model_input(torch.ones(1, dtype=torch.float64), timesteps[0]))
+    signal = float(
+        copy.deepcopy(scheduler).scale_model_input(torch.ones(1, dtype=torch.float64, device="cpu"), timesteps[0])
+    )
     return (1.0, 1.0) if signal == 1 else (float(scheduler.init_noise_sigma), signal)
 
 

@@ -104,7 +104,7 @@ class Scheduler:
         if variance is not None and not variance > 0:
             raise PushforwardError(f"The data's variance must be positive; got {variance!r}.")
         self.register_to_config(**known)
-        self._output = torch.empty(0)
+        self._output = torch.empty(0, device="cpu")
         self._generator: torch.Generator | list[torch.Generator] | None = None
         self._given: Tensor | None = None  # the state that a step is to lead to
         self.set_timesteps(min(_STEPS, int(known.get("num_train_timesteps", _STEPS))), mu=1.0)
@@ -277,7 +277,7 @@ class Scheduler:
         if run.unbounded is not None and not use_clipped_model_output:  # the state whose noise is the network's
             state = state + run.signal[index - run.first].item() * (answer - run.unbounded(index - run.first, state))
         following = run.walk.send((state, answer))
-        self._output, self._generator = torch.empty(0), None
+        self._output, self._generator = torch.empty(0, device="cpu"), None
         self._move = move_of(run.plan, index - run.first + 1, run.drawn, following, self._given)
         if self._given is not None:
             if self._move is None:
@@ -338,7 +338,7 @@ class Scheduler:
         process = self._model.process
         if not isinstance(process, Discrete):
             raise AttributeError(f"A {self.config['trained']} has no table alphas_cumprod: its times are continuous.")
-        return torch.tensor(process.alphas_cumprod, dtype=torch.float64).float()
+        return torch.tensor(process.alphas_cumprod, dtype=torch.float64, device="cpu").float()
 
     @property
     def alphas(self) -> Tensor:
@@ -370,7 +370,8 @@ class Scheduler:
         index, begins = self._begin_index, beginnings(self._plan)
         if index is None:
             near = torch.isclose(
-                self._clock.to_network(self._times), torch.as_tensor(timestep).to("cpu", torch.float64)
+                self._clock.to_network(self._times),
+                torch.as_tensor(timestep, dtype=torch.float64, device="cpu"),
             )
             index = next((k for k in near.nonzero()[:, 0].tolist() if k in begins), None)
             if index is None:

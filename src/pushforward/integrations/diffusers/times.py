@@ -58,7 +58,7 @@ class Times:
         """Return the network's times at the process's."""
         network = self.network
         if self.told is not None:
-            return torch.as_tensor(np.interp(t.numpy(), *self.told))
+            return torch.as_tensor(np.interp(t.numpy(), *self.told), device="cpu")
         return network.time_scale * t + network.time_shift if network.clock is None else network.clock(t)
 
     def telling(self, times: Tensor, told: Tensor) -> Times:
@@ -78,9 +78,9 @@ class Times:
 
     def from_network(self, clock: Any) -> Tensor:
         """Return the process's times at the network's, float64 on the CPU."""
-        process, wanted = self.model.process, torch.as_tensor(clock).to("cpu", torch.float64)
+        process, wanted = self.model.process, torch.as_tensor(clock, dtype=torch.float64, device="cpu")
         first = 0.0 if isinstance(process, Flow) else process.t_min
-        ends = torch.tensor([first, process.t_max], dtype=torch.float64)
+        ends = torch.tensor([first, process.t_max], dtype=torch.float64, device="cpu")
         low, high = self.to_network(ends).tolist()
         slack = 1e-5 * (high - low)
         if not bool(((wanted >= low - slack) & (wanted <= high + slack)).all()):
@@ -103,16 +103,16 @@ class Times:
         process, config = self.model.process, self.config
         final = self.final
         shifted = config.get("use_dynamic_shifting") or config.get("shift_terminal")
-        told = None if timesteps is None else torch.as_tensor(timesteps).to("cpu", torch.float64)
+        told = None if timesteps is None else torch.as_tensor(timesteps, dtype=torch.float64, device="cpu")
         if sigmas is not None:
-            sigmas = torch.as_tensor(sigmas).to("cpu", torch.float64)
+            sigmas = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu")
         elif isinstance(process, Flow) and told is None and shifted:
             sigmas = self._unshifted(count)
         if isinstance(process, Flow) and sigmas is not None:
             times = self._shifted(sigmas, mu)
         elif sigmas is not None:
             *starts, final = _times_at(process, sigmas).tolist()
-            times = torch.tensor(starts, dtype=torch.float64)
+            times = torch.tensor(starts, dtype=torch.float64, device="cpu")
         elif told is not None:
             times = self.from_network(told)
         else:
@@ -123,15 +123,17 @@ class Times:
                 f"The grid of {count} steps that is asked for, and what is given, must agree; got {there}."
             )
         within = times[: -1 if times[-1] <= final + 1e-12 else None]  # a last step that begins at the end moves nothing
-        grid = check_grid(process, torch.cat([within, torch.tensor([final], dtype=torch.float64)]))
+        grid = check_grid(process, torch.cat([within, torch.tensor([final], dtype=torch.float64, device="cpu")]))
         return Given(grid, None if sigmas is None else told)
 
     def _unshifted(self, count: int) -> Tensor:
         """Return the times of a flow model's steps before their shift, where the pipeline says only how many."""
         last = self.model.grid.get("last")
         if last is None:  # of schedulers with a `flow_shift`
-            return torch.linspace(1, 1 / self.config["num_train_timesteps"], count + 1, dtype=torch.float64)[:-1]
-        return torch.linspace(1, last, count, dtype=torch.float64)
+            return torch.linspace(
+                1, 1 / self.config["num_train_timesteps"], count + 1, dtype=torch.float64, device="cpu"
+            )[:-1]
+        return torch.linspace(1, last, count, dtype=torch.float64, device="cpu")
 
     def _shifted(self, times: Tensor, mu: float | None) -> Tensor:
         """Return a flow model's times, moved as the configuration says."""
@@ -157,7 +159,7 @@ class Times:
 
 def _times_at(process: Process, sigmas: Tensor) -> Tensor:
     """Return times at decreasing ratios of noise to signal, of which the last may be 0."""
-    low, high = torch.tensor([process.t_min, process.t_max], dtype=torch.float64)
+    low, high = torch.tensor([process.t_min, process.t_max], dtype=torch.float64, device="cpu")
 
     def ratio(t: Tensor) -> Tensor:
         return torch.exp(-process.log_snr(t))

@@ -302,7 +302,7 @@ def _row(given: Any, k: int) -> Any:
 
 def _key(leaf: object) -> Any:
     if isinstance(leaf, Tensor):
-        plain = torch.empty(leaf.shape or (1,), dtype=leaf.dtype).copy_(leaf.detach())
+        plain = torch.empty(leaf.shape or (1,), dtype=leaf.dtype, device="cpu").copy_(leaf.detach())
         seen = plain.view(torch.uint8)
         return str(leaf.dtype), str(leaf.device), tuple(leaf.shape), sha256(seen.numpy().tobytes()).digest()
     try:

@@ -78,9 +78,9 @@ class Encoder(nn.Module):
 def _units(autoencoder: Any, like: Tensor) -> tuple[Tensor, Tensor]:
     """Return scale and shift of latents, `(own - shift) scale`, for all channels or per channel."""
     config = autoencoder.config
-    scale = torch.tensor(config.get("scaling_factor") or 1.0).to(like)
+    scale = torch.tensor(config.get("scaling_factor") or 1.0, device="cpu").to(like)
     mean, deviation = (config.get(name) for name in ("latents_mean", "latents_std"))
     if mean is None or deviation is None:
-        return scale, torch.tensor(config.get("shift_factor") or 0.0).to(like)
-    mean, deviation = (torch.tensor(values).to(like).view(-1, 1, 1) for values in (mean, deviation))
+        return scale, torch.tensor(config.get("shift_factor") or 0.0, device="cpu").to(like)
+    mean, deviation = (torch.tensor(values, device="cpu").to(like).view(-1, 1, 1) for values in (mean, deviation))
     return scale / deviation, mean

@@ -120,7 +120,8 @@ class Asked(nn.Module):
         self._shared = _Shared(subject, guidance_of(call)) if shared is None else shared
         self._experts: dict[float, str] = {}
         self._twins = _twins(call)
-        every = torch.linspace(times[0], times[-1], PLACES, dtype=torch.float64).tolist() if self._twins else times
+        between = torch.linspace(times[0], times[-1], PLACES, dtype=torch.float64, device="cpu").tolist()
+        every = between if self._twins else times
         groups: dict[str, list[float]] = {}
         for t in every:
             groups.setdefault(self._found(t), []).append(t)
@@ -165,7 +166,7 @@ class Asked(nn.Module):
         numbers = {subject: k for k, subject in enumerate(dict.fromkeys(subjects))}
         made = copy.copy(self)
         made.subjects = tuple(numbers)
-        return made, torch.tensor([numbers[subject] for subject in subjects], dtype=torch.long)
+        return made, torch.tensor([numbers[subject] for subject in subjects], dtype=torch.long, device="cpu")
 
     @alone
     def guided(self, guidance: float | None, negative: str = "") -> Asked:
@@ -284,10 +285,12 @@ def refuse_caches(pipe: Any) -> None:
 def probes(schedule: Schedule) -> list[float]:
     """Times of the scheduler from noise to data, such that bfloat16 holds those of a thousand steps."""
     process = schedule.process
-    t = process.t_max * torch.tensor([0.96, 0.72, 0.48, 0.224], dtype=torch.float64)
+    t = process.t_max * torch.tensor([0.96, 0.72, 0.48, 0.224], dtype=torch.float64, device="cpu")
     clock = schedule.network.get("clock")
     if clock is not None:
-        t = process.t_min + (process.t_max - process.t_min) * torch.tensor([0.9, 0.5, 0.05, 0.001], dtype=torch.float64)
+        t = process.t_min + (process.t_max - process.t_min) * torch.tensor(
+            [0.9, 0.5, 0.05, 0.001], dtype=torch.float64, device="cpu"
+        )
         times: list[float] = clock(t).tolist()
         return times
     own = schedule.network.get("time_scale", 1.0) * t + schedule.network.get("time_shift", 0.0)
@@ -354,7 +357,9 @@ def made_of(
 
 def noise_like(like: Tensor) -> Tensor:
     """Draw a state, float32, the same in every process."""
-    return torch.randn(like.shape, generator=torch.Generator().manual_seed(0)).to(like.device)
+    return torch.randn(like.shape, generator=torch.Generator().manual_seed(0), device="cpu", dtype=torch.float32).to(
+        like.device
+    )
 
 
 def _classes(pipe: Any) -> tuple[str, ...]:

@@ -166,7 +166,7 @@ def learn(call: Call, like: Tensor, times: Sequence[float]) -> Rows:
             and time.
     """
     generator = torch.Generator().manual_seed(SEED)
-    states = torch.randn((len(times), *like.shape[1:]), generator=generator, dtype=torch.float32).to(like)
+    states = torch.randn((len(times), *like.shape[1:]), generator=generator, dtype=torch.float32, device="cpu").to(like)
     close = CLOSE.get(like.dtype, ROUGH)
     alone = Rows(call, None, {}, "state")
     single = torch.cat([alone.called(one, [t], {})[0] for one, t in zip(states.split(1), times, strict=True)])
@@ -184,7 +184,7 @@ def learn(call: Call, like: Tensor, times: Sequence[float]) -> Rows:
         reasons.append(found.why)
     try:
         mapped = replace(alone, together="times", mapped=True)
-        if _near(mapped.ask(states, torch.tensor(list(times), dtype=torch.float64), {}), single, close):
+        if _near(mapped.ask(states, torch.tensor(list(times), dtype=torch.float64, device="cpu"), {}), single, close):
             return mapped
     except (PushforwardError, RuntimeError) as error:
         reasons.append(str(error).partition("\n")[0])
@@ -205,7 +205,9 @@ def mixes(rows: Rows, like: Tensor, times: Sequence[float], subject: str, values
     if rows.together == "state" or rows.mapped:
         return False
     states = torch.cat([like, -like])
-    at = torch.tensor([times[0], times[-1] if rows.together == "times" else times[0]], dtype=torch.float64)
+    at = torch.tensor(
+        [times[0], times[-1] if rows.together == "times" else times[0]], dtype=torch.float64, device="cpu"
+    )
     try:
         single = [rows.ask(states[k : k + 1], at[k : k + 1], {subject: values[k]}) for k in range(2)]
         both = rows.ask(states, at, {subject: flat(values)})
@@ -233,7 +235,7 @@ def _with_batch(rows: Rows, states: Tensor, times: Sequence[float], single: Tens
     hooked = replace(rows, clocks=_clocks(seen, times, len(states)), together="times")
     why = "Not all that depends on the time is told to a network."
     try:
-        at = torch.tensor(list(times), dtype=torch.float64)
+        at = torch.tensor(list(times), dtype=torch.float64, device="cpu")
         if all(_near(hooked.ask(states, at, {}, base), single, close) for base in times[:2]):
             return hooked
     except PushforwardError as error:
@@ -276,7 +278,7 @@ def _recorded(rows: Rows, states: Tensor, time: float, seen: list[dict[_Place, T
 
     def noting(name: str) -> Callable[..., None]:
         def hook(_: Any, args: Any, kwargs: Any) -> None:
-            noted[name, calls[name], None] = torch.tensor(_copies((*args, *kwargs.values()), len(states)))
+            noted[name, calls[name], None] = torch.tensor(_copies((*args, *kwargs.values()), len(states)), device="cpu")
             for path, leaf in tree_flatten_with_path((args, kwargs))[0]:
                 if isinstance(leaf, Tensor) and leaf.ndim < 3:
                     noted[name, calls[name], path] = leaf.detach().cpu().clone()
@@ -336,7 +338,7 @@ def _rounding(dtype: torch.dtype) -> float:
 
 def _plain(numbers: Tensor, plain: Sequence[float], rounding: float) -> Tensor:
     """Take numbers that are one of these but for rounding as it, as the nearest of those."""
-    known = torch.tensor(plain, dtype=numbers.dtype)
+    known = torch.tensor(plain, dtype=numbers.dtype, device="cpu")
     off, which = (numbers[..., None] - known).abs().min(-1)
     return torch.where(off <= rounding, known[which], numbers)
 

@@ -205,7 +205,7 @@ def _spread(settings: Settings) -> str | None:
 def _clipped(settings: Settings, process: Discrete) -> int | None:
     """Count the timesteps with a log-SNR of `lambda_min_clipped` or more, if some have less."""
     least = settings.get("lambda_min_clipped", -math.inf)
-    times = (torch.arange(process.timesteps, dtype=torch.float64) + 1) * process.t_min
+    times = (torch.arange(process.timesteps, dtype=torch.float64, device="cpu") + 1) * process.t_min
     count = int((process.log_snr(times) >= least).sum())
     return None if count == process.timesteps else count
 
@@ -213,7 +213,7 @@ def _clipped(settings: Settings, process: Discrete) -> int | None:
 def _levels(process: Discrete) -> tuple[float, float]:
     """Return the least and greatest noise level of a table."""
     least, most = torch.exp(
-        -process.log_snr(torch.tensor([process.t_min, process.t_max], dtype=torch.float64))
+        -process.log_snr(torch.tensor([process.t_min, process.t_max], dtype=torch.float64, device="cpu"))
     ).tolist()
     return least, most
 

@@ -82,7 +82,7 @@ def stand_in(scheduler: Any) -> Any:
         if self._told is not None:
             said = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas, "mu": mu}
             self._told({name: value for name, value in {**said, **more}.items() if value is not None})
-        self.timesteps = torch.stack([torch.as_tensor(t).to(device, torch.float32) for t in self._times])
+        self.timesteps = torch.stack([torch.as_tensor(t, device="cpu").to(device, torch.float32) for t in self._times])
         self.sigmas = _noise_levels(self)
         self.num_inference_steps = len(self._times)
         self._step_index = self._begin_index = None

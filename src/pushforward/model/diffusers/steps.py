@@ -64,7 +64,7 @@ class Steps:
         """Return the times of the steps that a scheduler has been told, and where the last one ends."""
         if isinstance(self.process, Discrete):
             times = (scheduler.timesteps.double().cpu() + 1) * self.process.t_min
-            return torch.cat([times, torch.zeros(1, dtype=torch.float64)])
+            return torch.cat([times, torch.zeros(1, dtype=torch.float64, device="cpu")])
         return torch.unique_consecutive(flow_times(scheduler))
 
     def contents(self) -> Any:
@@ -74,7 +74,7 @@ class Steps:
 
 def flow_times(scheduler: Any) -> Tensor:
     """Return a flow's times at the steps that its scheduler has been told, from 1 down, float64."""
-    sigmas = torch.as_tensor(scheduler.sigmas).double().cpu()
+    sigmas = torch.as_tensor(scheduler.sigmas, device="cpu").double()
     return 1 - sigmas if scheduler.config.get("invert_sigmas") else sigmas
 
 
@@ -164,7 +164,9 @@ def check_step(call: Call, schedule: Schedule) -> None:
         )
     if name not in FIRST_ORDER or bounded:
         return
-    state, prediction = torch.randn((2, 1, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    state, prediction = torch.randn(
+        (2, 1, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu"
+    )
     theirs = scheduler.step(prediction, scheduler.timesteps[0], state, return_dict=False)[0]
     on_state, on_prediction = denoising(process, schedule.network["prediction"], times[:1])
     alpha, sigma = process.alpha_sigma(times[:2])

@@ -45,20 +45,20 @@ def alphas_cumprod(settings: Settings) -> Tensor:
 
 def _betas(settings: Settings) -> Tensor:
     if settings.get("trained_betas") is not None:
-        return torch.tensor(settings["trained_betas"], dtype=torch.float64)
+        return torch.tensor(settings["trained_betas"], dtype=torch.float64, device="cpu")
     name, count = settings["beta_schedule"], settings["num_train_timesteps"]
     first, last = settings["beta_start"], settings["beta_end"]
     match name:
         case "linear":
-            return torch.linspace(first, last, count, dtype=torch.float64)
+            return torch.linspace(first, last, count, dtype=torch.float64, device="cpu")
         case "scaled_linear":
-            return torch.linspace(first**0.5, last**0.5, count, dtype=torch.float64).square()
+            return torch.linspace(first**0.5, last**0.5, count, dtype=torch.float64, device="cpu").square()
         case "sigmoid":
-            return first + (last - first) * torch.linspace(-6, 6, count, dtype=torch.float64).sigmoid()
+            return first + (last - first) * torch.linspace(-6, 6, count, dtype=torch.float64, device="cpu").sigmoid()
     if name not in _SIGNALS:
         known = ", ".join(["linear", "scaled_linear", "sigmoid", *_SIGNALS])
         raise PushforwardError(f"Unknown beta_schedule {name!r}; known are {known}.")
-    signal = torch.tensor([_SIGNALS[name](n / count) for n in range(count + 1)], dtype=torch.float64)
+    signal = torch.tensor([_SIGNALS[name](n / count) for n in range(count + 1)], dtype=torch.float64, device="cpu")
     return (1 - signal[1:] / signal[:-1]).clamp_max(0.999)
 
 
