@@ -292,7 +292,7 @@ def test_torchrun_without_join_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     variables = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": 1}
     for name, value in variables.items():
         monkeypatch.setenv(name, str(value))
-    with pytest.raises(PushforwardError, match=r"call `across.join\(\)` first"):
+    with pytest.raises(PushforwardError, match=r"call `execute.distributed.join\(\)` first"):
         asked(Sharded(network()), 4)
 
 

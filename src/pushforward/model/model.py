@@ -335,7 +335,7 @@ def listed(labels: Condition) -> Labels:
     if labels is None:
         return None
     if isinstance(labels, Tensor):
-        if labels.ndim > 1:
+        if labels.ndim > 1 and not labels.is_floating_point():  # networks of others may take vectors
             raise PushforwardError(f"Labels are one number for each image; got shape {tuple(labels.shape)}.")
         return labels if labels.ndim else labels[None]
     if isinstance(labels, str):
