@@ -52,7 +52,7 @@ def conditions(model: Model, path: Path, count: int, labels: Tensor) -> tuple[Te
     """Which test images a model was made for, evenly at most `count`, and what it is told of them."""
     if model.text is None:
         return torch.arange(min(count, len(labels))), labels[:count]
-    captions, style = said(path, "test"), model.name.removeprefix("emoji").strip("-")
+    captions, style = said(path, "test"), next((style for style in STYLES if model.name.endswith(style)), "")
     known = [k for k, text in enumerate(captions) if style in ("", text.split(", ")[-1])]
     some = known[:: max(1, len(known) // count)][:count]
     told = [captions[k].rsplit(", ", 1)[0] if style else captions[k] for k in some]

@@ -33,18 +33,28 @@ class Chapter(NamedTuple):
     picture: str
 
 
-PROMPTS = " ".join(
-    f"--prompt '{name}, noto'"
+THINGS = " ".join(
+    f"--prompt '{text}'"
+    for text in (
+        "red apple, food & drink, noto", "automobile, travel & places, noto", "green heart, symbols, twemoji",
+        "winking face, smileys & emotion, noto", "woman, medium skin tone, people & body, twemoji",
+        "tangerine, food & drink, noto", "taxi, travel & places, noto",
+        "kissing cat face with closed eyes, smileys & emotion, noto", "france flag, flags, noto",
+        "man health worker, people & body, noto",
+    )
+)  # fmt: skip
+PEOPLE = " ".join(
+    f"--prompt '{name}, people & body, noto'"
     for name in (
-        "man health worker, people & body", "woman, medium skin tone, people & body",
-        "woman facepalming, people & body", "man: blond hair, light skin tone, people & body",
+        "man health worker", "woman, medium skin tone", "woman facepalming", "man: blond hair, light skin tone",
     )
 )  # fmt: skip
 STORY = [
     Chapter(
         "Sample", "Three diffusions on clothes, and a model of emoji that reads prompts.",
         [f"sample fashion-{name} --count 20 --out fashion-{name}.png --each images-{name}"
-         for name in ("vp", "blurring", "langevin")] + ["sample emoji --count 20 --out emoji.png"],
+         for name in ("vp", "blurring", "langevin")]
+        + [f"sample emoji-2 --count 20 --guidance 3 --out emoji.png {THINGS}"],
         "fashion-vp.png",
     ),
     Chapter(
@@ -56,8 +66,8 @@ STORY = [
     ),
     Chapter(
         "Translate", "From one drawing style to the other, without pairs. The numbers are distances to the source.",
-        [f"sample emoji --count 8 --guidance 2 --out noto.png --each noto {PROMPTS}",
-         "translate noto --source emoji --source-prompt noto --target-prompt twemoji --steps 50 --out twemoji"],
+        [f"sample emoji-2 --count 8 --guidance 2 --out noto.png --each noto {PEOPLE}",
+         "translate noto --source emoji-2 --source-prompt noto --target-prompt twemoji --steps 50 --out twemoji"],
         "twemoji/sheet.png",
     ),
     Chapter(

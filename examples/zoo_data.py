@@ -4,9 +4,11 @@
     python examples/zoo_data.py emoji NOTO_PACKAGE TWEMOJI_PACKAGE FOLDER
 
 `FOLDER` holds the four `*-ubyte` or `*-ubyte.gz` files of Fashion-MNIST (github.com/zalandoresearch/fashion-mnist, or
-the Debian package dataset-fashion-mnist). For the emoji, three files are made: both styles together (`emoji.npz`), and
-each alone (`emoji-noto.npz`, `emoji-twemoji.npz`). The other packages are npm's emoji-datasource-google and
-emoji-datasource-twitter 16.0.0, unpacked (`npm pack emoji-datasource-google@16.0.0`, then `tar xf`).
+the Debian package dataset-fashion-mnist). For the emoji, four files are made: each style alone (`emoji-noto.npz`,
+`emoji-twemoji.npz`), both together (`emoji.npz`), and these with every emoji about equally often (`emoji-2.npz`): one
+without skin tones is repeated as often as others have tones, lest three in five of the images be people. The other
+packages are npm's emoji-datasource-google and emoji-datasource-twitter 16.0.0, unpacked (`npm pack
+emoji-datasource-google@16.0.0`, then `tar xf`).
 
 Noto Emoji is under Apache-2.0 (Google), Twemoji under CC-BY 4.0 (Twitter), Fashion-MNIST under MIT (Zalando SE).
 """
@@ -63,24 +65,29 @@ def emoji(noto: Path, twemoji: Path, folder: Path) -> None:
         for tone, item in (("", entry), *sorted(entry.get("skin_variations", {}).items())):
             if all(x.get(f"has_img_{vendor}") for x in (entry, item) for vendor in ("google", "twitter")):
                 rows.append((item["image"], entry["name"].lower(), caption(entry, tone)))
-    names = np.unique([name for _, name, _ in rows])
+    names, number, looks = np.unique([name for _, name, _ in rows], return_inverse=True, return_counts=True)
     held_out = set(np.random.default_rng(0).permutation(names)[: len(names) // 10].tolist())
     test = np.array([name in held_out for _, name, _ in rows])
     captions = np.array([text for *_, text in rows])
+    times = np.maximum(1, (1 + len(TONES)) // looks[number])
     styles = {
         style: np.stack([read_emoji(package, vendor, image) for image, *_ in rows])
         for style, package, vendor in (("noto", noto, "google"), ("twemoji", twemoji, "twitter"))
     }
-    every: dict[str, list[np.ndarray]] = {}
+    both: dict[str, dict[str, list[np.ndarray]]] = {"emoji": {}, "emoji-2": {}}
     for style, pictures in styles.items():
         alone = {}
         for split, chosen in (("train", ~test), ("test", test)):
             alone |= {f"x_{split}": pictures[chosen], f"captions_{split}": captions[chosen]}
-            every.setdefault(f"x_{split}", []).append(pictures[chosen])
-            told = np.array([f"{text}, {style}" for text in captions[chosen]])
-            every.setdefault(f"captions_{split}", []).append(told)
+            for name, every in both.items():
+                again = times[chosen] if (name, split) == ("emoji-2", "train") else 1
+                shown = np.repeat(np.flatnonzero(chosen), again)
+                every.setdefault(f"x_{split}", []).append(pictures[shown])
+                told = np.array([f"{text}, {style}" for text in captions[shown]])
+                every.setdefault(f"captions_{split}", []).append(told)
         np.savez(folder / f"emoji-{style}.npz", **alone)
-    np.savez(folder / "emoji.npz", **{key: np.concatenate(parts) for key, parts in every.items()})
+    for name, every in both.items():
+        np.savez(folder / f"{name}.npz", **{key: np.concatenate(parts) for key, parts in every.items()})
 
 
 if __name__ == "__main__":

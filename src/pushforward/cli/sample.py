@@ -112,7 +112,7 @@ def sample(
     pushforward sample fashion-vp
     pushforward sample fashion-vp --solver gddim:order=2:steps=20 --count 64 --seed 0 --out grid.png
     pushforward sample fashion-langevin --solver ddim --eta 0.5 --steps 100 --label sneaker --guidance 2
-    pushforward sample emoji --prompt "grinning face, noto" --guidance 2 --animate emoji.gif
+    pushforward sample emoji-2 --prompt "grinning face, noto" --guidance 2 --animate emoji.gif
     pushforward sample ./my-diffusers-folder --solver unipc --steps 10 --json report.json
     pushforward sample fashion-vp --solver rk45 --count 8        # adaptive steps, the slow reference
     pushforward sample fashion-vp --solver ddim --steps 100 --count 4 --parallel --check

@@ -16,7 +16,7 @@ __all__ = ["Shelf", "asked_what", "choices_of", "steps_beside", "take_turns", "w
 
 MOST_CHOICES = 300
 MOST_STEPS = 1000
-EMBEDDED = ("fashion-vp", "fashion-blurring", "fashion-langevin", "emoji", "emoji-noto", "emoji-twemoji")
+EMBEDDED = ("fashion-vp", "fashion-blurring", "fashion-langevin", "emoji-2", "emoji", "emoji-noto", "emoji-twemoji")
 
 
 @dataclass(frozen=True)
