@@ -119,9 +119,8 @@ class Sample:
         """Return the kernel distance, of the images `rows`."""
         own, cross = self._kernels
         n = len(self)
-        weights = (
-            torch.ones(n, dtype=own.dtype, device="cpu") if rows is None else torch.bincount(rows, minlength=n).to(own)
-        )
+        drawn = torch.ones(n, device="cpu") if rows is None else torch.bincount(rows, minlength=n)
+        weights = drawn.to(own)
         count = float(weights.sum())
         pairs = weights @ own @ weights - weights.square() @ own.diagonal()
         # Two copies of an image are no pair of different ones: the pairs left are count^2 - sum of squares.
@@ -204,11 +203,8 @@ def _own(x: Tensor) -> Tensor:
 
 def _evenly(x: Tensor, count: int) -> Tensor:
     """Return `count` of the rows, evenly taken, or all if there are fewer."""
-    return (
-        x
-        if len(x) <= count
-        else x[torch.linspace(0, len(x) - 1, count, device="cpu", dtype=torch.float32).round().long()]
-    )
+    rows = torch.linspace(0, len(x) - 1, min(count, len(x)), dtype=torch.float32, device="cpu").round().long()
+    return x[rows]
 
 
 def _checked(features: Tensor, which: str) -> Tensor:

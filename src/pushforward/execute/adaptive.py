@@ -115,9 +115,8 @@ class _Flow:
     def __call__(self, times: Tensor, flat: Tensor, some: Tensor) -> Tensor:
         u, where = flat.view(-1, *self._start.shape[1:]), some.to(self._start.device)
         state = u.to(self._start)
-        answer = self._denoiser.at(self._process, times, self._start)(
-            torch.arange(len(u), device="cpu").to(where), state, where
-        )
+        every = torch.arange(len(u), device="cpu").to(where)
+        answer = self._denoiser.at(self._process, times, self._start)(every, state, where)
         self.calls += 1
         bad = (~answer.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
         if bad:  # no step would be short enough

@@ -57,9 +57,8 @@ class Gaussian:
     def __init__(self, variance: float | Tensor = 0.0, mean: float | Tensor = 0.0) -> None:
         variance = torch.as_tensor(variance, dtype=torch.float64, device=getattr(variance, "device", "cpu"))
         object.__setattr__(self, "variance", variance)
-        object.__setattr__(
-            self, "mean", mean if isinstance(mean, Tensor) else torch.tensor(mean, dtype=torch.float64, device="cpu")
-        )
+        mean = mean if isinstance(mean, Tensor) else torch.tensor(mean, dtype=torch.float64, device="cpu")
+        object.__setattr__(self, "mean", mean)
         if not bool((variance >= 0).all() & variance.isfinite().all()):
             raise PushforwardError("The variance of a reference Gaussian must be finite and not negative.")
 
@@ -181,9 +180,8 @@ def _angle_by_panel(process: Process, reference: Gaussian) -> tuple[Tensor, Tens
     The integral of the series' `P_k` is `(P_{k+1} - P_{k-1}) / (2k + 1)`, so `theta` is known at every time.
     """
     down = torch.arange(_OCTAVES * _PANELS, -1, -1, dtype=torch.float64, device="cpu")
-    edges = torch.cat(
-        [torch.zeros(1, dtype=torch.float64, device="cpu"), math.sqrt(process.t_max) * torch.exp2(-down / _PANELS)]
-    )
+    zero = torch.zeros(1, dtype=torch.float64, device="cpu")
+    edges = torch.cat([zero, math.sqrt(process.t_max) * torch.exp2(-down / _PANELS)])
     x, _, project = gauss_legendre(_NODES)
     half = 0.5 * edges.diff()[:, None]
     nodes = edges[:-1, None] + half * (1 + x)

@@ -187,9 +187,8 @@ class Network:
             msg = f"The network is told times from 0 to 1, but its process is a table of {count} timesteps"
             warnings.warn(msg + advice.replace("1000", str(count)), stacklevel=5)
         elif next(module.parameters(), None) is not None:
-            noise = torch.randn(
-                like.shape[1:], generator=torch.Generator().manual_seed(0), device="cpu", dtype=torch.float32
-            ).to(like)
+            generator = torch.Generator().manual_seed(0)
+            noise = torch.randn(like.shape[1:], generator=generator, dtype=torch.float32, device="cpu").to(like)
             condition = None if self.condition is None else self.condition[[0, 0]].to(like.device)
             times = process.t_max * torch.tensor([0.25, 0.75], device=like.device)
             with torch.no_grad(), self._precision(like):

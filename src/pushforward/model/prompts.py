@@ -65,6 +65,5 @@ def prompted(network: nn.Module, text: TextEncoder, prompts: Sequence[str], nega
     rows = {prompt: row for row, prompt in enumerate(dict.fromkeys([negative, *prompts]))}
     place = next(network.parameters()).device
     embeddings = tuple(tensor.to(place) for tensor in text(list(rows)))
-    return Prompted(network, embeddings), torch.tensor(
-        [rows[prompt] for prompt in prompts], dtype=torch.long, device="cpu"
-    )
+    numbers = torch.tensor([rows[prompt] for prompt in prompts], dtype=torch.long, device="cpu")
+    return Prompted(network, embeddings), numbers

@@ -341,9 +341,8 @@ def _in_variable(
     first = _checked_start(process, start, end)
     within = torch.tensor([end, first], dtype=torch.float64, device="cpu")
     if not math.isfinite(variable(within)[1]):  # no signal at all there: space the grid from just below
-        lost = solve_for_time(
-            lambda t: 1.0 - variable(t).isfinite().double(), torch.tensor(0.5, device="cpu"), within[1], within[0]
-        )
+        half = torch.tensor(0.5, device="cpu")
+        lost = solve_for_time(lambda t: 1.0 - variable(t).isfinite().double(), half, within[1], within[0])
         within[1] = end + 0.999 * (lost - end)
     low, high = variable(within)
     grid = solve_for_time(variable, low + _unit(steps) * (high - low), within[1], within[0])

@@ -41,9 +41,8 @@ def views(count: int = 50, *, seed: int = 0) -> Views:
     """
     if count < 1:
         raise PushforwardError(f"There must be at least 1 view; got {count}.")
-    draws = torch.rand(
-        8, count, 1, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(seed), device="cpu"
-    )
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.rand(8, count, 1, 1, 1, dtype=torch.float64, generator=generator, device="cpu")
 
     def seen(images: Tensor) -> Tensor:
         if images.ndim != 4 or 0 in images.shape:

@@ -130,9 +130,8 @@ class Times:
         """Return the times of a flow model's steps before their shift, where the pipeline says only how many."""
         last = self.model.grid.get("last")
         if last is None:  # of schedulers with a `flow_shift`
-            return torch.linspace(
-                1, 1 / self.config["num_train_timesteps"], count + 1, dtype=torch.float64, device="cpu"
-            )[:-1]
+            least = 1 / self.config["num_train_timesteps"]
+            return torch.linspace(1, least, count + 1, dtype=torch.float64, device="cpu")[:-1]
         return torch.linspace(1, last, count, dtype=torch.float64, device="cpu")
 
     def _shifted(self, times: Tensor, mu: float | None) -> Tensor:

@@ -288,9 +288,8 @@ def probes(schedule: Schedule) -> list[float]:
     t = process.t_max * torch.tensor([0.96, 0.72, 0.48, 0.224], dtype=torch.float64, device="cpu")
     clock = schedule.network.get("clock")
     if clock is not None:
-        t = process.t_min + (process.t_max - process.t_min) * torch.tensor(
-            [0.9, 0.5, 0.05, 0.001], dtype=torch.float64, device="cpu"
-        )
+        shares = torch.tensor([0.9, 0.5, 0.05, 0.001], dtype=torch.float64, device="cpu")
+        t = process.t_min + (process.t_max - process.t_min) * shares
         times: list[float] = clock(t).tolist()
         return times
     own = schedule.network.get("time_scale", 1.0) * t + schedule.network.get("time_shift", 0.0)
@@ -357,9 +356,8 @@ def made_of(
 
 def noise_like(like: Tensor) -> Tensor:
     """Draw a state, float32, the same in every process."""
-    return torch.randn(like.shape, generator=torch.Generator().manual_seed(0), device="cpu", dtype=torch.float32).to(
-        like.device
-    )
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(like.shape, generator=generator, dtype=torch.float32, device="cpu").to(like.device)
 
 
 def _classes(pipe: Any) -> tuple[str, ...]:

@@ -205,9 +205,8 @@ def mixes(rows: Rows, like: Tensor, times: Sequence[float], subject: str, values
     if rows.together == "state" or rows.mapped:
         return False
     states = torch.cat([like, -like])
-    at = torch.tensor(
-        [times[0], times[-1] if rows.together == "times" else times[0]], dtype=torch.float64, device="cpu"
-    )
+    ends = [times[0], times[-1] if rows.together == "times" else times[0]]
+    at = torch.tensor(ends, dtype=torch.float64, device="cpu")
     try:
         single = [rows.ask(states[k : k + 1], at[k : k + 1], {subject: values[k]}) for k in range(2)]
         both = rows.ask(states, at, {subject: flat(values)})

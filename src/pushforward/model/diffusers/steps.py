@@ -164,9 +164,8 @@ def check_step(call: Call, schedule: Schedule) -> None:
         )
     if name not in FIRST_ORDER or bounded:
         return
-    state, prediction = torch.randn(
-        (2, 1, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu"
-    )
+    generator = torch.Generator().manual_seed(0)
+    state, prediction = torch.randn((2, 1, 4, 4), generator=generator, dtype=torch.float64, device="cpu")
     theirs = scheduler.step(prediction, scheduler.timesteps[0], state, return_dict=False)[0]
     on_state, on_prediction = denoising(process, schedule.network["prediction"], times[:1])
     alpha, sigma = process.alpha_sigma(times[:2])
