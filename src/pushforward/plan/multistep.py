@@ -86,6 +86,7 @@ def unipc(process: Process, grid: Tensor, *, order: int = 2, lower_final: bool =
     builder = Builder(process, "unipc", grid)
     times = builder.grid
     x = process.log_snr(times)
+    places = x.tolist()
     psi = process.signal(times)
     factor = root(process, times)
     last = len(times) - 2
@@ -104,7 +105,7 @@ def unipc(process: Process, grid: Tensor, *, order: int = 2, lower_final: bool =
 
     for k in range(last + 1):
         p = min(order, last + 1 - k) if lower_final else order
-        others = interpolation_nodes(x.tolist(), k, range(max(0, k - p + 1), k))
+        others = interpolation_nodes(places, k, range(max(0, k - p + 1), k))
         others = [j for j in reversed(others) if j != k]
         terms = step(k, current.state, combined(k, others))
         if k == last:
