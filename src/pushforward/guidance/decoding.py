@@ -55,8 +55,9 @@ class Counted:
         place = pushforward.draw(1).start.device
         if isinstance(pushforward, ModelMap | Generator):
             pushforward.told(count)
-        if isinstance(pushforward, Diffusion) and gradient is (pushforward.gradient is None):
-            pushforward = pushforward.run_by(gradient=Exact() if gradient else None)
+        if isinstance(pushforward, Diffusion):
+            way = pushforward.gradient or Exact()
+            pushforward = pushforward.run_by(gradient=way if gradient else None)
         return cls(pushforward, torch.zeros(count, dtype=torch.long, device=place), Trails.of(pushforward, count))
 
     def some(self, which: Tensor) -> Pushforward:
