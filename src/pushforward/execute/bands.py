@@ -161,7 +161,7 @@ class Bands:
             for column in range(0, moves.shape[3], _COLUMNS):
                 self._solve_by_blocks(moves[..., column : column + _COLUMNS], first)
             return moves
-        rows, columns = _lanes(moves)
+        rows, columns = _views(moves)
         for n in range(first, self.size):
             for node, column, values in self._rows[n]:
                 if node >= first:
@@ -180,7 +180,7 @@ class Bands:
                     seen = slice(block.low, block.first)
                     solved[:, seen] += (block.before.mT @ values).view_as(solved[:, seen])
             return solved
-        _, columns = _lanes(solved)
+        _, columns = _views(solved)
         for n in reversed(range(self.size)):
             for node, column, values in self._rows[n]:
                 for row, own in enumerate(columns):
@@ -303,7 +303,7 @@ def _summed(a: Band, b: Band) -> Band:
     return replace(a, first=first, values=values)
 
 
-def _lanes(stack: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
+def _views(stack: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
     """Return views of a stack's nodes, whole and by the columns of a block; gradients pass changes in their place."""
     nodes, width = range(stack.shape[1]), range(stack.shape[2])
     rows = [stack[:, n] for n in nodes]
