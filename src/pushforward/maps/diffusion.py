@@ -21,6 +21,7 @@ from pushforward.execute.autotune import choose, measured
 from pushforward.execute.density import Path, check_stochastic, log_densities, walk
 from pushforward.execute.distributed import Sharded
 from pushforward.execute.inverse import Inverse
+from pushforward.linear import Operator
 from pushforward.maps.base import ModelMap
 from pushforward.maps.code import Code, GaussianStream, numbered
 from pushforward.maps.inversion import Encoding, Inversion
@@ -301,18 +302,17 @@ class Diffusion(ModelMap):
             PushforwardError: a deterministic plan, or images of another shape.
         """
         clean = self.clean_states(images)
-        model, process = self.told(len(images)), self.model.process
+        model = self.told(len(images))
         stream = GaussianStream(seed, numbered(first, len(images)), clean.shape[1:])
         z = self._noised(clean, stream)
         found = encode(self.plan, Sharded(model.denoiser), clean, start=self.start(z), draw=stream.draw,
                        independent=independent, sequential=sequential, rows=rows, callback=callback)  # fmt: skip
-        time, end, residual = self.plan.times[-1:], None, None
-        if float(time) > 0:
-            gap = found.last - process.signal(time)[0](clean)
-            end = process.covariance(time).cholesky()[0].inverse()(gap)
+        if float(self.plan.times[-1]) > 0:
+            signal, spread = self._kernel(-1)
+            code = Code(z, found.noises, end=spread.inverse()(found.last - signal(clean)))
         else:
-            residual = clean - found.last
-        return Encoding(Code(z, found.noises, end, residual), self, found.rounds, found.nfe)
+            code = Code(z, found.noises, residual=clean - found.last)
+        return Encoding(code, self, found.rounds, found.nfe)
 
     @torch.no_grad()
     def invert(
@@ -354,14 +354,11 @@ class Diffusion(ModelMap):
         """
         process, clean = self.model.process, self.clean_states(images)
         self.told(len(images))
-        end = GaussianStream(seed, numbered(first, len(images)), clean.shape[1:]).draw() if noisy else None
-        time = self.plan.times[-1:]
-        state = clean
-        if end is not None:
-            end = end.to(state)
-            signal = process.signal(time)[0](clean)
-            state = signal + process.covariance(time).cholesky()[0](end)
-        back, start = process.signal(time)[0].inverse(), None if begin is None else self.start(begin.start)
+        stream = GaussianStream(seed, numbered(first, len(images)), clean.shape[1:])
+        end = stream.draw().to(clean) if noisy else None
+        signal, spread = self._kernel(-1)
+        state = clean if end is None else signal(clean) + spread(end)
+        back, start = signal.inverse(), None if begin is None else self.start(begin.start)
 
         def error(gap: Tensor) -> Tensor:
             return process.image(back(gap)).flatten(1).abs().amax(1)
@@ -409,9 +406,13 @@ class Diffusion(ModelMap):
 
     def _noised(self, clean: Tensor, stream: GaussianStream) -> Tensor:
         """The code of a state drawn from `q(u_0 | x)` at the plan's first time."""
-        process, time = self.model.process, self.plan.times[:1]
-        signal, spread = process.signal(time)[0], process.covariance(time).cholesky()[0]
+        signal, spread = self._kernel(0)
         return self.code(signal(clean) + spread(stream.draw().to(clean)))
+
+    def _kernel(self, step: int) -> tuple[Operator, Operator]:
+        """The parts of `q(u | x)` at the plan's first (0) or last (-1) time: of the clean state, and of white noise."""
+        process, time = self.model.process, self.plan.times[step][None]
+        return process.signal(time)[0], process.covariance(time).cholesky()[0]
 
     def _run(
         self,
@@ -435,9 +436,8 @@ class Diffusion(ModelMap):
     def _clean(self, state: Tensor, code: Code) -> Tensor:
         """The clean state in a last state, by what the code says is left on it."""
         if code.end is not None:
-            process, time = self.model.process, self.plan.times[-1:]
-            signal = state - process.covariance(time).cholesky()[0](code.end.to(state))
-            state = process.signal(time)[0].inverse()(signal)
+            signal, spread = self._kernel(-1)
+            state = signal.inverse()(state - spread(code.end.to(state)))
         return state if code.residual is None else state + code.residual.to(state)
 
 
