@@ -100,6 +100,18 @@ def test_samples_are_those_of_the_map_beneath(model: pf.Model) -> None:
     assert model.plan("gddim:order=2", 5).nfe == plan.nfe
 
 
+def test_images_that_miss_the_tolerance_are_told_with_what_to_do(model: pf.Model) -> None:
+    """Two rounds of eight steps; the estimate is no less than the error."""
+    way = pf.Parallel(max_rounds=2)
+    with pytest.warns(
+        UserWarning, match=r"on the safe side and often far, at .* Allow more rounds or a larger"
+    ) as told:
+        images = model.sample(2, steps=8, parallel=way)
+    estimate = float(re.findall(r"at ([\d.e+-]+) of an image", str(told[0].message))[0])
+    exact = model.sample(2, steps=8)
+    assert estimate >= float(((images - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)).max())
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [

@@ -308,7 +308,8 @@ def _summary(out: Path, count: int, measured: dict[str, Any], method: Parallel |
         if not few or error <= LINEAR:
             text += f", error estimated at {error:.1e} at most{' against the same steps one by one' if few else ''}"
         if not few and not error <= method.tolerance:
-            text += f" (above the tolerance of {method.tolerance:g}: their precision may not allow it)"
+            text += f" (above the tolerance of {method.tolerance:g}, which their precision may not allow; the estimate"
+            text += " is on the safe side, often far: --check measures the error)"
     elif measured["rounds"] != measured["nfe"]:
         text += f" in {measured['rounds']:.0f} rounds"
     if measured.get("diverged"):

@@ -154,7 +154,9 @@ class Diffusion(ModelMap):
         if missed := int((~(left <= self.parallel.tolerance)).sum()):
             warnings.warn(
                 f"{missed} of {count} images may be further from the sequential ones than the tolerance of "
-                f"{self.parallel.tolerance:g}: their errors are estimated at {float(left.max()):.1e} at most",
+                f"{self.parallel.tolerance:g}: their errors are estimated, on the safe side and often far, at "
+                f"{float(left.max()):.1e} of an image's size at most. Allow more rounds or a larger tolerance, or "
+                "compare with the images of `parallel=None`.",
                 stacklevel=2,
             )
         return torch.cat([images for images, _ in found])
