@@ -18,7 +18,7 @@ from pushforward.linear import root
 from pushforward.maps.code import Code, GaussianStream, batches, whole_numbers
 from pushforward.maps.labels import UNSAID, Condition, Labels, Unsaid, in_turn, listed, take_labels
 from pushforward.model import Model
-from pushforward.model.model import class_number
+from pushforward.model.labels import class_numbers
 
 __all__ = ["ModelMap"]
 
@@ -76,7 +76,7 @@ class ModelMap(ABC):
         if not isinstance(labels, Unsaid):
             labels = listed(labels)
             if isinstance(labels, Sequence) and self.model.text is None and self.model.classes:
-                labels = torch.tensor([class_number(self.model, one) for one in labels], device="cpu")
+                labels = class_numbers(self.model, labels)
             there = replace(self, labels=labels, guidance=weight)
         else:
             there = replace(self, guidance=weight)

@@ -31,7 +31,7 @@ from pushforward.model.diffusers import folders
 from pushforward.model.diffusers.folders import FAULTS
 from pushforward.model.diffusers.networks import Unet
 from pushforward.model.diffusers.package import reason
-from pushforward.model.model import class_number
+from pushforward.model.labels import class_numbers
 from pushforward.model.storage import read_json
 from pushforward.model.torchscript import is_torchscript, load_torchscript
 
@@ -227,17 +227,11 @@ class Generator:
             return None
         if not self.classes:
             raise PushforwardError(f"Generator {self.name!r} has no classes; leave the labels out.")
-        if isinstance(labels, Sequence):
-            labels = torch.tensor([class_number(self, one) for one in labels], device="cpu")
-        if labels.is_floating_point():
+        if isinstance(labels, Tensor) and labels.is_floating_point():
             raise PushforwardError(
                 f"Generator {self.name!r} reads no prompts: give its labels as a tensor of integers."
             )
-        if not bool(((labels >= 0) & (labels < len(self.classes))).all()):
-            raise PushforwardError(
-                f"Labels of generator {self.name!r} go from 0 to {len(self.classes) - 1}; got {labels.tolist()}."
-            )
-        return labels.long()
+        return class_numbers(self, labels)
 
     def told(self, count: int) -> Tensor | None:
         """The labels of `count` images."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pushforward.model import Model
-from pushforward.model.model import Condition, Labels, listed
+from pushforward.model.labels import Condition, Labels, listed
 
 __all__ = ["UNSAID", "Condition", "Labels", "Unsaid", "in_turn", "listed", "take_labels"]
 

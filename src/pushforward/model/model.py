@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from operator import index
-from typing import Any, Protocol, Self, SupportsIndex
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +16,12 @@ from pushforward.errors import FarOutside, PushforwardError
 from pushforward.linear import POINT, Flow, Gaussian, Process, ScaledProcess
 from pushforward.model.backbone import Backbone
 from pushforward.model.flow import AsFlow, flow_of
+from pushforward.model.labels import Condition, class_numbers, listed
 from pushforward.model.network import Network
 from pushforward.model.prompts import Guided, Prompted, TextEncoder, prompted
 from pushforward.model.tokens import tokens, warn_of_lost_words
 
 FAR = 100.0  # deviations of the data
-
-# Classes, as numbers `(count,)` or by name and number, or as many prompts; a single one is every image's.
-Labels = Tensor | Sequence[str] | Sequence[int] | None
-Condition = Labels | SupportsIndex | Iterable[SupportsIndex]  # as arguments; numbers may be of any library
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +176,7 @@ class Model:
         if self.text is not None:
             return self._prompted(condition, guidance)
         if isinstance(condition, Sequence) and self.classes:
-            condition = torch.tensor([class_number(self, one) for one in condition], device="cpu")
+            condition = class_numbers(self, condition)
         if not isinstance(condition, Tensor | None):
             raise PushforwardError(f"Model {self.name!r} has no classes and reads no prompts; leave out the label.")
         unconditional = getattr(self.denoiser, "unconditional", None)
@@ -198,10 +193,8 @@ class Model:
             raise PushforwardError(f"Labels of model {self.name!r} are whole numbers; got {condition.dtype} ones.")
         if not isinstance(self.denoiser, Network) or (not self.classes and condition.dtype == torch.long):
             raise PushforwardError(f"Model {self.name!r} has no classes; leave out the label.")
-        if condition.dtype == torch.long and not bool(((condition >= 0) & (condition < len(self.classes))).all()):
-            raise PushforwardError(
-                f"Labels of model {self.name!r} go from 0 to {len(self.classes) - 1}; got {condition.tolist()}."
-            )
+        if condition.dtype == torch.long:
+            condition = class_numbers(self, condition)
         return replace(self, denoiser=self.denoiser.given(condition, guidance))
 
     def unconditioned(self) -> Self:
@@ -324,52 +317,6 @@ def _inside(denoiser: Denoiser, change: Callable[[Network], Network]) -> Denoise
         return denoiser.around(_inside(denoiser.inner, change))
     assert isinstance(denoiser, Network)
     return change(denoiser)
-
-
-def listed(labels: Condition) -> Labels:
-    """Labels as one or more: a single class or prompt as a list of one, and numbers of any library as Python's.
-
-    Raises:
-        PushforwardError: they are neither text nor whole numbers.
-    """
-    if labels is None:
-        return None
-    if isinstance(labels, Tensor):
-        if labels.ndim > 1 and not labels.is_floating_point():  # networks of others may take vectors
-            raise PushforwardError(f"Labels are one number for each image; got shape {tuple(labels.shape)}.")
-        return labels if labels.ndim else labels[None]
-    if isinstance(labels, str):
-        return [labels]
-    with suppress(TypeError):
-        return [index(labels)]  # type: ignore[arg-type]
-    try:
-        return [one if isinstance(one, str) else index(one) for one in labels]  # type: ignore[union-attr, return-value]
-    except TypeError:
-        raise PushforwardError(f"Labels are names, prompts or whole numbers; got {labels!r}.") from None
-
-
-class Labelled(Protocol):
-    """A model or generator with classes."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def classes(self) -> tuple[str, ...]: ...
-
-
-def class_number(model: Labelled, label: str | int) -> int:
-    """Find the number of a model's class by its name or number.
-
-    Raises:
-        PushforwardError: the model has no such class.
-    """
-    if isinstance(label, str) and label in model.classes:
-        return model.classes.index(label)
-    number = int(label) if isinstance(label, int) or label.isdecimal() else -1
-    if 0 <= number < len(model.classes):
-        return number
-    raise PushforwardError(f"Model {model.name!r} has no class {label!r}; it has {', '.join(model.classes)}.")
 
 
 def far_outside(images: Tensor, data: Gaussian, name: str) -> str | None:

@@ -105,7 +105,7 @@ def choose_labels(
     """
     import torch
 
-    from pushforward.model.model import class_number
+    from pushforward.model.labels import class_numbers
 
     check_images(count, model.image_shape or ())
     reads = getattr(model, "text", None) is not None
@@ -120,5 +120,4 @@ def choose_labels(
     if not model.classes:
         instead = "give a --prompt instead" if reads else "leave --label out"
         raise PushforwardError(f"Model {model.name!r} has no classes; {instead}.")
-    numbers = [class_number(model, name) for name in names]
-    return torch.tensor(numbers)[torch.arange(count) % len(numbers)]
+    return class_numbers(model, names)[torch.arange(count) % len(names)]
