@@ -24,6 +24,7 @@ from pushforward.cli._shared.options import (
     PipelineOptions,
     PlaceOptions,
     ReportOptions,
+    RowsOption,
     SamplerOptions,
     grouped,
 )
@@ -59,9 +60,7 @@ def encode(
         typer.Option("--sequential", help="Call the network step by step: slower, and rounding does not add up."),
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed the path of states.")] = 0,
-    batch: Annotated[
-        int, typer.Option(help="Process this many images at a time, and states per network call.", min=1)
-    ] = 64,
+    batch: RowsOption = 64,
     inputs: ImageOptions,
     out: Annotated[Path, typer.Option(help="Write the codes here (.safetensors), for `pushforward decode`.")] = Path(
         "codes.safetensors"

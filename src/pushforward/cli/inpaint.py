@@ -18,6 +18,7 @@ from pushforward.cli._shared.batch import FORMAT, Item, complete, kept_key, list
 from pushforward.cli._shared.checks import check_outputs
 from pushforward.cli._shared.models import choose_labels, image_size, open_model
 from pushforward.cli._shared.options import (
+    BatchOption,
     ConditionOptions,
     ImageOptions,
     ImagesArgument,
@@ -26,6 +27,7 @@ from pushforward.cli._shared.options import (
     PlaceOptions,
     ReportOptions,
     SamplerOptions,
+    ShownSeedOption,
     grouped,
 )
 from pushforward.data.files import digest
@@ -55,10 +57,8 @@ def inpaint(
         int, typer.Option(help="Take each step this many times; with more, the parts agree better.", min=1)
     ] = 4,
     draws: Annotated[int, typer.Option(help="Draw this many versions of each image.", min=1)] = 1,
-    seed: Annotated[
-        int, typer.Option(help="Seed the codes; an image's code depends on the seed and what the image shows.")
-    ] = 0,
-    batch: Annotated[int, typer.Option(help="Process this many images at a time.", min=1)] = 32,
+    seed: ShownSeedOption = 0,
+    batch: BatchOption = 32,
     inputs: ImageOptions,
     out: Annotated[Path, typer.Option(help="Write the results into this folder.")] = Path("inpainted"),
     place: PlaceOptions,

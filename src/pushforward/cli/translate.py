@@ -25,7 +25,9 @@ from pushforward.cli._shared.options import (
     PipelineOptions,
     PlaceOptions,
     ReportOptions,
+    RowsOption,
     SamplerOptions,
+    ShownSeedOption,
     grouped,
 )
 from pushforward.data.inputs import read_file
@@ -75,12 +77,8 @@ def translate(
     refine: Annotated[
         float | None, typer.Option(help="Refine by SDEdit over this share of the steps (eta 1), for more realism.")
     ] = None,
-    seed: Annotated[
-        int, typer.Option(help="Seed the codes; an image's code depends on the seed and what the image shows.")
-    ] = 0,
-    batch: Annotated[
-        int, typer.Option(help="Process this many images at a time, and states per network call.", min=1)
-    ] = 32,
+    seed: ShownSeedOption = 0,
+    batch: RowsOption = 32,
     inputs: ImageOptions,
     out: Annotated[Path, typer.Option(help="Write the results into this folder.")] = Path("translated"),
     place: PlaceOptions,

@@ -59,7 +59,13 @@ GuidanceOption = Annotated[
     ),
 ]
 SeedOption = Annotated[int, typer.Option(help="Seed the codes; image i depends on the seed and i alone.")]
+ShownSeedOption = Annotated[
+    int, typer.Option(help="Seed the codes; an image's code depends on the seed and what the image shows.")
+]
 BatchOption = Annotated[int, typer.Option(help="Process this many images at a time.", min=1)]
+RowsOption = Annotated[
+    int, typer.Option(help="Process this many images at a time, and states per network call.", min=1)
+]
 FitOption = Annotated[
     Fit,
     typer.Option(
