@@ -29,7 +29,7 @@ from pushforward.evaluation.report import Row, table, too_few
 from pushforward.evaluation.runs import Evaluation, Run, first_images, generate
 from pushforward.evaluation.samplers import compare, labels_for, prepare
 from pushforward.execute.distributed import join
-from pushforward.maps.spec import SamplerSpec, parse, words
+from pushforward.maps.spec import SamplerSpec, parse
 from pushforward.model import Model, load
 from pushforward.vision.features import FeatureNet, feature_net, published_statistics
 
@@ -216,12 +216,11 @@ def _samplers(solvers: list[str], steps: str | None, nfe: str | None) -> list[tu
     """Every solver with every number of steps, or of network calls; `None` for one that has steps of its own."""
     if steps is not None and nfe is not None:
         raise PushforwardError("Give --steps or --nfe, not both.")
-    numbers = _numbers(nfe or steps or "20")
+    numbers = [SamplerSpec.steps] if nfe is steps is None else _numbers(nfe or steps or "")
     result: list[tuple[SamplerSpec, int | None, bool]] = []
     for text in ",".join(solvers).split(","):
         sampler = parse(text)
-        said = words(text, "solver", "ddim:steps=10")[1].keys()
-        own = sampler.adaptive or sampler.filed or bool(said & {"steps", "rounds"})
+        own = sampler.adaptive or sampler == parse(text, otherwise={"steps": sampler.steps + 1})
         result += [(sampler, None, False)] if own else [(sampler, n, nfe is not None) for n in numbers]
     return result
 
