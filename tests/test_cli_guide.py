@@ -376,6 +376,7 @@ def test_a_finished_folder_is_left_as_it_is_and_serves_no_other_settings(files, 
         result = runner.invoke(app, [str(a) for a in arguments])
         assert isinstance(result.exception, PushforwardError), (option, result.exception)
         assert "holds results of other settings" in str(result.exception)
+        assert str(result.exception).endswith("name another, or remove it.")
 
 
 def test_what_fails_before_its_first_result_leaves_no_folder(files, tmp_path):

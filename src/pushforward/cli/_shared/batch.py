@@ -195,7 +195,7 @@ def open_folder(folder: Path, settings: Mapping[str, Any], items: Sequence[Item]
         before = read(path, dict, "name another folder, or remove this one")
         changed = sorted(key for key in {*before, *mine} if before.get(key) != mine.get(key))
         if changed:
-            msg = f"{folder} holds results of other settings ({', '.join(changed)} differ); name another folder."
+            msg = f"{folder} holds results of other settings ({', '.join(changed)} differ); name another, or remove it."
             if changed == ["images"]:
                 msg = (
                     f"{folder} holds results of other images; name another folder, or the images' own folder each time."
