@@ -1,5 +1,6 @@
 """Particles and their evidence, against Gaussian posteriors in closed form."""
 
+import gc
 import math
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 import pushforward as pf
 from pushforward import Code, Diffusion, Model, Parallel, PushforwardError
+from pushforward.guidance.chains import Chains
 from pushforward.guidance.dynamics import Dynamics, ess, langevin, mala, pcn
 from pushforward.guidance.energies import of
 from pushforward.guidance.particles import Particles, Temper, fk, guide, psi
@@ -112,6 +114,18 @@ def test_chains_draw_the_first_particles(dynamics: Dynamics, kind: str):
     assert abs(found.evidence.log - log) < 4 * found.evidence.error < 0.4
     check_codes(there, found, wish)
     assert (found.nfe > there.plan.nfe).all()
+
+
+def test_chains_that_lead_keep_no_state_that_they_have_left() -> None:
+    """However many moves they make: the present state, the next, and the one that is passed on."""
+    living = []
+
+    def energy(images: Tensor, code: Code) -> Tensor:
+        living.append(sum(isinstance(one, Chains) for one in gc.get_objects()))
+        return images.double().square().sum((1, 2, 3))
+
+    guide(diffusion(), energy, psi(moves=9, dynamics=pcn()), chains=2)
+    assert max(living) <= 3
 
 
 @pytest.mark.parametrize("sampler", [fk(share=0.7), fk(temper="increase"), psi(at=0.3, moves=3)])

@@ -28,6 +28,7 @@ References:
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -355,9 +356,10 @@ class _Population:
         part = float(lambdas[at]) * self.energy
         target = target_of(there, part, self.count, self.seed, self.number, None, self.batch,
                            gradient=lead.dynamics.gradient)  # fmt: skip
-        *_, chains = walk(target, target.code.variables(), replace(lead.dynamics, adapted=False),
-                          Schedule(lead.moves, lead.moves - 1, lead.moves - 1), seed=self.seed,
-                          first=self.number)  # fmt: skip
+        schedule = Schedule(lead.moves, lead.moves - 1, lead.moves - 1)
+        moved = walk(target, target.code.variables(), replace(lead.dynamics, adapted=False), schedule,
+                     seed=self.seed, first=self.number)  # fmt: skip
+        (chains,) = deque(moved, maxlen=1)
         code = target.code.with_variables(chains.variables)
         self.start = code.start.to(self.start)
         self.log_weights, self.paid = chains.log_weights.cpu(), chains.point.energy.cpu()
