@@ -110,7 +110,7 @@ def test_the_source_text_is_used_and_its_guidance(model, image):
         ({"skips": ()}, "needs a trial"),
         ({"skips": (0.2, 1.0)}, "skips from 0 up to below 1"),
         ({"skips": (-0.1,)}, "skips from 0 up to below 1"),
-        ({"skips": (float("nan"),)}, "skips from 0 up to below 1"),
+        ({"skips": (float("nan"),)}, "a finite number; got nan"),
         ({"method": "deterministic", "trials": 2}, "take 1 trial"),
     ],
 )

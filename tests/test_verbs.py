@@ -2,9 +2,11 @@
 
 import inspect
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,16 @@ import torch
 
 import pushforward as pf
 from pushforward import model as below
+from pushforward.execute.anderson import Mixing
+from pushforward.guidance.dynamics import Dynamics
 from pushforward.guidance.energies import near
+from pushforward.guidance.particles import Lead, Particles
 from pushforward.linear import VP
 from pushforward.maps.code import Code, derive_seed
 from pushforward.maps.generator import gan
+from pushforward.maps.spec import SamplerSpec
 from pushforward.model.contents import model_digest
+from pushforward.translation.edit import Search
 from support.models import SIZE, reading, saved, tiny, tutorial
 from support.training import TINY, some_data
 
@@ -88,6 +95,48 @@ def test_seeds_are_whole_numbers_of_any_library() -> None:
     assert unchecked(np.int64(5), np.int32(2)) == derive_seed(5, 2)
     with pytest.raises(pf.PushforwardError, match=r"whole numbers; got 0\.5 and 0"):
         unchecked(0.5, 0)
+
+
+def refusal(kind: Callable[..., Any], **settings: object) -> str:
+    """The sentence with which settings are refused, without the tests' check of annotations."""
+    if inspect.isclass(kind):
+        settings["self"], kind = object.__new__(kind), vars(kind)["__init__"]
+    with pytest.raises(pf.PushforwardError) as caught:
+        inspect.unwrap(kind)(**settings)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", ["2", [1], object()], ids=["text", "list", "object"])
+@pytest.mark.parametrize(
+    "kind",
+    [pf.Parallel, pf.Implicit, pf.Phantom, pf.Skeleton, pf.Steering, pf.Schedule, pf.Evaluation, pf.TrainConfig, pf.VP,
+     pf.Cosine, pf.Discrete, pf.Blurring, Dynamics, Lead, Particles, SamplerSpec, Mixing, Search],
+)  # fmt: skip
+def test_settings_of_another_kind_are_refused(kind: type[Any], wrong: object) -> None:
+    """Each setting, but for those that take text or a list."""
+    taken = {"str": "2", "str | None": "2", "Sequence[float]": [1], "tuple[int, ...]": [1]}
+    others: dict[Any, dict[str, Any]] = {
+        pf.TrainConfig: {"steps": 1}, pf.Blurring: {"field": (8, 8)}, Dynamics: {"step": 1.0},
+        Lead: {"dynamics": pf.mala(), "moves": 9, "at": 0.5},
+    }  # fmt: skip
+    for setting in fields(kind):
+        if taken.get(setting.type) != wrong:
+            assert refusal(kind, **others.get(kind, {}) | {setting.name: wrong})
+
+
+def test_settings_of_another_kind_are_named() -> None:
+    assert refusal(pf.Parallel, rounds="2") == "Parallel has a wrong 'rounds': it should be a valid integer; got '2'."
+    assert "size as field=(height, width); got 2.5" in refusal(pf.Blurring, field=2.5)
+    assert "a number or a tensor" in refusal(pf.Gaussian, mean="2")
+    code = "import pushforward; pushforward.mala('2')"  # which the tests' check of annotations does not reach
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stderr
+    assert "PushforwardError: The step size of Langevin dynamics must be a positive number; got '2'." in said
+
+
+def test_settings_are_numbers_of_any_library() -> None:
+    made = object.__new__(pf.Parallel)
+    inspect.unwrap(pf.Parallel.__init__)(made, tolerance=torch.tensor(0.5), rounds=np.int64(3))
+    assert (made, type(made.rounds)) == (pf.Parallel(tolerance=0.5, rounds=3), int)
 
 
 def test_samples_are_those_of_the_map_beneath(model: pf.Model) -> None:

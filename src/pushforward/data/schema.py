@@ -1,4 +1,4 @@
-"""Reading the library's own files: an error is one sentence that names the file and the entry.
+"""Reading the library's own files, and checking settings: an error is one sentence that names what is wrong where.
 
 A schema is a dataclass, or any other type, whose annotations pydantic checks strictly: a number in quotes is not a
 number, `true` is not 1, NaN and numbers beyond the range of floats are refused, and so are entries that the dataclass
@@ -20,9 +20,10 @@ from pydantic_core import ErrorDetails
 from pushforward.errors import PushforwardError
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
     from torch import Tensor
 
-__all__ = ["check", "check_tensors", "parse", "read"]
+__all__ = ["check", "check_fields", "check_tensors", "parse", "read"]
 
 T = TypeVar("T")
 _LARGEST = 2**30  # bytes of the largest file that is read as JSON
@@ -89,6 +90,25 @@ def check(value: object, kind: type[T], where: str, remedy: str) -> T:
     if not is_dataclass(kind):
         return found
     return kind(**{name: getattr(found, name) for name in found.model_fields_set})
+
+
+def check_fields(value: DataclassInstance) -> None:
+    """Check the fields of a new dataclass by their annotations; numbers of other libraries become Python's.
+
+    Raises:
+        PushforwardError: a field is of another kind; the message names the first.
+    """
+    for name, given in vars(value).items():
+        if getattr(given, "ndim", None) == 0:
+            object.__setattr__(value, name, given.item())
+    try:
+        _adapter(type(value)).validate_python(vars(value))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        wrong = first["msg"].replace("Input", "it", 1)
+        raise PushforwardError(
+            f"{type(value).__name__} has a wrong {first['loc'][0]!r}: {wrong}; got {first['input']!r}."
+        ) from None
 
 
 def check_tensors(

@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from pushforward.data import schema
 from pushforward.data.files import atomic_path, digest, read_tensors
 from pushforward.data.pictures import to_bytes
 from pushforward.errors import PushforwardError
@@ -62,6 +63,7 @@ class Evaluation:
     compile: bool = False
 
     def __post_init__(self) -> None:
+        schema.check_fields(self)
         for name in ("count", "batch", "converged"):
             if getattr(self, name) < 1:
                 raise PushforwardError(f"The option {name} must be at least 1; got {getattr(self, name)}.")

@@ -24,6 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pushforward.data import schema
 from pushforward.errors import PushforwardError
 from pushforward.execute.system import System
 
@@ -49,6 +50,7 @@ class Mixing:
     shrink: float | None = 0.8
 
     def __post_init__(self) -> None:
+        schema.check_fields(self)
         if self.history < 1 or not self.ridge > 0:
             raise PushforwardError(
                 f"Mixing needs a history of at least 1 and a positive ridge; got {self.history} and {self.ridge}."

@@ -32,6 +32,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pushforward.data import schema
 from pushforward.denoiser import Ask, Denoiser
 from pushforward.errors import PushforwardError
 from pushforward.execute.anderson import Mixing
@@ -86,6 +87,7 @@ class Parallel:
     max_evaluations: int | None = None
 
     def __post_init__(self) -> None:
+        schema.check_fields(self)
         if not self.tolerance > 0:
             raise PushforwardError(f"The tolerance of parallel sampling must be positive; got {self.tolerance}.")
         for name in ("window", "max_rows", "max_rounds", "rounds", "max_evaluations"):
@@ -107,18 +109,6 @@ class Parallel:
             return self
         window = window_in(plan.nfe, self.rounds, self.max_evaluations, implicit=plan.implicit)
         return replace(self, window=window or self.window, max_rounds=self.rounds, rounds=None, max_evaluations=None)
-
-
-PARALLEL_METHODS: dict[str, Parallel] = {
-    "preconditioned": Parallel(),
-    "plain": Parallel(mixing=None),
-    "picard": Parallel(response="noise", mixing=None, start="copies"),
-    "anderson": Parallel(
-        response="noise", mixing=Mixing("step", history=5, ridge=1e-3, relative=False, shrink=None), start="copies"
-    ),
-    "joint": Parallel(response="noise", mixing=Mixing("joint", history=5, shrink=None), start="copies"),
-    "triangular": Parallel(response="noise", mixing=Mixing("triangular", history=4, shrink=None), start="copies"),
-}
 
 
 @dataclass(frozen=True)
@@ -176,6 +166,18 @@ class Solution:
         """Return the solution of some of its images, by their numbers `(n,)`."""
         return Solution(self.states[:, images], self.rounds, self.nfe[images], self.residual[images],
                         self.diverged[images], self.answers[:, images])  # fmt: skip
+
+
+PARALLEL_METHODS: dict[str, Parallel] = {
+    "preconditioned": Parallel(),
+    "plain": Parallel(mixing=None),
+    "picard": Parallel(response="noise", mixing=None, start="copies"),
+    "anderson": Parallel(
+        response="noise", mixing=Mixing("step", history=5, ridge=1e-3, relative=False, shrink=None), start="copies"
+    ),
+    "joint": Parallel(response="noise", mixing=Mixing("joint", history=5, shrink=None), start="copies"),
+    "triangular": Parallel(response="noise", mixing=Mixing("triangular", history=4, shrink=None), start="copies"),
+}
 
 
 @torch.no_grad()

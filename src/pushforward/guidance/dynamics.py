@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 
+from pushforward.data import schema
 from pushforward.data.memory import check_memory
 from pushforward.errors import PushforwardError
 
@@ -37,6 +39,7 @@ class Dynamics:
     adapted: bool = True
 
     def __post_init__(self) -> None:
+        schema.check_fields(self)
         if not 0 < self.step < math.inf or not self.leaps >= 1 or not 0 < self.acceptance < 1:
             raise PushforwardError(
                 f"Chains need a positive step, 1 leap or more, and an acceptance between 0 and 1; got {self.step:g}, "
@@ -71,8 +74,8 @@ def _leap(step_size: float) -> float:
     Raises:
         PushforwardError: the step size is no positive number.
     """
-    if not 0 < step_size < math.inf:
-        raise PushforwardError(f"The step size of Langevin dynamics must be a positive number; got {step_size}.")
+    if not (isinstance(step_size, Real) and 0 < step_size < math.inf):
+        raise PushforwardError(f"The step size of Langevin dynamics must be a positive number; got {step_size!r}.")
     return math.sqrt(step_size)
 
 
@@ -131,6 +134,7 @@ class Schedule:
     rungs: int = 1
 
     def __post_init__(self) -> None:
+        schema.check_fields(self)
         if self.steps < 1 or not 0 <= self.warmed < self.steps or not 0 <= self.anneal <= self.warmed:
             raise PushforwardError(
                 f"Chains need 1 step or more, a warm-up of fewer, and no more annealing than warm-up; got {self.steps} "

@@ -31,11 +31,12 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from pushforward.data import schema
 from pushforward.data.memory import check_memory
 from pushforward.errors import PushforwardError
 from pushforward.execute import Progress
@@ -74,6 +75,7 @@ class Lead:
     at: float
 
     def __post_init__(self) -> None:
+        schema.check_fields(self)
         if self.moves < 2 or not 0 <= self.at < 1:
             raise PushforwardError(
                 f"The chains of psi need 2 moves or more, at a share of the steps from 0 to below 1; got {self.moves} "
@@ -107,13 +109,12 @@ class Particles:
     lead: Lead | None = None
 
     def __post_init__(self) -> None:
+        schema.check_fields(self)
         if self.particles < 1 or self.populations < 1 or not 0 <= self.share <= 1 or (self.checks or 0) < 0:
             raise PushforwardError(
                 "Particles need 1 or more per image, 1 population or more, a share from 0 to 1 and no negative number "
                 f"of checks; got {self.particles}, {self.populations}, {self.share:g} and {self.checks}."
             )
-        if self.temper not in get_args(Temper):
-            raise PushforwardError(f"Particles are tempered by {', '.join(get_args(Temper))}; got {self.temper!r}.")
 
 
 def fk(

@@ -38,11 +38,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import Literal, TypeVar, get_args
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
+from pushforward.data import schema
 from pushforward.errors import PushforwardError
 from pushforward.guidance.altered import Altered, Change
 from pushforward.guidance.energies.energy import Energy, Function, of
@@ -94,17 +95,7 @@ class Steering:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("inner", "samples", "seed"):
-            if not isinstance(getattr(self, name), int):
-                raise PushforwardError(f"Steering's {name} must be a whole number; got {getattr(self, name)!r}.")
-        for name in ("through", "direct", "spread", "floor"):
-            if not isinstance(value := getattr(self, name), int | float) or not math.isfinite(value):
-                raise PushforwardError(f"Steering's {name} must be a number; got {value!r}.")
-        for name, words in (("schedule", get_args(_Schedule)), ("normalise", (*get_args(_Normalise), None))):
-            if getattr(self, name) not in words:
-                raise PushforwardError(
-                    f"Steering's {name} is one of {', '.join(map(str, words))}; got {getattr(self, name)!r}."
-                )
+        schema.check_fields(self)
         for name, least in (("inner", 1), ("spread", 0), ("samples", 1), ("floor", 0)):
             if not getattr(self, name) >= least:
                 raise PushforwardError(f"Steering's {name} must be at least {least}; got {getattr(self, name)}.")

@@ -41,7 +41,7 @@ class Discrete(ScaledProcess):
 
     def __post_init__(self) -> None:
         try:
-            table = np.asarray(self.alphas_cumprod, dtype=np.float64)
+            table = np.atleast_1d(np.asarray(self.alphas_cumprod, dtype=np.float64))
         except (TypeError, ValueError):  # no numbers
             table = np.empty(0)
         object.__setattr__(self, "alphas_cumprod", tuple(table.tolist()))

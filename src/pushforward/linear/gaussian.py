@@ -55,9 +55,15 @@ class Gaussian:
     mean: Tensor
 
     def __init__(self, variance: float | Tensor = 0.0, mean: float | Tensor = 0.0) -> None:
-        variance = torch.as_tensor(variance, dtype=torch.float64, device=getattr(variance, "device", "cpu"))
+        try:
+            variance = torch.as_tensor(variance, dtype=torch.float64, device=getattr(variance, "device", "cpu"))
+            mean = mean if isinstance(mean, Tensor) else torch.tensor(mean, dtype=torch.float64, device="cpu")
+        except (TypeError, ValueError):
+            raise PushforwardError(
+                f"A reference Gaussian has a number or a tensor as its variance, and as its mean; got {variance!r} and "
+                f"{mean!r}."
+            ) from None
         object.__setattr__(self, "variance", variance)
-        mean = mean if isinstance(mean, Tensor) else torch.tensor(mean, dtype=torch.float64, device="cpu")
         object.__setattr__(self, "mean", mean)
         if not bool((variance >= 0).all() & variance.isfinite().all()):
             raise PushforwardError("The variance of a reference Gaussian must be finite and not negative.")

@@ -24,6 +24,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from operator import index
 from typing import Any, ClassVar
 
 import torch
@@ -256,9 +257,14 @@ class _Field(Process):
 
     def __post_init__(self) -> None:
         """Check the image size, then the process: at few frequencies, as they go as far for a small image."""
-        field = tuple(int(n) for n in self.field)
+        try:
+            field = tuple(index(n) for n in self.field)
+        except TypeError:
+            field = ()
         if not field or min(field) < 1:
-            raise PushforwardError(f"A blurring process needs the image size as field=(height, width); got {field}.")
+            raise PushforwardError(
+                f"A blurring process needs the image size as field=(height, width); got {self.field!r}."
+            )
         object.__setattr__(self, "field", field)
         small = tuple(min(n, _SIDE) for n in field)
         if small == field:

@@ -17,6 +17,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from pushforward.data import schema
 from pushforward.errors import PushforwardError
 from pushforward.execute import PARALLEL_METHODS, Parallel
 from pushforward.execute.budget import nodes_in
@@ -67,6 +68,7 @@ class SamplerSpec:
     max_evaluations: int | None = None
 
     def __post_init__(self) -> None:
+        schema.check_fields(self)
         if not 0 < self.start <= 1 or round(self.start * self.steps) < 1:
             raise PushforwardError(
                 f"The start is a share of the {self.steps} steps, one step or more, and at most 1; got {self.start:g}."

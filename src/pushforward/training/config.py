@@ -7,6 +7,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pushforward.data import schema
 from pushforward.errors import PushforwardError
 from pushforward.linear import PROCESSES, Process, process_from_config
 from pushforward.model.prediction import Prediction
@@ -83,6 +84,7 @@ class TrainConfig:
     card: Card = field(default_factory=Card)
 
     def __post_init__(self) -> None:
+        schema.check_fields(self)
         if self.steps is None and self.minutes is None:
             raise PushforwardError("Say when to stop: give steps or minutes.")
         for name in ("steps", "minutes", "batch", "learning_rate", "save_every", "log_every", "scale"):

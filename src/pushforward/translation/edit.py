@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from pushforward.data import schema
 from pushforward.data.memory import check_images
 from pushforward.errors import PushforwardError
 from pushforward.execute import Solution
@@ -60,6 +61,7 @@ class Search:
     method: Method = "stochastic"
 
     def __post_init__(self) -> None:
+        schema.check_fields(self)
         if self.trials < 1 or not self.guidances or not self.skips or not all(0 <= s < 1 for s in self.skips):
             raise PushforwardError("A search needs a trial, a guidance, and skips from 0 up to below 1.")
         if self.method in ONE_CODE and self.trials > 1:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
+from pushforward.data import schema
 from pushforward.errors import PushforwardError
 from pushforward.execute.adjoint.products import Gradients, Products, Task, ends, summed
 from pushforward.execute.adjoint.rounds import damped, solved
@@ -75,6 +76,7 @@ class Implicit:
     max_rows: int | None = None
 
     def __post_init__(self) -> None:
+        schema.check_fields(self)
         _check_positive("An implicit gradient", tolerance=self.tolerance)
         _check_counts("an implicit gradient", max_rounds=self.max_rounds, max_rows=self.max_rows)
 
@@ -128,6 +130,7 @@ class Phantom:
     max_rows: int | None = None
 
     def __post_init__(self) -> None:
+        schema.check_fields(self)
         _check_positive("A phantom gradient", tau=self.tau)
         _check_counts("a phantom gradient", steps=self.steps, max_rows=self.max_rows)
 
@@ -157,6 +160,7 @@ class Skeleton:
     tau: float = 1.0
 
     def __post_init__(self) -> None:
+        schema.check_fields(self)
         _check_positive("A skeleton gradient", tau=self.tau)
 
     def check(self, plan: Plan) -> None:
