@@ -174,6 +174,7 @@ def test_samples_are_likelier_than_noise_and_under_their_own_label(model):
     ("settings", "said"),
     [
         ({"steps": 5}, "takes an even number of steps"),
+        ({"steps": 10**10}, "10,000,000,000 steps would take"),
         ({"draws": 0}, "takes at least 1 draw"),
         ({"end": 2.0}, "time between 0 and t_max = 1"),
         ({"labels": "hat"}, "has no class 'hat'"),

@@ -494,6 +494,8 @@ def test_a_diagnosis_tells_arrived_chains_from_stuck_ones():
         (lambda toy: guide(toy, toy.energy, schedule=Schedule(5, 5)), "a warm-up of fewer"),
         (lambda toy: guide(toy, toy.energy, schedule=Schedule(5, 2, draws=4)), "as many draws at most"),
         (lambda toy: guide(toy, toy.energy, schedule=Schedule(5, rungs=0)), "1 rung or more"),
+        (lambda toy: guide(toy, toy.energy, schedule=Schedule(5, rungs=12)), "reach the top of 12 in 5 moves"),
+        (lambda toy: guide(toy, toy.energy, schedule=Schedule(10**11, rungs=10**11)), "rungs of 16 chains would take"),
         (lambda toy: guide(toy, toy.energy, schedule=Schedule(5, 2, anneal=1, rungs=2)), "in the place of annealing"),
         (lambda toy: guide(toy, toy.energy, begin=Code(torch.zeros(2, 9)), chains=2), r"a start of shape \(2, 6\)"),
         (lambda toy: guide(toy, Energy(()), chains=2), "without terms"),

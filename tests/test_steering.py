@@ -345,6 +345,9 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(PushforwardError, match="no signal"):
         answers(steered(flow, near(torch.tensor(1.0)), EXACT), 1.0, normal(1, 1, *FIELD))
     assert answers(steered(flow, near(torch.tensor(1.0))), 1.0, normal(1, 1, *FIELD)).isfinite().all()
+    with pytest.raises(PushforwardError, match="samples of noise to steer by would take"):
+        many = Steering(through=1, spread=1, samples=10**12)
+        answers(steered(flow, near(torch.tensor(1.0)), many), 0.5, normal(1, 1, *FIELD))
     with pytest.raises(PushforwardError, match="one number per state"):
         answers(classified(flow, lambda u, t: u.sum()), 0.5, normal(1, 1, *FIELD))
     with pytest.raises(PushforwardError, match="latents"):

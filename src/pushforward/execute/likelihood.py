@@ -30,10 +30,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pushforward.data.memory import check_memory
 from pushforward.denoiser import Denoiser
 from pushforward.errors import PushforwardError
 from pushforward.linear import Gaussian, Operator, Process, root
-from pushforward.plan.grid import solve_for_time
+from pushforward.plan.grid import STEP, solve_for_time
 
 __all__ = ["STAGES", "log_density"]
 
@@ -87,6 +88,7 @@ def log_density(
             f"Images have a time between 0 and t_max = {process.t_max:g}, by default t_min = {process.t_min:g}; got "
             f"{end:g}."
         )
+    check_memory(steps * (STEP + 4 * images.numel()), f"A likelihood in {steps:,} steps")
     flow = _Flow(process, denoiser, images, reference, end, steps, exact, callback)
     w, size = _begin(process, images, reference, flow.times[0], draw)
     z = flow.root[0].inverse()(flow.marginal(0).cholesky()(w))

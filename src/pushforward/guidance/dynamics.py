@@ -144,13 +144,17 @@ class Schedule:
             raise PushforwardError(
                 f"{self.steps - self.warmed} steps after the warm-up give as many draws at most; got {self.draws}."
             )
+        if self.rungs - 1 > 2 * self.steps:
+            raise PushforwardError(
+                f"A state climbs 2 rungs in a move at most, so none would reach the top of {self.rungs:,} in "
+                f"{self.steps} moves; take fewer rungs, or more moves."
+            )
         if self.rungs < 1 or (self.rungs > 1 and self.anneal):
             raise PushforwardError(
                 f"Ladders need 1 rung or more, and stand in the place of annealing; got {self.rungs} rungs and an "
                 f"annealing of {self.anneal}."
             )
         check_memory(1000 * self.draws, f"The {self.draws:,} draws of a chain")
-        check_memory(1000 * self.rungs, f"The {self.rungs:,} rungs of a chain")
 
     @property
     def warmed(self) -> int:

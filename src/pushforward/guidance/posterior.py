@@ -23,6 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pushforward.data.memory import check_memory
 from pushforward.errors import Diverged, FarOutside, PushforwardError
 from pushforward.execute.host import undisturbed
 from pushforward.guidance.chains import Chains, Point, Record, walk
@@ -40,6 +41,7 @@ Optimiser = Literal["adam", "l-bfgs", "white"]
 Prior = Literal["chi", "gaussian"]
 
 _LANGEVIN, _SCHEDULE = langevin(), Schedule()
+_COPIES = 5  # of all codes, that a move holds: where chains are and where they go, the gradients there, and the noise
 _PRIORS: Mapping[str, Callable[[], Energy]] = {"chi": chi, "gaussian": gaussian}
 
 
@@ -362,6 +364,8 @@ def target_of(
             )
         code = begin.to(code.start)
     if rungs > 1:
+        numbers = _COPIES * code.variables().numel() * code.start.itemsize
+        check_memory(numbers * rungs, f"The {rungs:,} rungs of {count:,} chains", code.start.device)
         every = torch.arange(count, device=code.start.device).repeat(rungs)
         counted = Counted.of(counted.pushforward.some(every), len(every), gradient=gradient)
         codes = [code if begin is not None else pushforward.draw(count, seed=derive_seed(seed, rung), first=first)

@@ -44,6 +44,7 @@ import torch
 from torch import Tensor
 
 from pushforward.data import schema
+from pushforward.data.memory import check_memory
 from pushforward.errors import PushforwardError
 from pushforward.guidance.altered import Altered, Change
 from pushforward.guidance.energies.energy import Energy, Function, of
@@ -357,6 +358,7 @@ def _noises(
         return [lambda k, x: 0.0]  # noqa: ARG005
     deviation = Operator.scalar(steering.spread * (1 + process.snr(times)).rsqrt(), process.blocks, process.basis)
     acting, shape = _Acting(deviation, like), (steering.samples, *process.image(like).shape[1:])
+    check_memory(4 * math.prod(shape), f"{steering.samples:,} samples of noise to steer by")
 
     @lru_cache(maxsize=_KEPT)
     def drawn(k: int) -> Tensor:
