@@ -24,6 +24,13 @@ def test_the_plan_that_is_chosen_can_be_paid(rounds, allowed):
         assert (min(nodes, rounds) if window == 1 else spent(nodes, rounds)) <= allowed
 
 
+def test_what_any_rounds_cost_is_known_at_once():
+    """Counted round by round, or call by call, these would never be: 3 + 2 + 1, and the sum of 1 to 10^15."""
+    assert spent(3, 10**15) == 6
+    assert 2 * spent(10**15, 10**15) == 10**15 * (10**15 + 1)
+    assert nodes_in(10**15, 10**18) == 10**15
+
+
 def start_of(plan, count=8):
     return root(plan.process, plan.times[:1], Gaussian(1.0))[0](normal(count, 1, *FIELD, seed=3))
 

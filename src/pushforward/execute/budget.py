@@ -5,6 +5,8 @@ Evidence: `benchmarks/latency.py`.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+
 from pushforward.errors import PushforwardError
 
 LEAST, EACH, MORE = 12, 2, 4  # calls: no fewer than the first, else so many for every round and some more
@@ -22,13 +24,14 @@ def nodes_in(rounds: int, evaluations: int | None = None) -> int:
     best = max(LEAST, EACH * rounds + MORE)
     if evaluations is None:
         return best
-    afforded = max(n for n in range(best + 1) if spent(n, rounds) <= evaluations)
+    afforded = bisect_right(range(best + 1), evaluations, key=lambda nodes: spent(nodes, rounds)) - 1
     return afforded if afforded > rounds else min(rounds, evaluations)
 
 
 def spent(nodes: int, rounds: int) -> int:
     """Return the most evaluations of an image that rounds on all nodes take: one node more is exact after each."""
-    return sum(max(nodes - done, 0) for done in range(rounds))
+    most = min(nodes, rounds)
+    return most * nodes - most * (most - 1) // 2
 
 
 def window_in(nodes: int, rounds: int, evaluations: int | None, *, implicit: bool = False) -> int | None:

@@ -209,7 +209,7 @@ class _Task:
     def taught(self, there: Diffusion, count: int, seed: int, first: int, batch: int) -> list[_Part]:
         """The flow of `count` images, in parts of a batch."""
         check_memory(4 * self._numbers * count * (2 * self.calls + spent(self.calls, self.rounds)),
-                     f"The answers about {count} images to learn from")  # fmt: skip
+                     f"The answers about {count:,} images to learn from")  # fmt: skip
         there = there.in_turn(count, first)
         parts = []
         for some in batches(count, batch):
