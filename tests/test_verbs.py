@@ -17,8 +17,10 @@ import torch
 import pushforward as pf
 from pushforward import model as below
 from pushforward.execute.anderson import Mixing
+from pushforward.guidance import energies
 from pushforward.guidance.dynamics import Dynamics
 from pushforward.guidance.energies import near
+from pushforward.guidance.optimisers import optimiser_of
 from pushforward.guidance.particles import Lead, Particles
 from pushforward.linear import VP
 from pushforward.maps.code import Code, derive_seed
@@ -128,6 +130,11 @@ def test_settings_of_another_kind_are_named() -> None:
     assert refusal(pf.Parallel, rounds="2") == "Parallel has a wrong 'rounds': it should be a valid integer; got '2'."
     assert "size as field=(height, width); got 2.5" in refusal(pf.Blurring, field=2.5)
     assert "a number or a tensor" in refusal(pf.Gaussian, mean="2")
+    assert "as by mala()" in refusal(pf.guide, model=None, energy=near(torch.zeros(1, SIZE, SIZE)), dynamics="mala")
+    assert "An energy is a function of images" in refusal(energies.of, function="dark")
+    assert "positive learning rate; got 'adam', 9 and 'fast'" in refusal(
+        optimiser_of, name="adam", steps=9, learning_rate="fast"
+    )
     code = "import pushforward; pushforward.mala('2')"  # which the tests' check of annotations does not reach
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stderr
     assert "PushforwardError: The step size of Langevin dynamics must be a positive number; got '2'." in said

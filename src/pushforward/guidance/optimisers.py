@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -184,9 +185,9 @@ def optimiser_of(name: str, steps: int, learning_rate: float | None) -> tuple[Op
     """
     method = OPTIMISERS.get(name)
     rate = method.rate if method is not None and learning_rate is None else learning_rate
-    if method is None or rate is None or steps < 1 or not 0 < rate < math.inf:
+    if method is None or steps < 1 or not (isinstance(rate, Real) and 0 < rate < math.inf):
         raise PushforwardError(
             f"A descent needs an optimiser ({', '.join(OPTIMISERS)}), 1 step or more and a positive learning rate; got "
-            f"{name!r}, {steps} and {learning_rate}."
+            f"{name!r}, {steps} and {learning_rate!r}."
         )
     return method, rate

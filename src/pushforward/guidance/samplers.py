@@ -29,7 +29,7 @@ def parse_sampler(text: str) -> Dynamics | Particles | Steering | dict[str, Any]
     name, settings = words(text, "sampler", "hmc:leaps=5")
     try:
         if name in SAMPLERS:
-            return SAMPLERS[name](**_fitting(settings, {"leaps": int, "preconditioned": bool}))
+            return SAMPLERS[name](**settings)
         if name in PARTICLES:
             return PARTICLES[name](**_of_particles(settings))
         if name in STEERINGS:
@@ -43,7 +43,7 @@ def parse_sampler(text: str) -> Dynamics | Particles | Steering | dict[str, Any]
                 raise PushforwardError(
                     f"The prior of a descent is {', '.join(get_args(Prior))} or none; got {prior!r}."
                 )
-            return {"optimiser": name, "prior": None if prior == "none" else prior, **_fitting(settings, {})}
+            return {"optimiser": name, "prior": None if prior == "none" else prior, **settings}
     except TypeError as error:
         raise PushforwardError(
             f"The sampler {name!r} does not take these settings ({text}): {str(error).splitlines()[0]}."
@@ -55,25 +55,12 @@ def parse_sampler(text: str) -> Dynamics | Particles | Steering | dict[str, Any]
 
 def _of_particles(settings: Mapping[str, object]) -> dict[str, Any]:
     """The settings of particles, with the chains of `psi:dynamics=mala:step-size=0.1` made of their words."""
-    kinds = {"particles": int, "populations": int, "checks": int, "moves": int, "temper": str, "dynamics": str}
-    own = {name: value for name, value in settings.items() if name in {*kinds, "share", "at"}}
-    made, chains = _fitting(own, kinds), _fitting({k: v for k, v in settings.items() if k not in own}, {})
+    names = ("particles", "populations", "share", "temper", "checks", "moves", "at", "dynamics")
+    made: dict[str, Any] = {name: value for name, value in settings.items() if name in names}
+    chains: dict[str, Any] = {name: value for name, value in settings.items() if name not in names}
     if chains or "dynamics" in made:
         dynamics = made.get("dynamics", "mala")
         if dynamics not in SAMPLERS:
             raise TypeError(f"no chains {dynamics!r}; known are {', '.join(SAMPLERS)}")
         made["dynamics"] = SAMPLERS[dynamics](**chains)
     return made
-
-
-def _fitting(settings: Mapping[str, object], kinds: Mapping[str, type]) -> dict[str, Any]:
-    """The settings, if each is of its kind; numbers, where nothing is said.
-
-    Raises:
-        TypeError: one is not.
-    """
-    for name, value in settings.items():
-        kind = kinds.get(name, float)
-        if type(value) is not kind and not (kind is float and type(value) is int):
-            raise TypeError(f"{name} is {value!r}, no {kind.__name__}")
-    return dict(settings)

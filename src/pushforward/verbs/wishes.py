@@ -82,6 +82,8 @@ def guide(
         PushforwardError: an energy that gives not one finite number per image with a gradient; chains that diverge;
             arguments that do not fit together.
     """
+    if not isinstance(dynamics, Dynamics | Particles):
+        raise PushforwardError(f"Say how chains move, as by mala(), or particles go, as by fk(); got {dynamics!r}.")
     if isinstance(model, Model):
         usual, few = ("dpm++:noise=1", 20) if isinstance(dynamics, Particles) else ("dpm++", 10)
         sampler = read(solver or usual, steps=steps, parallel=parallel, usual={"steps": few})

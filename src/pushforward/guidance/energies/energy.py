@@ -112,9 +112,14 @@ def of(function: Function | Callable[[Tensor], Tensor] | Energy, name: str | Non
     Args:
         function: function `(images, code) -> (count,)`, or of the images alone.
         name: name for reports; by default the function's own.
+
+    Raises:
+        PushforwardError: it is neither.
     """
     if isinstance(function, Energy):
         return function
+    if not callable(function):
+        raise PushforwardError(f"An energy is a function of images, one number for each; got {function!r}.")
     own = str(getattr(function, "__name__", type(function).__name__))
     if not _takes_code(function):
         return Energy((Term(name or own, _of_images(cast(Callable[[Tensor], Tensor], function))),))
