@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -179,17 +180,18 @@ def test_ranks_of_one_run_do_not_lock_one_another_out(tmp_path: Path, monkeypatc
         enter(0, 0)
 
 
-@pytest.fixture
+@contextmanager
 def full() -> Iterator[None]:
-    """Files can have no more than 1000 bytes: the system fails as on a full disk."""
+    """Files can have no more than 1000 bytes, even what pytest writes to: the system fails as on a full disk."""
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.usefixtures("full")
 def test_whatever_writes_a_full_disk_names_the_file(tmp_path: Path) -> None:
     writers = {
         "a.png": lambda path: save_image(Image.effect_noise((99, 99), 50), path),
@@ -197,10 +199,10 @@ def test_whatever_writes_a_full_disk_names_the_file(tmp_path: Path) -> None:
         "c.json": lambda path: write_json({"x": "y" * 9999}, str(path)),
     }
     for name, write in writers.items():
-        with pytest.raises(OSError, match=r"File too large") as caught:
+        with full(), pytest.raises(OSError, match=r"File too large") as caught:
             write(tmp_path / name)
         assert caught.value.filename == str(tmp_path / name)
-    with pytest.raises(OSError, match=r"File too large"):
+    with full(), pytest.raises(OSError, match=r"File too large"):
         check_writable(tmp_path / "d.png")
     assert [*tmp_path.iterdir()] == []
 
