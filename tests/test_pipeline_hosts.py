@@ -15,6 +15,7 @@ import diffusers
 import pytest
 import torch
 import torch._dynamo.testing
+from diffusers.hooks import group_offloading
 from torch import Tensor, nn
 
 import pushforward as pf
@@ -236,6 +237,21 @@ def test_offloading(pipe: Any, way: str) -> None:
         assert_close(model.sample(2, solver="ddim", steps=2), images)
         assert_close(model.latents(images), latents)
         assert_close(called(pipe), own)
+
+
+def test_a_call_looks_once_for_how_a_part_is_offloaded(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`diffusers` does whenever it asks where to work, in all modules: as long as a small network takes to answer."""
+    model, looked = model_of(pipe), []
+    look = group_offloading._get_top_level_group_offload_hook
+
+    def noted(part: nn.Module) -> Any:
+        looked.append(part)
+        return look(part)
+
+    monkeypatch.setattr(group_offloading, look.__name__, noted)
+    asked(model)
+    assert looked
+    assert len(looked) == len(set(looked))
 
 
 @pytest.mark.parametrize("way", ["model", "group"])

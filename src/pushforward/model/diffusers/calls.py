@@ -23,7 +23,17 @@ from torch.utils._pytree import tree_flatten, tree_map
 from pushforward.errors import PushforwardError
 from pushforward.model.diffusers.entrance import Entrance, numbered
 from pushforward.model.diffusers.package import reason
-from pushforward.model.diffusers.patches import alike, alone, as_wide, callee, hooked, parts, patched, restored
+from pushforward.model.diffusers.patches import (
+    alike,
+    alone,
+    as_wide,
+    callee,
+    hooked,
+    offloading_known,
+    parts,
+    patched,
+    restored,
+)
 from pushforward.model.diffusers.standin import Answer, Stopped, recorded, stand_in
 
 __all__ = ["KEPT", "Call"]
@@ -102,7 +112,7 @@ class Call:
         }
         arguments = {**self.arguments, **{k: v for k, v in usual.items() if k in known}, **(more or {})}
         result = None
-        with restored(self.pipe), ExitStack() as stack:
+        with restored(self.pipe), offloading_known(), ExitStack() as stack:
             self._stand_in.prepare(times, take, told)
             self._noise, self._drawn = self._fresh_generator(), {}
             quiet = {**getattr(self.pipe, "_progress_bar_config", {}), "disable": True}

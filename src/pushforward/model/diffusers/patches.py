@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from functools import wraps
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
 from torch import nn
 
-__all__ = ["LOCK", "alike", "alone", "as_wide", "callee", "guiders", "hooked", "parts", "patched", "restored"]
+__all__ = [
+    "LOCK",
+    "alike",
+    "alone",
+    "as_wide",
+    "callee",
+    "guiders",
+    "hooked",
+    "offloading_known",
+    "parts",
+    "patched",
+    "restored",
+]
 
 LOCK = threading.RLock()  # one call at a time: pipelines share parts, and functions of their modules
 _P = ParamSpec("_P")
@@ -91,9 +103,26 @@ def restored(owner: Any) -> Iterator[None]:
 @contextmanager
 def as_wide(part: Any) -> Iterator[None]:
     """Have a part at the end in the dtype that it is in now: pipelines widen decoders for a while."""
-    before = getattr(part, "dtype", None)
+    before: list[Any] = []
+    own = part._apply
+
+    @wraps(own)  # what moves or casts a part goes by this
+    def changed(*args: Any, **kwargs: Any) -> Any:
+        before.append(getattr(part, "dtype", None))  # looked up only now, as it is looked for in all its modules
+        return own(*args, **kwargs)
+
     try:
-        yield
+        with patched(part, "_apply", changed):
+            yield
     finally:
-        if getattr(part, "dtype", None) != before:
-            part.to(before)
+        if before and getattr(part, "dtype", None) != before[0]:
+            part.to(before[0])
+
+
+def offloading_known() -> AbstractContextManager[None]:
+    """Have `diffusers` look for how a part is offloaded once: it looks through all modules whenever it asks where."""
+    from diffusers.hooks import group_offloading
+
+    name = "_get_top_level_group_offload_hook"
+    own = getattr(group_offloading, name, None)  # which another version may lack
+    return nullcontext() if own is None else patched(group_offloading, name, cache(own))
