@@ -6,8 +6,9 @@ row, so executors pass on plain numbers, and every prompt is encoded once, whate
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,17 +18,19 @@ __all__ = ["Guided", "Prompted", "TextEncoder", "prompted"]
 TextEncoder = Callable[[Sequence[str]], tuple[Any, ...]]  # prompts to tensors with one row per prompt
 
 
-@runtime_checkable
-class Guided(Protocol):
+class Guided(nn.Module, ABC):
     """A network with guidance of its own, which encodes its prompts itself."""
 
     @property
+    @abstractmethod
     def device(self) -> torch.device:
         """Where it works."""
 
+    @abstractmethod
     def told(self, subjects: Sequence[str]) -> tuple[nn.Module, Tensor]:
         """Return the network for these prompts, and the number of each, which is its condition, `(prompts,)`."""
 
+    @abstractmethod
     def guided(self, guidance: float | None, negative: str = "") -> nn.Module:
         """Return the network with another weight of its guidance, if one is given, or with a negative prompt."""
 

@@ -28,6 +28,7 @@ from pushforward.model.diffusers.standin import Stopped
 from pushforward.model.diffusers.steps import check_noise, check_step, clocked, grid_of, settings_of
 from pushforward.model.model import Model
 from pushforward.model.network import Network
+from pushforward.model.prompts import Guided
 
 __all__ = ["Asked", "from_pipeline", "made_of", "probes", "refuse_caches"]
 
@@ -98,7 +99,7 @@ class _Shared:
     variants: dict[Any, Asked] = field(default_factory=dict)
 
 
-class Asked(nn.Module):
+class Asked(Guided):
     """`(u, t, subjects) -> prediction` of a pipeline's call, with t in its scheduler's units.
 
     Args:
