@@ -205,7 +205,7 @@ def test_an_edit_needs_to_be_told_what_to_edit(model, photos):
 
 @pytest.mark.parametrize("method", ["exact", "direct"])
 def test_codes_are_those_of_the_command(model, photos, folder, method):
-    settings = invert.Settings(NAME, steps=8, method=method, what="sneaker")
+    settings = invert.Settings(NAME, steps=12, method=method, what="sneaker")
     end = last(invert.run(model, photos, settings))
     unpack(end.files)
     ours = load_tensors(end.files["codes.safetensors"])
