@@ -126,6 +126,19 @@ def test_neighbourhoods_tell_missing_modes_from_bad_images():
     assert far == {"precision": 0, "recall": 0, "density": 0, "coverage": 0}
 
 
+def test_neighbourhoods_are_means_over_parts_of_the_larger_set():
+    """A quarter as many generated images meet each quarter of the reference, and the other way round."""
+    few, many = normal(100), normal(400, seed=1)
+    for one, other in ((few, many), (many, few)):
+        found = neighbourhoods(Sample(one, Reference.of(other)))
+        parts = [
+            neighbourhoods(Sample(x, Reference.of(y)))
+            for x, y in ((few, many[k::4]) if one is few else (many[k::4], few) for k in range(4))
+        ]
+        for name, value in found.items():
+            assert value == pytest.approx(sum(part[name] for part in parts) / 4, abs=1e-12)
+
+
 def test_neighbourhoods_of_a_set_with_itself():
     x = normal(200)
     found = neighbourhoods(Sample(x, Reference.of(x)))

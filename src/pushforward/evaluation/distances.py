@@ -166,12 +166,18 @@ def resamples(count: int, times: int, seed: int = 0) -> list[Tensor]:
 def neighbourhoods(sample: Sample, k: int = 5) -> dict[str, float]:
     """Return precision, recall, density and coverage with balls that reach to the `k`-th neighbour.
 
-    As many reference images as generated ones are compared, evenly taken, since all four depend on the counts.
+    As many reference images as generated ones are compared, since all four depend on the counts. Where one set is
+    several times as large as the other, they are means over as many parts of it, evenly taken, and so vary less.
     """
     assert sample.reference.features is not None
     real, fake = sample.reference.features, sample.features
     count = min(len(real), len(fake), MOST)
-    real, fake = _evenly(real, count), _evenly(fake, count)
+    pairs = [_near(x, y, k) for x in _parts(real, count) for y in _parts(fake, count)]
+    return {name: sum(one[name] for one in pairs) / len(pairs) for name in pairs[0]}
+
+
+def _near(real: Tensor, fake: Tensor, k: int) -> dict[str, float]:
+    """Precision, recall, density and coverage of two sets of one size."""
     between = torch.cdist(real, fake)
     real_radius, fake_radius = (_radius(x, k) for x in (real, fake))
     inside = between <= real_radius[:, None]
@@ -181,6 +187,12 @@ def neighbourhoods(sample: Sample, k: int = 5) -> dict[str, float]:
         "density": float(inside.double().sum(0).mean() / k),
         "coverage": float(inside.any(1).double().mean()),
     }
+
+
+def _parts(x: Tensor, count: int) -> list[Tensor]:
+    """Disjoint sets of `count` of the rows, each evenly taken, as many as there are."""
+    number = len(x) // count
+    return [_evenly(x[part::number], count) for part in range(number)]
 
 
 def standard_error(values: Sequence[float]) -> float:
