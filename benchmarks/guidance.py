@@ -75,6 +75,7 @@ FREE = 1000  # samples in which rare classes are counted
 # -- (a) the truth in closed form --------------------------------------------------------------------------------------
 
 SIDE, CENTRES, VARIANCE, SEEN, DEVIATION = 4, 5, 0.04, 6, 0.3
+LEVELS, DIRECTIONS = 1999, 200  # of the sliced distance
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,13 +138,36 @@ class Mixture:
         likely = weights.log() - 0.5 * torch.einsum("nki,ij,nkj->nk", gap, precision, gap)
         return float((likely.argmax(1).bincount(minlength=len(means)) / len(x) - weights).abs().max())
 
+    def quantiles(self) -> Tensor:
+        """Quantiles of the posterior's projections, `(LEVELS, DIRECTIONS)`: exact to rounding, by bisection."""
+        weights, means, covariance = self.posterior()
+        middles, spread = means @ directions(), (directions() * (covariance @ directions())).sum(0).sqrt()
+        low = (middles - 10 * spread).amin(0).expand(LEVELS, -1)
+        high = (middles + 10 * spread).amax(0).expand(LEVELS, -1)
+        for _ in range(60):
+            middle = (low + high) / 2
+            reached = torch.special.ndtr((middle[:, None] - middles) / spread)  # (levels, components, directions)
+            short = torch.einsum("lkn,k->ln", reached, weights) < levels()[:, None]
+            low, high = torch.where(short, middle, low), torch.where(short, high, middle)
+        return (low + high) / 2
 
-def sliced(x: Tensor, y: Tensor, directions: int = 200) -> float:
-    """Sliced 2-Wasserstein distance of two samples `(count, d)`, by their quantiles."""
+
+def levels() -> Tensor:
+    """At which quantiles are compared, `(LEVELS,)`."""
+    return torch.linspace(0, 1, LEVELS + 2, dtype=torch.float64)[1:-1]
+
+
+def directions() -> Tensor:
+    """Fixed directions of length 1, `(d, DIRECTIONS)`."""
     random = torch.Generator().manual_seed(5)
-    d = torch.nn.functional.normalize(torch.randn(x.shape[1], directions, generator=random, dtype=x.dtype), dim=0)
-    at = torch.linspace(0, 1, 2001, dtype=x.dtype)[1:-1]
-    return float((torch.quantile(x @ d, at, 0) - torch.quantile(y @ d, at, 0)).square().mean().sqrt())
+    return torch.nn.functional.normalize(
+        torch.randn(SIDE * SIDE, DIRECTIONS, generator=random, dtype=torch.float64), dim=0
+    )
+
+
+def sliced(x: Tensor, truth: Tensor) -> float:
+    """Sliced 2-Wasserstein distance of a sample `(count, d)` to the posterior, by its quantiles."""
+    return float((torch.quantile(x @ directions(), levels(), 0) - truth).square().mean().sqrt())
 
 
 def closed(chains: int) -> None:
@@ -152,8 +176,11 @@ def closed(chains: int) -> None:
     weights, means, covariance = toy.posterior()
     mean = weights @ means
     whole = covariance + (weights[:, None] * (means - mean)).T @ (means - mean)
-    one, other = toy.truth(10 * chains, 1), toy.truth(200 * chains, 2)
-    rows: list[dict[str, Any]] = [figures("truth (another draw)", one, mean, whole, other, 0, None)]
+    other = toy.quantiles()
+    rows: list[dict[str, Any]] = [
+        figures(f"truth, {count:,} draws", toy.truth(count, 1), mean, whole, other, 0, None)
+        for count in (10 * chains, 100 * chains)
+    ]
     process = process_from_config({"name": "vp"})
     model = Model(
         "mixture",
@@ -180,7 +207,7 @@ def closed(chains: int) -> None:
                          "mode shares: error": toy.misplaced(x), "R-hat": said.worst})  # fmt: skip
             print(rows[-1], flush=True)
     short = replace(diffusion, plan=SamplerSpec("auto", 8).plan(model))
-    for rungs, seed in ((3, 0), (5, 0), (4, 0), (4, 1), (4, 2), (4, 3)):
+    for rungs, seed in ((3, 0), (5, 0), *((4, seed) for seed in range(8))):
         moves = BUDGET // short.plan.nfe // rungs - 1
         schedule = Schedule(moves, moves // 8, draws=moves - moves // 8, rungs=rungs)
         found = guide(short, toy.energy, pcn(), schedule, chains=chains, seed=seed, batch=rungs * chains)
@@ -253,7 +280,7 @@ def gathered_closed(
     x = found.images.double().flatten(1)[some]
     white = torch.linalg.inv(torch.linalg.cholesky(covariance))
     shares = (torch.cdist(x @ white.T, means @ white.T).square() / -2 + weights.log()).softmax(1).mean(0)
-    own = figures("", x, middle, whole, toy.truth(5 * count, 2), 0, None)
+    own = figures("", x, middle, whole, toy.quantiles(), 0, None)
     row = {
         "sampler": name, "steps": steps, "particles per sample": how.particles, "evaluations": int(found.nfe[0]),
         "sliced W2 / deviation": own["sliced W2 / deviation"],
@@ -356,27 +383,29 @@ def fashion(path: Path, count: int, names: list[str], labels: list[str], ways: l
     """
     data = np.load(path)
     network = steering_classifier(path)
-    before = read_json("guidance-fashion").get("rows", []) if ways else []
-    rows = {(row["model"], row["class"], row["way"]): row for row in before}
+    rows: list[dict[str, Any]] = read_json("guidance-fashion").get("rows", []) if ways else []
     for name, label in itertools.product(names, labels):
         model, judge = fast(load(name, device=DEVICE)), Judge.of(data, label)
         differentiated = fast(load(name, device=DEVICE), compiled=False)
         energy = 5 * energies.classifier(network, judge.label)
         sheets: list[Tensor] = []
+        before = {row["way"]: row for row in rows if (row["model"], row["class"]) == (name, label)}
+        rows = [row for row in rows if (row["model"], row["class"]) != (name, label)]
         for way, draw in drawn(model, differentiated, energy, judge.label, count):
             if not ways or any(word in way for word in ways):
                 images, more = draw()
-                row = {"model": name, "class": label, "way": way, **judge(images), **more}
-                rows[name, label, way] = row
+                rows.append({"model": name, "class": label, "way": way, **judge(images), **more})
                 sheets.append(images[:16])
-                print(row, flush=True)
+                print(rows[-1], flush=True)
+            elif way in before:
+                rows.append(before[way])
         if not ways:
             save_image(compared(sheets), RESULTS / f"guidance-{name}-{label}.png")
-    columns = list(dict.fromkeys(key for row in rows.values() for key in row))
-    cells = table(columns, [[row.get(key) for key in columns] for row in rows.values()])
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = table(columns, [[row.get(key) for key in columns] for row in rows])
     print(cells)
     write_text("guidance-fashion", f"# A class by a classifier's energy\n\n{count} images a row, weight 5.\n\n{cells}")
-    write_json("guidance-fashion", {"count": count, "rows": list(rows.values())})
+    write_json("guidance-fashion", {"count": count, "rows": rows})
 
 
 def drawn(
@@ -413,7 +442,7 @@ def drawn(
         ("pCN on codes, tempered on 3 rungs, 8 steps", pcn(), 8, Schedule(65, rungs=3)),
     ):
         yield way, partial(chained, how, steps, schedule)
-    for steps, particles in ((20, 8), (40, 16)):
+    for steps, particles in ((20, 8), (20, 32)):
         yield f"fk, {steps} steps, {particles} particles an image", partial(gathered, steps, particles)
     for way, steering in STEERINGS.items():
         yield f"{way}, 50 steps", partial(led, steering)
