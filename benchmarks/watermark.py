@@ -1,11 +1,12 @@
 """Watermarks: how many bits survive what is done to images, and how often an unmarked image is taken for a marked one.
 
-    python benchmarks/watermark.py [--models fashion-vp emoji] [--count 64] [--keys 400]
+    python benchmarks/watermark.py [--models fashion-vp emoji] [--changes crop shift] [--count 64] [--keys 400]
 
 Images are drawn with a message in their codes, by the default solver with the models' own classes or captions, changed,
 written as bytes, and read without class or caption. Noise and compression are of the range 0 to 1 (noise .05 is .1 in
 [-1, 1]; half of it is told, too). A crop takes a border of unknown place, whose width differs from image to image, and
-what is left is brought to the old size. Plain inversion is DDIM run forwards in 50 steps, whose signs are counted.
+what is left is brought to the old size. A shift is of another place for each image, and repeats the border. Plain
+inversion is DDIM run forwards in 50 steps, whose signs are counted.
 
 False positives are of images that carry no mark, and of as many keys as are asked for.
 """
@@ -24,7 +25,7 @@ import torch
 from _common import read_json, table, write_json, write_text
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pad
 
 from pushforward import Diffusion, Model, load
 from pushforward.data.pictures import to_bytes
@@ -38,6 +39,7 @@ RATE = 1e-3
 LENGTHS = {"fashion-vp": (2, 4), "emoji": (2, 4)}  # bytes
 KEY, MESSAGE = b"benchmark", b"\x9d\x17\xe2\x5b\x34\xc8\x61\xfa"
 CROP = {28: 4, 32: 4}  # pixels of a side
+SHIFT = 3  # pixels each way
 
 
 def eight_bits(images: Tensor) -> Tensor:
@@ -82,6 +84,15 @@ def crop(images: Tensor) -> Tensor:
     return torch.stack(changed)
 
 
+def shift(images: Tensor) -> Tensor:
+    """Every image moved to a place of its own; its border is repeated."""
+    place, moved = torch.Generator().manual_seed(7), []
+    for image in images:
+        down, right = torch.randint(-SHIFT, SHIFT + 1, (2,), generator=place).tolist()
+        moved.append(pad(image[None], (right, -right, down, -down), "replicate")[0])
+    return torch.stack(moved)
+
+
 def resize(images: Tensor) -> Tensor:
     """Made smaller, to three quarters, and large again."""
     side = images.shape[-1]
@@ -91,7 +102,7 @@ def resize(images: Tensor) -> Tensor:
 
 CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x, "noise .025": noise(0.025), "noise .05": noise(0.05), "JPEG 75": jpeg(75), "JPEG 50": jpeg(50),
-    "resize": resize, "crop": crop,
+    "resize": resize, "crop": crop, "shift": shift,
 }  # fmt: skip
 
 
@@ -107,7 +118,8 @@ def codes(model: Model, images: Tensor, way: str, change: str) -> Tensor:
     if way == "plain":
         return plain(model, images)
     there = model.diffusion("ddim", 12)
-    return guesses(there, images, crops=CROP[images.shape[-1]] if change == "crop" else 0)
+    crops, shifts = CROP[images.shape[-1]] if change == "crop" else 0, SHIFT if change == "shift" else 0
+    return guesses(there, images, crops=crops, shifts=shifts)
 
 
 def told(found: Found) -> dict[str, float]:
@@ -126,7 +138,7 @@ def survived(name: str, model: Model, count: int, changes: list[str]) -> list[di
         message = MESSAGE[:length] or None
         images = model.watermark(count, key=KEY, message=message, seed=1).images
         for change in changes:
-            if change == "crop" and length != LENGTHS[name][0]:
+            if change in ("crop", "shift") and length != LENGTHS[name][0]:
                 continue  # it takes long
             changed = eight_bits(CHANGES[change](images))
             for way in ("ours", "plain"):
@@ -169,15 +181,19 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(LENGTHS))
     parser.add_argument("--changes", nargs="+", default=list(CHANGES))
     parser.add_argument("--count", type=int, default=64)
-    parser.add_argument("--keys", type=int, default=400)
+    parser.add_argument("--keys", type=int, default=400, help="0: leave false positives as they are")
     asked = parser.parse_args()
     for name in asked.models:
         model = load(name)
         rows = survived(name, model, asked.count, asked.changes)
-        false = false_positives(name, model, asked.count, asked.keys)
+        false = false_positives(name, model, asked.count, asked.keys) if asked.keys else []
         known = read_json("watermark")
-        parts = {"rows": rows, "false_positives": false}
-        report(*([r for r in known.get(k, []) if r["model"] != name] + new for k, new in parts.items()))
+        parts = {
+            "rows": (rows, ("model", "bits", "change", "way")),
+            "false_positives": (false, ("model", "way", "kind")),
+        }
+        report(*(list({tuple(row[key] for key in keys): row for row in known.get(part, []) + new}.values())
+                 for part, (new, keys) in parts.items()))  # fmt: skip
 
 
 def report(rows: list[dict[str, Any]], false: list[dict[str, Any]]) -> None:

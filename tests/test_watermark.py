@@ -152,6 +152,18 @@ def test_crops_are_undone():
     assert bool((sought.evidence > plain.evidence).all())
 
 
+def test_shifts_are_undone():
+    """An image moved by two pixels, and repeated at the border, is lost to plain reading, and found by its shift."""
+    model = pf.load("fashion-vp")
+    images = model.watermark(3, key="key", message=b"m", steps=10, labels="shirt").images
+    moved = torch.nn.functional.pad(images, (2, -2, -1, 1), "replicate")
+    sought = model.read_watermark(moved, key="key", message=b"m", shifts=2, steps=8)
+    assert float(sought.correct.mean()) == 1
+    assert bool(sought.marked(1e-3).all())
+    assert not bool(model.read_watermark(moved, key="key", message=b"m", steps=8).marked(1e-3).any())
+    assert not bool(model.read_watermark(moved, key="other", message=b"m", shifts=2, steps=8).marked(1e-3).any())
+
+
 def test_arguments_that_do_not_fit_are_refused():
     model, images = mixture(), torch.zeros(1, *SHAPE)
     with pytest.raises(pf.PushforwardError, match="A ring carries no message"):
@@ -167,6 +179,8 @@ def test_arguments_that_do_not_fit_are_refused():
     for crops in (-1, SHAPE[-1]):
         with pytest.raises(pf.PushforwardError, match=f"pixels of a side of {SHAPE[-1]}; got {crops}"):
             model.read_watermark(images, key="key", crops=crops)
+        with pytest.raises(pf.PushforwardError, match=f"shift goes by at most .*; got {crops}"):
+            model.read_watermark(images, key="key", shifts=crops)
     with pytest.raises(pf.PushforwardError, match="no image here"):
         model.read_watermark(images[:0], key="key")
 

@@ -59,6 +59,10 @@ def watermark_read(
             help="Try all crops that took up to this many pixels of each side; 4 take 18 times as long.", min=0
         ),
     ] = 0,
+    shifts: Annotated[
+        int,
+        typer.Option(help="Try all shifts by up to this many pixels each way; 3 take 12 times as long.", min=0),
+    ] = 0,
     steps: Annotated[int, typer.Option(help="Take this many steps from an image to its code.", min=1)] = 12,
     batch: BatchOption = 64,
     inputs: ImageOptions,
@@ -75,6 +79,7 @@ def watermark_read(
     pushforward watermark read fashion-vp marked/ --key secret.txt --message me
     pushforward watermark read fashion-vp found.jpg --key secret.txt                # any message of 1 to 8 bytes
     pushforward watermark read fashion-vp found.jpg --key secret.txt --message me --crops 4
+    pushforward watermark read fashion-vp found.jpg --key secret.txt --message me --shifts 3
     pushforward watermark read fashion-vp found.jpg --key secret.txt --ring --rate 1e-6
     """
     check_outputs({"--json": reports.json}, inputs=images)
@@ -95,7 +100,7 @@ def watermark_read(
     with progress("reading", unit="call", quiet=reports.quiet) as bar:
         found = read_watermark(network, given.values, key=secret, message=told, length=length, ring=ring, steps=steps,
                                labels=UNSAID if labels is None else labels, guidance=condition.guidance, crops=crops,
-                               batch=batch, callback=lambda _: bar.update())  # fmt: skip
+                               shifts=shifts, batch=batch, callback=lambda _: bar.update())  # fmt: skip
     seconds = time.perf_counter() - began
     marked = found.marked(rate).tolist()
     correct = [None] * count if found.correct is None else found.correct.tolist()
@@ -114,8 +119,8 @@ def watermark_read(
     reports.tell(f"{sum(marked)} of {count} marked, at a false-positive rate of {rate:g}; {seconds:.1f} s")
     reports.write({
         "model": model, "process": network.process.name, "kind": "ring" if ring else "bits", "rate": rate,
-        "message": None if told is None else worded(told), "length": length, "crops": crops, "steps": steps,
-        "count": count, "marked": sum(marked),
+        "message": None if told is None else worded(told), "length": length, "crops": crops, "shifts": shifts,
+        "steps": steps, "count": count, "marked": sum(marked),
         "bit_accuracy": None if found.correct is None else float(found.correct.mean()),
         "seconds": seconds, "notes": given.notes, "images": rows,
     })  # fmt: skip

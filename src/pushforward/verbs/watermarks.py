@@ -29,7 +29,7 @@ from pushforward.verbs.samplers import read as read_solver
 __all__ = ["Marked", "guesses", "read_watermark", "watermark"]
 
 LEVELS = (0.02, 0.1, 0.3, 0.8)  # noise in parts of the signal, where the pass from an image begins
-CROPPED = (0.2,)  # the same, where crops are sought
+MOVED = (0.2,)  # the same, where crops or shifts are sought
 _LENGTHS = 8  # of messages that are tried
 
 
@@ -125,6 +125,7 @@ def read_watermark(
     labels: Given = UNSAID,
     guidance: float | None = None,
     crops: int = 0,
+    shifts: int = 0,
     batch: int = 64,
     callback: Callable[[Progress], None] | None = None,
 ) -> Found:
@@ -148,6 +149,7 @@ def read_watermark(
         guidance: weight of classifier-free guidance, 1 by default.
         crops: try all crops that took up to so many pixels of each side, and were brought to the model's size again.
             Whatever is tried, the p-values are corrected for.
+        shifts: try all shifts by up to so many pixels each way, of every crop that is tried.
         batch: images at a time.
         callback: told after every network call.
 
@@ -159,8 +161,9 @@ def read_watermark(
         raise PushforwardError("A ring carries no message; leave message and length out.")
     images, told = as_batch(images, model), None if message is None else _bytes(message)
     side = min(images.shape[2:])
-    if not 0 <= crops < side:
-        raise PushforwardError(f"A crop takes at most {side - 1} pixels of a side of {side}; got {crops}.")
+    for change, most in (("crop takes", crops), ("shift goes by", shifts)):
+        if not 0 <= most < side:
+            raise PushforwardError(f"A {change} at most {side - 1} pixels of a side of {side}; got {most}.")
     most = longest(model.state_shape(1)[1:])
     if told is not None:
         length = len(told)
@@ -170,7 +173,7 @@ def read_watermark(
     there.told(len(images))
     found = []
     for some in batches(len(images), batch):
-        codes = guesses(there.some(some), images[some], crops=crops, callback=callback)
+        codes = guesses(there.some(some), images[some], crops=crops, shifts=shifts, callback=callback)
         found.append(read(pattern, codes, told))
     return Found(
         [one for piece in found for one in piece.message],
@@ -182,22 +185,24 @@ def read_watermark(
 
 
 def guesses(
-    there: Diffusion, images: Tensor, *, crops: int = 0, callback: Callable[[Progress], None] | None = None
-) -> Tensor:
-    """Codes that images may have, `(views, count, *shape)`: by level, crop and colour; see `read_watermark`.
+    there: Diffusion, images: Tensor, *, crops: int = 0, shifts: int = 0,
+    callback: Callable[[Progress], None] | None = None,
+) -> Tensor:  # fmt: skip
+    """Codes that images may have, `(views, count, *shape)`: by level, crop, shift and colour; see `read_watermark`.
 
     Args:
         there: with a plan of as many steps of DDIM as are to be taken; where it ends does not matter.
         images: in [-1, 1], `(count, channels, height, width)`.
         crops: pixels of a side that a crop took at most.
+        shifts: pixels by which images were shifted at most.
         callback: told after every network call.
     """
     codes = []
-    for level in CROPPED if crops else LEVELS:
+    for level in MOVED if crops or shifts else LEVELS:
         spec = SamplerSpec("ddim", len(there.plan.steps) - 1, end=_time_of(there.model, level))
         there = replace(there, plan=spec.plan(there.model))
         signal = there.model.process.signal(there.plan.times[-1:])[0]
-        for view, seen in _views(images, crops):
+        for view, seen in _views(images, crops, shifts):
             code = passing(there, signal(last_states(there, view)), "uni-inv", callback)[0].start
             codes.append(code * interpolate(seen, code.shape[2:]).to(code))
     if images.shape[1] == codes[0].shape[1] == 3:
@@ -205,14 +210,14 @@ def guesses(
     return torch.stack(codes)
 
 
-def _views(images: Tensor, crops: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images as they may have been before a crop, and where they are known, `(1, 1, height, width)`."""
+def _views(images: Tensor, crops: int, shifts: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images as they may have been before a crop and a shift, and where they are known, `(1, 1, height, width)`."""
     height, width = images.shape[2:]
     for lost in range(crops + 1):
         size = (height - lost, width - round(lost * width / height))
         small = images if not lost else interpolate(images, size, mode="bicubic", antialias=True, align_corners=False)
-        for top in range(height - size[0] + 1):
-            for left in range(width - size[1] + 1):
+        for top in range(-shifts, height - size[0] + shifts + 1):
+            for left in range(-shifts, width - size[1] + shifts + 1):
                 margins = (left, width - size[1] - left, top, height - size[0] - top)
                 yield pad(small, margins, "replicate"), pad(torch.ones(1, 1, *size, device="cpu"), margins)
 
