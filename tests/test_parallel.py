@@ -1,5 +1,6 @@
 """All steps at once: the sequential result for every solver and process, and what is promised on the way there."""
 
+import math
 import random
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ import pushforward as pf
 from pushforward.denoiser import Function
 from pushforward.errors import PushforwardError
 from pushforward.execute import PARALLEL_METHODS, Mixing, Parallel, parallel, run
+from pushforward.execute.coarse import coarse_of
 from pushforward.linear import VP, Blurring, Gaussian, Langevin, Process, fit, root
 from pushforward.model import Network
 from pushforward.plan import SOLVERS, auto, ddim, exponential, gddim, grid
@@ -369,3 +371,79 @@ def test_a_round_reads_few_numbers():
             assert parallel(plan, Restless(), start, method=method).rounds == rounds
         counts.append(reads.count)
     assert counts[1] - counts[0] <= 3 * 4
+
+
+def long_chain(process: Process, count: int = 3, rough: float = 0.0, solver=ddim):
+    """Eighty steps of a mixture, whose answers may be rough in time."""
+    exponent = 4.0 if process.name == "ve" else 2.0
+    plan = solver(process, grid.power(process, 80, exponent=exponent, end=process.t_min))
+    inner = mixture_denoiser(process, normal(4, 1, *FIELD), 0.1)
+    denoiser = Function(lambda u, t: inner.denoise(u, t) * (1 + rough * math.sin(1e6 * t)))
+    start = root(process, plan.times[:1], Gaussian(1.0))[0](normal(count, process.blocks, *FIELD, seed=3))
+    return plan, denoiser, start
+
+
+METHOD = Parallel(tolerance=1e-6, reference=Gaussian(1.0))
+
+
+@EVERY
+@pytest.mark.parametrize("rough", [0.0, 0.02])
+def test_few_steps_stand_for_many(process, rough):
+    """The step-by-step result, for fewer evaluations, also of a network that a spline in time cannot follow."""
+    plan, denoiser, start = long_chain(process, rough=rough)
+    expected = run(plan, denoiser, start)
+    found, full = (parallel(plan, denoiser, start, method=replace(METHOD, coarse=c)) for c in (METHOD.coarse, None))
+    torch.testing.assert_close(found.last, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    assert found.nfe.double().mean() < (0.9 if rough == 0 else 1) * full.nfe.double().mean()
+
+
+def test_coarse_steps_tell_cubic_surprises_exactly():
+    """A spline through them is any cubic: so one round from the reference's path, and one that asks all, suffice."""
+    coarse = coarse_of(ddim(VP(), grid.power(VP(), 50)), 9)
+    at = torch.arange(50.0, dtype=torch.float64) / 50
+    cubic = 1 - 2 * at + 3 * at**2 - at**3
+    torch.testing.assert_close(coarse.weights @ cubic[coarse.calls], cubic, rtol=0, atol=1e-12)
+
+
+def test_no_image_is_done_before_all_its_steps_were_asked():
+    """A network that is the reference's own but for one call between the coarse ones."""
+    process = VP()
+    plan = ddim(process, grid.power(process, 80, end=process.t_min))
+    odd = float(plan.asked_times[41])
+    inner = gaussian_denoiser(process, Gaussian(1.0))
+    denoiser = Function(lambda u, t: inner.denoise(u, t) + (0.5 if t == odd else 0.0))
+    start = normal(2, 1, *FIELD)
+    found = parallel(plan, denoiser, start, method=METHOD)
+    torch.testing.assert_close(found.last, run(plan, denoiser, start), rtol=0, atol=1e-6)
+
+
+def test_images_share_no_coarse_rounds():
+    """An easy image next to a hard one is asked and becomes what it is alone."""
+    plan, denoiser, start = long_chain(VP(), count=4)
+    together = parallel(plan, denoiser, start, method=METHOD)
+    alone = [parallel(plan, denoiser, one[None], method=METHOD) for one in start]
+    assert together.nfe.tolist() == [int(one.nfe) for one in alone]
+    torch.testing.assert_close(together.last, torch.cat([one.last for one in alone]), rtol=0, atol=1e-9)
+
+
+def test_after_as_many_rounds_as_calls_the_result_is_exact_with_coarse_steps_too():
+    plan, denoiser, start = long_chain(VP(), count=2)
+    found = parallel(plan, denoiser, start, method=replace(METHOD, tolerance=1e-30))
+    torch.testing.assert_close(found.last, run(plan, denoiser, start), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [lambda p, t: ddim(p, t, eta=0.5), SOLVERS["heun"], SOLVERS["collocation"]],
+    ids=["noise", "twice", "whole"],
+)
+def test_plans_whose_surprises_are_not_smooth_have_no_coarse_steps(solver):
+    """Noises, two calls at one time, calls that depend on one another."""
+    plan = solver(VP(), grid.power(VP(), 80, end=1e-3))
+    assert plan.nfe > 34
+    assert coarse_of(plan, 17) is None
+
+
+def test_coarse_steps_are_enough_for_a_spline():
+    with pytest.raises(PushforwardError, match="at least 4 coarse steps; got 3"):
+        Parallel(coarse=3)

@@ -10,6 +10,7 @@ the data's end):
 - Where every call depends on every other (`whole`: implicit plans, inversion) there is no such order. All calls are
   asked in every round, and an image that comes no nearer for `STALE` rounds is given up: that is rounding, or there is
   no solution.
+- Some rounds ask the *coarse* calls alone, and the answers of the others follow these (`execute.coarse`).
 - An image whose moves are not finite, or have grown `GROWTH` times above their least, is *lost*.
 """
 
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from pushforward.execute.anderson import History, Mixing, anderson_step
+from pushforward.execute.coarse import Thinning
 from pushforward.execute.system import System
 
 ROUNDS = 200  # at most, where no prefix settles exactly
@@ -66,6 +68,7 @@ class Convergence:
         rounds: so far.
         shrinking: sizes of the moves of all rounds, for the fixed point to read rates from.
         history: the last rounds, for mixing.
+        thinning: which images have the coarse calls alone asked; all have all by default.
     """
 
     rank: Tensor
@@ -83,6 +86,7 @@ class Convergence:
     rounds: int = 0
     shrinking: list[Tensor] = field(default_factory=list)
     history: History = field(default_factory=History)
+    thinning: Thinning | None = None
 
     @classmethod
     def begin(cls, rank: Tensor, active: Tensor, like: Tensor, *, whole: bool, window: int | None) -> Convergence:
@@ -100,11 +104,19 @@ class Convergence:
         """Return the calls to be asked in the next round, `(calls, batch)`."""
         rank = self.rank[:, None]
         wanted = rank >= self.frontier
+        if self.thinning is not None:
+            wanted = wanted & (self.thinning.member | ~self.thinning.thin)
         if not self.whole:
             if self.window is not None:
                 wanted = wanted & (rank < self.frontier + self.window - (self.frontier > self.exact).long())
             wanted = wanted | (rank == self.exact)
         return wanted & self.active
+
+    def inferred(self, wanted: Tensor) -> Tensor | None:
+        """Return the calls whose answers follow the coarse ones, not being asked, `(calls, batch)`."""
+        if self.thinning is None or not bool(self.thinning.thin.any()):
+            return None
+        return ~wanted & (self.rank[:, None] >= self.frontier) & self.thinning.thin & self.active
 
     def judge(self, largest: Tensor) -> None:
         """Find out who is lost, and who comes no nearer."""
@@ -123,7 +135,10 @@ class Convergence:
         self.frontier = torch.where(self.active, torch.maximum(settled, self.exact), self.frontier)
 
     def close(self, estimate: Tensor, done: Tensor) -> None:
-        """End the round with the errors that are left, and the images that are done."""
+        """End the round with the errors that are left, and the images that are done if all their calls were asked."""
+        if self.thinning is not None:
+            done = done & (~self.thinning.thin | (self.exact >= len(self.rank)))
+            self.thinning.close(self.shrinking)
         self.residual = torch.where(self.active, estimate, self.residual)
         self.finished = self.finished | (self.active & done)
         self.active = self.going & ~done
@@ -146,8 +161,8 @@ class FixedPoint(Protocol):
     def backwards(self) -> bool:
         """Whether nodes depend on the later ones."""
 
-    def ask(self, wanted: Tensor) -> None:
-        """Call the network where `wanted (calls, batch)`."""
+    def ask(self, wanted: Tensor, inferred: Tensor | None) -> None:
+        """Call the network where `wanted (calls, batch)`; answers `inferred`, likewise, follow these."""
 
     def moves(self, state: Convergence) -> Moves:
         """Return what the linear system asks for now."""
@@ -186,7 +201,7 @@ def converge(
     limit = min(max_rounds or math.inf, ROUNDS if state.whole else len(state.rank))
     while state.rounds < limit and bool(state.active.any()):
         wanted = state.wanted()
-        point.ask(wanted)
+        point.ask(wanted, state.inferred(wanted))
         state.nfe += wanted.sum(0)
         state.rounds += 1
         moves = point.moves(state)

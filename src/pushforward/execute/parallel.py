@@ -37,6 +37,7 @@ from pushforward.denoiser import Ask, Denoiser
 from pushforward.errors import PushforwardError
 from pushforward.execute.anderson import Mixing
 from pushforward.execute.budget import window_in
+from pushforward.execute.coarse import Thinning, coarse_of
 from pushforward.execute.convergence import Convergence, converge
 from pushforward.execute.remainder import roundoff
 from pushforward.execute.sequential import Noise, check_start, run
@@ -66,6 +67,8 @@ class Parallel:
         start: states begin on the `reference`'s flow, or as `copies` of the first one; or at a `Solution` of other
             codes (or noises, or condition), moved by the linear response to what changed. Its images are these, in
             order; those that had diverged begin on the reference's flow.
+        coarse: steps that the first rounds ask, and later every other one, of a deterministic plan with more than twice
+            as many; the answers of the rest follow theirs. `None`, or a `window`: every round asks all.
         window: most steps asked in a round, from the first that is not settled; all by default.
         max_rows: most states in one network call; a round may take several. All by default.
         max_rounds: stop there even if the tolerance is not met; by default the plan's calls, which suffice for explicit
@@ -80,6 +83,7 @@ class Parallel:
     reference: Gaussian | None = None
     mixing: Mixing | None = MIXING
     start: Literal["reference", "copies"] | Solution = "reference"
+    coarse: int | None = 17
     window: int | None = None
     max_rows: int | None = None
     max_rounds: int | None = None
@@ -90,6 +94,8 @@ class Parallel:
         schema.check_fields(self)
         if not self.tolerance > 0:
             raise PushforwardError(f"The tolerance of parallel sampling must be positive; got {self.tolerance}.")
+        if self.coarse is not None and self.coarse < 4:
+            raise PushforwardError(f"A spline needs at least 4 coarse steps; got {self.coarse}.")
         for name in ("window", "max_rows", "max_rounds", "rounds", "max_evaluations"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -168,15 +174,14 @@ class Solution:
                         self.diverged[images], self.answers[:, images])  # fmt: skip
 
 
+_PUBLISHED = Parallel(response="noise", mixing=None, start="copies", coarse=None)
 PARALLEL_METHODS: dict[str, Parallel] = {
     "preconditioned": Parallel(),
     "plain": Parallel(mixing=None),
-    "picard": Parallel(response="noise", mixing=None, start="copies"),
-    "anderson": Parallel(
-        response="noise", mixing=Mixing("step", history=5, ridge=1e-3, relative=False, shrink=None), start="copies"
-    ),
-    "joint": Parallel(response="noise", mixing=Mixing("joint", history=5, shrink=None), start="copies"),
-    "triangular": Parallel(response="noise", mixing=Mixing("triangular", history=4, shrink=None), start="copies"),
+    "picard": _PUBLISHED,
+    "anderson": replace(_PUBLISHED, mixing=Mixing("step", history=5, ridge=1e-3, relative=False, shrink=None)),
+    "joint": replace(_PUBLISHED, mixing=Mixing("joint", history=5, shrink=None)),
+    "triangular": replace(_PUBLISHED, mixing=Mixing("triangular", history=4, shrink=None)),
 }
 
 
@@ -221,7 +226,8 @@ def parallel(
         states = torch.cat([states[:, :known], copied], 1)
     elif isinstance(method.start, Solution):
         states, answers = _moved(system, method.start, start, constant, (states, answers))
-    point = Forwards(system, denoiser, start, states, answers, constant, method.tolerance, method.max_rows)
+    coarse = None if method.window else coarse_of(plan, method.coarse)
+    point = Forwards(system, denoiser, start, states, answers, constant, method.tolerance, method.max_rows, coarse)
     del states, answers  # which the point lets go after the first round
     solution = iterate(point, method, callback=callback)
     bad = solution.diverged.nonzero()[:, 0]
@@ -331,6 +337,8 @@ def iterate(
     rank = torch.arange(len(system.asked), device=like.device)
     active = torch.ones(len(like), dtype=torch.bool, device=like.device)
     state = Convergence.begin(rank, active, like, whole=point.backwards or system.plan.implicit, window=method.window)
+    if point.coarse is not None:
+        state.thinning = Thinning.begin(point.coarse, active)
 
     def tell(nfe: int) -> None:
         assert callback is not None

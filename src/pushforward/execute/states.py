@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pushforward.denoiser import Ask, Denoiser
+from pushforward.execute.coarse import Coarse
 from pushforward.execute.convergence import Convergence, Moves
 from pushforward.execute.remainder import LINEAR, Remainder, amplification, roundoff, tail
 from pushforward.execute.system import System
@@ -31,6 +32,7 @@ class _Stack:
         constant: a stack as in `System`.
         tolerance: error allowed in an image.
         max_rows: most states in one network call.
+        coarse: calls whose answers tell those of all, in rounds that ask no others.
     """
 
     system: System
@@ -41,21 +43,37 @@ class _Stack:
     constant: Tensor
     tolerance: float
     max_rows: int | None
+    coarse: Coarse | None = None
 
     def __post_init__(self) -> None:
         plan, device = self.system.plan, self.like.device
         self._ask: Ask = self.denoiser.at(plan.process, plan.asked_times, self.like)
         self._nodes = torch.tensor(self.system.asked, device=device)
         self._every = torch.arange(self.system.size, device=device)[:, None]
+        self._coarse = self.coarse and self.coarse.to(self.constant)
+        self._inferred = torch.zeros(self.system.size, len(self.like), device="cpu").to(self.like)
 
-    def ask(self, wanted: Tensor) -> None:
-        """Put answers into the stack where `wanted (calls, batch)`, and note how far they are off what stood there."""
+    def ask(self, wanted: Tensor, inferred: Tensor | None) -> None:
+        """Put answers into the stack where `wanted (calls, batch)`, and note how far they are off what stood there.
+
+        Those `inferred`, likewise, are moved as the coarse ones tell, which counts with what they are off later.
+        """
+        lanes, coarse = self.system.lanes(self.answers), self._coarse
+        before = lanes[self._nodes[coarse.calls]] if coarse is not None and inferred is not None else None
         k, image = wanted.nonzero(as_tuple=True)
         self._off = torch.zeros(self.system.size, len(self.like), device="cpu").to(self.like)
         for some in torch.arange(len(k), device=k.device).split(self.max_rows or len(k)):
             at, of = self._nodes[k[some]], image[some]
             answers = self._ask(k[some], self.system.taken(self.values, at, of), of)
-            self._off[at, of] = self.system.put(answers, self.answers, at, of)
+            self._off[at, of] = self.system.put(answers, self.answers, at, of) + self._inferred[at, of]
+            self._inferred[at, of] = 0.0
+        if coarse is not None and inferred is not None and before is not None:
+            surprises = (lanes[self._nodes[coarse.calls]] - before).flatten(1)
+            for some in torch.arange(len(inferred), device=k.device).split(len(before)):
+                at, moved = self._nodes[some], (coarse.weights[some] @ surprises).view(-1, *before.shape[1:])
+                moved *= inferred[some][:, None, :, None, None]
+                lanes[at] += moved
+                self._inferred[at] += (moved / self.system.scale[at]).square_().mean((1, 3, 4)).sqrt()
 
     def _go(self, stack: Tensor) -> None:
         """Move the states, and let the answers follow as they are expected to."""
@@ -77,9 +95,9 @@ class Forwards(_Stack):
         self._seen = torch.zeros(len(like), dtype=torch.bool, device=like.device)  # the last call was made
         self._first = 1
 
-    def ask(self, wanted: Tensor) -> None:
+    def ask(self, wanted: Tensor, inferred: Tensor | None) -> None:
         """Put answers into the stack, and note of whom."""
-        super().ask(wanted)
+        super().ask(wanted, inferred)
         self._wanted, self._seen = wanted, self._seen | wanted[-1]
 
     def moves(self, state: Convergence) -> Moves:

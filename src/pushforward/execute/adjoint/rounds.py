@@ -47,7 +47,7 @@ class Cotangents:
         """The cotangents in those units."""
         return self.cotangents / self._units
 
-    def ask(self, wanted: Tensor) -> None:
+    def ask(self, wanted: Tensor, inferred: Tensor | None) -> None:  # noqa: ARG002 - the protocol's arguments
         """Take the products `J^T B^T lambda` where `wanted (calls, batch)`."""
         self._products.evaluate(self._on_answers, self._pulled, wanted)
 
