@@ -398,7 +398,7 @@ def test_few_steps_stand_for_many(process, rough):
 
 
 def test_coarse_steps_tell_cubic_surprises_exactly():
-    """A spline through them is any cubic: so one round from the reference's path, and one that asks all, suffice."""
+    """A spline through four or more points of a cubic is that cubic."""
     coarse = coarse_of(ddim(VP(), grid.power(VP(), 50)), 9)
     at = torch.arange(50.0, dtype=torch.float64) / 50
     cubic = 1 - 2 * at + 3 * at**2 - at**3
@@ -417,7 +417,7 @@ def test_no_image_is_done_before_all_its_steps_were_asked():
     torch.testing.assert_close(found.last, run(plan, denoiser, start), rtol=0, atol=1e-6)
 
 
-def test_images_share_no_coarse_rounds():
+def test_images_with_coarse_rounds_do_not_depend_on_one_another():
     """An easy image next to a hard one is asked and becomes what it is alone."""
     plan, denoiser, start = long_chain(VP(), count=4)
     together = parallel(plan, denoiser, start, method=METHOD)

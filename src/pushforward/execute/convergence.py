@@ -10,7 +10,7 @@ the data's end):
 - Where every call depends on every other (`whole`: implicit plans, inversion) there is no such order. All calls are
   asked in every round, and an image that comes no nearer for `STALE` rounds is given up: that is rounding, or there is
   no solution.
-- Some rounds ask the *coarse* calls alone, and the answers of the others follow these (`execute.coarse`).
+- The first rounds may ask the *coarse* calls alone, and the answers of the others follow these (`execute.coarse`).
 - An image whose moves are not finite, or have grown `GROWTH` times above their least, is *lost*.
 """
 
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from pushforward.execute.anderson import History, Mixing, anderson_step
-from pushforward.execute.coarse import Thinning
+from pushforward.execute.coarse import SURE, THIN
 from pushforward.execute.system import System
 
 ROUNDS = 200  # at most, where no prefix settles exactly
@@ -68,7 +68,7 @@ class Convergence:
         rounds: so far.
         shrinking: sizes of the moves of all rounds, for the fixed point to read rates from.
         history: the last rounds, for mixing.
-        thinning: which images have the coarse calls alone asked; all have all by default.
+        coarse: the calls that the first rounds ask, `(calls,)`; all by default.
     """
 
     rank: Tensor
@@ -86,7 +86,7 @@ class Convergence:
     rounds: int = 0
     shrinking: list[Tensor] = field(default_factory=list)
     history: History = field(default_factory=History)
-    thinning: Thinning | None = None
+    coarse: Tensor | None = None
 
     @classmethod
     def begin(cls, rank: Tensor, active: Tensor, like: Tensor, *, whole: bool, window: int | None) -> Convergence:
@@ -104,8 +104,8 @@ class Convergence:
         """Return the calls to be asked in the next round, `(calls, batch)`."""
         rank = self.rank[:, None]
         wanted = rank >= self.frontier
-        if self.thinning is not None:
-            wanted = wanted & (self.thinning.member | ~self.thinning.thin)
+        if self.coarse is not None and self.rounds < THIN:
+            wanted = wanted & self.coarse[:, None]
         if not self.whole:
             if self.window is not None:
                 wanted = wanted & (rank < self.frontier + self.window - (self.frontier > self.exact).long())
@@ -114,9 +114,9 @@ class Convergence:
 
     def inferred(self, wanted: Tensor) -> Tensor | None:
         """Return the calls whose answers follow the coarse ones, not being asked, `(calls, batch)`."""
-        if self.thinning is None or not bool(self.thinning.thin.any()):
+        if self.coarse is None or self.rounds >= THIN:
             return None
-        return ~wanted & (self.rank[:, None] >= self.frontier) & self.thinning.thin & self.active
+        return ~wanted & (self.rank[:, None] >= self.frontier) & self.active
 
     def judge(self, largest: Tensor) -> None:
         """Find out who is lost, and who comes no nearer."""
@@ -135,10 +135,10 @@ class Convergence:
         self.frontier = torch.where(self.active, torch.maximum(settled, self.exact), self.frontier)
 
     def close(self, estimate: Tensor, done: Tensor) -> None:
-        """End the round with the errors that are left, and the images that are done if all their calls were asked."""
-        if self.thinning is not None:
-            done = done & (~self.thinning.thin | (self.exact >= len(self.rank)))
-            self.thinning.close(self.shrinking)
+        """End the round with the errors that are left, and the images that are done once rounds asked all calls."""
+        if self.coarse is not None:
+            done = done & ((self.exact >= len(self.rank)) | (self.rounds >= THIN + SURE))
+            self.history = History() if self.rounds == THIN else self.history
         self.residual = torch.where(self.active, estimate, self.residual)
         self.finished = self.finished | (self.active & done)
         self.active = self.going & ~done

@@ -37,7 +37,7 @@ from pushforward.denoiser import Ask, Denoiser
 from pushforward.errors import PushforwardError
 from pushforward.execute.anderson import Mixing
 from pushforward.execute.budget import window_in
-from pushforward.execute.coarse import Thinning, coarse_of
+from pushforward.execute.coarse import coarse_of
 from pushforward.execute.convergence import Convergence, converge
 from pushforward.execute.remainder import roundoff
 from pushforward.execute.sequential import Noise, check_start, run
@@ -67,8 +67,8 @@ class Parallel:
         start: states begin on the `reference`'s flow, or as `copies` of the first one; or at a `Solution` of other
             codes (or noises, or condition), moved by the linear response to what changed. Its images are these, in
             order; those that had diverged begin on the reference's flow.
-        coarse: steps that the first rounds ask, and later every other one, of a deterministic plan with more than twice
-            as many; the answers of the rest follow theirs. `None`, or a `window`: every round asks all.
+        coarse: steps that the first rounds ask, of a deterministic plan with more than twice as many; answers of the
+            rest follow theirs. `None`, a `window`, or a `Solution` to start at: every round asks all.
         window: most steps asked in a round, from the first that is not settled; all by default.
         max_rows: most states in one network call; a round may take several. All by default.
         max_rounds: stop there even if the tolerance is not met; by default the plan's calls, which suffice for explicit
@@ -226,7 +226,8 @@ def parallel(
         states = torch.cat([states[:, :known], copied], 1)
     elif isinstance(method.start, Solution):
         states, answers = _moved(system, method.start, start, constant, (states, answers))
-    coarse = None if method.window else coarse_of(plan, method.coarse)
+    known = method.window is not None or isinstance(method.start, Solution)
+    coarse = None if known else coarse_of(plan, method.coarse)
     point = Forwards(system, denoiser, start, states, answers, constant, method.tolerance, method.max_rows, coarse)
     del states, answers  # which the point lets go after the first round
     solution = iterate(point, method, callback=callback)
@@ -338,7 +339,7 @@ def iterate(
     active = torch.ones(len(like), dtype=torch.bool, device=like.device)
     state = Convergence.begin(rank, active, like, whole=point.backwards or system.plan.implicit, window=method.window)
     if point.coarse is not None:
-        state.thinning = Thinning.begin(point.coarse, active)
+        state.coarse = point.coarse.member().to(like.device)
 
     def tell(nfe: int) -> None:
         assert callback is not None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pushforward.denoiser import Ask, Denoiser
-from pushforward.execute.coarse import Coarse
+from pushforward.execute.coarse import THIN, Coarse
 from pushforward.execute.convergence import Convergence, Moves
 from pushforward.execute.remainder import LINEAR, Remainder, amplification, roundoff, tail
 from pushforward.execute.system import System
@@ -143,7 +143,8 @@ class Forwards(_Stack):
         if not state.whole:
             chain = self._remainder.moved(self._moved, self._unexplained)
             chain = chain.to(left) * relative
-            left = torch.where(state.exact >= count, chain, torch.maximum(chain, left))
+            if state.coarse is None or state.rounds > THIN:  # else most gains are unknown
+                left = torch.where(state.exact >= count, chain, torch.maximum(chain, left))
         estimate = left + rounding * amplification(state.shrinking, rounding)
         done = ((estimate <= self._enough) | (left <= RELEVANT * rounding)) & self._seen
         return estimate, done if state.whole else done | (state.exact >= count)
