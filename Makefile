@@ -37,7 +37,8 @@ $(INSTALLED): constraints.txt pyproject.toml
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -c "$$WANTED" > $@.wanted
 	@cmp -s $@.wanted $@ || \
-	  $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,docs,studio,train]'
+	  $(BIN)/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev,docs,studio,train]'
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null || true # on all cores, where pip would take one
 	@mv $@.wanted $@
 
 # Every task with the embedded models, and a page with the command of each picture.
