@@ -58,8 +58,8 @@ class _Stack:
 
         Those `inferred`, likewise, are moved as the coarse ones tell, which counts with what they are off later.
         """
-        lanes, coarse = self.system.lanes(self.answers), self._coarse
-        before = lanes[self._nodes[coarse.calls]] if coarse is not None and inferred is not None else None
+        lanes, coarse = self.system.lanes(self.answers), self._coarse if inferred is not None else None
+        before = None if coarse is None else lanes[self._nodes[coarse.calls]]
         k, image = wanted.nonzero(as_tuple=True)
         self._off = torch.zeros(self.system.size, len(self.like), device="cpu").to(self.like)
         for some in torch.arange(len(k), device=k.device).split(self.max_rows or len(k)):
@@ -67,13 +67,14 @@ class _Stack:
             answers = self._ask(k[some], self.system.taken(self.values, at, of), of)
             self._off[at, of] = self.system.put(answers, self.answers, at, of) + self._inferred[at, of]
             self._inferred[at, of] = 0.0
-        if coarse is not None and inferred is not None and before is not None:
-            surprises = (lanes[self._nodes[coarse.calls]] - before).flatten(1)
-            for some in torch.arange(len(inferred), device=k.device).split(len(before)):
-                at, moved = self._nodes[some], (coarse.weights[some] @ surprises).view(-1, *before.shape[1:])
-                moved *= inferred[some][:, None, :, None, None]
-                lanes[at] += moved
-                self._inferred[at] += (moved / self.system.scale[at]).square_().mean((1, 3, 4)).sqrt()
+        if coarse is None or before is None or inferred is None:
+            return
+        surprises = (lanes[self._nodes[coarse.calls]] - before).flatten(1)
+        for some in torch.arange(len(inferred), device=k.device).split(len(before)):
+            at, moved = self._nodes[some], (coarse.weights[some] @ surprises).view(-1, *before.shape[1:])
+            moved *= inferred[some][:, None, :, None, None]
+            lanes[at] += moved
+            self._inferred[at] += (moved / self.system.scale[at]).square_().mean((1, 3, 4)).sqrt()
 
     def _go(self, stack: Tensor) -> None:
         """Move the states, and let the answers follow as they are expected to."""
