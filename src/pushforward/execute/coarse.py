@@ -52,8 +52,9 @@ def coarse_of(plan: Plan, many: int | None) -> Coarse | None:
 
     Nor are there any where surprises are not smooth: with noises, with several calls at a time, in implicit plans.
     """
-    smooth = not plan.noises and not plan.implicit and bool((plan.asked_times.diff() < 0).all())
-    return _evenly(plan.nfe, many) if many and smooth and plan.nfe > WORTH * many else None
+    if many is None or plan.nfe <= WORTH * many or plan.noises or plan.implicit:
+        return None
+    return _evenly(plan.nfe, many) if bool((plan.asked_times.diff() < 0).all()) else None
 
 
 @lru_cache(maxsize=16)

@@ -100,11 +100,16 @@ class Convergence:
         """The images that move."""
         return self.active & ~self.lost
 
+    @property
+    def thin(self) -> bool:
+        """Whether the next round asks the coarse calls alone."""
+        return self.coarse is not None and self.rounds < THIN
+
     def wanted(self) -> Tensor:
         """Return the calls to be asked in the next round, `(calls, batch)`."""
         rank = self.rank[:, None]
         wanted = rank >= self.frontier
-        if self.coarse is not None and self.rounds < THIN:
+        if self.coarse is not None and self.thin:
             wanted = wanted & self.coarse[:, None]
         if not self.whole:
             if self.window is not None:
@@ -114,9 +119,7 @@ class Convergence:
 
     def inferred(self, wanted: Tensor) -> Tensor | None:
         """Return the calls whose answers follow the coarse ones, not being asked, `(calls, batch)`."""
-        if self.coarse is None or self.rounds >= THIN:
-            return None
-        return ~wanted & (self.rank[:, None] >= self.frontier) & self.active
+        return ~wanted & (self.rank[:, None] >= self.frontier) & self.active if self.thin else None
 
     def judge(self, largest: Tensor) -> None:
         """Find out who is lost, and who comes no nearer."""
@@ -138,7 +141,8 @@ class Convergence:
         """End the round with the errors that are left, and the images that are done once rounds asked all calls."""
         if self.coarse is not None:
             done = done & ((self.exact >= len(self.rank)) | (self.rounds >= THIN + SURE))
-            self.history = History() if self.rounds == THIN else self.history
+            if self.rounds == THIN:
+                self.history = History()
         self.residual = torch.where(self.active, estimate, self.residual)
         self.finished = self.finished | (self.active & done)
         self.active = self.going & ~done

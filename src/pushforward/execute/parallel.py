@@ -4,6 +4,7 @@ One *round* asks the network about all states that are not settled yet, in one b
 preconditioned system says (`execute.system`). The start is the path on which the reference Gaussian would flow; the
 solution is the sequential sampler's, noise included, because the equations are its own.
 
+- The first rounds ask few of many steps, and infer the answers of the rest (`execute.coarse`).
 - A prefix of steps is *exact*, one more each round, and is not asked again. So after as many rounds as the plan has
   calls, the result *is* the sequential one, but for rounding.
 - Steps after it are *settled* as long as what they leave behind, all together, is far below the tolerance. They are not
@@ -228,7 +229,8 @@ def parallel(
         states, answers = _moved(system, method.start, start, constant, (states, answers))
     known = method.window is not None or isinstance(method.start, Solution)
     coarse = None if known else coarse_of(plan, method.coarse)
-    point = Forwards(system, denoiser, start, states, answers, constant, method.tolerance, method.max_rows, coarse)
+    point = Forwards(system, denoiser, start, states, answers, constant, method.tolerance, method.max_rows,
+                     coarse and coarse.to(start))  # fmt: skip
     del states, answers  # which the point lets go after the first round
     solution = iterate(point, method, callback=callback)
     bad = solution.diverged.nonzero()[:, 0]
@@ -339,7 +341,7 @@ def iterate(
     active = torch.ones(len(like), dtype=torch.bool, device=like.device)
     state = Convergence.begin(rank, active, like, whole=point.backwards or system.plan.implicit, window=method.window)
     if point.coarse is not None:
-        state.coarse = point.coarse.member().to(like.device)
+        state.coarse = point.coarse.member()
 
     def tell(nfe: int) -> None:
         assert callback is not None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pushforward.denoiser import Ask, Denoiser
-from pushforward.execute.coarse import THIN, Coarse
+from pushforward.execute.coarse import Coarse
 from pushforward.execute.convergence import Convergence, Moves
 from pushforward.execute.remainder import LINEAR, Remainder, amplification, roundoff, tail
 from pushforward.execute.system import System
@@ -50,7 +50,6 @@ class _Stack:
         self._ask: Ask = self.denoiser.at(plan.process, plan.asked_times, self.like)
         self._nodes = torch.tensor(self.system.asked, device=device)
         self._every = torch.arange(self.system.size, device=device)[:, None]
-        self._coarse = self.coarse and self.coarse.to(self.constant)
         self._inferred = torch.zeros(self.system.size, len(self.like), device="cpu").to(self.like)
 
     def ask(self, wanted: Tensor, inferred: Tensor | None) -> None:
@@ -58,7 +57,7 @@ class _Stack:
 
         Those `inferred`, likewise, are moved as the coarse ones tell, which counts with what they are off later.
         """
-        lanes, coarse = self.system.lanes(self.answers), self._coarse if inferred is not None else None
+        lanes, coarse = self.system.lanes(self.answers), self.coarse if inferred is not None else None
         before = None if coarse is None else lanes[self._nodes[coarse.calls]]
         k, image = wanted.nonzero(as_tuple=True)
         self._off = torch.zeros(self.system.size, len(self.like), device="cpu").to(self.like)
@@ -99,7 +98,7 @@ class Forwards(_Stack):
     def ask(self, wanted: Tensor, inferred: Tensor | None) -> None:
         """Put answers into the stack, and note of whom."""
         super().ask(wanted, inferred)
-        self._wanted, self._seen = wanted, self._seen | wanted[-1]
+        self._wanted, self._seen, self._thin = wanted, self._seen | wanted[-1], inferred is not None
 
     def moves(self, state: Convergence) -> Moves:
         """Return what the linear system asks for; nodes up to the least exact one stay."""
@@ -144,7 +143,7 @@ class Forwards(_Stack):
         if not state.whole:
             chain = self._remainder.moved(self._moved, self._unexplained)
             chain = chain.to(left) * relative
-            if state.coarse is None or state.rounds > THIN:  # else most gains are unknown
+            if not self._thin:  # else most gains are unknown
                 left = torch.where(state.exact >= count, chain, torch.maximum(chain, left))
         estimate = left + rounding * amplification(state.shrinking, rounding)
         done = ((estimate <= self._enough) | (left <= RELEVANT * rounding)) & self._seen
