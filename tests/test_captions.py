@@ -34,6 +34,57 @@ def captioned(count=8, labels=None):
     return ImageData(images, labels, () if labels is None else ("a", "b"), captions=captions)
 
 
+# -- sketches
+
+
+DEEP = TrainConfig(network="deep", steps=1, batch=8, precision="no", sample_every=0)
+
+
+def colours(count, width=SIDE):
+    """Images of one colour each, a little noisy, and captions that name it; a tenth of all is blue."""
+    noise = torch.randint(-20, 21, (count, 3, SIDE, width), generator=torch.Generator().manual_seed(0))
+    shown = {"red apple": (200, 40, 40), "green pear": (40, 180, 60), "blue plum, ripe": (50, 50, 220)}
+    captions = tuple("blue plum, ripe" if i % 10 == 0 else ("red apple", "green pear")[i % 2] for i in range(count))
+    images = torch.tensor([shown[caption] for caption in captions])[..., None, None] + noise
+    return ImageData(images.clamp(0, 255).byte(), captions=captions)
+
+
+def test_sketches_are_the_means_of_the_images_that_have_the_words(tmp_path):
+    """Of half of a caption as well; an empty one's is the mean of all. (.1: a twentieth of the range of colours.)"""
+    data = colours(512)
+    train(DEEP, data, tmp_path / "model")
+    network = pf.load(tmp_path / "model").denoiser.module
+    images = data.images.float() / 127.5 - 1
+    texts = ["", "red apple", "blue plum", "ripe"]
+    sketches = network.sketcher(tokens(texts, network.config.words)).unflatten(1, (3, -1)).mean(2)
+    has = [torch.tensor([text in caption for caption in data.captions]) for text in texts]
+    truth = torch.stack([images[which].mean((0, 2, 3)) for which in has])
+    assert float((sketches - truth).abs().max()) < 0.1
+    assert not any(weight.requires_grad for weight in network.sketcher.parameters())
+
+
+def test_a_training_that_went_on_has_the_sketches_it_began_with(tmp_path):
+    data = colours(40)
+    train(replace(DEEP, steps=2), data, tmp_path / "whole")
+    train(DEEP, data, tmp_path / "parts")
+    train(replace(DEEP, steps=2), data, tmp_path / "parts")
+    whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
+    sketcher = {name: weight for name, weight in whole.items() if name.startswith("sketcher")}
+    assert len(sketcher) == 5
+    assert all(torch.equal(parts[name], weight) for name, weight in sketcher.items())
+
+
+@pytest.mark.parametrize("process", ["langevin", "blurring-langevin"])
+def test_sketches_of_states_with_velocities_and_of_wide_images(tmp_path, process):
+    """Small sketches of whole states are stretched to the images' sides; the velocities' mean is none."""
+    train(replace(DEEP, process=process), colours(256, width=2 * SIDE), tmp_path / "model")
+    model = pf.load(tmp_path / "model")
+    sketches = model.denoiser.module.sketcher(tokens(["red apple"], ROWS)).unflatten(1, (6, -1)).mean(2)
+    assert float((sketches[0] - torch.tensor([0.57, -0.69, -0.69, 0, 0, 0])).abs().max()) < 0.1
+    images = model.sample(2, labels=["red apple", "plum"], guidance=2.0, steps=2)
+    assert images.shape == (2, 3, SIDE, 2 * SIDE)
+
+
 # -- words
 
 

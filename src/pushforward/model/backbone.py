@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from pushforward.errors import PushforwardError
 
-__all__ = ["PRESETS", "Backbone", "BackboneConfig", "preset"]
+__all__ = ["PRESETS", "SKETCH", "Backbone", "BackboneConfig", "preset"]
+
+SKETCH = 16  # side of a sketch
 
 _Size = Annotated[int, Field(ge=1, le=2**16)]
 _Count = Annotated[int, Field(ge=0, le=2**24)]
@@ -31,6 +33,8 @@ class BackboneConfig:
         in_channels, out_channels: channels of states and of predictions.
         classes: number of class labels; label `classes` stands for no class. 0: the network takes no labels.
         words: rows of the table of hashed words (see `model.tokens`). 0: the network does not read captions.
+        sketch: hidden features of the sketcher, which foretells the clean state, small, from a caption, for the U-Net
+            to see beside the state (see `training.sketch`). 0: none; a network that does not read has none.
         patch: side of the squares folded into channels, in pixels.
         widths: channels of each level; each further level has half the size.
         layers: residual blocks per level.
@@ -46,6 +50,7 @@ class BackboneConfig:
     out_channels: _Size
     classes: _Count = 0
     words: _Count = 0
+    sketch: _Count = 0
     patch: _Size = 2
     widths: Annotated[tuple[_Size, ...], Field(min_length=1, max_length=12)] = (96, 96)
     layers: Annotated[int, Field(ge=1, le=64)] = 1
@@ -60,6 +65,11 @@ class BackboneConfig:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @property
+    def sketches(self) -> bool:
+        """Whether the U-Net is shown sketches."""
+        return self.words > 0 and self.sketch > 0
+
+    @property
     def multiple(self) -> int:
         """Height and width must be multiples of this."""
         return self.patch * 2 ** (len(self.widths) - 1)
@@ -68,7 +78,7 @@ class BackboneConfig:
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"widths": (16, 16), "groups": 4},
     "small": {"widths": (96, 96)},
-    "deep": {"widths": (64, 96, 96), "middle": True, "modulation": True},
+    "deep": {"widths": (64, 96, 96), "middle": True, "modulation": True, "sketch": 768},
     "medium": {"widths": (128, 192), "layers": 2, "attention": True},
     "large": {"widths": (128, 256, 256), "layers": 2, "attention": True, "groups": 32},
 }
@@ -111,21 +121,29 @@ class Backbone(nn.Module):
         self.config = config
         self.unet = _unet(config)
         if config.words:
-            self.reader = Reader(config.words, 4 * config.widths[0])
+            self.reader = Reader(config.words, 64, 4 * config.widths[0], 4 * config.widths[0])
+        if config.sketches:
+            self.sketcher = Reader(config.words, 256, config.sketch, config.in_channels * SKETCH**2)
+            self.sketcher.requires_grad_(False)
 
     def forward(self, u: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         config = self.config
         if config.time_angle:
             t = torch.atan(t / config.time_angle) * (2000 / math.pi)
+        shown = [nn.functional.pixel_unshuffle(u, config.patch)]
         if config.words:
             silence = torch.zeros(len(u), 1, dtype=torch.long, device=u.device)
-            condition = self.reader(silence if condition is None else condition)
+            words = silence if condition is None else condition
+            condition = self.reader(words)
+            if config.sketches:
+                sketch = self.sketcher(words).unflatten(1, (-1, SKETCH, SKETCH))
+                shown.append(nn.functional.interpolate(sketch, shown[0].shape[2:], mode="bilinear"))
         elif not config.classes:
             condition = None
         elif condition is None:
             condition = torch.full((len(u),), config.classes, device=u.device)
-        folded = nn.functional.pixel_unshuffle(u, config.patch).to(next(self.unet.parameters()).dtype)
-        answer = self.unet(folded, t, class_labels=condition).sample
+        seen = torch.cat(shown, 1).to(next(self.unet.parameters()).dtype)
+        answer = self.unet(seen, t, class_labels=condition).sample
         return nn.functional.pixel_shuffle(answer, config.patch).to(u.dtype)
 
 
@@ -134,14 +152,15 @@ class Reader(nn.Module):
 
     Args:
         rows: rows of the table.
-        features: numbers of the vector.
         width: numbers of each row.
+        hidden: hidden features.
+        features: numbers of the vector.
     """
 
-    def __init__(self, rows: int, features: int, width: int = 64) -> None:
+    def __init__(self, rows: int, width: int, hidden: int, features: int) -> None:
         super().__init__()
         self.table = nn.Embedding(rows + 1, width, padding_idx=0)
-        self.mix = nn.Sequential(nn.Linear(width, features), nn.SiLU(), nn.Linear(features, features))
+        self.mix = nn.Sequential(nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, features))
 
     def forward(self, tokens: Tensor) -> Tensor:
         words = self.table(tokens).sum(1)
@@ -160,7 +179,7 @@ def _unet(config: BackboneConfig) -> nn.Module:
     levels, pixels = len(config.widths), config.patch**2
     inner = "Attn" if config.attention else ""
     unet: nn.Module = UNet2DModel(  # type: ignore[assignment]
-        in_channels=config.in_channels * pixels,
+        in_channels=config.in_channels * (pixels + config.sketches),
         out_channels=config.out_channels * pixels,
         block_out_channels=config.widths,
         layers_per_block=config.layers,

@@ -33,6 +33,7 @@ from pushforward.model.model import Model
 
 __all__ = ["contents", "model_digest"]
 
+_LATER = {"sketch"}  # settings of networks since 0.1.0, without which they are what they were
 _PLACES = {"name_or_path", "transformers_version"}  # entries of configurations that change nothing
 # Modules that have moved keep their old names in digests, so that stored results are still recognised.
 _KNOWN_AS = {
@@ -157,11 +158,12 @@ def _is_setting(value: object) -> bool:
 
 
 def _public(settings: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Return the settings without those that are private to a library or say where it found them."""
+    """Return the settings without those that are private to a library, say where it found them, or came later."""
     return {
         key: _public(item) if isinstance(item, Mapping) else item
         for key, item in settings.items()
         if not (isinstance(key, str) and (key.startswith("_") or key in _PLACES or key == "training"))
+        and not (key in _LATER and isinstance(item, int) and not item)
     }
 
 

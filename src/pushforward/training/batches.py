@@ -101,15 +101,18 @@ class Batches:
     def at(self, step: int) -> Batch:
         """This process's share of a step."""
         chosen = self.draws.indices(step)[self.rank :: self.ranks]
-        images = self.data.images[chosen].to(self.device).float() / 127.5 - 1
+        images = self.images(chosen)
         generator = self.draws.generator(1, step, self.rank)
         k = torch.randint(self.times, (len(chosen),), generator=generator, device="cpu")
         shape = (len(chosen), self.blocks * images.shape[1], *images.shape[2:])
         noise = torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32).to(self.device)
-        condition = self._condition(chosen, generator)
-        return Batch(images, None if condition is None else condition.to(self.device), k.to(self.device), noise)
+        return Batch(images, self.condition(chosen, generator), k.to(self.device), noise)
 
-    def _condition(self, chosen: Tensor, generator: torch.Generator) -> Tensor | None:
+    def images(self, chosen: Tensor) -> Tensor:
+        """The chosen images, clean, in [-1, 1]."""
+        return self.data.images[chosen].to(self.device).float() / 127.5 - 1
+
+    def condition(self, chosen: Tensor, generator: torch.Generator) -> Tensor | None:
         """What the network is told of the chosen images: their words or labels, some hidden."""
         captions, labels = self.data.captions, self.data.labels
         if captions is None and labels is None:
@@ -120,9 +123,9 @@ class Batches:
                 "" if hide else hide_parts(captions[i], generator)
                 for i, hide in zip(chosen.tolist(), hidden.tolist(), strict=True)
             ]
-            return tokens(shown, WORDS)
+            return tokens(shown, WORDS).to(self.device)
         assert labels is not None
-        return torch.where(hidden, len(self.data.classes), labels[chosen])
+        return torch.where(hidden, len(self.data.classes), labels[chosen]).to(self.device)
 
 
 def hide_parts(caption: str, generator: torch.Generator) -> str:

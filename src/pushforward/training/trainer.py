@@ -30,6 +30,7 @@ from pushforward.training.checkpoint import resume, tidy
 from pushforward.training.config import Card, TrainConfig
 from pushforward.training.outputs import Outputs, Report, report_on
 from pushforward.training.problem import Problem
+from pushforward.training.sketch import fit_sketcher
 from pushforward.training.state import State, make_accelerator, make_state
 from pushforward.training.stopping import Agreement, Interrupted, Stop, stopping
 from pushforward.training.targets import Objective
@@ -96,6 +97,9 @@ def _go_on(
     assert isinstance(model.denoiser, Network)
     objective = Objective.on(device, problem.table, model.denoiser.time_scale)
     batches = _batches(problem, accelerator)
+    if not state.step:
+        fit_sketcher(state.network, batches, problem.process, stop, aside)
+        state.averaged.load_state_dict(state.network.state_dict())
     agreement = Agreement(accelerator, stop, state.seconds)
     state.wrapped.train()
     began = time.monotonic() - state.seconds
