@@ -63,7 +63,8 @@ from pushforward.guidance.posterior import best, guide
 from pushforward.guidance.spectrum import bands, norms
 from pushforward.guidance.steering import STEERINGS, steered
 from pushforward.maps.code import Code
-from pushforward.maps.generator import Generator, load_generator
+from pushforward.maps.generator import Generator
+from pushforward.maps.load import load_generator
 from pushforward.maps.spec import SamplerSpec, parse
 from pushforward.vision.features import classify, feature_net, features
 

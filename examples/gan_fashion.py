@@ -5,7 +5,7 @@
     pushforward train rare-model --data rare.npz --process vp             # a diffusion on the same, without labels
 
 `fashion.npz` is what `zoo_data.py` makes: `x_train` and `y_train`. The generator is saved as `gan.safetensors`, for
-`pushforward.maps.generator.load_generator`. Training takes about 15 minutes on one free CPU core.
+`pushforward.load_generator`. Training takes about 15 minutes on one free CPU core.
 
 It uses the non-saturating loss with the gradient penalty R1 (Mescheder et al., arXiv 1801.04406) in every eighth step
 (Karras et al., arXiv 1912.04958, appendix B), and a moving average of the generator's weights.
@@ -24,7 +24,7 @@ from torch.nn.functional import softplus
 from tqdm import tqdm
 
 from pushforward.data.pictures import save_image, sheet
-from pushforward.maps.generator import load_generator
+from pushforward.maps.load import load_generator
 
 LATENTS, EVERY = 64, 8
 

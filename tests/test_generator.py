@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from pushforward.errors import PushforwardError
 from pushforward.maps.code import Code
-from pushforward.maps.generator import consistency, gan, load_generator, stylegan
+from pushforward.maps.generator import consistency, gan, stylegan
+from pushforward.maps.load import load_generator
 from pushforward.maps.protocol import Pushforward
 from support.models import tutorial
 

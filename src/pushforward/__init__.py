@@ -58,7 +58,8 @@ if TYPE_CHECKING:  # the table below once more, for editors and type checkers
     from pushforward.maps.adaptive import AdaptiveDiffusion
     from pushforward.maps.code import Code
     from pushforward.maps.diffusion import Diffusion
-    from pushforward.maps.generator import Generator, consistency, gan, load_generator, stylegan
+    from pushforward.maps.generator import Generator, consistency, gan, stylegan
+    from pushforward.maps.load import load_generator
     from pushforward.maps.protocol import Pushforward
     from pushforward.model import Network
     from pushforward.plan import SOLVERS, Plan, grid, load_plan, save_plan, solvers
@@ -111,7 +112,8 @@ _HOMES = {
     "maps.adaptive": "AdaptiveDiffusion",
     "maps.code": "Code",
     "maps.diffusion": "Diffusion",
-    "maps.generator": "Generator consistency gan load_generator stylegan",
+    "maps.generator": "Generator consistency gan stylegan",
+    "maps.load": "load_generator",
     "maps.protocol": "Pushforward",
     "guidance.dynamics": "Schedule ess hmc langevin mala pcn",
     "guidance.particles": "fk psi",

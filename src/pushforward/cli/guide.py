@@ -50,8 +50,9 @@ from pushforward.guidance.samplers import parse_sampler
 from pushforward.guidance.steering import STEERINGS, Steering, steered
 from pushforward.maps.code import Code
 from pushforward.maps.diffusion import Diffusion
-from pushforward.maps.generator import Generator, is_generator, load_generator
+from pushforward.maps.generator import Generator
 from pushforward.maps.labels import Labels
+from pushforward.maps.load import is_generator, load_generator
 from pushforward.maps.spec import SamplerSpec, parse
 from pushforward.maps.storage import header, save_codes
 from pushforward.model.contents import contents, model_digest

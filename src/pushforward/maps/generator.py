@@ -1,13 +1,13 @@
 """Generators: maps from Gaussian codes to images in one call, or a few, such as GANs and decoders of VAEs.
 
 A code is always of standard normal variables; the `prior` turns it into the latents that the network was trained with,
-so samplers over codes never know which. `Generator` is a `Pushforward` as `Diffusion` is.
+so samplers over codes never know which. `Generator` is a `Pushforward` as `Diffusion` is. `maps.load` reads them from
+files.
 
     faces = gan(network, 100)                                       # latents (count, 100), images in [-1, 1]
     digits = gan(network, (64, 1, 1), "uniform", range=(0, 1))      # latents uniform on [-1, 1], images in [0, 1]
     drawn = gan(vae.decode, (4, 32, 32))                            # the decoder of a VAE
     quick = consistency(network, (3, 64, 64), sigmas=(80.0, 24.4))  # a consistency model, in two steps
-    loaded = load_generator("dcgan.pth")
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,24 +22,17 @@ from torch import Tensor, nn
 
 from pushforward.data.memory import check_images
 from pushforward.errors import PushforwardError
-from pushforward.execute.host import undisturbed
 from pushforward.maps.code import Code, GaussianStream, batches
 from pushforward.maps.labels import Condition, Labels, listed
 from pushforward.model import gan as networks
-from pushforward.model.diffusers import folders
 from pushforward.model.diffusers.folders import FAULTS
-from pushforward.model.diffusers.networks import Unet
 from pushforward.model.diffusers.package import reason
 from pushforward.model.labels import class_numbers
-from pushforward.model.storage import read_json
-from pushforward.model.torchscript import is_torchscript, load_torchscript
 
-__all__ = ["PRIORS", "Generator", "Prior", "consistency", "gan", "is_generator", "load_generator", "stylegan"]
+__all__ = ["PRIORS", "Generator", "Prior", "consistency", "gan", "stylegan"]
 
 Prior = str | Callable[[Tensor], Tensor]
 
-CONSISTENCY = "CMStochasticIterativeScheduler"
-DEFAULTS = {"num_train_timesteps": 40, "sigma_min": 0.002, "sigma_max": 80.0}  # where its file does not say
 SAME = 1e-2  # of the largest value: what rounding may change in an image from one batch to another, TF32 included
 
 
@@ -372,86 +364,3 @@ def consistency(
         owner.eval()
         device = device or next((parameter.device for parameter in owner.parameters()), None)
     return Generator(name, network, tuple(shape), "normal", tuple(classes), len(sigmas) - 1, device=device)
-
-
-@undisturbed
-def load_generator(
-    path: str | Path,
-    latent_shape: int | Sequence[int] | None = None,
-    prior: Prior = "normal",
-    *,
-    steps: int = 1,
-    device: torch.device | str = "cpu",
-) -> Generator:
-    """A generator from a file or folder, of what kind it is.
-
-    - A state of a DCGAN generator (`torch.save`, or `.safetensors`): see `model.gan.dcgan`.
-    - TorchScript (`torch.jit.save`): any generator whose images are in [-1, 1].
-    - A folder of `diffusers` with a consistency model (`ConsistencyModelPipeline`).
-
-    Args:
-        path: path of the file or folder.
-        latent_shape: of one image's latents; TorchScript needs it.
-        prior: prior of the latents, as in `gan`.
-        steps: steps of a consistency model, each at one of its noise levels, as its scheduler places them.
-        device: where the network goes.
-
-    Raises:
-        PushforwardError: nothing there, or it cannot be read.
-    """
-    place = Path(path).expanduser()
-    if place.is_dir():
-        return _consistency_folder(place, steps, device)
-    if not place.is_file():
-        raise PushforwardError(f"No generator at {path}: neither a file nor a folder.")
-    if is_torchscript(place):
-        if latent_shape is None:
-            raise PushforwardError(
-                f"{path} is TorchScript, which does not say what it takes: give latent_shape, e.g. (100,)."
-            )
-        return gan(load_torchscript(place, device), latent_shape, prior, name=place.stem)
-    network = networks.dcgan(networks.read_checkpoint(place), str(path)).to(device)
-    return gan(network, network.size if latent_shape is None else latent_shape, prior, name=place.stem)
-
-
-def is_generator(path: str | Path) -> bool:
-    """Whether `load_generator` is what opens this: a file, or a folder with a consistency model."""
-    place = Path(path).expanduser()
-    if not place.is_dir():
-        return place.is_file()
-    try:
-        return read_json(folders.find(place).scheduler).get("_class_name") == CONSISTENCY
-    except PushforwardError:
-        return False
-
-
-def _consistency_folder(place: Path, steps: int, device: torch.device | str) -> Generator:
-    """A consistency model of `diffusers`, at the noise levels that its scheduler has for so many steps."""
-    folder = folders.find(place)
-    config = read_json(folder.scheduler)
-    if config.get("_class_name") != CONSISTENCY:
-        raise PushforwardError(
-            f"{place} holds a diffusion model, with a {config.get('_class_name')}: open it with pushforward.load."
-        )
-    count, low, high = (config.get(key, value) for key, value in DEFAULTS.items())
-    if not 1 <= steps <= count:
-        raise PushforwardError(f"The consistency model in {place} takes 1 to {count} steps; got {steps}.")
-    unet = folders.load_network(folder.place("unet"), ("UNet2DModel",), None).to(device)
-    sample, channels, classes = (unet.config[key] for key in ("sample_size", "in_channels", "num_class_embeds"))
-    if sample is None:
-        raise PushforwardError(f"The network in {place} does not say its sample_size; add it to its configuration.")
-    power = 1 / config.get("rho", 7.0)
-    ramp = [k * (count // steps) / max(count - 1, 1) for k in range(steps)]
-    sigmas = [max(low, (high**power + r * (low**power - high**power)) ** (1 / power)) for r in ramp]
-    network = networks.Preconditioned(
-        Unet(unet), low, config.get("sigma_data", 0.5), bool(config.get("clip_denoised", True))
-    )
-    return consistency(
-        network,
-        (channels, *([sample] * 2 if isinstance(sample, int) else sample)),
-        sigmas=sigmas,
-        sigma_min=low,
-        gain=config.get("s_noise", 1.0),
-        name=place.name,
-        classes=tuple(map(str, range(classes or 0))),
-    )
