@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pushforward.errors import PushforwardError
-from pushforward.linear import VP, Blurring, Gaussian, Langevin
+from pushforward.linear import VE, VP, Blurring, Flow, Gaussian, Langevin
 from pushforward.maps.code import Code
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.spec import SamplerSpec
@@ -300,8 +300,20 @@ def test_a_sampler_is_completed_for_a_method(process, method):
     assert plan.solver == "ddim"
     assert (len(plan.noises) > 0) is (method in ("stochastic", "independent", "sdedit"))
     assert float(plan.times[-1]) == (process.t_min if method in ("deterministic", "uni-inv", "direct") else 0)
+    if process.time_is_noise:
+        return
     steps = plan.times.diff()[:-2]  # the last ones do not go below t_min
     torch.testing.assert_close(steps, steps[:1].expand_as(steps), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("process", [VP(), Flow(), VE()], ids=lambda p: p.name)
+def test_the_usual_steps_translate_on_every_time(process):
+    """`m2 + R2 R1^-1 (x - m1)`; equal steps in VE's time, the noise level, are off by .4."""
+    wide = Gaussian(1.0)
+    ends = [made(gaussian(process, data), "deterministic", steps=100) for data in (ONE, wide)]
+    expected = exact_flow(process, wide, process.t_max, 0.0, exact_flow(process, ONE, 0.0, process.t_max, images()))
+    error = translate(images(), *ends, method="deterministic").images - expected
+    assert float(error.norm() / expected.norm()) <= 0.1
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ class Process(ABC):
 
     name: ClassVar[str]
     blocks: ClassVar[int] = 1
+    time_is_noise: ClassVar[bool] = False  # whether the time is the noise level, most of which lies far above the data
     t_min: float
     t_max: float
 
@@ -228,6 +229,7 @@ class VE(ScaledProcess):
     t_min: float = 2e-3
     t_max: float = 80.0
     name: ClassVar[str] = "ve"
+    time_is_noise: ClassVar[bool] = True
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return torch.ones_like(t), t * 1.0

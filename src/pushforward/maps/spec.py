@@ -47,7 +47,7 @@ class SamplerSpec:
         steps: steps of the solver (`rk45` chooses its own).
         settings: settings of the solver, numbers and words. `reference` is the variance of a Gaussian, or `data` for
             the model's own N(m, s^2 I), or `spectrum` for the one fitted to its data; `tolerance` is `rk45`'s.
-        grid: name of a grid; by default the model's own, or `power`.
+        grid: name of a grid; by default the model's own, or `power`; where the time is the noise level, `angle`.
         end: time of the last state; by default the grid's own.
         start: share of the steps, counted from the last one, that are taken: below 1 the plan begins at a time between.
         parallel: all steps at once, by this of `PARALLEL_METHODS`.
@@ -129,7 +129,8 @@ class SamplerSpec:
             own.update({"final" if own.get("name") == "timesteps" else "end": self.end} if at else {})
             times = default(process, self.steps, **own)
         else:
-            times = default(process, self.steps, name="power" if self.grid is None else self.grid, **at)
+            usual = "angle" if process.time_is_noise else "power"
+            times = default(process, self.steps, name=self.grid or usual, **at)
         times = times[len(times) - 1 - round(self.start * (len(times) - 1)) :]
         return self.at(model, times)
 

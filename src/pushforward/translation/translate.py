@@ -107,7 +107,8 @@ def sampler_for(model: Model, sampler: SamplerSpec, method: Method) -> SamplerSp
     Args:
         model: either end's.
         sampler: as wanted; what it leaves open is chosen here: DDIM's eta is 0.1, lambda of other solvers 1, and the
-            grid the model's own or uniform, so that a share of the steps is a share of the time, as in the papers.
+            grid the model's own or uniform, so that a share of the steps is a share of the time, as in the papers;
+            where the time is the noise level, whose last steps are all that matters, it is the solver's usual one.
         method: method of the translation.
 
     Raises:
@@ -116,7 +117,7 @@ def sampler_for(model: Model, sampler: SamplerSpec, method: Method) -> SamplerSp
     method = method_named(method)
     if sampler.filed:  # which has all its settings
         return sampler
-    if sampler.grid is None and not model.grid:
+    if sampler.grid is None and not model.grid and not model.process.time_is_noise:
         sampler = replace(sampler, grid="uniform")
     if method in CODELESS:
         return sampler
