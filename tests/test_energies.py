@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import warnings
 from dataclasses import replace
 
@@ -159,6 +160,13 @@ def test_every_energy_that_is_listed_is_made_of_words(name, files):
     images = images.detach()
     alone = [made(images[[i]], code[[i]]) for i in range(COUNT)]
     torch.testing.assert_close(values, torch.cat(alone), rtol=1e-5, atol=1e-5)
+
+
+def test_a_program_may_be_told_more_than_a_name_is_long():
+    """Code, for one; a file among its arguments is part of the energy, so each of them is tried as a name."""
+    code = f"import sys; print(*range(1, len(sys.argv))) {'#' * 300}"
+    made = of_words(f"command:{sys.executable} -c '{code}'", Setting(read=lambda _: torch.zeros(0), shape=(1, 4, 4)))
+    assert made(torch.zeros(3, 1, 4, 4), Code(torch.zeros(3, 1))).tolist() == [1, 2, 3]
 
 
 # -- beside a known image ---------------------------------------------------------------------------------------------

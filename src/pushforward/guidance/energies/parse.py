@@ -211,7 +211,7 @@ def _command(words: Words) -> Energy:
     if not program or shutil.which(Path(program[0]).expanduser()) is None:
         raise PushforwardError(f"There is no program {words.about!r} that can be run, for energy {words.text!r}.")
     program[0] = str(Path(program[0]).expanduser())
-    files = [path.read_bytes() for part in program if (path := Path(part)).is_file()]  # whose change is another energy
+    files = [held for part in program if (held := _read(Path(part))) is not None]  # whose change is another energy
     words.used("command", words.about, lambda _: files)
 
     def command(images: Tensor, code: Code) -> Tensor:  # noqa: ARG001
@@ -235,6 +235,14 @@ def _command(words: Words) -> Energy:
         return torch.tensor(numbers, dtype=torch.float64, device=images.device)
 
     return of(command)
+
+
+def _read(path: Path) -> bytes | None:
+    """What a file holds; `None` if there is none of that name, which may be code and longer than names are."""
+    try:
+        return path.read_bytes() if path.is_file() else None
+    except OSError:
+        return None
 
 
 # name: (what it is about, its settings, how it is made)
