@@ -118,6 +118,28 @@ def test_what_a_code_cannot_hold_is_refused():
 # -- images ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("shape", [(1, 3, 8, 8), (2, 64), (128,)], ids=["video", "sound", "numbers"])
+def test_whatever_a_model_makes_carries_messages(shape):
+    model = pf.Model("made", VP(), mixture_denoiser(VP(), normal(3, *shape), 0.5), shape)
+    found = model.read_watermark(model.watermark(3, key="key", message=b"m").images, key="key", message=b"m")
+    assert float(found.correct.mean()) == 1
+    if len(shape) > 2:
+        assert bool(model.read_watermark(model.watermark(3, key="key").images, key="key", ring=True).marked(1e-3).all())
+    else:
+        with pytest.raises(pf.PushforwardError, match="A ring is of frequencies along height and width"):
+            model.watermark(3, key="key")
+    with pytest.raises(pf.PushforwardError, match="A crop takes at most 0 pixels"):
+        model.read_watermark(torch.zeros(1, *shape), key="key", crops=1)
+
+
+def test_codes_too_small_for_a_message_are_refused():
+    model = pf.Model("small", VP(), mixture_denoiser(VP(), normal(3, 1, 4, 4), 0.5), (1, 4, 4))
+    for ask in (lambda: model.watermark(1, key="key", message="m"),
+                lambda: model.read_watermark(torch.zeros(1, 1, 4, 4), key="key")):  # fmt: skip
+        with pytest.raises(pf.PushforwardError, match="has 16 numbers, which are too few for a message"):
+            ask()
+
+
 @pytest.mark.parametrize("process", PROCESSES)
 def test_images_carry_messages_on_every_process(process):
     """Drawn by one solver and read by another; with a little noise, too."""

@@ -140,11 +140,10 @@ class Bits(_Keyed):
         return torch.cat([scores, -scores], -1), even
 
     def _check(self, shape: Sequence[int]) -> None:
-        if not 1 <= self.length <= longest(shape):
-            raise PushforwardError(
-                f"The code of an image has {math.prod(shape):,} numbers, which hold a message of 1 to "
-                f"{longest(shape)} bytes; got {self.length}."
-            )
+        most = longest(shape)
+        if not 1 <= self.length <= most:
+            held = f"hold a message of 1 to {most} bytes; got {self.length}" if most else "are too few for a message"
+            raise PushforwardError(f"The code of an image has {math.prod(shape):,} numbers, which {held}.")
 
     @lru_cache  # noqa: B019 - a few small tensors
     def _places(self, size: int) -> tuple[Tensor, Tensor]:
@@ -173,7 +172,11 @@ class Ring(_Keyed):
     radius: float = 0.4
 
     def embed(self, z: Tensor, first: int = 0) -> Tensor:
-        """Codes `(count, *shape)` with the ring; image i takes the variant `first + i`."""
+        """Codes `(count, *shape)` with the ring; image i takes the variant `first + i`.
+
+        Raises:
+            PushforwardError: the codes have no height and width.
+        """
         keyed = torch.stack([self._numbers(z.shape[1:], (first + i) % self.variants) for i in range(len(z))])
         return z + self._ring(keyed.to(z) - z)
 
@@ -185,6 +188,11 @@ class Ring(_Keyed):
 
     def _ring(self, z: Tensor) -> Tensor:
         """The part of codes at these frequencies."""
+        if z.ndim < 4:
+            raise PushforwardError(
+                f"A ring is of frequencies along height and width, but codes have shape {tuple(z.shape[1:])}; give a "
+                "message."
+            )
         height, width = z.shape[-2:]
         rows = torch.fft.fftfreq(height, dtype=torch.float32, device="cpu")[:, None]
         columns = torch.fft.rfftfreq(width, dtype=torch.float32, device="cpu")

@@ -160,14 +160,14 @@ def read_watermark(
     if ring and (message is not None or length is not None):
         raise PushforwardError("A ring carries no message; leave message and length out.")
     images, told = as_batch(images, model), None if message is None else _bytes(message)
-    side = min(images.shape[2:])
+    side = min(images.shape[2:]) if images.ndim == 4 else 1  # of sound and video, neither is sought
     for change, most in (("crop takes", crops), ("shift goes by", shifts)):
         if not 0 <= most < side:
             raise PushforwardError(f"A {change} at most {side - 1} pixels of a side of {side}; got {most}.")
     most = longest(model.state_shape(1)[1:])
     if told is not None:
         length = len(told)
-    lengths = range(1, min(_LENGTHS, most) + 1) if length is None else [length]
+    lengths = range(1, max(1, min(_LENGTHS, most)) + 1) if length is None else [length]
     pattern = Ring(_bytes(key)) if ring else [Bits(_bytes(key), bytes_) for bytes_ in lengths]
     there = diffusion_of(model, read_solver("ddim", steps=steps), labels=labels, guidance=guidance)
     there.told(len(images))
@@ -204,14 +204,20 @@ def guesses(
         signal = there.model.process.signal(there.plan.times[-1:])[0]
         for view, seen in _views(images, crops, shifts):
             code = passing(there, signal(last_states(there, view)), "uni-inv", callback)[0].start
-            codes.append(code * interpolate(seen, code.shape[2:]).to(code))
+            codes.append(code if seen is None else code * interpolate(seen, code.shape[2:]).to(code))
     if images.shape[1] == codes[0].shape[1] == 3:
         codes += [code.mean(1, keepdim=True).expand_as(code) for code in codes]
     return torch.stack(codes)
 
 
-def _views(images: Tensor, crops: int, shifts: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images as they may have been before a crop and a shift, and where they are known, `(1, 1, height, width)`."""
+def _views(images: Tensor, crops: int, shifts: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Images as they may have been before a crop and a shift, and where they are known, `(1, 1, height, width)`.
+
+    As they are, they are known everywhere, which is `None`.
+    """
+    if not crops and not shifts:
+        yield images, None
+        return
     height, width = images.shape[2:]
     for lost in range(crops + 1):
         size = (height - lost, width - round(lost * width / height))
