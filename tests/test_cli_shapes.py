@@ -10,7 +10,7 @@ from PIL import Image
 from pushforward.data.reading import FITS, read_image
 from pushforward.linear import VP
 from pushforward.maps.storage import load_codes
-from support.cli import invoke
+from support.cli import invoke, refused
 from support.models import SIZE, saved
 
 SAID = {
@@ -93,11 +93,14 @@ def test_an_unknown_fit_is_a_wrong_usage(files, tmp_path):
 @pytest.fixture(scope="module")
 def unet(tmp_path_factory):
     """A folder of `diffusers` whose network, being convolutional, takes images of any size; 8 x 8 by itself."""
+    return _unet(tmp_path_factory.mktemp("unet"), 1)
+
+
+def _unet(folder, channels):
     diffusers = pytest.importorskip("diffusers")
-    folder = tmp_path_factory.mktemp("unet")
     torch.manual_seed(0)
     net = diffusers.UNet2DModel(
-        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 8), norm_num_groups=4,
+        sample_size=8, in_channels=channels, out_channels=channels, block_out_channels=(8, 8), norm_num_groups=4,
         down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, layers_per_block=1,
     )  # fmt: skip
     net.save_pretrained(folder)
@@ -117,6 +120,14 @@ def test_a_size_of_ones_own_is_drawn_encoded_and_decoded(unet, tmp_path):
         assert invoke("decode", codes, "--out", tmp_path / "again.png", "--each", tmp_path / "again").exit_code == 0
         difference = read_image(tmp_path / "again" / "00000.png").int() - read_image(each / "00000.png").int()
         assert difference.abs().max() <= 1
+
+
+@pytest.mark.parametrize("command", [["sample"], ["watermark", "embed", "--key", "key"]], ids=lambda words: words[0])
+def test_what_is_no_picture_is_refused_before_it_is_made(command, tmp_path):
+    out = tmp_path / ("out.png" if command == ["sample"] else "out")
+    result = invoke(*command, _unet(tmp_path / "rgba", 4), "--count", 1, "--out", out, "-q")
+    refused(result, "makes arrays of shape (4, 8, 8), and pictures have 1 or 3 channels, height and width")
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

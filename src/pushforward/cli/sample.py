@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pushforward.cli._shared.checks import check_outputs
 from pushforward.cli._shared.codes import titled
-from pushforward.cli._shared.models import choose_labels, open_model
+from pushforward.cli._shared.models import check_pictures, choose_labels, open_model
 from pushforward.cli._shared.options import (
     BatchOption,
     ConditionOptions,
@@ -128,6 +128,7 @@ def sample(
     if parallel is not None and spec.parallel not in (None, parallel):
         raise PushforwardError(f"The solver says parallel={spec.parallel}, and --parallel {parallel}: give it once.")
     network = open_model(model, place, condition.negative, **pipeline.asked)
+    check_pictures(network)
     with waiting("making the plan", quiet=reports.quiet):
         diffusion = spec.diffusion(network)
     plan = diffusion.plan if isinstance(diffusion, Diffusion) else None

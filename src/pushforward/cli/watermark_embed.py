@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from pushforward.cli._shared.checks import check_outputs
-from pushforward.cli._shared.models import choose_labels, open_model
+from pushforward.cli._shared.models import check_pictures, choose_labels, open_model
 from pushforward.cli._shared.options import (
     BatchOption,
     ConditionOptions,
@@ -74,6 +74,7 @@ def watermark_embed(
     secret, told = key_of(key), message_of(message)
     condition.check(count)
     network = open_model(model, place, condition.negative, **pipeline.asked)
+    check_pictures(network)
     spec = sampler.plan_spec()
     labels = choose_labels(network, count, condition.label, condition.prompt)
     labels = in_turn(network, count) if labels is None else labels

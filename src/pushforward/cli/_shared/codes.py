@@ -11,7 +11,7 @@ import typer
 from PIL import Image
 from torch import Tensor
 
-from pushforward.cli._shared.models import open_model, pick_device
+from pushforward.cli._shared.models import check_pictures, open_model, pick_device
 from pushforward.cli._shared.options import SHOWN, PlaceOptions
 from pushforward.cli._shared.report import progress
 from pushforward.data.inputs import Images
@@ -54,6 +54,7 @@ def open_codes(path: Path, source: str | None, device: str) -> tuple[Code, dict[
             f"The codes are of model {info['model']!r}, which cannot be loaded; name it with --model. ({error})"
         ) from None
     check_codes(code, info, model)
+    check_pictures(model)
     known, info["notes"] = info.get("digest"), []  # earlier versions wrote no digest
     if known is not None and known != (digest := model_digest(model)):
         note = (

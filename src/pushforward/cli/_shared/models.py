@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pushforward.model import Model
     from pushforward.plan import Plan
 
-__all__ = ["choose_labels", "image_size", "make_plan", "open_model", "pick_device"]
+__all__ = ["check_pictures", "choose_labels", "image_size", "make_plan", "open_model", "pick_device"]
 
 
 def make_plan(model: Model, sampler: SamplerSpec, *, quiet: bool = False) -> Plan:
@@ -39,6 +39,16 @@ def image_size(model: Model) -> tuple[int, int, int]:
             f"Model {model.name!r} makes no images of known size ({shape or model.shape}): it cannot take images."
         )
     return shape[0], shape[1], shape[2]
+
+
+def check_pictures(model: Model) -> None:
+    """Raise if a model makes what is no picture, as video, sound or images of other channels, before it does."""
+    shape = model.image_shape
+    if shape is not None and (len(shape) != 3 or shape[0] not in (1, 3)):
+        raise PushforwardError(
+            f"Model {model.name!r} makes arrays of shape {shape}, and pictures have 1 or 3 channels, height and width; "
+            "call it from Python, where sample() gives the arrays."
+        )
 
 
 def pick_device(name: str) -> str:
