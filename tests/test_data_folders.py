@@ -296,6 +296,13 @@ def test_labels_of_any_usual_shape(tmp_path, labels, numbers, classes):
     assert (data.labels.tolist(), data.classes) == (numbers, classes)
 
 
+@pytest.mark.parametrize("names", [10, ["a", "b", "c"], [["a"], ["b"], ["c"]]], ids=["count", "names", "column"])
+def test_names_of_classes_of_any_shape(tmp_path, names):
+    """Their count, as some files have it, names none of them."""
+    data = load_images(arrays(tmp_path / "d.npz", x=X, y=np.arange(len(X)) % 3, classes=names))
+    assert data.classes == (("0", "1", "2") if names == 10 else ("a", "b", "c"))
+
+
 def test_the_arrays_of_medmnist_by_split_and_what_is_left(tmp_path):
     path = arrays(
         tmp_path / "d.npz", train_images=X, train_labels=np.array([[0], [1], [1]]), val_images=X[:1],

@@ -253,7 +253,7 @@ def _from_npz(path: Path, shape: _Shape, split: str) -> ImageData:
     numbers, classes = None, tuple[str, ...]()
     if labels is not None:
         numbers, classes = _checked_labels(arrays[labels], len(tensor), path)
-        if arrays[labels].dtype.kind not in "SU" and len(given := arrays.get("classes", ())) >= len(classes):
+        if arrays[labels].dtype.kind not in "SU" and len(given := np.ravel(arrays.get("classes", ()))) >= len(classes):
             classes = tuple(_decoded(name) for name in given)
     of_splits = {name for kinds in _ARRAYS.values() for kind in kinds for name in kind}
     left = [name for name in names if name not in arrays and name not in of_splits]
