@@ -179,6 +179,10 @@ pf.guide(there, pf.energies.chi(), pf.ess(), chains=2.5)
 pf.guide(noisy, pf.energies.chi(), pf.fk(), chains='2')
 pf.energies.near(images[0].numpy())
 pf.energies.masked(images[0], images[0, 0].numpy() > 0)
+pf.Model('own', pf.VP(), torch.nn.Identity(), shape=(1, 8, 8))
+pf.Model('own', pf.VP, model.denoiser, shape=(1, 8, 8))
+pf.Model('own', pf.VP(), model.denoiser, shape=8)
+pf.Model('own', pf.VP(), model.denoiser, shape=(1, 8.5, 8))
 """
 
 SCRIPT = f"""
@@ -200,9 +204,28 @@ for text in {WRONG.split(chr(10))[1:-1]}:
 """
 
 
+LISTED = """
+import numpy, torch, pushforward as pf
+from support.models import tiny
+
+of = tiny(pf.VP())
+for shape in ([1, 8, 8], numpy.array([1, 8, 8]), torch.zeros(1, 8, 8).shape):
+    model = pf.Model("own", of.process, of.denoiser, shape=shape)
+    model.invert(torch.zeros(2, 1, 8, 8), steps=2)
+"""
+
+
+def test_a_shape_may_be_any_sequence() -> None:
+    _run(LISTED)
+
+
 def test_what_is_slightly_wrong_is_told_in_a_sentence() -> None:
-    """In a process of its own, where annotations are not checked as they are in tests."""
+    said = _run(SCRIPT)
+    assert not said.strip(), said
+
+
+def _run(script: str) -> str:
+    """What it prints in a process of its own, where annotations are not checked as they are in tests."""
     tests = {**os.environ, "PYTHONPATH": os.pathsep.join(["tests", os.environ.get("PYTHONPATH", "")])}
-    said = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True, env=tests,
-                          cwd=Path(__file__).parent.parent)  # fmt: skip
-    assert not said.stdout.strip(), said.stdout
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=tests,
+                          cwd=Path(__file__).parent.parent).stdout  # fmt: skip

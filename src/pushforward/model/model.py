@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import index
 from typing import Any, Self
 
 import torch
@@ -67,8 +68,12 @@ class Model:
     solvers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        _check_parts(self.process, self.denoiser)
         if self.image_shape is None and self.decoder is None:
             object.__setattr__(self, "image_shape", self.shape)
+        for name in ("shape", "image_shape"):
+            if (shape := getattr(self, name)) is not None:
+                object.__setattr__(self, name, sizes("The shape of what a model makes", shape))
 
     def __repr__(self) -> str:
         """Show name, process, sizes, and the number of images that it was given conditions for, but no weights."""
@@ -309,6 +314,33 @@ class Model:
                 f"Model {self.name!r} diffuses latents, but has no encoder to turn images into them. {why}".strip()
             )
         return self.encoder(images)
+
+
+def _check_parts(process: object, denoiser: object) -> None:
+    if not isinstance(process, Process) or not isinstance(denoiser, Denoiser):
+        raise PushforwardError(
+            "A model is of a process, as pushforward.VP(), and a denoiser, as pushforward.Network(module); got "
+            f"{process!r} and a {type(denoiser).__name__}."
+        )
+
+
+def sizes(what: str, shape: Any) -> tuple[int, ...]:
+    """A shape of any library as whole numbers.
+
+    Args:
+        what: it is, for the message.
+        shape: the shape.
+
+    Raises:
+        PushforwardError: it is none, or has a side without length.
+    """
+    try:
+        found = tuple(map(index, shape))
+    except TypeError:
+        found = ()
+    if not found or min(found) < 1:
+        raise PushforwardError(f"{what} is a sequence of positive whole numbers; got {shape!r}.")
+    return found
 
 
 def _inside(denoiser: Denoiser, change: Callable[[Network], Network]) -> Denoiser:
