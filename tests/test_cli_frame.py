@@ -358,6 +358,15 @@ def test_what_is_closed_is_not_written_to(closed: str, words: str, code: int) ->
     assert (done.returncode, done.stderr) == (code, "")
 
 
+def test_a_folder_that_has_been_removed_is_said(tmp_path: Path) -> None:
+    run = f"exec {shlex.quote(sys.executable)} -c 'from pushforward.cli import main; main()' models"
+    words = f"cd {shlex.quote(str(tmp_path))} && mkdir gone && cd gone && rmdir ../gone && {run}"
+    done = subprocess.run(["sh", "-c", words], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "The current folder is not there (No such file or directory); change to another." in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_names_that_are_no_text_are_reported(tmp_path: Path) -> None:
     reports.write_json({"out": os.fsdecode(b"\xff.png")}, str(tmp_path / "report.json"))
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8")) == {"out": "\udcff.png"}

@@ -197,6 +197,14 @@ def _warn(message: Warning | str, *_: Any) -> None:
     typer.echo(f"pushforward: {str(message).strip().partition(chr(10))[0]}", err=True)
 
 
+def _check_folder() -> None:
+    """Raise if this folder has been removed: a library that PyTorch loads would end the process."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise PushforwardError(f"The current folder is not there ({error.strerror}); change to another.") from None
+
+
 def _flush() -> None:
     """See that all that was printed has arrived, for Python tells of it after its end, and with a traceback."""
     try:
@@ -236,6 +244,7 @@ def main() -> None:
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
+        _check_folder()
         with warnings.catch_warnings():
             warnings.showwarning = tell  # type: ignore[assignment]
             app()
