@@ -58,6 +58,7 @@ def test_rounds_and_evaluations_are_what_is_said(learned):
     _, found, calls = learned
     plan = found.plan
     assert plan.rounds == 3
+    assert len(repr(found).splitlines()) == 1
     assert plan.nfe == spent(len(plan.times) - 1, 3) <= 30
     assert calls == found.nfe == evaluations(3, 96, 30)
     assert bool((plan.times.diff() < 0).all())

@@ -146,6 +146,7 @@ def test_images_carry_messages_on_every_process(process):
     model = mixture(process)
     marked = model.watermark(4, key="key", message=b"m", solver="dpm++", steps=20, seed=3)
     assert torch.equal(marked.pushforward.decode(marked.code), marked.images)
+    assert len(repr(marked).splitlines()) == 1
     for noise in (0.0, 0.05):
         images = marked.images + noise * normal(*marked.images.shape).float()
         found = model.read_watermark(images, key="key", message=b"m")

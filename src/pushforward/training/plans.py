@@ -60,7 +60,7 @@ class Learned:
     """
 
     plan: Plan
-    errors: dict[str, Tensor]
+    errors: dict[str, Tensor] = field(repr=False)
     images: int
     nfe: int
 

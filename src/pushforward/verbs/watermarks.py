@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -43,7 +43,7 @@ class Marked:
         pushforward: the map that makes the images of them.
     """
 
-    images: Tensor
+    images: Tensor = field(repr=False)
     code: Code
     pushforward: Diffusion
 
