@@ -187,8 +187,8 @@ def invert(
         worst = max(missed, key=lambda image: image["error"])
         raise PushforwardError(
             f"{len(missed)} of {len(again)} codes miss the tolerance of {tolerance:g}, that of {worst['name']} with an "
-            f"error of {worst['error']:.1e}; all were written to {out}. Take more --steps, less --guidance or "
-            "--dtype float64."
+            f"error of {worst['error']:.1e}; all were written to {out}. Take more --steps or less --guidance"
+            f"{'' if place.dtype == 'float32' else ', or --dtype float32'}."
         )
 
 
