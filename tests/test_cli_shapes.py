@@ -122,10 +122,14 @@ def test_a_size_of_ones_own_is_drawn_encoded_and_decoded(unet, tmp_path):
         assert difference.abs().max() <= 1
 
 
-@pytest.mark.parametrize("command", [["sample"], ["watermark", "embed", "--key", "key"]], ids=lambda words: words[0])
+@pytest.mark.parametrize(
+    "command",
+    [["sample"], ["watermark", "embed", "--key", "key"], ["guide", "--energy", "chi"]],
+    ids=lambda words: words[0],
+)
 def test_what_is_no_picture_is_refused_before_it_is_made(command, tmp_path):
     out = tmp_path / ("out.png" if command == ["sample"] else "out")
-    result = invoke(*command, _unet(tmp_path / "rgba", 4), "--count", 1, "--out", out, "-q")
+    result = invoke(*command, _unet(tmp_path / "rgba", 4), "--out", out, "-q")
     refused(result, "makes arrays of shape (4, 8, 8), and pictures have 1 or 3 channels, height and width")
     assert not out.exists()
 

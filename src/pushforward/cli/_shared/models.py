@@ -33,12 +33,11 @@ def image_size(model: Model) -> tuple[int, int, int]:
     Raises:
         PushforwardError: it makes no images of 1 or 3 channels, or does not say their size.
     """
-    shape = model.image_shape
-    if shape is None or len(shape) != 3 or shape[0] not in (1, 3):
-        raise PushforwardError(
-            f"Model {model.name!r} makes no images of known size ({shape or model.shape}): it cannot take images."
-        )
-    return shape[0], shape[1], shape[2]
+    check_pictures(model)
+    if model.image_shape is None:
+        raise PushforwardError(f"Model {model.name!r} makes images of unknown size, so it cannot take images.")
+    channels, height, width = model.image_shape
+    return channels, height, width
 
 
 def check_pictures(model: Model) -> None:
