@@ -183,6 +183,16 @@ pf.Model('own', pf.VP(), torch.nn.Identity(), shape=(1, 8, 8))
 pf.Model('own', pf.VP, model.denoiser, shape=(1, 8, 8))
 pf.Model('own', pf.VP(), model.denoiser, shape=8)
 pf.Model('own', pf.VP(), model.denoiser, shape=(1, 8.5, 8))
+model.watermark(1, key=5)
+model.read_watermark(images, key='k', length=0)
+model.read_watermark(images, key='k', length=1.5)
+model.read_watermark(images, key='k', crops=1.5)
+pf.guide(there, pf.energies.chi(), pf.mala(), 10)
+pf.grid.power(model.process, 3, exponent=0)
+pf.grid.karras(model.process, 3, rho=0)
+pf.grid.angle(model.process, 3, scale=0)
+pf.gan(lambda z: z[..., None, None], 0)
+pf.gan(lambda z: z[..., None, None], 2.5)
 """
 
 SCRIPT = f"""

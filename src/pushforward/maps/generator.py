@@ -28,6 +28,7 @@ from pushforward.model import gan as networks
 from pushforward.model.diffusers.folders import FAULTS
 from pushforward.model.diffusers.package import reason
 from pushforward.model.labels import class_numbers
+from pushforward.model.model import sizes
 
 __all__ = ["PRIORS", "Generator", "Prior", "consistency", "gan", "stylegan"]
 
@@ -303,7 +304,7 @@ def gan(
     owner = getattr(function, "__self__", function)
     if isinstance(owner, nn.Module):
         owner.eval()
-    shape = (latent_shape,) if isinstance(latent_shape, int) else tuple(latent_shape)
+    shape = sizes("The shape of latents", (latent_shape,) if isinstance(latent_shape, int) else latent_shape)
     called = name or str(getattr(function, "__name__", type(function).__name__))
     known = None if image_shape is None else tuple(image_shape)
     return Generator(called, function, shape, prior, tuple(classes), 0, range, known, device, dtype)

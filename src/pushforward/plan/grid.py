@@ -33,6 +33,7 @@ def power(
     process: Process, steps: int, *, exponent: float = 2.0, start: float | None = None, end: float = 0.0
 ) -> Tensor:
     """Make equal steps in `t^(1 / exponent)`: `exponent = 2` is the quadratic grid of DDIM and gDDIM."""
+    _check_positive("exponent", exponent)
     first = _checked_start(process, start, end)
     low, high = end ** (1 / exponent), first ** (1 / exponent)
     grid: Tensor = (low + _unit(steps) * (high - low)).pow(exponent)
@@ -51,6 +52,7 @@ def karras(process: Process, steps: int, *, rho: float = 7.0, start: float | Non
     References:
         Elucidating the Design Space, Karras et al., arXiv 2206.00364, eq. 5.
     """
+    _check_positive("rho", rho)
 
     def variable(t: Tensor) -> Tensor:
         return torch.where(t > 0, torch.exp(-process.log_snr(t) / rho), -math.inf)
@@ -72,6 +74,8 @@ def angle(
     With exponent 1 that is the whitening angle of data of standard deviation `scale`: steps in log-SNR are shortest
     where noise and data are alike. Smaller exponents spread them wider, to equal steps in log-SNR in the limit.
     """
+    _check_positive("scale", scale)
+    _check_positive("exponent", exponent)
     reference = Gaussian(scale**2)
 
     def variable(t: Tensor) -> Tensor:
@@ -319,6 +323,11 @@ def check_grid(process: Process, grid: Tensor) -> Tensor:
 def _check_steps(steps: int) -> None:
     if not hasattr(steps, "__index__") or steps < 1:
         raise PushforwardError(f"A grid needs at least one step, and a whole number of them; got steps={steps!r}.")
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise PushforwardError(f"The {name} of a grid is a positive number; got {value}.")
 
 
 def _unit(steps: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate, pad
 from pushforward.errors import PushforwardError
 from pushforward.execute import Progress
 from pushforward.execute.host import undisturbed
-from pushforward.maps.code import Code, batches
+from pushforward.maps.code import Code, batches, whole_numbers
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.labels import UNSAID
 from pushforward.maps.passes import last_states, passing
@@ -160,6 +160,7 @@ def read_watermark(
     if ring and (message is not None or length is not None):
         raise PushforwardError("A ring carries no message; leave message and length out.")
     images, told = as_batch(images, model), None if message is None else _bytes(message)
+    crops, shifts = whole_numbers("Pixels of crops and shifts", crops, shifts)
     side = min(images.shape[2:]) if images.ndim == 4 else 1  # of sound and video, neither is sought
     for change, most in (("crop takes", crops), ("shift goes by", shifts)):
         if not 0 <= most < side:
@@ -167,7 +168,7 @@ def read_watermark(
     most = longest(model.state_shape(1)[1:])
     if told is not None:
         length = len(told)
-    lengths = range(1, max(1, min(_LENGTHS, most)) + 1) if length is None else [length]
+    lengths = range(1, max(1, min(_LENGTHS, most)) + 1) if length is None else whole_numbers("Lengths", length)
     pattern = Ring(_bytes(key)) if ring else [Bits(_bytes(key), bytes_) for bytes_ in lengths]
     there = diffusion_of(model, read_solver("ddim", steps=steps), labels=labels, guidance=guidance)
     there.told(len(images))
@@ -247,5 +248,7 @@ def _check_model(model: object) -> None:
         )
 
 
-def _bytes(text: bytes | str) -> bytes:
-    return text.encode() if isinstance(text, str) else text
+def _bytes(text: object) -> bytes:
+    if not isinstance(text, str | bytes | bytearray):
+        raise PushforwardError(f"Keys and messages are text or bytes; got a {type(text).__name__}.")
+    return text.encode() if isinstance(text, str) else bytes(text)

@@ -82,8 +82,7 @@ def guide(
         PushforwardError: an energy that gives not one finite number per image with a gradient; chains that diverge;
             arguments that do not fit together.
     """
-    if not isinstance(dynamics, Dynamics | Particles):
-        raise PushforwardError(f"Say how chains move, as by mala(), or particles go, as by fk(); got {dynamics!r}.")
+    _check_ways(dynamics, schedule)
     if isinstance(model, Model):
         usual, few = ("dpm++:noise=1", 20) if isinstance(dynamics, Particles) else ("dpm++", 10)
         sampler = read(solver or usual, steps=steps, parallel=parallel, usual={"steps": few})
@@ -102,6 +101,13 @@ def guide(
         made, energy, dynamics, schedule,
         chains=chains, seed=seed, first=first, begin=begin, resume=resume, batch=batch, callback=callback,
     )  # fmt: skip
+
+
+def _check_ways(dynamics: object, schedule: object) -> None:
+    if not isinstance(dynamics, Dynamics | Particles):
+        raise PushforwardError(f"Say how chains move, as by mala(), or particles go, as by fk(); got {dynamics!r}.")
+    if not isinstance(schedule, Schedule):
+        raise PushforwardError(f"Say how often chains move, as by Schedule(steps=100); got {schedule!r}.")
 
 
 def steer(model: _Steered, energy: Energy | Function, by: str | Steering = "dps") -> _Steered:
