@@ -12,7 +12,8 @@ from pushforward.denoiser import Function
 from pushforward.errors import PushforwardError
 from pushforward.execute import Parallel, run
 from pushforward.guidance.energies.energy import of
-from pushforward.guidance.steering import STEERINGS, Steering, classified, inpainted, steered
+from pushforward.guidance.inpaint import inpainted
+from pushforward.guidance.steering import STEERINGS, Steering, classified, steered
 from pushforward.linear import VP, Flow, Gaussian, Process
 from pushforward.maps.code import Code
 from pushforward.maps.diffusion import Diffusion

@@ -36,7 +36,7 @@ from pushforward.data.memory import check_images
 from pushforward.data.pictures import compared, read_mask, save_image, sheet
 from pushforward.errors import PushforwardError
 from pushforward.guidance.inpaint import inpaint as paint
-from pushforward.guidance.steering import inpainted
+from pushforward.guidance.inpaint import inpainted
 from pushforward.maps.diffusion import Diffusion
 from pushforward.model.contents import model_digest
 

@@ -1,7 +1,7 @@
 """Images of which some pixels are known: the others are drawn by a diffusion model.
 
-At every step the known pixels take their places in the network's answer (`guidance.steering.inpainted`), and plans with
-`repeats` take each step several times, so that the others come to agree with them.
+At every step the known pixels take their places in the network's answer (`inpainted`), and plans with `repeats` take
+each step several times, so that the others come to agree with them.
 
 References:
     RePaint, Lugmayr et al., arXiv 2201.09865; DDNM, Wang et al., arXiv 2212.00490.
@@ -11,17 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from pushforward.data.memory import check_images
 from pushforward.errors import PushforwardError
-from pushforward.guidance.steering import inpainted
+from pushforward.guidance.altered import Altered, Change
+from pushforward.linear import Process
 from pushforward.maps.code import GaussianStream, derive_seed, numbered
 from pushforward.maps.diffusion import Diffusion
+from pushforward.model import Model
 
-__all__ = ["inpaint"]
+__all__ = ["inpaint", "inpainted"]
 
 
 @torch.no_grad()
@@ -70,3 +73,58 @@ def inpaint(
         found = held.decode(code, callback=callback).float().cpu()
         made.append(torch.where(where[own].cpu(), images[own].float().cpu(), found))
     return torch.cat(made).unflatten(0, (count, draws))
+
+
+def inpainted(model: Model, image: Tensor, mask: Tensor) -> Model:
+    """Make a model whose answers contain the known pixels of an image.
+
+    A plan that ends at time 0 with the answer itself (ddim, ddpm and all of first order) ends with these pixels. The
+    network fills in the others by what it sees around them, and it sees the known pixels only as noisy as the state is:
+    take each step several times to make them agree (see `plan.recurrence`).
+
+    Args:
+        model: a model of images, not of latents.
+        image: image in [-1, 1], `(channels, *field)`; or one per image of every batch, `(count, channels, *field)`.
+        mask: true where a pixel is known; broadcasts to `image`.
+
+    Raises:
+        PushforwardError: the model diffuses latents, or the shapes do not fit it.
+
+    References:
+        DDNM, Wang et al., arXiv 2212.00490, algorithm 1 (for a mask); RePaint, Lugmayr et al., arXiv 2201.09865, which
+        holds the pixels of the noisy state instead.
+    """
+    if model.decoder is not None:
+        raise PushforwardError(
+            f"Model {model.name!r} diffuses latents, which have no pixels to hold; steer it by an energy instead."
+        )
+    images = image.unsqueeze(0) if image.ndim == len(model.shape) else image
+    try:
+        known = mask.bool().expand_as(images)
+    except RuntimeError:
+        known = None
+    if known is None or tuple(images.shape[1:]) != model.shape:
+        raise PushforwardError(
+            f"Model {model.name!r} inpaints images of shape {model.shape} with a mask that broadcasts to them; got "
+            f"shapes {tuple(image.shape)} and {tuple(mask.shape)}."
+        )
+    return replace(model, denoiser=Altered(model.denoiser, partial(_inpainting, images, known)))
+
+
+def _inpainting(
+    images: Tensor, known: Tensor, process: Process, times: Tensor, like: Tensor, trained: bool  # noqa: ARG001
+) -> Change:  # fmt: skip
+    held, where = images.to(like), known.to(like.device)
+
+    def change(ask: Callable[[Tensor], Tensor], k: int | Tensor, u: Tensor, of: Tensor | None) -> Tensor:  # noqa: ARG001
+        denoised = ask(u)
+        image = process.image(denoised)
+        rows = slice(None) if of is None or len(held) == 1 else of
+        if len(held[rows]) not in (1, len(u)):
+            raise PushforwardError(
+                f"{len(held)} images with known pixels do not fit a batch of {len(u)}; give one for all, or one per "
+                "image of a batch, as `guidance.inpaint` does."
+            )
+        return torch.cat([torch.where(where[rows], held[rows], image), denoised[:, image.shape[1] :]], 1)
+
+    return change

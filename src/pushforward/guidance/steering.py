@@ -22,14 +22,11 @@ Psi and Sigma are the operators of any linear process: numbers, one number per f
 is almost no signal, `Psi^-1` would amplify the errors of the network's Jacobian; with a `floor` f on the
 signal-to-noise ratio it becomes `Psi^T (Psi Psi^T + f Sigma)^-1`, which is finite at every time.
 
-**Known pixels** replace those in D, see `inpainted`.
-
 References:
     Tweedie's formula, Efron, JASA 106 (2011); classifier guidance, Dhariwal & Nichol, arXiv 2105.05233, algorithm 2;
     DPS, Chung et al., arXiv 2209.14687, algorithm 1; LGD, Song et al., ICML 2023; MPGD, He et al.,
     arXiv 2311.16424, algorithm 1; FreeDoM, Yu et al., arXiv 2303.09833, algorithm 1; Universal Guidance (UGD), Bansal
-    et al., arXiv 2302.07121, algorithm 1; TFG, Ye et al., arXiv 2409.15761, algorithm 1; DDNM, Wang et al.,
-    arXiv 2212.00490, algorithm 1; RePaint, Lugmayr et al., arXiv 2201.09865.
+    et al., arXiv 2302.07121, algorithm 1; TFG, Ye et al., arXiv 2409.15761, algorithm 1.
 """
 
 from __future__ import annotations
@@ -52,7 +49,7 @@ from pushforward.linear import Operator, Process
 from pushforward.maps.code import Code, derive_seed
 from pushforward.model import Model
 
-__all__ = ["STEERINGS", "Steering", "classified", "inpainted", "steered"]
+__all__ = ["STEERINGS", "Steering", "classified", "steered"]
 
 _KEPT = 64  # number of times whose noise is kept
 
@@ -164,42 +161,6 @@ def classified(model: Model, energy: Callable[[Tensor, Tensor], Tensor], *, floo
     if not floor >= 0:
         raise PushforwardError(f"The floor of the signal-to-noise ratio must be at least 0; got {floor}.")
     return replace(model, denoiser=Altered(model.denoiser, partial(_classifying, energy, floor)))
-
-
-def inpainted(model: Model, image: Tensor, mask: Tensor) -> Model:
-    """Make a model whose answers contain the known pixels of an image.
-
-    A plan that ends at time 0 with the answer itself (ddim, ddpm and all of first order) ends with these pixels. The
-    network fills in the others by what it sees around them, and it sees the known pixels only as noisy as the state is:
-    take each step several times to make them agree (see `plan.recurrence`).
-
-    Args:
-        model: a model of images, not of latents.
-        image: image in [-1, 1], `(channels, *field)`; or one per image of every batch, `(count, channels, *field)`.
-        mask: true where a pixel is known; broadcasts to `image`.
-
-    Raises:
-        PushforwardError: the model diffuses latents, or the shapes do not fit it.
-
-    References:
-        DDNM, Wang et al., arXiv 2212.00490, algorithm 1 (for a mask); RePaint, Lugmayr et al., arXiv 2201.09865, which
-        holds the pixels of the noisy state instead.
-    """
-    if model.decoder is not None:
-        raise PushforwardError(
-            f"Model {model.name!r} diffuses latents, which have no pixels to hold; steer it by an energy instead."
-        )
-    images = image.unsqueeze(0) if image.ndim == len(model.shape) else image
-    try:
-        known = mask.bool().expand_as(images)
-    except RuntimeError:
-        known = None
-    if known is None or tuple(images.shape[1:]) != model.shape:
-        raise PushforwardError(
-            f"Model {model.name!r} inpaints images of shape {model.shape} with a mask that broadcasts to them; got "
-            f"shapes {tuple(image.shape)} and {tuple(mask.shape)}."
-        )
-    return replace(model, denoiser=Altered(model.denoiser, partial(_inpainting, images, known)))
 
 
 def _steering(
@@ -316,25 +277,6 @@ def _classifying(
                 )
             slope = torch.autograd.grad(value.sum(), state, create_graph=kept)[0]
         return ask(u) - process.lift(process.image(gain(k, slope)))
-
-    return change
-
-
-def _inpainting(
-    images: Tensor, known: Tensor, process: Process, times: Tensor, like: Tensor, trained: bool  # noqa: ARG001
-) -> Change:  # fmt: skip
-    held, where = images.to(like), known.to(like.device)
-
-    def change(ask: Callable[[Tensor], Tensor], k: int | Tensor, u: Tensor, of: Tensor | None) -> Tensor:  # noqa: ARG001
-        denoised = ask(u)
-        image = process.image(denoised)
-        rows = slice(None) if of is None or len(held) == 1 else of
-        if len(held[rows]) not in (1, len(u)):
-            raise PushforwardError(
-                f"{len(held)} images with known pixels do not fit a batch of {len(u)}; give one for all, or one per "
-                "image of a batch, as `guidance.inpaint` does."
-            )
-        return torch.cat([torch.where(where[rows], held[rows], image), denoised[:, image.shape[1] :]], 1)
 
     return change
 
