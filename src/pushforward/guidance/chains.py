@@ -42,13 +42,11 @@ from torch import Tensor
 
 from pushforward.errors import PushforwardError
 from pushforward.guidance.dynamics import Dynamics, Schedule
-from pushforward.guidance.energies.energy import total
+from pushforward.guidance.energies.energy import check_finite, total
 from pushforward.guidance.tempering import Ladder, spacings
 from pushforward.maps.code import GaussianStream, derive_seed
 
-__all__ = [
-    "Chains", "Draw", "Point", "Record", "Target", "walk",
-]  # fmt: skip
+__all__ = ["Chains", "Draw", "Point", "Record", "Target", "walk"]
 
 _PROJECTIONS = 8  # directions in which chains are compared, beside their energies
 _JITTER = 0.2  # part by which steps of several leaps vary, so that no trajectory comes back to where it began
@@ -77,14 +75,6 @@ class Point(NamedTuple):
         """The sum of all terms."""
         return total(self.energies)
 
-    def replaced(self, some: Tensor, other: Point) -> Point:
-        """The point with what another one knows of some of its codes, a mask `(chains,)`."""
-        return Point(
-            torch.where(some.view(-1, *[1] * (self.images.ndim - 1)), other.images, self.images),
-            {name: torch.where(some, other.energies[name], value) for name, value in self.energies.items()},
-            torch.where(some[:, None], other.slope, self.slope),
-        )
-
     def placed(self, rows: Tensor, other: Point) -> Point:
         """The point with what another one knows of the codes numbered `rows (n,)`."""
         return Point(
@@ -111,12 +101,7 @@ class Point(NamedTuple):
         Raises:
             PushforwardError: an energy is not, by its name, or the gradient.
         """
-        for name, value in self.energies.items():
-            if not bool(value.isfinite().all()):
-                bad = first + int((~value.isfinite()).nonzero()[0, 0])
-                raise PushforwardError(
-                    f"Energy {name!r} is {float(value[bad])} for chain {bad} {when}; it must be finite for any image."
-                )
+        check_finite(self.energies, f"chain {{}} {when}", first)
         if not bool(self.slope.isfinite().all()):
             names = ", ".join(self.energies)
             raise PushforwardError(f"The gradient of {names} is not finite {when}; look for roots or logarithms of 0.")
@@ -331,8 +316,8 @@ def _walked(
         return y, then, tuning, (~lost).to(probability), length
     if warming:
         tuning = _tuned(tuning, probability, warm, sampler)
-    taken = accept < probability
-    return torch.where(taken[:, None], y, x), now.replaced(taken, then), tuning, probability, length
+    taken = (accept < probability).nonzero()[:, 0]
+    return x.index_copy(0, taken, y[taken]), now.placed(taken, then.some(taken)), tuning, probability, length
 
 
 def _recorded(

@@ -44,7 +44,7 @@ from pushforward.execute.host import undisturbed
 from pushforward.execute.sequential import steps
 from pushforward.guidance.chains import walk
 from pushforward.guidance.dynamics import Dynamics, Schedule, mala
-from pushforward.guidance.energies.energy import Energy, Function, of, total
+from pushforward.guidance.energies.energy import Energy, Function, check_finite, of, total
 from pushforward.guidance.posterior import Evidence, Guided, target_of
 from pushforward.linear import Operator
 from pushforward.maps.code import Code, GaussianStream, derive_seed, whole_numbers
@@ -376,11 +376,7 @@ class _Population:
             found.append(self.energy.parts(there, code[some].to(states)))
             images.append(there.float().cpu())
         parts = {name: torch.cat([one[name].double().cpu() for one in found]) for name in found[0]}
-        for name, value in parts.items():
-            if not bool(value.isfinite().all()):
-                raise PushforwardError(
-                    f"Energy {name!r} is not finite for a particle's image; it must be finite for any image."
-                )
+        check_finite(parts, "particle {}", self.number)
         return torch.cat(images), parts
 
     def _weighed(self, energy: Tensor, inverse_temperature: float, *, resample: bool = True) -> Tensor | None:

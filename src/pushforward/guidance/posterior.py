@@ -253,19 +253,20 @@ def best(
         state = resume.state
     while now is None or (now.step < steps and not bool(state["stuck"].all())):
         x, alive = state["point"], (~state["stuck"]).nonzero()[:, 0]
-        point = target(x) if now is None else now.point.placed(alive, target(x[alive], alive))
+        point = target(x[alive], alive)
         if now is None:
             point.check("at the beginning", first)
+            variables, least = x, point
+        else:
+            point = now.point.placed(alive, point)
+            better = ((point.energy < now.point.energy) & point.slope.isfinite().all(1)).nonzero()[:, 0]
+            variables = now.variables.index_copy(0, better, x[better])
+            least = now.point.placed(better, point.some(better))
         one = point.energy.new_ones(len(x))
         record = Record.of(x, point.energies, one, learning_rate * one)
         state = method.advance(state, point.energy, point.slope, learning_rate, shape)
-        nfe = before + target.counted.nfe
-        if now is None:
-            now = Descents(state, x, point, (record,), nfe)
-        else:
-            better = (point.energy < now.point.energy) & point.slope.isfinite().all(1)
-            where = torch.where(better[:, None], x, now.variables)
-            now = Descents(state, where, now.point.replaced(better, point), (*now.history, record), nfe)
+        history = (record,) if now is None else (*now.history, record)
+        now = Descents(state, variables, least, history, before + target.counted.nfe)
         if callback is not None:
             callback(now)
     code = Code.cat([target.code.with_variables(now.variables)])

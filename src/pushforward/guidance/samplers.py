@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from inspect import signature
 from typing import Any, get_args
 
 from pushforward.errors import PushforwardError
 from pushforward.guidance.dynamics import SAMPLERS, Dynamics
 from pushforward.guidance.optimisers import OPTIMISERS
-from pushforward.guidance.particles import PARTICLES, Particles
+from pushforward.guidance.particles import PARTICLES, Particles, psi
 from pushforward.guidance.posterior import Prior
 from pushforward.guidance.steering import STEERINGS, Steering
 from pushforward.maps.spec import words
@@ -55,7 +56,7 @@ def parse_sampler(text: str) -> Dynamics | Particles | Steering | dict[str, Any]
 
 def _of_particles(settings: Mapping[str, object]) -> dict[str, Any]:
     """The settings of particles, with the chains of `psi:dynamics=mala:step-size=0.1` made of their words."""
-    names = ("particles", "populations", "share", "temper", "checks", "moves", "at", "dynamics")
+    names = signature(psi).parameters
     made: dict[str, Any] = {name: value for name, value in settings.items() if name in names}
     chains: dict[str, Any] = {name: value for name, value in settings.items() if name not in names}
     if chains or "dynamics" in made:

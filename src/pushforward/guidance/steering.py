@@ -44,7 +44,7 @@ from pushforward.data import schema
 from pushforward.data.memory import check_memory
 from pushforward.errors import PushforwardError
 from pushforward.guidance.altered import Altered, Change
-from pushforward.guidance.energies.energy import Energy, Function, of
+from pushforward.guidance.energies.energy import Energy, Function, check_finite, of, total
 from pushforward.linear import Operator, Process
 from pushforward.maps.code import Code, derive_seed
 from pushforward.model import Model
@@ -232,13 +232,8 @@ class _Pull:
         values = []
         for noise in self.noises:
             parts = self.energy.parts(self.images(x + noise(k, x)), code)
-            together = torch.stack(list(parts.values()))
-            if not bool(together.isfinite().all()):
-                bad = next(name for name, part in parts.items() if not bool(part.isfinite().all()))
-                raise PushforwardError(
-                    f"Energy {bad!r} is not finite in a steered step; make it finite for all images a network answers."
-                )
-            values.append(together.sum(0))
+            check_finite(parts, "image {} of a batch in a steered step")
+            values.append(total(parts))
         value = math.log(len(values)) - torch.logsumexp(-torch.stack(values), 0) if len(values) > 1 else values[0]
         (gradient,) = torch.autograd.grad(value.sum(), x, create_graph=create, allow_unused=True)
         if gradient is None:

@@ -24,7 +24,7 @@ from torch import Tensor
 from pushforward.errors import PushforwardError
 from pushforward.maps.code import Code
 
-__all__ = ["Energy", "Function", "Term", "of", "total"]
+__all__ = ["Energy", "Function", "Term", "check_finite", "of", "total"]
 
 Function = Callable[[Tensor, Code], Tensor]
 
@@ -129,6 +129,26 @@ def of(function: Function | Callable[[Tensor], Tensor] | Energy, name: str | Non
 def total(parts: Mapping[str, Tensor]) -> Tensor:
     """Return the sum of all terms, `(count,)`, from their values by name."""
     return torch.stack([*parts.values()]).sum(0)
+
+
+def check_finite(parts: Mapping[str, Tensor], where: str, first: int = 0) -> None:
+    """Raise unless all values are finite, by the energy's name; images are counted from `first`.
+
+    Args:
+        parts: values `(count,)` by name.
+        where: what the images are and when, with `{}` for the number.
+        first: number of the first one.
+
+    Raises:
+        PushforwardError: a value is not finite.
+    """
+    for name, value in parts.items():
+        bad = (~value.isfinite()).nonzero()
+        if len(bad):
+            place = where.format(first + int(bad[0]))
+            raise PushforwardError(
+                f"Energy {name!r} is {float(value[bad[0]])} for {place}; it must be finite for any image."
+            )
 
 
 def _takes_code(function: Callable[..., Tensor]) -> bool:
