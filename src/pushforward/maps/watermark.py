@@ -98,7 +98,7 @@ class Bits(_Keyed):
         Raises:
             PushforwardError: the message has another length, or is too long for the code.
         """
-        self._check(z.shape[1:])
+        self.check(z.shape[1:])
         if len(message) != self.length:
             raise PushforwardError(f"The pattern holds {self.length} bytes; got {len(message)}.")
         size = z[0].numel()
@@ -107,39 +107,42 @@ class Bits(_Keyed):
         signs = torch.stack([self._signs(size, (first + i) % self.variants) for i in range(len(z))])
         return z.abs() * (signs * chips).reshape(z.shape).to(z)
 
-    def evidence(self, z: Tensor, variant: int, message: bytes | None = None) -> tuple[Tensor, Tensor]:
-        """Logarithms of the likelihood ratios of a variant in codes `(count, *shape)`, `(shares, count)` both.
+    def evidence(self, odds: Tensor, variant: int, message: bytes | None = None) -> tuple[Tensor, Tensor]:
+        """Logarithms of likelihoods of a variant in codes, `(shares, count)` both.
 
         The first is for any message, the second for the one given.
-        """
-        scores, even = self._scores(z, variant, _SHARES)
-        said = scores.logsumexp(-1).sum(-1) - self.length * math.log(2 * _WORD) - even
-        told = said if message is None else scores[..., range(self.length), list(message)].sum(-1) - even
-        return said, told
 
-    def bits(self, z: Tensor, variant: int, share: float) -> Tensor:
-        """The bits that are most likely in codes `(count, *shape)`, `(count, 8 * length)`."""
-        scores = self._scores(z, variant, (share,))[0][0][..., None, :]
+        Args:
+            odds: half the log odds that an entry has the sign +, `(shares, count, size)`.
+            variant: its number.
+            message: the message, if it is known.
+        """
+        scores = self._scores(odds, variant)
+        said = scores.logsumexp(-1).sum(-1) - self.length * math.log(2 * _WORD)
+        return said, said if message is None else scores[..., range(self.length), list(message)].sum(-1)
+
+    def bits(self, odds: Tensor, variant: int) -> Tensor:
+        """The bits that are most likely in a code, `(8 * length,)`, by its odds `(size,)`; see `evidence`."""
+        scores = self._scores(odds, variant)[:, None, :]
         ones = (torch.arange(2 * _WORD, device="cpu") >> torch.arange(7, -1, -1, device="cpu")[:, None]) & 1 == 1
         inside, outside = (scores.masked_fill(~some, -torch.inf).logsumexp(-1) for some in (ones, ~ones))
-        return (inside > outside).flatten(1)
+        return (inside > outside).flatten()
 
-    def _scores(self, z: Tensor, variant: int, shares: Sequence[float]) -> tuple[Tensor, Tensor]:
-        """Log-likelihoods of all words `(shares, count, length, 256)`, and what is to be taken from their sum."""
-        self._check(z.shape[1:])
-        size = z[0].numel()
+    def _scores(self, odds: Tensor, variant: int) -> Tensor:
+        """Log-likelihoods of all words, `(..., length, 256)`."""
+        size = odds.shape[-1]
         place, column = self._places(size)
-        a = z.flatten(1).cpu().float()
-        a = a / a.square().mean(1, keepdim=True).sqrt().clamp_min(torch.finfo(a.dtype).tiny)
-        towards = torch.stack([share / math.sqrt(1 - share**2) * a for share in shares])
-        odds = (torch.special.log_ndtr(towards) - torch.special.log_ndtr(-towards)) / 2  # of a sign +
-        even = (torch.logaddexp(odds, -odds) - math.log(2)).sum(-1)
-        sums = odds.new_zeros(*odds.shape[:2], self.length * _WORD)
-        sums.index_add_(2, place * _WORD + column, odds * self._signs(size, variant))
-        scores = sums.unflatten(2, (self.length, _WORD)) @ _words()[:_WORD].T
-        return torch.cat([scores, -scores], -1), even
+        sums = odds.new_zeros(*odds.shape[:-1], self.length * _WORD)
+        sums.index_add_(-1, place * _WORD + column, odds * self._signs(size, variant))
+        scores = sums.unflatten(-1, (self.length, _WORD)) @ _words()[:_WORD].T
+        return torch.cat([scores, -scores], -1)
 
-    def _check(self, shape: Sequence[int]) -> None:
+    def check(self, shape: Sequence[int]) -> None:
+        """Raise unless codes of a shape hold so long a message.
+
+        Raises:
+            PushforwardError: they do not.
+        """
         most = longest(shape)
         if not 1 <= self.length <= most:
             held = f"hold a message of 1 to {most} bytes; got {self.length}" if most else "are too few for a message"
@@ -248,13 +251,17 @@ def read(pattern: Bits | Ring | Sequence[Bits], views: Tensor, message: bytes | 
         tail = torch.special.log_ndtr(-most) + math.log(found[..., 0].numel())
         return Found([b""] * count, tail.exp().clamp(max=1), -tail, None, which % len(views))
     tried = [(one, v) for one in ([pattern] if isinstance(pattern, Bits) else pattern) for v in range(one.variants)]
+    for one, _ in tried:
+        one.check(views.shape[2:])
+    odds = _odds(every)
+    even = (torch.logaddexp(odds, -odds) - math.log(2)).sum(-1)  # of codes without a mark
     ratios = torch.stack(
-        [torch.stack(one.evidence(every, v, message)) for one, v in tried]
+        [torch.stack(one.evidence(odds, v, message)) - even for one, v in tried]
     )  # (tried, 2, shares, views)
     said, told = ratios.unflatten(3, (-1, count)).movedim(1, 0).double()
     p_value = (evidence := told.flatten(0, 2).logsumexp(0) - math.log(told[..., 0].numel())).neg().exp().clamp(max=1)
     best = [np.unravel_index(int(place), said.shape[:3]) for place in said.flatten(0, 2).argmax(0)]
-    bits = [tried[i][0].bits(views[view, k : k + 1], tried[i][1], _SHARES[share])[0].numpy()
+    bits = [tried[i][0].bits(odds[share, view * count + k], tried[i][1]).numpy()
             for k, (i, share, view) in enumerate(best)]  # fmt: skip
     correct = None
     if message is not None:
@@ -264,6 +271,14 @@ def read(pattern: Bits | Ring | Sequence[Bits], views: Tensor, message: bytes | 
         p_value, correct = (2 * torch.minimum(p_value, exact)).clamp(max=1), torch.from_numpy(right / len(wanted))
     view = torch.tensor([int(view) for *_, view in best], device="cpu")
     return Found([np.packbits(one).tobytes() for one in bits], p_value, evidence, correct, view)
+
+
+def _odds(z: Tensor) -> Tensor:
+    """Half the log odds that the entries of codes `(count, *shape)` have the sign +, `(shares, count, size)`."""
+    a = z.flatten(1).cpu().float()
+    a = a / a.square().mean(1, keepdim=True).sqrt().clamp_min(torch.finfo(a.dtype).tiny)
+    towards = torch.stack([share / math.sqrt(1 - share**2) * a for share in _SHARES])
+    return (torch.special.log_ndtr(towards) - torch.special.log_ndtr(-towards)) / 2
 
 
 @cache
