@@ -73,12 +73,52 @@ def test_directions_are_evened_but_for_rounding():
     field = bands((1, 16, 16))
     x = torch.arange(16, dtype=torch.float64) * 2 * math.pi / 16
     waves = [(k * x).cos()[None, :].expand(16, 16).flatten() for k in (1, 5, 8)]
-    found = norms(evened((waves[0] + 0.01 * waves[1] + 1e-6 * waves[2])[None], field), field)[0, 0]
     one, other, faint = (int(field[0, k]) for k in (1, 5, 8))
     assert len({one, other, faint}) == 3
-    assert torch.allclose(found[[one, other]], torch.ones(2, dtype=torch.float64))
-    assert float(found[faint]) < 1e-2
-    assert not evened(torch.zeros(2, 256), field).any()
+    powers = torch.tensor([1.0, 0.0, -1.0], dtype=torch.float64)
+    there = evened((waves[0] + 0.01 * waves[1] + 1e-6 * waves[2]).expand(3, -1), field, powers)
+    assert torch.allclose(there.square().mean(1), torch.ones_like(powers))
+    found = norms(there, field)[:, 0]
+    strengths = norms(torch.stack(waves[:2]), field)[[0, 1], 0, [one, other]]
+    ratio = 0.01 * strengths[1] / strengths[0]
+    assert torch.allclose(found[:, other] / found[:, one], ratio ** (1 - powers))
+    assert float(found[0, faint]) < 1e-2 * float(found[0, one])
+    assert not evened(torch.zeros(1, 256), field, torch.ones(1)).any()
+
+
+@pytest.mark.parametrize("power", [-1.0, -0.5, 0.0, 0.5])
+def test_no_direction_of_its_length_falls_more(power: float):
+    """The length is the sum of `r^q` over all numbers; 100 directions near and far have less of the gradient."""
+    field = bands((2, 12, 12))
+    sizes, q = field.flatten().bincount(), (2 - power) / (1 - power)
+    coarse = noise(2, 3, 3, seed=1).repeat_interleave(4, 1).repeat_interleave(4, 2)
+    gradient = coarse.flatten()[None] + 0.01 * noise(1, 288)
+
+    def steepness(direction: torch.Tensor) -> torch.Tensor:
+        length = (sizes * norms(direction, field).pow(q)).sum((1, 2)).pow(1 / q)
+        return (direction * gradient).sum(1) / length
+
+    found = evened(gradient, field, torch.tensor([power], dtype=torch.float64))
+    others = found + torch.logspace(-3, 1, 100, dtype=torch.float64)[:, None] * noise(100, 288, seed=2)
+    assert (steepness(others) < steepness(found)).all()
+    assert float(steepness(gradient)) < float(steepness(found)) or power == 0
+
+
+def test_the_first_step_turns_what_the_gradient_says_most_of():
+    """Of two bands, one has a gradient ten times as steep: it turns farther still at first, and as far in the end."""
+    field = bands((1, 16, 16))
+    x = torch.arange(16, dtype=torch.float64) * 2 * math.pi / 16
+    gradient = ((x.cos() + 0.1 * (5 * x).cos())[None, :].expand(16, 16)).flatten()[None]
+    z = white(noise(1, 256), field)
+    one, other = (int(field[0, k]) for k in (1, 5))
+    state, turns = WHITE.begin(z), []
+    for _ in range(25):
+        before = state["point"]
+        state = WHITE.advance(state, (before @ gradient[0]), gradient, 1e-3, (1, 16, 16))
+        moved = norms(state["point"] - before, field)[0, 0]
+        turns.append(float(moved[one] / moved[other]))
+    assert turns[0] > 20
+    assert turns[-1] < 2
 
 
 def descend(gradient: Any, x: torch.Tensor, shape: tuple[int, ...], steps: int) -> torch.Tensor:

@@ -29,7 +29,7 @@ __all__ = ["ADAM", "LBFGS", "OPTIMISERS", "WHITE", "Optimiser", "State", "optimi
 _HISTORY = 10  # pairs that L-BFGS keeps
 _LONGEST = 1.0  # root mean square of the longest step; a code's own is 1
 _ENOUGH = 1e-4  # part of the expected decrease that it takes for one
-_MOMENTUM = 0.8  # of the last directions in the next, among white codes
+_MOMENTUM = 0.8  # of the last directions in the next, among white codes; and of what sets their bands apart
 _LONGER, _SHORTER = 1.1, 0.6  # factors of a step among white codes after a lower loss, and after a higher one
 _TRIES = 8  # points along one direction, before it begins anew and, without success, ends
 
@@ -145,7 +145,7 @@ def _white_begin(x: Tensor) -> State:
 def _white_advance(state: State, loss: Tensor, gradient: Tensor, learning_rate: float, shape: Sequence[int]) -> State:
     point, steps = state["point"], state["steps"] + 1
     field = bands(tuple(shape)).to(point.device)
-    along = evened(tangent(point, gradient.nan_to_num(0, 0, 0), field), field)
+    along = evened(tangent(point, gradient.nan_to_num(0, 0, 0), field), field, 1 - 2 * _MOMENTUM**steps)
     mean = _MOMENTUM * tangent(point, state["mean"], field) + (1 - _MOMENTUM) * along
     length = torch.where(loss < state["last"], _LONGER * state["length"], _SHORTER * state["length"])
     length = length.clamp_max(_LONGEST / learning_rate)
@@ -170,9 +170,10 @@ LBFGS = Optimiser(_lbfgs_begin, _lbfgs_advance)
 root mean square of the first move."""
 
 WHITE = Optimiser(_white_begin, _white_advance, 0.6)
-"""Descent with momentum among white codes, see `guidance.spectrum`: all bands of a code turn equally far, whatever the
-length of the gradient. The learning rate is the root mean square of the first step. An image's steps grow a little as
-long as its loss falls, and shrink where it rises."""
+"""Descent with momentum among white codes, see `guidance.spectrum`. Its first steps turn the bands whose gradient is
+steep, its last ones all bands equally far: what an image is gets decided before details that fool a network. The
+learning rate is the root mean square of the first step, whatever the length of the gradient. An image's steps grow a
+little as long as its loss falls, and shrink where it rises."""
 
 OPTIMISERS: Mapping[str, Optimiser] = {"adam": ADAM, "l-bfgs": LBFGS, "white": WHITE}
 
