@@ -404,6 +404,14 @@ def test_descents_find_lower_energies_than_they_begin_with(guiding, tmp_path, sa
     assert "acceptance" not in report
 
 
+def test_candidates_lower_the_energy_that_descents_begin_with(guiding, tmp_path):
+    """What is said of images without guidance is that of plain draws."""
+    plain = guiding("grey", "--sampler", "white:prior=none", "--moves", 1)
+    report = guiding("grey", "--sampler", "white:prior=none:candidates=6", "--moves", 1, out=tmp_path / "more")
+    assert report["traces"]["energy"][0] < plain["traces"]["energy"][0]
+    assert report["unguided_energy"] == pytest.approx(plain["unguided_energy"], rel=1e-4)
+
+
 @pytest.mark.parametrize(("sampler", "calls"), [("mpgd:direct=2", 1), ("tfg", 2), ("dps:normalise=size", 2)])
 def test_steering_lowers_the_energy_at_each_step_of_the_plan(guiding, tmp_path, sampler, calls):
     """Against no guidance, which is a steering of no strength."""

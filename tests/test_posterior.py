@@ -20,7 +20,7 @@ from pushforward.guidance.posterior import Descents, Guided, best, guide
 from pushforward.guidance.tempering import Ladder
 from pushforward.linear import VP, Gaussian, Process
 from pushforward.maps.adaptive import AdaptiveDiffusion
-from pushforward.maps.code import Code, GaussianStream
+from pushforward.maps.code import Code, GaussianStream, derive_seed
 from pushforward.maps.spec import SamplerSpec
 from support.helpers import PROCESSES, gaussian_denoiser
 
@@ -424,6 +424,22 @@ def test_descents_that_went_on_are_those_that_never_stopped(optimiser: str, tmp_
         best(diffusion, brightness, optimiser=optimiser, steps=8, count=2, resume=state)
 
 
+@pytest.mark.parametrize("optimiser", ["adam", "l-bfgs", "white"])
+def test_descents_begin_at_the_best_of_their_candidates(optimiser: str):
+    """Those are the codes of the seed, and as many others; each is drawn and decoded once, whatever the batch."""
+    diffusion, asked = gaussian_diffusion(VP(), "ddim"), {"steps": 1, "count": 3, "seed": 5, "prior": None}
+    codes = [diffusion.draw(3, seed=seed) for seed in (5, *(derive_seed(5, k) for k in range(1, 4)))]
+    free = torch.stack([brightness(diffusion.decode(code), code) for code in codes])
+    assert (free.argmin(0) > 0).any()
+    found = best(diffusion, brightness, optimiser=optimiser, candidates=4, batch=2, **asked)
+    assert torch.allclose(found.history[0].energy, free.amin(0).double())
+    assert found.nfe.tolist() == [(4 + 2 * 2) * diffusion.plan.nfe] * 3
+    alone = best(diffusion, brightness, optimiser=optimiser, candidates=4, **{**asked, "count": 1, "first": 2})
+    assert torch.allclose(alone.code.variables(), found.code.variables()[2:])
+    one, plain = (best(diffusion, brightness, optimiser=optimiser, **asked, **more) for more in ({"candidates": 1}, {}))
+    assert torch.equal(one.code.variables(), plain.code.variables())
+
+
 # -- energies ----------------------------------------------------------------------------------------------------------
 
 
@@ -510,6 +526,8 @@ def test_a_diagnosis_tells_arrived_chains_from_stuck_ones():
         ),
         (lambda toy: best(toy, toy.energy, steps=0), "1 step or more"),
         (lambda toy: best(toy, toy.energy, learning_rate=math.inf), "positive learning rate"),
+        (lambda toy: best(toy, toy.energy, candidates=0), "1 candidate or more"),
+        (lambda toy: best(toy, toy.energy, candidates=2, begin=toy.draw(1)), "and codes to begin at"),
         (
             lambda toy: guide(toy, toy.energy, schedule=Schedule(4, 2, anneal=2), begin=toy.draw(16)),
             "draws of the prior",

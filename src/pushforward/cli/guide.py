@@ -5,7 +5,6 @@ Examples are in `pushforward guide --help`.
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -334,7 +333,8 @@ def _run(job: _Job, how: Dynamics | Particles | Steering | dict[str, Any]) -> tu
     if isinstance(how, Particles):
         return _gather(job, how)
     found, seconds = _walk(job, how) if isinstance(how, Dynamics) else _descend(job, how)
-    return found, float(found.history[0].energy.mean()) if found.history else math.nan, seconds
+    chosen = isinstance(how, dict) and how.get("candidates", 1) > 1
+    return found, _unguided(job) if chosen else float(found.history[0].energy.mean()), seconds
 
 
 def _walk(job: _Job, how: Dynamics) -> tuple[Guided, float]:

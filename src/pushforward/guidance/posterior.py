@@ -203,6 +203,7 @@ def best(
     steps: int = 100,
     learning_rate: float | None = None,
     prior: Prior | None = "chi",
+    candidates: int = 1,
     count: int = 1,
     seed: int = 0,
     first: int = 0,
@@ -223,10 +224,12 @@ def best(
             of `white`, 0.6. A code's own is 1.
         prior: added to the energy. `chi` keeps a code as long as codes are; `gaussian` draws it to 0, where no codes
             are, and is there for comparison; `None` lets it go anywhere. `white` needs none.
+        candidates: codes drawn for each descent, which begins at the one of least energy. An image of each is decoded,
+            without a gradient, which costs about half a move.
         count: descents, each from a code of its own.
         seed: of where they begin.
         first: number of the first one.
-        begin: codes to begin at; by default those that `sample` draws.
+        begin: codes to begin at; by default those that `sample` draws, and further ones as candidates.
         resume: descents of an earlier call with the same arguments, to go on with.
         batch: images at a time.
         callback: told at the beginning and after every step.
@@ -240,12 +243,23 @@ def best(
     method, learning_rate = optimiser_of(optimiser, steps, learning_rate)
     if prior not in (None, *_PRIORS):
         raise PushforwardError(f"The prior of a descent is {', '.join(_PRIORS)} or None; got {prior!r}.")
+    (candidates,) = whole_numbers("Candidates", candidates)
+    if candidates < 1 or (candidates > 1 and begin is not None):
+        raise PushforwardError(
+            f"A descent begins at the best of 1 candidate or more, or at a code that is given; got {candidates} "
+            f"candidates{'' if begin is None else ' and codes to begin at'}."
+        )
     whole = of(energy) if prior is None else of(energy) + _PRIORS[prior]()
     target = target_of(pushforward, whole, count, seed, first, begin, batch)
     if resume is not None:
         _go_on("descents", resume, target)
-    before = 0 if resume is None else resume.nfe
-    now, state, shape = resume, method.begin(target.code.variables()), target.code.start.shape[1:]
+    before, x = 0 if resume is None else resume.nfe, target.code.variables()
+    if candidates > 1 and resume is None:
+        more = (pushforward.draw(count, seed=derive_seed(seed, k), first=first) for k in range(1, candidates))
+        drawn, free = torch.stack([x, *(code.variables() for code in more)]), replace(target, gradient=False)
+        lowest = torch.stack([free(one).energy for one in drawn]).nan_to_num(torch.inf).argmin(0)
+        x = drawn[lowest, torch.arange(len(x), device=x.device)]
+    now, state, shape = resume, method.begin(x), target.code.start.shape[1:]
     if resume is not None:
         wanted, found = ({k: (v.shape, v.dtype) for k, v in one.items()} for one in (state, resume.state))
         if wanted != found:

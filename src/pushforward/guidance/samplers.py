@@ -36,7 +36,7 @@ def parse_sampler(text: str) -> Dynamics | Particles | Steering | dict[str, Any]
         if name in STEERINGS:
             return replace(STEERINGS[name], **settings)  # type: ignore[arg-type]
         if name in OPTIMISERS:
-            unknown = settings.keys() - {"learning_rate", "prior"}
+            unknown = settings.keys() - {"candidates", "learning_rate", "prior"}
             if unknown:
                 raise TypeError(", ".join(unknown))
             prior = settings.pop("prior", "chi")
