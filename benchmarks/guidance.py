@@ -31,7 +31,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -504,29 +504,61 @@ def fast(model: Model, *, compiled: bool = True) -> Model:
 
 # -- single best codes -------------------------------------------------------------------------------------------------
 
-DESCENTS: Mapping[str, tuple[int, tuple[tuple[Any, Any, float, int], ...]]] = {  # codes a seed, and descents
+
+class Descent(NamedTuple):
+    """How codes of low energy are sought: see `best`."""
+
+    optimiser: Any
+    prior: Any
+    rate: float
+    steps: int
+    candidates: int = 1
+
+
+DESCENTS: Mapping[str, tuple[int, tuple[Descent, ...]]] = {  # codes a seed, and descents
     "sneaker": (50, (
-        ("adam", None, 0.1, 30), ("adam", None, 0.2, 30), ("adam", None, 0.3, 30), ("adam", "chi", 0.1, 30),
-        ("adam", "chi", 0.2, 30), ("white", None, 0.3, 20), ("white", None, 0.6, 20),
+        Descent("adam", None, 0.1, 30), Descent("adam", None, 0.2, 30), Descent("adam", None, 0.3, 30),
+        Descent("adam", "chi", 0.1, 30), Descent("adam", "chi", 0.2, 30), Descent("white", None, 0.6, 10),
+        Descent("white", None, 0.6, 16), Descent("white", None, 0.6, 4, candidates=8),
     )),
     "low-pass": (12, (
-        ("adam", None, 0.05, 30), ("adam", None, 0.1, 30), ("adam", "chi", 0.1, 30), ("white", None, 0.3, 20),
-        ("white", None, 0.6, 20),
+        Descent("adam", None, 0.05, 30), Descent("adam", None, 0.1, 30), Descent("adam", "chi", 0.1, 30),
+        Descent("white", None, 0.6, 16),
     )),
 }  # fmt: skip
-MOMENTS = (5, 10, 15, 20, 30)  # steps after which energies are told
+MOMENTS = (2, 5, 10, 15, 20, 30)  # steps after which energies are told
 
 
-def optimisers(path: Path, network: torch.nn.Module, seeds: int) -> None:
-    """Energies that descents reach in so many steps, and what became of their codes and images."""
-    save_optimisers([
-        descended(path, network, name, *how, seeds, count) for name, (count, some) in DESCENTS.items() for how in some
-    ])  # fmt: skip
+def optimisers(path: Path, seeds: int, ways: list[str]) -> None:
+    """Energies that descents reach in so many steps, and what became of their codes and images.
+
+    With `ways`, only rows of these optimisers are made, and take their places in the last results.
+    """
+    network, number = steering_classifier(path), energies.load_classifier("fashion").number("sneaker")
+    before = {described(row): row for row in read_json("guidance-optimisers").get("rows", [])}
+    rows = [
+        descended(path, network, energy, how, seeds, count)
+        if not ways or how.optimiser in ways
+        else before[energy, how]
+        for energy, (count, some) in DESCENTS.items()
+        for how in some
+    ]
+    data = np.load(path)
+    real = torch.from_numpy(data["x_test"][data["y_test"] == number].reshape(-1, 1, 28, 28)).to(DEVICE)
+    each = 5 * energies.classifier(network, number)(real.float() / 127.5 - 1, Code(real))
+    save_optimisers(rows, np.quantile(each.cpu().numpy(), (0.5, 0.75)).tolist())
+
+
+def described(row: Mapping[str, Any]) -> tuple[str, Descent]:
+    """The energy of a row, and its descent."""
+    prior = None if row["prior"] == "none" else row["prior"]
+    return row["energy"], Descent(
+        row["optimiser"], prior, row["learning rate"], len(row["curve"]) - 1, row["candidates"]
+    )
 
 
 def descended(
-    path: Path, network: torch.nn.Module, name: str, way: Any, prior: Any, rate: float, steps: int,
-    seeds: int, count: int,
+    path: Path, network: torch.nn.Module, name: str, how: Descent, seeds: int, count: int
 ) -> dict[str, Any]:  # fmt: skip
     """Descents of `count` codes a seed: medians of the lowest energies so far, norms of bands, and the judge's word."""
     data, model = np.load(path), load("fashion-vp", device=DEVICE)
@@ -537,30 +569,40 @@ def descended(
         "low-pass": energies.low_pass(real, 7, deviation=0.1),
     }
     found = [
-        best(few, energy[name], optimiser=way, prior=prior, learning_rate=rate, steps=steps, count=count, seed=seed,
-             batch=count)
+        best(few, energy[name], optimiser=how.optimiser, prior=how.prior, learning_rate=how.rate, steps=how.steps,
+             candidates=how.candidates, count=count, seed=seed, batch=count)
         for seed in range(seeds)
     ]  # fmt: skip
-    told = [next(iter(found[0].history[0].energies))] if prior else list(found[0].history[0].energies)
-    curves = torch.cat([torch.stack([r.energies[told[0]] for r in one.history]) for one in found], 1)
-    lowest = curves.cummin(0).values.median(1).values.tolist()
+    own = next(iter(found[0].history[0].energies))
+    curves = torch.cat([torch.stack([r.energies[own] for r in one.history]) for one in found], 1)
     code = torch.cat([one.code.variables() for one in found])
     spectrum = norms(code, bands((1, 28, 28))).mean((0, 1))
     row: dict[str, Any] = {
-        "energy": name, "codes": seeds * count, "optimiser": way, "prior": prior or "none", "learning rate": rate,
-        **{f"step {step}": lowest[step] if step <= steps else None for step in MOMENTS},
+        "energy": name, "codes": seeds * count, "optimiser": how.optimiser, "prior": how.prior or "none",
+        "learning rate": how.rate, "candidates": how.candidates,
+        "evaluations": float(torch.cat([one.nfe for one in found]).double().mean()),
         "norm": float(code.square().mean(1).sqrt().mean()), "lowest band": float(spectrum[0]),
     }  # fmt: skip
     images = torch.cat([one.images for one in found])
     row |= judge(images) if name == "sneaker" and len(images) >= FEWEST else {}
     print(row, flush=True)
-    return {**row, "curve": lowest}
+    return {**row, "curve": curves.cummin(0).values.median(1).values.tolist()}
 
 
-def save_optimisers(rows: list[dict[str, Any]]) -> None:
-    """Write the rows, and how many steps each descent of `white` takes to the energies of Adam's last step."""
-    columns = list(dict.fromkeys(key for row in rows for key in row if key != "curve"))
-    cells = table(columns, [["-" if (value := row.get(key)) is None else value for key in columns] for row in rows])
+def save_optimisers(rows: list[dict[str, Any]], real: list[float]) -> None:
+    """Write the rows, and how many steps each descent of `white` takes to the energies of Adam's last step.
+
+    Args:
+        rows: of all descents.
+        real: energies of real sneakers, their median and upper quartile.
+    """
+    shown = [
+        {**{key: value for key, value in row.items() if key != "curve"},
+         **{f"step {k}": row["curve"][k] for k in MOMENTS if k < len(row["curve"])}}
+        for row in rows
+    ]  # fmt: skip
+    columns = list(dict.fromkeys(key for row in shown for key in row))
+    cells = table(columns, [[row.get(key) for key in columns] for row in shown])
     firsts = []
     for energy in dict.fromkeys(row["energy"] for row in rows):
         some = [row for row in rows if row["energy"] == energy]
@@ -569,17 +611,21 @@ def save_optimisers(rows: list[dict[str, Any]]) -> None:
                    "its steps": len(one["curve"]) - 1}  # fmt: skip
             for white in (row for row in some if row["optimiser"] == "white"):
                 low = [k for k, value in enumerate(white["curve"]) if value <= one["curve"][-1]]
-                row[f"white, {white['learning rate']:g}"] = low[0] if low else f"> {len(white['curve']) - 1}"
+                many = f", {white['candidates']} candidates" * (white["candidates"] > 1)
+                row[f"white{many}"] = low[0] if low else f"> {len(white['curve']) - 1}"
             firsts.append(row)
-    more = table(list(firsts[0]), [list(row.values()) for row in firsts])
+    columns = list(firsts[0])
+    more = table(columns, [[row.get(key) for key in columns] for row in firsts])
     print(cells, more, sep="\n\n")
     write_text(
         "guidance-optimisers",
         "# Descents to one energy\n\nfashion-vp, dpm++ of 4 steps. Medians of the lowest energies so far; images "
-        "are those of the last step. *Norm*: root mean square of the codes, and of their lowest band; noise has 1.\n\n"
+        "are those of the last step. *Candidates*: codes drawn for each descent, which begins at the best. *Norm*: "
+        "root mean square of the codes, and of their lowest band; noise has 1. Real sneakers have an energy of "
+        f"{real[0]:.2g}, and a quarter of them more than {real[1]:.2g}.\n\n"
         f"{cells}\n\n## Steps of white codes to the energy of Adam's last step\n\n{more}",
     )
-    write_json("guidance-optimisers", {"rows": rows})
+    write_json("guidance-optimisers", {"rows": rows, "real": real})
 
 
 # -- (c) a GAN's faces -------------------------------------------------------------------------------------------------
@@ -722,7 +768,12 @@ def main() -> None:
     parser.add_argument("--fashion", type=Path, metavar="NPZ")
     parser.add_argument("--models", nargs="*", default=["fashion-vp", "fashion-blurring", "fashion-langevin"])
     parser.add_argument("--labels", nargs="*", default=["sneaker"])
-    parser.add_argument("--ways", nargs="*", default=[], help="only rows of --fashion that have one of these words")
+    parser.add_argument(
+        "--ways",
+        nargs="*",
+        default=[],
+        help="only rows of --fashion that have one of these words, or of these --optimisers",
+    )
     parser.add_argument("--rare", nargs=2, metavar=("GAN", "MODEL"), help="in the place of --models, with --fashion")
     parser.add_argument("--count", type=int, default=100, help="images a row of --fashion")
     parser.add_argument("--faces", type=Path, nargs=2, metavar=("GAN", "NETWORK"))
@@ -741,7 +792,7 @@ def main() -> None:
     if options.cost or every:
         cost()
     if options.optimisers:
-        optimisers(options.optimisers, steering_classifier(options.optimisers), options.seeds)
+        optimisers(options.optimisers, options.seeds, options.ways)
     if options.faces:
         faces(*options.faces, chains=12)
     if options.rare and not options.fashion:
