@@ -130,7 +130,7 @@ class SamplerSpec:
             times = default(process, self.steps, **own)
         else:
             usual = "angle" if process.time_is_noise else "power"
-            times = default(process, self.steps, name=self.grid or usual, **at)
+            times = default(process, self.steps, name=usual if self.grid is None else self.grid, **at)
         times = times[len(times) - 1 - round(self.start * (len(times) - 1)) :]
         return self.at(model, times)
 

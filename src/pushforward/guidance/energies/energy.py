@@ -147,7 +147,7 @@ def check_finite(parts: Mapping[str, Tensor], where: str, first: int = 0) -> Non
         if len(bad):
             place = where.format(first + int(bad[0]))
             raise PushforwardError(
-                f"Energy {name!r} is {float(value[bad[0]])} for {place}; it must be finite for any image."
+                f"Energy {name!r} is {value[bad[0]].item()} for {place}; it must be finite for any image."
             )
 
 
