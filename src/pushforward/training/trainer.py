@@ -4,9 +4,9 @@ The loss is the mean square of `network(u, t) - target` over images, noise and t
 `TargetTable` makes them for the process and the prediction. The default prediction, the residual of the reference
 Gaussian, has unit variance at every time.
 
-The path of the data: settings and images make a `Problem` (config, problem); it and the devices make a `State` (state);
-a step takes a batch (batches) to a loss (targets) and the state on; the state is written as a model, checkpoint, log
-and pictures (outputs, checkpoint).
+The path of the data: settings and images make a `Problem` (config, problem); it and the devices make a `State` (state),
+whose network first learns to sketch, if it reads captions (sketch); a step takes a batch (batches) to a loss (targets)
+and the state on; the state is written as a model, checkpoint, log and pictures (outputs, checkpoint).
 
 References:
     Karras et al., arXiv 2206.00364, section 5 (preconditioning).
@@ -61,7 +61,7 @@ def train(
         folder: where.
         callback: told (step, loss, fraction of the run done) after every step; on a GPU the loss is the latest one
             read, as reading each would have the GPU wait.
-        aside: told what else is under way, a checkpoint or a picture, and the fraction of it that is done.
+        aside: told what else is under way, sketches, a checkpoint or a picture, and the fraction of it that is done.
 
     Raises:
         PushforwardError: settings that do not fit the data or the training in `folder`; `accelerate` is missing; the
