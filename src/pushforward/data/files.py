@@ -241,6 +241,14 @@ def cache_folder() -> Path:
         return Path(tempfile.gettempdir()) / "pushforward"
 
 
+def held_by(text: str) -> bytes | None:
+    """Read the file that a text names; `None` if it names none that can be read, and so is a text and nothing else."""
+    try:
+        return Path(text).read_bytes() if Path(text).is_file() else None
+    except (OSError, ValueError):  # no name: too long, or with a zero byte
+        return None
+
+
 def digest(*parts: object) -> str:
     """Hash the content of values, in order, by SHA-256; stored results are told apart by it, never by names alone.
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from pushforward.data.files import held_by
 from pushforward.errors import PushforwardError
 
 __all__ = ["KeyOption", "key_of", "message_of", "shown"]
@@ -22,10 +22,8 @@ def key_of(text: str) -> bytes:
     Raises:
         PushforwardError: there are none.
     """
-    try:
-        key = Path(text).read_bytes().rstrip(b"\r\n") if text and Path(text).is_file() else text.encode()
-    except (OSError, ValueError):  # too long for a name
-        key = text.encode()
+    held = held_by(text)
+    key = text.encode() if held is None else held.rstrip(b"\r\n")
     if not key:
         raise PushforwardError("The key is empty; give --key some text, or a file that holds some.")
     return key

@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from pushforward.data.files import held_by
 from pushforward.data.pictures import read_mask, save_each
 from pushforward.errors import PushforwardError
 from pushforward.guidance import energies as known
@@ -211,7 +212,7 @@ def _command(words: Words) -> Energy:
     if not program or shutil.which(Path(program[0]).expanduser()) is None:
         raise PushforwardError(f"There is no program {words.about!r} that can be run, for energy {words.text!r}.")
     program[0] = str(Path(program[0]).expanduser())
-    files = [held for part in program if (held := _read(Path(part))) is not None]  # whose change is another energy
+    files = [held for part in program if (held := held_by(part)) is not None]  # whose change is another energy
     words.used("command", words.about, lambda _: files)
 
     def command(images: Tensor, code: Code) -> Tensor:  # noqa: ARG001
@@ -235,14 +236,6 @@ def _command(words: Words) -> Energy:
         return torch.tensor(numbers, dtype=torch.float64, device=images.device)
 
     return of(command)
-
-
-def _read(path: Path) -> bytes | None:
-    """What a file holds; `None` if there is none of that name, which may be code and longer than names are."""
-    try:
-        return path.read_bytes() if path.is_file() else None
-    except OSError:
-        return None
 
 
 # name: (what it is about, its settings, how it is made)
