@@ -29,17 +29,15 @@ HIDDEN = 0.2  # share of tokens that are hidden, so that none is relied on
 def fit_sketcher(
     network: Backbone, batches: Batches, process: Process, stop: Stop, aside: Callable[[str, float], None]
 ) -> None:
-    """Train the sketcher of a network, if it has one: the mean square of its sketches less the clean states, small.
+    """Train the sketcher of a network: the mean square of its sketches less the clean states, small.
 
     Args:
-        network: the network whose sketcher is trained.
+        network: a network with a sketcher.
         batches: the batches of its training.
         process: the process of its states.
         stop: request that ends the work before its time.
         aside: told what is under way, and the fraction of it that is done.
     """
-    if not network.config.sketches:
-        return
     draws = replace(batches.draws, batch=BATCH)
     steps = min(STEPS, PASSES * math.ceil(draws.count / BATCH))
     sketcher = network.sketcher.requires_grad_(True)

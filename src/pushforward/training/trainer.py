@@ -97,9 +97,9 @@ def _go_on(
     assert isinstance(model.denoiser, Network)
     objective = Objective.on(device, problem.table, model.denoiser.time_scale)
     batches = _batches(problem, accelerator)
-    if not state.step:
+    if problem.architecture.sketches and not state.step:
         fit_sketcher(state.network, batches, problem.process, stop, aside)
-        state.averaged.load_state_dict(state.network.state_dict())
+        state.averaged.sketcher.load_state_dict(state.network.sketcher.state_dict())
     agreement = Agreement(accelerator, stop, state.seconds)
     state.wrapped.train()
     began = time.monotonic() - state.seconds
