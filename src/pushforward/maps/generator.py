@@ -306,7 +306,7 @@ def gan(
         owner.eval()
     shape = sizes("The shape of latents", (latent_shape,) if isinstance(latent_shape, int) else latent_shape)
     called = name or str(getattr(function, "__name__", type(function).__name__))
-    known = None if image_shape is None else tuple(image_shape)
+    known = None if image_shape is None else sizes("The shape of images", image_shape)
     return Generator(called, function, shape, prior, tuple(classes), 0, range, known, device, dtype)
 
 
@@ -364,4 +364,5 @@ def consistency(
     if isinstance(owner, nn.Module):
         owner.eval()
         device = device or next((parameter.device for parameter in owner.parameters()), None)
-    return Generator(name, network, tuple(shape), "normal", tuple(classes), len(sigmas) - 1, device=device)
+    size = sizes("The shape of images", shape)
+    return Generator(name, network, size, "normal", tuple(classes), len(sigmas) - 1, device=device)
