@@ -42,7 +42,7 @@ __all__ = ["HELD_OUT", "Learned", "evaluations", "images_within", "learn_plan"]
 FINE = 6  # steps of the flow between two times of the plan
 RIDGE = 1e-5  # of the least squares, in parts of each feature's mean square
 BANDS = 8  # of frequencies, where a process tells them apart
-HELD_OUT = 24  # images by which plans are compared
+HELD_OUT = 48  # images by which plans are compared
 LEAST = 8  # images to learn from
 _TIMED = 16  # images of a call whose time is taken
 
