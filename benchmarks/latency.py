@@ -9,10 +9,11 @@ evaluation a round, all steps at once make many. Each start's relative error aga
     python benchmarks/latency.py --cases mixture --methods "ours" "auto" --redo
 
 *ours* is `Parallel(rounds=R)` with the plan that it chooses; *12 a round* is the same with `max_evaluations=12 R`;
-*ours, plain* is without mixing; *ours, learned* is a plan learned from 64 other images of the model (`learn_plan`). The
-peers' iterations run on the very plan that ours has: *ParaTAA* (triangular mixing in the noise prediction), *DEQ*
-(Anderson's mixing a time step, as released) and *Picard* (ParaDiGMS without a window). The sequential solvers, ours and
-those of `diffusers`, make R calls.
+*ours, plain* is without mixing; *ours, learned* is a plan learned from other images of the model (`learn_plan`): 64, or
+256 (`--images`) on the Langevin diffusion. The peers' iterations run on the very plan that ours has: *ParaTAA*
+(triangular mixing in the noise prediction), *DEQ* (Anderson's mixing a time step, as released) and *Picard* (ParaDiGMS
+without a window). *EPD's form* is fitted to as many images (see _epd.py); a step of it is three evaluations in two
+rounds. The sequential solvers, ours and those of `diffusers`, make R calls.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import _epd
 import torch
 from _common import RESULTS, number, read_json, relative_errors, table, write_json, write_text
 from _peers import Handed, Peer, run_peer
@@ -41,7 +43,8 @@ from pushforward.maps.code import GaussianStream
 from pushforward.maps.labels import UNSAID
 from pushforward.maps.spec import parse
 from pushforward.plan import auto, in_rounds
-from pushforward.training.plans import learn_plan
+from pushforward.plan.auto import auto_at
+from pushforward.training.plans import FINE, learn_plan, refined
 
 CASES = ("fashion-vp", "fashion-blurring", "fashion-langevin", "emoji", "mixture")
 ROUNDS = (3, 4, 5, 6, 8, 10, 12)
@@ -136,23 +139,52 @@ def at_once(problem: Problem, method: Parallel, rounds: int, allowed: int | None
     return problem.errors(solution.last), float(solution.nfe.double().mean())
 
 
-def learned(problem: Problem, rounds: int) -> tuple[Tensor, float] | None:
+def learned(problem: Problem, images: int, rounds: int) -> tuple[Tensor, float] | None:
     """A plan that is learned first, from other images under the same labels in turn; none if it is no better."""
     labels = UNSAID if problem.model.classes else None
     try:
-        plan = learn_plan(problem.unbound, rounds, labels=labels, seed=1).plan
+        plan = learn_plan(problem.unbound, rounds, images=images, labels=labels, seed=1).plan
     except PushforwardError as error:
         print(error, flush=True)
         return None
     return problem.errors(run(plan, problem.model.denoiser, problem.start)), plan.nfe
 
 
-def methods(problem: Problem) -> dict[str, Callable[[int], tuple[Tensor, float] | None]]:
+def epd(problem: Problem, images: int, rounds: int) -> tuple[Tensor, float] | None:
+    """EPD-Solver's form, fitted to other images under the same labels in turn; of two grids the better one on these."""
+    process, reference = problem.model.process, problem.model.reference
+    if rounds < 3 or not isinstance(process, ScaledProcess) or process.basis.shape:
+        return None
+    free, steps, found = rounds % 2 == 1, (rounds + 1) // 2, []
+    for grid in _epd.grids(process, steps, reference):
+        slopes = _epd.Slopes(process, problem.unbound.denoiser)
+        times = torch.cat([slopes.time(s) for s in grid])
+        fine = auto_at(process, refined(times), reference=reference)
+        labels = UNSAID if problem.model.classes else None
+        there = Diffusion(problem.unbound, fine).given(labels, None).in_turn(images)
+        slopes = _epd.Slopes(process, there.told(images).denoiser)
+        seen: list[Tensor] = []
+        last = run(fine, slopes.denoiser, there.start(there.draw(images, seed=1).start),
+                   callback=lambda told, seen=seen: seen.append(told.state))  # fmt: skip
+        scale = process.signal(times).entry(0, 0)
+        flow = [u / alpha.to(u) for u, alpha in zip([*seen[::FINE], last], scale, strict=True)]
+        learned = _epd.fitted(slopes, flow, grid, free=free)
+        error = relative_errors(_epd.sample(slopes, flow[0], learned, free=free), flow[-1]).median()
+        found.append((float(error), grid, learned))
+    _, grid, learned = min(found)
+    slopes = _epd.Slopes(process, problem.model.denoiser)
+    scale = process.signal(slopes.time(grid[0])).entry(0, 0).to(problem.start)
+    ended = _epd.sample(slopes, problem.start / scale, learned, free=free)
+    return problem.errors(ended), steps * (1 + _epd.STAGES) - free
+
+
+def methods(problem: Problem, images: int) -> dict[str, Callable[[int], tuple[Tensor, float] | None]]:
     """Everything that is measured, by name: from a number of rounds to errors and evaluations."""
     found: dict[str, Callable[[int], tuple[Tensor, float] | None]] = {
         name: partial(_at_once, problem, method, name) for name, method in AT_ONCE.items()
     }
-    found["ours, learned"] = partial(learned, problem)
+    found["ours, learned"] = partial(learned, problem, images)
+    found["EPD's form"] = partial(epd, problem, images)
     found |= {name: partial(sequential, problem, name) for name in SEQUENTIAL}
     return found | {name: partial(scheduled, problem, peer) for name, peer in theirs().items()}
 
@@ -202,7 +234,7 @@ def report(name: str, case: dict[str, Any]) -> str:
 
 def _together(label: str) -> bool:
     """Whether several states are asked about in a round."""
-    return label in AT_ONCE or label == "ours, learned"
+    return label in AT_ONCE or label in ("ours, learned", "EPD's form")
 
 
 def _cell(cell: Mapping[str, float] | None) -> str:
@@ -269,6 +301,7 @@ def main() -> None:
     parser.add_argument("--rounds", nargs="+", type=int, default=ROUNDS)
     parser.add_argument("--starts", type=int, default=24)
     parser.add_argument("--fine", type=int, default=120, help="calls of the converged images")
+    parser.add_argument("--images", type=int, default=64, help="that a plan is learned from")
     parser.add_argument("--data", type=Path, help=".npz with x_train (uint8) for the mixture; synthetic images without")
     parser.add_argument("--redo", action="store_true", help="measure again what the file has")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -278,7 +311,7 @@ def main() -> None:
     for name in arguments.cases:
         with torch.no_grad():
             made = problem(name, arguments.starts, arguments.fine, arguments.data)
-        for label, method in methods(made).items():
+        for label, method in methods(made, arguments.images).items():
             if arguments.methods and label not in arguments.methods:
                 continue
             found = {str(r): measure(method, r) for r in arguments.rounds if arguments.redo

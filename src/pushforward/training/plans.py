@@ -37,7 +37,7 @@ from pushforward.model import Model
 from pushforward.plan import Node, Plan, Register, auto, in_rounds
 from pushforward.plan.auto import auto_at
 
-__all__ = ["HELD_OUT", "Learned", "evaluations", "images_within", "learn_plan"]
+__all__ = ["FINE", "HELD_OUT", "Learned", "evaluations", "images_within", "learn_plan", "refined"]
 
 FINE = 6  # steps of the flow between two times of the plan
 RIDGE = 1e-5  # of the least squares, in parts of each feature's mean square
@@ -171,6 +171,15 @@ def learn_plan(
     return learned
 
 
+def refined(times: Tensor) -> Tensor:
+    """Return decreasing times with `FINE - 1` more in each step, equally apart in the square root."""
+    root = times.sqrt()
+    part = torch.arange(FINE, dtype=torch.float64, device="cpu") / FINE
+    inner = (root[:-1, None] + root.diff()[:, None] * part).square()
+    inner[:, 0] = times[:-1]
+    return torch.cat([inner.flatten(), times[-1:]])
+
+
 @dataclass(eq=False)
 class _Part:
     """Some images: where the flow is at every time, and what a plan knows of it so far.
@@ -201,7 +210,7 @@ class _Task:
     def __init__(self, model: Model, times: Tensor, rounds: int, callback: Callable[[int], None]):
         self.process, self.times, self.rounds, self._callback = model.process, times, rounds, callback
         self.calls = len(times) - 1
-        self.teacher = auto_at(model.process, _between(times), reference=model.reference)
+        self.teacher = auto_at(model.process, refined(times), reference=model.reference)
         self._k, self._basis = model.process.blocks, model.process.basis
         self._band = _bands(self._basis)
         self._numbers = math.prod(model.state_shape(1))
@@ -318,15 +327,6 @@ class _Task:
     def _packed(self, u: Tensor) -> Tensor:
         """`(images, k, channels, frequencies)`; pixels are as good where the process does not tell them apart."""
         return self._basis.forward(u).reshape(len(u), self._k, -1, len(self._band))
-
-
-def _between(times: Tensor) -> Tensor:
-    """The times with `FINE - 1` more in each step, equally apart in the square root."""
-    root = times.sqrt()
-    part = torch.arange(FINE, dtype=torch.float64, device="cpu") / FINE
-    inner = (root[:-1, None] + root.diff()[:, None] * part).square()
-    inner[:, 0] = times[:-1]
-    return torch.cat([inner.flatten(), times[-1:]])
 
 
 def _bands(basis: Basis) -> Tensor:
