@@ -7,6 +7,7 @@ from pushforward.denoiser import Function
 from pushforward.errors import PushforwardError
 from pushforward.linear import VP, Flow, Gaussian, Langevin, ScaledProcess, root
 from pushforward.model import PREDICTIONS, Network
+from pushforward.verbs import Model
 from support.helpers import FIELD, PROCESSES, gaussian_denoiser, normal, times
 
 EVERY = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
@@ -235,3 +236,32 @@ def test_a_network_in_training_mode_is_noticed(layer):
     with pytest.warns(UserWarning, match=r"in training mode: .* on the batch; call its eval"):
         ask(Network(module), u)
     ask(Network(Layered().eval()), u)  # warnings are errors here
+
+
+class Shaken(torch.nn.Module):
+    """A network with weights, the same each time that it is made."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Conv2d(1, 1, 3, padding=1)
+        for k, weight in enumerate(self.layer.parameters()):
+            weight.data = 0.1 * normal(*weight.shape, seed=k).float()
+
+    def forward(self, u, t, _=None):
+        return self.layer(u) + t.view(-1, 1, 1, 1)
+
+
+def test_a_network_whose_weights_accelerate_brings_in_call_by_call_samples_where_it_is_executed():
+    accelerate = pytest.importorskip("accelerate")
+    plain, offloaded = (Model("net", VP(), Network(Shaken(), "sample"), (1, *FIELD)) for _ in range(2))
+    accelerate.cpu_offload(offloaded.module, execution_device=torch.device("cpu"))
+    assert offloaded.device.type == "cpu"  # its weights are on no device between calls
+    assert torch.equal(offloaded.to("cpu").sample(2, steps=4), plain.sample(2, steps=4))
+
+
+def test_a_network_that_accelerate_moves_for_its_calls_is_left_to_it():
+    accelerate = pytest.importorskip("accelerate")
+    module, _ = accelerate.cpu_offload_with_hook(Shaken(), torch.device("meta"))
+    model = Model("net", VP(), Network(module), (1, *FIELD))
+    assert model.to("meta").device.type == "meta"  # stands for a device that is not here
+    assert next(module.parameters()).device.type == "cpu"

@@ -29,6 +29,7 @@ from pushforward.model.diffusers.folders import FAULTS
 from pushforward.model.diffusers.package import reason
 from pushforward.model.labels import class_numbers
 from pushforward.model.model import sizes
+from pushforward.model.network import device_of
 
 __all__ = ["PRIORS", "Generator", "Prior", "consistency", "gan", "stylegan"]
 
@@ -241,9 +242,9 @@ class Generator:
 
     def _like(self, start: Tensor) -> Tensor:
         """An empty tensor of the latents' type and device."""
-        parameters = () if self.module is None else (p for p in self.module.parameters() if p.is_floating_point())
-        own = next(iter(parameters), torch.empty(0, dtype=start.dtype, device="cpu"))
-        return torch.empty(0, device=self.device or own.device, dtype=self.dtype or own.dtype)
+        weights = () if self.module is None else self.module.parameters()
+        own = next((weight.dtype for weight in weights if weight.is_floating_point()), start.dtype)
+        return torch.empty(0, device=self.device or device_of(self.module), dtype=self.dtype or own)
 
     @torch.no_grad()
     def _trial(self) -> tuple[int, ...]:
@@ -363,6 +364,6 @@ def consistency(
     owner = getattr(function, "__self__", None)
     if isinstance(owner, nn.Module):
         owner.eval()
-        device = device or next((parameter.device for parameter in owner.parameters()), None)
+        device = device or device_of(owner)
     size = sizes("The shape of images", shape)
     return Generator(name, network, size, "normal", tuple(classes), len(sigmas) - 1, device=device)

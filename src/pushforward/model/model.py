@@ -18,7 +18,7 @@ from pushforward.linear import POINT, Flow, Gaussian, Process, ScaledProcess
 from pushforward.model.backbone import Backbone
 from pushforward.model.flow import AsFlow, flow_of
 from pushforward.model.labels import Condition, class_numbers, listed
-from pushforward.model.network import Network
+from pushforward.model.network import Network, device_of, execution_device
 from pushforward.model.prompts import Guided, Prompted, TextEncoder, prompted
 from pushforward.model.tokens import tokens, warn_of_lost_words
 
@@ -112,8 +112,7 @@ class Model:
         """Where its network works."""
         if isinstance(self.module, Guided):
             return self.module.device
-        parameters = () if self.module is None else self.module.parameters()
-        return next((p.device for p in parameters), torch.device("cpu"))
+        return device_of(self.module)
 
     def state_shape(self, batch: int) -> tuple[int, ...]:
         """Return the shape of `batch` states, `(batch, k * channels, *field)`."""
@@ -246,9 +245,9 @@ class Model:
         return replace(self, process=process, denoiser=AsFlow(self.denoiser, self.process), grid={})
 
     def to(self, device: torch.device | str) -> Self:
-        """Return this model with its network on a device (moved in place)."""
+        """Return this model with its network on a device (moved in place); what `accelerate` offloads stays with it."""
         for part in (self.module, self.decoder, self.encoder, self.text):
-            if isinstance(part, nn.Module):
+            if isinstance(part, nn.Module) and execution_device(part) is None:
                 part.to(device)
         return self
 

@@ -246,6 +246,24 @@ class Network:
         return torch.cat([image, rest], 1) if rest.shape[1] else image
 
 
+def execution_device(module: nn.Module) -> torch.device | None:
+    """Return where `accelerate` executes a module whose weights it brings there call by call; `None` for any other."""
+    for part in module.modules():
+        hook = getattr(part, "_hf_hook", None)
+        for one in getattr(hook, "hooks", (hook,)):
+            if (device := getattr(one, "execution_device", None)) is not None:
+                return torch.device(device)
+    return None
+
+
+def device_of(module: nn.Module | None) -> torch.device:
+    """Return where a module works: where it is executed, or else where its weights are; the CPU if it has none."""
+    if module is None:
+        return torch.device("cpu")
+    own = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    return execution_device(module) or own
+
+
 def _restless(part: nn.Module) -> bool:
     """Whether a layer does something else in training mode."""
     return isinstance(part, _BatchNorm) or (isinstance(part, _DropoutNd) and part.p > 0)

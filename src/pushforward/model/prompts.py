@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pushforward.model.network import device_of
+
 __all__ = ["Guided", "Prompted", "TextEncoder", "prompted"]
 
 TextEncoder = Callable[[Sequence[str]], tuple[Any, ...]]  # prompts to tensors with one row per prompt
@@ -66,7 +68,7 @@ class Prompted(nn.Module):
 def prompted(network: nn.Module, text: TextEncoder, prompts: Sequence[str], negative: str) -> tuple[Prompted, Tensor]:
     """Make a network that knows these prompts; also return the row of each in its table, `(prompts,)`."""
     rows = {prompt: row for row, prompt in enumerate(dict.fromkeys([negative, *prompts]))}
-    place = next(network.parameters()).device
+    place = device_of(network)
     embeddings = tuple(tensor.to(place) for tensor in text(list(rows)))
     numbers = torch.tensor([rows[prompt] for prompt in prompts], dtype=torch.long, device="cpu")
     return Prompted(network, embeddings), numbers

@@ -198,8 +198,7 @@ def draw_samples(problem: Problem, model: Model, callback: Callable[[Progress], 
     """A few images in [-1, 1], a class or caption for each column, by deterministic DDIM."""
     assert model.module is not None
     process, data = problem.process, problem.data
-    count, captions, classes = ROWS * COLUMNS, data.captions, len(data.classes)
-    device = next(model.module.parameters()).device
+    count, captions, classes, device = ROWS * COLUMNS, data.captions, len(data.classes), model.device
     condition: Tensor | list[str] | None = None
     if captions:
         condition = [examples(captions, COLUMNS)[i % COLUMNS] for i in range(count)]
