@@ -18,7 +18,6 @@ from pushforward.evaluation.distances import resamples
 from pushforward.execute.system import System
 from pushforward.guidance.dynamics import Schedule
 from pushforward.linear import VP
-from pushforward.maps.spec import parse
 from pushforward.plan import Builder
 from pushforward.plan.recurrence import repeated
 from pushforward.training.trainer import TrainConfig, train
@@ -43,8 +42,7 @@ ASKED = {
     "images": lambda _: a_diffusion().sample(BILLION),
     "images of a GAN": lambda _: pf.gan(torch.nn.Unflatten(1, (1, 1, 4)), 4, image_shape=(1, 1, 4)).sample(10**11),
     "codes": lambda _: a_diffusion().draw(BILLION),
-    "steps": lambda _: parse(f"ddim:steps={BILLION}").plan(a_model()),
-    "steps of auto": lambda _: parse(f"auto:steps={BILLION}").plan(a_model()),
+    "steps": lambda _: pf.grid.uniform(VP(), BILLION),
     "steps of a grid": lambda _: pf.grid.shifted(VP(), BILLION, last=0.1),
     "steps over frequencies": lambda _: Builder(pf.linear.Blurring((2048, 2048)), "none", torch.linspace(1, 0, 1000)),
     "repeats": lambda _: repeated(pf.SOLVERS["ddim"], VP(), torch.tensor([1.0, 0.5, 0.0]), BILLION),

@@ -277,6 +277,13 @@ def test_particles_in_words():
             parse_sampler(wrong)
 
 
+@pytest.mark.parametrize("said", ["hmc:leaps", "mpgd:inner", "psi:moves", "fk:checks", "adam:candidates"])
+def test_counts_that_would_run_for_days_are_refused(said):
+    with pytest.raises(PushforwardError, match=f"says {said.partition(':')[2]}=100,000,000; take 100,000 at most"):
+        parse_sampler(f"{said}=100000000")
+    assert parse_sampler("mpgd:seed=100000000").seed == 100_000_000  # which is no count
+
+
 def test_the_verb_takes_a_noisy_solver_by_itself():
     found = diffusion().model.guide(Wish(), pf.fk(2), chains=3, seed=1)
     assert (found.nfe == 40).all()

@@ -13,7 +13,7 @@ from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.spec import SamplerSpec, parse
 from pushforward.maps.storage import decoder_of, header
 from pushforward.model import Model
-from pushforward.plan import SOLVERS, exponential
+from pushforward.plan import SOLVERS, exponential, save_plan
 from pushforward.plan.grid import angle
 from support.helpers import FIELD, exact_flow, gaussian_denoiser
 from support.models import SIZE, tiny
@@ -129,11 +129,19 @@ def test_references_by_name(reference):
         ("ddim:steps=0", "1 step or more; got 0"),
         ("ddim:steps=2.5", r"1 step or more; got 2\.5"),
         ("ddim:steps=many", "1 step or more; got 'many'"),
+        ("ddim:steps=4:repeats=100000000", "says repeats=100,000,000; take 100,000 at most"),
     ],
 )
 def test_bad_words_get_a_sentence(text, said):
     with pytest.raises(PushforwardError, match=said):
         parse(text).diffusion(tiny(VP()))
+
+
+def test_a_digest_is_no_number(tmp_path):
+    path = tmp_path / "own.plan"
+    save_plan(SOLVERS["ddim"](VP(), angle(VP(), 3)), path)
+    with pytest.raises(PushforwardError, match="not 0123456789012345"):
+        parse(f"{path}:digest=0123456789012345").plan(tiny(VP()))
 
 
 def test_numbers_of_other_libraries_are_numbers():

@@ -30,11 +30,12 @@ from pushforward.plan.auto import RULE
 from pushforward.plan.files import SUFFIX as PLAN_SUFFIX
 from pushforward.plan.grid import default
 
-__all__ = ["SamplerSpec", "noisy", "parse", "words"]
+__all__ = ["MOST", "SamplerSpec", "noisy", "parse", "words"]
 
 NONE: Mapping[str, object] = MappingProxyType({})
 _WITHIN = 1e-3
 _ADAPTIVE = 1e-5  # error allowed in an adaptive step
+MOST = 100_000  # of anything that words count: more would run for days
 _PROBE = 4  # steps of a short plan, and one more, by which the calls that a step takes are counted
 
 
@@ -321,7 +322,7 @@ def words(text: str, what: str, example: str) -> tuple[str, dict[str, object]]:
         example: of such a text, likewise.
 
     Raises:
-        PushforwardError: not of that form.
+        PushforwardError: not of that form, or a count is beyond `MOST`.
     """
     named, *pairs = text.strip().split(":")
     settings: dict[str, object] = {}
@@ -332,6 +333,10 @@ def words(text: str, what: str, example: str) -> tuple[str, dict[str, object]]:
                 f"A {what} is written {what}:name=value:name=value, for instance {example}; got {text!r}."
             )
         name, known = name.strip().replace("-", "_"), _value(value.strip())
+        if name == "digest":  # whose digits may look like a number
+            known = value.strip()
+        if isinstance(known, int) and known > MOST and name != "seed":
+            raise PushforwardError(f"The {what} {text!r} says {name}={known:,}; take {MOST:,} at most.")
         if settings.setdefault(name, known) not in (known,):  # NaN is not equal to itself
             raise PushforwardError(f"The {what} {text!r} says {name} twice, and differently: say it once.")
     return named, settings

@@ -34,6 +34,7 @@ from pushforward.errors import PushforwardError
 from pushforward.guidance import energies as known
 from pushforward.guidance.energies.energy import Energy, Function, of
 from pushforward.maps.code import Code
+from pushforward.maps.spec import MOST
 from pushforward.vision.clip import load_clip
 
 __all__ = ["CLIP", "ENERGIES", "Setting", "Words", "energy"]
@@ -84,9 +85,9 @@ class Words:
 
     def whole(self, name: str, default: int) -> int:
         value = self.number(name, default)
-        if value != value // 1 or not value >= 0:
+        if value != value // 1 or not 0 <= value <= MOST:
             raise PushforwardError(
-                f"The {name} of energy {self.text!r} must be a whole number, not below 0; got {value:g}."
+                f"The {name} of energy {self.text!r} must be a whole number from 0 to {MOST:,}; got {value:g}."
             )
         return int(value)
 
