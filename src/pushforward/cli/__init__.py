@@ -27,6 +27,7 @@ from typer.core import TyperCommand, TyperGroup
 from pushforward.cli._shared.checks import noted
 from pushforward.data.files import NOT_WRITTEN
 from pushforward.data.locks import alone
+from pushforward.data.memory import is_lack
 from pushforward.errors import FarOutside, PushforwardError
 
 __all__ = ["app", "command_names", "main"]
@@ -37,7 +38,6 @@ PLACES = {
     "--statistics",
 }  # options whose value is a file or a folder  # fmt: skip
 _NOT_COMMANDS = {"__init__"}
-_NO_MEMORY = ("allocate memory", "out of memory", "array is too big", "size calculation overflowed", "unpacking long")
 
 
 def command_names() -> list[str]:
@@ -179,7 +179,7 @@ def _said(error: Exception) -> str:
     words = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, PushforwardError):
         return str(error)
-    if isinstance(error, MemoryError) or any(part in words for part in _NO_MEMORY):
+    if is_lack(error):
         return f"There is not enough memory for this; take a smaller --batch, --count or --size. ({words[:300]})"
     if isinstance(error, OSError):
         name = error.filename if error.filename is not None else error.filename2

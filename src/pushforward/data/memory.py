@@ -14,9 +14,10 @@ from pushforward.errors import PushforwardError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["check_images", "check_memory", "free_memory"]
+__all__ = ["check_images", "check_memory", "free_memory", "is_lack"]
 
 _GIB = 2**30
+_LACKING = ("allocate memory", "out of memory", "array is too big", "size calculation overflowed", "unpacking long")
 
 
 def check_memory(needed: float, what: str, device: torch.device | str = "cpu") -> None:
@@ -55,6 +56,11 @@ def free_memory(device: torch.device | str = "cpu") -> float:
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return float(torch.cuda.mem_get_info(device)[0] + unused)
     return min(_machine(), _group())
+
+
+def is_lack(error: Exception) -> bool:
+    """Say whether an error of Python or a library means that something did not fit into memory."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _LACKING)
 
 
 def _machine() -> float:

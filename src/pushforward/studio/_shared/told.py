@@ -8,6 +8,7 @@ from functools import wraps
 from html import escape
 from typing import Any, TypeVar
 
+from pushforward.data.memory import is_lack
 from pushforward.errors import PushforwardError
 
 __all__ = ["Updates", "said", "sentence", "spoken"]
@@ -15,14 +16,12 @@ __all__ = ["Updates", "said", "sentence", "spoken"]
 T = TypeVar("T")
 Updates = Generator[dict[Any, Any], None, None]  # new values of outputs
 
-_NO_MEMORY = ("allocate memory", "out of memory", "array is too big")
-
 
 def sentence(error: Exception) -> str:
     """What a visitor is told of an error: one sentence, with nothing of the server's files."""
     if isinstance(error, PushforwardError):
         return str(error)
-    if isinstance(error, MemoryError) or any(part in str(error) for part in _NO_MEMORY):
+    if is_lack(error):
         return "There is not enough memory for this: take fewer or smaller images."
     return (
         f"This failed with an error of its own ({type(error).__name__}); the terminal that runs the page shows where."
