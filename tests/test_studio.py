@@ -18,6 +18,7 @@ from safetensors.torch import load as load_tensors
 from pushforward.data.pictures import to_bytes
 from pushforward.errors import PushforwardError
 from pushforward.guidance.dynamics import SAMPLERS
+from pushforward.maps.storage import decoder_of, load_codes
 from pushforward.model.zoo import names
 from pushforward.studio import compare, edit, guide, inpaint, invert, page, plan, sample
 from pushforward.studio._shared.live import Stopped, live
@@ -27,7 +28,7 @@ from pushforward.studio._shared.results import line, packed
 from pushforward.studio._shared.told import sentence
 from pushforward.studio._shared.uploads import PIXELS, photo_of, read_photo
 from pushforward.translation.translate import TRANSLATIONS
-from pushforward.verbs import load
+from pushforward.verbs import from_pipeline, load
 from support.cli import invoke
 
 NAME = "fashion-vp"
@@ -225,6 +226,18 @@ def test_codes_are_those_of_the_command(model, photos, folder, method):
     assert end.figures.count("<tr>") == 4
 
 
+def test_the_codes_of_a_pipeline_are_kept_with_its_own_guidance(tmp_path):
+    from support.pipelines import stable_diffusion
+
+    model = from_pipeline(stable_diffusion(tmp_path), prompt="a fox", guidance_scale=3.0, height=8, width=8)
+    photo = photo_of(to_bytes(model.sample(1, solver="ddim", steps=2))[0])
+    end = last(invert.run(model, [photo], invert.Settings("pipeline", steps=2, method="naive")))
+    unpack({str(tmp_path / name): data for name, data in end.files.items()})
+    code, info = load_codes(tmp_path / "codes.safetensors")
+    again = decoder_of(info, model).decode(code)  # guidance of 1 would be 0.1 away and more
+    assert float((again - end.found.decode()).detach().abs().max()) <= 1e-4
+
+
 # -- inpaint -----------------------------------------------------------------------------------------------------------
 
 
@@ -346,7 +359,8 @@ def test_what_work_raises_arrives():
 def test_errors_say_nothing_of_the_server():
     assert sentence(PushforwardError("Take fewer.")) == "Take fewer."
     assert "/secret" not in sentence(OSError("no file /secret/place"))
-    assert "memory" in sentence(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+    for lack in ("DefaultCPUAllocator: can't allocate memory", "Storage size calculation overflowed with sizes=[1]"):
+        assert "memory" in sentence(RuntimeError(lack))
 
 
 def test_only_the_models_of_a_page_can_be_opened():

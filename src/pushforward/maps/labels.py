@@ -10,8 +10,9 @@ from torch import Tensor
 
 from pushforward.model import Model
 from pushforward.model.labels import Condition, Labels, listed
+from pushforward.model.prompts import Guided
 
-__all__ = ["UNSAID", "Condition", "Labels", "Unsaid", "in_turn", "listed", "take_labels"]
+__all__ = ["UNSAID", "Condition", "Labels", "Unsaid", "in_turn", "listed", "take_labels", "weight_of"]
 
 
 class Unsaid(Enum):
@@ -54,3 +55,8 @@ def take_labels(labels: Labels, some: slice | Tensor) -> Labels:
         return labels[some]
     names: list[Any] = list(labels)
     return names[some] if isinstance(some, slice) else [names[i] for i in some.tolist()]
+
+
+def weight_of(model: Model, guidance: float | None) -> float | None:
+    """The weight of guidance that is meant by `None`: 1, or, of a pipeline, its own, which `None` says again."""
+    return 1.0 if guidance is None and not isinstance(model.module, Guided) else guidance

@@ -12,7 +12,7 @@ from pushforward.errors import PushforwardError
 from pushforward.studio._shared.controls import TakeAway, buttons, picture_area, seed_number, what_choice, wire
 from pushforward.studio._shared.live import live
 from pushforward.studio._shared.masks import PARTS, mask_file, mask_of
-from pushforward.studio._shared.models import Shelf, asked_what, weight_of
+from pushforward.studio._shared.models import Shelf, asked_what
 from pushforward.studio._shared.pictures import picture, preview, traces
 from pushforward.studio._shared.results import Name, call, codes_file, line, png
 from pushforward.studio._shared.told import Updates
@@ -174,7 +174,7 @@ def run(model: Model, photo: Photo | None, settings: Settings, clip: str | None 
         start = there.draw(settings.chains, seed=settings.seed)
 
         def files(images: Tensor, code: Any) -> dict[str, bytes]:
-            codes = codes_file(settings.model, there, settings.solver, code, weight_of(model, None))
+            codes = codes_file(settings.model, there, settings.solver, code, None)
             return {**given, **codes, "samples.png": png(picture(images))}
 
         def watch(chains: Chains) -> None:

@@ -138,9 +138,9 @@ def _codes(found: Inversion, settings: Settings) -> dict[str, bytes]:
     """The file that `pushforward invert` would write."""
     from pushforward.maps.diffusion import Diffusion
 
-    there, weight = found.pushforward, 1.0 if settings.guidance is None else settings.guidance
+    there = found.pushforward
     assert isinstance(there, Diffusion)
-    return codes_file(settings.model, there, settings.solver, found.code, weight)
+    return codes_file(settings.model, there, settings.solver, found.code, settings.guidance)
 
 
 def _figures(images: Tensor, again: Tensor, found: Inversion) -> str:

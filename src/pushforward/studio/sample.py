@@ -18,7 +18,7 @@ from pushforward.studio._shared.controls import (
     wire,
 )
 from pushforward.studio._shared.live import live
-from pushforward.studio._shared.models import Shelf, steps_beside, take_turns, weight_of
+from pushforward.studio._shared.models import Shelf, steps_beside, take_turns
 from pushforward.studio._shared.pictures import embedded, picture, preview, row, table, viewed
 from pushforward.studio._shared.results import Name, call, codes_file, line, png
 from pushforward.studio._shared.told import Updates
@@ -166,7 +166,7 @@ def _codes(model: Model, settings: Settings) -> dict[str, bytes]:
     there = model.diffusion(settings.solver, steps, labels=UNSAID if labels is None else labels,
                             guidance=settings.guidance)  # fmt: skip
     code = there.draw(settings.count, seed=settings.seed)
-    return codes_file(settings.model, there, settings.solver, code, weight_of(model, settings.guidance))
+    return codes_file(settings.model, there, settings.solver, code, settings.guidance)
 
 
 def layout(shelf: Shelf, model: Any) -> list[Any]:

@@ -23,9 +23,9 @@ from pushforward.cli._shared.report import write_json
 from pushforward.data.inputs import Images, read_inputs
 from pushforward.data.reading import Fit
 from pushforward.errors import PushforwardError
+from pushforward.maps.labels import weight_of
 from pushforward.maps.spec import SamplerSpec, parse
 from pushforward.model import Model
-from pushforward.model.prompts import Guided
 from pushforward.plan import SOLVERS
 
 __all__ = [
@@ -159,7 +159,7 @@ class ConditionOptions:
 
     def weight(self, model: Model) -> float | None:
         """The weight of guidance for a model: what is asked for, or 1; `None`: a pipeline's own."""
-        return 1.0 if self.guidance is None and not isinstance(model.module, Guided) else self.guidance
+        return weight_of(model, self.guidance)
 
     def check(self, count: int | None = None, *, weight: float | None = None) -> None:
         """Raise if an option has no effect, as far as is known.

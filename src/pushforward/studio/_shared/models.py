@@ -12,7 +12,7 @@ from pushforward.errors import PushforwardError
 if TYPE_CHECKING:
     from pushforward.verbs import Model
 
-__all__ = ["Shelf", "asked_what", "choices_of", "steps_beside", "take_turns", "weight_of"]
+__all__ = ["Shelf", "asked_what", "choices_of", "steps_beside", "take_turns"]
 
 MOST_CHOICES = 300
 MOST_STEPS = 1000
@@ -83,10 +83,3 @@ def steps_beside(solver: str, steps: int) -> int | None:
     if spec.steps > MOST_STEPS:
         raise PushforwardError(f"This page takes at most {MOST_STEPS} steps; got {spec.steps}.")
     return None if said else steps
-
-
-def weight_of(model: Model, guidance: float | None) -> float | None:
-    """The weight of guidance that is meant by none: 1, or, of a pipeline, its own (`None`)."""
-    from pushforward.model.prompts import Guided
-
-    return 1.0 if guidance is None and not isinstance(model.module, Guided) else guidance

@@ -70,11 +70,11 @@ def codes_file(source: str, there: Diffusion, solver: str, code: Code, guidance:
         there: the map that decodes them, bound to their classes or prompts.
         solver: its plan's, in words.
         code: the codes.
-        guidance: weight of guidance; `None`: a pipeline's own.
+        guidance: weight of guidance; `None`: 1, or a pipeline's own.
     """
     from torch import Tensor
 
-    from pushforward.maps.labels import UNSAID, Labels
+    from pushforward.maps.labels import UNSAID, Labels, weight_of
     from pushforward.maps.spec import parse
     from pushforward.maps.storage import header, save_codes
 
@@ -82,7 +82,8 @@ def codes_file(source: str, there: Diffusion, solver: str, code: Code, guidance:
     labels: Labels = None if there.labels is UNSAID else there.labels
     if labels is not None and len(labels) == 1:
         labels = labels.expand(count) if isinstance(labels, Tensor) else [str(labels[0])] * count
-    info = header(source, there.model, parse(solver), there.plan, labels=labels, guidance=guidance)
+    weight = weight_of(there.model, guidance)
+    info = header(source, there.model, parse(solver), there.plan, labels=labels, guidance=weight)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "codes.safetensors"
         save_codes(path, code, {**info, "model": source})
