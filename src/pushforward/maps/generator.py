@@ -20,13 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pushforward.data.faults import FAULTS, reason
 from pushforward.data.memory import check_images
 from pushforward.errors import PushforwardError
 from pushforward.maps.code import Code, GaussianStream, batches
 from pushforward.maps.labels import Condition, Labels, listed
 from pushforward.model import gan as networks
-from pushforward.model.diffusers.folders import FAULTS
-from pushforward.model.diffusers.package import reason
 from pushforward.model.labels import class_numbers
 from pushforward.model.model import sizes
 from pushforward.model.network import device_of

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pushforward.data.faults import FAULTS, reason
 from pushforward.data.files import read_tensors
 from pushforward.errors import PushforwardError
-from pushforward.model.diffusers.folders import FAULTS
-from pushforward.model.diffusers.package import reason
 
 __all__ = ["Consistency", "Dcgan", "Preconditioned", "StyleGan", "dcgan", "read_checkpoint"]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from pushforward.data.faults import FAULTS
 from pushforward.errors import PushforwardError
-from pushforward.model.diffusers.folders import FAULTS
 
 __all__ = ["SUFFIXES", "is_torchscript", "load_torchscript"]
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
+from pushforward.data.faults import FAULTS
 from pushforward.data.hub import check_model
 from pushforward.errors import PushforwardError
-from pushforward.model.diffusers.folders import FAULTS
 from pushforward.model.torchscript import SUFFIXES, load_torchscript
 from pushforward.vision.features import load_fashion
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, interpolate, normalize
 
+from pushforward.data.faults import FAULTS
 from pushforward.data.hub import check_model
 from pushforward.errors import PushforwardError
 
@@ -181,7 +182,6 @@ def load_clip(name: str | os.PathLike[str], *, device: str | torch.device = "cpu
         from transformers.image_processing_base import ImageProcessingMixin
     except ImportError as error:
         raise PushforwardError("CLIP needs `pip install 'pushforward[diffusers]'`.") from error
-    from pushforward.model.diffusers.folders import FAULTS
 
     place = os.fspath(name)
     try:

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pushforward.data.faults import reason
 from pushforward.errors import PushforwardError
 from pushforward.model.diffusers.calls import Call
-from pushforward.model.diffusers.package import reason
 from pushforward.model.diffusers.patches import alike, alone, guiders, hooked, parts, patched
 from pushforward.model.diffusers.pipeline import Asked, refuse_caches
 from pushforward.model.diffusers.standin import Answer, Stopped, recorded, stand_in

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
+from pushforward.data.faults import reason
 from pushforward.errors import PushforwardError
 from pushforward.model.diffusers.entrance import Entrance, numbered
-from pushforward.model.diffusers.package import reason
 from pushforward.model.diffusers.patches import (
     alike,
     alone,

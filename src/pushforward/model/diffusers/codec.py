@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from pushforward.data.faults import FAULTS, reason
 from pushforward.errors import PushforwardError
 from pushforward.model.diffusers.calls import Call
 from pushforward.model.diffusers.entrance import numbered
-from pushforward.model.diffusers.folders import FAULTS
-from pushforward.model.diffusers.package import reason
 from pushforward.model.diffusers.patches import alone, as_wide, callee, parts
 from pushforward.model.diffusers.standin import Answer, Stopped
 

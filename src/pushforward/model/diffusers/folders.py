@@ -10,19 +10,18 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
+from pushforward.data.faults import FAULTS, reason
 from pushforward.errors import PushforwardError
-from pushforward.model.diffusers.package import MISSING, import_diffusers, reason
+from pushforward.model.diffusers.package import MISSING, import_diffusers
 from pushforward.model.diffusers.tables import Settings
 from pushforward.model.storage import read_json
 
-__all__ = ["CONFIG", "FAULTS", "INDEX", "Folder", "class_of", "download", "fetch", "find", "load_network", "load_part"]
+__all__ = ["CONFIG", "INDEX", "Folder", "class_of", "download", "fetch", "find", "load_network", "load_part"]
 
 INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
 DECODERS = ("vqvae", "vae")
@@ -35,10 +34,6 @@ VARIANTS = (
 )  # of weights, `stem.fp16.safetensors`, that are taken for the plain ones where there are none
 LORA = "pytorch_lora_weights.safetensors"
 MISSING_TEXT = "Models that read prompts need the package transformers: pip install 'pushforward[diffusers]'."
-FAULTS = (  # what damaged files raise
-    ArithmeticError, AttributeError, EOFError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError,
-    SafetensorError, UnpicklingError,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)

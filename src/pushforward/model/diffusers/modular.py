@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pushforward.data.faults import reason
 from pushforward.errors import PushforwardError
 from pushforward.linear import Flow
 from pushforward.model.diffusers.arguments import check_known, without_ours
 from pushforward.model.diffusers.blocks import ROWS, LoopCall, bare, check_loop
 from pushforward.model.diffusers.calls import KEPT
 from pushforward.model.diffusers.codec import Decoder, decoders
-from pushforward.model.diffusers.package import reason
 from pushforward.model.diffusers.patches import LOCK, patched
 from pushforward.model.diffusers.pipeline import Asked, made_of, probes
 from pushforward.model.diffusers.schedules import Schedule, schedule_of

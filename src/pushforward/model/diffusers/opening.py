@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from pushforward.data.faults import FAULTS, reason
 from pushforward.errors import PushforwardError
-from pushforward.model.diffusers.folders import FAULTS, INDEX, JUDGES, Folder, fetch, find, load_part
-from pushforward.model.diffusers.package import import_diffusers, reason
+from pushforward.model.diffusers.folders import INDEX, JUDGES, Folder, fetch, find, load_part
+from pushforward.model.diffusers.package import import_diffusers
 from pushforward.model.diffusers.tables import Settings
 
 __all__ = ["add_lora", "open_checkpoint", "open_pipeline"]

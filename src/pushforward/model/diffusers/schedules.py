@@ -32,9 +32,10 @@ from typing import Any
 
 import torch
 
+from pushforward.data.faults import reason
 from pushforward.errors import PushforwardError
 from pushforward.linear import VE, Discrete, Flow, Gaussian, Process
-from pushforward.model.diffusers.package import import_diffusers, reason
+from pushforward.model.diffusers.package import import_diffusers
 from pushforward.model.diffusers.tables import Settings, alphas_cumprod
 
 __all__ = ["READERS", "Schedule", "read_schedule", "schedule_of"]
