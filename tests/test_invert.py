@@ -16,8 +16,8 @@ from pushforward.guidance.optimisers import LBFGS
 from pushforward.linear import VP, Blurring, Gaussian, Langevin
 from pushforward.maps.adaptive import AdaptiveDiffusion
 from pushforward.maps.storage import load_codes
+from pushforward.model import trained
 from pushforward.model.backbone import Backbone, preset
-from pushforward.model.model import trained
 from pushforward.plan import collocation, ddim, exponential, gddim, grid, plan_of
 from support.cli import invoke
 from support.helpers import FIELD, mixture_denoiser, normal

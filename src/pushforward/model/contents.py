@@ -40,6 +40,7 @@ _KNOWN_AS = {
     "pushforward.denoiser": "pushforward.model.network",
     "pushforward.verbs.model": "pushforward.model.model",
     "pushforward.model.tokens": "pushforward.model.words",
+    "pushforward.model.trained": "pushforward.model.model",
     "pushforward.model.diffusers.load": "pushforward.model.diffusers",
     "pushforward.model.diffusers.folders": "pushforward.model.folders",
     "pushforward.model.diffusers.networks": "pushforward.model.pipelines",

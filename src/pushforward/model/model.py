@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from operator import index
 from typing import Any, Self
 
@@ -15,12 +14,10 @@ from torch import Tensor, nn
 from pushforward.denoiser import Denoiser, Wrapper
 from pushforward.errors import FarOutside, PushforwardError
 from pushforward.linear import POINT, Flow, Gaussian, Process, ScaledProcess
-from pushforward.model.backbone import Backbone
 from pushforward.model.flow import AsFlow, flow_of
 from pushforward.model.labels import Condition, class_numbers, listed
 from pushforward.model.network import Network, device_of, execution_device
 from pushforward.model.prompts import Guided, Prompted, TextEncoder, prompted
-from pushforward.model.tokens import tokens, warn_of_lost_words
 
 FAR = 100.0  # deviations of the data
 
@@ -375,61 +372,3 @@ def _reach(images: Tensor, data: Gaussian) -> str | None:
     scale = data.variance.mean().sqrt() + data.mean.abs().max()
     largest, limit = float(images.detach().abs().max()), FAR * float(scale)
     return f"reach {largest:.1e}, but its data only {float(scale):.1g}" if largest > limit else None
-
-
-def trained(
-    module: Backbone,
-    process: Process,
-    shape: tuple[int, ...],
-    *,
-    name: str = "model",
-    prediction: str = "residual",
-    variance: float = 0.25,
-    classes: tuple[str, ...] = (),
-    info: Mapping[str, Any] | None = None,
-    statistics: Gaussian | None = None,
-    means: Tensor | None = None,
-) -> Model:
-    """Make a model of a network that this package trained; only here is the scaling of its time and input decided.
-
-    Args:
-        module: the network.
-        process: its diffusion.
-        shape: shape of its images, `(channels, height, width)`.
-        name: name for reports.
-        prediction: what the network predicts (see `model.prediction`).
-        variance: mean square of the data's values; images are in [-1, 1].
-        classes: names of its labels; label `len(classes)` stands for no class.
-        info: what else is known.
-        statistics: Gaussian fitted to its data.
-        means: mean image of each class.
-    """
-    reference = Gaussian(variance)
-    scale = 1.0 if module.config.time_angle else 1000.0 / process.t_max
-    network = Network(
-        module,
-        prediction=prediction,  # type: ignore[arg-type]
-        time_scale=scale,
-        reference=reference,
-        input_reference=reference,
-        unconditional=torch.tensor([len(classes)], device="cpu") if classes else None,
-    )
-    words = module.config.words
-    return Model(
-        name,
-        process,
-        network,
-        shape,
-        reference,
-        classes,
-        info=dict(info or {}),
-        statistics=statistics,
-        means=means,
-        text=partial(_words, rows=words) if words else None,
-    )
-
-
-def _words(texts: Sequence[str], rows: int) -> tuple[Tensor]:
-    for text in texts:
-        warn_of_lost_words(text)
-    return (tokens(texts, rows),)

@@ -22,9 +22,10 @@ from pushforward.data.schema import check, read
 from pushforward.errors import PushforwardError
 from pushforward.linear import Gaussian, Process, process_from_config
 from pushforward.model.backbone import Backbone, BackboneConfig
-from pushforward.model.model import Model, trained
+from pushforward.model.model import Model
 from pushforward.model.network import Network
 from pushforward.model.prediction import Prediction, is_image
+from pushforward.model.trained import trained
 
 __all__ = ["CARD", "CONFIG", "FORMAT", "STATISTICS", "WEIGHTS", "load_model", "read_json", "save_model"]
 

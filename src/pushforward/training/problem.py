@@ -13,8 +13,9 @@ from pushforward.data.memory import check_memory
 from pushforward.errors import PushforwardError
 from pushforward.linear import Gaussian, Process, fit
 from pushforward.model.backbone import Backbone, BackboneConfig, preset
-from pushforward.model.model import Model, trained
+from pushforward.model.model import Model
 from pushforward.model.prediction import is_image
+from pushforward.model.trained import trained
 from pushforward.training.batches import WORDS, check_labels
 from pushforward.training.config import TrainConfig
 from pushforward.training.targets import TargetTable
