@@ -32,11 +32,11 @@ from torch.nn.functional import interpolate, pad
 
 from pushforward import Diffusion, Model, load
 from pushforward.data.pictures import to_bytes
+from pushforward.maps.guesses import guesses
 from pushforward.maps.passes import last_states, passing
 from pushforward.maps.watermark import Bits, Found, Ring, read
 from pushforward.plan import solvers
 from pushforward.plan.grid import power
-from pushforward.verbs.watermarks import guesses
 
 RATE = 1e-3
 LENGTHS = {"fashion-vp": (2, 4), "emoji": (2, 4)}  # bytes
