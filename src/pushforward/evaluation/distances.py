@@ -26,7 +26,9 @@ from torch import Tensor
 from pushforward.data.memory import check_memory
 from pushforward.errors import PushforwardError
 
-__all__ = ["FEWEST", "MOST", "Reference", "Sample", "extrapolated", "neighbourhoods", "resamples"]
+__all__ = [
+    "FEWEST", "Reference", "Sample", "distances", "extrapolated", "neighbourhoods", "resamples", "standard_error",
+]  # fmt: skip
 
 FEWEST = 100  # images; fewer say nothing of a distribution
 MOST = 10_000  # images compared pair by pair; the Fréchet distance takes all
@@ -161,6 +163,28 @@ def resamples(count: int, times: int, seed: int = 0) -> list[Tensor]:
     check_memory(8 * count * times, f"{times:,} resamples of {count:,} images")
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(count, (count,), generator=generator, device="cpu") for _ in range(times)]
+
+
+def distances(sample: Sample, rows: list[Tensor], seed: int) -> dict[str, float]:
+    """Return the Fréchet distance and, where the reference has features, the kernel distance, with standard errors.
+
+    Args:
+        sample: the images.
+        rows: resamples of them.
+        seed: seed of the resamples of fewer, where the kernel of all pairs of images would not fit.
+    """
+    found = {
+        "frechet": sample.frechet(),
+        "frechet_error": standard_error([sample.frechet(draw) for draw in rows]),
+    }
+    if sample.reference.features is None:
+        return found
+    some = Sample(sample.features[:MOST], sample.reference)
+    draws = rows if len(some) == len(sample) else resamples(len(some), len(rows), seed)
+    return found | {
+        "kernel": some.kernel(),
+        "kernel_error": standard_error([some.kernel(draw) for draw in draws]),
+    }
 
 
 def neighbourhoods(sample: Sample, k: int = 5) -> dict[str, float]:

@@ -25,9 +25,9 @@ from pushforward.data.memory import check_images, check_memory
 from pushforward.errors import PushforwardError
 from pushforward.evaluation.distances import (
     FEWEST,
-    MOST,
     Reference,
     Sample,
+    distances,
     extrapolated,
     neighbourhoods,
     resamples,
@@ -190,10 +190,7 @@ def _measured(
     sample: Sample, rows: list[Tensor], seed: int, base: list[float]
 ) -> tuple[dict[str, float | None], list[float]]:
     """Return the measures, and the extrapolated distance of all images and of each resample (empty without one)."""
-    measures: dict[str, float | None] = {
-        "frechet": sample.frechet(),
-        "frechet_error": standard_error([sample.frechet(draw) for draw in rows]),
-    }
+    measures: dict[str, float | None] = {**distances(sample, rows, seed)}
     limit = extrapolated(sample, seed=seed)
     values: list[float] = []
     if limit is not None:
@@ -206,13 +203,7 @@ def _measured(
             "ratio_error": standard_error(ratios[1:]),
         }
     if sample.reference.features is not None:
-        some = Sample(sample.features[:MOST], sample.reference)  # pairs of all would not fit
-        draws = rows if len(some) == len(sample) else resamples(len(some), len(rows), seed)
-        measures |= {
-            "kernel": some.kernel(),
-            "kernel_error": standard_error([some.kernel(draw) for draw in draws]),
-            **neighbourhoods(sample),
-        }
+        measures |= neighbourhoods(sample)
     return measures, values
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from pushforward.data.files import digest
 from pushforward.data.pictures import to_bytes
 from pushforward.errors import PushforwardError
-from pushforward.evaluation.distances import FEWEST, MOST, Reference, Sample, resamples, standard_error
+from pushforward.evaluation.distances import FEWEST, Reference, Sample, distances, resamples, standard_error
 from pushforward.evaluation.pairs import SMALLEST, Metric, greatest, l2, pixels, psnr, ranks, recall, ssim
 from pushforward.evaluation.report import aligned, cell, distance_name
 from pushforward.vision.clip import Clip, alignment
@@ -165,7 +165,7 @@ def compare(
                 values["rank"] = ranks(x, *candidates, metric=chosen.metric)
                 measures |= _places(values["rank"], draws)
             if reference is not None:
-                measures |= _distances(x, reference, draws, times, seed)
+                measures |= distances(Sample(x, reference), draws, seed)
         found.append(Row(name, len(images), chosen.name, measures, values, tuple(notes)))
         if callback is not None:
             callback(name)
@@ -216,18 +216,6 @@ def _places(places: Tensor, draws: Sequence[Tensor]) -> dict[str, float]:
         measures[f"top{k}"] = recall(places, k)
     median = [float(places[rows].quantile(0.5)) for rows in draws]
     return measures | {"rank": float(places.quantile(0.5)), "rank_error": standard_error(median)}
-
-
-def _distances(x: Tensor, reference: Reference, draws: list[Tensor], times: int, seed: int) -> dict[str, float]:
-    sample = Sample(x, reference)
-    some = Sample(x[:MOST], reference)  # pairs of all would not fit
-    fewer = draws if len(some) == len(sample) else resamples(len(some), times, seed)
-    return {
-        "frechet": sample.frechet(),
-        "frechet_error": standard_error([sample.frechet(rows) for rows in draws]),
-        "kernel": some.kernel(),
-        "kernel_error": standard_error([some.kernel(rows) for rows in fewer]),
-    }
 
 
 # -- what rows are compared with ---------------------------------------------------------------------------------------
