@@ -73,13 +73,11 @@ def draw(plan: Plan, path: Path) -> None:
 
     For states and answers that is a matrix (a row is a node, a column the node it uses), for the noise, if any, bars.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     count = 4 if plan.noises else 3
     figure = Figure(figsize=(3.8 * count, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
     panels = figure.subplots(1, count)
     times = plan.node_times
     inside = (times > 0) & (times < plan.process.t_max)

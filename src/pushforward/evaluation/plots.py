@@ -19,14 +19,12 @@ def distance_curves(rows: Sequence[Row], path: Path) -> None:
     long before their distances do. Below, the Fréchet distance by each feature network, with its standard error,
     extrapolated to infinitely many images where that is known; the dotted line is the converged run's.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     colours = dict(zip(dict.fromkeys(row.sampler for row in rows), cycle(COLOURS), strict=False))
     nets = sorted({net for row in rows for net in row.measures})
     models = list(dict.fromkeys(row.model for row in rows))
     figure = Figure(figsize=(6.5 * len(models), 4 * (1 + len(nets))), layout="constrained")
-    FigureCanvasAgg(figure)
     grid = figure.subplots(1 + len(nets), len(models), squeeze=False)
     for model, axes in zip(models, grid[0], strict=True):
         own, ends = [row for row in rows if row.model == model and row.error], []

@@ -99,7 +99,6 @@ def diagnose(history: Sequence[Record], warmed: int) -> Diagnosis:
 
 def plot(history: Sequence[Record], warmed: int, path: Path) -> None:
     """Plot energies, prior and acceptance of every chain over the steps as a PNG; the warm-up is grey."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows = {name: [record.energies[name] for record in history] for name in history[0].energies}
@@ -107,7 +106,6 @@ def plot(history: Sequence[Record], warmed: int, path: Path) -> None:
     if any(bool((record.acceptance < 1).any()) for record in history):
         rows["acceptance"] = [record.acceptance for record in history]
     figure = Figure(figsize=(7, 2 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
     panels = figure.subplots(len(rows), 1, squeeze=False, sharex=True)[:, 0]
     for axes, (name, values) in zip(panels, rows.items(), strict=True):
         axes.plot(torch.stack(values).cpu().numpy(), linewidth=0.7, alpha=0.7)

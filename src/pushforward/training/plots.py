@@ -12,11 +12,9 @@ __all__ = ["loss_curve"]
 
 def loss_curve(losses: Sequence[float], path: Path) -> None:
     """The loss of every step, and its running mean, as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     steps = np.arange(1, len(losses) + 1)
     axes.plot(steps, losses, color="0.8", linewidth=0.5, label="step")
