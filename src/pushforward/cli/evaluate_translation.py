@@ -21,6 +21,7 @@ from pushforward.cli._shared.report import progress, write_json
 from pushforward.data.datasets import load_images
 from pushforward.data.files import atomic_path
 from pushforward.data.inputs import Images, read_inputs
+from pushforward.data.pictures import from_bytes
 from pushforward.errors import PushforwardError
 from pushforward.evaluation.translation import PIXELS, Words, compare, space, table
 from pushforward.vision.clip import load_clip
@@ -105,7 +106,7 @@ def evaluate_translation(
     targets = None
     if target_set is not None:
         found = load_images(target_set, size=shape, channels=depth, split=split, fit=fit)
-        targets = found.images.float() / 127.5 - 1
+        targets = from_bytes(found.images)
         for note in found.notes:
             typer.echo(f"pushforward: {target_set}: {note}", err=True)
         for name, reason in found.skipped:

@@ -31,7 +31,7 @@ from pushforward.cli._shared.report import progress, write_json
 from pushforward.cli._shared.runs import Kept
 from pushforward.data.files import digest, save_tensors
 from pushforward.data.inputs import read_file, read_like
-from pushforward.data.pictures import save_image, sheet
+from pushforward.data.pictures import from_bytes, save_image, sheet
 from pushforward.errors import PushforwardError
 from pushforward.execute import Exact, Gradient, Implicit, Phantom
 from pushforward.guidance.chains import Chains, Record
@@ -361,7 +361,7 @@ def _walk(job: _Job, how: Dynamics) -> tuple[Guided, float]:
     pictures = [read_file(file, None, None, Counter()) for file in files]
     columns = min(job.chains, _SHOWN)
     shown = torch.stack(pictures).unflatten(3, (columns, -1)).movedim(3, 1).flatten(0, 1)  # moment after moment
-    save_image(sheet(shown.float() / 127.5 - 1, columns=columns, heads=[f"chain {k}" for k in range(columns)],
+    save_image(sheet(from_bytes(shown), columns=columns, heads=[f"chain {k}" for k in range(columns)],
                      rows=[f"move {int(file.stem)}" for file in files]), job.out / "chains.png")  # fmt: skip
     return found, kept.seconds
 

@@ -33,7 +33,7 @@ from pushforward.cli._shared.options import (
 from pushforward.data.files import digest
 from pushforward.data.inputs import read_file, read_like
 from pushforward.data.memory import check_images
-from pushforward.data.pictures import compared, read_mask, save_image, sheet
+from pushforward.data.pictures import compared, from_bytes, read_mask, save_image, sheet
 from pushforward.errors import PushforwardError
 from pushforward.guidance.inpaint import inpaint as paint
 from pushforward.guidance.inpaint import inpainted
@@ -145,7 +145,7 @@ def _sheet(items: Sequence[Item], known: Tensor, draws: int, out: Path) -> list[
             drawn = [read_file(path, None, None, Counter()) for path in paths]
             columns.append(torch.stack([source, torch.where(known, source, 127), *drawn]))
     if columns:
-        versions = torch.stack(columns, 1).float() / 127.5 - 1
+        versions = from_bytes(torch.stack(columns, 1))
         names = ["image", "kept (grey: painted)", *(f"draw {k}" for k in range(draws))]
         save_image(compared(list(versions), columns=_SHOWN, names=names), out / "sheet.png")
     return rows

@@ -31,7 +31,7 @@ from pushforward.cli._shared.options import (
     grouped,
 )
 from pushforward.data.inputs import read_file
-from pushforward.data.pictures import compared, save_image, sheet
+from pushforward.data.pictures import compared, from_bytes, save_image, sheet
 from pushforward.errors import PushforwardError
 from pushforward.evaluation.pairs import decibels
 from pushforward.execute import INVERSE
@@ -216,7 +216,7 @@ def _sheet(items: Sequence[Item], out: Path) -> list[dict[str, Any]]:
             psnr = float(decibels(square, 255))
             rows.append({"name": item.name, "source": item.source, "psnr_to_source": psnr})
     if shown:
-        pairs = [torch.stack(side).float() / 127.5 - 1 for side in zip(*shown, strict=True)]
+        pairs = [from_bytes(torch.stack(side)) for side in zip(*shown, strict=True)]
         near = {row["name"]: f"{row['psnr_to_source']:.1f} dB" for row in rows}
         captions = [near.get(item.name, "") for item in done]
         save_image(compared(pairs, names=["source", "translated"], captions=[(), captions]), out / "sheet.png")

@@ -65,6 +65,7 @@ def read_inputs(
     import torch
 
     from pushforward.data.datasets import brought, load_images
+    from pushforward.data.pictures import from_bytes
     from pushforward.data.reading import sentences
 
     skipped: list[tuple[str, str]] = []
@@ -96,7 +97,7 @@ def read_inputs(
         raise PushforwardError(skipped[0][1])
     if not images:
         raise PushforwardError("There are no images to work on; name at least one file, folder or .npz file.")
-    return Images(torch.stack(images).float() / 127.5 - 1, tuple(names), sentences(done), tuple(skipped))
+    return Images(from_bytes(torch.stack(images)), tuple(names), sentences(done), tuple(skipped))
 
 
 def image_files(source: Path) -> list[Path]:
@@ -120,7 +121,9 @@ def image_files(source: Path) -> list[Path]:
 
 def read_like(path: Path, shape: tuple[int, ...], fit: Fit = "crop", background: str = "white") -> Tensor:
     """Read an image file in [-1, 1], fitted to `shape`, `(channels, height, width)`."""
-    return read_file(path, (shape[1], shape[2]), shape[0], Counter(), fit, background).float() / 127.5 - 1
+    from pushforward.data.pictures import from_bytes
+
+    return from_bytes(read_file(path, (shape[1], shape[2]), shape[0], Counter(), fit, background))
 
 
 def read_file(

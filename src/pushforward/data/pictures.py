@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -20,7 +21,8 @@ from pushforward.data.files import atomic_path, check_suffix
 from pushforward.errors import PushforwardError
 
 __all__ = [
-    "check_pairs", "compared", "picture_suffixes", "read_mask", "save_animation", "save_image", "sheet", "to_bytes",
+    "check_pairs", "compared", "content_number", "from_bytes", "picture_suffixes", "read_mask", "save_animation",
+    "save_image", "sheet", "to_bytes",
 ]  # fmt: skip
 
 
@@ -168,6 +170,16 @@ def _wrapped(text: str, width: float, font: ImageFont.FreeTypeFont, lines: int =
 def to_bytes(images: Tensor) -> Tensor:
     """Round values in [-1, 1] to uint8; values outside are clipped."""
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte()
+
+
+def from_bytes(images: Tensor) -> Tensor:
+    """Return uint8 images as values in [-1, 1], float32."""
+    return images.float() / 127.5 - 1
+
+
+def content_number(image: Tensor) -> int:
+    """Return a number that goes by what an image shows, uint8 of any shape, to draw the same for it every time."""
+    return crc32(image.contiguous().numpy().tobytes())
 
 
 def check_pairs(images: Tensor, others: Tensor) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pushforward.data import schema
 from pushforward.data.files import atomic_path, digest, read_tensors
-from pushforward.data.pictures import to_bytes
+from pushforward.data.pictures import from_bytes, to_bytes
 from pushforward.errors import PushforwardError
 from pushforward.evaluation.distances import FEWEST
 from pushforward.execute.distributed import same, size
@@ -221,7 +221,7 @@ def first_images(run: Run, count: int) -> Tensor:
     for shard in run.shards:
         if sum(map(len, pieces)) < count:
             pieces.append(_read(run.path(shard), len(shard))["images"])
-    return torch.cat(pieces)[:count].float() / 127.5 - 1
+    return from_bytes(torch.cat(pieces)[:count])
 
 
 def _made(run: Run, converged: Run, diffusion: Diffusion | AdaptiveDiffusion, shard: range) -> dict[str, Tensor]:

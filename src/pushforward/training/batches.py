@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pushforward.data.datasets import ImageData
+from pushforward.data.pictures import from_bytes
 from pushforward.errors import PushforwardError
 from pushforward.model.tokens import tokens
 
@@ -110,7 +111,7 @@ class Batches:
 
     def images(self, chosen: Tensor) -> Tensor:
         """The chosen images, clean, in [-1, 1]."""
-        return self.data.images[chosen].to(self.device).float() / 127.5 - 1
+        return from_bytes(self.data.images[chosen].to(self.device))
 
     def condition(self, chosen: Tensor, generator: torch.Generator) -> Tensor | None:
         """What the network is told of the chosen images: their words or labels, some hidden."""

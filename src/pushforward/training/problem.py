@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pushforward.data.datasets import ImageData
 from pushforward.data.memory import check_memory
+from pushforward.data.pictures import from_bytes
 from pushforward.errors import PushforwardError
 from pushforward.linear import Gaussian, Process, fit
 from pushforward.model.backbone import Backbone, BackboneConfig, preset
@@ -103,7 +104,7 @@ def _statistics(data: ImageData, most: int = 8192) -> tuple[Gaussian | None, Ten
     if len(data) < 2:
         return None, None
     stride = -(-len(data) // most)
-    images = data.images[::stride].float() / 127.5 - 1
+    images = from_bytes(data.images[::stride])
     gaussian = fit(images)
     if data.labels is None or not data.classes or data.captions:
         return gaussian, None

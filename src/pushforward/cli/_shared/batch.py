@@ -19,7 +19,6 @@ from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 from unicodedata import normalize
-from zlib import crc32
 
 from pushforward.cli._shared.report import progress, write_json
 from pushforward.data.files import atomic_path, digest
@@ -357,14 +356,16 @@ def work_through(
     """
     import torch
 
+    from pushforward.data.pictures import content_number, from_bytes
+
     with progress(label, total=len(items), unit="image", quiet=quiet) as bar:
         for first in range(0, len(items), batch):
             some = items[first : first + batch]
             kept, images = read_items(some, outcome)
             if kept:
-                numbers = [crc32(image.contiguous().numpy().tobytes()) for image in images]
+                numbers = [content_number(image) for image in images]
                 keys = [key_of(made(item), image) for item, image in zip(kept, images, strict=True)]
-                work(kept, torch.stack(images).float() / 127.5 - 1, numbers, keys)
+                work(kept, from_bytes(torch.stack(images)), numbers, keys)
                 outcome.done += kept
             bar.update(len(some))
     if outcome.skipped and not outcome.done and not outcome.before:

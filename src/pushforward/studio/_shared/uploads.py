@@ -84,13 +84,11 @@ def read_photo(path: str | None, model: Model) -> Photo:
 
 def photo_of(read: Tensor) -> Photo:
     """A picture of bytes, uint8 `(channels, height, width)`."""
-    from zlib import crc32
-
-    from pushforward.data.pictures import sheet
+    from pushforward.data.pictures import content_number, from_bytes, sheet
     from pushforward.studio._shared.results import png
 
-    values = (read.float() / 127.5 - 1)[None]
-    return Photo(values, crc32(read.contiguous().numpy().tobytes()), png(sheet(values, smallest=0)))
+    values = from_bytes(read)[None]
+    return Photo(values, content_number(read), png(sheet(values, smallest=0)))
 
 
 def drawn(model: Model, what: str | None, seed: int) -> Any:
