@@ -39,7 +39,7 @@ from pushforward.guidance.checkpoints import load_chains, load_descents
 from pushforward.guidance.diagnostics import plot
 from pushforward.guidance.dynamics import SAMPLERS, Dynamics, Schedule
 from pushforward.guidance.energies.energy import Energy, total
-from pushforward.guidance.energies.parse import ENERGIES, Setting, energy
+from pushforward.guidance.energies.parse import ENERGIES, Setting, energy_of
 from pushforward.guidance.particles import PARTICLES, Particles
 from pushforward.guidance.particles import guide as gather
 from pushforward.guidance.posterior import Descents, Guided, best
@@ -172,7 +172,7 @@ def guide(
     free, shape = _open(model, parse(solver), condition, place, pipeline, latent)
     pushforward, labels, guidance = _given(free, condition, chains)
     setting = Setting(lambda path: read_like(path, shape, fit), shape, pick_device(place.device))
-    first, *others = (energy(text, setting) for text in energies)
+    wanted = energy_of(energies, setting)
     settings: dict[str, Any] = {
         "model": model, "energies": energies, "sampler": sampler, "chains": chains, "seed": seed,
         "labels": condition.label, "prompts": condition.prompt, "negative": condition.negative,
@@ -193,7 +193,7 @@ def guide(
     own = model_digest(free.model) if isinstance(free, Diffusion) else digest(contents(free))
     open_folder(out, settings)
     made = made_of(settings, own, contents(setting.used))
-    job = _Job(pushforward, sum(others, first), chains, moves, schedule, {"seed": seed, "batch": batch}, out,
+    job = _Job(pushforward, wanted, chains, moves, schedule, {"seed": seed, "batch": batch}, out,
                str(setting.device), made, reports.quiet)  # fmt: skip
     found, plain, seconds = _run(job, how)
     _write(found, schedule, out)

@@ -123,13 +123,11 @@ def program(settings: Settings, clip: str | None = None) -> str:
         [
             "import pushforward as pf",
             "from pushforward.data.inputs import read_like",
-            "from pushforward.guidance.energies.parse import Setting, energy",
+            "from pushforward.guidance.energies.parse import Setting, energy_of",
             "",
             f"model = {call('pf.load', settings.model)}",
             "setting = Setting(lambda path: read_like(path, model.image_shape), model.image_shape)",
-            f"words = {energies(settings, clip)!r}",
-            "first, *others = (energy(one, setting) for one in words)",
-            "wish = sum(others, first)",
+            f"wish = energy_of({energies(settings, clip)!r}, setting)",
             f"found = {made}",
         ]
     )
@@ -137,7 +135,7 @@ def program(settings: Settings, clip: str | None = None) -> str:
 
 def _wish(model: Model, photo: Photo | None, mask: Tensor, words: list[str]) -> Energy:
     """The energies' sum; pictures are those of the page, and no file is read for them."""
-    from pushforward.guidance.energies.parse import Setting, energy
+    from pushforward.guidance.energies.parse import Setting, energy_of
 
     assert model.image_shape is not None
 
@@ -148,8 +146,7 @@ def _wish(model: Model, photo: Photo | None, mask: Tensor, words: list[str]) -> 
     if photo is not None:
         setting.used["image", "picture-0.png"] = photo.values[0]
     setting.used["mask", "mask.png"] = mask
-    first, *others = (energy(one, setting) for one in words)
-    return sum(others, first)
+    return energy_of(words, setting)
 
 
 def run(model: Model, photo: Photo | None, settings: Settings, clip: str | None = None) -> Generator[Shown, None, None]:

@@ -19,7 +19,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,7 +37,7 @@ from pushforward.maps.code import Code
 from pushforward.maps.spec import MOST
 from pushforward.vision.clip import load_clip
 
-__all__ = ["CLIP", "ENERGIES", "Setting", "Words", "energy"]
+__all__ = ["CLIP", "ENERGIES", "Setting", "Words", "energy", "energy_of"]
 
 CLIP = "openai/clip-vit-base-patch32"
 _T = TypeVar("_T")
@@ -260,6 +260,12 @@ ENERGIES: dict[str, tuple[str, str, Callable[[Words], Energy]]] = {
 }
 
 _SPELLINGS = {"color": "colour"}
+
+
+def energy_of(texts: Sequence[str], setting: Setting) -> Energy:
+    """Make the sum of energies from their texts, one or more; see `energy`."""
+    first, *others = (energy(text, setting) for text in texts)
+    return sum(others, first)
 
 
 def energy(text: str, setting: Setting) -> Energy:
