@@ -68,10 +68,10 @@ class Priced(Denoiser, Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Watched:
-    """A denoiser of which `watch(rows, of)` is told before every call: how many rows, and of which images (`Ask`)."""
+    """A denoiser of which `watch(time, u, answer, of)` is told after every call, the time for all rows or for each."""
 
     inner: Denoiser
-    watch: Callable[[int, Tensor | None], None]
+    watch: Callable[[Tensor, Tensor, Tensor, Tensor | None], None]
 
     def around(self, inner: Denoiser) -> Watched:
         """The same about another denoiser's calls."""
@@ -82,8 +82,9 @@ class Watched:
         ask = self.inner.at(process, times, like)
 
         def watched(k: int | Tensor, u: Tensor, of: Tensor | None = None) -> Tensor:
-            self.watch(len(u), of)
-            return ask(k, u, of)
+            answer = ask(k, u, of)
+            self.watch(times[k], u, answer, of)
+            return answer
 
         return watched
 

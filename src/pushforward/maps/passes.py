@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from pushforward.denoiser import Ask, Denoiser
+from pushforward.denoiser import Watched
 from pushforward.errors import PushforwardError
 from pushforward.execute import Progress, run
 from pushforward.execute.backward import naive_inversion, predicted_inversion, residual_inversion
-from pushforward.linear import Process
 from pushforward.maps.code import Code
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.inversion import Inversion
@@ -65,7 +64,10 @@ def passing(
     plan, noises, denoiser = diffusion.plan, None, diffusion.told(len(clean)).denoiser
     calls = len(plan.steps) - (1 if method == "naive" else 0)
     if callback is not None:
-        denoiser = _Watched(denoiser, calls, callback)
+        done, tell = itertools.count(1), callback
+        denoiser = Watched(denoiser, lambda time, u, answer, _: tell(
+            Progress(next(done), calls, float(time.mean()), u, answer, len(u))
+        ))  # fmt: skip
     if method == "naive":
         first = naive_inversion(plan, denoiser, clean)
     elif method == "uni-inv":
@@ -96,23 +98,3 @@ def gaps(diffusion: Diffusion, code: Code, clean: Tensor, callback: Callable[[Pr
     last = run(diffusion.plan, diffusion.told(len(clean)).denoiser, diffusion.start(code.start),
                noise=lambda _: next(noises), callback=callback)  # fmt: skip
     return diffusion.model.process.image(last - clean)
-
-
-@dataclass(frozen=True)
-class _Watched:
-    """A denoiser that tells how many of its calls are done."""
-
-    inner: Denoiser
-    total: int
-    callback: Callable[[Progress], None]
-
-    def at(self, process: Process, times: Tensor, like: Tensor) -> Ask:
-        """See `Denoiser`."""
-        ask, done = self.inner.at(process, times, like), itertools.count(1)
-
-        def watched(k: int | Tensor, u: Tensor, of: Tensor | None = None) -> Tensor:
-            answer = ask(k, u, of)
-            self.callback(Progress(next(done), self.total, float(times[k].mean()), u, answer, len(u)))
-            return answer
-
-        return watched
