@@ -10,7 +10,7 @@ Code(1 of start 1x4x4, 3 noises)
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import index as whole
 
@@ -63,6 +63,11 @@ class Code:
         """The code on the device and in the dtype of a tensor."""
         parts = (None if x is None else x.to(like) for x in (self.start, self.noises, self.end, self.residual))
         return Code(*parts)  # type: ignore[arg-type]
+
+    def replay(self, like: Tensor) -> Callable[[int], Tensor]:
+        """The noises one after another, as executors ask for them, where `like` is and in its dtype."""
+        noises = iter(() if self.noises is None else self.noises)
+        return lambda _: next(noises).to(like)
 
     def variables(self) -> Tensor:
         """The Gaussian variables that the image is made of, `(count, numbers)`: the start's, then the noises'."""

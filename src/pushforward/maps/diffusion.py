@@ -223,10 +223,9 @@ class Diffusion(ModelMap):
                                    method=method, parameters=self.parameters, callback=callback,
                                    found=found)  # fmt: skip
             return model.images(self._clean(final, code))
-        noises = iter(() if code.noises is None else code.noises)
         if self.parallel is None:
-            return self._run(model, start, lambda _: next(noises).to(start), callback, code)
-        solution = self._solve(model, start, lambda _: next(noises).to(start), callback)
+            return self._run(model, start, code.replay(start), callback, code)
+        solution = self._solve(model, start, code.replay(start), callback)
         if found is not None:
             found(solution)
         return model.images(self._clean(solution.last, code))
@@ -240,9 +239,8 @@ class Diffusion(ModelMap):
         """
         self._check_code(code)
         check_stochastic(self.plan)
-        noises = iter(() if code.noises is None else code.noises)
         model, start = self.told(len(code)), self.start(code.start)
-        return walk(self.plan, model.denoiser, start, lambda _: next(noises).to(start))
+        return walk(self.plan, model.denoiser, start, code.replay(start))
 
     def log_prob(self, path: Path, *, moves: Sequence[int] | None = None, rows: int = 64) -> Tensor:
         """The logarithm of the density of each random move of a path under this model, `(moves, batch)`.

@@ -94,7 +94,6 @@ def last_states(diffusion: Diffusion, images: Tensor) -> Tensor:
 
 def gaps(diffusion: Diffusion, code: Code, clean: Tensor, callback: Callable[[Progress], None] | None = None) -> Tensor:
     """How far the images, or latents, that codes decode to are from those of `clean` states."""
-    noises = iter(() if code.noises is None else code.noises)
-    last = run(diffusion.plan, diffusion.told(len(clean)).denoiser, diffusion.start(code.start),
-               noise=lambda _: next(noises), callback=callback)  # fmt: skip
+    start, denoiser = diffusion.start(code.start), diffusion.told(len(clean)).denoiser
+    last = run(diffusion.plan, denoiser, start, noise=code.replay(start), callback=callback)
     return diffusion.model.process.image(last - clean)
