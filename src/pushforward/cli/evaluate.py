@@ -5,8 +5,6 @@ Examples are in `pushforward evaluate --help`.
 
 from __future__ import annotations
 
-import shlex
-import sys
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -18,7 +16,7 @@ import typer
 from pushforward.cli._shared.checks import check_outputs, check_split, in_vain
 from pushforward.cli._shared.models import pick_device
 from pushforward.cli._shared.options import DeviceOption, FitOption, JsonOption, PipelineOptions, QuietOption, grouped
-from pushforward.cli._shared.report import progress, write_json
+from pushforward.cli._shared.report import command_line, progress, tell_notes, write_json
 from pushforward.data.datasets import load_images
 from pushforward.data.files import atomic_path
 from pushforward.data.pictures import save_image, sheet
@@ -141,10 +139,7 @@ def evaluate(
         for model in known
     ]  # fmt: skip
     if main:
-        for note in () if quiet else images.notes:
-            typer.echo(f"pushforward: {data}: {note}", err=True)
-        for name, reason in images.skipped:
-            typer.echo(f"pushforward: left out {name}: {reason}", err=True)
+        tell_notes(images, data, quiet=quiet)
     rows: list[Row] = []
     total = sum(len(runs) * (1 + len(nets)) * count for runs in every)
     with progress("evaluating", total=total, unit="image", quiet=quiet or not main) as bar:
@@ -160,7 +155,7 @@ def evaluate(
     if not main:
         return
     report: dict[str, Any] = {
-        "command": shlex.join(["pushforward", *sys.argv[1:]]),
+        "command": command_line(),
         "models": models, "reference": str(statistics) if statistics else data,
         "split": None if statistics else split, "reference_count": None if statistics else len(images),
         "labels": [labels_for(model, images, settings)[1] for model in known],

@@ -6,8 +6,6 @@ Examples are in `pushforward evaluate-translation --help`.
 from __future__ import annotations
 
 import re
-import shlex
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
@@ -17,7 +15,7 @@ import typer
 from pushforward.cli._shared.checks import check_outputs, check_split
 from pushforward.cli._shared.models import pick_device
 from pushforward.cli._shared.options import DeviceOption, FitOption, JsonOption, QuietOption
-from pushforward.cli._shared.report import progress, write_json
+from pushforward.cli._shared.report import command_line, progress, tell_notes, write_json
 from pushforward.data.datasets import load_images
 from pushforward.data.files import atomic_path
 from pushforward.data.inputs import Images, read_inputs
@@ -38,7 +36,7 @@ def evaluate_translation(
     source: Annotated[str, typer.Option(help="Compare with the images they were made from: a folder or .npz file.")],
     truth: Annotated[
         str | None, typer.Option(help="Compare with what they should be, under the same names: a folder or .npz file.")
-    ] = (None),
+    ] = None,
     target_set: Annotated[
         str | None,
         typer.Option(
@@ -107,10 +105,7 @@ def evaluate_translation(
     if target_set is not None:
         found = load_images(target_set, size=shape, channels=depth, split=split, fit=fit)
         targets = from_bytes(found.images)
-        for note in found.notes:
-            typer.echo(f"pushforward: {target_set}: {note}", err=True)
-        for name, reason in found.skipped:
-            typer.echo(f"pushforward: left out {name}: {reason}", err=True)
+        tell_notes(found, target_set)
     used, picked = _together(named, read)
     for place, images in zip(named.values(), read.values(), strict=True):
         for note in (*images.notes, *(reason for _, reason in images.skipped)):
@@ -127,7 +122,7 @@ def evaluate_translation(
         )  # fmt: skip
     text = table(rows)
     report: dict[str, Any] = {
-        "command": shlex.join(["pushforward", *sys.argv[1:]]),
+        "command": command_line(),
         "source": source, "truth": truth, "target_set": target_set,
         "target_count": None if targets is None else len(targets),
         "shape": [depth, *shape], "count": len(used), "images": used,

@@ -6,8 +6,6 @@ The model is the folder OUT, usable from the first checkpoint on. The same comma
 from __future__ import annotations
 
 import os
-import shlex
-import sys
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +15,7 @@ import typer
 
 from pushforward.cli._shared.checks import check_outputs, in_vain
 from pushforward.cli._shared.options import FitOption, JsonOption, QuietOption
-from pushforward.cli._shared.report import progress, waiting, write_json
+from pushforward.cli._shared.report import command_line, progress, tell_notes, waiting, write_json
 from pushforward.data.datasets import ImageData, load_images
 from pushforward.data.reading import Fit
 from pushforward.errors import PushforwardError
@@ -108,15 +106,14 @@ def train(
         sample_every=sample_every,
         seed=seed,
         half=half,
-        card=Card(data_name or data, licence, shlex.join(["pushforward", *sys.argv[1:]])),
+        card=Card(data_name or data, licence, command_line()),
     )
     main = os.environ.get("LOCAL_RANK", "0") == "0"
     images = _read(data, size, channels, fit, quiet=quiet or not main)
     both = ["the captions are learnt, not the classes"] * (images.captions is not None and images.labels is not None)
-    for note in () if quiet else (*images.notes, *both):
+    for note in () if quiet else both:
         typer.echo(f"pushforward: {note}", err=True)
-    for name, reason in images.skipped:
-        typer.echo(f"pushforward: left out {name}: {reason}", err=True)
+    tell_notes(images, quiet=quiet)
     if images.skipped:
         typer.echo(f"pushforward: {len(images.skipped)} files left out, {len(images)} images read", err=True)
     known = images.captions is not None or images.labels is not None

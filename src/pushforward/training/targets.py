@@ -72,13 +72,13 @@ class TargetTable:
         one = Operator.scalar(torch.ones_like(times), process.blocks)
         target = inverse @ (one - on_state @ psi), -(inverse @ on_state @ noise)
         scale = inverse_deviation(reference.covariance(process, times))
-        lesson = cls(process, times, (psi, noise), target, scale, is_image(prediction))
-        for operator in (*lesson.state, *lesson.target, scale):
+        table = cls(process, times, (psi, noise), target, scale, is_image(prediction))
+        for operator in (*table.state, *table.target, scale):
             if not operator.is_finite():
                 raise PushforwardError(
                     f"Prediction {prediction!r} of {process.name!r} is infinite at some times; use 'residual'."
                 )
-        return lesson
+        return table
 
     def draw(self, images: Tensor, k: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """The network's input and target at times `k (batch,)` for clean images and white noise."""

@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from threading import Event, Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from pushforward.data.files import atomic_path
 
-__all__ = ["progress", "waiting", "write_json"]
+if TYPE_CHECKING:
+    from pushforward.data.datasets import ImageData
+
+__all__ = ["command_line", "progress", "tell_notes", "waiting", "write_json"]
 
 
 def write_json(report: Mapping[str, Any], destination: str | None) -> None:
@@ -44,6 +49,19 @@ def _plain(value: Any) -> Any:
             return os.fspath(value)
         case _:
             return value
+
+
+def command_line() -> str:
+    """The command as it was typed, for reports."""
+    return shlex.join(["pushforward", *sys.argv[1:]])
+
+
+def tell_notes(data: ImageData, *prefix: str, quiet: bool = False) -> None:
+    """Write to stderr which images of a data set were left out, and, unless quiet, what was done to the others."""
+    for note in () if quiet else data.notes:
+        typer.echo(": ".join(["pushforward", *prefix, note]), err=True)
+    for name, reason in data.skipped:
+        typer.echo(f"pushforward: left out {name}: {reason}", err=True)
 
 
 def progress(label: str, *, total: int | None = None, unit: str = "round", quiet: bool = False) -> Any:
