@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
 from pushforward.data import schema
+from pushforward.data.schema import Count, Positive
 from pushforward.errors import PushforwardError
 from pushforward.execute.adjoint.products import Gradients, Products, Task, ends, summed
 from pushforward.execute.adjoint.rounds import damped, solved
@@ -68,17 +68,15 @@ class Implicit:
         max_rows: most states in one network call; a round may take several. All by default.
     """
 
-    tolerance: float = 1e-4
-    max_rounds: int | None = None
+    tolerance: Positive = 1e-4
+    max_rounds: Count | None = None
     response: Response = "gaussian"
     reference: Gaussian | None = None
     mixing: Mixing | None = MIXING
-    max_rows: int | None = None
+    max_rows: Count | None = None
 
     def __post_init__(self) -> None:
         schema.check_fields(self)
-        _check_positive("An implicit gradient", tolerance=self.tolerance)
-        _check_counts("an implicit gradient", max_rounds=self.max_rounds, max_rows=self.max_rows)
 
     def check(self, plan: Plan) -> None:
         """Every plan will do."""
@@ -123,16 +121,14 @@ class Phantom:
         max_rows: most states in one network call; a round may take several. All by default.
     """
 
-    steps: int = 1
-    tau: float = 1.0
+    steps: Count = 1
+    tau: Positive = 1.0
     response: Response = "gaussian"
     reference: Gaussian | None = None
-    max_rows: int | None = None
+    max_rows: Count | None = None
 
     def __post_init__(self) -> None:
         schema.check_fields(self)
-        _check_positive("A phantom gradient", tau=self.tau)
-        _check_counts("a phantom gradient", steps=self.steps, max_rows=self.max_rows)
 
     def check(self, plan: Plan) -> None:
         """Every plan will do."""
@@ -157,11 +153,10 @@ class Skeleton:
     none. It is what the released code of the phantom gradient amounts to with one step (arXiv 2210.12867).
     """
 
-    tau: float = 1.0
+    tau: Positive = 1.0
 
     def __post_init__(self) -> None:
         schema.check_fields(self)
-        _check_positive("A skeleton gradient", tau=self.tau)
 
     def check(self, plan: Plan) -> None:
         """Every plan will do."""
@@ -175,15 +170,3 @@ class Skeleton:
         system = task.system("noise")
         cotangents = self.tau * system.transposed(task.source(system))
         return Gradients(*ends(system, cotangents), [None] * len(task.parameters))
-
-
-def _check_positive(what: str, **values: float) -> None:
-    for name, value in values.items():
-        if not 0 < value < math.inf:
-            raise PushforwardError(f"{what} needs a positive {name}; got {value}.")
-
-
-def _check_counts(what: str, **values: int | None) -> None:
-    for name, value in values.items():
-        if value is not None and value < 1:
-            raise PushforwardError(f"{name} of {what} must be at least 1; got {value}.")
