@@ -34,7 +34,7 @@ from pushforward.cli._shared.report import progress, waiting
 from pushforward.data.files import check_suffix
 from pushforward.data.pictures import picture_suffixes, save_animation, save_each, save_image, sheet
 from pushforward.errors import PushforwardError
-from pushforward.execute import PARALLEL_METHODS, Parallel, Progress, Round
+from pushforward.execute import Parallel, Progress, Round
 from pushforward.execute.distributed import join
 from pushforward.execute.remainder import LINEAR
 from pushforward.maps.adaptive import AdaptiveDiffusion
@@ -124,9 +124,12 @@ def sample(
     check_outputs({"--out": out, "--animate": animate, "--json": reports.json}, {"--each": each})
     main = join(place.device)  # under torchrun, every rank works and the first one writes
     reports = replace(reports, quiet=reports.quiet or not main)
-    spec = sampler.spec(rounds=rounds, max_evaluations=max_evaluations)
-    if parallel is not None and spec.parallel not in (None, parallel):
-        raise PushforwardError(f"The solver says parallel={spec.parallel}, and --parallel {parallel}: give it once.")
+    auto = parallel == "auto"
+    spec = sampler.spec(rounds=rounds, max_evaluations=max_evaluations, parallel=None if auto else parallel)
+    if auto and (spec.parallel or spec.rounds):
+        raise PushforwardError(
+            "--parallel auto decides whether to take steps at once, as rounds or --solver do: give one."
+        )
     network = open_model(model, place, condition.negative, **pipeline.asked)
     check_pictures(network)
     with waiting("making the plan", quiet=reports.quiet):
@@ -136,13 +139,10 @@ def sample(
     guidance = condition.weight(network)
     diffusion = diffusion.given(labels, guidance)
     parallel = parallel or spec.parallel or ("preconditioned" if spec.rounds else None)
-    if parallel == "auto" and spec.rounds:
-        raise PushforwardError("--parallel auto decides whether to take steps at once, and --rounds says so: give one.")
     given = {"--tolerance": tolerance, "--window": window, "--max-rows": max_rows, "--check": check or None}
     _check_at_once(plan, parallel, [name for name, value in given.items() if value is not None])
-    way = Parallel(tolerance=spec.within if tolerance is None else tolerance, window=window, max_rows=max_rows,
-                   rounds=spec.rounds, max_evaluations=spec.max_evaluations)  # fmt: skip
-    method, reason = _method(diffusion, parallel, way, min(batch, count))
+    own = {"tolerance": spec.within if tolerance is None else tolerance, "window": window, "max_rows": max_rows}
+    method, reason = _method(diffusion, own, min(batch, count), auto=auto)
     asked = {"seed": seed, "batch": batch}
     frames: list[Image.Image] = []
 
@@ -275,27 +275,14 @@ def _check_at_once(plan: Plan | None, parallel: str | None, given: list[str]) ->
 
 
 def _method(
-    diffusion: Diffusion | AdaptiveDiffusion, name: str | None, way: Parallel, batch: int
+    diffusion: Diffusion | AdaptiveDiffusion, own: dict[str, Any], batch: int, *, auto: bool
 ) -> tuple[Parallel | None, str | None]:
-    """How to take all steps at once, if at all, and why; `way` has the options that were given."""
+    """How to take all steps at once, if at all, and why; `own` are the settings that were given."""
     if isinstance(diffusion, AdaptiveDiffusion):
-        if name not in (None, "auto"):
-            raise PushforwardError(
-                "Adaptive steps follow one another and cannot be taken at once; name a solver, e.g. ddim."
-            )
-        return None, None if name is None else "adaptive steps follow one another; running sequentially"
-    if name is None and diffusion.plan.implicit:
-        name = "preconditioned"  # there is no other way
-    if name is None:
-        return None, None
-    if name == "auto":
-        return diffusion.fastest(batch, way)
-    if name not in PARALLEL_METHODS:
-        raise PushforwardError(
-            f"Unknown way {name!r} to take all steps at once; known are auto, {', '.join(PARALLEL_METHODS)}."
-        )
-    known = PARALLEL_METHODS[name]
-    return replace(way, response=known.response, mixing=known.mixing, start=known.start), None
+        return None, "adaptive steps follow one another; running sequentially" if auto else None
+    if auto:
+        return diffusion.fastest(batch, Parallel(**own))
+    return None if diffusion.parallel is None else replace(diffusion.parallel, **own), None
 
 
 # -- what is written ---------------------------------------------------------------------------------------------------
