@@ -152,7 +152,7 @@ def edit(
         "command": "edit", "images": [str(path.resolve()) for path in images], "split": inputs.split,
         "model": model, "source": source, "target": target, "negative": negative,
         "sampler": spec.kept, "search": asdict(search), "select": select, "clip": clip, "judge": judge,
-        "seed": seed, "dtype": place.dtype, "fit": inputs.fit, "size": place.size,
+        "seed": seed, "fit": inputs.fit, **place.kept,
     }  # fmt: skip
     open_folder(out, settings, items)
     networks = contents([score, *judges.values()]) if clip is not None or judge is not None else None

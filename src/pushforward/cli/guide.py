@@ -185,8 +185,7 @@ def guide(
         settings |= {"rungs": rungs} if rungs > 1 else {}  # which folders of earlier versions do not have
     if isinstance(pushforward, Diffusion):
         through = None if isinstance(how, Particles | Steering) else gradient
-        settings |= {"plan": solver, **parse(solver).rule}
-        settings |= {"dtype": place.dtype, "size": place.size, "gradient": through}
+        settings |= {"plan": solver, **parse(solver).rule, **place.kept, "gradient": through}
         pushforward = pushforward.run_by(gradient=_GRADIENTS[gradient]())
     else:
         settings |= {} if latent is None else {"latent": latent}
@@ -198,7 +197,7 @@ def guide(
     found, plain, seconds = _run(job, how)
     _write(found, schedule, out)
     if not isinstance(how, Steering):
-        more = {"seed": seed, "dtype": place.dtype, "size": place.size}
+        more = {"seed": seed, **place.kept}
         _write_codes(found, free, model, parse(solver), labels, guidance, more, out)
     report = {
         **settings, "asked": energies, **report_of(found, schedule), "unguided_energy": plain, "seconds": seconds,

@@ -91,7 +91,7 @@ def inpaint(
         "command": "inpaint", "images": [str(path.resolve()) for path in images], "split": inputs.split,
         "model": model, "mask": str(mask.resolve()), "known": digest(known), "sampler": spec.kept, "draws": draws,
         "labels": condition.label, "prompts": condition.prompt, "negative": condition.negative,
-        "guidance": guidance, "seed": seed, "dtype": place.dtype, "fit": inputs.fit, "size": place.size,
+        "guidance": guidance, "seed": seed, "fit": inputs.fit, **place.kept,
     }  # fmt: skip
     condition.check(len(items), weight=guidance)
     open_folder(out, settings, items)

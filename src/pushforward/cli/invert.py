@@ -162,12 +162,8 @@ def invert(
             seconds.append(time.perf_counter() - began)
     if method == "direct":
         diffusion = replace(diffusion, plan=with_residuals(plan))
-    info = header(model, network, spec, diffusion.plan, labels=labels, guidance=condition.guidance) | {
-        "images": given.names,
-        "seed": seed,
-        "dtype": place.dtype,
-        "size": place.size,
-    }
+    info = header(model, network, spec, diffusion.plan, labels=labels, guidance=condition.guidance)
+    info |= {**place.kept, "images": given.names, "seed": seed}
     code, again = written(out, [one.code for one in found], info, given, diffusion, batch=batch, picture=picture,
                           quiet=reports.quiet)  # fmt: skip
     report = {

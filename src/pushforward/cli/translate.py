@@ -125,8 +125,8 @@ def translate(
         "source": source, "target": target or source, "sampler": spec.kept,
         "source_label": source_label, "target_label": target_label, "source_prompt": source_prompt,
         "target_prompt": target_prompt, "source_guidance": source_guidance, "target_guidance": target_guidance,
-        "negative": negative, "method": way, "refine": refine, "seed": seed, "dtype": place.dtype,
-        "fit": inputs.fit, "size": place.size,
+        "negative": negative, "method": way, "refine": refine, "seed": seed, "fit": inputs.fit,
+        **place.kept,
     }  # fmt: skip
     open_folder(out, settings, items)
     made = made_of(settings, *(model_digest(model) for model in {id(one): one, id(other): other}.values()))

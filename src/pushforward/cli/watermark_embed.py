@@ -87,7 +87,7 @@ def watermark_embed(
     info = header(model, network, spec, plan, labels=labels, guidance=guidance)
     mark = {"kind": "ring" if told is None else "bits", "message": None if told is None else worded(told)}
     save_each(marked.images, out)
-    save_codes(codes, marked.code, {**info, "seed": seed, "dtype": place.dtype, "size": place.size, "watermark": mark})
+    save_codes(codes, marked.code, {**info, **place.kept, "seed": seed, "watermark": mark})
     carried = "a ring" if told is None else f"{8 * len(told)} bits"
     reports.tell(f"{out}: {count} image{'s' * (count > 1)} with {carried} in each, {plan.nfe} network calls per image, "
                  f"{seconds:.1f} s")  # fmt: skip

@@ -214,6 +214,11 @@ class PlaceOptions:
     ] = "float32"
     device: DeviceOption = "auto"
 
+    @property
+    def kept(self) -> dict[str, str | None]:
+        """What results depend on, as they keep it."""
+        return {"dtype": self.dtype, "size": self.size}
+
 
 @dataclass(frozen=True)
 class PipelineOptions:
