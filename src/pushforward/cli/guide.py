@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,7 +38,7 @@ from pushforward.guidance.chains import Chains, Record
 from pushforward.guidance.checkpoints import load_chains, load_descents
 from pushforward.guidance.diagnostics import plot
 from pushforward.guidance.dynamics import SAMPLERS, Dynamics, Schedule
-from pushforward.guidance.energies.energy import Energy, total
+from pushforward.guidance.energies.energy import Energy, total, values_of
 from pushforward.guidance.energies.parse import ENERGIES, Setting, energy_of
 from pushforward.guidance.particles import PARTICLES, Particles
 from pushforward.guidance.particles import guide as gather
@@ -46,8 +46,8 @@ from pushforward.guidance.posterior import Descents, Guided, best
 from pushforward.guidance.posterior import guide as run
 from pushforward.guidance.report import report_of, summary
 from pushforward.guidance.samplers import parse_sampler
-from pushforward.guidance.steering import STEERINGS, Steering, steered
-from pushforward.maps.code import Code
+from pushforward.guidance.steering import STEERINGS, Steering
+from pushforward.guidance.steering import guide as steer
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.generator import Generator
 from pushforward.maps.labels import Labels
@@ -192,7 +192,7 @@ def guide(
     own = model_digest(free.model) if isinstance(free, Diffusion) else digest(contents(free))
     open_folder(out, settings)
     made = made_of(settings, own, contents(setting.used))
-    job = _Job(pushforward, wanted, chains, moves, schedule, {"seed": seed, "batch": batch}, out,
+    job = _Job(pushforward, wanted, chains, moves, schedule, seed, batch, out,
                str(setting.device), made, reports.quiet)  # fmt: skip
     found, plain, seconds = _run(job, how)
     _write(found, schedule, out)
@@ -306,7 +306,8 @@ class _Job:
         chains: or descents, or images.
         moves: number of moves of each chain or descent.
         schedule: of chains.
-        asked: seed and batch, as the functions of the library take them.
+        seed: seed of all that is drawn.
+        batch: chains at a time.
         out: folder of the results.
         device: for what an earlier run has left.
         made: what the run is made with (`batch.made_of`).
@@ -318,11 +319,17 @@ class _Job:
     chains: int
     moves: int
     schedule: Schedule | None
-    asked: dict[str, Any]
+    seed: int
+    batch: int
     out: Path
     device: str
     made: str
     quiet: bool
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """Seed and batch, as the functions of the library take them."""
+        return {"seed": self.seed, "batch": self.batch}
 
 
 def _run(job: _Job, how: Dynamics | Particles | Steering | dict[str, Any]) -> tuple[Guided, float, float]:
@@ -394,45 +401,17 @@ def _gather(job: _Job, how: Particles) -> tuple[Guided, float, float]:
 
 def _steer(job: _Job, how: Steering) -> tuple[Guided, float, float]:
     """Images of a plan whose every step is steered, the mean energy of the plan's own, and the seconds they took."""
-    diffusion, chains, asked = job.pushforward, job.chains, job.asked
-    assert isinstance(diffusion, Diffusion)
-    there = replace(diffusion, model=steered(diffusion.model, job.energy, how))
+    assert isinstance(job.pushforward, Diffusion)
     started = time.perf_counter()
     with progress("steering", unit="call", quiet=job.quiet) as bar:
-
-        def tell(_: Any) -> None:
-            bar.update()
-
-        if there.parallel is None:
-            images, nfe = there.sample(chains, callback=tell, **asked), torch.full((chains,), there.plan.nfe)
-        else:
-            solved = list(there.solved(chains, callback=tell, **asked))
-            images = torch.cat([some for some, _ in solved])
-            nfe = torch.cat([solution.nfe.cpu() for _, solution in solved])
-    seconds = time.perf_counter() - started
-    nfe = nfe * (2 if how.through else 1)  # each answer has a derivative
-    code, weights, energies = _drawn(job), torch.full((chains,), 1 / chains), _measured(job, images)
-    return Guided(code, images, energies, weights, torch.arange(chains), nfe, ()), _unguided(job), seconds
-
-
-def _drawn(job: _Job) -> Code:
-    return job.pushforward.draw(job.chains, seed=job.asked["seed"])
+        found = steer(job.pushforward, job.energy, how, chains=job.chains, callback=lambda _: bar.update(), **job.asked)
+    return found, _unguided(job), time.perf_counter() - started
 
 
 def _unguided(job: _Job) -> float:
     """The mean energy of images without guidance."""
-    return float(total(_measured(job, job.pushforward.sample(job.chains, **job.asked))).mean())
-
-
-def _measured(job: _Job, images: Tensor) -> dict[str, Tensor]:
-    """The energies of images of the drawn codes."""
-    code, parts = _drawn(job), []
-    for some in torch.arange(job.chains).split(job.asked["batch"]):
-        with torch.enable_grad():  # which energies may take themselves
-            shown = images[some].to(code.start.device).requires_grad_()
-            found = job.energy.parts(shown, code[some], gradient=False)
-        parts.append({name: value.detach().double().cpu() for name, value in found.items()})
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    images, code = job.pushforward.sample(job.chains, **job.asked), job.pushforward.draw(job.chains, seed=job.seed)
+    return float(total(values_of(job.energy, images, code, job.batch)).mean())
 
 
 # -- reports -----------------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -44,12 +44,14 @@ from pushforward.data import schema
 from pushforward.data.memory import check_memory
 from pushforward.errors import PushforwardError
 from pushforward.guidance.altered import Altered, Change
-from pushforward.guidance.energies.energy import Energy, Function, check_finite, of, total
+from pushforward.guidance.energies.energy import Energy, Function, check_finite, of, total, values_of
+from pushforward.guidance.posterior import Guided
 from pushforward.linear import Operator, Process
 from pushforward.maps.code import Code, derive_seed
+from pushforward.maps.diffusion import Diffusion
 from pushforward.model import Model
 
-__all__ = ["STEERINGS", "Steering", "classified", "steered"]
+__all__ = ["STEERINGS", "Steering", "classified", "guide", "steered"]
 
 _KEPT = 64  # number of times whose noise is kept
 
@@ -140,6 +142,44 @@ def steered(model: _Model, energy: Energy | Function, steering: Steering = STEER
     if not wanted.terms or not (steering.through or steering.direct):
         return model
     return replace(model, denoiser=Altered(model.denoiser, partial(_steering, model.images, wanted, steering)))
+
+
+def guide(
+    diffusion: Diffusion,
+    energy: Energy | Function,
+    steering: Steering,
+    *,
+    chains: int = 16,
+    seed: int = 0,
+    batch: int = 64,
+    callback: Callable[[Any], None] | None = None,
+) -> Guided:
+    """Images of a plan whose every step is steered, and the codes that they would be of without.
+
+    Args:
+        diffusion: bound to the classes or prompts of the images.
+        energy: energy of images; see `steered`.
+        steering: how to steer.
+        chains: how many images.
+        seed: seed of the codes; image i depends on the seed and i alone.
+        batch: images at a time.
+        callback: told after every network call, or round.
+
+    Raises:
+        PushforwardError: as `steered`.
+    """
+    there = replace(diffusion, model=steered(diffusion.model, energy, steering))
+    if there.parallel is None:
+        images = there.sample(chains, seed=seed, batch=batch, callback=callback)
+        nfe = torch.full((chains,), there.plan.nfe, device="cpu")
+    else:
+        solved = list(there.solved(chains, seed=seed, batch=batch, callback=callback))
+        images = torch.cat([some for some, _ in solved])
+        nfe = torch.cat([solution.nfe.cpu() for _, solution in solved])
+    code = diffusion.draw(chains, seed=seed)
+    energies, equal = values_of(of(energy), images, code, batch), torch.full((chains,), 1 / chains, device="cpu")
+    nfe = nfe * (2 if steering.through else 1)  # each answer has a derivative
+    return Guided(code, images, energies, equal, torch.arange(chains, device="cpu"), nfe, ())
 
 
 def classified(model: Model, energy: Callable[[Tensor, Tensor], Tensor], *, floor: float = 1e-6) -> Model:

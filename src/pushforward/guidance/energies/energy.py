@@ -24,7 +24,7 @@ from torch import Tensor
 from pushforward.errors import PushforwardError
 from pushforward.maps.code import Code
 
-__all__ = ["Energy", "Function", "Term", "check_finite", "of", "total"]
+__all__ = ["Energy", "Function", "Term", "check_finite", "of", "total", "values_of"]
 
 Function = Callable[[Tensor, Code], Tensor]
 
@@ -129,6 +129,17 @@ def of(function: Function | Callable[[Tensor], Tensor] | Energy, name: str | Non
 def total(parts: Mapping[str, Tensor]) -> Tensor:
     """Return the sum of all terms, `(count,)`, from their values by name."""
     return torch.stack([*parts.values()]).sum(0)
+
+
+def values_of(energy: Energy, images: Tensor, code: Code, batch: int) -> dict[str, Tensor]:
+    """Return the values of each term for images, `(count,)` by name, float64 on the CPU, so many at a time."""
+    parts = []
+    for some in torch.arange(len(images), device="cpu").split(batch):
+        with torch.enable_grad():  # which energies may take themselves
+            shown = images[some].to(code.start.device).requires_grad_()
+            found = energy.parts(shown, code[some], gradient=False)
+        parts.append({name: value.detach().double().cpu() for name, value in found.items()})
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def check_finite(parts: Mapping[str, Tensor], where: str, first: int = 0) -> None:
