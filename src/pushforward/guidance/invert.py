@@ -38,7 +38,7 @@ from torch import Tensor
 from pushforward.errors import PushforwardError
 from pushforward.execute import INVERSE, Implicit, Parallel, Progress
 from pushforward.guidance.decoding import Counted
-from pushforward.guidance.optimisers import optimiser_of
+from pushforward.guidance.optimisers import OptimiserName, optimiser_of
 from pushforward.maps.code import Code
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.inversion import Inversion, Record
@@ -114,7 +114,7 @@ def optimise(
     pushforward: Pushforward,
     images: Tensor,
     *,
-    optimiser: Literal["adam", "l-bfgs", "white"] = "adam",
+    optimiser: OptimiserName = "adam",
     steps: int = 200,
     learning_rate: float | None = None,
     begin: Beginning | Code = "random",

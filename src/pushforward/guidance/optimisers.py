@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from torch.optim.adam import adam
 from pushforward.errors import PushforwardError
 from pushforward.guidance.spectrum import bands, evened, tangent, white
 
-__all__ = ["ADAM", "LBFGS", "OPTIMISERS", "WHITE", "Optimiser", "State", "optimiser_of"]
+__all__ = ["ADAM", "LBFGS", "OPTIMISERS", "WHITE", "Optimiser", "OptimiserName", "State", "optimiser_of"]
 
 _HISTORY = 10  # pairs that L-BFGS keeps
 _LONGEST = 1.0  # root mean square of the longest step; a code's own is 1
@@ -34,6 +34,7 @@ _LONGER, _SHORTER = 1.1, 0.6  # factors of a step among white codes after a lowe
 _TRIES = 8  # points along one direction, before it begins anew and, without success, ends
 
 State = Mapping[str, Tensor]
+OptimiserName = Literal["adam", "l-bfgs", "white"]
 
 
 class Optimiser(NamedTuple):

@@ -31,13 +31,12 @@ from pushforward.guidance.decoding import Counted
 from pushforward.guidance.dynamics import Dynamics, Schedule, langevin
 from pushforward.guidance.energies.codes import chi, gaussian
 from pushforward.guidance.energies.energy import Energy, Function, of, total
-from pushforward.guidance.optimisers import State, optimiser_of
+from pushforward.guidance.optimisers import OptimiserName, State, optimiser_of
 from pushforward.maps.code import Code, derive_seed, whole_numbers
 from pushforward.maps.protocol import Pushforward
 
-__all__ = ["Descents", "Evidence", "Guided", "Optimiser", "Prior", "best", "guide", "target_of"]
+__all__ = ["Descents", "Evidence", "Guided", "Prior", "best", "guide", "target_of"]
 
-Optimiser = Literal["adam", "l-bfgs", "white"]
 Prior = Literal["chi", "gaussian"]
 
 _LANGEVIN, _SCHEDULE = langevin(), Schedule()
@@ -199,7 +198,7 @@ def best(
     pushforward: Pushforward,
     energy: Energy | Function,
     *,
-    optimiser: Optimiser = "adam",
+    optimiser: OptimiserName = "adam",
     steps: int = 100,
     learning_rate: float | None = None,
     prior: Prior | None = "chi",
