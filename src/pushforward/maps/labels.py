@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pushforward.errors import PushforwardError
 from pushforward.model import Model
 from pushforward.model.labels import Condition, Labels, listed
 from pushforward.model.prompts import Guided
 
-__all__ = ["UNSAID", "Condition", "Labels", "Unsaid", "in_turn", "listed", "take_labels", "weight_of"]
+__all__ = ["UNSAID", "Condition", "Labels", "Unsaid", "check_told", "in_turn", "listed", "take_labels", "weight_of"]
 
 
 class Unsaid(Enum):
@@ -22,6 +23,14 @@ class Unsaid(Enum):
 
 
 UNSAID = Unsaid.UNSAID  # the default of what may be given and where `None` means something: all stays as it is
+
+
+def check_told(model: Model) -> None:
+    """Raise unless a model can be told what images show, as edits by words tell it."""
+    if model.text is None and not model.classes:
+        raise PushforwardError(
+            f"Model {model.name!r} reads no prompts and has no classes, so it cannot edit by them; translate instead."
+        )
 
 
 def in_turn(model: Model, count: int, first: int = 0) -> Labels:

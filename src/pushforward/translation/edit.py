@@ -24,6 +24,7 @@ from pushforward.errors import PushforwardError
 from pushforward.execute import Solution
 from pushforward.maps.code import GaussianStream, batches
 from pushforward.maps.diffusion import Diffusion
+from pushforward.maps.labels import check_told
 from pushforward.maps.spec import SamplerSpec
 from pushforward.model import Model
 from pushforward.plan import Plan
@@ -125,11 +126,7 @@ def edits(
     Raises:
         PushforwardError: a model that reads no prompts and has no classes, or an image of another shape.
     """
-    if model.text is None and not model.classes:
-        raise PushforwardError(
-            f"Model {model.name!r} reads no prompts and has no classes, so it cannot edit by them; see `pushforward "
-            "translate`."
-        )
+    check_told(model)
     check_images(search.count, image.shape, "candidates")
     for skip, plan in plans(model, sampler, search).items():
         diffusion = Diffusion(model, plan, parallel=sampler.method(plan))

@@ -9,7 +9,7 @@ from torch import Tensor
 from pushforward.errors import PushforwardError
 from pushforward.execute.host import undisturbed
 from pushforward.guidance.inpaint import inpaint as paint
-from pushforward.maps.labels import UNSAID
+from pushforward.maps.labels import UNSAID, check_told
 from pushforward.maps.spec import SamplerSpec
 from pushforward.model import Model
 from pushforward.plan import Plan
@@ -124,10 +124,7 @@ def edit(
     Raises:
         PushforwardError: as `translate`; or a model that reads no prompts and has no classes.
     """
-    if model.text is None and not model.classes:
-        raise PushforwardError(
-            f"Model {model.name!r} reads no prompts and has no classes, so it cannot edit by them; translate instead."
-        )
+    check_told(model)
     sampler = read(solver, steps=steps, start=start, usual={"steps": 100, "start": 0.8})
     ends = ((model, source, source_guidance), (model, target, guidance))
     return _between(ends, images, sampler, method, seed, first, batch, callback)
