@@ -24,7 +24,7 @@ from pushforward.studio import compare, edit, guide, inpaint, invert, page, plan
 from pushforward.studio._shared.live import Stopped, live
 from pushforward.studio._shared.masks import PARTS, canvas, mask_file, mask_of
 from pushforward.studio._shared.models import EMBEDDED, Shelf, choices_of, steps_beside
-from pushforward.studio._shared.results import line, packed
+from pushforward.studio._shared.results import call, line, packed
 from pushforward.studio._shared.told import sentence
 from pushforward.studio._shared.uploads import PIXELS, photo_of, read_photo
 from pushforward.translation.translate import TRANSLATIONS
@@ -403,6 +403,12 @@ def test_an_upload_is_brought_to_the_models_shape(model, tmp_path):
     photo = read_photo(str(tmp_path / "a.jpg"), model)
     assert photo.values.shape == (1, 1, 28, 28)
     assert pixels(photo.file).shape == (28, 28)
+
+
+def test_programs_have_the_words_that_were_said():
+    """A prompt with an emoji was written with escapes that are another language's."""
+    for words in ('\N{GRINNING FACE} "grin"', "two\nlines", "a\\b", "d\u00e9j\u00e0 vu"):
+        assert eval(call("str", words)) == words
 
 
 def test_what_is_taken_away_says_how_it_was_made():

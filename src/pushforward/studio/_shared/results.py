@@ -52,7 +52,9 @@ class Name(str):
 
 
 def _literal(value: object) -> str:
-    return str(value) if isinstance(value, Name) else json.dumps(value) if isinstance(value, str) else repr(value)
+    if isinstance(value, str) and not isinstance(value, Name):
+        return json.dumps(value, ensure_ascii=False)  # whose escapes of emoji are not Python's
+    return str(value) if isinstance(value, Name) else repr(value)
 
 
 def png(image: Image.Image) -> bytes:
