@@ -24,13 +24,14 @@ from support.cli import invoke, refused
 pytestmark = pytest.mark.skipif(find_spec("gradio") is None, reason="the page needs Gradio")
 ROOT = Path(__file__).parent.parent
 MODEL = "fashion-vp"
+OTHER = "emoji-2"
 WAIT = 90_000  # milliseconds, for a machine that is busy
 
 
 @pytest.fixture(scope="module")
 def address():
     """Of a page that runs as a user starts it."""
-    command = [sys.executable, "-m", "pushforward", "studio", MODEL, "--no-open", "--device", "cpu"]
+    command = [sys.executable, "-m", "pushforward", "studio", MODEL, OTHER, "--no-open", "--device", "cpu"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     page = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     try:
@@ -209,6 +210,28 @@ def test_sampling_shows_rounds_and_hands_over_files(visit):
     archive = downloaded(page, "samples")
     assert set(archive.namelist()) == {"samples.png", "codes.safetensors", "settings.txt"}
     assert "--parallel" in archive.read("settings.txt").decode()
+
+
+def test_what_is_written_while_a_model_is_loaded_stays(visit):
+    """It went as the model was there; what was written for the one before goes."""
+    page = visit()
+    words = page.locator(".token").locator("visible=true")
+    fill(page, "Draw", "bag")
+    assert words.count() == 1
+    chosen = page.locator("#model input")
+    chosen.fill(OTHER)
+    chosen.press("Enter")
+    fill(page, "Draw", "a prompt of my own")  # sooner than it can be loaded
+    box = page.get_by_label("Draw", exact=True).locator("visible=true").first
+    for _ in range(60):  # until the captions of the other are offered
+        box.blur()
+        box.click()
+        if page.get_by_role("option").filter(has_text="noto").count():
+            break
+        page.wait_for_timeout(500)
+    else:
+        pytest.fail("the captions are not offered")
+    assert words.all_inner_texts() == ["a prompt of my own"]
 
 
 def test_comparing_copies_commands(visit):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 from threading import Thread
 from typing import Any
@@ -35,12 +36,11 @@ def make_page(shelf: Shelf) -> Any:
             choices = choices_of(shelf.open(name))
             return {one: gr.Dropdown(choices=choices) for one in told}
 
-        def offer_anew(name: str) -> dict[Any, Any]:
-            choices = choices_of(shelf.open(name))
-            return {one: gr.Dropdown(choices=choices, value=[] if one.multiselect else None) for one in told}
-
-        for event, does in ((page.load, offer), (model.change, offer_anew)):
-            event(said(does), model, told, show_progress="hidden", api_visibility="private")
+        # What was written for another model goes at once, not as the model is loaded: then there are new words.
+        empty = json.dumps([[] if one.multiselect else None for one in told])
+        model.change(None, None, told, js=f"() => {empty}", api_visibility="private")
+        for event in (page.load, model.change):
+            event(said(offer), model, told, show_progress="hidden", api_visibility="private")
     page.queue(default_concurrency_limit=1, max_size=32)
     return page
 
