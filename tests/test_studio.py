@@ -20,6 +20,7 @@ from pushforward.errors import PushforwardError
 from pushforward.guidance.dynamics import SAMPLERS
 from pushforward.maps.storage import decoder_of, load_codes
 from pushforward.model.zoo import names
+from pushforward.plan import save_plan
 from pushforward.studio import compare, edit, guide, inpaint, invert, page, plan, sample
 from pushforward.studio._shared.live import Stopped, live
 from pushforward.studio._shared.masks import PARTS, canvas, mask_file, mask_of
@@ -139,6 +140,19 @@ def test_steps_are_said_once_and_are_limited():
     assert steps_beside("ddim:steps=9", 7) is None
     with pytest.raises(PushforwardError, match="at most 1000 steps"):
         steps_beside("ddim:steps=100000", 7)
+
+
+def test_no_plan_of_the_server_is_read(model, tmp_path):
+    """Visitors could ask whether a file was there, and draw with it."""
+    save_plan(model.plan("ddim", 3), tmp_path / "own.plan")
+    for solver in (str(tmp_path / "own.plan"), str(tmp_path / "none.plan"), str(tmp_path / "own.PLAN:steps=3")):
+        for run in (
+            lambda solver: sample.run(model, sample.Settings(NAME, solver=solver)),
+            lambda solver: compare.run(model, compare.Settings(NAME, (solver,))),
+            lambda solver: plan.run(model, plan.Settings(NAME, solver)),
+        ):
+            with pytest.raises(PushforwardError, match="reads no plans from files"):
+                list(run(solver))
 
 
 # -- compare -----------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from pushforward.studio._shared.controls import (
     wire,
 )
 from pushforward.studio._shared.live import live
-from pushforward.studio._shared.models import Shelf, steps_beside, take_turns
+from pushforward.studio._shared.models import Shelf, sampler, steps_beside, take_turns
 from pushforward.studio._shared.pictures import copying, embedded, picture, row, table
 from pushforward.studio._shared.results import line, png
 from pushforward.studio._shared.told import Updates
@@ -87,8 +87,6 @@ def samplers(model: Model, settings: Settings) -> list[sample.Settings]:
     Raises:
         PushforwardError: no solver or budget, more rows than a page shows, or a budget too small for a solver.
     """
-    from pushforward.maps.spec import parse
-
     if not 0 < len(settings.solvers) * len(settings.calls) <= ROWS:
         raise PushforwardError(f"Choose solvers and numbers of calls: at least one row, and at most {ROWS}.")
     plain = sample.Settings(settings.model, settings.count, what=settings.what, guidance=settings.guidance,
@@ -99,7 +97,7 @@ def samplers(model: Model, settings: Settings) -> list[sample.Settings]:
             if "steps=" in solver or solver.startswith("rk45"):
                 rows[replace(plain, solver=solver)] = None
             else:
-                rows[replace(plain, solver=solver, steps=parse(solver).calling(model, calls).steps)] = None
+                rows[replace(plain, solver=solver, steps=sampler(solver).calling(model, calls).steps)] = None
     return list(rows)
 
 

@@ -18,7 +18,7 @@ from pushforward.studio._shared.controls import (
     wire,
 )
 from pushforward.studio._shared.live import live
-from pushforward.studio._shared.models import Shelf, steps_beside, take_turns
+from pushforward.studio._shared.models import Shelf, sampler, steps_beside, take_turns
 from pushforward.studio._shared.pictures import embedded, picture, preview, row, table, viewed
 from pushforward.studio._shared.results import Name, call, codes_file, line, png
 from pushforward.studio._shared.told import Updates
@@ -156,11 +156,9 @@ def _grid(rows: list[list[str]]) -> str:
 def _codes(model: Model, settings: Settings) -> dict[str, bytes]:
     """The file of the images' codes, for `pushforward decode`; none where steps are chosen on the way."""
     from pushforward.maps.labels import UNSAID, in_turn
-    from pushforward.maps.spec import parse
 
     steps = steps_beside(settings.solver, settings.steps)
-    spec = parse(settings.solver, {} if steps is None else {"steps": steps})
-    if spec.adaptive:
+    if sampler(settings.solver, steps).adaptive:
         return {}
     labels = take_turns(settings.what, settings.count) or in_turn(model, settings.count)
     there = model.diffusion(settings.solver, steps, labels=UNSAID if labels is None else labels,

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from pushforward.errors import PushforwardError
 
 if TYPE_CHECKING:
+    from pushforward.maps.spec import SamplerSpec
     from pushforward.verbs import Model
 
-__all__ = ["Shelf", "asked_what", "choices_of", "steps_beside", "take_turns"]
+__all__ = ["Shelf", "asked_what", "choices_of", "sampler", "steps_beside", "take_turns"]
 
 MOST_CHOICES = 300
 MOST_STEPS = 1000
@@ -70,16 +71,29 @@ def take_turns(what: Sequence[str], count: int) -> list[str]:
     return [what[i % len(what)] for i in range(count if what else 0)]
 
 
+def sampler(solver: str, steps: int | None = None) -> SamplerSpec:
+    """A solver's words as they are read, with a number of steps beside them.
+
+    Raises:
+        PushforwardError: not of that form, a plan in a file of the server, or more steps than a page allows.
+    """
+    from pushforward.maps.spec import parse
+    from pushforward.plan.files import SUFFIX
+
+    if SUFFIX in solver.lower():  # to say whether there is such a file would be too much
+        raise PushforwardError("This page reads no plans from files; name a solver, e.g. ddim.")
+    spec = parse(solver, {} if steps is None else {"steps": steps})
+    if spec.steps > MOST_STEPS:
+        raise PushforwardError(f"This page takes at most {MOST_STEPS} steps; got {spec.steps}.")
+    return spec
+
+
 def steps_beside(solver: str, steps: int) -> int | None:
     """The number of steps to be given beside a solver's words, which may say it themselves.
 
     Raises:
-        PushforwardError: more than a page allows.
+        PushforwardError: as `sampler`.
     """
-    from pushforward.maps.spec import parse
-
-    said = "steps=" in solver
-    spec = parse(solver, {} if said else {"steps": steps})
-    if spec.steps > MOST_STEPS:
-        raise PushforwardError(f"This page takes at most {MOST_STEPS} steps; got {spec.steps}.")
-    return None if said else steps
+    beside = None if "steps=" in solver else steps
+    sampler(solver, beside)
+    return beside
