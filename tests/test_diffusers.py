@@ -318,7 +318,8 @@ GRIDS: list[tuple[str, dict[str, Any]]] = [
     ("EulerDiscrete", {"timestep_spacing": "linspace"}), ("DPMSolverMultistep", {"use_lu_lambdas": True}),
     ("EulerDiscrete", {"use_karras_sigmas": True, "sigma_min": 0.1, "sigma_max": 9.0}),
     ("EulerDiscrete", {"use_karras_sigmas": True, "sigma_min": 0.1, "final_sigmas_type": "sigma_min"}),
-    ("EulerDiscrete", {"use_karras_sigmas": True, "rescale_betas_zero_snr": True}),
+    *(("EulerDiscrete", {f"use_{rule}_sigmas": True, "rescale_betas_zero_snr": True, "timestep_spacing": spacing})
+        for rule in ("karras", "exponential", "beta") for spacing in ("linspace", "leading")),
     ("DEISMultistep", {"use_karras_sigmas": True}),
     *(("DPMSolverMultistep", {"lambda_min_clipped": -2.0, "timestep_spacing": spacing}) for spacing in SPACINGS),
     ("DPMSolverSinglestep", {"lambda_min_clipped": -2.0}),

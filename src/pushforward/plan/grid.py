@@ -164,7 +164,7 @@ def levels(
         steps: number of levels.
         spread: how to place the levels, a rule of `spaced`.
         rho: exponent of the rule `karras`.
-        high: the first level; by default that of `t_max`.
+        high: the first level; by default that of `t_max`, or, without signal there, `sqrt(2^24 - 1)` as in `diffusers`.
         low: the last level; by default that of `t_min`.
         spacing: if given, `high` and `low` are by default the levels of the first and last of these timesteps.
         offset: offset of these timesteps; see `timesteps`.
@@ -180,7 +180,7 @@ def levels(
     ends = bounds
     if spacing is not None:
         ends = (asked_timesteps(process, steps, spacing, offset)[[0, -1]] + 1) * process.t_min
-    first, last = level(ends).tolist()
+    first, last = level(ends).nan_to_num(posinf=math.sqrt(2**24 - 1)).tolist()
     wanted = spaced(first if high is None else high, last if low is None else low, steps, spread, rho)
     times = solve_for_time(level, wanted, *bounds)
     if stay:

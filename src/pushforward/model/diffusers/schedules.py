@@ -175,8 +175,6 @@ def _table_grid(settings: Settings, process: Discrete, multistep: bool) -> Setti
             raise PushforwardError(
                 f"The noise level {key} = {level:g} lies outside the table's range, {least:g} to {most:g}."
             )
-    if given["high"] is None and settings.get("rescale_betas_zero_snr"):
-        given["high"] = math.sqrt(2**24 - 1)  # where diffusers lets these tables end
     ends = {key: level for key, level in given.items() if level is not None}
     return {
         "name": "levels",
