@@ -255,8 +255,10 @@ def test_the_codes_of_a_pipeline_are_kept_with_its_own_guidance(tmp_path):
 # -- inpaint -----------------------------------------------------------------------------------------------------------
 
 
-def test_inpaintings_are_those_of_the_command_and_of_the_program(model, photos, folder):
-    settings = inpaint.Settings(NAME, "sneaker", steps=4, repeats=2, draws=2, seed=5)
+@pytest.mark.parametrize("solver", ["ddpm", "ddpm:repeats=3"])
+def test_inpaintings_are_those_of_the_command_and_of_the_program(model, photos, folder, solver):
+    """Also where the solver's words say something else than the page's slider."""
+    settings = inpaint.Settings(NAME, "sneaker", solver, steps=4, repeats=2, draws=2, seed=5)
     mask = mask_of(None, "lower half", (28, 28))
     end = last(inpaint.run(model, photos[0], mask, settings))
     assert torch.equal(end.images[:, :, :14], photos[0].values[:, :, :14].expand(2, -1, -1, -1))

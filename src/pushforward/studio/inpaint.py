@@ -66,14 +66,21 @@ def command(settings: Settings, *, text: bool = False) -> list[str]:
     steps = steps_beside(settings.solver, settings.steps)
     said_ = ["inpaint", settings.model, "picture-0.png", "--mask", "mask.png", "--solver", settings.solver]
     said_ += [] if steps is None else ["--steps", str(steps)]
-    said_ += ["--repeats", str(settings.repeats), "--draws", str(settings.draws)]
+    said_ += [] if _said_repeats(settings) else ["--repeats", str(settings.repeats)]
+    said_ += ["--draws", str(settings.draws)]
     said_ += asked_what(settings.what, text=text)
     said_ += [] if settings.guidance is None else ["--guidance", f"{settings.guidance:g}"]
     return [*said_, "--seed", str(settings.seed), "--out", "inpainted"]
 
 
+def _said_repeats(settings: Settings) -> bool:
+    """Whether the solver's words say how often steps are repeated; then these hold, as on the command line."""
+    return "repeats=" in settings.solver
+
+
 def _solver(settings: Settings) -> str:
-    return settings.solver + (f":repeats={settings.repeats}" if settings.repeats > 1 else "")
+    more = settings.repeats > 1 and not _said_repeats(settings)
+    return settings.solver + (f":repeats={settings.repeats}" if more else "")
 
 
 def program(settings: Settings, photo: Photo) -> str:
