@@ -52,6 +52,18 @@ def test_flows_of_other_schedulers(scheduler: str, settings: dict[str, Any], tmp
     assert float((model.plan("ddim", 4).times[:4] - theirs).abs().max()) <= 1e-6
 
 
+@pytest.mark.parametrize("make", [stable_diffusion, stable_diffusion_3, flux], ids=lambda make: make.__name__)
+def test_our_scheduler_is_read_as_the_one_that_it_stands_for(make: Any, tmp_path: Path) -> None:
+    """In memory and from a folder that keeps it; its noise levels cannot be set, as those of others can."""
+    pipe = make(tmp_path)
+    plain = pf.from_pipeline(pipe, **CALL).sample(1, solver="ddim", steps=3)
+    pipe.scheduler = pf.PushforwardScheduler(pipe.scheduler, "gddim", order=2)
+    pipe.save_pretrained(tmp_path / "kept")
+    for model in (pf.from_pipeline(pipe, **CALL), pf.load(tmp_path / "kept", call=CALL)):
+        found = model.sample(1, solver="ddim", steps=3)
+        assert (found - plain).abs().max() <= 1e-5 * plain.abs().max()
+
+
 @pytest.mark.parametrize("sigmas", [[1.0], [1.0, 0.8, 0.5, 0.4, 0.2]], ids=["one", "five"])
 def test_noise_levels_of_the_call(sigmas: list[float], tmp_path: Path) -> None:
     """They say how many steps there are, few or many."""

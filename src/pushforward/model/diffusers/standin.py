@@ -105,6 +105,7 @@ def stand_in(scheduler: Any) -> Any:
         "add_noise": lambda _, __, noise, *___: noise,
         "scale_noise": lambda _, sample, *args, **kwargs: kwargs.get("noise", args[-1] if args else sample),
         "init_noise_sigma": property(lambda _: 1.0),
+        "sigmas": None,  # set above, also where the class works them out
         "order": 1,
         "__module__": kind.__module__,
         "__qualname__": kind.__qualname__,
@@ -120,9 +121,10 @@ def _noise_levels(scheduler: Any) -> Tensor:
     Pipelines that read them make predictions of them; `from_pipeline` refuses what is not finite.
     """
     config, times = scheduler.config, scheduler.timesteps
+    name = str(config.get("trained") or type(scheduler).__name__)
     levels = times / config.get("num_train_timesteps", 1000)
     if config.get("invert_sigmas"):
         levels = 1 - levels
-    elif not (type(scheduler).__name__.startswith("FlowMatch") or config.get("use_flow_sigmas")):
+    elif not (name.startswith("FlowMatch") or config.get("use_flow_sigmas")):
         levels = torch.full_like(levels, torch.nan)
     return torch.cat([levels, torch.zeros(1, device=levels.device)])
