@@ -11,6 +11,7 @@ starts.
     python benchmarks/accuracy.py --model fashion-vp --cases none   # one model: ten minutes on one core
     python benchmarks/accuracy.py --data mnist.npz --cases mixture  # the mixture around real images
     python benchmarks/accuracy.py --model runs/my-model --cases none
+    python benchmarks/accuracy.py --model emoji-2 --guidance 2 --cases none     # as users draw it: with captions
 
 The peers are the schedulers of `diffusers` on the same network. Each is given every choice of its own options
 (spacing, Karras, exponential, beta and Lu noise levels, order, last step; with --full also prediction and variant), and
@@ -46,6 +47,7 @@ from pushforward.denoiser import Denoiser
 from pushforward.errors import PushforwardError
 from pushforward.execute import adaptive, run
 from pushforward.linear import POINT, Blurring, Discrete, Gaussian, Langevin, Process, ScaledProcess, root
+from pushforward.maps.labels import in_turn
 from pushforward.model import load
 from pushforward.model.zoo import names
 from pushforward.plan import Plan, auto, ddim, dpm_solver_pp, exponential, gddim, grid, runge_kutta, unipc
@@ -167,6 +169,7 @@ FEW = {
     "exponential C = 0: order 1, corrector reuse, angle", "exponential C = 0: order 2, corrector reuse, angle",
     "exponential C = s^2: order 1, corrector reuse, angle", "exponential C = s^2: order 2, corrector reuse, angle",
     "exponential C = s^2: order 1, corrector reuse, wide", "exponential C = s^2: order 2, corrector reuse, wide",
+    "exponential C = s^2: order 3, corrector reuse, wide",
 }  # fmt: skip
 FEW_PEERS = {
     "DDIM: epsilon trailing False",
@@ -242,7 +245,7 @@ def measure(case: Case, exact: Tensor, budgets: Sequence[int], *, every: bool, o
     full = every or isinstance(case.denoiser, Mixture)
     for ours in solvers(case):
         name = f"{ours.family}: {ours.settings}" if ours.settings else ours.family
-        if (only and ours.family not in only) or not (full or only or name in FEW):
+        if (only and not {ours.family, name} & set(only)) or not (full or only or name in FEW):
             continue
         yield Row(
             ours.family, ours.settings, True, _errors(case.process, partial(_run_ours, ours, case), exact, budgets)
@@ -446,13 +449,16 @@ def mixture_case(name: str, process: Process, exact: Mixture, starts: int) -> Ca
     return Case(name, process, exact, _start(process, white, shape, torch.float64), white, exact.spectrum())
 
 
-def model_case(source: str, starts: int) -> Case:
-    """A trained network, with labels in turn where it has classes."""
+def model_case(source: str, starts: int, guidance: float | None = None) -> Case:
+    """A trained network with its classes in turn, or with its captions under guidance of this weight, if any."""
     model = load(source)
-    if model.classes:
-        model = model.given(torch.arange(starts) % len(model.classes))
+    name = model.name
+    if model.classes or guidance is not None:
+        model = model.given(in_turn(model, starts), guidance)
+    if guidance is not None:
+        name += f", guidance {guidance:g}"
     start = _start(model.process, model.reference, model.state_shape(starts), torch.float32)
-    return Case(model.name, model.process, model.denoiser, start, model.reference)
+    return Case(name, model.process, model.denoiser, start, model.reference)
 
 
 def _start(process: Process, reference: Gaussian, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -476,7 +482,7 @@ def cases(arguments: argparse.Namespace) -> Iterator[Case]:
         for name in names():
             yield model_case(name, arguments.starts)
     for source in arguments.model:
-        yield model_case(source, arguments.starts)
+        yield model_case(source, arguments.starts, arguments.guidance)
 
 
 def main() -> None:
@@ -484,13 +490,17 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help=".npz with x_train (uint8) for the mixture; synthetic images without")
     parser.add_argument("--cases", choices=("all", "mixture", "zoo", "none"), default="all")
     parser.add_argument("--model", action="append", default=[], help="a model's name or folder; may be repeated")
+    parser.add_argument("--guidance", type=float, help="weight of the captions or classes of each --model")
     parser.add_argument("--starts", type=int, default=16)
     parser.add_argument("--budgets", type=int, nargs="+", default=list(BUDGETS), help="numbers of network evaluations")
     parser.add_argument(
         "--steps", type=int, help="of the reference; 1000 for the mixture and 300 for networks by default"
     )
     parser.add_argument("--full", action="store_true", help="every setting, the unlikely ones too")
-    parser.add_argument("--solver", action="append", default=[], help="measure it alone and keep the file's other rows")
+    parser.add_argument(
+        "--solver", action="append", default=[],
+        help="measure it alone, a family or `family: settings`, and keep the file's other rows",
+    )  # fmt: skip
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--name", default="accuracy", help="of the files in results/")
@@ -514,7 +524,8 @@ def main() -> None:
             print(row, flush=True)
             rows.append(row)
         if arguments.solver and case.name in outcomes:
-            rows += [row for row in outcomes[case.name].rows if row.solver not in arguments.solver]
+            anew = {(row.solver, row.settings, row.ours) for row in rows}
+            rows += [row for row in outcomes[case.name].rows if (row.solver, row.settings, row.ours) not in anew]
             rows.sort(key=lambda row: (row.solver != "auto", not row.ours))
         outcomes[case.name] = Outcome(case.process.name, len(case.start), agreement, rows)
         print("\n" + report(case.name, outcomes[case.name], arguments.budgets) + "\n", flush=True)

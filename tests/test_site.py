@@ -47,7 +47,7 @@ def test_the_plot_of_solvers_has_what_was_measured(part) -> None:
     sets = json.loads(re.search(r'json">(.*)</script>', text)[1])
     titles = [one["title"] for one in sets]
     assert {"Langevin, exact network", "emoji, embedded network", "VP, trained on Fashion-MNIST"} <= {*titles}
-    assert len(titles) == len({*titles}) == 10
+    assert len(titles) == len({*titles}) == 11
     for one in sets:
         assert "auto" in {line["name"] for line in one["lines"]}
         assert all(calls > 0 and value > 0 for line in one["lines"] for calls, value, _ in line["points"])
