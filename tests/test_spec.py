@@ -81,7 +81,7 @@ def test_adaptive_steps_follow_the_flow_under_labels():
         for p in model.module.parameters():
             p.add_(0.05 * torch.randn_like(p))
     adaptive, plain = (
-        parse(text).diffusion(model).given(["a", "b", "b"], 2.0) for text in ("rk45:tolerance=1e-4", "auto:steps=200")
+        parse(text).diffusion(model).given(["a", "b", "b"], 2.0) for text in ("rk45:tolerance=1e-5", "auto:steps=200")
     )
     images, code = adaptive.sample(3, seed=1, batch=2), adaptive.draw(3, seed=1)
     torch.testing.assert_close(images, plain.sample(3, seed=1), rtol=0, atol=2e-2)
