@@ -124,7 +124,7 @@ def same_as_ours(name: str, solver: str, grid: str | None = None) -> Tensor:
         return torch.empty(0)
     scheduler = PushforwardScheduler.from_config(theirs.config, solver=solver, grid=grid)
     scheduler.set_timesteps(STEPS)
-    plan = SamplerSpec(solver, STEPS, grid=grid).plan(model)
+    plan = SamplerSpec(solver, STEPS, grid=grid).plan(model, guided=True)
     assert len(scheduler.timesteps) == plan.nfe
     start, noise = draw(generator(1)) * scheduler.init_noise_sigma, generator(2)
     found = loop(scheduler, start, generator=generator(2))
@@ -150,7 +150,7 @@ def test_settings_reach_the_solver(solver: str, settings: dict[str, Any]) -> Non
     scheduler = PushforwardScheduler.from_config(theirs.config, solver=solver, variance=0.25, **settings)
     scheduler.set_timesteps(STEPS)
     noise = generator(2)
-    plan = SamplerSpec(solver, STEPS, settings).plan(model)
+    plan = SamplerSpec(solver, STEPS, settings).plan(model, guided=True)
     expected = run(plan, model.denoiser, draw(generator(1)), noise=lambda _: draw(noise))
     found = loop(scheduler, draw(generator(1)), generator=generator(2))
     assert_close(found, expected, EXACT)
@@ -165,7 +165,7 @@ def test_loops_begin_in_the_middle(solver: str) -> None:
     model = model_of(theirs)
     scheduler = PushforwardScheduler.from_config(theirs.config, solver=solver)
     scheduler.set_timesteps(STEPS)
-    whole = SamplerSpec(solver, STEPS).plan(model)
+    whole = SamplerSpec(solver, STEPS).plan(model, guided=True)
     named = {"auto": "exponential"}.get(solver, solver)
     more = {**whole.settings, "reference": 1.0} if solver == "auto" else {}
     plan = plan_of(model.process, named, whole.times[index:], more)
@@ -525,7 +525,7 @@ def test_unconditional_pipelines(prediction: str, solver: str, finished: Callabl
     found = finished(pipe, batch_size=2, generator=generator(3), output_type="pt")
     noise = generator(3)
     normals = [torch.randn(2, 2, 8, 8, dtype=torch.float64, generator=noise) for _ in range(STEPS + 1)]
-    plan = SamplerSpec(solver, STEPS, grid=grid).plan(model)
+    plan = SamplerSpec(solver, STEPS, grid=grid).plan(model, guided=True)
     assert_close(found, run(plan, model.denoiser, normals[0], noise=lambda k: normals[k]), EXACT)
 
 
@@ -585,7 +585,7 @@ def test_text_pipelines_with_guidance(prediction: str, solver: str) -> None:
     theirs = pipe(**use, latents=start).images
     pipe.scheduler = PushforwardScheduler.from_config(pipe.scheduler.config, solver=solver)
     found = pipe(**use, latents=start).images
-    assert_close(found, run(SamplerSpec(solver, STEPS).plan(model), model.denoiser, start), 1e-5)
+    assert_close(found, run(SamplerSpec(solver, STEPS).plan(model, guided=True), model.denoiser, start), 1e-5)
     if solver == "ddim":
         assert_close(found, theirs, SINGLE)
     else:
@@ -612,7 +612,7 @@ def test_image_to_image(solver: str) -> None:
     pipe.scheduler = PushforwardScheduler.from_config(own.config, solver=solver)
     found, start = use(generator(5)), seen[0][:1]
     assert len(seen) == {"heun": 6}.get(solver, 3)  # this table's last step ends above time 0, so has both calls
-    whole = SamplerSpec(solver, STEPS).plan(model)
+    whole = SamplerSpec(solver, STEPS).plan(model, guided=True)
     named, more = (solver, {}) if solver != "auto" else ("exponential", {**whole.settings, "reference": 1.0})
     plan = plan_of(model.process, named, whole.times[2:], more)
     noise = generator(5)
@@ -672,7 +672,9 @@ def test_flow_pipelines(solver: str, grid: str | None) -> None:
         assert_close(found, theirs, SINGLE)
         return
     model = model_of(own, network)
-    assert_close(found, run(SamplerSpec(solver, STEPS, grid=grid).plan(model), model.denoiser, start), 1e-5)
+    assert_close(
+        found, run(SamplerSpec(solver, STEPS, grid=grid).plan(model, guided=True), model.denoiser, start), 1e-5
+    )
 
 
 def strengths(kind: Callable[[Path], Any], cls: Any, solver: str, tmp_path: Path, **settings: Any) -> Iterator[Tensor]:

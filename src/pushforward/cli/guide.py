@@ -50,7 +50,7 @@ from pushforward.guidance.steering import STEERINGS, Steering
 from pushforward.guidance.steering import guide as steer
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.generator import Generator
-from pushforward.maps.labels import Labels
+from pushforward.maps.labels import Labels, is_guided
 from pushforward.maps.load import is_generator, load_generator
 from pushforward.maps.spec import SamplerSpec, parse
 from pushforward.maps.storage import header, save_codes
@@ -266,7 +266,7 @@ def _open(
     model = open_model(source, place, condition.negative, **pipeline.asked)
     if spec.rounds is not None:
         raise PushforwardError(f"Codes are of given steps; leave rounds={spec.rounds} out of --solver, and say steps.")
-    plan = spec.plan(model)
+    plan = spec.plan(model, guided=is_guided(model, condition.weight(model)))
     return Diffusion(model, plan, parallel=spec.method(plan)), image_size(model)
 
 

@@ -39,7 +39,7 @@ from pushforward.execute.distributed import join
 from pushforward.execute.remainder import LINEAR
 from pushforward.maps.adaptive import AdaptiveDiffusion
 from pushforward.maps.diffusion import Diffusion
-from pushforward.maps.labels import Labels, in_turn
+from pushforward.maps.labels import Labels, in_turn, is_guided
 from pushforward.model import Model
 from pushforward.plan import Plan
 
@@ -132,11 +132,11 @@ def sample(
         )
     network = open_model(model, place, condition.negative, **pipeline.asked)
     check_pictures(network)
+    guidance = condition.weight(network)
     with waiting("making the plan", quiet=reports.quiet):
-        diffusion = spec.diffusion(network)
+        diffusion = spec.diffusion(network, guided=is_guided(network, guidance))
     plan = diffusion.plan if isinstance(diffusion, Diffusion) else None
     labels = _labels(network, condition, count, reports)
-    guidance = condition.weight(network)
     diffusion = diffusion.given(labels, guidance)
     parallel = parallel or spec.parallel or ("preconditioned" if spec.rounds else None)
     given = {"--tolerance": tolerance, "--window": window, "--max-rows": max_rows, "--check": check or None}

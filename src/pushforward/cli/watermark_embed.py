@@ -28,7 +28,7 @@ from pushforward.cli._shared.report import progress
 from pushforward.cli._shared.watermarks import KeyOption, key_of, message_of
 from pushforward.cli._shared.watermarks import shown as worded
 from pushforward.data.pictures import save_each
-from pushforward.maps.labels import in_turn
+from pushforward.maps.labels import in_turn, is_guided
 from pushforward.maps.storage import header, save_codes
 from pushforward.verbs.watermarks import watermark
 
@@ -79,7 +79,7 @@ def watermark_embed(
     labels = choose_labels(network, count, condition.label, condition.prompt)
     labels = in_turn(network, count) if labels is None else labels
     guidance, began = condition.weight(network), time.perf_counter()
-    plan = spec.plan(network)
+    plan = spec.plan(network, guided=is_guided(network, guidance))
     with progress("sampling", total=plan.nfe * -(-count // batch), unit="call", quiet=reports.quiet) as bar:
         marked = watermark(network, count, key=secret, message=told, solver=plan, labels=labels, guidance=guidance,
                            seed=seed, batch=batch, callback=lambda _: bar.update())  # fmt: skip

@@ -27,6 +27,7 @@ from pushforward.execute.distributed import same, size
 from pushforward.maps.adaptive import AdaptiveDiffusion
 from pushforward.maps.code import batches
 from pushforward.maps.diffusion import Diffusion
+from pushforward.maps.labels import is_guided
 from pushforward.maps.spec import SamplerSpec
 from pushforward.model import Model, Network
 from pushforward.model.contents import model_digest
@@ -118,7 +119,8 @@ class Run:
     @cached_property
     def diffusion(self) -> Diffusion | AdaptiveDiffusion:
         """The map that is sampled."""
-        return (self.sampler or SamplerSpec("auto", self.settings.converged)).diffusion(self.model)
+        sampler = self.sampler or SamplerSpec("auto", self.settings.converged)
+        return sampler.diffusion(self.model, guided=is_guided(self.model, self.settings.guidance))
 
     @property
     def plan(self) -> Plan | None:

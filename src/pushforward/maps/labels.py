@@ -13,7 +13,18 @@ from pushforward.model import Model
 from pushforward.model.labels import Condition, Labels, listed
 from pushforward.model.prompts import Guided
 
-__all__ = ["UNSAID", "Condition", "Labels", "Unsaid", "check_told", "in_turn", "listed", "take_labels", "weight_of"]
+__all__ = [
+    "UNSAID",
+    "Condition",
+    "Labels",
+    "Unsaid",
+    "check_told",
+    "in_turn",
+    "is_guided",
+    "listed",
+    "take_labels",
+    "weight_of",
+]
 
 
 class Unsaid(Enum):
@@ -69,3 +80,9 @@ def take_labels(labels: Labels, some: slice | Tensor) -> Labels:
 def weight_of(model: Model, guidance: float | None) -> float | None:
     """The weight of guidance that is meant by `None`: 1, or, of a pipeline, its own, which `None` says again."""
     return 1.0 if guidance is None and not isinstance(model.module, Guided) else guidance
+
+
+def is_guided(model: Model, guidance: float | None) -> bool:
+    """Whether answers are under guidance by a weight above 1, as a pipeline's own is taken to be."""
+    weight = weight_of(model, guidance)
+    return weight is None or weight > 1

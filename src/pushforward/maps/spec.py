@@ -109,8 +109,8 @@ class SamplerSpec:
         solver = Path(self.solver).name if self.filed else self.solver
         return ":".join([solver, *(f"{key}={value}" for key, value in words.items())])
 
-    def plan(self, model: Model) -> Plan:
-        """The plan for a model.
+    def plan(self, model: Model, *, guided: bool = False) -> Plan:
+        """The plan for a model; `guided`, if by a weight above 1, which `auto` goes by.
 
         Raises:
             PushforwardError: no such solver, grid or setting, or they do not fit the model; or adaptive steps.
@@ -122,8 +122,9 @@ class SamplerSpec:
         if self.adaptive:
             raise PushforwardError(f"The solver {self.solver!r} chooses its steps as it goes; name another, e.g. ddim.")
         if self.solver == "auto":
-            make = auto if self.rounds is None else in_rounds
-            return make(process, self.steps, model.reference)
+            if self.rounds is not None:
+                return in_rounds(process, self.steps, model.reference)
+            return auto(process, self.steps, model.reference, guided=guided)
         at = {} if self.end is None else {"end": self.end}
         own = dict(model.grid)
         if own and self.grid in (None, own.get("name", "uniform")):
@@ -135,8 +136,8 @@ class SamplerSpec:
         times = times[len(times) - 1 - round(self.start * (len(times) - 1)) :]
         return self.at(model, times)
 
-    def at(self, model: Model, times: Tensor | Sequence[float]) -> Plan:
-        """The plan at given times, `(steps + 1,)`, whatever else is said of steps and grid.
+    def at(self, model: Model, times: Tensor | Sequence[float], *, guided: bool = False) -> Plan:
+        """The plan at given times, `(steps + 1,)`, whatever else is said of steps and grid; `guided` as for `plan`.
 
         Raises:
             PushforwardError: no such solver, setting or grid.
@@ -145,7 +146,7 @@ class SamplerSpec:
             return self._kept_plan(model)
         own = {**model.solvers.get(self.solver, {}), **self.settings}
         if self.solver == "auto":
-            own["reference"] = "data"
+            own |= {"reference": "data", "guided": guided}
         if (name := own.get("reference")) in ("data", "spectrum"):
             own["reference"] = model.reference if name == "data" else Gaussian(model.gaussian.variance)
         elif isinstance(name, str):
@@ -158,12 +159,18 @@ class SamplerSpec:
             ) from error
 
     def diffusion(
-        self, model: Model, *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
+        self,
+        model: Model,
+        *,
+        guided: bool = False,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
     ) -> Diffusion | AdaptiveDiffusion:
         """The map that samples a model so, with its steps taken at once where that is said.
 
         Args:
             model: to sample from.
+            guided: as for `plan`.
             dtype: dtype of the states.
             device: device of the states; by default the network's.
 
@@ -174,7 +181,7 @@ class SamplerSpec:
             self._check()
             tolerance = _positive(self.settings.get("tolerance", _ADAPTIVE))
             return AdaptiveDiffusion(model, tolerance, dtype=dtype, device=device)
-        plan = self.plan(model)
+        plan = self.plan(model, guided=guided)
         return Diffusion(model, plan, dtype=dtype, device=device, parallel=self.method(plan))
 
     def settled(self, plan: Plan) -> dict[str, object]:

@@ -4,6 +4,7 @@ r"""The default sampler: a rule for every process and every number of steps.
   flow has no linear part.
 - Quadratic predictor and cubic corrector; with fewer than 8 calls, whose steps are too long for them, linear and
   quadratic. The corrector takes the answer that the next step uses: one call per step.
+- One degree less under guidance by a weight above 1, which makes answers turn faster than polynomials can follow.
 - Steps equal in `atan((sigma / (1.3 s alpha))^0.65)`: densest in log-SNR where noise and images are alike, and of
   length 0 at both ends. The last call is where this grid has it, or at `t_min` if that comes earlier.
 - With 10 calls or fewer, the last answer, moved to the corrected state, is the image: a long last step along the flow
@@ -41,7 +42,7 @@ NARROW = 0.1  # deviation that data without any is taken to have, as it tells no
 WHITE = Gaussian(0.25)
 FEW = 10  # calls up to which the image is the last answer
 ROUGH = 8  # calls from which on the polynomials are one degree higher
-RULE = 2  # counts the rules there have been: 0.1 had the first
+RULE = 3  # counts the rules there have been: 0.1 had the first; the second knew nothing of guidance
 
 
 def auto_grid(
@@ -54,7 +55,7 @@ def auto_grid(
     return angle(process, steps, scale=spread * max(deviation, NARROW), exponent=EXPONENT, end=end)
 
 
-def auto(process: Process, steps: int, reference: Gaussian, end: float = 0.0) -> Plan:
+def auto(process: Process, steps: int, reference: Gaussian, end: float = 0.0, *, guided: bool = False) -> Plan:
     """Make the plan with `steps` network calls.
 
     Args:
@@ -62,8 +63,9 @@ def auto(process: Process, steps: int, reference: Gaussian, end: float = 0.0) ->
         steps: number of network calls.
         reference: Gaussian N(m, s^2 I) fitted to the model's data.
         end: time of the last state.
+        guided: for answers under guidance by a weight above 1.
     """
-    return auto_at(process, auto_grid(process, steps, reference, end), reference=reference)
+    return auto_at(process, auto_grid(process, steps, reference, end), guided=guided, reference=reference)
 
 
 def in_rounds(process: Process, steps: int, reference: Gaussian, end: float = 0.0) -> Plan:
@@ -88,6 +90,7 @@ def auto_at(
     grid: Tensor,
     *,
     order: int | None = None,
+    guided: bool = False,
     denoise: bool | None = None,
     reference: Gaussian = WHITE,
 ) -> Plan:
@@ -97,6 +100,7 @@ def auto_at(
         process: the diffusion.
         grid: decreasing times, `(steps + 1,)`.
         order: degree of the predictor, but for blurring; by default the rule's.
+        guided: whether that is for answers under guidance by a weight above 1.
         denoise: end with the denoised state, but for blurring; by default as the rule does.
         reference: Gaussian N(m, s^2 I) fitted to the model's data.
     """
@@ -104,7 +108,7 @@ def auto_at(
         return exponential(process, grid, order=1, variable="angle", corrector="reuse", name="auto")
     steps = len(grid) - 1
     if order is None:
-        order = 1 if steps < ROUGH else 2
+        order = (1 if steps < ROUGH else 2) - guided
     if denoise is None:
         denoise = steps <= FEW and float(grid[-1]) == 0
     return exponential(process, grid, order=order, reference=reference, variable="angle", corrector="reuse",

@@ -32,7 +32,7 @@ from pushforward.execute.budget import nodes_in, spent
 from pushforward.linear import IDENTITY, Basis, Operator
 from pushforward.maps.code import batches
 from pushforward.maps.diffusion import Diffusion
-from pushforward.maps.labels import UNSAID, Condition, Unsaid
+from pushforward.maps.labels import UNSAID, Condition, Unsaid, is_guided
 from pushforward.model import Model
 from pushforward.plan import Node, Plan, Register, auto, in_rounds
 from pushforward.plan.auto import auto_at
@@ -154,7 +154,7 @@ def learn_plan(
     there = Diffusion(model, task.teacher).given(labels, guidance)
     plan = task.fitted(task.taught(there, images, seed, 0, batch))
     compared = task.taught(there, HELD_OUT, seed, images, batch)
-    steps = auto(model.process, rounds, model.reference, end)
+    steps = auto(model.process, rounds, model.reference, end, guided=is_guided(model, guidance))
     errors = {
         "learned": task.errors(compared, lambda part: run(plan, part.denoiser, part.start)),
         "all at once": task.errors(compared, lambda part: task.unlearned(unlearned, part)),

@@ -14,7 +14,7 @@ from pushforward.execute import Parallel
 from pushforward.execute.host import undisturbed
 from pushforward.maps.adaptive import AdaptiveDiffusion
 from pushforward.maps.diffusion import Diffusion
-from pushforward.maps.labels import UNSAID, Condition, Unsaid
+from pushforward.maps.labels import UNSAID, Condition, Unsaid, is_guided
 from pushforward.maps.spec import SamplerSpec, parse
 from pushforward.model import Model
 from pushforward.plan import Plan
@@ -115,7 +115,7 @@ def diffusion_of(
 ) -> Diffusion:
     """The map that a sampler makes of a model, bound to its labels, and run as is said."""
     spec = SamplerSpec() if isinstance(sampler, Plan) else sampler
-    made = sampler if isinstance(sampler, Plan) else sampler.plan(model)
+    made = sampler if isinstance(sampler, Plan) else sampler.plan(model, guided=is_guided(model, guidance))
     if isinstance(parallel, Parallel):
         way: Parallel | None = parallel
     else:
@@ -137,7 +137,7 @@ def map_of(
         return diffusion_of(model, sampler, labels=labels, guidance=guidance, parallel=parallel)
     if parallel:
         raise PushforwardError("Adaptive steps follow one another, never all at once; name a solver, e.g. ddim.")
-    return sampler.diffusion(model).given(labels, guidance)
+    return sampler.diffusion(model, guided=is_guided(model, guidance)).given(labels, guidance)
 
 
 def back_from(model: Model, solver: Solver, steps: int | None, usual: int) -> SamplerSpec | Plan:

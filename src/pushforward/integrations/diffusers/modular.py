@@ -204,10 +204,10 @@ class Loop:
             times = torch.cat([times[times > spec.end], times.new_tensor([spec.end])])
         begun = len(timesteps) < len(scheduler.timesteps)
         if (spec.grid is not None or spec.solver == "auto") and not begun:
-            return replace(spec, steps=len(times) - 1).plan(model)
+            return replace(spec, steps=len(times) - 1).plan(model, guided=True)
         if spec.solver == "auto":  # its own grid begins at noise, and ends at 0
             times = torch.cat([times[:-1], times.new_zeros(1)])
-        return spec.at(model, times)
+        return spec.at(model, times, guided=True)
 
     def _noises(self, plan: Plan, like: Tensor, generator: Any) -> Tensor | None:
         """Draw the noises of a stochastic plan."""

@@ -61,8 +61,9 @@ class Scheduler:
 
     Args:
         config: configuration of the scheduler that the pipeline came with, or that scheduler, or one of this class.
-        solver: a name in `SOLVERS` that is run step by step, or `auto`. By default that of `config`, with its grid and
-            settings, if it has one, or else `auto`.
+        solver: a name in `SOLVERS` that is run step by step, or `auto`, as it is under guidance, of whose weight a
+            scheduler is not told. By default that of `config`, with its grid and settings, if it has one, or else
+            `auto`.
         grid: where the steps are, a name in `plan.grid.GRIDS`; by default where the pipeline's own scheduler has them,
             or the `timesteps` or `sigmas` that the pipeline gives. With a name, only their number counts; `auto` has a
             grid of its own.
@@ -167,7 +168,7 @@ class Scheduler:
         grid = self._clock.given(count, timesteps, sigmas, mu) if own else None
         if grid is None:
             sampler = SamplerSpec(solver, count, self.config["settings"], self.config["grid"])
-            self._plan = runnable(sampler.plan(self._model), solver)
+            self._plan = runnable(sampler.plan(self._model, guided=True), solver)
         else:
             self._plan = plan_on(self._model, solver, self.config["settings"], grid.times, {})
         self._idle = len(self._plan.times) <= count
