@@ -47,7 +47,7 @@ from pushforward.denoiser import Denoiser
 from pushforward.errors import PushforwardError
 from pushforward.execute import adaptive, run
 from pushforward.linear import POINT, Blurring, Discrete, Gaussian, Langevin, Process, ScaledProcess, root
-from pushforward.maps.labels import in_turn
+from pushforward.maps.labels import in_turn, is_guided
 from pushforward.model import load
 from pushforward.model.zoo import names
 from pushforward.plan import Plan, auto, ddim, dpm_solver_pp, exponential, gddim, grid, runge_kutta, unipc
@@ -70,6 +70,7 @@ class Case:
         start: states at `t_max`.
         white: N(m, s^2 I), the reference Gaussian that goes with the model.
         spectrum: N(m, C) with one variance a DCT frequency, where known.
+        guided: whether by a weight above 1.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Case:
     start: Tensor
     white: Gaussian
     spectrum: Gaussian | None = None
+    guided: bool = False
 
     @property
     def has_peers(self) -> bool:
@@ -136,7 +138,7 @@ def solvers(case: Case) -> Iterator[Ours]:
     def on(name: str, make: Make) -> Callable[[Process, int], Plan]:
         return lambda process, steps: make(process, grids[name](process, steps))
 
-    yield Ours("auto", "", lambda process, steps: auto(process, steps, case.white))
+    yield Ours("auto", "", lambda process, steps: auto(process, steps, case.white, guided=case.guided))
     for name in grids:
         yield Ours("DDIM", name, on(name, ddim))
         for order in (2, 3):
@@ -458,7 +460,7 @@ def model_case(source: str, starts: int, guidance: float | None = None) -> Case:
     if guidance is not None:
         name += f", guidance {guidance:g}"
     start = _start(model.process, model.reference, model.state_shape(starts), torch.float32)
-    return Case(name, model.process, model.denoiser, start, model.reference)
+    return Case(name, model.process, model.denoiser, start, model.reference, guided=is_guided(model, guidance))
 
 
 def _start(process: Process, reference: Gaussian, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
