@@ -294,6 +294,25 @@ def test_embedded_guidance(pipe: Any, read: Any) -> None:
         assert_close(images[2], theirs(PROMPTS, guidance_scale=1.0, latents=state(model), **settings).images)
 
 
+def test_the_weight_of_guidance_is_known(pipe: Any, read: Any) -> None:
+    """And the default sampler goes by it; where a pipeline takes none, a weight of 1 says so."""
+    unet = diffusers.UNet2DModel(sample_size=8, block_out_channels=(8,), norm_num_groups=4,
+                                 down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))  # fmt: skip
+    without = pf.from_pipeline(diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()))
+    told = pf.from_pipeline(pipe("sd")[0], prompt=PROMPTS[0])
+    assert [read("sd").guidance, read("sd").given(PROMPTS, 2).guidance, told.guidance, without.guidance] == [
+        7.5,
+        2,
+        7.5,
+        1,
+    ]
+    assert torch.equal(without.sample(1, steps=2, guidance=1), without.sample(1, steps=2))
+    with pytest.raises(pf.PushforwardError, match="DDPMPipeline takes no guidance; leave it out"):
+        without.sample(1, steps=2, guidance=2)
+    for model, guidance, order in ((told, None, 1), (told, 1, 2), (without, None, 2)):
+        assert model.diffusion("auto", 12, guidance=guidance).plan.settings["order"] == order
+
+
 def test_dynamic_shifts_of_stable_diffusion_3(copy: Any, pipe: Any) -> None:
     """They depend on the size of the images."""
     folder, changes = copy("sd3"), {"use_dynamic_shifting": True, "base_image_seq_len": 1, "max_image_seq_len": 9}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from numbers import Real
 from typing import Any
 
 import torch
@@ -83,6 +84,6 @@ def weight_of(model: Model, guidance: float | None) -> float | None:
 
 
 def is_guided(model: Model, guidance: float | None) -> bool:
-    """Whether answers are under guidance by a weight above 1, as a pipeline's own is taken to be."""
-    weight = weight_of(model, guidance)
-    return weight is None or weight > 1
+    """Whether answers are under guidance by a weight above 1; without a weight, that of the model as it is."""
+    weight = model.guidance if guidance is None else guidance
+    return isinstance(weight, Real) and weight > 1  # `Model.given` refuses what is no number

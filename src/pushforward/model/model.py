@@ -118,11 +118,24 @@ class Model:
     @property
     def conditions(self) -> int:
         """The number of images that it was given conditions for, or 0. One condition serves every image."""
-        network = self.denoiser
-        while isinstance(network, Wrapper):
-            network = network.inner
-        condition = network.condition if isinstance(network, Network) else None
-        return 0 if condition is None else len(condition)
+        network = self._network
+        return 0 if network is None or network.condition is None else len(network.condition)
+
+    @property
+    def guidance(self) -> float:
+        """The weight of the guidance that its answers are under; 1 without any."""
+        network = self._network
+        if network is None:
+            return 1.0
+        return network.module.guidance if isinstance(network.module, Guided) else network.guidance
+
+    @property
+    def _network(self) -> Network | None:
+        """The network within, if it is one."""
+        inner = self.denoiser
+        while isinstance(inner, Wrapper):
+            inner = inner.inner
+        return inner if isinstance(inner, Network) else None
 
     def some(self, images: slice | Tensor) -> Self:
         """Return this model for some of the images that it was given conditions for."""

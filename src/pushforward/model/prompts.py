@@ -28,6 +28,11 @@ class Guided(nn.Module, ABC):
     def device(self) -> torch.device:
         """Where it works."""
 
+    @property
+    @abstractmethod
+    def guidance(self) -> float:
+        """The weight of its guidance; 1 if it has none."""
+
     @abstractmethod
     def told(self, subjects: Sequence[str]) -> tuple[nn.Module, Tensor]:
         """Return the network for these prompts, and the number of each, which is its condition, `(prompts,)`."""

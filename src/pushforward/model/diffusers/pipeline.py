@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, Self
 
 import torch
@@ -169,6 +170,12 @@ class Asked(Guided):
         made.subjects = tuple(numbers)
         return made, torch.tensor([numbers[subject] for subject in subjects], dtype=torch.long, device="cpu")
 
+    @property
+    def guidance(self) -> float:
+        """The weight of guidance that the pipeline is called with; 1 if it takes none."""
+        weight = self._given(self._shared.guidance)
+        return float(weight) if isinstance(weight, Real) else 1.0
+
     @alone
     def guided(self, guidance: float | None, negative: str = "") -> Asked:
         """Return this network with another guidance of the pipeline's own kind, or with a negative prompt.
@@ -181,11 +188,11 @@ class Asked(Guided):
             ("guidance", self._shared.guidance, guidance),
             ("negative prompt", "negative_prompt", negative or None),
         ):
-            if value is None:
+            if value is None or (value == 1 and self._given(argument) is None):
                 continue
             if argument is None or argument not in self.call.signature.parameters:
                 raise PushforwardError(f"{type(self.call.pipe).__name__} takes no {what}; leave it out.")
-            if value != self.call.arguments.get(argument, self.call.signature.parameters[argument].default):
+            if value != self._given(argument):
                 changes[argument] = value
         if not changes:
             return self
@@ -197,6 +204,13 @@ class Asked(Guided):
         made = copy.copy(self._shared.variants[key])
         made.subjects = self.subjects
         return made
+
+    def _given(self, argument: str | None) -> Any:
+        """What the pipeline is called with, or by default; `None` if it has no such argument."""
+        known = self.call.signature.parameters
+        if argument is None or argument not in known:
+            return None
+        return self.call.arguments.get(argument, known[argument].default)
 
     def forward(self, u: Tensor, t: Tensor, which: Tensor | None = None) -> Tensor:
         states, times = u.to(device=self.like.device, dtype=self.like.dtype), t.cpu().to(torch.float64)
