@@ -68,10 +68,10 @@ class Priced(Denoiser, Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Watched:
-    """A denoiser of which `watch(time, u, answer, of)` is told after every call, the time for all rows or for each."""
+    """A denoiser of which `watch(u, answer, times=times, k=k, of=of)` is told after every call (see `Ask`)."""
 
     inner: Denoiser
-    watch: Callable[[Tensor, Tensor, Tensor, Tensor | None], None]
+    watch: Callable[..., None]
 
     def around(self, inner: Denoiser) -> Watched:
         """The same about another denoiser's calls."""
@@ -83,7 +83,7 @@ class Watched:
 
         def watched(k: int | Tensor, u: Tensor, of: Tensor | None = None) -> Tensor:
             answer = ask(k, u, of)
-            self.watch(times[k], u, answer, of)
+            self.watch(u, answer, times=times, k=k, of=of)
             return answer
 
         return watched

@@ -66,7 +66,7 @@ class Counted:
         if not isinstance(there, Diffusion):
             return there
 
-        def count(_time: Tensor, _u: Tensor, _answer: Tensor, of: Tensor | None) -> None:
+        def count(*_: Tensor, of: Tensor | None, **__: object) -> None:
             images = which if of is None else which[of]
             self.nfe.index_add_(0, images, torch.ones_like(images))
 

@@ -65,8 +65,8 @@ def passing(
     calls = len(plan.steps) - (1 if method == "naive" else 0)
     if callback is not None:
         done, tell = itertools.count(1), callback
-        denoiser = Watched(denoiser, lambda time, u, answer, _: tell(
-            Progress(next(done), calls, float(time.mean()), u, answer, len(u))
+        denoiser = Watched(denoiser, lambda u, answer, times, k, **_: tell(
+            Progress(next(done), calls, float(times[k].mean()), u, answer, len(u))
         ))  # fmt: skip
     if method == "naive":
         first = naive_inversion(plan, denoiser, clean)

@@ -224,7 +224,7 @@ class _Task:
         for some in batches(count, batch):
             model = there.some(some).told(some.stop - some.start)
             code = there.draw(some.stop - some.start, seed=seed, first=first + some.start)
-            denoiser = Watched(model.denoiser, lambda _, u, *__: self._callback(len(u)))
+            denoiser = Watched(model.denoiser, lambda u, *_, **__: self._callback(len(u)))
             parts.append(_Part(denoiser, model, self._flow(denoiser, there.start(code.start))))
         return parts
 
