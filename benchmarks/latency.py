@@ -139,11 +139,11 @@ def at_once(problem: Problem, method: Parallel, rounds: int, allowed: int | None
     return problem.errors(solution.last), float(solution.nfe.double().mean())
 
 
-def learned(problem: Problem, images: int, rounds: int) -> tuple[Tensor, float] | None:
+def learned(problem: Problem, images: int, each: int | None, rounds: int) -> tuple[Tensor, float] | None:
     """A plan that is learned first, from other images under the same labels in turn; none if it is no better."""
-    labels = UNSAID if problem.model.classes else None
+    labels, allowed = UNSAID if problem.model.classes else None, each and each * rounds
     try:
-        plan = learn_plan(problem.unbound, rounds, images=images, labels=labels, seed=1).plan
+        plan = learn_plan(problem.unbound, rounds, max_evaluations=allowed, images=images, labels=labels, seed=1).plan
     except PushforwardError as error:
         print(error, flush=True)
         return None
@@ -183,7 +183,8 @@ def methods(problem: Problem, images: int) -> dict[str, Callable[[int], tuple[Te
     found: dict[str, Callable[[int], tuple[Tensor, float] | None]] = {
         name: partial(_at_once, problem, method, name) for name, method in AT_ONCE.items()
     }
-    found["ours, learned"] = partial(learned, problem, images)
+    found["ours, learned"] = partial(learned, problem, images, None)
+    found["ours, learned, 12 a round"] = partial(learned, problem, images, ALLOWED)
     found["EPD's form"] = partial(epd, problem, images)
     found |= {name: partial(sequential, problem, name) for name in SEQUENTIAL}
     return found | {name: partial(scheduled, problem, peer) for name, peer in theirs().items()}
@@ -234,7 +235,7 @@ def report(name: str, case: dict[str, Any]) -> str:
 
 def _together(label: str) -> bool:
     """Whether several states are asked about in a round."""
-    return label in AT_ONCE or label in ("ours, learned", "EPD's form")
+    return label in AT_ONCE or label.startswith("ours, learned") or label == "EPD's form"
 
 
 def _cell(cell: Mapping[str, float] | None) -> str:
@@ -246,7 +247,7 @@ def _against(rows: Mapping[str, Any], rounds: Sequence[int]) -> str:
     said = []
     for r in map(str, rounds):
         others = [row[r] for label, row in rows.items() if not _together(label) and row.get(r)]
-        for label in ("ours", "ours, 12 a round", "ours, learned"):
+        for label in ("ours", "ours, 12 a round", "ours, learned", "ours, learned, 12 a round"):
             mine = rows.get(label, {}).get(r)
             if mine and others:
                 median, rms = (mine[k] / min(o[k] for o in others) for k in ("median", "rms"))
