@@ -266,7 +266,7 @@ def _open(
     model = open_model(source, place, condition.negative, **pipeline.asked)
     if spec.rounds is not None:
         raise PushforwardError(f"Codes are of given steps; leave rounds={spec.rounds} out of --solver, and say steps.")
-    plan = spec.plan(model, guided=is_guided(model, condition.weight(model)))
+    plan = spec.plan(model, guided=is_guided(model, condition.guidance))
     return Diffusion(model, plan, parallel=spec.method(plan)), image_size(model)
 
 
