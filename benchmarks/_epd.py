@@ -24,7 +24,7 @@ from torch import Tensor
 from pushforward.denoiser import Denoiser
 from pushforward.linear import Gaussian, Process
 from pushforward.plan import auto
-from pushforward.plan.grid import solve_for_time
+from pushforward.plan.grid import solve_for_time, spaced
 
 STAGES = 2  # parallel evaluations a step
 PLACES = torch.linspace(0.05, 0.95, 10, dtype=torch.float64)  # that a time between may have
@@ -55,22 +55,17 @@ class Slopes:
     process: Process
     denoiser: Denoiser
 
-    def time(self, s: float) -> Tensor:
-        """The process's time, `(1,)`."""
-        ends = (torch.tensor(t, dtype=torch.float64) for t in (self.process.t_max, 0.0))
-        return solve_for_time(lambda t: level(self.process, t), torch.tensor([s], dtype=torch.float64), *ends)
-
     def at(self, x: Tensor, s: float) -> Tensor:
         """The slope `dx / ds`."""
-        time = self.time(s)
+        time = times(self.process, [s])
         alpha = self.process.signal(time).entry(0, 0).to(x)
         return (x - self.denoiser.at(self.process, time, x)(0, alpha * x)) / s
 
-    def between(self, x: Tensor, step: Step, *, free: bool) -> list[Tensor]:
-        """The slopes at a step's times between; `free`, if its first slope is not asked for."""
+    def between(self, x: Tensor, step: Step, *, free: bool) -> Tensor:
+        """The slopes at a step's times between, `(times, *x.shape)`; `free`, if its first slope is not asked for."""
         slope = x / step.first if free else self.at(x, step.first)
-        times = [step.last**r * step.first ** (1 - r) for r in step.places]
-        return [self.at(x + (s - step.first) * slope, s) for s in times]
+        asked = [step.last**r * step.first ** (1 - r) for r in step.places]
+        return torch.stack([self.at(x + (s - step.first) * slope, s) for s in asked])
 
 
 def level(process: Process, t: Tensor) -> Tensor:
@@ -78,11 +73,16 @@ def level(process: Process, t: Tensor) -> Tensor:
     return torch.exp(-process.log_snr(t))
 
 
-def grids(process: Process, steps: int, reference: Gaussian, rho: float = 7.0) -> list[list[float]]:
+def times(process: Process, grid: Sequence[float]) -> Tensor:
+    """Return the process's times at every s of `grid`."""
+    ends = (torch.tensor(t, dtype=torch.float64) for t in (process.t_max, 0.0))
+    return solve_for_time(lambda t: level(process, t), torch.tensor(grid, dtype=torch.float64), *ends)
+
+
+def grids(process: Process, steps: int, reference: Gaussian) -> list[list[float]]:
     """Return the s of so many steps: as EDM places them, and as `auto` does."""
     first = float(level(process, torch.tensor(process.t_max, dtype=torch.float64)))
-    ends = first ** (1 / rho), LAST ** (1 / rho)
-    placed = torch.linspace(*ends, steps + 1, dtype=torch.float64) ** rho
+    placed = spaced(first, LAST, steps + 1, "karras")
     return [placed.tolist(), [*level(process, auto(process, steps, reference).times[:-1]).tolist(), LAST]]
 
 
@@ -91,7 +91,7 @@ def fitted(slopes: Slopes, flow: Sequence[Tensor], grid: Sequence[float], *, fre
     x, steps = flow[0], []
     for k, (first, last) in enumerate(itertools.pairwise(grid)):
         tried = Step(first, last, tuple(PLACES.tolist()), ())
-        found = torch.stack(slopes.between(x, tried, free=free and k == 0))
+        found = slopes.between(x, tried, free=free and k == 0)
         norm = flow[-1].flatten(1).norm(dim=1)[:, None]
         ends = ((last - first) * found.flatten(2) / norm).flatten(1).double()
         missing = ((flow[k + 1] - x).flatten(1) / norm).flatten().double()
@@ -103,14 +103,18 @@ def fitted(slopes: Slopes, flow: Sequence[Tensor], grid: Sequence[float], *, fre
             if left < least:
                 best, least, kept = chosen, left, weights
         steps.append(Step(first, last, tuple(PLACES[list(best)].tolist()), tuple(kept.tolist())))
-        x = x + (last - first) * torch.einsum("k,k...->...", kept.to(x), found[list(best)])
+        x = moved(x, steps[-1], found[list(best)])
     return steps
+
+
+def moved(x: Tensor, step: Step, found: Tensor) -> Tensor:
+    """Return x at the step's end, by the slopes at its times between."""
+    return x + (step.last - step.first) * torch.einsum("k,k...->...", torch.tensor(step.weights).to(x), found)
 
 
 def sample(slopes: Slopes, start: Tensor, steps: Sequence[Step], *, free: bool) -> Tensor:
     """The last x."""
     x = start
     for k, step in enumerate(steps):
-        found = torch.stack(slopes.between(x, step, free=free and k == 0))
-        x = x + (step.last - step.first) * torch.einsum("k,k...->...", torch.tensor(step.weights).to(x), found)
+        x = moved(x, step, slopes.between(x, step, free=free and k == 0))
     return x

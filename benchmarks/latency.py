@@ -44,7 +44,7 @@ from pushforward.maps.labels import UNSAID
 from pushforward.maps.spec import parse
 from pushforward.plan import auto, in_rounds
 from pushforward.plan.auto import auto_at
-from pushforward.training.plans import FINE, learn_plan, refined
+from pushforward.training.plans import flow_states, learn_plan, refined
 
 CASES = ("fashion-vp", "fashion-blurring", "fashion-langevin", "emoji", "mixture")
 ROUNDS = (3, 4, 5, 6, 8, 10, 12)
@@ -60,6 +60,7 @@ AT_ONCE: Mapping[str, Parallel] = {
     "DEQ": PARALLEL_METHODS["anderson"],
     "Picard": PARALLEL_METHODS["picard"],
 }
+LEARNED = ("ours, learned", "ours, learned, 12 a round")
 
 
 def theirs() -> dict[str, Peer]:
@@ -139,11 +140,11 @@ def at_once(problem: Problem, method: Parallel, rounds: int, allowed: int | None
     return problem.errors(solution.last), float(solution.nfe.double().mean())
 
 
-def learned(problem: Problem, images: int, each: int | None, rounds: int) -> tuple[Tensor, float] | None:
+def learned(problem: Problem, images: int, name: str, rounds: int) -> tuple[Tensor, float] | None:
     """A plan that is learned first, from other images under the same labels in turn; none if it is no better."""
-    labels, allowed = UNSAID if problem.model.classes else None, each and each * rounds
+    labels, most = UNSAID if problem.model.classes else None, _allowed(name, rounds)
     try:
-        plan = learn_plan(problem.unbound, rounds, max_evaluations=allowed, images=images, labels=labels, seed=1).plan
+        plan = learn_plan(problem.unbound, rounds, max_evaluations=most, images=images, labels=labels, seed=1).plan
     except PushforwardError as error:
         print(error, flush=True)
         return None
@@ -157,23 +158,20 @@ def epd(problem: Problem, images: int, rounds: int) -> tuple[Tensor, float] | No
         return None
     free, steps, found = rounds % 2 == 1, (rounds + 1) // 2, []
     for grid in _epd.grids(process, steps, reference):
-        slopes = _epd.Slopes(process, problem.unbound.denoiser)
-        times = torch.cat([slopes.time(s) for s in grid])
+        times = _epd.times(process, grid)
         fine = auto_at(process, refined(times), reference=reference)
         labels = UNSAID if problem.model.classes else None
         there = Diffusion(problem.unbound, fine).given(labels, None).in_turn(images)
         slopes = _epd.Slopes(process, there.told(images).denoiser)
-        seen: list[Tensor] = []
-        last = run(fine, slopes.denoiser, there.start(there.draw(images, seed=1).start),
-                   callback=lambda told, seen=seen: seen.append(told.state))  # fmt: skip
+        states = flow_states(fine, slopes.denoiser, there.start(there.draw(images, seed=1).start))
         scale = process.signal(times).entry(0, 0)
-        flow = [u / alpha.to(u) for u, alpha in zip([*seen[::FINE], last], scale, strict=True)]
+        flow = [u / alpha.to(u) for u, alpha in zip(states, scale, strict=True)]
         learned = _epd.fitted(slopes, flow, grid, free=free)
         error = relative_errors(_epd.sample(slopes, flow[0], learned, free=free), flow[-1]).median()
         found.append((float(error), grid, learned))
     _, grid, learned = min(found)
     slopes = _epd.Slopes(process, problem.model.denoiser)
-    scale = process.signal(slopes.time(grid[0])).entry(0, 0).to(problem.start)
+    scale = process.signal(_epd.times(process, grid[:1])).entry(0, 0).to(problem.start)
     ended = _epd.sample(slopes, problem.start / scale, learned, free=free)
     return problem.errors(ended), steps * (1 + _epd.STAGES) - free
 
@@ -183,15 +181,18 @@ def methods(problem: Problem, images: int) -> dict[str, Callable[[int], tuple[Te
     found: dict[str, Callable[[int], tuple[Tensor, float] | None]] = {
         name: partial(_at_once, problem, method, name) for name, method in AT_ONCE.items()
     }
-    found["ours, learned"] = partial(learned, problem, images, None)
-    found["ours, learned, 12 a round"] = partial(learned, problem, images, ALLOWED)
+    found |= {name: partial(learned, problem, images, name) for name in LEARNED}
     found["EPD's form"] = partial(epd, problem, images)
     found |= {name: partial(sequential, problem, name) for name in SEQUENTIAL}
     return found | {name: partial(scheduled, problem, peer) for name, peer in theirs().items()}
 
 
 def _at_once(problem: Problem, method: Parallel, name: str, rounds: int) -> tuple[Tensor, float]:
-    return at_once(problem, method, rounds, ALLOWED * rounds if name.endswith("a round") else None)
+    return at_once(problem, method, rounds, _allowed(name, rounds))
+
+
+def _allowed(name: str, rounds: int) -> int | None:
+    return ALLOWED * rounds if name.endswith("a round") else None
 
 
 @torch.no_grad()
@@ -235,7 +236,7 @@ def report(name: str, case: dict[str, Any]) -> str:
 
 def _together(label: str) -> bool:
     """Whether several states are asked about in a round."""
-    return label in AT_ONCE or label.startswith("ours, learned") or label == "EPD's form"
+    return label in (*AT_ONCE, *LEARNED, "EPD's form")
 
 
 def _cell(cell: Mapping[str, float] | None) -> str:
@@ -247,7 +248,7 @@ def _against(rows: Mapping[str, Any], rounds: Sequence[int]) -> str:
     said = []
     for r in map(str, rounds):
         others = [row[r] for label, row in rows.items() if not _together(label) and row.get(r)]
-        for label in ("ours", "ours, 12 a round", "ours, learned", "ours, learned, 12 a round"):
+        for label in ("ours", "ours, 12 a round", *LEARNED):
             mine = rows.get(label, {}).get(r)
             if mine and others:
                 median, rms = (mine[k] / min(o[k] for o in others) for k in ("median", "rms"))

@@ -37,7 +37,7 @@ from pushforward.model import Model
 from pushforward.plan import Node, Plan, Register, auto, in_rounds
 from pushforward.plan.auto import auto_at
 
-__all__ = ["FINE", "HELD_OUT", "Learned", "evaluations", "images_within", "learn_plan", "refined"]
+__all__ = ["HELD_OUT", "Learned", "evaluations", "flow_states", "images_within", "learn_plan", "refined"]
 
 FINE = 6  # steps of the flow between two times of the plan
 RIDGE = 1e-5  # of the least squares, in parts of each feature's mean square
@@ -180,6 +180,13 @@ def refined(times: Tensor) -> Tensor:
     return torch.cat([inner.flatten(), times[-1:]])
 
 
+def flow_states(plan: Plan, denoiser: Denoiser, start: Tensor) -> list[Tensor]:
+    """Return the flow's states at times, by a plan on these times `refined`."""
+    seen: list[Tensor] = []
+    last = run(plan, denoiser, start, callback=lambda told: seen.append(told.state))
+    return [*seen[::FINE], last]
+
+
 @dataclass(eq=False)
 class _Part:
     """Some images: where the flow is at every time, and what a plan knows of it so far.
@@ -225,14 +232,8 @@ class _Task:
             model = there.some(some).told(some.stop - some.start)
             code = there.draw(some.stop - some.start, seed=seed, first=first + some.start)
             denoiser = Watched(model.denoiser, lambda u, *_, **__: self._callback(len(u)))
-            parts.append(_Part(denoiser, model, self._flow(denoiser, there.start(code.start))))
+            parts.append(_Part(denoiser, model, flow_states(self.teacher, denoiser, there.start(code.start))))
         return parts
-
-    def _flow(self, denoiser: Denoiser, start: Tensor) -> list[Tensor]:
-        """The flow's states at the plan's times."""
-        seen: list[Tensor] = []
-        last = run(self.teacher, denoiser, start, callback=lambda told: seen.append(told.state))
-        return [*seen[::FINE], last]
 
     def errors(self, parts: Sequence[_Part], sample: Callable[[_Part], Tensor]) -> Tensor:
         """Relative errors of images by a sampler, `(images,)`."""
