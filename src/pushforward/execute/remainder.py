@@ -101,7 +101,9 @@ class Remainder:
     """
 
     def __init__(self, system: System, batch: int, noise: float):
-        self._influence, self._asked, self._noise = system.influence, system.asked, noise
+        self._asked, self._noise = system.asked, noise
+        self._squares, self._last = system.influence.square(), system.influence[-1]
+        self._chain = -system.influence[self._asked].tril(-1)
         self._deviations, self._end = system.deviations[self._asked, None], system.deviations[-1]
         shape = (len(self._asked), batch)
         self._gains = torch.full(shape, torch.nan, dtype=torch.float64, device="cpu")
@@ -131,7 +133,7 @@ class Remainder:
         kept = FADING * self._gains.nan_to_num(0.0)
         self._gains = torch.where(told, torch.maximum(gain, kept), self._gains)
         self._moved, self._left = (torch.where(wanted, 0.0, x) for x in (self._moved, self._left))
-        self._base = (self._influence.square() @ noise.square()).sqrt()
+        self._base = (self._squares @ noise.square()).sqrt()
         surprise = (off - 2 * noise).clamp_min(0) * self._deviations / self._end
         return self._base, torch.where(wanted, surprise, 0.0).amax(0)
 
@@ -146,13 +148,13 @@ class Remainder:
         self._left = self._leaving(unexplained)
         self._moved = self._moved + moves
         gains = self._believed()
-        return CHAIN * (self._influence[-1] @ self._solved(gains, gains * self._left)).nan_to_num(torch.inf)
+        return CHAIN * (self._last @ self._solved(gains, gains * self._left)).nan_to_num(torch.inf)
 
     def reach(self) -> Tensor:
         """Return what each asked step would leave in the last state if it were let go now, `(nfe, batch)`."""
         left, gains = self._leaving(self._asking), self._believed()
         none = self._gains.isnan().all(0)
-        end = self._influence[-1, :, None].expand_as(gains)
+        end = self._last[:, None].expand_as(gains)
         part = CHAIN * gains * left * self._solved(gains, end, transposed=True)
         return torch.where(left == 0, 0.0, torch.where(none, torch.inf, part)).nan_to_num(torch.inf)
 
@@ -167,10 +169,9 @@ class Remainder:
     def _solved(self, gains: Tensor, sources: Tensor, *, transposed: bool = False) -> Tensor:
         """Return `(1 - diag(g) G)^-1` applied to sources, `(nfe, batch)`, image by image."""
         count, batch = gains.shape
-        chain = self._influence[self._asked].tril(-1)
         pieces = []
         for some in torch.arange(batch, device="cpu").split(max(1, _NUMBERS // count**2)):
-            matrix = torch.eye(count, dtype=torch.float64, device="cpu") - gains[:, some].T[..., None] * chain
+            matrix = gains[:, some].T[..., None] * self._chain  # its ones are understood
             matrix = matrix.mT if transposed else matrix
             pieces.append(
                 torch.linalg.solve_triangular(

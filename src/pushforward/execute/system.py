@@ -252,7 +252,7 @@ class System:
 
         Images larger than the marginal's deviation count as that large.
         """
-        image = self.plan.process.image(self.unpack(states[:, -1:])[0]).flatten(1)
+        image = self.lanes(states)[-1, 0].flatten(1)  # as large in the basis as in pixels
         deviation = self._deviation
         size = image.square().mean(1).sqrt().nan_to_num(deviation)
         relative: Tensor = self._k**0.5 * deviation / size.clamp(torch.finfo(size.dtype).tiny ** 0.5, deviation)
