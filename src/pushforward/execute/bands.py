@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
-from pushforward.linear import Basis, Operator, products
+from pushforward.linear import Basis, Operator, add_products
 from pushforward.plan import Plan
 
 _BLOCK = 32  # rows inverted together
@@ -135,9 +135,9 @@ class Bands:
             blocks=tuple(replace(b, before=function(b.before), inverse=function(b.inverse)) for b in self.blocks),
         )
 
-    def respond(self, moves: Tensor, nodes: slice = slice(None)) -> Tensor:
-        """Return `L delta`: how the answers, of all nodes or some, are expected to move."""
-        return torch.zeros_like(moves) if self.response is None else products(self.response[:, nodes], moves)
+    def respond(self, moves: Tensor, answers: Tensor) -> Tensor:
+        """Add `L delta` to the answers, in their place, as they are expected to move."""
+        return answers if self.response is None else add_products(self.response, moves, answers)
 
     def push(self, states: Tensor, answers: Tensor, into: Tensor, first: int) -> None:
         """Add `A S + B D` in the rows from `first` on."""
@@ -305,9 +305,8 @@ def _summed(a: Band, b: Band) -> Band:
 
 def _views(stack: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
     """Return views of a stack's nodes, whole and by the columns of a block; gradients pass changes in their place."""
-    nodes, width = range(stack.shape[1]), range(stack.shape[2])
-    rows = [stack[:, n] for n in nodes]
-    return rows, [[own[:, row : row + 1] for own in rows] for row in width]
+    rows, width = [stack[:, n] for n in range(stack.shape[1])], stack.shape[2]
+    return rows, [rows] if width == 1 else [[own[:, row : row + 1] for own in rows] for row in range(width)]
 
 
 def stacked(operators: Mapping[int, Operator], size: int, basis: Basis) -> Tensor:

@@ -270,7 +270,7 @@ def _moved(
     answers[:, system.asked] = system.pack(solution.answers.to(start))
     moves = system.moves_to(system.pack(start[None]), states, answers, constant)
     near = (system.sizes(moves).amax(0) < NEAR) & ~solution.diverged.to(start.device)
-    found = states + moves, answers + system.respond(moves)
+    found = states + moves, system.respond(moves, answers)
     states, answers = (
         torch.where(near[:, None], system.by_image(own), system.by_image(else_)).view_as(own)
         for own, else_ in zip(found, other, strict=True)

@@ -78,8 +78,7 @@ class _Stack:
     def _go(self, stack: Tensor) -> None:
         """Move the states, and let the answers follow as they are expected to."""
         self.values = self.values + stack
-        for some in self.system.parts(stack):
-            self.answers[:, some] += self.system.respond(stack[:, some], some)
+        self.system.respond(stack, self.answers)
 
 
 class Forwards(_Stack):

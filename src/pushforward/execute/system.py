@@ -183,7 +183,7 @@ class System:
         first = one.new_zeros(self.size, self._k, self._k, self._frequencies).permute(3, 0, 1, 2)
         first[:, 0] = one
         wanted = torch.zeros_like(first)
-        whole.push(first, whole.respond(first), wanted, 1)
+        whole.push(first, whole.respond(first, torch.zeros_like(first)), wanted, 1)
         moves = first + whole.solve(wanted)
         return moves.to(self._scale), torch.linalg.inv(moves[:, -1]).to(self._scale)
 
@@ -201,9 +201,9 @@ class System:
         some = cotangent[:, nodes]
         return some if self._noise is None else products(self._noise[:, nodes].mT, some)
 
-    def respond(self, moves: Tensor, nodes: slice = slice(None)) -> Tensor:
-        """Return `L delta`: how the answers, of all nodes or some, are expected to move."""
-        return self._bands.respond(moves, nodes)
+    def respond(self, moves: Tensor, answers: Tensor) -> Tensor:
+        """Add `L delta` to the answers, in their place, as they are expected to move."""
+        return self._bands.respond(moves, answers)
 
     def linear_start(self, start: Tensor, constant: Tensor, reference: Gaussian | None = None) -> tuple[Tensor, Tensor]:
         """Return states and answers of the reference itself: where all would be if the network were its posterior mean.
@@ -223,13 +223,13 @@ class System:
             answers = self.pack(clean.expand(self.size, *clean.shape))
             states = self.pack(torch.stack([psi[k](clean) for k in range(self.size)]))
         moves = self.moves_to(start, states, answers, constant)
-        return states + moves, answers + self.respond(moves)
+        return states + moves, self.respond(moves, answers.clone())
 
     def moves_to(self, start: Tensor, states: Tensor, answers: Tensor, constant: Tensor) -> Tensor:
         """Return all states' moves, answers following as expected, that make the first `start` and the rest fit."""
         first = torch.zeros_like(states)
         first[:, :1] = start - states[:, :1]
-        gap = self.residual(states + first, answers + self.respond(first), constant)
+        gap = self.residual(states + first, self.respond(first, answers.clone()), constant)
         return first + self.correct(gap, in_place=True)
 
     def sizes(self, moves: Tensor) -> Tensor:

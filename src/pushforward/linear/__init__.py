@@ -8,7 +8,7 @@ from pushforward.errors import PushforwardError
 from pushforward.linear.basis import IDENTITY, Basis
 from pushforward.linear.discrete import Discrete
 from pushforward.linear.gaussian import POINT, Gaussian, fit, root, whitening_angle
-from pushforward.linear.operator import Operator, apply_coefficients, products
+from pushforward.linear.operator import Operator, add_products, apply_coefficients, products
 from pushforward.linear.process import (
     VE,
     VP,
@@ -23,7 +23,7 @@ from pushforward.linear.process import (
 
 __all__ = [
     "IDENTITY", "POINT", "PROCESSES", "VE", "VP", "Basis", "Blurring", "BlurringLangevin", "Cosine", "Discrete",
-    "Flow", "Gaussian", "Langevin", "Operator", "Process", "ScaledProcess", "apply_coefficients", "fit",
+    "Flow", "Gaussian", "Langevin", "Operator", "Process", "ScaledProcess", "add_products", "apply_coefficients", "fit",
     "process_from_config", "products", "root", "whitening_angle",
 ]  # fmt: skip
 

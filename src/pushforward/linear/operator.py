@@ -187,8 +187,12 @@ def apply_coefficients(coefficients: Tensor, v: Tensor, frequencies: int) -> Ten
 
 def products(a: Tensor, b: Tensor) -> Tensor:
     """Return products of blocks `a (..., k, k)` with `b (..., k, columns)`, each entry along all the rest at once."""
-    total = a[..., :1] * b[..., :1, :]
-    for column in range(1, b.shape[-2]):
+    return add_products(a, b, a[..., :1] * b[..., :1, :], 1)
+
+
+def add_products(a: Tensor, b: Tensor, total: Tensor, first: int = 0) -> Tensor:
+    """Add products of blocks to a total, in its place, from their columns and rows `first` on."""
+    for column in range(first, b.shape[-2]):
         total.addcmul_(a[..., column : column + 1], b[..., column : column + 1, :])
     return total
 
