@@ -146,6 +146,18 @@ class Bands:
             if cut.last > cut.first:
                 cut.push(states if cut.kind == "state" else answers, into)
 
+    def scatter(self, images: Tensor, nodes: list[int], into: Tensor) -> None:
+        """Add `B D`, a column for each answer: that of one of the nodes is `images (frequencies, nodes)`, others 0."""
+        place = torch.full((self.size,), -1, device="cpu")
+        place[nodes] = torch.arange(len(nodes), device="cpu")
+        for band in self.bands:
+            if band.kind == "answer" and band.column == 0:
+                columns = place[band.first - band.back : band.last - band.back]
+                known = (columns >= 0).nonzero()[:, 0]
+                columns = columns[known]
+                parts = band.values[:, known, :, 0] * images[:, columns, None]
+                into.permute(1, 3, 0, 2)[band.first + known, columns] += parts.movedim(1, 0)
+
     def pull(self, cotangents: Tensor) -> tuple[Tensor, Tensor]:
         """Return `A^T y` and `B^T y`."""
         states, answers = torch.zeros_like(cotangents), torch.zeros_like(cotangents)
@@ -161,11 +173,11 @@ class Bands:
             for column in range(0, moves.shape[3], _COLUMNS):
                 self._solve_by_blocks(moves[..., column : column + _COLUMNS], first)
             return moves
-        rows, columns = _views(moves)
-        for n in range(first, self.size):
+        rows, columns = _views(moves[:, first:])
+        for n, row in enumerate(rows, first):
             for node, column, values in self._rows[n]:
                 if node >= first:
-                    rows[n].addcmul_(values, columns[column][node])
+                    row.addcmul_(values, columns[column][node - first])
         return moves
 
     def solve_transposed(self, gradient: Tensor) -> Tensor:

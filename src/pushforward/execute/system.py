@@ -277,18 +277,20 @@ class System:
         some = torch.linspace(0, last, min(last + 1, _SPECTRUM), dtype=torch.float64, device="cpu").round().long()
         count = len(self.asked)
         total = torch.zeros(self.size, count, dtype=torch.float64, device="cpu")
-        for chosen in some.split(max(1, _NUMBERS // (self.size * self._k * count))):
-            whole = self._bands.at(chosen)
-            scale = self._scale if len(self._scale) == 1 else self._scale[chosen.to(self._scale.device)]
-            scale = scale.cpu().double()
-            unit = total.new_zeros(self.size, self._k, count, len(chosen)).permute(3, 0, 1, 2)
-            answers, wanted = unit.clone(), torch.zeros_like(unit)
+        whole = self._bands.at(some)
+        scale = self._scale if len(self._scale) == 1 else self._scale[some.to(self._scale.device)]
+        scale = scale.cpu().double()
+        every = torch.arange(count, device="cpu").split(max(1, _NUMBERS // (self.size * self._k * len(some))))
+        room = total.new_empty(self.size, self._k, len(every[0]), len(some)).permute(3, 0, 1, 2)
+        for columns in every:
+            asked = [self.asked[n] for n in columns.tolist()]
+            first = 1 if whole.implicit else asked[0] + 1  # nodes before it know nothing of these answers
+            moves = room[..., : len(asked)].zero_()
             # answers are images, without velocity; so is what is wanted of the last state
-            answers[:, self.asked, 0, torch.arange(count, device="cpu")] = scale[:, self.asked, 0, 0]
-            whole.push(unit, answers, wanted, 1)
-            squares = (whole.solve(wanted) / scale).square()
-            squares[:, -1, 1:] = 0
-            total += squares.sum((0, 2))
+            whole.scatter(scale[:, asked, 0, 0], asked, moves)
+            squares = whole.solve(moves, first)[:, first:].div_(scale[:, first:]).square_()
+            squares[:, -1:, 1:] = 0
+            total[first:, columns] = squares.sum((0, 2))
         return (total / len(some)).sqrt()
 
     # -- construction -----------------------------------------------------------------------------------------------
