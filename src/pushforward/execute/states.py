@@ -60,12 +60,13 @@ class _Stack:
         lanes, coarse = self.system.lanes(self.answers), self.coarse if inferred is not None else None
         before = None if coarse is None else lanes[self._nodes[coarse.calls]]
         k, image = wanted.nonzero(as_tuple=True)
-        self._off = torch.zeros(self.system.size, len(self.like), device="cpu").to(self.like)
-        for some in torch.arange(len(k), device=k.device).split(self.max_rows or len(k)):
-            at, of = self._nodes[k[some]], image[some]
-            answers = self._ask(k[some], self.system.taken(self.values, at, of), of)
-            self._off[at, of] = self.system.put(answers, self.answers, at, of) + self._inferred[at, of]
-            self._inferred[at, of] = 0.0
+        at, changed = self._nodes[k], []
+        for some, nodes, images in zip(*(x.split(self.max_rows or len(k)) for x in (k, at, image)), strict=True):
+            answers = self._ask(some, self.system.taken(self.values, nodes, images), images)
+            changed.append(self.system.put(answers, self.answers, nodes, images))
+        self._off = torch.zeros_like(self._inferred)
+        self._off[at, image] = torch.cat(changed) + self._inferred[at, image]
+        self._inferred[at, image] = 0.0
         if coarse is None or before is None or inferred is None:
             return
         surprises = (lanes[self._nodes[coarse.calls]] - before).flatten(1)
