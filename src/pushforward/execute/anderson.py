@@ -5,8 +5,8 @@ states are `x + r - (dX + dR) gamma`, where gamma makes `r - dR gamma` small in 
 over the step itself (`step`), over all (`joint`), or over it and all before it (`triangular`), which respects that no
 step depends on later ones. The least squares are regularised by `ridge`, relative to their own size or absolute.
 
-Of past rounds `dX + dR` and `dR` are all that is needed. Those of float32 are kept in float16, in units of the
-marginals' deviations and of each node's greatest: what is lost lies below the default `ridge`. All is worked out a few
+Of past rounds `dX + dR` and `dR` are all that is needed. Those of float32 are kept in float16, in units of each node's
+root mean square: what is lost lies below the default `ridge`. All is worked out a few
 nodes at a time, so that nothing as large as a stack is made but these and the moves.
 
 References:
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from pushforward.data import schema
 from pushforward.errors import PushforwardError
-from pushforward.execute.system import System
+from pushforward.execute.system import System, root_mean_square
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class _Difference:
     """A difference of two rounds.
 
     Args:
-        values: in units of the deviations and of `unit`, `(nodes, k, batch, rest, frequencies)`.
-        unit: each node's greatest number, `(nodes, batch)`.
+        values: in units of `unit`, `(nodes, k, batch, rest, frequencies)`.
+        unit: each node's root mean square, `(nodes, batch)`.
     """
 
     values: Tensor
@@ -78,7 +78,7 @@ class History:
         last: states and moves of the last round, stacks as in `System`.
         sizes: sizes of the moves of the last rounds, each `(nodes, batch)`.
         totals: `dX + dR` between the last rounds.
-        moves: `dR` between them.
+        moves: `dR` between them, in units of the marginals' deviations.
     """
 
     last: tuple[Tensor, Tensor] | None = None
@@ -97,8 +97,8 @@ class History:
             total, move = _room(now_moves), _room(now_moves)
             for some in system.parts(moves):
                 d_moves = now_moves[some] - past_moves[some]
-                _put(d_moves / system.scale[some], move, some)
-                _put((now_states[some] - past_states[some] + d_moves) / system.scale[some], total, some)
+                _put((now_states[some] - past_states[some]).add_(d_moves), total, some)
+                _put(d_moves.mul_(system.weight[some]), move, some)
             self.totals.append(total)
             self.moves.append(move)
         self.last = states, moves
@@ -158,24 +158,24 @@ def _products(system: System, moves: Tensor, past: Sequence[_Difference]) -> Ten
     """Return mean products of moves' differences and of these moves by node, `(nodes, batch, many + 1, many + 1)`."""
     now, found = system.lanes(moves), []
     for some in system.parts(moves, len(past) + 1):
-        own = now[some] / system.scale[some]
-        each = torch.stack([*(x.values[some].to(own) for x in past), own]).flatten(-2)
-        rows = each.flatten(1, 3).transpose(0, 1)
-        found.append(torch.bmm(rows, rows.mT).double().unflatten(0, each.shape[1:4]).mean(1) / each.shape[-1])
+        own = now[some] * system.weight[some]
+        each = own.new_empty(*own.shape[:3], len(past) + 1, *own.shape[3:])
+        for place, values in zip(each.unbind(3), [*(x.values[some] for x in past), own], strict=True):
+            place.copy_(values)
+        rows = each.flatten(4).flatten(0, 2)
+        found.append(torch.bmm(rows, rows.mT).double().unflatten(0, own.shape[:3]).mean(1) / rows.shape[-1])
     units = torch.stack([*(x.unit for x in past), torch.ones_like(past[0].unit)], -1).double()
     return torch.cat(found) * units[..., None, :] * units[..., None]
 
 
 def _mixed(system: System, moves: Tensor, past: Sequence[_Difference], gamma: Tensor) -> Tensor:
     """Return `moves - (dX + dR) gamma`."""
-    mixed = torch.empty_like(moves)
-    now, into = system.lanes(moves), system.lanes(mixed)
-    for some in system.parts(moves, 2):
-        explained = torch.zeros_like(now[some])
-        for difference, weights in zip(past, gamma.unbind(-1), strict=True):
-            weight = (difference.unit[some] * weights[some]).to(moves)[:, None, :, None, None]
-            explained.addcmul_(difference.values[some].to(moves), weight)
-        torch.addcmul(now[some], explained, system.scale[some], value=-1, out=into[some])
+    mixed = moves.clone()
+    into = system.lanes(mixed)
+    for difference, weights in zip(past, gamma.unbind(-1), strict=True):
+        weight = (difference.unit * weights).to(moves)[:, None, :, None, None]
+        for some in system.parts(moves, 2):
+            into[some].addcmul_(difference.values[some].to(moves), weight[some], value=-1)
     return mixed
 
 
@@ -186,9 +186,9 @@ def _room(like: Tensor) -> _Difference:
 
 
 def _put(values: Tensor, into: _Difference, some: slice) -> None:
-    unit = values.abs().amax((1, 3, 4))
+    unit = root_mean_square(values, (1, 3, 4))
     into.unit[some] = unit
-    into.values[some] = values / torch.where(unit > 0, unit, 1.0)[:, None, :, None, None]
+    into.values[some] = values.div_(torch.where(unit > 0, unit, 1.0)[:, None, :, None, None])
 
 
 def _shrinking(sizes: Sequence[Tensor], shrink: float, *, backwards: bool) -> Tensor:

@@ -101,7 +101,7 @@ class Remainder:
     """
 
     def __init__(self, system: System, batch: int, noise: float):
-        self._asked, self._noise = system.asked, noise
+        self._asked, self._noise = torch.tensor(system.asked, device="cpu"), noise
         self._squares, self._last = system.influence.square(), system.influence[-1]
         self._chain = -system.influence[self._asked].tril(-1)
         self._deviations, self._end = system.deviations[self._asked, None], system.deviations[-1]

@@ -11,7 +11,7 @@ from pushforward.denoiser import Ask, Denoiser
 from pushforward.execute.coarse import Coarse
 from pushforward.execute.convergence import Convergence, Moves
 from pushforward.execute.remainder import LINEAR, Remainder, amplification, roundoff, tail
-from pushforward.execute.system import System
+from pushforward.execute.system import System, root_mean_square
 
 SETTLED = 0.1  # steps are settled as long as what all of them leave is below this part of the tolerance
 RELEVANT = 0.5  # what is left is not worth a round when it is below this part of the rounding
@@ -74,7 +74,7 @@ class _Stack:
             at, moved = self._nodes[some], (coarse.weights[some] @ surprises).view(-1, *before.shape[1:])
             moved *= inferred[some][:, None, :, None, None]
             lanes[at] += moved
-            self._inferred[at] += (moved / self.system.scale[at]).square_().mean((1, 3, 4)).sqrt()
+            self._inferred[at] += root_mean_square(moved.mul_(self.system.weight[at]), (1, 3, 4))
 
     def _go(self, stack: Tensor) -> None:
         """Move the states, and let the answers follow as they are expected to."""

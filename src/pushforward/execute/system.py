@@ -115,7 +115,7 @@ class System:
         for some in _pieces(len(u), u.numel(), u.device):
             at, of = nodes[some], images[some]
             new = self.basis.forward(u[some]).view(-1, self._k, self._rest, self._frequencies)
-            changed[some] = ((new - lanes[at, :, of]) / self.scale[at, :, 0]).square_().mean((1, 2, 3)).sqrt()
+            changed[some] = root_mean_square((new - lanes[at, :, of]).mul_(self.weight[at, :, 0]), (1, 2, 3))
             lanes[at, :, of] = new
         return changed
 
@@ -128,10 +128,10 @@ class System:
         lanes: Tensor = v.permute(1, 2, 3, 0).unflatten(2, (-1, self._rest))
         return lanes
 
-    @property
-    def scale(self) -> Tensor:
-        """Deviations of the marginals, as `lanes`: `(nodes, k, 1, 1, frequencies or 1)`."""
-        return self._scale.permute(1, 2, 3, 0).unsqueeze(2)
+    @cached_property
+    def weight(self) -> Tensor:
+        """One over the marginals' deviations, as `lanes`: `(nodes, k, 1, 1, frequencies or 1)`."""
+        return self._scale.reciprocal().permute(1, 2, 3, 0).unsqueeze(2)
 
     # -- the system -----------------------------------------------------------------------------------------------
 
@@ -238,9 +238,12 @@ class System:
         Of the last node only the image counts: a velocity in the end is no one's.
         """
         lanes = self.lanes(moves)
-        each = torch.cat([(lanes[x] / self.scale[x]).square_().mean((3, 4)) for x in self.parts(moves)])
-        squares = each.mean(1)
-        squares[-1:] = each[-1:, 0] / self._k
+        if self.weight.shape[-1] == 1:
+            each = root_mean_square(lanes, (3, 4)) * self.weight[..., 0, 0]
+        else:
+            each = torch.cat([root_mean_square(lanes[x] * self.weight[x], (3, 4)) for x in self.parts(moves)])
+        squares = each.square().mean(1)
+        squares[-1:] = each[-1:, 0].square() / self._k
         return squares.sqrt()
 
     def whitened(self, moves: Tensor) -> Tensor:
@@ -252,9 +255,9 @@ class System:
 
         Images larger than the marginal's deviation count as that large.
         """
-        image = self.lanes(states)[-1, 0].flatten(1)  # as large in the basis as in pixels
+        image = self.lanes(states)[-1, 0]  # as large in the basis as in pixels
         deviation = self._deviation
-        size = image.square().mean(1).sqrt().nan_to_num(deviation)
+        size = root_mean_square(image, (1, 2)).nan_to_num(deviation)
         relative: Tensor = self._k**0.5 * deviation / size.clamp(torch.finfo(size.dtype).tiny ** 0.5, deviation)
         return relative
 
@@ -301,6 +304,12 @@ class System:
                  for n, node in enumerate(self.plan.nodes)}  # fmt: skip
         operators = {n: operator for n, operator in found.items() if operator is not None}
         return stacked(operators, self.size, self.basis).to(like) if operators else None
+
+
+def root_mean_square(values: Tensor, over: tuple[int, ...]) -> Tensor:
+    """Return root mean squares over some axes."""
+    norm: Tensor = torch.linalg.vector_norm(values, dim=over)
+    return norm / math.prod(values.shape[axis] for axis in over) ** 0.5
 
 
 def _pieces(count: int, numbers: int, device: torch.device) -> list[slice]:
