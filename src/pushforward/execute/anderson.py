@@ -75,38 +75,38 @@ class History:
     """Past rounds.
 
     Args:
-        last: states and moves of the last round, stacks as in `System`.
+        last: what the last round asked for, a stack as in `System`.
+        moved: what it moved all by, likewise.
         sizes: sizes of the moves of the last rounds, each `(nodes, batch)`.
         totals: `dX + dR` between the last rounds.
         moves: `dR` between them, in units of the marginals' deviations.
     """
 
-    last: tuple[Tensor, Tensor] | None = None
+    last: Tensor | None = None
+    moved: Tensor | None = None
     sizes: list[Tensor] = field(default_factory=list)
     totals: list[_Difference] = field(default_factory=list)
     moves: list[_Difference] = field(default_factory=list)
 
-    def add(self, system: System, states: Tensor, moves: Tensor, sizes: Tensor, most: int) -> None:
+    def add(self, system: System, moves: Tensor, sizes: Tensor, most: int) -> None:
         """Take in a round, and forget all but the `most` latest differences."""
         self.sizes = [*self.sizes, sizes][-most - 1 :]
-        if self.last is not None:
+        if self.last is not None and self.moved is not None:
             many = max(0, len(self.moves) + 1 - most)
             del self.totals[:many], self.moves[:many]
-            past_states, past_moves = (system.lanes(x) for x in self.last)
-            now_states, now_moves = system.lanes(states), system.lanes(moves)
-            total, move = _room(now_moves), _room(now_moves)
+            moved, past, now = (system.lanes(x) for x in (self.moved, self.last, moves))
+            total, move = _room(now), _room(now)
             for some in system.parts(moves):
-                d_moves = now_moves[some] - past_moves[some]
-                _put((now_states[some] - past_states[some]).add_(d_moves), total, some)
+                d_moves = now[some] - past[some]
+                _put(moved[some] + d_moves, total, some)
                 _put(d_moves.mul_(system.weight[some]), move, some)
             self.totals.append(total)
             self.moves.append(move)
-        self.last = states, moves
+        self.last, self.moved = moves, None
 
 
 def anderson_step(
     system: System,
-    states: Tensor,
     moves: Tensor,
     sizes: Tensor,
     history: History,
@@ -119,15 +119,14 @@ def anderson_step(
 
     Args:
         system: whose stacks these are.
-        states: of this round, before the moves.
         moves: of this round.
         sizes: sizes of the moves, `(nodes, batch)`.
-        history: past rounds.
+        history: past rounds; to be told what all are `moved` by in the end.
         mixing: how.
         free: nodes that are not settled yet, `(nodes, batch)`; the others keep their moves, and count for nothing.
         backwards: steps depend on the later ones, not on those before.
     """
-    history.add(system, states, moves, sizes, mixing.history)
+    history.add(system, moves, sizes, mixing.history)
     many = len(history.moves)
     if not many:
         return moves, sizes

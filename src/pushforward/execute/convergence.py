@@ -177,8 +177,11 @@ class FixedPoint(Protocol):
     def free(self, state: Convergence) -> Tensor:
         """Return nodes that mixing may move, `(nodes, batch)`."""
 
-    def move(self, state: Convergence, moves: Moves, stack: Tensor, unexplained: Tensor) -> None:
-        """Move by `stack`; past rounds do not explain moves of the sizes `unexplained`. Images that stay have zeros."""
+    def move(self, state: Convergence, moves: Moves, stack: Tensor, unexplained: Tensor) -> Tensor:
+        """Move by `stack`, in which images that stay have zeros, and return what all have moved by in the end.
+
+        Past rounds do not explain moves of the sizes `unexplained`.
+        """
 
     def left(self, state: Convergence, moves: Moves) -> tuple[Tensor, Tensor]:
         """Return the error estimated to be left, and whether that will do, each `(batch,)`."""
@@ -214,12 +217,12 @@ def converge(
             state.advance(point.settled(state, moves))
         stack, unexplained = moves.stack, moves.sizes
         if mixing is not None:
-            stack, unexplained = anderson_step(point.system, point.values, stack, moves.sizes, state.history, mixing,
+            stack, unexplained = anderson_step(point.system, stack, moves.sizes, state.history, mixing,
                                                point.free(state), backwards=point.backwards)  # fmt: skip
         stays = ~state.going
         if bool(stays.any()):
             stack = point.system.by_image(stack).masked_fill(stays[:, None], 0.0).view_as(stack)
-        point.move(state, moves, stack, unexplained.masked_fill(stays, 0.0))
+        state.history.moved = point.move(state, moves, stack, unexplained.masked_fill(stays, 0.0))
         del stack
         state.close(*point.left(state, moves))
         if callback is not None:

@@ -127,8 +127,8 @@ class Round:
         residual: the greatest error estimated in any image.
         active: images that are not done.
         nfe: network evaluations of this round.
-        last: the present last state, in pixels `(batch, k * channels, *field)`, where rounds move states.
-        states: the present states of all nodes, in pixels `(nodes, batch, k * channels, *field)`, in the same case.
+        last: the last state while the callback runs, in pixels `(batch, k * channels, *field)`, where states move.
+        states: those of all nodes, in pixels `(nodes, batch, k * channels, *field)`, likewise.
     """
 
     done: int

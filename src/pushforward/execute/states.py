@@ -27,8 +27,8 @@ class _Stack:
         system: the plan's.
         denoiser: the network.
         like: a batch of states.
-        values: the states, a stack as in `System`.
-        answers: a stack as in `System`; changed in place.
+        values: the states, a stack as in `System`; changed in place.
+        answers: likewise.
         constant: a stack as in `System`.
         tolerance: error allowed in an image.
         max_rows: most states in one network call.
@@ -78,7 +78,7 @@ class _Stack:
 
     def _go(self, stack: Tensor) -> None:
         """Move the states, and let the answers follow as they are expected to."""
-        self.values = self.values + stack
+        self.values += stack
         self.system.respond(stack, self.answers)
 
 
@@ -122,7 +122,7 @@ class Forwards(_Stack):
         count = len(state.rank)
         return (self._every > self._nodes[state.frontier.clamp_max(count - 1)]) & (state.frontier < count)
 
-    def move(self, state: Convergence, moves: Moves, stack: Tensor, unexplained: Tensor) -> None:
+    def move(self, state: Convergence, moves: Moves, stack: Tensor, unexplained: Tensor) -> Tensor:
         """Move, and solve once more for what is final now where large moves were rounded."""
         self._moved, self._unexplained = self.system.sizes(stack), unexplained
         self._go(stack)
@@ -132,6 +132,8 @@ class Forwards(_Stack):
             again = self._corrected()
             self.system.by_image(again).masked_fill_(~final[None, :, None, :, None], 0.0)
             self.values += again
+            stack = again.add_(stack)
+        return stack
 
     def left(self, state: Convergence, moves: Moves) -> tuple[Tensor, Tensor]:
         """Return the larger of the remainder's two readings, and the rounding."""
@@ -178,9 +180,10 @@ class Backwards(_Stack):
         """Return all but the last node."""
         return (self._every < self._every[-1]).expand(-1, len(state.active))
 
-    def move(self, state: Convergence, moves: Moves, stack: Tensor, unexplained: Tensor) -> None:  # noqa: ARG002
+    def move(self, state: Convergence, moves: Moves, stack: Tensor, unexplained: Tensor) -> Tensor:  # noqa: ARG002
         """Move."""
         self._go(stack)
+        return stack
 
     def left(self, state: Convergence, moves: Moves) -> tuple[Tensor, Tensor]:
         """Return what the moves' rate leaves, believed to be `SLOW` at best: what is found is decoded afterwards."""

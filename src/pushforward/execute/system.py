@@ -156,9 +156,9 @@ class System:
 
     def residual(self, states: Tensor, answers: Tensor, constant: Tensor, first: int = 1) -> Tensor:
         """Compute `A S + B D + c - S`, zero in the rows before `first`, summed and rounded as in a sequential run."""
-        total = torch.zeros_like(states)
+        total = torch.empty_like(states)
+        total[:, :first], total[:, first:] = 0.0, constant[:, first:]
         self._bands.push(states, answers, total, first)
-        total[:, first:] += constant[:, first:]
         total[:, first:] -= states[:, first:]
         return total
 

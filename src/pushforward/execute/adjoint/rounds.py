@@ -69,11 +69,12 @@ class Cotangents:
         count = len(state.rank)
         return (self._every <= self._nodes[(count - 1 - state.frontier).clamp_min(0)]) & (state.frontier < count)
 
-    def move(self, state: Convergence, moves: Moves, stack: Tensor, unexplained: Tensor) -> None:  # noqa: ARG002
+    def move(self, state: Convergence, moves: Moves, stack: Tensor, unexplained: Tensor) -> Tensor:  # noqa: ARG002
         """Move, and let the products follow as they are expected to."""
         expected = self._on_answers
         self._set(self.cotangents + self._units * stack)
         self._pulled += _responded(self.system, self._on_answers - expected)
+        return stack
 
     def left(self, state: Convergence, moves: Moves) -> tuple[Tensor, Tensor]:
         """Return the moves' tail; once all products are settled, no more than what that allows."""
