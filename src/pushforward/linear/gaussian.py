@@ -35,7 +35,7 @@ from pushforward.linear.legendre import gauss_legendre
 from pushforward.linear.operator import Operator
 from pushforward.linear.process import Process
 
-_OCTAVES, _PANELS, _NODES = 16, 4, 16  # panels per octave, Gauss-Legendre nodes per panel: 1e-10 on every process here
+_OCTAVES, _PANELS, _NODES = 16, 2, 20  # panels per octave, Gauss-Legendre nodes per panel: 1e-11 on every process here
 
 
 @dataclass(frozen=True, eq=False, init=False)
