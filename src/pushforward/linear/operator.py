@@ -103,8 +103,12 @@ class Operator:
         if not isinstance(other, Operator):
             return NotImplemented
         a, b = _same_basis(self, other)
-        single = a.coefficients.ndim == b.coefficients.ndim == 2
-        return Operator((torch.mm if single else products)(a.coefficients, b.coefficients), a.basis)
+        left, right = a.coefficients, b.coefficients
+        if left.ndim == right.ndim == 2:
+            return Operator(torch.mm(left, right), a.basis)
+        shape = torch.broadcast_tensors(left[..., 0, 0], right[..., 0, 0])[0].shape
+        total = left.new_empty(a.blocks, a.blocks, *shape).movedim((0, 1), (-2, -1))  # an entry is one piece of memory
+        return Operator(add_products(left, right, torch.mul(left[..., :1], right[..., :1, :], out=total), 1), a.basis)
 
     def __add__(self, other: Operator) -> Operator:
         a, b = _same_basis(self, other)
