@@ -260,59 +260,54 @@ def _block(whole: Bands, first: int, last: int) -> _Block:
     return _Block(first, last, low, flat[:, :, :within], inverse)
 
 
-def bands_of(plan: Plan, basis: Basis, response: Operator | None, asked: list[int]) -> Bands:
-    """Read `A` and `B` off a plan, with the response of the nodes that ask, in float64.
+def bands_of(plan: Plan, basis: Basis, response: Operator | None, asked: list[int], like: Tensor) -> Bands:
+    """Read `A` and `B` off a plan, with the response of the nodes that ask, in float64; return them as a tensor is.
 
     Raises:
         PushforwardError: an implicit plan's equations have no solution with this response.
     """
-    diagonals: dict[tuple[Literal["state", "answer"], int], dict[int, Operator]] = {}
+    diagonals: dict[int, dict[Literal["state", "answer"], dict[int, Operator]]] = {}
     for n, node in enumerate(plan.nodes):
         for register, operator in node.terms.items():
             if register.kind == "state" or register.kind == "answer":
-                diagonals.setdefault((register.kind, n - register.node), {})[n] = operator
-    bands, k = [], plan.process.blocks
-    for (kind, back), operators in diagonals.items():
-        first, last = min(operators), max(operators) + 1
-        values = stacked({n - first: operator for n, operator in operators.items()}, last - first, basis)
-        bands += [Band(kind, back, first, column, values[..., column : column + 1])
-                  for column in range(k) if bool(values[..., column].any())]  # fmt: skip
+                diagonals.setdefault(n - register.node, {}).setdefault(register.kind, {})[n] = operator
     expected = None
     if response is not None:
-        expected = stacked({n: response[i] for i, n in enumerate(asked)}, len(plan.nodes), basis)
-    whole = Bands(len(plan.nodes), tuple(bands), _linear(bands, expected), expected, plan.implicit)
+        expected = stacked({n: response[i] for i, n in enumerate(asked)}, 0, len(plan.nodes), basis)
+    bands: list[Band] = []
+    linear: list[Band] = []
+    k = plan.process.blocks
+    for back, kinds in diagonals.items():
+        first, last = min(map(min, kinds.values())), max(map(max, kinds.values())) + 1
+        parts = {kind: (min(some), stacked(some, min(some), max(some) + 1, basis)) for kind, some in kinds.items()}
+        bands += [one for kind, (low, values) in parts.items()
+                  for one in _columns(Band(kind, back, low, 0, values.to(like)))]  # fmt: skip
+        answering = expected if "answer" in kinds else None
+        if answering is None:
+            parts.pop("answer", None)
+        if parts:
+            frequencies = max(1 if answering is None else len(answering), *(len(x) for _, x in parts.values()))
+            whole = _room(frequencies, last - first, k)
+            for kind, (low, values) in parts.items():
+                rows = whole[:, low - first : low - first + values.shape[1]]
+                if kind == "state":
+                    rows += values
+                elif answering is not None:
+                    add_products(values, answering[:, low - back : low - back + values.shape[1]], rows)
+            linear += _columns(Band("state", back, first, 0, whole))
+    found = Bands(len(plan.nodes), tuple(bands), tuple(linear), expected, plan.implicit)
     try:
-        return replace(whole, blocks=_blocks(whole))
+        return replace(found, blocks=_blocks(found)).to(like)
     except RuntimeError:
         raise PushforwardError(
             f"The plan of {plan.solver!r} cannot be solved for all states at once with this response."
         ) from None
 
 
-def _linear(bands: list[Band], response: Tensor | None) -> tuple[Band, ...]:
-    """Return `A + B L` by its diagonals."""
-    found: dict[tuple[int, int], Band] = {}
-    for band in bands:
-        parts = {band.column: band.values}
-        if band.kind == "answer":
-            if response is None:
-                continue
-            row = response[:, band.first - band.back : band.last - band.back, band.column]
-            parts = {column: band.values * row[..., None, column : column + 1] for column in range(row.shape[-1])}
-        for column, values in parts.items():
-            own = replace(band, kind="state", column=column, values=values)
-            found[band.back, column] = _summed(found[band.back, column], own) if (band.back, column) in found else own
-    return tuple(found.values())
-
-
-def _summed(a: Band, b: Band) -> Band:
-    """Add two columns of one diagonal."""
-    first, last = min(a.first, b.first), max(a.last, b.last)
-    frequencies, k = max(len(a.values), len(b.values)), a.values.shape[2]
-    values = a.values.new_zeros(last - first, k, 1, frequencies).permute(3, 0, 1, 2)
-    for band in (a, b):
-        values[:, band.first - first : band.last - first] += band.values
-    return replace(a, first=first, values=values)
+def _columns(band: Band) -> list[Band]:
+    """Return the columns of a diagonal's blocks that are not all 0, each a band."""
+    each = (replace(band, column=n, values=band.values[..., n : n + 1]) for n in range(band.values.shape[3]))
+    return [column for column in each if bool(column.values.any())]
 
 
 def _views(stack: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
@@ -321,14 +316,18 @@ def _views(stack: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
     return rows, [rows] if width == 1 else [[own[:, row : row + 1] for own in rows] for row in range(width)]
 
 
-def stacked(operators: Mapping[int, Operator], size: int, basis: Basis) -> Tensor:
-    """Return operators at some of `size` places, `(frequencies or 1, size, k, k)`, 0 elsewhere; float64."""
+def stacked(operators: Mapping[int, Operator], first: int, last: int, basis: Basis) -> Tensor:
+    """Return operators at some of the places `first … last - 1`, `(frequencies or 1, places, k, k)`, 0 elsewhere."""
     packed = {n: _packed(operator.lift(basis)) for n, operator in operators.items()}
-    frequencies, k = max(len(c) for c in packed.values()), next(iter(packed.values())).shape[-1]
-    total = torch.zeros(size, k, k, frequencies, dtype=torch.float64, device="cpu").permute(3, 0, 1, 2)
+    total = _room(max(len(c) for c in packed.values()), last - first, next(iter(packed.values())).shape[-1])
     for n, coefficients in packed.items():
-        total[:, n] = coefficients
+        total[:, n - first] = coefficients
     return total
+
+
+def _room(frequencies: int, size: int, k: int) -> Tensor:
+    """Return zeros, `(frequencies, size, k, k)` in float64."""
+    return torch.zeros(size, k, k, frequencies, dtype=torch.float64, device="cpu").permute(3, 0, 1, 2)
 
 
 def _packed(operator: Operator) -> Tensor:

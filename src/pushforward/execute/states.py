@@ -28,7 +28,7 @@ class _Stack:
         denoiser: the network.
         like: a batch of states.
         values: the states, a stack as in `System`; changed in place.
-        answers: likewise.
+        answers: a stack as in `System`; changed in place.
         constant: a stack as in `System`.
         tolerance: error allowed in an image.
         max_rows: most states in one network call.

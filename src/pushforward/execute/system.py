@@ -66,12 +66,12 @@ class System:
             check_memory(matrices, f"The equations of {self.size:,} states that depend on one another")
         self._rest = like[0].numel() // (self._k * self._frequencies)
         deviations = _deviations(plan).lift(self.basis)
-        self._scale = stacked({n: deviations[n] for n in range(self.size)}, self.size, self.basis).diagonal(
+        self._scale = stacked({n: deviations[n] for n in range(self.size)}, 0, self.size, self.basis).diagonal(
             dim1=2, dim2=3
         )
         self._scale = self._scale.to(like)[..., None]
         self.finite = response is None or response.is_finite()
-        self._bands = bands_of(plan, self.basis, response, self.asked).to(like)
+        self._bands = bands_of(plan, self.basis, response, self.asked, like)
         self._noise, self._mean = self._table("noise", like), self._table("mean", like)
 
     # -- layout ---------------------------------------------------------------------------------------------------
@@ -303,13 +303,14 @@ class System:
         found = {n: node.terms.get(Register(kind, n if kind == "noise" else 0))
                  for n, node in enumerate(self.plan.nodes)}  # fmt: skip
         operators = {n: operator for n, operator in found.items() if operator is not None}
-        return stacked(operators, self.size, self.basis).to(like) if operators else None
+        return stacked(operators, 0, self.size, self.basis).to(like) if operators else None
 
 
 def root_mean_square(values: Tensor, over: tuple[int, ...]) -> Tensor:
     """Return root mean squares over some axes."""
-    norm: Tensor = torch.linalg.vector_norm(values, dim=over)
-    return norm / math.prod(values.shape[axis] for axis in over) ** 0.5
+    norm, count = torch.linalg.vector_norm(values, dim=over), math.prod(values.shape[axis] for axis in over)
+    mean: Tensor = norm / math.sqrt(count)
+    return mean
 
 
 def _pieces(count: int, numbers: int, device: torch.device) -> list[slice]:
