@@ -84,3 +84,11 @@ def test_one_map_a_sample_is_a_loop():
 def test_different_image_sizes_do_not_mix():
     with pytest.raises(PushforwardError, match="same image size"):
         Operator.scalar(torch.ones(2, 3), basis=Basis((2, 3))) @ Operator.scalar(torch.ones(3, 2), basis=Basis((3, 2)))
+
+
+def test_an_entry_of_a_product_is_one_piece_of_memory():
+    """Along which all is worked out, where either factor varies over times or frequencies alone."""
+    over_times = Operator(torch.randn(5, 1, 1, 2, 2, dtype=torch.float64), Basis(FIELD))
+    over_frequencies = Operator(torch.randn(*FIELD, 2, 2, dtype=torch.float64), Basis(FIELD))
+    for product in (over_times @ over_frequencies, over_frequencies @ over_times, over_times @ over_frequencies.T):
+        assert product.entry(0, 1).is_contiguous()

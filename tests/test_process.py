@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from decimal import Decimal, localcontext
 from typing import Any
 
 import pytest
@@ -52,6 +53,34 @@ def test_transition_and_covariance_follow_the_diffusion(process):
     )
     rate = drift @ sigma + sigma @ drift.T + process.diffusion(t)
     torch.testing.assert_close(derivative(process.covariance, t, h), rate.coefficients, **close)
+
+
+def test_langevin_noise_is_known_to_a_few_roundings():
+    """The image's, to four of float64's, however early: against the sum `P(3, x)` in fifty digits."""
+    process, exact = Langevin(gamma=1e-3), []
+    t = torch.cat([torch.logspace(-8, -1, 40, dtype=torch.float64), torch.linspace(0.05, 1, 40, dtype=torch.float64)])
+    with localcontext(prec=50):
+        for x in (4.0 * process.clock(t)).tolist():
+            x = Decimal(x)
+            third, term = Decimal(0), x**2 / 2
+            for n in range(3, 120):
+                term *= x / n
+                third += term
+            exact.append(float((third + Decimal(process.gamma) / 4 * x**2) * (-x).exp()))
+    image = process.covariance(t).entry(0, 0)
+    assert (
+        float((image / torch.tensor(exact, dtype=torch.float64) - 1).abs().max()) < 4 * torch.finfo(torch.float64).eps
+    )
+
+
+def test_times_that_change_in_place_are_other_times():
+    process, t = Langevin(), times(0.2, 0.4)
+    before = process.covariance(t), process.signal(t)
+    t.mul_(0.5)
+    after = process.covariance(t), process.signal(t)
+    for old, new, right in zip(before, after, (process.covariance(t.clone()), process.signal(t.clone())), strict=True):
+        assert torch.equal(new.coefficients, right.coefficients)
+        assert not torch.equal(new.coefficients, old.coefficients)
 
 
 @EVERY

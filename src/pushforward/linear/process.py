@@ -23,12 +23,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, wraps
 from operator import index
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from pushforward.errors import PushforwardError
 from pushforward.linear.basis import IDENTITY, Basis
@@ -36,6 +37,23 @@ from pushforward.linear.operator import Operator
 
 _SIDE = 8  # pixels; a process over frequencies is checked for images of this side
 _ROUNDING = 1e-9  # a signal-to-noise ratio may seem to rise by this much
+
+
+def kept(method: Callable[[Any, Tensor], Operator]) -> Callable[[Any, Tensor], Operator]:
+    """Keep what a process says about times for as long as their tensor lives: several coefficients are made of it."""
+    known = WeakIdKeyDictionary()
+
+    @wraps(method)
+    def said(self: Any, t: Tensor) -> Operator:
+        if t.requires_grad or t.is_inference():
+            return method(self, t)
+        about, key = known.setdefault(t, {}), (id(self), t._version)
+        if key not in about:
+            about[key] = self, method(self, t)
+        found: Operator = about[key][1]
+        return found
+
+    return said
 
 
 class Process(ABC):
@@ -83,6 +101,7 @@ class Process(ABC):
 
     # -- the same for every process -----------------------------------------------------------------------------
 
+    @kept
     def signal(self, t: Tensor) -> Operator:
         """Return `Psi(t, 0)`: what is left of the clean state at `t`."""
         return self.transition(t, torch.zeros_like(t))
@@ -366,6 +385,7 @@ class Langevin(Process):
             [[decay * (1 + root * b), decay * m * b], [-decay * b, decay * (1 - root * b)]], self.basis
         )
 
+    @kept
     def covariance(self, t: Tensor) -> Operator:
         m, root, x = self.inverse_mass, math.sqrt(self.inverse_mass), 2 * math.sqrt(self.inverse_mass) * self.clock(t)
         decay, rest = (-x).exp(), 1 - 0.5 * x
