@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 import pushforward as pf
@@ -91,6 +92,25 @@ def test_any_plan_can_be_kept(make, process, tmp_path):
     start, denoiser = normal(2, process.blocks, *FIELD), clusters(process).denoiser
     first, second = (run(one, denoiser, start, noise=noises.__getitem__) for one in (plan, again))
     assert torch.equal(first, second)
+
+
+def test_frequencies_alike_are_written_once(tmp_path):
+    """Waves along either axis, 120 of 256 twice, so that little above half of the numbers is written.
+
+    A file that holds the numbers of all frequencies, as there are some, is the same plan.
+    """
+    process = Blurring(field=(16, 16))
+    plan, path = gddim(process, grid.power(process, 5)), tmp_path / "own.plan"
+    save_plan(plan, path)
+    terms = [operator.coefficients for node in plan.nodes for operator in node.terms.values()]
+    assert path.stat().st_size < 0.65 * 8 * sum(c.numel() for c in terms)
+    with safe_open(path, "pt") as file:
+        tensors, head = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    tensors["coefficients"] = tensors["coefficients"][:, tensors.pop("frequencies")].contiguous()
+    save_file(tensors, tmp_path / "all.plan", head)
+    for read in (load_plan(path), load_plan(tmp_path / "all.plan")):
+        again = [operator.coefficients for node in read.nodes for operator in node.terms.values()]
+        assert all(torch.equal(a, b) for a, b in zip(terms, again, strict=True))
 
 
 def test_codes_know_their_plan(tmp_path, monkeypatch):

@@ -2,6 +2,9 @@
 
 Its metadata are a JSON header that says the process in full. A plan that is read has the file for its solver and the
 digest of the file's content among its settings, so that codes made with it are never decoded with another.
+
+Frequencies that all terms treat alike (those of a band of a learned plan, or of waves along either axis) are written
+once; `frequencies` says which of these each frequency is. Files without it hold all of them.
 """
 
 from __future__ import annotations
@@ -50,14 +53,20 @@ def save_plan(plan: Plan, path: str | Path, about: Mapping[str, Any] | None = No
     check_suffix(path, {SUFFIX}, "Plans")
     terms = [(n, _KINDS.index(r.kind), r.node) for n, node in enumerate(plan.nodes) for r in node.terms]
     values = [operator.lift(plan.basis).coefficients for node in plan.nodes for operator in node.terms.values()]
+    coefficients = torch.stack(values)
     tensors = {
         "times": plan.node_times,
         "asked": torch.tensor(plan.asked, device="cpu"),
         "steps": torch.tensor(plan.steps, device="cpu"),
         "terms": torch.tensor(terms, device="cpu"),
-        "coefficients": torch.stack(values),
+        "coefficients": coefficients,
         "mean": plan.mean,
     }
+    if plan.basis.shape:
+        each = coefficients.flatten(1, -3).movedim(1, 0)
+        distinct, which = torch.unique(each.flatten(1), dim=0, return_inverse=True)
+        tensors["coefficients"] = distinct.view(-1, *each.shape[1:]).movedim(0, 1)
+        tensors["frequencies"] = which.view(plan.basis.shape)
     head = {"format": FORMAT, "process": plan.process.config(), "about": dict(about or {})}
     save_headed(path, tensors, head)
 
@@ -73,6 +82,8 @@ def load_plan(path: str | Path) -> Plan:
     process = process_from_config(check(head, _Header, str(path), _REMEDY).process)
     shapes = {"times": "nodes", "asked": "calls", "steps": "chain", "terms": "terms three",
               "coefficients": "terms ...", "mean": "..."}  # fmt: skip
+    if "frequencies" in tensors:
+        shapes |= {"coefficients": "terms distinct blocks blocks", "frequencies": "..."}
     check_tensors(tensors, shapes, str(path), _REMEDY, three=3)
     try:
         return _plan(process, path, tensors)
@@ -82,6 +93,8 @@ def load_plan(path: str | Path) -> Plan:
 
 def _plan(process: Process, path: Path, tensors: Mapping[str, Tensor]) -> Plan:
     coefficients, times = tensors["coefficients"].double(), tensors["times"].tolist()
+    if "frequencies" in tensors:
+        coefficients = coefficients[:, tensors["frequencies"]]
     basis = Basis(tuple(coefficients.shape[1:-2]))
     nodes: list[dict[Register, Operator]] = [{} for _ in times]
     for (n, kind, of), value in zip(tensors["terms"].tolist(), coefficients, strict=True):
