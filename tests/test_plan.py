@@ -100,6 +100,20 @@ def test_gaussian_data_are_solved_exactly_in_their_own_coordinates(process, solv
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
+@EVERY
+@pytest.mark.parametrize("denoise", [False, True])
+def test_gaussian_data_are_exact_at_the_clean_end(process: Process, denoise: bool) -> None:
+    """Five steps of the matching reference, mean and all, on a grid that ends at 0: rounding alone."""
+    data, u, ts = Gaussian(0.3, mean=0.2), normal(2, process.blocks, *FIELD), grid.uniform(process, 5)
+    plan = exponential(process, ts, order=1, reference=data, corrector="reuse", denoise=denoise)
+    denoiser = gaussian_denoiser(process, data)
+    expected = exact_flow(process, data, process.t_max, float(ts[-2 if denoise else -1]), u)
+    if denoise:
+        expected = denoiser.at(process, ts[-2:-1], u)(0, expected)
+    found = run(plan, denoiser, u)
+    torch.testing.assert_close(process.image(found), process.image(expected), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("process", [VP(), VE(), Flow()], ids=lambda p: p.name)
 @pytest.mark.parametrize("deviation", [0.3, 0.8, 2.0])
 def test_steps_of_auto_are_equal_in_its_angle(process: Process, deviation: float) -> None:

@@ -121,9 +121,9 @@ class Operator:
         return Operator(-self.coefficients, self.basis)
 
     def __mul__(self, factor: float | Tensor) -> Operator:
-        """Multiply by a number, or by one number per member of the batch."""
+        """Multiply by a number, or by one number per member of the batch, or per member and frequency."""
         if isinstance(factor, Tensor) and factor.ndim:
-            factor = factor[(...,) + (None,) * (2 + len(self.basis.shape))]
+            factor = factor[(...,) + (None,) * (self.coefficients.ndim - factor.ndim)]
         return Operator(self.coefficients * factor, self.basis)
 
     __rmul__ = __mul__

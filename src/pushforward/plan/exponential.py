@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
-from pushforward.linear import IDENTITY, POINT, Gaussian, Operator, Process, whitening_angle
+from pushforward.linear import POINT, Gaussian, Operator, Process, whitening_angle
 from pushforward.plan.plan import Builder, Handle, Plan, Terms, combined
 from pushforward.plan.quadrature import integrals, point_table, reverse_transition
 
@@ -151,31 +151,35 @@ class Rule:
         self._back = reverse_transition(process, times[1:], times[:-1], noise, reference)
         if not sets:
             return
-        psi, index = process.signal(times), point_table(self._through)
-        every = torch.arange(len(sets), device="cpu")[:, None, None]
+        psi, scale, index = process.signal(times), kappa(process, times, reference), point_table(self._through)
+        every = torch.arange(len(sets), device="cpu")
         held = (psi[1:] - self._back @ psi[:-1]).at(every)  # what a constant adds
-        weights = held
+        whole = held.at(every[:, None, None])
+        weights = whole
         if reference or index.shape[2] > 1:
             kernel = partial(_kernel, process, noise, reference)
             weights = integrals(times, self._covariance.basis, at, kernel, index)
             if not reference:  # their sum is known exactly: keep the quadrature's rounding out of it
-                weights = _completed(weights, held, index)
-        places = index.clamp_min(0)
-        self._on_answer = weights @ kappa(process, times, reference).at(places)
-        del weights  # as large as what is kept
-        self._on_state = self._on_answer @ (-self._response).at(places)
-        if self._mean.coefficients:
-            moved = self._on_answer + self._on_state @ psi.at(places)
-            self._on_mean = held - Operator(moved.coefficients.sum(2, keepdim=True), moved.basis)
+                weights = _completed(weights, whole, index)
+        self._by_set: list[tuple[list[tuple[Operator, Operator]], Operator]] = []
+        for which, places in enumerate(index.clamp_min(0).unbind(1)):  # point by point, as all are large
+            pairs, on_mean = [], held
+            for n, at_point in enumerate(places.unbind(1)):
+                on_answer = Operator(weights.coefficients[:, which, n], weights.basis) * scale[at_point]
+                on_state = on_answer @ -self._response.at(at_point)
+                pairs.append((on_answer, on_state))
+                if self._mean.coefficients:
+                    on_mean = on_mean - (on_answer + on_state @ psi.at(at_point))
+            self._by_set.append((pairs, on_mean))
 
     def step(self, k: int, current: Handle, asked: Mapping[int, Handle], which: int = 0) -> Terms:
         """Return `u'` at time k + 1 from the state at k and the answers at the times of one of its sets."""
-        on_answer, on_state = self._on_answer[k][which], self._on_state[k][which]
+        by_point, on_mean = self._by_set[which]
         pairs = [(self._back[k], current.state)]
         if self._mean.coefficients:
-            pairs.append((self._on_mean[k][which][0], self._mean))
-        for n, j in enumerate(self._through[k][which]):
-            pairs += [(on_answer[n], asked[j].answer), (on_state[n], asked[j].state)]
+            pairs.append((on_mean[k], self._mean))
+        for j, (on_answer, on_state) in zip(self._through[k][which], by_point, strict=False):
+            pairs += [(on_answer[k], asked[j].answer), (on_state[k], asked[j].state)]
         return combined(pairs)
 
     def denoised(self, k: int, current: Handle, asked: Handle) -> Terms:
@@ -209,17 +213,13 @@ def interpolation_nodes(x: Sequence[float], k: int, candidates: range) -> list[i
     return [j for j in candidates if math.isfinite(x[j]) and (j == len(x) - 1 or x[j] != x[j + 1])] or [k]
 
 
-def kappa(process: Process, t: Tensor, reference: Gaussian) -> Operator:
+def kappa(process: Process, t: Tensor, reference: Gaussian) -> Tensor:
     """Return `sqrt(1 + snr_C)`, which scales the deviation from the reference to unit size; 1 for point data."""
-    if not reference:
-        return Operator.scalar(torch.ones_like(t), process.blocks)
-    snr = reference.snr(process, t)
-    per_frequency = process.basis if process.basis != IDENTITY else reference.basis
-    return Operator.scalar((1 + snr).sqrt(), process.blocks, per_frequency)
+    return (1 + reference.snr(process, t)).sqrt() if reference else torch.ones_like(t)
 
 
 def _kernel(process: Process, noise: float, reference: Gaussian, tau: Tensor, end: Tensor) -> Operator:
     """`-Psi^(end, tau) c G G^T Sigma_0^-1 Psi / kappa`, for times that run backwards."""
     pull = process.flow(tau)[1]  # -1/2 G G^T Sigma_0^-1 Psi, finite where there is no signal
     carried = reverse_transition(process, end, tau, noise, reference)
-    return (1 + noise**2) * (carried @ pull @ kappa(process, tau, reference).inverse())
+    return carried @ pull * ((1 + noise**2) / kappa(process, tau, reference))
