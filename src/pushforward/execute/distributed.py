@@ -18,6 +18,8 @@ A rank whose network raises tells the others, and all of them raise. A rank that
 from __future__ import annotations
 
 import atexit
+import gc
+import importlib
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -139,9 +141,19 @@ def join(device: str = "auto") -> bool:
                     f"Local rank {local} has no GPU of its own, there being {gpus}; use --nproc-per-node {gpus}."
                 )
             torch.cuda.set_device(local)
+        leave_at_exit()
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
-        atexit.register(_leave)
     return dist.get_rank() == 0
+
+
+def leave_at_exit() -> None:
+    """See that a process group, to be made after this call, ends before Python does.
+
+    A thread of a group that comes back to Python after its end aborts the process.
+    """
+    if dist.is_available():
+        importlib.import_module("torch.distributed.nn.functional")  # imported later, its defaults would keep the group
+        atexit.register(_leave)
 
 
 def size(group: dist.ProcessGroup | None = None) -> int:
@@ -186,3 +198,4 @@ def _launched() -> bool:
 def _leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
+        gc.collect()  # what trained in parallel holds the group, and itself

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from pushforward.errors import PushforwardError
+from pushforward.execute.distributed import leave_at_exit
 from pushforward.model.backbone import Backbone
 from pushforward.training.config import TrainConfig
 from pushforward.training.problem import Problem
@@ -89,6 +90,7 @@ def make_accelerator(config: TrainConfig) -> Any:
         from accelerate.state import AcceleratorState
     except ImportError as error:
         raise PushforwardError("Training needs accelerate: pip install 'pushforward[train]'.") from error
+    leave_at_exit()
     precision = config.precision
     if precision == "auto":
         # Processors with AMX have AVX-512's bfloat16, too.
