@@ -78,6 +78,16 @@ def test_noise_levels_of_the_call(sigmas: list[float], tmp_path: Path) -> None:
         model.plan("ddim", 4)
 
 
+@pytest.mark.parametrize("name", ["DeepFloyd IF", "DeepFloyd IF super-resolution"])
+def test_learned_variances_are_left_out(name: str) -> None:
+    """The prediction beside them is the same whether the scheduler wants them or not."""
+    tiny = FAMILIES[name]()
+    assert tiny.pipe.scheduler.config.variance_type == "learned_range"
+    images = pf.from_pipeline(tiny.pipe, **tiny.call).sample(2, solver="ddim", steps=2)
+    tiny.pipe.scheduler.register_to_config(variance_type="fixed_small")
+    assert pf.from_pipeline(tiny.pipe, **tiny.call).sample(2, solver="ddim", steps=2).equal(images)
+
+
 @pytest.mark.parametrize("argument", ["denoising_end", "denoising_start"])
 def test_shares_of_the_steps_are_the_samplers(argument: str) -> None:
     """Networks answer as without; which steps are taken is said of the solver."""

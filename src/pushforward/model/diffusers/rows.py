@@ -148,7 +148,7 @@ def taken(answer: Answer, states: Tensor) -> Tensor:
 
     Pipelines may hand over the rows without guidance too, and a variance after the prediction.
     """
-    found = answer.prediction[: len(states)]
+    found = answer.prediction[: len(states), : states.shape[1]]
     return found.to(states.dtype)
 
 
