@@ -4,6 +4,8 @@ Tiny random networks. A pipeline is asked in few calls of many rows; the referen
 round otherwise than single rows: to 1e-5 of the largest value in float32.
 """
 
+import copy
+import pickle
 import threading
 import warnings
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from diffusers.hooks import group_offloading
 from torch import Tensor, nn
 
 import pushforward as pf
+from support import modular
 from support.pipelines import flux, stable_diffusion, stable_diffusion_xl
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -115,6 +118,26 @@ def test_a_pipeline_that_was_used_is_left_as_found(pipe: Any) -> None:
     before = inside(pipe)
     use(model_of(pipe))
     assert inside(pipe) == before
+
+
+def with_edm(folder: Path) -> Any:
+    pipe = stable_diffusion(folder)
+    pipe.scheduler = diffusers.EDMEulerScheduler()
+    return pipe
+
+
+@pytest.mark.parametrize("kind", ["unet", "transformer", "edm", "blocks"])
+def test_a_model_is_copied_and_pickled_with_its_pipeline(kind: str, tmp_path: Path) -> None:
+    """As it goes to another process: the copy makes the same images with a pipeline of its own."""
+    if kind == "blocks":
+        pipe, call = modular.stable_diffusion_xl(images=1)
+    else:
+        pipe, call = made({"unet": stable_diffusion, "transformer": flux, "edm": with_edm}[kind], tmp_path), CALL
+    model = pf.from_pipeline(pipe, **call)
+    images = model.sample(2, solver="ddim", steps=2)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert copied.sample(2, solver="ddim", steps=2).equal(images)
+        assert copied.module.call.pipe is not pipe  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("error", [RuntimeError, torch.OutOfMemoryError, KeyboardInterrupt, SystemExit])

@@ -51,14 +51,14 @@ class LoopCall(Call):
         state: its state. What a value says of each image has as many entries as there are `latents`.
     """
 
+    _DERIVED = ("_bare", "_stand_in")
+
     def __init__(self, loop: Any, pipe: Any, state: Any) -> None:
         self.loop, self.pipe, self.state = loop, pipe, state
-        self._bare = bare(loop)
-        self._bare._progress_bar_config = {**getattr(loop, "_progress_bar_config", {}), "disable": True}
         self.arguments, self.entrance, self.kept = {}, None, OrderedDict()
         self.signature = Signature([Parameter(ROWS, Parameter.KEYWORD_ONLY)])
         self.scheduler = pipe.scheduler
-        self._stand_in = stand_in(self.scheduler)
+        self._derive()
         self.images = len(state.get("latents"))
         named = {param.name for param in loop.inputs} | {param.kwargs_type for param in loop.inputs}
         more = [name for kind, names in state.kwargs_mapping.items() if kind in named for name in names]
@@ -66,6 +66,11 @@ class LoopCall(Call):
         self.denoisers = frozenset()
         _check_guiders(pipe)
         refuse_caches(pipe)
+
+    def _derive(self) -> None:
+        self._bare = bare(self.loop)
+        self._bare._progress_bar_config = {**getattr(self.loop, "_progress_bar_config", {}), "disable": True}
+        self._stand_in = stand_in(self.scheduler)
 
     @property
     def name(self) -> str:

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial, wraps
 from hashlib import sha256
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -60,16 +60,28 @@ class Call:
     denoisers: frozenset[str] = frozenset()
     kept: OrderedDict[Any, Any] = field(default_factory=OrderedDict)
     fewest: int = 1
+    _DERIVED: ClassVar = ("_method", "_stand_in")
 
     def __post_init__(self) -> None:
-        method = type(self.pipe).__call__
-        self.signature = inspect.signature(method)
-        self._method = getattr(method, "__wrapped__", method)  # without no_grad
+        self.signature = inspect.signature(type(self.pipe).__call__)
         self.scheduler = self.pipe.scheduler
-        self._stand_in = stand_in(self.scheduler)
         generator = self.arguments.get("generator")
         self._noise, self._drawn = torch.Generator(), dict[int, Tensor]()
         self._generator = generator[0] if isinstance(generator, list | tuple) else generator
+        self._derive()
+
+    def _derive(self) -> None:
+        """Make what is made of the rest, and is neither copied nor pickled."""
+        method = type(self.pipe).__call__
+        self._method = getattr(method, "__wrapped__", method)  # without no_grad
+        self._stand_in = stand_in(self.scheduler)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "kept": OrderedDict(), "_drawn": {}, **dict.fromkeys(self._DERIVED)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._derive()
 
     @property
     def name(self) -> str:

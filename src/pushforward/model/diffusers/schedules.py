@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pushforward.data.faults import reason
 from pushforward.errors import PushforwardError
@@ -257,7 +258,7 @@ def _edm(settings: Settings) -> Schedule:
     reference = Gaussian(settings["sigma_data"] ** 2)
     network = {
         "prediction": "residual",
-        "clock": lambda t: t.log() / 4,
+        "clock": _quarter_log,
         "reference": reference,
         "input_reference": reference,
     }
@@ -268,10 +269,18 @@ def _edm(settings: Settings) -> Schedule:
     return Schedule(process, {**network, **_bounds(settings)}, {**grid, "end": end}, reference, gain=gain)
 
 
+def _quarter_log(t: Tensor) -> Tensor:
+    return t.log() / 4
+
+
+def _angle(t: Tensor) -> Tensor:
+    return t.atan() / math.pi * 2
+
+
 def _cosine(settings: Settings) -> Schedule:
     """Read Stable Audio's scheduler: EDM with v for the residual, told the angle of the noise level."""
     schedule = _edm({"sigma_schedule": "exponential", "rho": 7.0, **settings})
-    return replace(schedule, network={**schedule.network, "clock": lambda t: t.atan() / math.pi * 2})
+    return replace(schedule, network={**schedule.network, "clock": _angle})
 
 
 def _flow(settings: Settings) -> Schedule:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from inspect import Parameter, signature
 from typing import Any
 
@@ -117,11 +118,11 @@ def clocked(call: Call, schedule: Schedule) -> Schedule:
             f"{type(call.pipe).__name__} tells its network other times than the noise levels of its "
             f"{type(call.scheduler).__name__}; sample with pushforward.PushforwardScheduler in the pipeline instead."
         )
+    return replace(schedule, network={**schedule.network, "clock": partial(_unshifted, shift, scale, offset)})
 
-    def clock(times: Tensor) -> Tensor:
-        return scale * times / (times + shift * (1 - times)) + offset
 
-    return replace(schedule, network={**schedule.network, "clock": clock})
+def _unshifted(shift: float, scale: float, offset: float, times: Tensor) -> Tensor:
+    return scale * times / (times + shift * (1 - times)) + offset
 
 
 def check_noise(call: Call, state: Tensor) -> None:
