@@ -257,9 +257,15 @@ def test_no_result_replaces_another_or_an_input(
         ("invert", ["--clean", "--method", "naive"]),
         ("invert", ["--tolerance", "1e-4", "--method", "naive"]),
         ("invert", ["--seed", "0", "--clean"]),
-        ("invert", ["--negative", "b", "--prompt", "a"]),
+        ("invert", ["--negative", "b", "--prompt", "a", "--guidance", "1"]),
         ("interpolate", ["--frames", "8", "--average"]),
-        ("translate", ["--negative", "c", "--source-prompt", "a", "--target-prompt", "b"]),
+        (
+            "translate",
+            [
+                *("--negative", "c", "--source-prompt", "a", "--target-prompt", "b"),
+                *("--source-guidance", "1", "--target-guidance", "1"),
+            ],
+        ),
         ("edit", ["--source-guidance", "2", "--method", "sdedit"]),
         ("evaluate", ["--steps", "5", "--solvers", "rk45"]),
         ("evaluate", ["--nfe", "5", "--solver", "heun:steps=3,rk45"]),

@@ -174,10 +174,51 @@ def test_codes_say_what_the_pipeline_was_called_with(
     assert result.exit_code == 0, result.exception
     info = load_codes(codes)[1]
     assert info["call"] == {"image": str(pictures[0].resolve()), "guess_mode": False}
-    assert info["guidance"] == 1
+    assert info["guidance"] is None  # its own
     again = invoke("decode", codes, "--out", out, "--json", "-")
     assert again.exit_code == 0, again.exception
     assert json.loads(again.stdout)["notes"] == []
+
+
+@pytest.mark.parametrize("command", ["invert", "encode", "translate", "evaluate"])
+def test_the_default_weight_of_guidance_is_the_pipelines(
+    command: str, folders: Any, pictures: list[Path], tmp_path: Path
+) -> None:
+    """As in `sample`: 7.5."""
+    fox, few = ("--prompt", "a fox"), ("--steps", 2, "-q")
+    np.savez(tmp_path / "data.npz", x_test=np.zeros((100, 8, 8, 3), np.uint8))
+    arguments: dict[str, tuple[Any, ...]] = {
+        "invert": (folders["plain"], pictures[0], *fox, *few, "--tolerance", 1, "--out"),
+        "encode": (folders["plain"], pictures[0], *fox, *few, "--solver", "ddpm", "--out"),
+        "translate": (pictures[0], "--source", folders["plain"], "--source-prompt", "a fox", "--target-prompt", "sea",
+                      *few, "--out"),
+        "evaluate": (folders["plain"], "--call", "prompt=a fox", "--data", tmp_path / "data.npz", "--split", "test",
+                     "--solver", "ddim", *few,
+                     "--converged", 2, "--count", 100, "--batch", 100, "--out"),
+    }  # fmt: skip
+    named = ("--source-guidance", "--target-guidance") if command == "translate" else ("--guidance",)
+
+    def found(out: Path, weight: float | None = None) -> bytes:
+        said = [] if weight is None else [word for name in named for word in (name, weight)]
+        result = invoke(command, *arguments[command], out, *said)
+        assert result.exit_code == 0, result.exception
+        if out.is_dir():
+            out = next(file for file in sorted(out.rglob("*.png" if command == "translate" else "*.safetensors")))
+            return np.asarray(Image.open(out)).tobytes() if command == "translate" else out.read_bytes()
+        code = load_codes(out)[0]
+        return (code.start if code.noises is None else code.noises).numpy().tobytes()
+
+    first = found(tmp_path / "a.safetensors")
+    assert first == found(tmp_path / "b.safetensors", 7.5)
+    assert first != found(tmp_path / "c.safetensors", 1)
+
+
+def test_the_source_of_an_edit_is_encoded_without_guidance(folders: Any) -> None:
+    """As by the command and in the paper."""
+    model, images = pf.load(folders["plain"]), torch.zeros(1, 3, 8, 8)
+    edited = model.edit(images, "a fox", "the sea", steps=2).images
+    assert edited.equal(model.edit(images, "a fox", "the sea", steps=2, source_guidance=1.0).images)
+    assert not edited.equal(model.edit(images, "a fox", "the sea", steps=2, source_guidance=7.5).images)
 
 
 def test_digests_tell_what_acts(folders: Any, pictures: list[Path]) -> None:

@@ -44,7 +44,7 @@ __all__ = ["encode"]
 _EXACT = 1e-4  # what rounding leaves, at most
 
 
-@grouped(solver="ddim", steps=100, guidance=1.0)
+@grouped(solver="ddim", steps=100)
 def encode(
     model: ModelArgument,
     images: ImagesArgument,
@@ -92,9 +92,10 @@ def encode(
     spec = noisy(sampler.plan_spec(start=start))
     plan = make_plan(network, spec.invertible(network), quiet=reports.quiet)
     given = inputs.read(images, image_size(network), skip=True)
-    condition.check(len(given.values))
+    guidance = condition.weight(network)
+    condition.check(len(given.values), weight=guidance)
     labels = choose_labels(network, len(given.values), condition.label, condition.prompt)
-    diffusion = Diffusion(network, plan).given(labels, condition.guidance)
+    diffusion = Diffusion(network, plan).given(labels, guidance)
     found, seconds = [], time.perf_counter()
     with progress("encoding", total=plan.nfe * len(given.values), unit="state", quiet=reports.quiet) as bar:
         for some in batches(len(given.values), batch):
@@ -103,13 +104,13 @@ def encode(
                                             sequential=sequential, rows=batch, callback=bar.update)
             )  # fmt: skip
     seconds = time.perf_counter() - seconds
-    info = header(model, network, spec, plan, labels=labels, guidance=condition.guidance)
+    info = header(model, network, spec, plan, labels=labels, guidance=guidance)
     info |= {**place.kept, "images": given.names, "seed": seed}
     code, again = written(out, [one.code for one in found], info, given, diffusion, batch=batch, picture=picture,
                           quiet=reports.quiet)  # fmt: skip
     report = {
         "model": model, "process": network.process.name, **{key: info[key] for key in ("solver", "settings", "times")},
-        "steps": len(plan.steps) - 1, "start": spec.start, "labels": info["labels"], "guidance": condition.guidance,
+        "steps": len(plan.steps) - 1, "start": spec.start, "labels": info["labels"], "guidance": guidance,
         "independent": independent, "sequential": sequential, "seed": seed, "nfe": plan.nfe, "seconds": seconds,
         **_measured(given, again, found, code), "out": out,
     }  # fmt: skip

@@ -15,7 +15,15 @@ import typer
 
 from pushforward.cli._shared.checks import check_outputs, check_split, in_vain
 from pushforward.cli._shared.models import pick_device
-from pushforward.cli._shared.options import DeviceOption, FitOption, JsonOption, PipelineOptions, QuietOption, grouped
+from pushforward.cli._shared.options import (
+    DeviceOption,
+    FitOption,
+    GuidanceOption,
+    JsonOption,
+    PipelineOptions,
+    QuietOption,
+    grouped,
+)
 from pushforward.cli._shared.report import command_line, progress, tell_notes, write_json
 from pushforward.data.datasets import load_images
 from pushforward.data.files import atomic_path
@@ -88,7 +96,7 @@ def evaluate(
     converged: Annotated[
         int, typer.Option(help="Compare with a converged run of this many network calls.")
     ] = _DEFAULT.converged,
-    guidance: Annotated[float, typer.Option(help="Set the weight of classifier-free guidance; 1 is none.")] = 1.0,
+    guidance: GuidanceOption = None,
     seed: Annotated[int, typer.Option(help="Seed the codes; image i depends on the seed and i alone.")] = 0,
     batch: Annotated[
         int, typer.Option(help="Process this many images at a time, and keep them in one file.")

@@ -59,7 +59,7 @@ _METHODS: dict[str, Method] = {
 _BEGINNINGS: dict[str, Beginning] = {"forward": "forward", "random": "random"}
 
 
-@grouped(solver="ddim", steps=50, guidance=1.0)
+@grouped(solver="ddim", steps=50)
 def invert(
     model: ModelArgument,
     images: ImagesArgument,
@@ -139,9 +139,10 @@ def invert(
     spec = sampler.plan_spec()
     plan = _invertible(network, spec, method, quiet=reports.quiet)
     given = inputs.read(images, image_size(network))
-    condition.check(len(given.values))
+    guidance = condition.weight(network)
+    condition.check(len(given.values), weight=guidance)
     labels = choose_labels(network, len(given.values), condition.label, condition.prompt)
-    diffusion = Diffusion(network, plan).given(labels, condition.guidance)
+    diffusion = Diffusion(network, plan).given(labels, guidance)
     found, seconds = [], []
     with progress("inverting", quiet=reports.quiet) as bar:
 
@@ -162,13 +163,13 @@ def invert(
             seconds.append(time.perf_counter() - began)
     if method == "direct":
         diffusion = replace(diffusion, plan=with_residuals(plan))
-    info = header(model, network, spec, diffusion.plan, labels=labels, guidance=condition.guidance)
+    info = header(model, network, spec, diffusion.plan, labels=labels, guidance=guidance)
     info |= {**place.kept, "images": given.names, "seed": seed}
     code, again = written(out, [one.code for one in found], info, given, diffusion, batch=batch, picture=picture,
                           quiet=reports.quiet)  # fmt: skip
     report = {
         "model": model, "process": network.process.name, **{key: info[key] for key in ("solver", "settings", "times")},
-        "steps": len(plan.steps) - 1, "count": len(again), "labels": info["labels"], "guidance": condition.guidance,
+        "steps": len(plan.steps) - 1, "count": len(again), "labels": info["labels"], "guidance": guidance,
         "method": method, "clean": clean or method != "exact", "seed": seed, "tolerance": tolerance,
         "notes": given.notes, "out": out,
         **_measured(given, again, found, seconds, statistics(code.start), tolerance,

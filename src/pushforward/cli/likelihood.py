@@ -33,7 +33,7 @@ __all__ = ["likelihood"]
 _SHOWN = 16  # images named one by one
 
 
-@grouped(guidance=1.0)
+@grouped()
 def likelihood(
     model: ModelArgument,
     images: ImagesArgument,
@@ -79,18 +79,19 @@ def likelihood(
     random = langevin or not (exact and continuous)
     in_vain({name: None if random else "nothing is random" for name in ("draws", "seed")})
     given = inputs.read(images, image_size(network))
-    condition.check(len(given.values))
+    guidance = condition.weight(network)
+    condition.check(len(given.values), weight=guidance)
     labels = choose_labels(network, len(given.values), condition.label, condition.prompt)
     total = STAGES * steps * (draws if random else 1) * len(given.values)
     began = time.perf_counter()
     with progress("likelihood", total=total, unit="state", quiet=reports.quiet) as bar:
         found = log_likelihood(network, given.values, steps=steps, draws=draws, exact=exact, dequantise=not continuous,
-                               labels=labels, guidance=condition.weight(network), seed=seed, batch=batch,
+                               labels=labels, guidance=guidance, seed=seed, batch=batch,
                                callback=bar.update)  # fmt: skip
     report = {
         "model": model, "process": network.process.name, "time": network.process.t_min, "count": len(given.values),
         "labels": condition.label or condition.prompt,
-        "guidance": condition.guidance, "steps": steps, "draws": draws if random else 1, "exact": exact,
+        "guidance": guidance, "steps": steps, "draws": draws if random else 1, "exact": exact,
         "dequantised": not continuous, "bound": not continuous or langevin, "seed": seed,
         "seconds": time.perf_counter() - began, "notes": given.notes, **_measured(given, found),
     }  # fmt: skip

@@ -19,6 +19,7 @@ from pushforward.cli._shared.batch import FORMAT, Item, Outcome, complete, kept_
 from pushforward.cli._shared.checks import check_outputs, in_vain, tell_in_vain
 from pushforward.cli._shared.models import choose_labels, image_size, open_model
 from pushforward.cli._shared.options import (
+    GuidanceOption,
     ImageOptions,
     ImagesArgument,
     NegativeOption,
@@ -36,7 +37,7 @@ from pushforward.errors import PushforwardError
 from pushforward.evaluation.pairs import decibels
 from pushforward.execute import INVERSE
 from pushforward.maps.diffusion import Diffusion
-from pushforward.maps.labels import Labels
+from pushforward.maps.labels import Labels, weight_of
 from pushforward.maps.spec import SamplerSpec
 from pushforward.model import Model
 from pushforward.model.contents import model_digest
@@ -62,8 +63,8 @@ def translate(
     ] = None,
     target_prompt: Annotated[str | None, typer.Option(help="Say what they are to show.")] = None,
     negative: NegativeOption = "",
-    source_guidance: Annotated[float, typer.Option(help="Set the weight of guidance while encoding.")] = 1.0,
-    target_guidance: Annotated[float, typer.Option(help="Set the weight of guidance while decoding.")] = 1.0,
+    source_guidance: GuidanceOption = None,
+    target_guidance: GuidanceOption = None,
     start: Annotated[
         float, typer.Option(help="Take this share of the steps, counted from the image; more changes more.")
     ] = 0.85,
@@ -102,16 +103,18 @@ def translate(
     inputs.check(images)
     unread = "sdedit takes nothing from the source model" if way == "sdedit" else None
     tell_in_vain({"source_label": unread, "source_prompt": unread, "source_guidance": unread})
-    unguided = source_guidance == target_guidance == 1 and source_prompt and target_prompt
-    in_vain({"negative": "guidance is 1" if unguided else None})
+    prompted = source_prompt and target_prompt
+    in_vain({"negative": "guidance is 1" if source_guidance == target_guidance == 1 and prompted else None})
     one = open_model(source, place, negative, **pipeline.asked)
     other = one if target is None else open_model(target, place, negative, **pipeline.asked)
+    weights = weight_of(one, source_guidance), weight_of(other, target_guidance)
+    in_vain({"negative": "guidance is 1" if weights == (1, 1) and prompted else None})
     spec = sampler.plan_spec(start=start)
     ends = tuple(
         Diffusion(model, sampler_for(model, spec, way).plan(model)).given(_label(model, label, prompt), guidance)
         for model, label, prompt, guidance in (
-            (one, source_label, source_prompt, source_guidance),
-            (other, target_label, target_prompt, target_guidance),
+            (one, source_label, source_prompt, weights[0]),
+            (other, target_label, target_prompt, weights[1]),
         )
     )
     if target is None and (source_label or "", source_prompt or "") == (target_label or "", target_prompt or ""):
@@ -124,7 +127,7 @@ def translate(
         "command": "translate", "images": [str(path.resolve()) for path in images], "split": inputs.split,
         "source": source, "target": target or source, "sampler": spec.kept,
         "source_label": source_label, "target_label": target_label, "source_prompt": source_prompt,
-        "target_prompt": target_prompt, "source_guidance": source_guidance, "target_guidance": target_guidance,
+        "target_prompt": target_prompt, "source_guidance": weights[0], "target_guidance": weights[1],
         "negative": negative, "method": way, "refine": refine, "seed": seed, "fit": inputs.fit,
         **place.kept,
     }  # fmt: skip

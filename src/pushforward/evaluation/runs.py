@@ -46,7 +46,7 @@ class Evaluation:
     Args:
         count: images per sampler.
         seed: seed of codes, labels, subsets and resamples.
-        guidance: weight of classifier-free guidance; 1 is plain.
+        guidance: weight of classifier-free guidance; 1 is plain. By default each model's as it is, see `Model.given`.
         batch: images at a time, and in a shard.
         converged: network calls of the converged run.
         resamples: number of resamples of the bootstrap behind the standard errors.
@@ -56,7 +56,7 @@ class Evaluation:
 
     count: int = 1000
     seed: int = 0
-    guidance: float = 1.0
+    guidance: float | None = None
     batch: int = 100
     converged: int = 200
     resamples: int = 50
@@ -260,7 +260,7 @@ def _fast(model: Model, settings: Evaluation) -> Model:
         if settings.precision != "no" or settings.compile:
             raise PushforwardError(f"Model {model.name!r} has no network to run in another precision or to compile.")
         return model
-    rows = settings.batch * (1 if settings.guidance == 1 else 2)  # guidance asks twice
+    rows = settings.batch * (1 if _weight(model, settings) == 1 else 2)  # guidance asks twice
     module = torch.compile(network.module, dynamic=False) if settings.compile else network.module
     precision = PRECISIONS[settings.precision] or network.autocast
     return replace(
@@ -271,9 +271,13 @@ def _fast(model: Model, settings: Evaluation) -> Model:
 
 def _digest(model: Model, labels: Tensor | None, settings: Evaluation) -> str:
     """Return what generated images depend on, besides the sampler and their number."""
-    asked = ("seed", "guidance", "converged", "precision", "compile", "batch")
-    told = {name: getattr(settings, name) for name in asked}
+    asked = ("seed", "converged", "precision", "compile", "batch")
+    told = {**{name: getattr(settings, name) for name in asked}, "guidance": _weight(model, settings)}
     return digest(model_digest(model), model.negative, None if labels is None else labels[:FEWEST], told)
+
+
+def _weight(model: Model, settings: Evaluation) -> float:
+    return model.guidance if settings.guidance is None else settings.guidance
 
 
 def _safe(name: str) -> str:

@@ -155,8 +155,8 @@ class Model:
 
         Args:
             condition: classes or prompts; `None` keeps the condition given before, if any.
-            guidance: weight of classifier-free guidance, by default 1, which is plain. A condition that is kept keeps
-                its guidance.
+            guidance: weight of classifier-free guidance, by default 1, which is plain, or a pipeline's own. A condition
+                that is kept keeps its guidance.
 
         Raises:
             PushforwardError: the model takes no condition, or another kind, or the labels are out of range; or the

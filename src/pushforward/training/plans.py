@@ -132,7 +132,7 @@ def learn_plan(
         max_evaluations: network evaluations of an image, at most; by default as for `Parallel(rounds=rounds)`.
         images: how many of the model's own images to learn from, 8 or more.
         labels: classes or prompts of the images, one for all; by default all that the model knows, in turn.
-        guidance: weight of classifier-free guidance, 1 by default.
+        guidance: weight of classifier-free guidance, by default 1, or a pipeline's own.
         seed: seeds the codes of the images.
         end: time of the last state; above 0 images can be inverted by the plan.
         batch: images in a network call.

@@ -58,7 +58,7 @@ def translate(
             the noise of others 1, the grid the model's own or uniform.
         steps: 100 by default.
         start: share of the steps that is taken, from the image: more of them change more; 0.85 by default.
-        source_guidance: weight of classifier-free guidance when codes are made, 1 by default.
+        source_guidance: weight of classifier-free guidance when codes are made, by default 1, or a pipeline's own.
         guidance: the same when they are decoded.
         seed: seeds what is drawn; image i depends on the seed and its number alone.
         first: number of the first image, or the number of each.
@@ -89,7 +89,7 @@ def edit(
     solver: Solver = "ddim",
     steps: int | None = None,
     start: float | None = None,
-    source_guidance: float | None = None,
+    source_guidance: float = 1.0,
     guidance: float = 3.0,
     seed: int = 0,
     first: int | Sequence[int] = 0,
@@ -111,7 +111,7 @@ def edit(
         solver: see `translate`.
         steps: 100 by default.
         start: share of the steps that is taken, from the image: more of them change more; 0.8 by default.
-        source_guidance: weight of classifier-free guidance when codes are made, 1 by default.
+        source_guidance: weight of classifier-free guidance when codes are made; 1 in the paper.
         guidance: the same when they are decoded.
         seed: see `translate`.
         first: see `translate`.
@@ -192,7 +192,7 @@ def inpaint(
         steps: 25 by default.
         repeats: times that each step is taken; with more, the parts agree better. 4 by default.
         labels: classes or prompts of the images, as in `sample`; by default what the model was given, or none.
-        guidance: weight of classifier-free guidance, 1 by default.
+        guidance: weight of classifier-free guidance, by default 1, or a pipeline's own.
         seed: seeds the codes; that of an image depends on the seed and its number alone.
         first: number of the first image, or the number of each.
         batch: images at a time.

@@ -57,7 +57,7 @@ def sample(
         steps: 20 by default, or what suits the rounds of `parallel`; here or in the solver's words.
         labels: classes by name or number, or prompts, one for each image or one for all; `None` for none. By default
             those that the model was given, or else its classes, or the captions that it knows, in turn.
-        guidance: weight of classifier-free guidance; 1, by default, is plain.
+        guidance: weight of classifier-free guidance, by default 1, which is plain, or a pipeline's own.
         parallel: take all steps at once: `True`, the name of a way (`preconditioned`, `plain`, `picard`, `anderson`,
             `joint`, `triangular`), or a `Parallel` with settings of your own. Images are the same to its tolerance.
             `Parallel(rounds=5)` gives the best images in 5 rounds instead, with as many steps as serve that best.
@@ -110,7 +110,8 @@ def invert(
             `uni-inv`, the same, nearer by an order; `direct`, a pass whose errors become part of the code, which is
             exact; `flowopt`, moved by the error of the decoded image; or `optimised`, least squares, for any solver.
         labels: what the images show, as in `sample`; by default what the model was given, or nothing.
-        guidance: weight of classifier-free guidance, 1 by default; strong guidance may have no inverse.
+        guidance: weight of classifier-free guidance, by default 1, or a pipeline's own; strong guidance may have no
+            inverse.
         noisy: whether noise of the level of the last time is added to the images, and kept with their exact codes. It
             makes the codes properly Gaussian.
         sequential: whether exact codes are sought one state after another, where the solver asks once per step: a
@@ -176,7 +177,7 @@ def encode(
             otherwise. It ends at the process's `t_min` by default.
         steps: 100 by default.
         labels: what the images show, as in `sample`; by default what the model was given, or nothing.
-        guidance: weight of classifier-free guidance, 1 by default.
+        guidance: weight of classifier-free guidance, by default 1, or a pipeline's own.
         independent: draw the noisy states one by one ("edit-friendly" codes), not as a path.
         seed: seeds the states; those of image i depend on the seed and its number alone.
         first: number of the first image, or the number of each.
@@ -221,7 +222,7 @@ def decode(
         steps: number of steps, as in `sample`.
         labels: classes or prompts, as in `sample`; by default those that the codes were found under, or
             what the model was given, or none.
-        guidance: weight of classifier-free guidance, by default that of the codes, or 1.
+        guidance: weight of classifier-free guidance, by default that of the codes, or else 1, or a pipeline's own.
         parallel: take all steps at once, as in `sample`.
         batch: images at a time.
         callback: told after every network call or round.

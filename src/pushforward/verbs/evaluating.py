@@ -107,7 +107,7 @@ def log_likelihood(
         dequantise: whether images are of 8 bits, and noise as wide as a level is added to them.
         end: time of the images, by default `t_min`; below it, networks are asked what they were not trained for.
         labels: what the images show, as in `sample`; by default what the model was given, or nothing.
-        guidance: weight of classifier-free guidance, 1 by default.
+        guidance: weight of classifier-free guidance, by default 1, or a pipeline's own.
         seed: seeds the draws; those of image i depend on the seed and `first + i` alone.
         first: number of the first image.
         batch: images at a time.

@@ -60,7 +60,7 @@ def diffusion(
         solver: its name and settings in words, or a plan, as in `sample`.
         steps: 20 by default.
         labels: classes or prompts, as in `sample`.
-        guidance: weight of classifier-free guidance, 1 by default.
+        guidance: weight of classifier-free guidance, by default 1, or a pipeline's own.
         parallel: take all steps at once, as in `sample`.
 
     Raises:

@@ -75,7 +75,7 @@ def watermark(
         solver: a deterministic one, as in `sample`.
         steps: 20 by default.
         labels: classes or prompts, as in `sample`.
-        guidance: weight of classifier-free guidance, 1 by default.
+        guidance: weight of classifier-free guidance, by default 1, or a pipeline's own.
         parallel: take all steps at once, as in `sample`.
         seed: image i depends on the key, the message, the seed and `first + i` alone.
         first: number of the first image.
@@ -140,7 +140,7 @@ def read_watermark(
         ring: whether to look for a ring, which is what images carry that were marked without a message.
         steps: network calls of a pass.
         labels: what the images show, as in `sample`; by default what the model was given, or nothing.
-        guidance: weight of classifier-free guidance, 1 by default.
+        guidance: weight of classifier-free guidance, by default 1, or a pipeline's own.
         crops: try all crops that took up to so many pixels of each side, and were brought to the model's size again.
             Whatever is tried, the p-values are corrected for.
         shifts: try all shifts by up to so many pixels each way, of every crop that is tried.

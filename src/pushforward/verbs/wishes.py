@@ -65,7 +65,7 @@ def guide(
         solver: words or a plan, as in `sample`, for a model; `dpm++` by default, `dpm++:noise=1` for particles.
         steps: number of steps, 10 by default, 20 for particles: the solver makes every image that the chains look at.
         labels: classes or prompts, as in `sample`, one per chain; by default what the model was given, or none.
-        guidance: weight of classifier-free guidance, 1 by default.
+        guidance: weight of classifier-free guidance, by default 1, or a pipeline's own.
         parallel: take all steps of the solver at once, as in `sample`.
         chains: how many; they know nothing of one another. Of particles: images that are returned.
         seed: seeds where the chains begin, and all noise.
