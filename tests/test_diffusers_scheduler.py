@@ -358,6 +358,28 @@ def test_a_last_step_that_moves_nothing_is_a_step(spacing: str) -> None:
     assert ours.timesteps.tolist() == [900, 400, 0]
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize(
+    ("name", "solver", "settings"),
+    [
+        ("DDIMScheduler", "ddim", {"set_alpha_to_one": False, "clip_sample": False}),
+        ("DDIMScheduler", "ddim", {"set_alpha_to_one": False}),
+        ("UniPCMultistepScheduler", "unipc", {"final_sigmas_type": "sigma_min", "use_karras_sigmas": True}),
+        ("DPMSolverMultistepScheduler", "dpm++", {"final_sigmas_type": "sigma_min", "use_karras_sigmas": True}),
+    ],
+)
+def test_a_last_step_that_stays_where_it_begins(name: str, solver: str, settings: dict[str, Any], count: int) -> None:
+    """The step before it is no last one to them: of full order, and UniPC corrects it. One step alone stays, too."""
+    theirs = getattr(diffusers, name)(**settings)
+    ours = PushforwardScheduler(theirs, solver)
+    ends = []
+    for scheduler in (ours, theirs):
+        scheduler.set_timesteps(count)
+        ends.append(loop(scheduler, draw(generator()), lambda u, _: toy(u, 500)))  # they round levels' timesteps
+    torch.testing.assert_close(ours.timesteps.double(), theirs.timesteps.double(), rtol=0, atol=0.5)
+    assert_close(*ends, SINGLE)
+
+
 @pytest.mark.parametrize("name", ["euler", "flow", "edm"])
 def test_eulers_method_is_theirs(name: str) -> None:
     """Their Euler step is DDIM's in other units: with scaled states, and with EDM's scaled input and output."""

@@ -78,6 +78,14 @@ def test_noise_levels_of_the_call(sigmas: list[float], tmp_path: Path) -> None:
         model.plan("ddim", 4)
 
 
+def test_a_single_step_that_stays_where_it_begins_is_refused(tmp_path: Path) -> None:
+    """As of PNDM's settings, which Stable Diffusion comes with, without their offset."""
+    pipe = stable_diffusion(tmp_path)
+    pipe.scheduler = diffusers.DDIMScheduler(set_alpha_to_one=False)
+    with pytest.raises(pf.PushforwardError, match="would do nothing; take more steps"):
+        pf.from_pipeline(pipe, **CALL).sample(1, solver="ddim", steps=1)
+
+
 @pytest.mark.parametrize("name", ["DeepFloyd IF", "DeepFloyd IF super-resolution"])
 def test_learned_variances_are_left_out(name: str) -> None:
     """The prediction beside them is the same whether the scheduler wants them or not."""

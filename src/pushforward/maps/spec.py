@@ -125,16 +125,26 @@ class SamplerSpec:
             if self.rounds is not None:
                 return in_rounds(process, self.steps, model.reference)
             return auto(process, self.steps, model.reference, guided=guided)
-        at = {} if self.end is None else {"end": self.end}
-        own = dict(model.grid)
+        times = self.times(model)
+        if len(times) == 1:
+            raise PushforwardError(
+                f"Model {model.name!r} begins a single step at time {float(times[0]):g}, where it ends, so it would do "
+                "nothing; take more steps, another grid or another end."
+            )
+        return self.at(model, times[len(times) - 1 - round(self.start * (len(times) - 1)) :])
+
+    def times(self, model: Model) -> Tensor:
+        """The times between a model's steps, and their ends, of all solvers but `auto`, adaptive ones and files.
+
+        Raises:
+            PushforwardError: no such grid, or it does not fit the model.
+        """
+        process, at, own = model.process, {} if self.end is None else {"end": self.end}, dict(model.grid)
         if own and self.grid in (None, own.get("name", "uniform")):
             own.update({"final" if own.get("name") == "timesteps" else "end": self.end} if at else {})
-            times = default(process, self.steps, **own)
-        else:
-            usual = "angle" if process.time_is_noise else "power"
-            times = default(process, self.steps, name=usual if self.grid is None else self.grid, **at)
-        times = times[len(times) - 1 - round(self.start * (len(times) - 1)) :]
-        return self.at(model, times)
+            return default(process, self.steps, **own)
+        usual = "angle" if process.time_is_noise else "power"
+        return default(process, self.steps, name=usual if self.grid is None else self.grid, **at)
 
     def at(self, model: Model, times: Tensor | Sequence[float], *, guided: bool = False) -> Plan:
         """The plan at given times, `(steps + 1,)`, whatever else is said of steps and grid; `guided` as for `plan`.

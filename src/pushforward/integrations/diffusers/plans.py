@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
+from pushforward.linear import Operator
 from pushforward.model import Model
-from pushforward.plan import Plan, exponential, plan_of
+from pushforward.plan import Node, Plan, Register, exponential, plan_of
 
 __all__ = ["Order", "beginnings", "idling", "plan_on", "runnable"]
 
@@ -50,9 +52,30 @@ def beginnings(plan: Plan) -> tuple[int, ...]:
     return tuple(int(before[k]) - (not plan.nodes[k].asks) for k in plan.steps if k < last or plan.nodes[k].asks)
 
 
-def idling(plan: Plan) -> Plan:
-    """Add a call about a plan's last state, whose answer changes nothing, for a step from there to there."""
-    return replace(plan, nodes=(*plan.nodes[:-1], replace(plan.nodes[-1], asks=True)))
+def idling(model: Model, solver: str, times: Tensor, made: Callable[[Tensor], Plan]) -> Plan:
+    """Make a plan whose last step goes from the last of `times` to itself, as `diffusers` takes one.
+
+    The network is asked, and its answer corrects the state there if the solver does so before a step. So a step to a
+    later time is planned, and left out; at time 0 there is none.
+
+    Args:
+        model: model of the pipeline.
+        solver: name of its solver.
+        times: where all steps begin.
+        made: makes the solver's plan on a grid.
+    """
+    end = float(times[-1])
+    if len(times) == 1:
+        plan = Plan(model.process, solver, (Node(end, {}, asks=True),), (0,))
+    elif end == 0:
+        plan = made(times)
+        plan = replace(plan, nodes=(*plan.nodes[:-1], replace(plan.nodes[-1], asks=True)))
+    else:
+        plan = made(torch.cat([times, times[-1:] / 2]))
+        plan = replace(plan, nodes=plan.nodes[: plan.steps[-2] + 1], steps=plan.steps[:-1])
+    count = len(plan.nodes)
+    stay = Node(end, {Register("state", count - 1): Operator.scalar(1.0)}, asks=False)
+    return replace(plan, nodes=(*plan.nodes, stay), steps=(*plan.steps, count))
 
 
 def runnable(plan: Plan, solver: str) -> Plan:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +27,7 @@ from pushforward.model.diffusers.package import import_diffusers
 from pushforward.model.diffusers.schedules import read_schedule
 from pushforward.model.model import far_outside
 from pushforward.model.network import inverse_deviation
-from pushforward.plan import Node, Plan
+from pushforward.plan import Plan
 
 __all__ = ["Scheduler"]
 
@@ -166,14 +167,13 @@ class Scheduler:
         self._clock = Times(self._model, self.config)
         own = self.config["grid"] is None and solver not in ("auto", "rk45")
         grid = self._clock.given(count, timesteps, sigmas, mu) if own else None
-        if grid is None:
-            sampler = SamplerSpec(solver, count, self.config["settings"], self.config["grid"])
+        sampler = SamplerSpec(solver, count, self.config["settings"], self.config["grid"])
+        times = (sampler.times(self._model) if grid is None else grid.times) if own else None
+        self._idle = times is not None and len(times) <= count
+        if times is None or (grid is None and not self._idle):
             self._plan = runnable(sampler.plan(self._model, guided=True), solver)
         else:
-            self._plan = plan_on(self._model, solver, self.config["settings"], grid.times, {})
-        self._idle = len(self._plan.times) <= count
-        if self._idle:
-            self._plan = idling(self._plan)
+            self._plan = self._on(times)
         self.num_inference_steps = count
         self._times = self._plan.asked_times
         if grid is not None and grid.timesteps is not None:
@@ -405,11 +405,16 @@ class Scheduler:
     def _rest(self, step: int) -> Plan:
         """Return the plan from a step on."""
         times = self._plan.times[step:]
-        if len(times) == 1:  # all that is left is to do nothing
-            return Plan(self._model.process, self._plan.solver, (Node(float(times[0]), {}, asks=True),), (0,))
-        settings = self.config["settings"]
-        plan = plan_on(self._model, self.config["solver"], settings, times, self._plan.settings)
-        return idling(plan) if self._idle else plan
+        return self._on(times[:-1] if self._idle else times, self._plan.settings)
+
+    def _on(self, times: Tensor, rule: Mapping[str, Any] = MappingProxyType({})) -> Plan:
+        """Return the plan at these times; if it idles, where its steps begin."""
+        model, solver, settings = self._model, self.config["solver"], self.config["settings"]
+
+        def made(grid: Tensor) -> Plan:
+            return plan_on(model, solver, settings, grid, rule)
+
+        return idling(model, solver, times, made) if self._idle else made(times)
 
     def _check_turn(self, index: int, timestep: float) -> None:
         expected = float(self._clock.to_network(self._times[index]))
