@@ -705,7 +705,7 @@ def test_other_samplers_name_it_too(files, tmp_path, monkeypatch, capsys, sample
         ("grey", ["--latent", 5], "leave --latent out"),
         ("dcgan.pth", ["--solver", "ddim"], "A GAN has no plan"),
         ("dcgan.pth", ["--dtype", "float16"], "A GAN has no plan"),
-        ("grey", ["--draws", 2], "as many draws at most"),
+        ("grey", ["--draws", 2], "at most as many draws"),
         ("grey", ["--warm-up", 2], "a warm-up of fewer"),
         ("grey", ["--solver", "rk45"], "chooses its steps as it goes; name another"),
         ("grey", ["--solver", "magic"], "Unknown solver 'magic'"),

@@ -94,6 +94,11 @@ def test_adaptive_steps(folder, tmp_path):
     assert values["nfe"] > 10
 
 
+def test_one_is_said_as_one(folder, tmp_path):
+    result = invoke("sample", folder, "--steps", 1, "--count", 1, "--out", tmp_path / "one.png")
+    assert f"{tmp_path / 'one.png'}: 1 image, 1 network evaluation each, " in result.stdout
+
+
 def test_plot_plan(folder, tmp_path):
     out = tmp_path / "plan.png"
     result = invoke("plot-plan", folder, "--solver", "unipc", "--steps", 5, "--out", out, "--json", "-")

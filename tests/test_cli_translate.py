@@ -152,7 +152,7 @@ def test_an_interrupted_translation_goes_on_and_comes_out_the_same(pictures, tra
     report = translating(pictures, "--batch", 1)
     assert report["done_before"] == 5
     assert report["count"] == 7
-    assert report["notes"] == ["5 results were there already"]
+    assert report["notes"] == ["there already: 5 results"]
     for name, path in results(tmp_path / "out").items():
         assert path.read_bytes() == before[name][0]
         assert (path.stat().st_mtime_ns == before[name][1]) is (name not in ("2", "deep/5"))
@@ -221,7 +221,7 @@ def test_an_image_overwritten_with_another_is_translated_again(mine, translating
         picture.copy().save(mine / "in" / "c.png", compress_level=0)
     report = translating(mine / "in", *options)
     assert (report["done_before"], report["count"]) == (1, 2)
-    assert "1 results were of other images, weights or texts, and are made again" in report["notes"]
+    assert "made again, as of other images, weights or texts: 1 result" in report["notes"]
     translating(mine / "in", *options, out=mine / "fresh")
     assert shown(mine / "out") == shown(mine / "fresh")
     assert shown(mine / "out")["c"] == before["c"]
@@ -887,7 +887,9 @@ def test_a_wrong_number_of_labels_is_refused():
             lambda labels=labels: sampler.given(labels).encode(given),
             lambda labels=labels: sampler.given(labels).decode(code),
         ):
-            with pytest.raises(PushforwardError, match=f"3 images need as many labels or prompts; got {len(labels)}"):
+            with pytest.raises(
+                PushforwardError, match=f"For 3 images give as many labels or prompts, or one; got {len(labels)}"
+            ):
                 call()
     every = sampler.given(["cat"] * 3).encode(given).code
     torch.testing.assert_close(sampler.given("cat").encode(given).code.start, every.start)

@@ -100,7 +100,7 @@ def test_a_model_under_labels_keeps_them(model):
         torch.testing.assert_close(under.sample(3, **asked), expected)  # in batches of 2 and 1: each image its own
         torch.testing.assert_close(under.decode(under.draw(3, seed=3)), expected)
         assert not torch.allclose(under.given(labels.flip(0)).sample(3, **asked), expected)
-        with pytest.raises(pf.PushforwardError, match="4 images need as many labels or prompts; got 3"):
+        with pytest.raises(pf.PushforwardError, match="For 4 images give as many labels or prompts, or one; got 3"):
             under.sample(4)
     same = pf.Diffusion(model, plan).given(torch.tensor([1, 1, 1])).sample(3, **asked)
     one = pf.Diffusion(model.given(torch.tensor([1])), plan)  # is every image's

@@ -34,7 +34,7 @@ def test_an_argument_that_does_not_fit_is_a_value_error() -> None:
     ("call", "sentence"),
     [
         (lambda _: Faulty(), r"No covariance at \d+ times\."),
-        (lambda _: gan(square, 3), "Generator 'square' must make 2 images .*"),
+        (lambda _: gan(square, 3), "Generator 'square' must make images .*"),
         (load_images, r".*\.npz has no array .*"),
     ],
 )

@@ -307,7 +307,7 @@ def test_faults_are_said_in_a_sentence(tmp_path):
         "Unknown prior 'cube'": lambda: gan(Toy(), 6, "cube"),
         "black, then white": lambda: gan(Toy(), 6, range=(1, 0)),
         r"fails on latents of shape \(2, 5\)": lambda: gan(Toy(), 5),
-        r"make 2 images .* it gave shape \(2, 6\)": lambda: gan(lambda z: z, 6),
+        r"make images .* it gave shape \(2, 6\)": lambda: gan(lambda z: z, 6),
         "of torch.int64": lambda: gan(lambda z: z.long().view(-1, 1, 2, 3), 6),
         "it gave a dict": lambda: gan(lambda z: {}, 6),
         "not finite": lambda: gan(lambda z: z.view(-1, 1, 2, 3) / 0, 6),

@@ -117,7 +117,7 @@ def test_the_noise_of_an_image_depends_on_seed_and_number_alone():
             lambda d, x: d.decode(pf.Code(torch.zeros(1, 1, 28, 28), noises=torch.zeros(3, 1, 1, 28, 28))),
             "takes 0 noises",
         ),
-        (lambda d, x: d.given(["bag", "coat"]).invert(x), "1 images need as many labels or prompts; got 2"),
+        (lambda d, x: d.given(["bag", "coat"]).invert(x), "For 1 image give as many labels or prompts, or one; got 2"),
     ],
 )
 def test_what_does_not_fit_is_refused(change, message):

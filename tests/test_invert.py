@@ -228,7 +228,7 @@ def test_labels_and_guidance_go_with_their_images():
     torch.testing.assert_close(found.decode(), again)
     assert found.nfe[0] < found.nfe[1] == found.nfe[2]
     assert (found.loss[1:] < found.history[0].loss[1:]).all()
-    with pytest.raises(pf.PushforwardError, match="2 images need as many labels or prompts; got 3"):
+    with pytest.raises(pf.PushforwardError, match="For 2 images give as many labels or prompts, or one; got 3"):
         optimise(sampler.given(labels), images[:2])
 
 
@@ -367,7 +367,7 @@ def test_bad_options_are_refused_in_a_sentence(tmp_path, options, message):
         ({"learning_rate": float("nan")}, "learning rate"),
         ({"tolerance": -1.0}, "tolerance"),
         ({"noises": True}, "takes no noises"),
-        ({"begin": pf.Code(normal(1, 1, *FIELD))}, "2 images need as many codes to begin at"),
+        ({"begin": pf.Code(normal(1, 1, *FIELD))}, "For 2 images give as many codes to begin at"),
         ({"begin": pf.Code(normal(2, 1, 3, 3))}, "The start of the code"),
         ({"begin": pf.Code(normal(2, 1, *FIELD), normal(3, 2, 1, *FIELD))}, "The noises of the code"),
         ({"begin": pf.Code(normal(2, 1, *FIELD), end=normal(1, 1, *FIELD))}, "The end of the code"),

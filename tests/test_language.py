@@ -27,12 +27,18 @@ def faults(source: str) -> list[str]:
     return [line.strip() for line in lines if FRAGMENT.match(line)] + PER.findall(source)
 
 
+PLURAL = re.compile(r"""(['"])s\1 (?:\*|if) """)
 FILES = sorted(SOURCE.rglob("*.py"))
 
 
 @pytest.mark.parametrize("file", FILES, ids=[file.relative_to(SOURCE).as_posix() for file in FILES])
 def test_arguments_are_said_in_whole_phrases(file: Path) -> None:
     assert faults(file.read_text(encoding="utf-8")) == []
+
+
+def test_plurals_are_made_in_one_place() -> None:
+    made = [file.relative_to(SOURCE).as_posix() for file in FILES if PLURAL.search(file.read_text(encoding="utf-8"))]
+    assert made == ["data/words.py"]
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def test_what_makes_no_plan_is_refused(tmp_path):
     model = clusters(VP())
     with pytest.raises(PushforwardError, match=r"2 rounds and 8 images"):
         learn_plan(model, 1)
-    with pytest.raises(PushforwardError, match="too few to learn"):
+    with pytest.raises(PushforwardError, match="cannot be learned in"):
         learn_plan(model, 5, max_evaluations=6)
     with pytest.raises(PushforwardError, match=r"ends in \.plan"):
         save_plan(ddim(VP(), grid.power(VP(), 5)), tmp_path / "own.json")

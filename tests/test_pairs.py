@@ -286,7 +286,7 @@ def test_gradients_reach_the_images(clip_folder):
 
 def test_what_does_not_fit_is_said(clip):
     a = some_images(3, 3, 16, 16)
-    with pytest.raises(PushforwardError, match="3 images need 1 prompt or 3; got 2"):
+    with pytest.raises(PushforwardError, match="For 3 images give as many prompts, or one; got 2"):
         clip.similarity(a, ["a cat", "a dog"])
     with pytest.raises(PushforwardError, match="got 2 and 3"):
         clip.directional(a, a[:2], "a cat", "a dog")

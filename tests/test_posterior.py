@@ -508,7 +508,7 @@ def test_a_diagnosis_tells_arrived_chains_from_stuck_ones():
         (lambda toy: guide(toy, toy.energy, chains=0), "1 chain or more"),
         (lambda toy: guide(toy, toy.energy, langevin(0.0)), "positive number"),
         (lambda toy: guide(toy, toy.energy, schedule=Schedule(5, 5)), "a warm-up of fewer"),
-        (lambda toy: guide(toy, toy.energy, schedule=Schedule(5, 2, draws=4)), "as many draws at most"),
+        (lambda toy: guide(toy, toy.energy, schedule=Schedule(5, 2, draws=4)), "at most as many draws"),
         (lambda toy: guide(toy, toy.energy, schedule=Schedule(5, rungs=0)), "1 rung or more"),
         (lambda toy: guide(toy, toy.energy, schedule=Schedule(5, rungs=12)), "reach the top of 12 in 5 moves"),
         (lambda toy: guide(toy, toy.energy, schedule=Schedule(10**11, rungs=10**11)), "rungs of 16 chains would take"),
@@ -517,7 +517,7 @@ def test_a_diagnosis_tells_arrived_chains_from_stuck_ones():
         (lambda toy: guide(toy, Energy(()), chains=2), "without terms"),
         (
             lambda toy: guide(fashion(["bag"] * 3), brightness, chains=2),
-            "2 images need as many labels or prompts; got 3",
+            "For 2 images give as many labels or prompts, or one; got 3",
         ),
         (lambda toy: guide(rk45(), brightness, chains=2), "Adaptive steps have no gradient"),
         (
@@ -626,7 +626,7 @@ def test_chains_go_on_only_with_what_they_began_with():
     guide(toy, toy.energy, schedule=Schedule(2), chains=2, callback=kept.append)
     with pytest.raises(PushforwardError, match="energies energy; these are 2 x 6, and other"):
         guide(toy, of(toy.energy, "other"), chains=2, resume=kept[-1])
-    with pytest.raises(PushforwardError, match="to go on with have 1 rungs, not 3"):
+    with pytest.raises(PushforwardError, match="to go on with have 1 rung, not 3"):
         guide(toy, toy.energy, schedule=Schedule(2, rungs=3), chains=2, resume=kept[-1])
     with pytest.raises(PushforwardError, match="kept no draw"):
         guide(toy, toy.energy, schedule=Schedule(1, 0), chains=2, resume=kept[1])

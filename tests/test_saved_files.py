@@ -201,7 +201,7 @@ def test_results_are_kept(files, name):
     results = aged(files / name if name == "edited" else files / name / "images")
     report = run(COMMANDS[name])
     assert (report["count"], report["done_before"]) == (2, 2)
-    assert report["notes"] == ["2 results were there already"]
+    assert report["notes"] == ["there already: 2 results"]
     changed = [path.name for path in results if path.stat().st_mtime != 0]
     assert changed == []
 

@@ -274,7 +274,7 @@ def test_numbers_in_a_row_are_counted_from_the_first():
     ends = [made(mixture(VP(), seed), "stochastic") for seed in (0, 1)]
     pair = [translate(images(), *ends, first=first).images for first in (5, [5, 6, 7, 8])]
     assert torch.equal(*pair)
-    with pytest.raises(PushforwardError, match="4 images need as many numbers; got 2"):
+    with pytest.raises(PushforwardError, match="For 4 images give as many numbers; got 2"):
         translate(images(), *ends, first=[1, 2])
 
 

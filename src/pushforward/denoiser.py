@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from pushforward.data.words import many
 from pushforward.errors import PushforwardError
 from pushforward.linear import Process
 
@@ -135,7 +136,7 @@ def check_output(what: str, output: object, shape: tuple[int, ...], *, learned_v
         )
     double = (shape[0], 2 * shape[1], *shape[2:])
     if tuple(output.shape) not in ((tuple(shape), double) if learned_variance else (tuple(shape),)):
-        raise PushforwardError(f"{what} returned shape {tuple(output.shape)} for {shape[0]} states; {wanted}.")
+        raise PushforwardError(f"{what} returned shape {tuple(output.shape)} for {many(shape[0], 'state')}; {wanted}.")
     if not output.is_floating_point():
         raise PushforwardError(f"{what} returned {str(output.dtype).removeprefix('torch.')} numbers; {wanted}.")
     return output

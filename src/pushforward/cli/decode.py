@@ -25,6 +25,7 @@ from pushforward.cli._shared.options import (
 )
 from pushforward.data.files import check_suffix
 from pushforward.data.pictures import picture_suffixes, save_each, save_image
+from pushforward.data.words import many
 
 __all__ = ["decode"]
 
@@ -67,11 +68,11 @@ def decode(
     began = time.perf_counter()
     images = decoded(diffusion, code, batch, quiet=reports.quiet)
     seconds = time.perf_counter() - began
-    title = f"{plan.solver}, {plan.nfe} network calls per image"
+    title = f"{plan.solver}, {many(plan.nfe, 'network call')} per image"
     save_image(titled(images, title, diffusion.model, labels), out)
     if each is not None:
         save_each(images, each)
-    count = f"{len(images)} image{'s' if len(images) > 1 else ''}"
+    count = many(len(images), "image")
     reports.tell(f"{out}: {count}, {plan.calls} each, {seconds:.1f} s")
     reports.write({
         "codes": codes, "model": model or info["model"], "process": plan.process.name, "solver": info["solver"],

@@ -34,6 +34,7 @@ from pushforward.cli._shared.options import (
 from pushforward.cli._shared.report import progress, write_json
 from pushforward.data.pictures import save_image, sheet
 from pushforward.data.schema import read
+from pushforward.data.words import many
 from pushforward.errors import PushforwardError
 from pushforward.evaluation.pairs import SMALLEST, psnr, ssim
 from pushforward.model import Model
@@ -183,7 +184,7 @@ def edit(
     reports.tell(*outcome.lines)
     for row in rows:
         figures = ", ".join(f"{key} {value:.3g}" for key, value in row["reported"].items() if value is not None)
-        reports.tell(f"{out / row['name']}: {search.count} candidates, the best {row['best']}: {figures}")
+        reports.tell(f"{out / row['name']}: {many(search.count, 'candidate')}, the best {row['best']}: {figures}")
     reports.write(report)
 
 

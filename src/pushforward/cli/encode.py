@@ -32,6 +32,7 @@ from pushforward.cli._shared.report import progress
 from pushforward.data.files import check_suffix
 from pushforward.data.inputs import Images
 from pushforward.data.pictures import picture_suffixes
+from pushforward.data.words import many
 from pushforward.maps.code import Code, batches
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.inversion import Encoding
@@ -136,12 +137,11 @@ def _measured(given: Images, again: torch.Tensor, found: list[Encoding], code: C
     }  # fmt: skip
 
 
-def _summary(report: dict[str, object], *, latent: bool) -> str:
+def _summary(report: dict[str, Any], *, latent: bool) -> str:
     count, rounds, error = report["count"], report["rounds"], report["max_abs_error"]
-    assert isinstance(error, float)
     text = (
-        f"{report['out']}: {count} image{'s' if count != 1 else ''} in {rounds} round{'s' if rounds != 1 else ''}, "
-        f"{report['nfe']} network evaluations each, {report['seconds']:.1f} s; max abs error {error:.1e}"
+        f"{report['out']}: {many(count, 'image')} in {many(rounds, 'round')}, "
+        f"{many(report['nfe'], 'network evaluation')} each, {report['seconds']:.1f} s; max abs error {error:.1e}"
     )
     if latent:
         return text + " (what the autoencoder loses included)"

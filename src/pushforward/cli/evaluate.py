@@ -28,6 +28,7 @@ from pushforward.cli._shared.report import command_line, progress, tell_notes, w
 from pushforward.data.datasets import load_images
 from pushforward.data.files import atomic_path
 from pushforward.data.pictures import save_image, sheet
+from pushforward.data.words import many
 from pushforward.errors import PushforwardError
 from pushforward.evaluation.distances import Reference
 from pushforward.evaluation.plots import distance_curves
@@ -200,7 +201,7 @@ def _write(out: Path, rows: list[Row], models: list[Model], every: list[list[Run
         distance_curves(rows, temporary)
     told = iter(rows)
     for model, runs in zip(models, every, strict=True):
-        names = [f"{row.sampler}, {row.nfe:.0f} calls" for row in islice(told, len(runs))]
+        names = [f"{row.sampler}, {many(row.nfe, 'call')}" for row in islice(told, len(runs))]
         versions = [first_images(run, _SHOWN) for run in runs]
         name = "samplers.png" if len(models) == 1 else f"samplers-{model.name.replace('/', '-')}.png"
         save_image(sheet(torch.cat(versions), columns=len(versions[0]), rows=names), out / name)

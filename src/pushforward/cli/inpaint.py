@@ -34,6 +34,7 @@ from pushforward.data.files import digest
 from pushforward.data.inputs import read_file, read_like
 from pushforward.data.memory import check_images
 from pushforward.data.pictures import compared, from_bytes, read_mask, save_image, sheet
+from pushforward.data.words import many
 from pushforward.errors import PushforwardError
 from pushforward.guidance.inpaint import inpaint as paint
 from pushforward.guidance.inpaint import inpainted
@@ -114,7 +115,7 @@ def inpaint(
     rows = _sheet(items, known, draws, out)
     reports.tell(
         *outcome.lines,
-        f"{out}: {len(rows)} images, {draws} of each, {plan.calls} per draw, {outcome.seconds:.1f} s",
+        f"{out}: {many(len(rows), 'image')}, {draws} of each, {plan.calls} per draw, {outcome.seconds:.1f} s",
     )
     reports.write({
         **settings, "count": len(rows), "done_before": outcome.before, "seconds": outcome.seconds, "nfe": plan.nfe,

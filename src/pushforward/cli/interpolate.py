@@ -23,6 +23,7 @@ from pushforward.cli._shared.options import (
 from pushforward.data.files import check_suffix
 from pushforward.data.memory import check_images
 from pushforward.data.pictures import picture_suffixes, save_image, sheet
+from pushforward.data.words import many
 from pushforward.errors import PushforwardError
 from pushforward.maps.code import Code
 from pushforward.maps.interpolation import average, similarity
@@ -96,7 +97,7 @@ def interpolate(
     }  # fmt: skip
     for a, b, alike in ends:
         reports.tell(f"codes of images {a} and {b}: cosine similarity {float(alike['code']):.3f}")
-    reports.tell(f"{out}: {len(images)} images, {diffusion.plan.calls} each")
+    reports.tell(f"{out}: {many(len(images), 'image')}, {diffusion.plan.calls} each")
     reports.write(report)
 
 

@@ -35,6 +35,7 @@ from pushforward.cli._shared.report import progress
 from pushforward.data.files import check_suffix
 from pushforward.data.inputs import Images
 from pushforward.data.pictures import picture_suffixes
+from pushforward.data.words import many
 from pushforward.errors import PushforwardError
 from pushforward.evaluation.pairs import decibels
 from pushforward.execute import Progress, Round
@@ -275,10 +276,10 @@ def _summary(report: dict[str, Any]) -> str:
     count, code, decoding = report["count"], report["code"], report["decoding"]
     left = count - report["converged"]
     unsure = f"; {left} of them not to the tolerance" if left else ""
-    checked = f" and {decoding} calls of decoding" if decoding else ""
+    checked = f" and {many(decoding, 'call')} of decoding" if decoding else ""
     return (
-        f"{report['out']}: {count} image{'s' if count > 1 else ''} in {report['rounds']} rounds{checked}, "
-        f"{report['nfe']:.0f} network evaluations each, {report['seconds']:.1f} s; "
+        f"{report['out']}: {many(count, 'image')} in {many(report['rounds'], 'round')}{checked}, "
+        f"{many(report['nfe'], 'network evaluation')} each, {report['seconds']:.1f} s; "
         f"max abs error {report['max_abs_error']:.1e}, psnr {report['psnr']:.0f} dB; "
         f"codes have mean {code['mean']:.3f}, std {code['std']:.3f}{unsure}"
     )

@@ -25,6 +25,7 @@ from pushforward.cli._shared.options import (
 )
 from pushforward.cli._shared.report import progress
 from pushforward.data.files import check_suffix
+from pushforward.data.words import many
 from pushforward.maps.labels import UNSAID
 from pushforward.plan import save_plan
 from pushforward.plan.files import SUFFIX
@@ -88,7 +89,7 @@ def learn_plan(
     about = {"model": model, "images": images, "held_out": HELD_OUT, "errors": errors}
     save_plan(learned.plan, out, about)
     reports.tell(
-        f"{out}: {learned.plan.calls}, from {images} images in {seconds:.0f} s",
+        f"{out}: {learned.plan.calls}, from {many(images, 'image')} in {seconds:.0f} s",
         f"relative error to the flow's images, {HELD_OUT} not learned from, median and root mean square:",
         *(f"  {name:13} {one['median']:.4f} {one['rms']:.4f}" for name, one in errors.items()),
     )

@@ -24,6 +24,7 @@ from pushforward.cli._shared.options import (
 )
 from pushforward.cli._shared.report import progress
 from pushforward.data.inputs import Images
+from pushforward.data.words import many
 from pushforward.execute.likelihood import STAGES
 from pushforward.maps.likelihood import Likelihood
 from pushforward.verbs import log_likelihood
@@ -122,7 +123,7 @@ def _summary(report: dict[str, Any]) -> str:
     error = f" ± {report['bits_error']:.3f}" if count > 1 else f" ± {report['bits_draws_error']:.3f}"
     bound = "at most " if report["bound"] else ""
     return (
-        f"{count} image{'s' if count > 1 else ''}: {bound}{report['bits']:.3f}{error} bits per dimension, "
+        f"{many(count, 'image')}: {bound}{report['bits']:.3f}{error} bits per dimension, "
         f"{report['nats']:.1f} nats (error of the draws {report['bits_draws_error']:.4f} bits; half the steps change "
-        f"{report['bits_halved']:.4f}); {report['nfe']:,} evaluations each, {report['seconds']:.1f} s"
+        f"{report['bits_halved']:.4f}); {many(report['nfe'], 'evaluation')} each, {report['seconds']:.1f} s"
     )

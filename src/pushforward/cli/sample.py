@@ -33,6 +33,7 @@ from pushforward.cli._shared.options import (
 from pushforward.cli._shared.report import progress, waiting
 from pushforward.data.files import check_suffix
 from pushforward.data.pictures import picture_suffixes, save_animation, save_each, save_image, sheet
+from pushforward.data.words import many
 from pushforward.errors import PushforwardError
 from pushforward.execute import Parallel, Progress, Round
 from pushforward.execute.distributed import join
@@ -289,10 +290,10 @@ def _method(
 
 
 def _summary(out: Path, count: int, measured: dict[str, Any], method: Parallel | None) -> str:
-    text = f"{out}: {count} images, {measured['nfe']:.0f} network evaluations each"
+    text = f"{out}: {many(count, 'image')}, {many(measured['nfe'], 'network evaluation')} each"
     if method is not None:
         error, few = measured["residual"], method.rounds is not None
-        text += f" in {measured['rounds']} rounds"
+        text += f" in {many(measured['rounds'], 'round')}"
         if not few or error <= LINEAR:
             text += f", error estimated at {error:.1e} at most{' against the same steps one by one' if few else ''}"
         if not few and not error <= method.tolerance:

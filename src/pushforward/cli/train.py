@@ -18,6 +18,7 @@ from pushforward.cli._shared.options import FitOption, JsonOption, QuietOption
 from pushforward.cli._shared.report import command_line, progress, tell_notes, waiting, write_json
 from pushforward.data.datasets import ImageData, load_images
 from pushforward.data.reading import Fit
+from pushforward.data.words import many
 from pushforward.errors import PushforwardError
 from pushforward.linear import PROCESSES
 from pushforward.model.backbone import PRESETS
@@ -115,7 +116,9 @@ def train(
         typer.echo(f"pushforward: {note}", err=True)
     tell_notes(images, quiet=quiet)
     if images.skipped:
-        typer.echo(f"pushforward: {len(images.skipped)} files left out, {len(images)} images read", err=True)
+        typer.echo(
+            f"pushforward: {many(len(images.skipped), 'file')} left out, {many(len(images), 'image')} read", err=True
+        )
     known = images.captions is not None or images.labels is not None
     in_vain({"label_dropout": None if known else "the data have no labels and no captions"})
     try:
@@ -136,7 +139,9 @@ def train(
             typer.echo(f"pushforward: {stop}", err=True)
         raise typer.Exit(stop.status) from None
     if not quiet and json != "-":
-        typer.echo(f"{out}: {report.steps} steps, {report.images_per_second:.0f} images/s, loss {report.loss:.4f}")
+        typer.echo(
+            f"{out}: {many(report.steps, 'step')}, {report.images_per_second:.0f} images/s, loss {report.loss:.4f}"
+        )
     write_json({**asdict(report), "notes": images.notes, "skipped": [name for name, _ in images.skipped]}, json)
 
 

@@ -33,6 +33,7 @@ from pushforward.cli._shared.options import (
 )
 from pushforward.data.inputs import read_file
 from pushforward.data.pictures import compared, from_bytes, save_image, sheet
+from pushforward.data.words import many
 from pushforward.errors import PushforwardError
 from pushforward.evaluation.pairs import decibels
 from pushforward.execute import INVERSE
@@ -227,10 +228,9 @@ def _sheet(items: Sequence[Item], out: Path) -> list[dict[str, Any]]:
 
 
 def _summary(report: dict[str, Any]) -> str:
-    text = f"{report['out']}: {report['count']} images"
+    text = f"{report['out']}: {many(report['count'], 'image')}"
     if "nfe" in report:
-        text += (
-            f", {report['nfe']:.0f} network evaluations each in {report['rounds']} rounds, {report['seconds']:.1f} s"
-        )
+        text += f", {many(report['nfe'], 'network evaluation')} each in {many(report['rounds'], 'round')}"
+        text += f", {report['seconds']:.1f} s"
     near = [row["psnr_to_source"] for row in report["images"]]
     return text + (f"; psnr to the source {sum(near) / len(near):.1f} dB on average" if near else "")

@@ -28,6 +28,7 @@ from pushforward.cli._shared.report import progress
 from pushforward.cli._shared.watermarks import KeyOption, key_of, message_of
 from pushforward.cli._shared.watermarks import shown as worded
 from pushforward.data.pictures import save_each
+from pushforward.data.words import many
 from pushforward.maps.labels import in_turn, is_guided
 from pushforward.maps.storage import header, save_codes
 from pushforward.verbs.watermarks import watermark
@@ -89,7 +90,7 @@ def watermark_embed(
     save_each(marked.images, out)
     save_codes(codes, marked.code, {**info, **place.kept, "seed": seed, "watermark": mark})
     carried = "a ring" if told is None else f"{8 * len(told)} bits"
-    reports.tell(f"{out}: {count} image{'s' * (count > 1)} with {carried} in each, {plan.nfe} network calls per image, "
+    reports.tell(f"{out}: {many(count, 'image')} with {carried} in each, {many(plan.nfe, 'network call')} per image, "
                  f"{seconds:.1f} s")  # fmt: skip
     reports.write({
         "model": model, "process": network.process.name, "solver": spec.solver, "settings": dict(plan.settings),

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pushforward.data import imagefolder
 from pushforward.data.hub import check_hub
-from pushforward.data.imagefolder import SPLITS, caption_column, caption_of, few, label_column, many
+from pushforward.data.imagefolder import SPLITS, caption_column, caption_of, label_column
 from pushforward.data.memory import check_memory
 from pushforward.data.reading import (
     UNREADABLE,
@@ -36,6 +36,7 @@ from pushforward.data.reading import (
     sentences,
     shaped,
 )
+from pushforward.data.words import few, many
 from pushforward.errors import PushforwardError
 
 __all__ = ["ImageData", "brought", "image_files", "load_images", "read_image"]
@@ -199,7 +200,7 @@ def _from_folder(folder: Path, shape: _Shape, split: str, on_skip: Callable[[str
     done: Notes = Counter()
     images, skipped = _read_all(((str(file), file) for file in files), shape, done, on_skip)
     if not images:
-        raise PushforwardError(f"None of the {len(files)} images in {folder} can be read; {files[0]}: {skipped[0][1]}.")
+        raise PushforwardError(f"No image in {folder} can be read, of {len(files)}; {files[0]}: {skipped[0][1]}.")
     good = [file for file in files if str(file) in images]
     notes += [table.note for table in tables]
     used = {table.path for table in tables}

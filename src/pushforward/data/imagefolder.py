@@ -20,16 +20,17 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pushforward.data.reading import explained
+from pushforward.data.words import few, many
 from pushforward.errors import PushforwardError
 
 __all__ = [
-    "SPLITS", "SUFFIXES", "Table", "beside", "by_folder", "caption_column", "caption_of", "few", "label_column", "many",
+    "SPLITS", "SUFFIXES", "Table", "beside", "by_folder", "caption_column", "caption_of", "label_column",
     "of_split", "said", "tables", "walk",
 ]  # fmt: skip
 
@@ -321,17 +322,3 @@ def said(files: Sequence[Path], tables: Sequence[Table], what: Literal["captions
         few = f"{len(missing)} of {len(files)} images, {one} for one"
         raise PushforwardError(f"{those[0].path} has no {word} for {few}; add it, or remove the file.")
     return {file: every[place[file]] for file in files}
-
-
-# -- words ------------------------------------------------------------------------------------------------------------
-
-
-def few(names: Iterable[str], most: int = 8) -> str:
-    """Join the first of some names, and say how many more there are."""
-    every = list(names)
-    return ", ".join(every[:most]) + f" and {len(every) - most} more" * (len(every) > most)
-
-
-def many(count: int, what: str) -> str:
-    """Format a number of things, as `3 images`."""
-    return f"{count} {what}{'s' * (count != 1)}"

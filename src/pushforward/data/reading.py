@@ -30,6 +30,7 @@ import torch
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from pushforward.data.words import many
 from pushforward.errors import PushforwardError
 
 __all__ = ["FITS", "UNREADABLE", "Fit", "Note", "Notes", "explained", "read_image", "sentences", "shaped"]
@@ -71,8 +72,7 @@ def sentences(notes: Mapping[Note, int]) -> tuple[str, ...]:
         sizes = sorted({note.size for note in mine if note.size is not None}, key=lambda size: size[0] * size[1])
         ends = [f"{width}x{height}" for height, width in sizes]
         of = "".join(ends) if len(ends) < 2 else f"{len(ends)} sizes between {ends[0]} and {ends[-1]}"
-        count = sum(mine.values())
-        lines.append(f"{count} image{'s' * (count > 1)} {what.format(of) if sizes else what}")
+        lines.append(f"{many(sum(mine.values()), 'image')} {what.format(of) if sizes else what}")
     return tuple(lines)
 
 

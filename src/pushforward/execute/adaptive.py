@@ -20,6 +20,7 @@ import torch
 from scipy.integrate import RK45
 from torch import Tensor
 
+from pushforward.data.words import many
 from pushforward.denoiser import Denoiser
 from pushforward.errors import PushforwardError
 from pushforward.execute.sequential import Progress
@@ -83,7 +84,7 @@ def adaptive(
             least = 10 * (torch.nextafter(t, torch.full_like(t, on * torch.inf)) - t).abs()
             if bool((again[some] & (length[some] < least)).any()):
                 raise PushforwardError(
-                    f"RK45 gave up on the flow after {flow.calls} network calls: its steps vanish; loosen rtol."
+                    f"RK45 gave up on the flow after {many(flow.calls, 'network call')}: its steps vanish; loosen rtol."
                 )
             ahead = t + on * torch.maximum(length[some], least)
             ahead = torch.where(on * (ahead - stop) > 0, stop, ahead)

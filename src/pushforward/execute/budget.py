@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 
+from pushforward.data.words import many
 from pushforward.errors import PushforwardError
 
 LEAST, EACH, MORE = 12, 2, 4  # calls: no fewer than the first, else so many for every round and some more
@@ -46,6 +47,6 @@ def window_in(nodes: int, rounds: int, evaluations: int | None, *, implicit: boo
     if nodes <= min(rounds, evaluations) and not implicit:
         return 1
     raise PushforwardError(
-        f"{rounds} rounds on the plan's {nodes} calls may take {most} evaluations per image, more than the "
-        f"{evaluations} allowed: take fewer steps or rounds, or allow more evaluations."
+        f"{many(rounds, 'round')} on the plan's {many(nodes, 'call')} may take {many(most, 'evaluation')} per image, "
+        f"more than the {evaluations} allowed: take fewer steps or rounds, or allow more evaluations."
     )

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from pushforward.data import schema
+from pushforward.data.words import many
 from pushforward.denoiser import Ask, Denoiser
 from pushforward.errors import PushforwardError
 from pushforward.execute.anderson import Mixing
@@ -236,8 +237,8 @@ def parallel(
     bad = solution.diverged.nonzero()[:, 0]
     if plan.implicit and len(bad):
         raise PushforwardError(
-            f"The implicit plan of {plan.solver!r} did not converge in {solution.rounds} rounds, and cannot be run "
-            "step by step instead: use more steps, a lower order, or an explicit solver."
+            f"The implicit plan of {plan.solver!r} did not converge in {many(solution.rounds, 'round')}, and cannot be "
+            "run step by step instead: use more steps, a lower order, or an explicit solver."
         )
     if len(bad):
         states = solution.states.clone()

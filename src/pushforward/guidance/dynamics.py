@@ -9,6 +9,7 @@ from numbers import Real
 
 from pushforward.data import schema
 from pushforward.data.memory import check_memory
+from pushforward.data.words import many
 from pushforward.errors import PushforwardError
 
 __all__ = ["SAMPLERS", "Dynamics", "Schedule", "ess", "hmc", "langevin", "mala", "pcn"]
@@ -142,12 +143,13 @@ class Schedule:
             )
         if not 1 <= self.draws <= self.steps - self.warmed:
             raise PushforwardError(
-                f"{self.steps - self.warmed} steps after the warm-up give as many draws at most; got {self.draws}."
+                f"There are at most as many draws as steps after the warm-up, {self.steps - self.warmed}; got "
+                f"{self.draws}."
             )
         if self.rungs - 1 > 2 * self.steps:
             raise PushforwardError(
                 f"A state climbs 2 rungs in a move at most, so none would reach the top of {self.rungs:,} in "
-                f"{self.steps} moves; take fewer rungs, or more moves."
+                f"{many(self.steps, 'move')}; take fewer rungs, or more moves."
             )
         if self.rungs < 1 or (self.rungs > 1 and self.anneal):
             raise PushforwardError(

@@ -35,6 +35,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from pushforward.data.words import many
 from pushforward.errors import PushforwardError
 from pushforward.execute import INVERSE, Implicit, Parallel, Progress
 from pushforward.guidance.decoding import Counted
@@ -281,7 +282,7 @@ def _check_images(images: Tensor) -> None:
 def _check_begin(begin: Code, drawn: Code) -> None:
     """Raise unless a code to begin at has the parts that the map's own have."""
     if len(begin) != len(drawn):
-        raise PushforwardError(f"{len(drawn)} images need as many codes to begin at; got {len(begin)}.")
+        raise PushforwardError(f"For {many(len(drawn), 'image')} give as many codes to begin at; got {len(begin)}.")
     for name, part, wanted in (
         ("start", begin.start, drawn.start),
         ("noises", begin.noises, drawn.noises),

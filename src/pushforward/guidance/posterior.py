@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from pushforward.data.memory import check_memory
+from pushforward.data.words import many
 from pushforward.errors import Diverged, FarOutside, PushforwardError
 from pushforward.execute.host import undisturbed
 from pushforward.guidance.chains import Chains, Point, Record, walk
@@ -164,7 +165,7 @@ def guide(
     )
     if resume is not None:
         if resume.rungs != schedule.rungs:
-            raise PushforwardError(f"The chains to go on with have {resume.rungs} rungs, not {schedule.rungs}.")
+            raise PushforwardError(f"The chains to go on with have {many(resume.rungs, 'rung')}, not {schedule.rungs}.")
         _go_on("chains", resume, target)
     if begin is not None and schedule.anneal:
         raise PushforwardError(
@@ -180,7 +181,7 @@ def guide(
     draws = state.draws
     if not draws:
         raise PushforwardError(
-            f"Chains of {state.step} steps kept no draw: resume them with the schedule that they began with."
+            f"Chains of {many(state.step, 'step')} kept no draw: resume them with the schedule that they began with."
         )
     one = target.code[:chains]
     code = Code.cat([one.with_variables(draw.variables) for draw in draws])

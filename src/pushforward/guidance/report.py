@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from pushforward.data.words import many
 from pushforward.guidance.diagnostics import diagnose
 from pushforward.guidance.dynamics import Schedule
 from pushforward.guidance.posterior import Guided
@@ -62,10 +63,10 @@ def report_of(found: Guided, schedule: Schedule | None) -> dict[str, Any]:
 def summary(report: Mapping[str, Any]) -> str:
     """The report in a sentence, with what should worry a reader."""
     parts = ", ".join(f"{name} {value:.4g}" for name, value in report["energies"].items())
-    text = f"{report['out']}: {report['count']} samples, mean energy {report['energy']:.4g}"
+    text = f"{report['out']}: {many(report['count'], 'sample')}, mean energy {report['energy']:.4g}"
     text += f" ({report['unguided_energy']:.4g} without guidance)"
     text += f" ({parts})" * (len(report["energies"]) > 1)
-    text += f", {report['nfe']:.0f} network evaluations each, {report['seconds']:.1f} s"
+    text += f", {many(report['nfe'], 'network evaluation')} each, {report['seconds']:.1f} s"
     if "rhat" in report:
         known = {name: value for name, value in report["rhat"].items() if value is not None}
         if report["acceptance"] < 1:

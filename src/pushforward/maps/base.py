@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pushforward.data.memory import check_images
+from pushforward.data.words import many
 from pushforward.denoiser import Denoiser
 from pushforward.errors import PushforwardError
 from pushforward.linear import root
@@ -109,7 +110,9 @@ class ModelMap(ABC):
             PushforwardError: the map is bound to labels or prompts of another number of images.
         """
         if self.bound.conditions not in (0, 1, count):
-            raise PushforwardError(f"{count} images need as many labels or prompts; got {self.bound.conditions}.")
+            raise PushforwardError(
+                f"For {many(count, 'image')} give as many labels or prompts, or one; got {self.bound.conditions}."
+            )
         return self.bound.to(self._place)
 
     def some(self, which: slice | Tensor) -> Self:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pushforward.data.memory import check_memory
+from pushforward.data.words import many
 from pushforward.errors import PushforwardError
 
 __all__ = ["Code", "GaussianStream", "batches", "derive_seed", "numbered", "whole_numbers"]
@@ -142,7 +143,7 @@ def numbered(first: int | Sequence[int], count: int) -> Sequence[int]:
         (first,) = whole_numbers("Numbers of images", first)
     numbers = range(first, first + count) if isinstance(first, int) else first
     if len(numbers) != count:
-        raise PushforwardError(f"{count} images need as many numbers; got {len(numbers)}.")
+        raise PushforwardError(f"For {many(count, 'image')} give as many numbers; got {len(numbers)}.")
     return numbers
 
 

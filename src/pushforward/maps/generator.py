@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from pushforward.data.faults import FAULTS, reason
 from pushforward.data.memory import check_images
+from pushforward.data.words import many
 from pushforward.errors import PushforwardError
 from pushforward.maps.code import Code, GaussianStream, batches
 from pushforward.maps.labels import Condition, Labels, listed
@@ -195,8 +196,8 @@ class Generator:
         if not pictures or images.ndim != 4 or len(images) != len(code):
             what = f"shape {tuple(images.shape)} of {images.dtype}" if isinstance(images, Tensor) else None
             raise PushforwardError(
-                f"Generator {self.name!r} must make {len(code)} images ({len(code)}, channels, height, width) of "
-                f"{len(code)} codes, of floating point; it gave {what or f'a {type(images).__name__}'}."
+                f"Generator {self.name!r} must make images ({len(code)}, channels, height, width) of "
+                f"{many(len(code), 'code')}, of floating point; it gave {what or f'a {type(images).__name__}'}."
             )
         low, high = self.range
         return images if (low, high) == (-1, 1) else (images - low) * (2 / (high - low)) - 1
@@ -236,7 +237,9 @@ class Generator:
             return None
         labels = self.labels.expand(count) if len(self.labels) == 1 else self.labels
         if tuple(labels.shape) != (count,):
-            raise PushforwardError(f"{count} images need as many labels; got shape {tuple(labels.shape)}.")
+            raise PushforwardError(
+                f"For {many(count, 'image')} give as many labels, or one; got shape {tuple(labels.shape)}."
+            )
         return labels
 
     def _like(self, start: Tensor) -> Tensor:

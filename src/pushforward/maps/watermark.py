@@ -45,6 +45,7 @@ from scipy.linalg import hadamard
 from scipy.special import bdtrc, ndtri
 from torch import Tensor
 
+from pushforward.data.words import many
 from pushforward.errors import PushforwardError
 
 __all__ = ["LEAST", "Bits", "Found", "Ring", "longest", "read"]
@@ -100,7 +101,7 @@ class Bits(_Keyed):
         """
         self.check(z.shape[1:])
         if len(message) != self.length:
-            raise PushforwardError(f"The pattern holds {self.length} bytes; got {len(message)}.")
+            raise PushforwardError(f"The pattern holds {many(self.length, 'byte')}; got {len(message)}.")
         size = z[0].numel()
         place, column = self._places(size)
         chips = _words()[torch.tensor(list(message), device="cpu")[place], column]

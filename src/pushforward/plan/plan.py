@@ -36,6 +36,7 @@ import torch
 from torch import Tensor
 
 from pushforward.data.memory import check_memory
+from pushforward.data.words import many
 from pushforward.errors import PushforwardError
 from pushforward.linear import IDENTITY, POINT, Basis, Gaussian, Operator, Process
 from pushforward.plan.grid import STEP, check_grid
@@ -182,7 +183,9 @@ class Plan:
     @property
     def calls(self) -> str:
         """The network evaluations of an image in words, and the rounds if they are fewer."""
-        return f"{self.nfe} network evaluations" + (f" in {self.rounds} rounds" if self.rounds < self.nfe else "")
+        return many(self.nfe, "network evaluation") + (
+            f" in {many(self.rounds, 'round')}" if self.rounds < self.nfe else ""
+        )
 
     @property
     def waves(self) -> tuple[tuple[int, ...], ...]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from pushforward.data.words import many
 from pushforward.errors import PushforwardError
 from pushforward.studio import sample
 from pushforward.studio._shared.controls import (
@@ -128,7 +129,7 @@ def run(model: Model, settings: Settings) -> Generator[Shown, None, None]:
             exact = entries[0].images
         files = {f"{k}-{one.settings.solver.replace(':', '-')}.png": png(picture(one.images))
                  for k, one in enumerate(entries)}  # fmt: skip
-        says = f"{len(rows)} samplers, each from the same codes"
+        says = f"{many(len(rows), 'sampler')}, each from the same codes"
         return Shown(says, _table(model, entries), tuple(entries), files)
 
     yield from live(work)

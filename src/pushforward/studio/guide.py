@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pushforward.data.words import many
 from pushforward.errors import PushforwardError
 from pushforward.studio._shared.controls import TakeAway, buttons, picture_area, seed_number, what_choice, wire
 from pushforward.studio._shared.live import live
@@ -191,7 +192,7 @@ def run(model: Model, photo: Photo | None, settings: Settings, clip: str | None 
             chains=settings.chains, seed=settings.seed, callback=watch,
         )  # fmt: skip
         before, after = float(found.history[0].energy.mean()), float(found.energy.mean())
-        says = f"Mean energy {before:.4g} before, {after:.4g} after {settings.moves} moves, "
+        says = f"Mean energy {before:.4g} before, {after:.4g} after {many(settings.moves, 'move')}, "
         says += f"{time.perf_counter() - began:.1f} s"
         return Shown(says, preview(found.images), _traces(found.history), found.images,
                      files(found.images, found.code))  # fmt: skip

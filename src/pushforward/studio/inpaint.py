@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pushforward.data.words import many
 from pushforward.errors import PushforwardError
 from pushforward.studio._shared.controls import (
     TakeAway,
@@ -141,8 +142,8 @@ def run(model: Model, photo: Photo, mask: Tensor, settings: Settings) -> Generat
                          callback=watch)[0]  # fmt: skip
         files = {"picture-0.png": photo.file, "mask.png": mask_file(mask)}
         files |= {f"{k}.png": png(picture(one[None], 0)) for k, one in enumerate(images)}
-        draws = f"{len(images)} draw{'s' * (len(images) > 1)}"
-        says = f"{draws}, {there.plan.nfe} network evaluations each, {time.perf_counter() - began:.1f} s"
+        draws = many(len(images), "draw")
+        says = f"{draws}, {there.plan.calls} each, {time.perf_counter() - began:.1f} s"
         return Shown(says, preview(images), images, files)
 
     yield from live(work)

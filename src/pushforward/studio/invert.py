@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pushforward.data.words import many
 from pushforward.studio._shared.controls import TakeAway, buttons, guidance_number, picture_area, solver_choice, wire
 from pushforward.studio._shared.live import live
 from pushforward.studio._shared.models import Shelf, asked_what, steps_beside
@@ -112,8 +113,9 @@ def run(model: Model, photos: list[Photo], settings: Settings) -> Generator[Show
         files |= _codes(found, settings) | {"again.png": png(picture(again, 0))}
         if frames is not None:
             files["between.png"] = png(row(frames))
+        took = many(float(found.nfe.double().mean()), "network evaluation")
         return Shown(
-            f"{int(found.nfe.double().mean())} network evaluations each in {found.rounds} rounds, {seconds:.1f} s",
+            f"{took} each in {many(found.rounds, 'round')}, {seconds:.1f} s",
             row(images, 256), row(again, 256), row(viewed(model, found.code.start), 256),
             _figures(images, again, found), () if frames is None else tuple(picture(one[None], 256) for one in frames),
             files, found,

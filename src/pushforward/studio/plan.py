@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from pushforward.data.words import many
 from pushforward.errors import PushforwardError
 from pushforward.studio._shared.controls import TakeAway, buttons, solver_choice, wire
 from pushforward.studio._shared.models import Shelf, steps_beside
@@ -78,7 +79,7 @@ def run(model: Model, settings: Settings) -> Generator[Shown, None, None]:
     """
     plan = model.plan(settings.solver, steps_beside(settings.solver, settings.steps))
     if len(plan.nodes) > NODES:
-        raise PushforwardError(f"This plan has {len(plan.nodes)} states; take fewer steps, to be looked at.")
+        raise PushforwardError(f"This plan has {many(len(plan.nodes), 'state')}; take fewer steps, to be looked at.")
     entries = []
     for k, node in enumerate(plan.nodes):
         for register, operator in node.terms.items():
@@ -86,7 +87,7 @@ def run(model: Model, settings: Settings) -> Generator[Shown, None, None]:
                 flat = operator.coefficients.flatten()
                 entries.append(Entry(k, register.kind, register.node, float(flat[flat.abs().argmax()])))
     says = f"{plan.solver} on {plan.process.name}: {plan.calls}"
-    says += f", noise in {len(plan.noises)} steps" if plan.noises else ", no noise"
+    says += f", noise in {many(len(plan.noises), 'step')}" if plan.noises else ", no noise"
     yield Shown(says, tuple(entries), "".join(_matrix(plan, entries, kind) for kind in KINDS))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pushforward.data.words import many
 from pushforward.studio._shared.controls import (
     TakeAway,
     buttons,
@@ -126,10 +127,8 @@ def run(model: Model, settings: Settings) -> Generator[Shown, None, None]:
             settings.count, solver=settings.solver, steps=steps, labels=labels, guidance=settings.guidance,
             seed=settings.seed, parallel=Parallel(settings.tolerance) if settings.parallel else None, callback=watch,
         )  # fmt: skip
-        took = f"{evaluations / settings.count:.0f} network evaluations each"
-        says = (
-            f"{settings.count} image{'s' * (settings.count > 1)}, {took}{f' in {len(rows)} rounds' if rows else ''}, "
-        )
+        took = many(evaluations / settings.count, "network evaluation") + " each"
+        says = f"{many(settings.count, 'image')}, {took}" + (f" in {many(len(rows), 'round')}, " if rows else ", ")
         says += f"{time.perf_counter() - began:.1f} s"
         files = {"samples.png": png(picture(images)), **_codes(model, settings)}
         return Shown(says, preview(images), _grid(rows) if rows else "", images, files)

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from pushforward.data.memory import check_memory
+from pushforward.data.words import many
 from pushforward.denoiser import Denoiser, Watched
 from pushforward.errors import PushforwardError
 from pushforward.execute import Parallel, parallel, run
@@ -147,7 +148,8 @@ def learn_plan(
     count = nodes_in(rounds, max_evaluations)
     if count <= rounds:
         raise PushforwardError(
-            f"{max_evaluations} evaluations are too few to learn a plan of {rounds} rounds: allow more, or take fewer."
+            f"A plan of {many(rounds, 'round')} cannot be learned in {many(max_evaluations or 0, 'evaluation')}: allow "
+            "more, or take fewer rounds."
         )
     unlearned = in_rounds(model.process, count, model.reference, end)
     task = _Task(model, unlearned.times, rounds, callback or (lambda _: None))

@@ -23,6 +23,7 @@ from torch.nn.functional import cosine_similarity, interpolate, normalize
 
 from pushforward.data.faults import FAULTS
 from pushforward.data.hub import check_model
+from pushforward.data.words import many
 from pushforward.errors import PushforwardError
 
 __all__ = ["Clip", "alignment", "load_clip"]
@@ -142,7 +143,7 @@ class Clip:
         """
         several = [prompts] if isinstance(prompts, str) else list(prompts)
         if len(several) not in (1, count):
-            raise PushforwardError(f"{count} images need 1 prompt or {count}; got {len(several)}.")
+            raise PushforwardError(f"For {many(count, 'image')} give as many prompts, or one; got {len(several)}.")
         return self.texts(several).expand(count, -1)
 
     @property

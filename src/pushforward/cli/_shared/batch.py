@@ -25,6 +25,7 @@ from pushforward.data.files import atomic_path, digest
 from pushforward.data.inputs import image_files, read_file
 from pushforward.data.reading import Fit, sentences
 from pushforward.data.schema import read
+from pushforward.data.words import many
 from pushforward.errors import PushforwardError
 
 if TYPE_CHECKING:
@@ -84,8 +85,8 @@ class Outcome:
     @property
     def lines(self) -> list[str]:
         """All notes as sentences."""
-        earlier = [f"{self.before} results were there already"] * bool(self.before)
-        stale = [f"{self.stale} results were of other images, weights or texts, and are made again"] * bool(self.stale)
+        earlier = [f"there already: {many(self.before, 'result')}"] * bool(self.before)
+        stale = [f"made again, as of other images, weights or texts: {many(self.stale, 'result')}"] * bool(self.stale)
         return [*earlier, *stale, *sentences(self.notes), *self.skipped.values()]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import typer
 
 from pushforward.data.files import check_writable
+from pushforward.data.words import many
 from pushforward.errors import PushforwardError
 
 __all__ = ["check_outputs", "check_split", "given", "in_vain", "noted", "spare", "tell_in_vain"]
@@ -77,7 +78,12 @@ def spare(count: int, **lists: Sequence[str] | None) -> None:
     Raises:
         PushforwardError: the option has no effect.
     """
-    in_vain({k: f"{len(v)} are given for {count} images" if v and len(v) > count else None for k, v in lists.items()})
+    in_vain(
+        {
+            k: f"{len(v)} are given for {many(count, 'image')}" if v and len(v) > count else None
+            for k, v in lists.items()
+        }
+    )
 
 
 def check_outputs(
