@@ -27,6 +27,7 @@ from torch.nn.functional import interpolate
 
 from pushforward.data.files import atomic_path, cache_folder, load_tensors
 from pushforward.data.files import digest as _digest
+from pushforward.data.words import many
 from pushforward.errors import PushforwardError
 from pushforward.execute.host import undisturbed
 from pushforward.model.torchscript import load_torchscript
@@ -213,8 +214,8 @@ class FashionNet(nn.Module):
         if images.shape[1:] != (1, 28, 28):
             channels, height, width = images.shape[1:]
             raise PushforwardError(
-                f"The feature network fashion takes grey images of 28x28, 1 channel; got {height}x{width}, {channels} "
-                f"channel{'s' * (channels > 1)}. For distances of images, effnet takes any."
+                f"The network fashion reads grey images of 28x28, 1 channel; got {height}x{width}, "
+                f"{many(channels, 'channel')}. Take another network."
             )
         return self.body((images.float() / 255 - 0.286) / 0.353)
 
@@ -320,9 +321,7 @@ class _TorchScript(nn.Module):
             ) from error
         if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(images):
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise PushforwardError(
-                f"The network {self.path} must answer features ({len(images)}, d) of {len(images)} images; got {shape}."
-            )
+            raise PushforwardError(f"The network {self.path} must answer features ({len(images)}, d); got {shape}.")
         return found
 
 
