@@ -114,6 +114,15 @@ def test_a_mask_of_other_numbers_than_0_and_1_is_refused(mask, said):
         pf.inpaint(mixture().model, torch.zeros(2, *SHAPE), mask)
 
 
+def test_a_solver_that_takes_no_repeats_takes_each_step_once():
+    """Unless they are asked for."""
+    model, images, mask = pair().model, torch.zeros(1, 1, 1, 2), torch.tensor([True, False])
+    made = model.inpaint(images, mask, solver="auto", steps=5)
+    assert made.equal(model.inpaint(images, mask, solver="auto:steps=5"))
+    with pytest.raises(PushforwardError, match="leave out repeats"):
+        model.inpaint(images, mask, solver="auto", repeats=4)
+
+
 def test_each_image_is_inpainted_under_its_own_label():
     """As alone under that label, but for the rounding of another batch."""
     model = load("fashion-vp")
@@ -123,7 +132,7 @@ def test_each_image_is_inpainted_under_its_own_label():
     for k, label in enumerate(("bag", "shirt")):
         alone = inpaint(plain.given(label, 2.0), images[k : k + 1], known, draws=2, first=k)
         torch.testing.assert_close(both[k : k + 1], alone, rtol=0, atol=1e-3)
-    with pytest.raises(PushforwardError, match="2 images need as many labels or prompts; got 3"):
+    with pytest.raises(PushforwardError, match="For 2 images give as many labels or prompts, or one; got 3"):
         inpaint(plain.given(["bag"] * 3), images, known)
 
 

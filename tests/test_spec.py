@@ -113,7 +113,7 @@ def test_references_by_name(reference):
         ("ddim:end=-1", "not below 0"),
         ("nothing", "Unknown solver 'nothing'; known are auto, ddim, .*, rk45"),
         ("ddim:speed=3", "no setting 'speed'"),
-        ("auto:order=3", "chooses its own settings"),
+        ("auto:order=3:start=0.5", "chooses its own settings; leave out order and start, or"),
         ("rk45:tolerance=0", "positive"),
         ("rk45:parallel=picard", "cannot be taken at once"),
         ("gddim:reference=best", "data, spectrum or the variance"),
@@ -151,7 +151,7 @@ def test_numbers_of_other_libraries_are_numbers():
 
 
 def test_a_step_that_does_not_fit():
-    with pytest.raises(PushforwardError, match="3 network calls are too few for rk4"):
+    with pytest.raises(PushforwardError, match="takes more than 3 network calls"):
         parse("rk4:end=0.01").calling(tiny(VP()), 3)
 
 

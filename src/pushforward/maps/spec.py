@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pushforward.data import schema
+from pushforward.data.words import many
 from pushforward.errors import PushforwardError
 from pushforward.execute import PARALLEL_METHODS, Parallel
 from pushforward.execute.budget import nodes_in
@@ -33,6 +34,7 @@ from pushforward.plan.grid import default
 __all__ = ["MOST", "SamplerSpec", "noisy", "parse", "words"]
 
 NONE: Mapping[str, object] = MappingProxyType({})
+_FREE = ("auto", "rk45")  # solvers that choose their own settings
 _WITHIN = 1e-3
 _ADAPTIVE = 1e-5  # error allowed in an adaptive step
 MOST = 100_000  # of anything that words count: more would run for days
@@ -215,7 +217,7 @@ class SamplerSpec:
         Raises:
             PushforwardError: a solver that always ends in clean data.
         """
-        if self.solver in ("auto", "rk45"):
+        if self.solver in _FREE:
             raise PushforwardError(
                 f"The solver {self.solver!r} goes on to clean data, from where no way leads back; take ddim, for one."
             )
@@ -246,8 +248,11 @@ class SamplerSpec:
         if self.solver not in (*SOLVERS, "rk45"):
             raise PushforwardError(f"Unknown solver {self.solver!r}; known are {', '.join((*SOLVERS, 'rk45'))}.")
         more = self.settings.keys() - ({"tolerance"} if self.adaptive else set())
-        if self.solver in ("auto", "rk45") and (more or self._timed):
-            raise PushforwardError(f"The solver {self.solver!r} chooses its own settings; name another to set them.")
+        if self.solver in _FREE and (told := [*sorted(more), *self._timed]):
+            raise PushforwardError(
+                f"The solver {self.solver!r} chooses its own settings; leave out {' and '.join(told)}, or name another "
+                "solver."
+            )
 
     @property
     def _timed(self) -> list[str]:
@@ -269,11 +274,11 @@ class SamplerSpec:
         Raises:
             PushforwardError: not even one step fits.
         """
-        if self.solver in ("auto", "rk45"):
+        if self.solver in _FREE:
             return replace(self, steps=nfe)
         if self.filed:
             if self.plan(model).nfe > nfe:
-                raise PushforwardError(f"{nfe} network calls are too few for {self.label}.")
+                raise PushforwardError(f"{self.label} takes more than {many(nfe, 'network call')}; allow more.")
             return self
 
         def calls(steps: int) -> int:
@@ -282,7 +287,7 @@ class SamplerSpec:
         first, each = calls(_PROBE), calls(_PROBE + 1) - calls(_PROBE)  # as many more with every step
         steps = _PROBE + (nfe - first) // max(1, each)
         if steps < 1 or calls(steps) > nfe:
-            raise PushforwardError(f"{nfe} network calls are too few for {self.label}.")
+            raise PushforwardError(f"{self.label} takes more than {many(nfe, 'network call')}; allow more.")
         return replace(self, steps=steps)
 
 
@@ -308,11 +313,11 @@ def parse(text: str, beside: Mapping[str, object] = NONE, otherwise: Mapping[str
             settings[name] = _counted(settings[name], f"{name}=1 or more")
     if solver.lower().endswith(PLAN_SUFFIX):
         return SamplerSpec(solver, *_of_file(solver, settings))
-    whole = {**otherwise, **settings}
+    names = ("steps", "grid", "end", "start", "parallel", "within", "rounds", "max_evaluations")
+    whole = {**{name: value for name, value in otherwise.items() if name in names or solver not in _FREE}, **settings}
     if "rounds" in whole and "steps" not in settings:
         whole["steps"] = nodes_in(whole["rounds"], whole.get("max_evaluations"))  # type: ignore[arg-type]
     settings = whole
-    names = ("steps", "grid", "end", "start", "parallel", "within", "rounds", "max_evaluations")
     own = {name: settings.pop(name) for name in names if name in settings}
     if "steps" in own:
         own["steps"] = _counted(own["steps"], "1 step or more")
