@@ -318,6 +318,10 @@ def test_bad_uploads_and_settings_are_one_sentence(visit, tmp_path):
     fill(page, "Solver", "<b>no</b>")
     press(page, "Sample")
     says(page, "sample", "Unknown solver '<b>no</b>'")
+    fill(page, "Solver", "ddim")
+    page.get_by_label("Seed", exact=True).locator("visible=true").first.fill("-3")
+    press(page, "Sample")
+    says(page, "sample", "network evaluations each")  # as the command takes it
 
 
 def test_a_double_click_two_visitors_and_a_reload(visit):

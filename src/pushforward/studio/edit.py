@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from pushforward.data.words import many
 from pushforward.errors import PushforwardError
 from pushforward.studio import invert
 from pushforward.studio._shared.controls import TakeAway, buttons, guidance_number, seed_number, what_choice, wire
@@ -126,10 +127,12 @@ def run(model: Model, other: Model | None, photo: Photo, settings: Settings) -> 
             images[method] = found.images
             files[f"{method}.png"] = png(picture(found.images, 0))
             words = line(command(settings, method, text=model.text is not None, reads=reads))
-            says = f"{found.nfe:.0f} evaluations, {found.rounds} rounds, {time.perf_counter() - began:.1f} s"
+            says = (
+                f"{many(found.nfe, 'evaluation')}, {many(found.rounds, 'round')}, {time.perf_counter() - began:.1f} s"
+            )
             copies = copying("Command", words) + copying("Python", program(settings, method, photo))
             shown.append((picture(found.images), method, says + copies))
-        says = f"{len(images)} result{'s' * (len(images) != 1)}, from the same picture and seed"
+        says = f"{many(len(images), 'result')}, from the same picture and seed"
         return Shown(says, figures(shown), images, files)
 
     yield from live(work)
@@ -189,7 +192,7 @@ def _change(shelf: Shelf, model: Any, photo: Any, source: Any) -> tuple[Any, Any
             start = gr.Slider(0.1, 1, standard.start, step=0.05, label="Share of the steps", info="More changes more.")
             steps = gr.Slider(5, 200, standard.steps, step=1, label="Steps")
             with gr.Row():
-                guidance = guidance_number(standard.guidance)
+                guidance = guidance_number(standard.guidance, "1: none.")
                 seed = seed_number()
             go, stop = buttons("Change")
         with gr.Column(scale=2, min_width=300):

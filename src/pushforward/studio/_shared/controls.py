@@ -41,18 +41,18 @@ def solver_choice(value: str = "auto", offered: tuple[str, ...] = SOLVERS_OFFERE
                        info="With settings after colons if need be, as gddim:order=2.")  # fmt: skip
 
 
-def guidance_number(value: float = 0) -> Any:
-    """The weight of guidance; 0 stands for the model's own."""
+def guidance_number(value: float = 0, info: str = "0: the default.") -> Any:
+    """The weight of guidance; 0 stands for the model's own, if `info` does not say otherwise."""
     import gradio as gr
 
-    return gr.Number(value, label="Guidance", minimum=0, maximum=100, min_width=100, info="0: the default.")
+    return gr.Number(value, label="Guidance", min_width=100, info=info)
 
 
 def seed_number() -> Any:
-    """The seed."""
+    """The seed, any whole number, as elsewhere."""
     import gradio as gr
 
-    return gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31, min_width=100, info="Of the codes.")
+    return gr.Number(0, label="Seed", precision=0, min_width=100, info="Of the codes.")
 
 
 def buttons(name: str) -> tuple[Any, Any]:
