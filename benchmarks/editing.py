@@ -37,6 +37,7 @@ from torch import Tensor
 
 from pushforward import Diffusion, Model, Network, Plan, load
 from pushforward.data.files import atomic_path
+from pushforward.data.pictures import from_bytes
 from pushforward.evaluation.pairs import psnr, ssim
 from pushforward.maps.spec import parse
 from pushforward.plan.grid import uniform
@@ -246,8 +247,7 @@ def emoji(path: Path, count: int) -> Pairs:
     """Held-out pairs, half of them each way."""
     data = np.load(path)
     styles, seen = (
-        (torch.from_numpy(data[f"x_{split}"]).permute(0, 3, 1, 2).float() / 127.5 - 1).chunk(2)
-        for split in ("test", "train")
+        from_bytes(torch.from_numpy(data[f"x_{split}"]).permute(0, 3, 1, 2)).chunk(2) for split in ("test", "train")
     )
     captions = [str(text).rsplit(", ", 1)[0] for text in data["captions_test"][: len(styles[0])]]
     order = np.random.default_rng(0).permutation(len(captions))[TRIED : TRIED + count]

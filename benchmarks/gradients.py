@@ -32,6 +32,7 @@ import torch
 from _common import environment, plot_lines, read_json, table, write_json, write_text
 from torch import Tensor
 
+from pushforward.data.pictures import from_bytes
 from pushforward.execute import Exact, Gradient, Implicit, Phantom, Round, Skeleton, differentiable, run
 from pushforward.guidance.invert import optimise
 from pushforward.maps.diffusion import Diffusion
@@ -109,7 +110,7 @@ def plan_of(model: Model, steps: int) -> Plan:
 def images_of(path: Path, count: int) -> tuple[Tensor, Tensor]:
     """The first test images, in [-1, 1], and their labels."""
     arrays = np.load(path)
-    images = torch.from_numpy(arrays["x_test"][:count]).permute(0, 3, 1, 2).float() / 127.5 - 1
+    images = from_bytes(torch.from_numpy(arrays["x_test"][:count]).permute(0, 3, 1, 2))
     return images, torch.from_numpy(arrays["y_test"][:count]).long()
 
 

@@ -50,7 +50,7 @@ from pushforward import (
     load,
     process_from_config,
 )
-from pushforward.data.pictures import compared, save_image, to_bytes
+from pushforward.data.pictures import compared, from_bytes, save_image, to_bytes
 from pushforward.evaluation.distances import FEWEST, Reference, Sample, neighbourhoods
 from pushforward.execute import Parallel, Solution
 from pushforward.guidance import energies
@@ -328,7 +328,7 @@ def steering_classifier(path: Path, epochs: int = 6) -> torch.nn.Module:
         torch.nn.Conv2d(64, 96, 3, 2, 1), torch.nn.GELU(), torch.nn.Flatten(), torch.nn.Linear(96 * 16, 10),
     ).to(DEVICE)  # fmt: skip
     data = np.load(path)
-    x = torch.from_numpy(data["x_train"].reshape(-1, 1, 28, 28)).to(DEVICE).float() / 127.5 - 1
+    x = from_bytes(torch.from_numpy(data["x_train"].reshape(-1, 1, 28, 28)).to(DEVICE))
     y = torch.from_numpy(data["y_train"].astype(np.int64)).to(DEVICE)
     rate = 2e-3
     adam = torch.optim.AdamW(net.parameters(), lr=rate)
@@ -342,7 +342,7 @@ def steering_classifier(path: Path, epochs: int = 6) -> torch.nn.Module:
             adam.zero_grad()
             loss.backward()
             adam.step()
-    test = torch.from_numpy(data["x_test"].reshape(-1, 1, 28, 28)).float() / 127.5 - 1
+    test = from_bytes(torch.from_numpy(data["x_test"].reshape(-1, 1, 28, 28)))
     with torch.no_grad():
         found = net(test.to(DEVICE)).argmax(1).cpu()
         right = float((found == torch.from_numpy(data["y_test"].astype(np.int64))).float().mean())
@@ -545,7 +545,7 @@ def optimisers(path: Path, seeds: int, ways: list[str]) -> None:
     ]
     data = np.load(path)
     real = torch.from_numpy(data["x_test"][data["y_test"] == number].reshape(-1, 1, 28, 28)).to(DEVICE)
-    each = 5 * energies.classifier(network, number)(real.float() / 127.5 - 1, Code(real))
+    each = 5 * energies.classifier(network, number)(from_bytes(real), Code(real))
     save_optimisers(rows, np.quantile(each.cpu().numpy(), (0.5, 0.75)).tolist())
 
 
@@ -563,7 +563,7 @@ def descended(
     """Descents of `count` codes a seed: medians of the lowest energies so far, norms of bands, and the judge's word."""
     data, model = np.load(path), load("fashion-vp", device=DEVICE)
     few, judge = Diffusion(model, SamplerSpec("dpm++", 4).plan(model)), Judge.of(data, "sneaker")
-    real = torch.from_numpy(data["x_test"][data["y_test"] == judge.label][3].reshape(1, 28, 28)).float() / 127.5 - 1
+    real = from_bytes(torch.from_numpy(data["x_test"][data["y_test"] == judge.label][3].reshape(1, 28, 28)))
     energy = {
         "sneaker": 5 * energies.classifier(network, judge.label),
         "low-pass": energies.low_pass(real, 7, deviation=0.1),

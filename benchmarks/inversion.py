@@ -45,6 +45,7 @@ from _common import number, plot_lines, read_json, table, write_json, write_text
 from torch import Tensor
 
 from pushforward import SOLVERS, Code, Diffusion, Model, Plan, PushforwardError, grid, load
+from pushforward.data.pictures import from_bytes
 from pushforward.execute import Round, run
 from pushforward.execute.backward import backward, end_pair, forward, naive_inversion
 from pushforward.execute.inverse import INVERSE
@@ -83,7 +84,7 @@ class Images:
 def read(path: Path, count: int) -> Images:
     """The first test images of a file."""
     with np.load(path) as arrays:
-        pixels = torch.from_numpy(arrays["x_test"][:count]).reshape(-1, 28, 28, 1).float() / 127.5 - 1
+        pixels = from_bytes(torch.from_numpy(arrays["x_test"][:count]).reshape(-1, 28, 28, 1))
         labels = torch.from_numpy(arrays["y_test"][:count]).long()
     return Images(pixels.movedim(-1, 1), labels)
 

@@ -27,6 +27,7 @@ from _common import read_json, table, write_json, write_text
 from _mixture import Mixture
 from torch import Tensor
 
+from pushforward.data.pictures import from_bytes
 from pushforward.linear import VE, VP, Blurring, Flow, Gaussian, Langevin, Operator, Process
 from pushforward.model import Model, load
 from pushforward.model.zoo import names
@@ -80,7 +81,7 @@ def held_out(name: str, data: Path, count: int, steps: int, draws: int) -> dict[
     """Bits per dimension of test images that a model was made for, evenly at most `count`."""
     model = load(name)
     with np.load(data) as arrays:
-        images = torch.from_numpy(arrays["x_test"]).permute(0, 3, 1, 2).float() / 127.5 - 1
+        images = from_bytes(torch.from_numpy(arrays["x_test"]).permute(0, 3, 1, 2))
     images = images[:: max(1, len(images) // count)][:count]
     began = time.perf_counter()
     found = log_likelihood(model, images, steps=steps, draws=draws, dequantise=True, labels=None)

@@ -31,7 +31,7 @@ from _common import RESULTS, table, write_json, write_text
 from torch import Tensor
 
 from pushforward import Diffusion, Model, Network, PushforwardError, load
-from pushforward.data.pictures import compared, save_image, to_bytes
+from pushforward.data.pictures import compared, from_bytes, save_image, to_bytes
 from pushforward.evaluation.pairs import ssim
 from pushforward.evaluation.translation import Row, compare, space
 from pushforward.evaluation.translation import table as comparison
@@ -133,7 +133,7 @@ def translations(
 def emoji(path: Path, count: int, steps: int, only: str | None, *, deterministic: bool) -> None:
     """The tables of emoji: one network under two words, with and without captions, and two networks trained apart."""
     data = np.load(path)
-    every = {split: torch.from_numpy(data[f"x_{split}"]).permute(0, 3, 1, 2).float() / 127.5 - 1
+    every = {split: from_bytes(torch.from_numpy(data[f"x_{split}"]).permute(0, 3, 1, 2))
              for split in ("train", "test")}  # fmt: skip
     half = {split: x.chunk(2) for split, x in every.items()}
     captions = [str(text).rsplit(", ", 1)[0] for text in data["captions_test"][: len(half["test"][0])]]
@@ -189,7 +189,7 @@ def report(
 def fashion(path: Path, count: int, steps: int) -> None:
     """Success by a classifier against similarity to the source."""
     data = np.load(path)
-    images = torch.from_numpy(data["x_test"].reshape(-1, 1, 28, 28)).float() / 127.5 - 1
+    images = from_bytes(torch.from_numpy(data["x_test"].reshape(-1, 1, 28, 28)))
     labels = torch.from_numpy(data["y_test"].astype(np.int64))
     model = fast(load("fashion-vp"))
     rows: list[dict[str, Any]] = []
@@ -219,7 +219,7 @@ def reconstruction(files: dict[str, Path | None], steps: int, count: int) -> Non
         if path is None:
             continue
         model, images = load(name), torch.from_numpy(np.load(path)["x_test"][:: 400 // count][:count])
-        real = images.reshape(count, *images.shape[1:3], -1).permute(0, 3, 1, 2).float() / 127.5 - 1
+        real = from_bytes(images.reshape(count, *images.shape[1:3], -1).permute(0, 3, 1, 2))
         for text in PLANS:
             try:
                 plan = replace(parse(text), steps=steps, end=model.process.t_min).plan(model)

@@ -19,7 +19,7 @@ import torch
 from _common import read_json, table, write_json, write_text
 from torch import Tensor, nn
 
-from pushforward.data.pictures import to_bytes
+from pushforward.data.pictures import from_bytes, to_bytes
 from pushforward.linear import Gaussian
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.labels import take_labels
@@ -35,7 +35,7 @@ def read(path: Path) -> dict[str, Tensor]:
     arrays = np.load(path)
     data = {}
     for split in ("train", "test"):
-        data[f"x_{split}"] = torch.from_numpy(arrays[f"x_{split}"]).permute(0, 3, 1, 2).float() / 127.5 - 1
+        data[f"x_{split}"] = from_bytes(torch.from_numpy(arrays[f"x_{split}"]).permute(0, 3, 1, 2))
         if f"y_{split}" in arrays:
             data[f"y_{split}"] = torch.from_numpy(arrays[f"y_{split}"]).long()
         else:
