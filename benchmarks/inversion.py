@@ -366,7 +366,7 @@ def straightness(diffusion: Diffusion, code: Code) -> Tensor:
     """Length of each path in units of flow matching over the distance of its ends, `(count,)`."""
     states: list[Tensor] = []
     plan, start = diffusion.plan, diffusion.start(code.start)
-    last = run(plan, diffusion.told(len(start)).denoiser, start, callback=lambda step: states.append(step.state))
+    last = run(plan, diffusion.model_for(len(start)).denoiser, start, callback=lambda step: states.append(step.state))
     units = torch.stack(cast("ScaledProcess", plan.process).alpha_sigma(plan.node_times)).sum(0).to(start)
     path = torch.stack([*states, last]).flatten(2) / units[:, None, None]
     return path.diff(dim=0).norm(dim=2).sum(0) / (path[-1] - path[0]).norm(dim=1)

@@ -162,7 +162,7 @@ def epd(problem: Problem, images: int, rounds: int) -> tuple[Tensor, float] | No
         fine = auto_at(process, refined(times), reference=reference)
         labels = UNSAID if problem.model.classes else None
         there = Diffusion(problem.unbound, fine).given(labels, None).in_turn(images)
-        slopes = _epd.Slopes(process, there.told(images).denoiser)
+        slopes = _epd.Slopes(process, there.model_for(images).denoiser)
         states = flow_states(fine, slopes.denoiser, there.start(there.draw(images, seed=1).start))
         scale = process.signal(times).entry(0, 0)
         flow = [u / alpha.to(u) for u, alpha in zip(states, scale, strict=True)]

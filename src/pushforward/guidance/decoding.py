@@ -53,8 +53,10 @@ class Counted:
             PushforwardError: the map is bound to labels of another number of images.
         """
         place = pushforward.draw(1).start.device
-        if isinstance(pushforward, ModelMap | Generator):
-            pushforward.told(count)
+        if isinstance(pushforward, ModelMap):
+            pushforward.model_for(count)
+        elif isinstance(pushforward, Generator):
+            pushforward.labels_for(count)
         if isinstance(pushforward, Diffusion):
             way = pushforward.gradient or Exact()
             pushforward = pushforward.run_by(gradient=way if gradient else None)

@@ -61,7 +61,7 @@ def inpaint(
     inpainted(diffusion.model, images, known)  # what is wrong is said before all work
     where, count = known.bool().expand_as(images), len(images)
     numbers = numbered(first, count)
-    diffusion.told(count)
+    diffusion.model_for(count)
     shape, like = diffusion.model.state_shape(1)[1:], diffusion.draw(1).start
     made = []
     for some in torch.arange(count * draws, device="cpu").split(batch):

@@ -194,7 +194,7 @@ def guide(
     if not of(energy).terms:
         raise PushforwardError("An energy without terms guides nothing; give one term or more.")
     diffusion, size = _checked(pushforward), chains // sampler.populations
-    diffusion.told(chains)
+    diffusion.model_for(chains)
     found = []
     for k in range(0, chains, size):
         there = _under_one_condition(diffusion.some(slice(k, k + size)))
@@ -291,7 +291,7 @@ class _Population:
     ) -> None:
         self.diffusion, self.energy, self.sampler, self.size, self.batch = diffusion, energy, sampler, size, batch
         self.plan, self.count, self.seed = diffusion.plan, size * sampler.particles, seed
-        self.model, self.number = diffusion.told(self.count), first * sampler.particles
+        self.model, self.number = diffusion.model_for(self.count), first * sampler.particles
         shape, dtype = self.model.state_shape(1)[1:], torch.promote_types(diffusion.dtype, torch.float32)
         check_memory(
             4 * (len(self.plan.noises) + 2) * self.count * math.prod(shape), f"The codes of {self.count:,} particles"

@@ -64,7 +64,7 @@ class AdaptiveDiffusion(ModelMap):
     ) -> Tensor:
         """`count` images in [-1, 1], `(count, channels, height, width)`, on the CPU; as `Diffusion.sample`."""
         pieces = self._batches(count, seed, first, batch)
-        made = (there._followed(there.told(len(start)), start, callback) for there, start, _ in pieces)
+        made = (there._followed(there.model_for(len(start)), start, callback) for there, start, _ in pieces)
         return torch.cat([images.float().cpu() for images in made])
 
     def decode(self, code: Code, *, callback: Callable[[Progress], None] | None = None) -> Tensor:
@@ -82,7 +82,7 @@ class AdaptiveDiffusion(ModelMap):
             raise PushforwardError("Adaptive steps leave nothing on the last state, as this code does; name a solver.")
         if torch.is_grad_enabled() and code.start.requires_grad:
             raise PushforwardError("Adaptive steps have no gradient; name a solver, e.g. ddim.")
-        return self._followed(self.told(len(code)), self.start(code.start), callback)
+        return self._followed(self.model_for(len(code)), self.start(code.start), callback)
 
     def _followed(self, model: Model, start: Tensor, callback: Callable[[Progress], None] | None) -> Tensor:
         """The images that terminal states flow to."""

@@ -103,7 +103,7 @@ class ModelMap(ABC):
         count, first = whole_numbers("Counts and numbers of images", count, first)
         return self if self.said else self.given(in_turn(self.model, max(0, count), first))
 
-    def told(self, count: int) -> Model:
+    def model_for(self, count: int) -> Model:
         """The model under its condition, for `count` images.
 
         Raises:
@@ -194,7 +194,7 @@ class ModelMap(ABC):
         pieces = batches(count, batch)
         check_images(count, self.model.image_shape or self.model.shape)
         there = self.in_turn(count, first)
-        there.told(count)
+        there.model_for(count)
         for some in pieces:
             numbers = range(first + some.start, first + some.stop)
             stream = GaussianStream(seed, numbers, self.model.state_shape(1)[1:])

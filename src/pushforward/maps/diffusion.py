@@ -144,7 +144,7 @@ class Diffusion(ModelMap):
         """
         if self.parallel is None:
             pieces = self._batches(count, seed, first, batch)
-            made = (there._run(there.told(len(start)), start, stream.noise, callback)
+            made = (there._run(there.model_for(len(start)), start, stream.noise, callback)
                     for there, start, stream in pieces)  # fmt: skip
             return torch.cat([images.float().cpu() for images in made])
         found = list(self.solved(count, seed=seed, first=first, batch=batch, callback=callback))
@@ -177,7 +177,7 @@ class Diffusion(ModelMap):
             PushforwardError: the steps are not taken at once; see `run_by`.
         """
         for there, start, stream in self._batches(count, seed, first, batch):
-            model = there.told(len(start))
+            model = there.model_for(len(start))
             solution = there._solve(model, start, stream.noise, callback)
             yield model.images(solution.last).float().cpu(), solution
 
@@ -215,7 +215,7 @@ class Diffusion(ModelMap):
             PushforwardError: the code does not fit the plan.
         """
         self._check_code(code)
-        model, start, gradient = self.told(len(code)), self.start(code.start), self.gradient
+        model, start, gradient = self.model_for(len(code)), self.start(code.start), self.gradient
         if gradient is not None:
             method = None if self.parallel is None else _referenced(self.parallel, model)
             gradient = gradient.with_reference(model.gaussian.tempered())
@@ -239,7 +239,7 @@ class Diffusion(ModelMap):
         """
         self._check_code(code)
         check_stochastic(self.plan)
-        model, start = self.told(len(code)), self.start(code.start)
+        model, start = self.model_for(len(code)), self.start(code.start)
         return walk(self.plan, model.denoiser, start, code.replay(start))
 
     def log_prob(self, path: Path, *, moves: Sequence[int] | None = None, rows: int = 64) -> Tensor:
@@ -260,11 +260,11 @@ class Diffusion(ModelMap):
         Raises:
             PushforwardError: a deterministic or implicit plan, or a path of another plan.
         """
-        return log_densities(self.plan, self.told(len(path.start)).denoiser, path, moves=moves, rows=rows)
+        return log_densities(self.plan, self.model_for(len(path.start)).denoiser, path, moves=moves, rows=rows)
 
     def images(self, path: Path) -> Tensor:
         """The images in which a path ends, `(batch, channels, height, width)`, where the network is."""
-        return self.told(len(path.start)).images(path.last)
+        return self.model_for(len(path.start)).images(path.last)
 
     def clean_states(self, images: Tensor) -> Tensor:
         """The clean states of images in [-1, 1], where the network is: themselves or their latents, without velocity.
@@ -302,7 +302,7 @@ class Diffusion(ModelMap):
             PushforwardError: a deterministic plan, or images of another shape.
         """
         clean = self.clean_states(images)
-        model = self.told(len(images))
+        model = self.model_for(len(images))
         stream = GaussianStream(seed, numbered(first, len(images)), clean.shape[1:])
         z = self._noised(clean, stream)
         found = encode(self.plan, Sharded(model.denoiser), clean, start=self.start(z), draw=stream.draw,
@@ -353,7 +353,7 @@ class Diffusion(ModelMap):
                 finite.
         """
         process, clean = self.model.process, self.clean_states(images)
-        self.told(len(images))
+        self.model_for(len(images))
         stream = GaussianStream(seed, numbered(first, len(images)), clean.shape[1:])
         end = stream.draw().to(clean) if noisy else None
         signal, spread = self._kernel(-1)
@@ -364,7 +364,7 @@ class Diffusion(ModelMap):
             return process.image(back(gap)).flatten(1).abs().amax(1)
 
         def find(images: Tensor, scale: float) -> Inverse:
-            some = self.some(images).told(len(images))
+            some = self.some(images).model_for(len(images))
             return invert(self.plan, Sharded(some.denoiser), state[images], clean=clean[images] if noisy else None,
                           begin=None if start is None else start[images], method=_referenced(parallel, some, scale),
                           sequential=sequential, error=error, callback=callback)  # fmt: skip

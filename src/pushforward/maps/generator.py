@@ -154,7 +154,7 @@ class Generator:
         Raises:
             PushforwardError: a code or labels that do not fit; the function gives no images.
         """
-        images = self._images(code, self.told(len(code)))
+        images = self._images(code, self.labels_for(len(code)))
         if tuple(images.shape[1:]) != self.image_shape:
             raise PushforwardError(
                 f"Generator {self.name!r} gave images of shape {tuple(images.shape[1:])}, not {self.image_shape}."
@@ -176,7 +176,7 @@ class Generator:
         """
         pieces, images = batches(count, batch), []
         check_images(count, self.image_shape or ())
-        self.told(count)
+        self.labels_for(count)
         for some in pieces:
             code = self.draw(some.stop - some.start, seed=seed, first=first + some.start)
             images.append(self.some(some).decode(code).float().cpu())
@@ -227,7 +227,7 @@ class Generator:
             )
         return class_numbers(self, labels)
 
-    def told(self, count: int) -> Tensor | None:
+    def labels_for(self, count: int) -> Tensor | None:
         """The labels of `count` images."""
         if self.labels is None:
             if self.classes:

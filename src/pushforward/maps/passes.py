@@ -61,7 +61,7 @@ def passing(
         method: as of `passed`.
         callback: as of `passed`.
     """
-    plan, noises, denoiser = diffusion.plan, None, diffusion.told(len(clean)).denoiser
+    plan, noises, denoiser = diffusion.plan, None, diffusion.model_for(len(clean)).denoiser
     calls = len(plan.steps) - (1 if method == "naive" else 0)
     if callback is not None:
         done, tell = itertools.count(1), callback
@@ -94,6 +94,6 @@ def last_states(diffusion: Diffusion, images: Tensor) -> Tensor:
 
 def gaps(diffusion: Diffusion, code: Code, clean: Tensor, callback: Callable[[Progress], None] | None = None) -> Tensor:
     """How far the images, or latents, that codes decode to are from those of `clean` states."""
-    start, denoiser = diffusion.start(code.start), diffusion.told(len(clean)).denoiser
+    start, denoiser = diffusion.start(code.start), diffusion.model_for(len(clean)).denoiser
     last = run(diffusion.plan, denoiser, start, noise=code.replay(start), callback=callback)
     return diffusion.model.process.image(last - clean)

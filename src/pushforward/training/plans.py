@@ -98,7 +98,7 @@ def images_within(
     there = Diffusion(model, in_rounds(model.process, rounds, model.reference)).given(labels, guidance)
     there = there.in_turn(_TIMED)
     start = there.start(there.draw(_TIMED).start)
-    ask = there.told(_TIMED).denoiser.at(model.process, there.times[:1], start)
+    ask = there.model_for(_TIMED).denoiser.at(model.process, there.times[:1], start)
     ask(0, start)  # the first call prepares
     began = time.perf_counter()
     ask(0, start)
@@ -231,7 +231,7 @@ class _Task:
         there = there.in_turn(count, first)
         parts = []
         for some in batches(count, batch):
-            model = there.some(some).told(some.stop - some.start)
+            model = there.some(some).model_for(some.stop - some.start)
             code = there.draw(some.stop - some.start, seed=seed, first=first + some.start)
             denoiser = Watched(model.denoiser, lambda u, *_, **__: self._callback(len(u)))
             parts.append(_Part(denoiser, model, flow_states(self.teacher, denoiser, there.start(code.start))))

@@ -68,7 +68,7 @@ def flowedit(
         raise PushforwardError("FlowEdit needs one process for both ends and a deterministic plan: ddim with eta 0.")
     clean = last_states(target, images)
     noise = GaussianStream(seed, numbered(first, len(images)), clean.shape[1:])
-    one, other = (end.told(len(images)).denoiser for end in (source, target))
+    one, other = (end.model_for(len(images)).denoiser for end in (source, target))
     difference = _Difference(one, other, clean, noise, align)
     plan = plan if align is None else _pulled(plan)
     moved = run(plan, difference, torch.zeros_like(clean), callback=callback)

@@ -180,7 +180,7 @@ def _joined(
 ) -> Translation:
     """The translations of images taken batch after batch."""
     for end in (source, target):
-        end.told(len(images))
+        end.model_for(len(images))
     found = [
         translate(images[some], source.some(some), target.some(some), method=method, seed=seed, first=numbers[some],
                   rows=rows, callback=callback)

@@ -132,7 +132,7 @@ def invert(
     """
     images = as_batch(images, model)
     there = diffusion_of(model, back_from(model, solver, steps, 50), labels=labels, guidance=guidance)
-    there.told(len(images))
+    there.model_for(len(images))
     plain = there.plan.solver == "ddim" and not there.noises and model.decoder is None
     found = [
         find(there.some(some), images[some], method, seed=seed, first=first + some.start, noisy=noisy,
@@ -253,7 +253,7 @@ def decode(
             )
         way = diffusion_of(model, read(known.plan, steps=steps), parallel=parallel).parallel
         made = known.run_by(parallel=way).given(labels, guidance)
-    made.told(len(code))
+    made.model_for(len(code))
     return decode_in_batches(made, code, batch, callback)
 
 

@@ -128,10 +128,10 @@ def log_likelihood(
         raise PushforwardError(f"A likelihood takes at least 1 draw; got {draws}.")
     random = dequantise or not exact or model.process.blocks > 1
     there = AdaptiveDiffusion(model).given(labels, guidance)
-    there.told(len(images))
+    there.model_for(len(images))
     parts = []
     for some in batches(len(images), batch):
-        x, bound = images[some].to(model.device), there.some(some).told(len(images[some]))
+        x, bound = images[some].to(model.device), there.some(some).model_for(len(images[some]))
         known = bound.gaussian.tempered(0.0)  # white
         stream = GaussianStream(seed, range(first + some.start, first + some.start + len(x)), tuple(x.shape[1:]))
         found = []

@@ -94,7 +94,7 @@ def watermark(
             "deterministic one, e.g. ddim or dpm++."
         )
     there = there.in_turn(count, first)
-    there.told(count)
+    there.model_for(count)
     code = there.draw(count, seed=seed, first=first)
     if message is None:
         start = Ring(_bytes(key)).embed(code.start, first)
@@ -165,7 +165,7 @@ def read_watermark(
     lengths = range(1, max(1, min(_LENGTHS, most)) + 1) if length is None else whole_numbers("Lengths", length)
     pattern = Ring(_bytes(key)) if ring else [Bits(_bytes(key), bytes_) for bytes_ in lengths]
     there = diffusion_of(model, read_solver("ddim", steps=steps), labels=labels, guidance=guidance)
-    there.told(len(images))
+    there.model_for(len(images))
     found = []
     for some in batches(len(images), batch):
         codes = guesses(there.some(some), images[some], crops=crops, shifts=shifts, callback=callback)
