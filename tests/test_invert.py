@@ -9,7 +9,7 @@ import torch
 
 import pushforward as pf
 from pushforward.data.pictures import save_image, sheet
-from pushforward.denoiser import Function
+from pushforward.denoiser import Function, Watched
 from pushforward.execute import INVERSE, Exact, Implicit, Parallel, Phantom, Skeleton
 from pushforward.guidance.invert import METHODS, invert, optimise
 from pushforward.guidance.optimisers import LBFGS
@@ -119,6 +119,24 @@ def test_every_method_returns_codes_and_how_near_they_lead(method):
     assert (found.residual <= 1e-4).all() == (method not in ("naive", "uni-inv"))
     assert (found.loss is not None) == bool(found.history) == (method == "optimised")
     assert found.nfe.shape == (2,)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("begin", ["forward", "random"])
+def test_every_evaluation_is_counted_once(method, begin):
+    """The network's own count of the states that it saw; an exact gradient asks twice, for the product the second time.
+
+    No method decodes a code to no purpose: what begins at a pass needs that pass's calls alone.
+    """
+    sampler, seen = diffusion(VP(), steps=6), []
+    images = decodable(sampler)
+    watched = sampler.around(lambda denoiser: Watched(denoiser, lambda u, *_, **__: seen.append(len(u))))
+    found = invert(watched, images, method, noisy=False, begin=begin, iterations=4)
+    assert sum(seen) == int(found.nfe.sum())
+    if method == "flowopt":  # a decoding for each of four moves and one after the last
+        assert (found.nfe == 5 * 6 + (7 if begin == "forward" else 0)).all()
+    if method == "optimised":
+        assert found.history[0].nfe.tolist() == [12 + (6 if begin == "forward" else 0)] * 2
 
 
 def test_an_implicit_plan_is_optimised_with_all_steps_at_once():

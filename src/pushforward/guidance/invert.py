@@ -43,7 +43,7 @@ from pushforward.guidance.optimisers import OptimiserName, optimiser_of
 from pushforward.maps.code import Code
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.inversion import Inversion, Record
-from pushforward.maps.passes import gaps, last_states, passed
+from pushforward.maps.passes import gaps, last_states, passed, passing
 from pushforward.maps.protocol import Pushforward
 
 __all__ = ["METHODS", "Beginning", "Method", "invert", "optimise"]
@@ -98,8 +98,7 @@ def invert(
     if method in ("naive", "uni-inv", "direct"):
         return passed(diffusion, images, method, callback)
     if method == "flowopt":
-        start = passed(diffusion, images, "uni-inv", callback) if begin == "forward" else None
-        return _moved(diffusion, images, start, seed, first, iterations, tolerance, callback)
+        return _moved(diffusion, images, begin, seed, first, iterations, tolerance, callback)
     if method != "optimised":
         raise PushforwardError(f"Codes are found by one of {', '.join(METHODS)}; got {method!r}.")
     if diffusion.plan.implicit:
@@ -201,7 +200,7 @@ def optimise(
 def _moved(
     diffusion: Diffusion,
     images: Tensor,
-    start: Inversion | None,
+    begin: Beginning,
     seed: int,
     first: int,
     iterations: int,
@@ -209,10 +208,13 @@ def _moved(
     callback: Callable[[Progress], None] | None,
 ) -> Inversion:
     """The nearest of the codes that moving against the error of the decoded image leads to (FlowOpt)."""
-    clean, calls = last_states(diffusion, images), diffusion.plan.nfe
-    z = diffusion.draw(len(images), seed=seed, first=first).start if start is None else start.code.start.clone()
+    clean, calls, begun = last_states(diffusion, images), diffusion.plan.nfe, 0
+    code = diffusion.draw(len(images), seed=seed, first=first)
+    if begin == "forward":
+        code, _, begun = passing(diffusion, clean, "uni-inv", callback)
+    z = code.start.clone()
     best, least = z.clone(), z.new_full((len(z),), math.inf)
-    nfe = torch.zeros(len(z), dtype=torch.long, device="cpu") if start is None else start.nfe.cpu() - start.decoding
+    nfe = torch.full((len(z),), begun, device="cpu")
     some, rounds = torch.arange(len(z), device=z.device), 0
     while len(some):
         gap = gaps(diffusion.some(some), Code(z[some]), clean[some], callback)
@@ -222,7 +224,6 @@ def _moved(
         nfe[some.cpu()], rounds = nfe[some.cpu()] + calls, rounds + 1
         z[some] -= MOVE * gap
         some = some[(size > tolerance) & size.isfinite()] if rounds <= iterations else some[:0]
-    begun = 0 if start is None else start.rounds
     return Inversion(Code(best), diffusion, begun + (rounds - 1) * calls, calls, nfe, least.cpu())
 
 
@@ -255,7 +256,8 @@ def _beginning(counted: Counted, images: Tensor, begin: Beginning | Code, seed: 
         raise PushforwardError(
             f"A forward pass needs a model of images, but model {there.model.name!r} diffuses none; begin at random."
         )
-    return Code(passed(there, images, "naive").code.start.to(drawn.start))
+    code, *_ = passing(there, last_states(there, images), "naive")
+    return Code(code.start.to(drawn.start))
 
 
 def _packed(start: Code, noises: bool) -> tuple[Tensor, Callable[[Tensor, Tensor], Code]]:
