@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 from pushforward import cli
 from pushforward.data.datasets import read_image
@@ -614,6 +615,19 @@ def test_an_edit_of_another_image_or_model_is_made_again(mine, editing, tmp_path
         editing(mine / "in", "--select", "none", model=mine / "model", out=tmp_path / change)
         for path in (tmp_path / change).rglob("*.png"):
             assert np.array_equal(pixels(path), pixels(tmp_path / "out" / path.relative_to(tmp_path / change)))
+
+
+def test_the_figures_of_edits_are_those_of_their_pictures(pictures, editing, tmp_path):
+    """Random networks lead far out of [-1, 1]; what is written is clipped and rounded, and so is what is measured."""
+    editing(pictures / "0.png", "--select", "none")
+    wanted = pixels(pictures / "0.png").astype(float)
+    for one in candidates(tmp_path / "out" / "0"):
+        made = pixels(tmp_path / "out" / "0" / one["file"])
+        psnr = 10 * math.log10(255**2 / np.square(made - wanted).mean())
+        assert one["reported"]["psnr"] == pytest.approx(psnr, abs=1e-3)
+        both = (torch.from_numpy(x / 255).float().permute(2, 0, 1)[None] for x in (made, wanted))
+        ssim = structural_similarity_index_measure(*both, data_range=1.0)
+        assert one["reported"]["ssim"] == pytest.approx(float(ssim), abs=1e-4)
 
 
 def test_a_broken_file_does_not_stop_an_edit(pictures, editing, tmp_path):

@@ -32,7 +32,7 @@ from pushforward.cli._shared.options import (
     grouped,
 )
 from pushforward.cli._shared.report import progress, write_json
-from pushforward.data.pictures import save_image, sheet
+from pushforward.data.pictures import from_bytes, save_image, sheet, to_bytes
 from pushforward.data.schema import read
 from pushforward.data.words import many
 from pushforward.errors import PushforwardError
@@ -222,10 +222,8 @@ def _scorers(
     def similar(network: Clip) -> _Score:
         return lambda _, edited: network.similarity(edited, target)
 
-    reported: dict[str, _Score] = {}
-    if measurable := find_spec("torchmetrics") is not None:
-        reported["psnr"] = lambda image, edited: psnr(edited, image.expand_as(edited))
-    if measurable and min(image_size(model)[1:]) >= SMALLEST:
+    reported: dict[str, _Score] = {"psnr": lambda image, edited: psnr(edited, image.expand_as(edited))}
+    if find_spec("torchmetrics") is not None and min(image_size(model)[1:]) >= SMALLEST:
         reported["ssim"] = lambda image, edited: ssim(edited, image.expand_as(edited))
     if judge is not None:
         judging = load_clip(judge, device=where)
@@ -249,8 +247,11 @@ def _write(
     batch: int,
     key: str,
 ) -> None:
-    """All candidates with their settings and scores; the report last, so that it stands for a finished image."""
-    edited = torch.stack([one.image for one in made])
+    """All candidates with their settings and scores; the report last, so that it stands for a finished image.
+
+    Scores are of the pictures as they are written, in 8 bits.
+    """
+    edited = from_bytes(to_bytes(torch.stack([one.image for one in made])))
 
     def values(of: _Score) -> list[float]:
         return torch.cat([of(image[None], part).cpu() for part in edited.split(batch)]).tolist()
@@ -258,8 +259,8 @@ def _write(
     scores = values(score) if score is not None else [0.0] * len(made)
     measured = {name: values(judge) for name, judge in judges.items()}
     order = sorted(range(len(made)), key=lambda k: scores[k] if math.isfinite(scores[k]) else -math.inf, reverse=True)
-    for one in made:
-        save_image(sheet(one.image[None], smallest=0), folder / f"{one.name}.png")
+    for one, picture in zip(made, edited, strict=True):
+        save_image(sheet(picture[None], smallest=0), folder / f"{one.name}.png")
     save_image(sheet(edited[order[:1]], smallest=0), folder / "best.png")
     captions = ["the image", *(_caption(made[k], None if score is None else scores[k]) for k in order)]
     save_image(sheet(torch.cat([image[None], edited[order]]), columns=_COLUMNS, captions=captions),
