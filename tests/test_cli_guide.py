@@ -216,9 +216,10 @@ def test_json_on_stdout_is_alone_there(files, tmp_path):
     result = runner.invoke(app, [str(a) for a in [*arguments, "--json", "-"]])
     assert json.loads(result.stdout) == json.loads((tmp_path / "out" / "report.json").read_text())
     shutil.rmtree(tmp_path / "out")
-    result = runner.invoke(app, [str(a) for a in arguments])
+    result = runner.invoke(app, [str(a) for a in [*arguments, "--warm-up", 0, "--draws", 2]])
     assert result.stdout.count("\n") == 1
-    assert "2 samples, mean energy" in result.stdout
+    assert "4 samples, mean energy" in result.stdout
+    assert "3 network evaluations per chain" in result.stdout  # of two draws
 
 
 @pytest.mark.parametrize("sampler", ["langevin", "mpgd", "adam"])

@@ -66,7 +66,8 @@ def summary(report: Mapping[str, Any]) -> str:
     text = f"{report['out']}: {many(report['count'], 'sample')}, mean energy {report['energy']:.4g}"
     text += f" ({report['unguided_energy']:.4g} without guidance)"
     text += f" ({parts})" * (len(report["energies"]) > 1)
-    text += f", {many(report['nfe'], 'network evaluation')} each, {report['seconds']:.1f} s"
+    text += f", {many(report['nfe'], 'network evaluation')} {'per chain' if 'rhat' in report else 'each'}"
+    text += f", {report['seconds']:.1f} s"
     if "rhat" in report:
         known = {name: value for name, value in report["rhat"].items() if value is not None}
         if report["acceptance"] < 1:
