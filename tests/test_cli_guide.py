@@ -405,10 +405,11 @@ def test_descents_find_lower_energies_than_they_begin_with(guiding, tmp_path, sa
     assert "acceptance" not in report
 
 
-def test_candidates_lower_the_energy_that_descents_begin_with(guiding, tmp_path):
-    """What is said of images without guidance is that of plain draws."""
-    plain = guiding("grey", "--sampler", "white:prior=none", "--moves", 1)
-    report = guiding("grey", "--sampler", "white:prior=none:candidates=6", "--moves", 1, out=tmp_path / "more")
+@pytest.mark.parametrize("prior", ["none", "gaussian"])
+def test_candidates_lower_the_energy_that_descents_begin_with(guiding, tmp_path, prior):
+    """What is said of images without guidance is that of plain draws, and the prior counts in it as in the others."""
+    plain = guiding("grey", "--sampler", f"white:prior={prior}", "--moves", 1)
+    report = guiding("grey", "--sampler", f"white:prior={prior}:candidates=6", "--moves", 1, out=tmp_path / "more")
     assert report["traces"]["energy"][0] < plain["traces"]["energy"][0]
     assert report["unguided_energy"] == pytest.approx(plain["unguided_energy"], rel=1e-4)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,7 +42,7 @@ from pushforward.guidance.energies.energy import Energy, total, values_of
 from pushforward.guidance.energies.parse import ENERGIES, Setting, energy_of
 from pushforward.guidance.particles import PARTICLES, Particles
 from pushforward.guidance.particles import guide as gather
-from pushforward.guidance.posterior import Descents, Guided, best
+from pushforward.guidance.posterior import Descents, Guided, best, with_prior
 from pushforward.guidance.posterior import guide as run
 from pushforward.guidance.report import report_of, summary
 from pushforward.guidance.samplers import parse_sampler
@@ -339,8 +339,10 @@ def _run(job: _Job, how: Dynamics | Particles | Steering | dict[str, Any]) -> tu
     if isinstance(how, Particles):
         return _gather(job, how)
     found, seconds = _walk(job, how) if isinstance(how, Dynamics) else _descend(job, how)
-    chosen = isinstance(how, dict) and how.get("candidates", 1) > 1
-    return found, _unguided(job) if chosen else float(found.history[0].energy.mean()), seconds
+    plain = float(found.history[0].energy.mean())
+    if isinstance(how, dict) and how.get("candidates", 1) > 1:  # of which the history begins at the best
+        plain = _unguided(replace(job, energy=with_prior(job.energy, how["prior"])))
+    return found, plain, seconds
 
 
 def _walk(job: _Job, how: Dynamics) -> tuple[Guided, float]:

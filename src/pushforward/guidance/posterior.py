@@ -36,7 +36,7 @@ from pushforward.guidance.optimisers import OptimiserName, State, optimiser_of
 from pushforward.maps.code import Code, derive_seed, whole_numbers
 from pushforward.maps.protocol import Pushforward
 
-__all__ = ["Descents", "Evidence", "Guided", "Prior", "best", "guide", "target_of"]
+__all__ = ["Descents", "Evidence", "Guided", "Prior", "best", "guide", "target_of", "with_prior"]
 
 Prior = Literal["chi", "gaussian"]
 
@@ -249,8 +249,7 @@ def best(
             f"A descent begins at the best of 1 candidate or more, or at a code that is given; got {candidates} "
             f"candidates{'' if begin is None else ' and codes to begin at'}."
         )
-    whole = of(energy) if prior is None else of(energy) + _PRIORS[prior]()
-    target = target_of(pushforward, whole, count, seed, first, begin, batch)
+    target = target_of(pushforward, with_prior(energy, prior), count, seed, first, begin, batch)
     if resume is not None:
         _go_on("descents", resume, target)
     before, x = 0 if resume is None else resume.nfe, target.code.variables()
@@ -288,6 +287,11 @@ def best(
     number = torch.arange(first, first + count, device="cpu")
     energies = {name: value.cpu() for name, value in now.point.energies.items()}
     return Guided(code, now.point.images.float().cpu(), energies, equal, number, now.nfe.cpu(), now.history)
+
+
+def with_prior(energy: Energy | Function, prior: Prior | None) -> Energy:
+    """What a descent lowers: an energy, and that of its prior, if it has one."""
+    return of(energy) if prior is None else of(energy) + _PRIORS[prior]()
 
 
 # -- the posterior -----------------------------------------------------------------------------------------------------
