@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 import warnings
 from dataclasses import replace
@@ -167,6 +168,24 @@ def test_a_program_may_be_told_more_than_a_name_is_long():
     code = f"import sys; print(*range(1, len(sys.argv))) {'#' * 300}"
     made = of_words(f"command:{sys.executable} -c '{code}'", Setting(read=lambda _: torch.zeros(0), shape=(1, 4, 4)))
     assert made(torch.zeros(3, 1, 4, 4), Code(torch.zeros(3, 1))).tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("place", ["./", "~/", ""])
+def test_a_program_is_run_where_its_name_says_that_it_lies(tmp_path, monkeypatch, place):
+    """As by a shell: here, at home, or by its bare name on the path alone."""
+    script = tmp_path / "count.sh"
+    script.write_text('#!/bin/sh\nfor file in "$@"; do echo 7; done\n')
+    script.chmod(0o755)
+    monkeypatch.chdir(tmp_path if place == "./" else tmp_path.parent)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    setting = Setting(read=lambda _: torch.zeros(0), shape=(1, 4, 4))
+    if not place:
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(PushforwardError, match="There is no program"):
+            of_words("command:count.sh", setting)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    made = of_words(f"command:{place}count.sh", setting)
+    assert made(torch.zeros(2, 1, 4, 4), Code(torch.zeros(2, 1))).tolist() == [7, 7]
 
 
 # -- beside a known image ---------------------------------------------------------------------------------------------

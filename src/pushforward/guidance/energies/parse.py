@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 import re
 import shlex
 import shutil
@@ -210,9 +211,10 @@ def _command(words: Words) -> Energy:
         program = shlex.split(words.about)
     except ValueError as error:
         raise PushforwardError(f"Energy {words.text!r} is no command: {error}.") from None
-    if not program or shutil.which(Path(program[0]).expanduser()) is None:
+    if program:
+        program[0] = os.path.expanduser(program[0])  # a Path would lose the ./ that says where it lies
+    if not program or shutil.which(program[0]) is None:
         raise PushforwardError(f"There is no program {words.about!r} that can be run, for energy {words.text!r}.")
-    program[0] = str(Path(program[0]).expanduser())
     files = [held for part in program if (held := held_by(part)) is not None]  # whose change is another energy
     words.used("command", words.about, lambda _: files)
 
