@@ -276,6 +276,26 @@ def test_codes_decode_again(model: pf.Model, images: torch.Tensor) -> None:
     assert torch.equal(model.decode(inverted.code, solver=solver, steps=8, labels="b"), inverted.decode())
 
 
+def test_what_verbs_make_of_a_network_in_training_holds_no_graph(images: torch.Tensor, tmp_path: Path) -> None:
+    """Weights that take gradients, as a user's own do, would keep the graph of all steps, and numpy would refuse."""
+    model = pf.load(saved(VP(), tmp_path / "tiny"))
+    assert model.module is not None
+    model.module.requires_grad_(True)
+    found = [model.invert(images, steps=8), model.encode(images, steps=8, solver="ddim:eta=0.5")]
+    mask, bright = images[0, 0] > 0, images.mean((1, 2, 3))
+    made = [
+        *(one.decode() for one in found), *(one.code.start for one in found), *(model.decode(one) for one in found),
+        model.sample(2, steps=4), model.sample(2, steps=4, parallel=True), model.sample(2, solver="rk45:tolerance=0.1"),
+        model.edit(images, "a", "b", steps=4).images, model.edit(images, "a", "b", steps=4, method="flowedit").images,
+        model.inpaint(images, mask, steps=2), model.log_likelihood(images, steps=2).nats,
+        model.guide(lambda x: (x.mean((1, 2, 3)) - bright.mean()).square(), steps=2, chains=2,
+                    schedule=pf.Schedule(2)).images,
+    ]  # fmt: skip
+    assert not any(one.requires_grad for one in made)
+    with torch.enable_grad():
+        assert found[0].pushforward.decode(found[0].code).requires_grad
+
+
 def test_codes_are_decoded_by_the_model_that_is_asked(model: pf.Model, images: torch.Tensor, tmp_path: Path) -> None:
     """Of models of one name, a reading from the same folder is the same; other weights or a steering are not."""
     found = model.given("b").invert(images, steps=8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from pushforward.maps.code import Code
@@ -28,8 +29,9 @@ class Encoding:
     rounds: int
     nfe: int
 
+    @torch.no_grad()
     def decode(self) -> Tensor:
-        """The images again, `(count, channels, height, width)`."""
+        """The images again, `(count, channels, height, width)`; for gradients, decode by `pushforward`."""
         return self.pushforward.decode(self.code)
 
 
@@ -75,6 +77,7 @@ class Inversion:
     loss: Tensor | None = field(default=None, repr=False)
     history: tuple[Record, ...] = field(default=(), repr=False)
 
+    @torch.no_grad()
     def decode(self) -> Tensor:
-        """The images again, `(count, channels, height, width)`."""
+        """The images again, `(count, channels, height, width)`; for gradients, decode by `pushforward`."""
         return self.pushforward.decode(self.code)
