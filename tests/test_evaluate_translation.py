@@ -20,7 +20,6 @@ from pushforward.vision.features import FeatureNet
 from support.helpers import normal
 
 SHAPE = (3, 12, 12)
-pytest.importorskip("torchmetrics")
 runner = CliRunner()
 
 

@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -223,7 +222,7 @@ def _scorers(
         return lambda _, edited: network.similarity(edited, target)
 
     reported: dict[str, _Score] = {"psnr": lambda image, edited: psnr(edited, image.expand_as(edited))}
-    if find_spec("torchmetrics") is not None and min(image_size(model)[1:]) >= SMALLEST:
+    if min(image_size(model)[1:]) >= SMALLEST:
         reported["ssim"] = lambda image, edited: ssim(edited, image.expand_as(edited))
     if judge is not None:
         judging = load_clip(judge, device=where)

@@ -4,11 +4,13 @@ Images are `(count, channels, height, width)` in [-1, 1], 1 or 3 channels, and f
 
 - `psnr`, decibels, the peak being the whole range from -1 to 1;
 - `ssim`, at most 1 (Wang et al., Image Quality Assessment, 2004), of values brought to [0, 1]: it depends on where
-  zero is, and this is where published figures have it;
+  zero is, and this is where published figures have it. Windows lie within the image, as there and in scikit-image,
+  pytorch-msssim and TensorFlow; `torchmetrics` counts those that see the reflected border, too, which makes figures of
+  small images others;
 - `l2`, the root of the mean squared difference, and `greatest`, the greatest absolute difference;
 - `ranks`, the place of each image's true partner among all candidates, and `recall`, the share of the first `k` places.
 
-`torchmetrics` computes SSIM. None of them needs weights; `vision.lpips` is the learned distance, which does.
+None of them needs weights; `vision.lpips` is the learned distance, which does.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, normalize
+from torch.nn.functional import adaptive_avg_pool2d, conv2d, normalize
 
 from pushforward.data.pictures import check_pairs
 from pushforward.errors import PushforwardError
@@ -49,11 +51,12 @@ def decibels(square: Tensor, peak: float = 2.0) -> Tensor:
 
 
 def ssim(images: Tensor, truth: Tensor) -> Tensor:
-    """Return the structural similarity, with the usual Gaussian window of deviation 1.5; 1 for equal images.
+    """Return the structural similarity, the mean over channels and windows that lie within the image; 1 if it is equal.
+
+    The windows are the usual Gaussian ones of 11 x 11 pixels, of deviation 1.5.
 
     Raises:
-        PushforwardError: images that do not fit together or are lower or narrower than `SMALLEST`, or `torchmetrics`
-            is missing.
+        PushforwardError: images that do not fit together or are lower or narrower than `SMALLEST`.
     """
     check_pairs(images, truth)
     height, width = images.shape[2:]
@@ -61,14 +64,15 @@ def ssim(images: Tensor, truth: Tensor) -> Tensor:
         raise PushforwardError(
             f"SSIM needs images of at least {SMALLEST}x{SMALLEST}; got {height}x{width}: leave it out."
         )
-    try:
-        from torchmetrics.functional.image import structural_similarity_index_measure as measure
-    except ImportError as error:
-        raise PushforwardError("SSIM needs `pip install 'pushforward[evaluate]'`.") from error
-    one, two = ((x.float() + 1) / 2 for x in (images, truth))
-    found = measure(one, two, data_range=1.0, reduction="none")
-    assert isinstance(found, Tensor)  # of the two, the map was not asked for
-    return found.reshape(-1)
+    place = torch.arange(SMALLEST, dtype=torch.float64, device=images.device) - SMALLEST // 2
+    weights = (-place.square() / (2 * 1.5**2)).softmax(0)
+    window = torch.outer(weights, weights)[None, None]
+    x, y = ((one.double().flatten(0, 1)[:, None] + 1) / 2 for one in (images, truth))
+    mean_x, mean_y, square, product = (conv2d(one, window) for one in (x, y, x * x + y * y, x * y))
+    means = mean_x * mean_x + mean_y * mean_y
+    luminance = (2 * mean_x * mean_y + 0.01**2) / (means + 0.01**2)
+    structure = (2 * (product - mean_x * mean_y) + 0.03**2) / (square - means + 0.03**2)
+    return (luminance * structure).unflatten(0, images.shape[:2]).flatten(1).mean(1).float()
 
 
 def l2(images: Tensor, truth: Tensor) -> Tensor:
