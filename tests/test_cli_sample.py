@@ -103,7 +103,15 @@ def test_plot_plan(folder, tmp_path):
     out = tmp_path / "plan.png"
     result = invoke("plot-plan", folder, "--solver", "unipc", "--steps", 5, "--out", out, "--json", "-")
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["nfe"] == 5
+    told = json.loads(result.stdout)
+    assert told["nfe"] == 5
+    if told["process"] == "vp":  # a model that always answers 1 has the state alpha at every time, whatever the solver
+        assert min(min(node["terms"].values(), default=0) for node in told["nodes"]) < 0
+        alpha = VP().alpha_sigma(torch.tensor([node["time"] for node in told["nodes"]], dtype=torch.float64))[0]
+        for node, expected in zip(told["nodes"][1:], alpha[1:].tolist(), strict=True):
+            terms = [(name.split(), value) for name, value in node["terms"].items()]
+            found = sum(value * (float(alpha[int(k)]) if kind == "state" else 1) for (kind, k), value in terms)
+            assert found == pytest.approx(expected, abs=1e-9)
     with Image.open(tmp_path / "plan.png") as picture:
         assert picture.width > 400
 

@@ -325,7 +325,7 @@ def test_coefficients_are_those_of_the_command(model, folder, solver):
     commanded(*plan.command(settings))
     nodes = json.loads(Path("plan.json").read_text())["nodes"]
     for one in shown.entries:
-        assert abs(one.value) == pytest.approx(nodes[one.node]["terms"][f"{one.kind} {one.of}"])
+        assert one.value == pytest.approx(nodes[one.node]["terms"][f"{one.kind} {one.of}"])
     assert shown.picture.count("<title>") == len(shown.entries)
     assert "takes" in shown.picture
     assert len(ran(plan.program(settings).partition("\nfor ")[0])["plan"].nodes) == len(nodes)
