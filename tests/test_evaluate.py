@@ -18,7 +18,7 @@ from pushforward.cli import app
 from pushforward.data.datasets import ImageData
 from pushforward.denoiser import Function
 from pushforward.errors import PushforwardError
-from pushforward.evaluation.report import table
+from pushforward.evaluation.report import table, with_error
 from pushforward.evaluation.runs import Evaluation
 from pushforward.evaluation.samplers import check, evaluate, labels_for
 from pushforward.execute.budget import spent
@@ -230,6 +230,20 @@ def test_the_table_has_a_line_a_row(tmp_path):
     assert "FID" not in head
     assert [line.split()[1] for line in lines] == ["converged", "ddim"]
     assert len({line.index(word) for line, word in zip(lines, ("converged", "ddim"), strict=True)}) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "said"),
+    [
+        (12.3456, 0.05, "12.35 ± 0.05"), (1234.6, 3.2, "1235 ± 3"), (9.996, 0.02, "9.996 ± 0.02"),
+        (-12.345, 0.002, "-12.345 ± 0.002"), (999.96, 0.2, "999.96 ± 0.2"), (11.37, 1.1, "11.4 ± 1"),
+        (0.0163, 0.005, "0.0163 ± 0.005"), (0.473, 2.0, "0.473 ± 2"), (1.5e-5, 1e-8, "1.5e-05 ± 1e-08"),
+        (-1.2, 30.0, "-1 ± 30"), (0.0, 0.1, "0 ± 0.1"), (float("inf"), 0.1, "inf"), (12.3456, None, "12.3"),
+    ],
+)  # fmt: skip
+def test_a_figure_is_said_as_precisely_as_its_error(value, error, said):
+    """Three digits at least, and no fewer than the error's first one is worth."""
+    assert with_error(value, error) == said
 
 
 # -- from the command line -------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -99,10 +100,14 @@ def cell(measures: Mapping[str, float | None], name: str, scale: float = 1.0) ->
 
 
 def with_error(value: float, error: float | None) -> str:
-    """Return a figure and its standard error."""
-    if not error:
+    """Return a figure and its standard error, with three digits, or as many more as reach the error's first one."""
+    if not error or not math.isfinite(value):
         return f"{value:.3g}"
-    return f"{value:.3g} ± {error:.1g}" if error < 9.5 else f"{value:.0f} ± {error:.0f}"
+    if error >= 9.5:
+        return f"{value:.0f} ± {error:.0f}"
+    said = f"{error:.1g}"
+    digits = max(3, len(f"{abs(value) / 10 ** math.floor(math.log10(float(said))):.0f}"))
+    return f"{value:.{digits}g} ± {said}"
 
 
 def _number(value: float | None) -> str:
