@@ -16,7 +16,7 @@ from pushforward.maps.spec import parse
 from pushforward.maps.storage import decoder_of, header, load_codes, save_codes
 from pushforward.model import Model
 from pushforward.plan import auto, ddim, gddim, grid, load_plan, save_plan
-from pushforward.training.plans import evaluations, learn_plan
+from pushforward.training.plans import Learned, evaluations, learn_plan
 from support.cli import invoke, refused
 from support.helpers import mixture_denoiser, normal
 from support.models import saved
@@ -198,3 +198,10 @@ def test_a_time_that_is_none_is_refused(tmp_path, minutes):
         invoke("learn-plan", tmp_path / "model", "--minutes", minutes, "--out", tmp_path / "a.plan", "-q"),
         "a positive number of minutes",
     )
+
+
+def test_errors_are_summed_up_by_their_median_and_root_mean_square():
+    """Of an even number, as the held-out images are, the median is half-way between the two in the middle."""
+    errors = torch.tensor([0.8, 0.1, 0.2, 0.4])
+    found = Learned(ddim(VP(), grid.power(VP(), 2)), {"learned": errors}, images=8, nfe=1).summary
+    assert found["learned"] == pytest.approx((0.3, (0.85 / 4) ** 0.5))

@@ -211,7 +211,7 @@ def _row(run: Run, made: Generated, measures: dict[str, dict[str, float | None]]
     error = None
     if made.errors is not None:
         values = made.errors.double()
-        error = {"median": float(values.median()), "mean": float(values.mean()), "worst": float(values.max())}
+        error = {"median": float(values.quantile(0.5)), "mean": float(values.mean()), "worst": float(values.max())}
     return Row(
         model=run.model.name,
         process=run.model.process.name,

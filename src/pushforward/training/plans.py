@@ -68,7 +68,7 @@ class Learned:
     @property
     def summary(self) -> dict[str, tuple[float, float]]:
         """Median and root mean square of the errors, by sampler."""
-        return {name: (float(x.median()), float(x.square().mean().sqrt())) for name, x in self.errors.items()}
+        return {name: (float(x.quantile(0.5)), float(x.square().mean().sqrt())) for name, x in self.errors.items()}
 
 
 def evaluations(rounds: int, images: int, max_evaluations: int | None = None) -> int:
