@@ -13,7 +13,7 @@ from pushforward.denoiser import Function
 from pushforward.errors import PushforwardError
 from pushforward.execute import PARALLEL_METHODS, Mixing, Parallel, parallel, run
 from pushforward.execute.coarse import coarse_of
-from pushforward.linear import VP, Blurring, Gaussian, Langevin, Process, fit, root
+from pushforward.linear import VP, Blurring, Flow, Gaussian, Langevin, Process, fit, root
 from pushforward.model import Network
 from pushforward.plan import SOLVERS, auto, ddim, exponential, gddim, grid
 from support.helpers import FIELD, PROCESSES, RESTLESS, gaussian_denoiser, mixture_denoiser, normal, times
@@ -270,6 +270,22 @@ class Explosive:
             return ask(k, u, of) + torch.where(size > self.bound, torch.inf, 0.0)[:, None, None, None]
 
         return exploding
+
+
+@pytest.mark.parametrize("method", ["picard", "anderson", "joint", "triangular"])
+def test_a_way_that_a_process_does_not_allow_falls_back_without_a_warning(method):
+    """The published ways respond as noise does, which where flow matching has no signal is without bounds.
+
+    Images are then those of step by step, and are said to be: to the network's rounding, not to within "nan".
+    """
+    process = Flow()
+    model = pf.Model("flow", process, mixture_denoiser(process, normal(4, 1, *FIELD), 0.3), (1, *FIELD))
+    images = model.sample(3, solver="ddim", steps=8, parallel=method)  # warnings are errors here
+    expected = model.sample(3, solver="ddim", steps=8)
+    ((_, found),) = model.diffusion("ddim", 8, parallel=method).solved(3)
+    assert found.diverged.all()
+    assert bool((relative(images, expected) <= found.residual).all())
+    assert 0 < float(found.residual.max()) < 1e-4
 
 
 def test_divergence_falls_back_and_is_reported():

@@ -246,7 +246,8 @@ def parallel(
         states[-1, bad] = run(plan, some, start[bad], noise=lambda k: drawn[k].to(start)[bad])
         nfe, residual = solution.nfe.clone(), solution.residual.clone()
         nfe[bad] += plan.nfe
-        residual[bad] = roundoff(denoiser, start) * float(system.influence[-1].norm())
+        steps = system if system.finite else system_of(plan, "data", None, start)  # a response without signal is none
+        residual[bad] = roundoff(denoiser, start) * float(steps.influence[-1].norm())
         return replace(solution, states=states, rounds=solution.rounds + plan.rounds, nfe=nfe, residual=residual)
     return solution
 
