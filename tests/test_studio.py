@@ -247,6 +247,7 @@ def test_the_codes_of_a_pipeline_are_kept_with_its_own_guidance(tmp_path):
     photo = photo_of(to_bytes(model.sample(1, solver="ddim", steps=2))[0])
     end = last(invert.run(model, [photo], invert.Settings("pipeline", steps=2, method="naive")))
     unpack({str(tmp_path / name): data for name, data in end.files.items()})
+    assert end.says.startswith("4 network evaluations each in 2 rounds and 2 calls of decoding, ")
     code, info = load_codes(tmp_path / "codes.safetensors")
     again = decoder_of(info, model).decode(code)  # guidance of 1 would be 0.1 away and more
     assert float((again - end.found.decode()).detach().abs().max()) <= 1e-4

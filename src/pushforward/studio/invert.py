@@ -114,8 +114,9 @@ def run(model: Model, photos: list[Photo], settings: Settings) -> Generator[Show
         if frames is not None:
             files["between.png"] = png(row(frames))
         took = many(float(found.nfe.double().mean()), "network evaluation")
+        checked = f" and {many(found.decoding, 'call')} of decoding" if found.decoding else ""
         return Shown(
-            f"{took} each in {many(found.rounds, 'round')}, {seconds:.1f} s",
+            f"{took} each in {many(found.rounds, 'round')}{checked}, {seconds:.1f} s",
             row(images, 256), row(again, 256), row(viewed(model, found.code.start), 256),
             _figures(images, again, found), () if frames is None else tuple(picture(one[None], 256) for one in frames),
             files, found,
