@@ -502,7 +502,7 @@ def test_a_model_that_reads_is_steered_and_searched_too(guiding, tmp_path):
 
 
 def test_colours_pictures_and_masks_are_brought_to_the_model(files, guiding):
-    """The same mask and picture serve a grey model; a colour is then its grey."""
+    """The same mask and picture serve a grey model; a colour is then its grey, that of a picture (Rec. 601)."""
     mask = f"mask={files}/mask.png"
     words = [f"colour:#2060c0:{mask}", f"masked:{files}/colour.png:{mask}:deviation=.5", f"low-pass:{files}/grey.png"]
     options = [part for word in words for part in ("--energy", word)]
@@ -513,7 +513,7 @@ def test_colours_pictures_and_masks_are_brought_to_the_model(files, guiding):
         name = f"{report['samples'][0]['chain']:03d}-000"
         image = samples(files / f"out-{model}")[name][: SIDE // 2] / 127.5 - 1
         wanted = np.array([0x20, 0x60, 0xC0]) / 127.5 - 1
-        wanted = wanted if model == "colour" else wanted.mean()
+        wanted = wanted if model == "colour" else wanted @ [0.299, 0.587, 0.114]
         expected = np.square(image.mean((0, 1)) - wanted).sum() / (2 * 0.1**2)
         assert report["samples"][0]["energies"]["colour:#2060c0"] == pytest.approx(expected, rel=0.05)
 

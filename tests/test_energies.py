@@ -163,6 +163,16 @@ def test_every_energy_that_is_listed_is_made_of_words(name, files):
     torch.testing.assert_close(values, torch.cat(alone), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_colour_is_that_of_a_picture_of_it(tmp_path, channels):
+    """For a model of grey images, too, where a picture is made grey by how bright its colours are."""
+    Image.new("RGB", (4, 4), (200, 30, 90)).save(tmp_path / "x.png")
+    image = read_like(tmp_path / "x.png", (channels, 4, 4))[None]
+    made = of_words("colour:#c81e5a", Setting(read=lambda _: torch.zeros(0), shape=(channels, 4, 4)))
+    assert float(told(made, image)) == pytest.approx(0, abs=1e-9)
+    assert float(told(made, image + 0.1)) == pytest.approx(channels / 2, rel=1e-4)
+
+
 def test_a_program_may_be_told_more_than_a_name_is_long():
     """Code, for one; a file among its arguments is part of the energy, so each of them is tried as a name."""
     code = f"import sys; print(*range(1, len(sys.argv))) {'#' * 300}"

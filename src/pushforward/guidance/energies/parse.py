@@ -27,6 +27,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import torch
+from PIL import ImageColor
 from torch import Tensor
 
 from pushforward.data.files import held_by
@@ -172,9 +173,8 @@ def _colour(words: Words) -> Energy:
     text = words.about.lstrip("#")
     if not re.fullmatch("[0-9a-fA-F]{6}", text):
         raise PushforwardError(f"A colour is written as #rrggbb, for instance #ff8000; got {words.about!r}.")
-    rgb = [int(text[i : i + 2], 16) / 127.5 - 1 for i in (0, 2, 4)]
-    if words.setting.shape[0] == 1:
-        rgb = [sum(rgb) / 3]
+    seen = ImageColor.getcolor(f"#{text}", "L" if words.setting.shape[0] == 1 else "RGB")  # grey as pictures are made
+    rgb = [value / 127.5 - 1 for value in ([seen] if isinstance(seen, int) else seen)]
     return known.colour(rgb, words.mask(), deviation=words.number("deviation", 0.1))
 
 
