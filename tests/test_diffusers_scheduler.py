@@ -84,9 +84,9 @@ def loop(
 
 
 def model_of(scheduler: Any, network: Callable[..., Tensor] = toy, variance: float = 1.0) -> Model:
-    """What is read from a scheduler, around a network, for our executor."""
+    """What is read from a scheduler, around a network, for our executor; told times as pipelines are: of float32."""
     schedule = read_schedule({**scheduler.config, "_class_name": type(scheduler).__name__}, Path("file"))
-    denoiser = Network(lambda u, t, c: schedule.gain * network(u, t), **schedule.network)
+    denoiser = Network(lambda u, t, c: schedule.gain * network(u, t.float()), **schedule.network)
     reference = schedule.reference or Gaussian(variance)
     return Model("toy", schedule.process, denoiser, (3, *FIELD), reference, grid=schedule.grid)
 

@@ -1,11 +1,16 @@
 """Predictions of every kind stand for the same denoised state; what surrounds a network does what it says."""
 
+from itertools import pairwise
+
 import pytest
 import torch
+from torch import nn
 
 from pushforward.denoiser import Function
 from pushforward.errors import PushforwardError
 from pushforward.linear import VP, Flow, Gaussian, Langevin, ScaledProcess, root
+from pushforward.maps.code import Code
+from pushforward.maps.diffusion import Diffusion
 from pushforward.model import PREDICTIONS, Network
 from pushforward.verbs import Model
 from support.helpers import FIELD, PROCESSES, gaussian_denoiser, normal, times
@@ -130,6 +135,31 @@ def test_time_and_input_are_scaled_for_the_network():
     assert seen["t"].tolist() == [249.0, 249.0]
     deviation = reference.covariance(VP(), times(0.25)).entry(0, 0).sqrt()
     torch.testing.assert_close(seen["u"], u / deviation)
+
+
+@pytest.mark.parametrize("process", [VP(), Flow()], ids=lambda p: p.name)
+def test_a_network_of_float64_is_told_times_of_float64(process):
+    """Its layers take no others, and results would be no more precise than times: DDIM by its formula, to 1e-13."""
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.of_time = nn.Linear(1, 1, dtype=torch.float64)
+
+        def forward(self, u, t, labels=None):
+            return u * self.of_time(t[:, None])[..., None, None]
+
+    own = Own().requires_grad_(False)
+    model = Model("own", process, Network(own, "v"), (1, *FIELD))
+    diffusion = Diffusion(model, model.plan("ddim", 7), dtype=torch.float64)
+    code, ts = Code(normal(2, 1, *FIELD)), diffusion.times
+    found, u = diffusion.decode(code), diffusion.start(code.start)
+    for t, s in pairwise(ts):
+        (alpha, sigma), (after, spread) = process.alpha_sigma(t), process.alpha_sigma(s)
+        v = own(u, t.expand(2))
+        clean = (alpha * u - sigma * v) / (alpha**2 + sigma**2)
+        u = after * clean + spread * (u - alpha * clean) / sigma
+    torch.testing.assert_close(found, u, rtol=1e-13, atol=1e-13)
 
 
 def test_the_network_runs_in_the_asked_precision():

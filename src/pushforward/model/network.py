@@ -50,7 +50,8 @@ class Network:
     """A neural network as a denoiser.
 
     Args:
-        module: the network `(u, t, condition) -> prediction`, with `t (batch,)` in the network's own units.
+        module: the network `(u, t, condition) -> prediction`, with `t (batch,)` in the network's own units, of the
+            states' dtype, float32 at least.
         prediction: what the network predicts.
         time_scale, time_shift: the network's time is `time_scale * t + time_shift`.
         clock: if given, the network's time is `clock(t)` instead, for float64 times `(n,)`.
@@ -139,7 +140,7 @@ class Network:
         if self.input_reference is not None:
             scale = inverse_deviation(self.input_reference.covariance(process, times)).coefficients.to(like)
         own = self.time_scale * times + self.time_shift if self.clock is None else self.clock(times)
-        clock = own.to(like.device, torch.float32)
+        clock = own.to(like.device, _precise(like))
         every = None if self.condition is None else self.condition.to(like.device)
         without = self.unconditional if self.guidance != 1 else None
 
@@ -190,7 +191,7 @@ class Network:
             generator = torch.Generator().manual_seed(0)
             noise = torch.randn(like.shape[1:], generator=generator, dtype=torch.float32, device="cpu").to(like)
             condition = None if self.condition is None else self.condition[[0, 0]].to(like.device)
-            times = process.t_max * torch.tensor([0.25, 0.75], device=like.device)
+            times = process.t_max * torch.tensor([0.25, 0.75], dtype=_precise(like), device=like.device)
             with torch.no_grad(), self._precision(like):
                 answers = module(torch.stack([noise, noise]), times, condition)
             if isinstance(answers, Tensor) and len(answers) == 2:
@@ -262,6 +263,11 @@ def device_of(module: nn.Module | None) -> torch.device:
         return torch.device("cpu")
     own = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     return execution_device(module) or own
+
+
+def _precise(like: Tensor) -> torch.dtype:
+    """The dtype of times beside states: theirs, float32 at least."""
+    return torch.promote_types(like.dtype, torch.float32)
 
 
 def _restless(part: nn.Module) -> bool:
