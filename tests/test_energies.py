@@ -163,6 +163,29 @@ def test_every_energy_that_is_listed_is_made_of_words(name, files):
     torch.testing.assert_close(values, torch.cat(alone), rtol=1e-5, atol=1e-5)
 
 
+class Darkness(nn.Module):
+    """Of images alone, as a network that looks at them."""
+
+    def forward(self, images):
+        return images.mean((1, 2, 3))
+
+
+class Distance(nn.Module):
+    """Of images and their codes."""
+
+    def forward(self, images, code):
+        return images.mean((1, 2, 3)) + code.start.flatten(1).sum(1)
+
+
+@pytest.mark.parametrize("made", [lambda one: one, torch.jit.script], ids=["module", "script"])
+def test_a_module_is_an_energy_by_what_its_forward_takes(made):
+    images, code = batch(), Code(normal(COUNT, 5))
+    expected = images.mean((1, 2, 3))
+    torch.testing.assert_close(of(made(Darkness()))(images, code), expected.float(), check_dtype=False)
+    torch.testing.assert_close(of(Distance())(images, code), expected + code.start.sum(1), check_dtype=False)
+    assert of(made(nn.Sequential(Darkness(), nn.Identity())))(images, code).shape == (COUNT,)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_colour_is_that_of_a_picture_of_it(tmp_path, channels):
     """For a model of grey images, too, where a picture is made grey by how bright its colours are."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pushforward.errors import PushforwardError
 from pushforward.maps.code import Code
@@ -164,8 +164,11 @@ def check_finite(parts: Mapping[str, Tensor], where: str, first: int = 0) -> Non
 
 def _takes_code(function: Callable[..., Tensor]) -> bool:
     """Say whether a function takes the code: a second argument with a default is a setting, unless called `code`."""
+    called = function.forward if isinstance(function, nn.Module) else function
+    if isinstance(called, torch.ScriptMethod):
+        return len(called.schema.arguments) > 2  # itself and the images
     try:
-        own = inspect.signature(function).parameters.values()
+        own = inspect.signature(called).parameters.values()
     except (TypeError, ValueError):  # of one that is built in
         return True
     placed = [one for one in own if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
