@@ -51,7 +51,7 @@ def decibels(square: Tensor, peak: float = 2.0) -> Tensor:
 
 
 def ssim(images: Tensor, truth: Tensor) -> Tensor:
-    """Return the structural similarity, the mean over channels and windows that lie within the image; 1 if it is equal.
+    """Return the structural similarity, the mean over channels and windows within the image; 1 for equal images.
 
     The windows are the usual Gaussian ones of 11 x 11 pixels, of deviation 1.5.
 

@@ -6,8 +6,8 @@ over the step itself (`step`), over all (`joint`), or over it and all before it 
 step depends on later ones. The least squares are regularised by `ridge`, relative to their own size or absolute.
 
 Of past rounds `dX + dR` and `dR` are all that is needed. Those of float32 are kept in float16, in units of each node's
-root mean square: what is lost lies below the default `ridge`. All is worked out a few
-nodes at a time, so that nothing as large as a stack is made but these and the moves.
+root mean square: what is lost lies below the default `ridge`. All is worked out a few nodes at a time, so that nothing
+as large as a stack is made but these and the moves.
 
 References:
     Iterative Procedures for Nonlinear Integral Equations, Anderson, J. ACM 12 (1965);
