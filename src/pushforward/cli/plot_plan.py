@@ -22,7 +22,6 @@ from pushforward.cli._shared.options import (
 )
 from pushforward.cli._shared.report import write_json
 from pushforward.data.files import atomic_path, check_suffix
-from pushforward.linear import Operator
 from pushforward.model import load
 from pushforward.plan import Plan, Register
 
@@ -62,17 +61,11 @@ def describe(plan: Plan) -> dict[str, object]:
         {
             "time": node.time,
             "asks": node.asks,
-            "terms": {f"{register.kind} {register.node}": _largest(one) for register, one in node.terms.items()},
+            "terms": {f"{register.kind} {register.node}": one.largest() for register, one in node.terms.items()},
         }
         for node in plan.nodes
     ]
     return {"process": plan.process.name, "solver": plan.solver, "nfe": plan.nfe, "rounds": plan.rounds, "nodes": nodes}
-
-
-def _largest(operator: Operator) -> float:
-    """The entry that is largest in size, with its sign."""
-    entries = operator.coefficients.flatten()
-    return float(entries[entries.abs().argmax()])
 
 
 def draw(plan: Plan, path: Path) -> None:
@@ -103,13 +96,13 @@ def draw(plan: Plan, path: Path) -> None:
         for k, node in enumerate(plan.nodes):
             for register, operator in node.terms.items():
                 if register.kind == kind:
-                    matrix[k, register.node] = _largest(operator)
+                    matrix[k, register.node] = operator.largest()
         largest = float(matrix.nan_to_num().abs().max()) or 1.0
         drawn = panel.imshow(matrix, cmap="RdBu", vmin=-largest, vmax=largest, interpolation="nearest")
         panel.set(xlabel=f"{kind} of node", ylabel="node", title=f"coefficient of each {kind}")
         figure.colorbar(drawn, ax=panel, shrink=0.8)
     if plan.noises:
-        sizes = [abs(_largest(plan.nodes[k].terms[Register("noise", k)])) for k in plan.noises]
+        sizes = [abs(plan.nodes[k].terms[Register("noise", k)].largest()) for k in plan.noises]
         panels[3].barh(plan.noises, sizes)
         panels[3].invert_yaxis()
         panels[3].set(xlabel="noise", ylabel="node", title="noise added")

@@ -163,6 +163,11 @@ class Operator:
         """Say whether every coefficient is finite."""
         return math.isfinite(self.coefficients.sum()) or bool(self.coefficients.isfinite().all())
 
+    def largest(self) -> float:
+        """Return the coefficient that is largest in size, with its sign."""
+        flat = self.coefficients.flatten()
+        return float(flat[flat.abs().argmax()])
+
     # -- action ---------------------------------------------------------------------------------------------------
 
     def apply(self, v: Tensor) -> Tensor:

@@ -84,8 +84,7 @@ def run(model: Model, settings: Settings) -> Generator[Shown, None, None]:
     for k, node in enumerate(plan.nodes):
         for register, operator in node.terms.items():
             if register.kind in KINDS:
-                flat = operator.coefficients.flatten()
-                entries.append(Entry(k, register.kind, register.node, float(flat[flat.abs().argmax()])))
+                entries.append(Entry(k, register.kind, register.node, operator.largest()))
     says = f"{plan.solver} on {plan.process.name}: {plan.calls}"
     says += f", noise in {many(len(plan.noises), 'step')}" if plan.noises else ", no noise"
     yield Shown(says, tuple(entries), "".join(_matrix(plan, entries, kind) for kind in KINDS))
