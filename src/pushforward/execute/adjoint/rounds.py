@@ -13,7 +13,7 @@ from pushforward.execute.convergence import Convergence, Moves, converge
 from pushforward.execute.parallel import Round
 from pushforward.execute.remainder import tail
 from pushforward.execute.states import SETTLED
-from pushforward.execute.system import System
+from pushforward.execute.system import System, root_mean_square
 from pushforward.linear import products as block_products
 
 _FLOOR = 1e-3  # cotangents below this part of the image's largest count as that large, so that rounding can settle
@@ -91,7 +91,7 @@ class Cotangents:
 
     def _sizes(self, cotangents: Tensor) -> Tensor:
         """Return root mean squares of nodes' cotangents for states in units of their deviation, `(nodes, batch)`."""
-        return self.system.by_image(cotangents / self._weight).square().mean((0, 2, 4)).sqrt()
+        return root_mean_square(self.system.by_image(cotangents / self._weight), (0, 2, 4))
 
 
 def solved(
