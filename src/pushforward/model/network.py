@@ -240,7 +240,7 @@ class Network:
         if self.threshold is None:
             image = image.clamp(-bound, bound)
         else:
-            values = image.flatten(1).abs().to(torch.promote_types(image.dtype, torch.float32))
+            values = image.flatten(1).abs().to(_precise(image))
             s = torch.quantile(values, self.threshold, 1).clamp(bound, self.threshold_max)
             s = s.to(image).view(-1, *[1] * (image.ndim - 1))
             image = bound * torch.minimum(torch.maximum(image, -s), s) / s
@@ -266,7 +266,7 @@ def device_of(module: nn.Module | None) -> torch.device:
 
 
 def _precise(like: Tensor) -> torch.dtype:
-    """The dtype of times beside states: theirs, float32 at least."""
+    """The dtype of what is worked out beside states, times among it: theirs, float32 at least."""
     return torch.promote_types(like.dtype, torch.float32)
 
 
