@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from pushforward import Diffusion, Model, load
-from pushforward.data.pictures import to_bytes
+from pushforward.data.pictures import from_bytes, to_bytes
 from pushforward.maps.guesses import guesses
 from pushforward.maps.passes import last_states, passing
 from pushforward.maps.watermark import Bits, Found, Ring, read
@@ -48,7 +48,7 @@ SLOW = ("crop", "crop, stretched", "shift")  # to read, so of the shortest messa
 
 def eight_bits(images: Tensor) -> Tensor:
     """Images as they come back from a file."""
-    return (images.clamp(-1, 1) * 127.5 + 127.5).round() / 127.5 - 1
+    return from_bytes(to_bytes(images))
 
 
 def noise(deviation: float) -> Callable[[Tensor], Tensor]:
@@ -71,7 +71,7 @@ def jpeg(quality: int) -> Callable[[Tensor], Tensor]:
             picture.save(file, "JPEG", quality=quality)
             values = torch.from_numpy(np.array(Image.open(file)))
             again.append(values[None] if grey else values.permute(2, 0, 1))
-        return torch.stack(again) / 127.5 - 1
+        return from_bytes(torch.stack(again))
 
     return change
 
