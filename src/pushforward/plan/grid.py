@@ -260,7 +260,8 @@ def asked_timesteps(
             chosen = torch.arange(steps - 1, -1, -1, dtype=torch.float64, device="cpu") * (count // steps)
             return chosen + min(offset, every - 1 - int(chosen[0]))
         case "linspace":
-            placed = torch.linspace(count - 1, 0, steps, dtype=torch.float64, device="cpu")
+            apart = (count - 1) / max(steps - 1, 1)  # a single one is 0, as NumPy has it
+            placed = torch.arange(steps - 1, -1, -1, dtype=torch.float64, device="cpu") * apart
             return placed.round() if whole else placed
         case "trailing":
             placed = count - torch.arange(steps, dtype=torch.float64, device="cpu") * (every / steps)
