@@ -171,7 +171,9 @@ def test_zero_terminal_snr_is_zero(name: str) -> None:
 
 @pytest.mark.parametrize("steps", [1, 4, 10, 27])
 @pytest.mark.parametrize("spacing", SPACINGS)
-@pytest.mark.parametrize("name", ["DDPM", "DDIM", "EulerDiscrete", "DEISMultistep", "DPMSolverMultistep", "UniPCMultistep"])
+@pytest.mark.parametrize(
+    "name", ["DDPM", "DDIM", "EulerDiscrete", "DEISMultistep", "DPMSolverMultistep", "UniPCMultistep"]
+)
 def test_default_grids_are_the_schedulers_timesteps(name: str, spacing: str, steps: int) -> None:
     scheduler = getattr(diffusers, f"{name}Scheduler")(timestep_spacing=spacing, steps_offset=1)
     scheduler.set_timesteps(steps)

@@ -17,6 +17,8 @@ pytestmark = [
 
 REFUSED = {
     "Stable Diffusion inpaint with 4 channels": "blend an image in",
+    "Kandinsky 2.2 inpainting": "blend an image in",
+    "DeepFloyd IF inpainting": "blend an image in",
     "Flux inpainting": "blend an image in",
     "Stable Diffusion latent upscaler": "reckons with the noise levels",
     "HunyuanImage 2.1 with projected guidance": "otherwise in a later step",

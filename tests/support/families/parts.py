@@ -48,6 +48,13 @@ def picture(seed: int = 0, width: int = 8, height: int = 8) -> Any:
     return Image.fromarray(torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8).numpy())
 
 
+def half(size: int) -> Any:
+    """Draw a mask that is white on the left."""
+    mask = Image.new("L", (size, size))
+    mask.paste(255, (0, 0, size // 2, size))
+    return mask
+
+
 def embeds(seed: int = 0, *shape: int) -> torch.Tensor:
     """Draw embeddings, by default of a text of eight tokens, as wide as those of the tiny T5."""
     return torch.randn(shape or (1, 8, 24), generator=torch.Generator().manual_seed(seed))

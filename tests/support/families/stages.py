@@ -9,7 +9,7 @@ import diffusers
 import transformers
 
 from support import pipelines
-from support.families.parts import embeds, picture, roughen, seeded, words
+from support.families.parts import embeds, half, picture, roughen, seeded, words
 from support.families.tiny import Tiny
 from support.families.unets import euler, extra, pndm, stable, stable_xl
 from support.pipelines import TABLE, clip, unet, vae
@@ -67,6 +67,13 @@ def kandinsky_2_control() -> Tiny:
 
 
 @seeded
+def kandinsky_2_inpaint() -> Tiny:
+    """It blends its image into the states, with the noise that it began with."""
+    pipe = kandinsky_2(diffusers.KandinskyV22InpaintPipeline, channels=9)
+    return Tiny(pipe, {**of_an_image(), "image": picture(0, 16, 16), "mask_image": half(16)})
+
+
+@seeded
 def kandinsky_3() -> Tiny:
     net = diffusers.Kandinsky3UNet(
         in_channels=4, time_embedding_dim=4, groups=2, attention_head_dim=4, layers_per_block=2,
@@ -96,6 +103,12 @@ def floyd(cls: Any, channels: int = 3, thresholding: bool = False, **settings: A
 @seeded
 def floyd_first() -> Tiny:
     return Tiny(floyd(diffusers.IFPipeline), {**GUIDED, "height": 8, "width": 8, "clean_caption": False})
+
+
+@seeded
+def floyd_inpaint() -> Tiny:
+    call = {**GUIDED, "image": picture(), "mask_image": half(8), "strength": 1.0, "clean_caption": False}
+    return Tiny(floyd(diffusers.IFInpaintingPipeline), call)
 
 
 @seeded
@@ -218,8 +231,10 @@ FAMILIES: dict[str, Callable[[], Tiny]] = {
     "Kandinsky 2.2": kandinsky_2_decoder,
     "Kandinsky 2.2 image to image": kandinsky_2_image,
     "Kandinsky 2.2 ControlNet": kandinsky_2_control,
+    "Kandinsky 2.2 inpainting": kandinsky_2_inpaint,
     "Kandinsky 3": kandinsky_3,
     "DeepFloyd IF": floyd_first,
+    "DeepFloyd IF inpainting": floyd_inpaint,
     "DeepFloyd IF super-resolution": floyd_second,
     "Stable Diffusion upscaler": upscale,
     "Stable Diffusion latent upscaler": upscale_latents,

@@ -9,10 +9,9 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from PIL import Image
 
 from support import pipelines
-from support.families.parts import picture, roughen, seeded, words
+from support.families.parts import half, picture, roughen, seeded, words
 from support.families.tiny import Tiny
 from support.pipelines import TABLE, clip, unet, vae
 
@@ -62,10 +61,8 @@ def stable_diffusion_image() -> Tiny:
 
 
 def inpainting(channels: int) -> Tiny:
-    mask = Image.new("L", (8, 8))
-    mask.paste(255, (0, 0, 4, 8))
     pipe = stable(diffusers.StableDiffusionInpaintPipeline, unet(in_channels=channels))
-    return Tiny(pipe, {**SQUARE, "image": picture(), "mask_image": mask, "strength": 1.0})
+    return Tiny(pipe, {**SQUARE, "image": picture(), "mask_image": half(8), "strength": 1.0})
 
 
 @seeded

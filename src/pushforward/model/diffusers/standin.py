@@ -48,7 +48,7 @@ def recorded(
     answers: list[Answer] = []
 
     def take(prediction: Tensor, state: Tensor) -> Tensor:
-        answers.append(Answer(state, prediction))
+        answers.append(Answer(state if step is None else state.clone(), prediction))  # some write the next into it
         if step is not None:
             return step(answers[-1])
         if len(answers) == count:
