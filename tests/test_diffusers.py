@@ -135,7 +135,8 @@ def test_tables_are_those_of_diffusers(settings: dict[str, Any]) -> None:
 
 
 SOLVERS = {
-    "DDPM": {}, "DDIM": {}, "PNDM": {"set_alpha_to_one": True}, "DEISMultistep": {}, "DPMSolverMultistep": {},
+    "DDPM": {}, "DDIM": {}, "CogVideoXDDIM": {}, "CogVideoXDPM": {},
+    "PNDM": {"set_alpha_to_one": True}, "DEISMultistep": {}, "DPMSolverMultistep": {},
     "DPMSolverSinglestep": {"beta_schedule": "scaled_linear"}, "UniPCMultistep": {}, "EulerDiscrete": {},
     "EulerAncestralDiscrete": {}, "HeunDiscrete": {}, "LMSDiscrete": {}, "KDPM2Discrete": {},
     "KDPM2AncestralDiscrete": {},
@@ -160,7 +161,9 @@ def test_every_scheduler_with_a_table_is_read(name: str) -> None:
     torch.testing.assert_close(table, scheduler.alphas_cumprod.double(), rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["DDPM", "DDIM", "DPMSolverMultistep", "UniPCMultistep", "EulerDiscrete"])
+@pytest.mark.parametrize(
+    "name", ["DDPM", "DDIM", "CogVideoXDPM", "DPMSolverMultistep", "UniPCMultistep", "EulerDiscrete"]
+)
 def test_zero_terminal_snr_is_zero(name: str) -> None:
     """Some schedulers put 2^-24 = 6e-8 at the end, which is more than the entry before it: not a noise schedule."""
     scheduler = getattr(diffusers, f"{name}Scheduler")(rescale_betas_zero_snr=True)
@@ -203,7 +206,8 @@ def test_karras_grids_have_the_schedulers_noise_levels(name: str) -> None:
 SETTINGS: dict[str, tuple[str, Any]] = {
     "num_train_timesteps": ("honoured", 50), "beta_start": ("honoured", 0.0003), "beta_end": ("honoured", 0.015),
     "beta_schedule": ("honoured", "squaredcos_cap_v2"), "trained_betas": ("honoured", [0.02] * 1000),
-    "rescale_betas_zero_snr": ("honoured", True), "prediction_type": ("honoured", "v_prediction"),
+    "rescale_betas_zero_snr": ("honoured", True), "snr_shift_scale": ("honoured", 1.0),
+    "prediction_type": ("honoured", "v_prediction"),
     "clip_sample": ("honoured", None), "clip_sample_range": ("honoured", 0.5), "thresholding": ("honoured", True),
     "dynamic_thresholding_ratio": ("honoured", 0.9), "sample_max_value": ("honoured", 2.0),
     "variance_type": ("honoured", "fixed_large"),  # of `ddpm`; a learned variance is left aside

@@ -314,6 +314,19 @@ def test_ddim_is_theirs(settings: dict[str, Any], eta: float) -> None:
     assert_close(*steps, SINGLE)
 
 
+@pytest.mark.parametrize("kind", ["CogVideoXDDIM", "CogVideoXDPM"])
+def test_a_table_with_another_ratio_of_signal_to_noise(kind: str) -> None:
+    """CogVideoX's and CogView3's, which do not clip, whatever they say; the steps are DDIM's."""
+    settings = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    theirs = diffusers.CogVideoXDDIMScheduler(**settings)
+    scheduler = getattr(diffusers, f"{kind}Scheduler")(**settings)
+    ours = PushforwardScheduler.from_config(scheduler.config, solver="ddim")
+    for scheduler in (theirs, ours):
+        scheduler.set_timesteps(STEPS)
+    assert torch.equal(ours.timesteps, theirs.timesteps)
+    assert_close(*(loop(s, draw(generator(1))) for s in (ours, theirs)), SINGLE)
+
+
 @pytest.mark.parametrize("clipped", [None, False, True])
 @pytest.mark.parametrize(
     "settings",

@@ -112,8 +112,7 @@ def _tabled(settings: Settings, scheduler: Any) -> Schedule:
         "time_scale": float(process.timesteps),
         "time_shift": -1.0,
     }
-    bounds = {} if "CogVideoX" in settings["_class_name"] else _bounds(settings)  # these do not clip, whatever they say
-    return Schedule(process, {**network, **bounds}, {})
+    return Schedule(process, {**network, **_bounds(settings)}, {})
 
 
 def schedule_of(pipe: Any) -> Schedule:
@@ -152,6 +151,11 @@ def _table(settings: Settings, *, multistep: bool = False) -> Schedule:
         _table_grid(settings, process, multistep),
         solvers={"ddpm": {"variance": "large"}} if large else {},
     )
+
+
+def _unclipped(settings: Settings) -> Schedule:
+    """Read a scheduler with a table that does not clip, whatever it says."""
+    return _table({**settings, "clip_sample": False})
 
 
 def _multistep(settings: Settings) -> Schedule:
@@ -365,6 +369,8 @@ READERS: dict[str, Callable[[Settings], Schedule]] = {
     "DDIMScheduler": _table,
     "DDIMParallelScheduler": _table,
     "PNDMScheduler": _table,
+    "CogVideoXDDIMScheduler": _unclipped,
+    "CogVideoXDPMScheduler": _unclipped,
     "DEISMultistepScheduler": _multistep,
     "DPMSolverMultistepScheduler": _multistep,
     "DPMSolverSinglestepScheduler": _multistep,

@@ -26,17 +26,19 @@ def alphas_cumprod(settings: Settings) -> Tensor:
 
     Args:
         settings: `trained_betas`, or `beta_schedule` with `beta_start`, `beta_end` and `num_train_timesteps`;
-            `rescale_betas_zero_snr`.
+            `rescale_betas_zero_snr`; `snr_shift_scale`, by which the ratio of signal to noise is divided.
 
     References:
         linear: Ho et al., arXiv 2006.11239, section 4; scaled_linear: Rombach et al., arXiv 2112.10752;
         squaredcos_cap_v2: Nichol & Dhariwal, arXiv 2102.09672, eq. 17; laplace: Hang et al., arXiv 2407.03297;
-        zero terminal SNR: Lin et al., arXiv 2305.08891, algorithm 1.
+        zero terminal SNR: Lin et al., arXiv 2305.08891, algorithm 1; shift: Yang et al., arXiv 2408.06072.
 
     Raises:
         PushforwardError: the schedule is unknown.
     """
     table = torch.cumprod(1 - _betas(settings), 0)
+    shift = settings.get("snr_shift_scale", 1.0)
+    table = table / (shift + (1 - shift) * table)
     if settings.get("rescale_betas_zero_snr"):
         signal = table.sqrt()
         table = ((signal - signal[-1]) * (signal[0] / (signal[0] - signal[-1]))).square()
