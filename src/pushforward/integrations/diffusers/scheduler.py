@@ -150,6 +150,11 @@ class Scheduler:
             raise PushforwardError(
                 f"A pipeline with {name} scales images in a way of its own; load its folder with pushforward.load."
             )
+        most = self.config.get("sigma_max")
+        if name.startswith("FlowMatch") and most is not None and most > 1:
+            raise PushforwardError(
+                f"This pipeline counts the noise levels of its {name} to {most:g}, not to 1; leave it that scheduler."
+            )
         given = timesteps if timesteps is not None else sigmas
         count = num_inference_steps
         if count is None and given is not None:
@@ -226,6 +231,11 @@ class Scheduler:
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """Return what the network is given of a state: the state, or where it was trained so, of unit size (EDM)."""
+        if sample.ndim < 2:
+            raise PushforwardError(
+                f"This pipeline reckons with the noise levels of its {self.config['trained']}, whose states are of "
+                "another size than a plan's; leave it that scheduler."
+            )
         data = self._clock.network.input_reference
         if data is None:
             return sample
@@ -243,6 +253,8 @@ class Scheduler:
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
         prev_sample: Tensor | None = None,
+        per_token_timesteps: Tensor | None = None,
+        **others: Any,
     ) -> Any:
         """Return the next state that the network is asked about, or the last one.
 
@@ -256,11 +268,19 @@ class Scheduler:
             generator: generator of a stochastic plan's noise.
             return_dict: an object with `prev_sample` and `pred_original_sample`, or a tuple of these.
             prev_sample: the state that a stochastic step led to earlier, and is to lead to again, for `log_prob`.
+            per_token_timesteps: the timestep of each token, `(batch, tokens)`; those at another than `timestep` stay.
+                `model_output` is the negative of the network's, as `FlowMatchEulerDiscreteScheduler` then has it.
+            others: what schedulers with a solver of their own are told.
 
         Raises:
-            PushforwardError: another `eta`, or another timestep's turn; or a step to `prev_sample` that is not one
-                random move.
+            PushforwardError: another `eta`, or another timestep's turn; a step to `prev_sample` that is not one random
+                move; or others.
         """
+        if told := ", ".join(name for name, value in others.items() if value is not None):
+            raise PushforwardError(
+                f"This pipeline takes its steps by a rule of its {self.config['trained']} ({told}); leave it that "
+                "scheduler."
+            )
         if eta and eta != self.config["settings"].get("eta"):
             raise PushforwardError(
                 f"The plan is made before the loop: give eta={eta:g} to PushforwardScheduler, not to the pipeline."
@@ -271,7 +291,8 @@ class Scheduler:
             run, index = self._begin(timestep, state)
         elif not isinstance(timestep, Tensor) or timestep.device.type == "cpu":  # elsewhere a look would cost a wait
             self._check_turn(index, float(timestep))
-        self._output, self._generator = model_output[:, : sample.shape[1]], generator
+        output = model_output if per_token_timesteps is None else -model_output
+        self._output, self._generator = output[:, : sample.shape[1]], generator
         self._given = None if prev_sample is None else prev_sample.to(state)
         run.drawn.clear()
         answer = run.ask(index - run.first, state)
@@ -287,6 +308,9 @@ class Scheduler:
                     "`prev_sample` that is given; leave it out, or take ddpm."
                 )
             following, self._given = self._given, None
+        if per_token_timesteps is not None:
+            moves = torch.isclose(per_token_timesteps.float(), torch.as_tensor(timestep).float(), atol=1e-3)
+            following = torch.where(moves.to(following.device)[..., None], following, sample.to(following))
         going = index + 1 < len(self.timesteps)
         if not going and (sentence := far_outside(following, self._model.reference, self._model.name)):
             import_diffusers().logging.get_logger(__package__).warning(sentence)

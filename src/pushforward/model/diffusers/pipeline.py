@@ -76,8 +76,7 @@ def from_pipeline(pipe: Any, *, name: str | None = None, **call: Any) -> Model:
     if not bool(first.prediction.isfinite().all()):
         raise PushforwardError(
             f"{asked.name} predicts numbers that are not finite: its networks overflow, or it reckons with the noise "
-            "levels of its scheduler, which are known here for flows only; try another dtype, or sample with "
-            "pushforward.PushforwardScheduler in the pipeline instead."
+            "levels of its scheduler, which are known here for flows only; try another dtype."
         )
     check_step(asked, schedule)
     check_noise(asked, first.state)
