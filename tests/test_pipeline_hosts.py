@@ -140,6 +140,17 @@ def test_a_model_is_copied_and_pickled_with_its_pipeline(kind: str, tmp_path: Pa
         assert copied.module.call.pipe is not pipe  # type: ignore[union-attr]
 
 
+def test_a_text_encoder_with_hooks_is_copied_and_not_pickled(tmp_path: Path) -> None:
+    """As transformers hooks SDXL's, to hand out hidden states."""
+    model = model_of(made(stable_diffusion_xl, tmp_path))
+    images = model.sample(1, solver="ddim", steps=2)
+    with pytest.raises(pf.PushforwardError, match="hooks on it; copy the model"):
+        pickle.dumps(model)
+    copied = copy.deepcopy(model)
+    assert copied.sample(1, solver="ddim", steps=2).equal(images)
+    assert copied.module.call.pipe is not model.module.call.pipe  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("error", [RuntimeError, torch.OutOfMemoryError, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("part", ["denoiser", "vae"])
 def test_a_pipeline_is_left_as_found_by_errors(pipe: Any, part: str, error: type[BaseException]) -> None:

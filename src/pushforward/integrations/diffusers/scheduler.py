@@ -32,6 +32,7 @@ from pushforward.plan import Plan
 __all__ = ["Scheduler"]
 
 _SOURCE = Path("the scheduler's configuration")
+_CLOSE = 1e-3  # timesteps of one step, in float32
 _STEPS = 10  # before `set_timesteps` says how many
 
 
@@ -309,8 +310,8 @@ class Scheduler:
                 )
             following, self._given = self._given, None
         if per_token_timesteps is not None:
-            moves = torch.isclose(per_token_timesteps.float(), torch.as_tensor(timestep).float(), atol=1e-3)
-            following = torch.where(moves.to(following.device)[..., None], following, sample.to(following))
+            moves = (per_token_timesteps - timestep).abs() < _CLOSE
+            following = torch.where(moves[..., None], following, sample.to(following))
         going = index + 1 < len(self.timesteps)
         if not going and (sentence := far_outside(following, self._model.reference, self._model.name)):
             import_diffusers().logging.get_logger(__package__).warning(sentence)

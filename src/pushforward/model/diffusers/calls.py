@@ -6,6 +6,7 @@ the pipeline's complete, guided prediction.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 from collections import OrderedDict
@@ -29,6 +30,7 @@ from pushforward.model.diffusers.patches import (
     as_wide,
     callee,
     hooked,
+    hooked_locally,
     offloading_known,
     parts,
     patched,
@@ -76,8 +78,22 @@ class Call:
         self._method = getattr(method, "__wrapped__", method)  # without no_grad
         self._stand_in = stand_in(self.scheduler)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
+        """Return what a copy is made of."""
         return {**vars(self), "kept": OrderedDict(), "_drawn": {}, **dict.fromkeys(self._DERIVED)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        if name := next((name for name, part in parts(self.pipe).items() if hooked_locally(part)), None):
+            raise PushforwardError(
+                f"The {name} of {self.name} cannot be pickled, as another library has put hooks on it; copy the model "
+                "by copy.deepcopy, or make it in the other process."
+            )
+        return self._state()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Call:
+        memo[id(self)] = made = object.__new__(type(self))
+        made.__setstate__(copy.deepcopy(self._state(), memo))
+        return made
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)

@@ -18,6 +18,7 @@ __all__ = [
     "callee",
     "guiders",
     "hooked",
+    "hooked_locally",
     "offloading_known",
     "parts",
     "patched",
@@ -72,6 +73,13 @@ def hooked(part: nn.Module, hook: Callable[..., Any]) -> AbstractContextManager[
         return own(*args, **kwargs)
 
     return patched(part, callee(part), called)
+
+
+def hooked_locally(part: nn.Module) -> bool:
+    """Say whether functions that were made within others, which cannot be pickled, are called with a module."""
+    hooks = (hook for module in part.modules() for kind in (module._forward_hooks, module._forward_pre_hooks)
+             for hook in kind.values())  # fmt: skip
+    return any("<locals>" in getattr(hook, "__qualname__", "") for hook in hooks)
 
 
 @contextmanager

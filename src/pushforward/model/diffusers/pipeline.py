@@ -49,7 +49,7 @@ def from_pipeline(pipe: Any, *, name: str | None = None, **call: Any) -> Model:
     Nothing is copied, and the pipeline can be used as before. It is asked a few times, to find out how many states
     can be asked about at a time, and to check that its answers depend on state and time alone. Make the model anew
     after changing the pipeline, as by a LoRA: prompts are encoded once. One thread calls at a time. A copied or pickled
-    model has a pipeline of its own, where other libraries let pipelines be pickled.
+    model has a pipeline of its own; it is not pickled where other libraries have put hooks on the pipeline's parts.
 
     Args:
         pipe: the pipeline.
