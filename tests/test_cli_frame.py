@@ -216,6 +216,7 @@ def test_what_cannot_be_written_is_said_before_the_work(
         assert run(monkeypatch, *words(command, place, *given)) == 1
         message = capsys.readouterr().err
         assert message.startswith(f"pushforward: {said}: ")
+        assert message.endswith(f"{path}\n")  # as the user named it
         assert message.count("\n") == 1
     assert {file.name for file in place.iterdir()} == {"images", "file"}
 

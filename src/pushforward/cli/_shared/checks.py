@@ -115,7 +115,10 @@ def check_outputs(
             check_writable(Path(path))
     for path in (folders or {}).values():
         if path is not None:
-            check_writable(path / "0.png")
+            try:
+                check_writable(path / "0.png")
+            except OSError as error:  # a file that nobody named is of no use to a user
+                raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _device(path: str | Path) -> bool:
