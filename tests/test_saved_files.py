@@ -8,9 +8,11 @@ import json
 import lzma
 import os
 import shutil
+import sys
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 
 import diffusers
 import numpy as np
@@ -156,6 +158,19 @@ def drawn(folder):
 
 def test_a_trained_model_draws_the_same_images(files):
     assert_close(drawn(files / "model"), expected("model"))
+
+
+class Broken(ModuleType):
+    """`diffusers` imports its parts when they are asked for, and tells by this which it cannot."""
+
+    def __getattr__(self, name):
+        raise RuntimeError(f"Failed to import diffusers.{name} because of the following error:\nNo such symbol")
+
+
+def test_a_model_whose_library_cannot_be_imported_is_not_called_damaged(monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", Broken("diffusers"))
+    with pytest.raises(pf.PushforwardError, match=r"blocks of diffusers, which cannot be imported \(No such symbol\)"):
+        pf.load("fashion-vp")
 
 
 def test_an_interrupted_training_goes_on(files):

@@ -172,9 +172,10 @@ class Reader(nn.Module):
 def _unet(config: BackboneConfig) -> nn.Module:
     try:
         from diffusers import UNet2DModel
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # diffusers tells as the latter what it cannot import itself
         raise PushforwardError(
-            "This model's network is built from blocks of diffusers: pip install 'pushforward[diffusers]'."
+            "This model's network is built from blocks of diffusers, which cannot be imported "
+            f"({str(error).splitlines()[-1]}): pip install 'pushforward[diffusers]'."
         ) from error
     levels, pixels = len(config.widths), config.patch**2
     inner = "Attn" if config.attention else ""
