@@ -1,3 +1,4 @@
+import errno
 import json
 import math
 import os
@@ -388,6 +389,48 @@ def test_another_training_is_not_continued(tmp_path: Path) -> None:
     (tmp_path / "training" / "checkpoint.pt").write_bytes(b"no checkpoint")
     with pytest.raises(PushforwardError, match="no readable checkpoint"):
         train(TrainConfig(steps=4, **TINY), some_data(), tmp_path)
+
+
+def test_a_training_does_not_go_on_with_other_images_of_the_same_number_and_size(tmp_path: Path) -> None:
+    """As of two data sets of 60000 pictures in 10 classes. Images decoded a level otherwise are the same ones."""
+    data = some_data()
+    assert data.labels is not None
+    train(TrainConfig(steps=2, **TINY), data, tmp_path)
+    others = [
+        replace(data, images=255 - data.images),
+        replace(data, labels=data.labels.flip(0)),
+        replace(data, classes=tuple(name + "s" for name in data.classes)),
+        replace(data, captions=("a cat",) * len(data)),
+    ]
+    for other in others:
+        with pytest.raises(PushforwardError, match=r"other settings \(data differ\)"):
+            train(TrainConfig(steps=4, **TINY), other, tmp_path)
+    near = replace(data, images=(data.images.int() + 1).clamp_max(255).byte())
+    assert train(TrainConfig(steps=4, **TINY), near, tmp_path).resumed_from == 2
+
+
+@pytest.mark.parametrize("name", ["README.md", "config.json", "model.safetensors", "statistics.safetensors"])
+def test_a_training_replaces_no_file_that_it_did_not_write(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(PushforwardError, match=f"holds a {name} and no training"):
+        train(TrainConfig(steps=1, **TINY), some_data(), tmp_path)
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_training_whose_first_checkpoint_could_not_be_written_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model is written before it: that model is of the training, and is replaced."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as disk:
+        disk.setattr("pushforward.training.outputs.save_checkpoint", full)
+        with pytest.raises(PushforwardError, match="there is no checkpoint yet"):
+            train(TrainConfig(steps=2, **TINY), some_data(), tmp_path)
+    assert (tmp_path / "model.safetensors").exists()
+    assert train(TrainConfig(steps=2, **TINY), some_data(), tmp_path).resumed_from == 0
 
 
 def test_a_training_goes_on_with_a_lower_learning_rate(tmp_path: Path) -> None:

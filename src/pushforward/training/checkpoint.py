@@ -10,14 +10,16 @@ from typing import Annotated, Any, ClassVar
 import torch
 from pydantic import ConfigDict, Field
 
-from pushforward.data.files import atomic_path
+from pushforward.data.files import atomic_path, digest
 from pushforward.data.schema import check, parse
 from pushforward.errors import PushforwardError
+from pushforward.model.storage import CARD, CONFIG, STATISTICS, WEIGHTS
 from pushforward.training.problem import Problem
 from pushforward.training.state import State
 
 __all__ = ["folder_of", "resume", "save_checkpoint", "tidy"]
 
+_MOVED = 0.03  # of the mean image, in [-1, 1], beyond which it is of other images: decoders differ by less
 _MAY_CHANGE = {
     "steps", "minutes", "learning_rate", "save_every", "sample_every", "log_every", "half", "compile", "card"
 }  # fmt: skip
@@ -51,6 +53,8 @@ def save_checkpoint(model: Path, problem: Problem, state: State) -> None:
     entries = {
         "config": problem.config.to_dict(),
         "data": [len(problem.data), *problem.data.images.shape[1:]],
+        "mean": problem.mean,
+        "told": _told(problem),
         "step": state.step,
         "seconds": state.seconds,
         "losses": torch.tensor(state.losses, device="cpu"),
@@ -77,6 +81,7 @@ def resume(model: Path, problem: Problem, state: State) -> None:
         if file.exists() and not file.is_file():
             raise PushforwardError(f"{file} is no file; remove it.")
     if not path.exists():
+        _check_free(model)
         return
     try:
         _load(torch.load(path, map_location="cpu", weights_only=True), path, problem, state)
@@ -106,7 +111,7 @@ def _load(entries: dict[str, Any], path: Path, problem: Problem, state: State) -
 def _check_same(entries: dict[str, Any], model: Path, problem: Problem, state: State) -> None:
     mine = problem.config.to_dict()
     changed = [k for k in mine if k not in _MAY_CHANGE and mine[k] != entries["config"].get(k)]
-    if entries["data"] != [len(problem.data), *problem.data.images.shape[1:]]:
+    if entries["data"] != [len(problem.data), *problem.data.images.shape[1:]] or _others(entries, problem):
         changed.append("data")
     shapes = [{k: v.shape for k, v in weights.items()} for weights in (state.network.state_dict(), entries["network"])]
     if not changed and shapes[0] != shapes[1]:
@@ -116,6 +121,32 @@ def _check_same(entries: dict[str, Any], model: Path, problem: Problem, state: S
             f"{model} holds a training with other settings ({', '.join(changed)} differ); "
             "give the same ones to go on with it, or another folder."
         )
+
+
+def _told(problem: Problem) -> str:
+    """A digest of all that is said of the images."""
+    return digest(problem.data.labels, problem.data.classes, problem.data.captions)
+
+
+def _others(entries: dict[str, Any], problem: Problem) -> bool:
+    """Whether the images of a checkpoint are others, or others' names are said of them; earlier versions kept none."""
+    if "mean" not in entries:
+        return False
+    return entries["told"] != _told(problem) or bool((entries["mean"] - problem.mean).abs().max() > _MOVED)
+
+
+def _check_free(model: Path) -> None:
+    """Raise if a training would replace what it did not write.
+
+    Raises:
+        PushforwardError: the folder has a file of a model, and no training.
+    """
+    for name in (CONFIG, WEIGHTS, STATISTICS, CARD):
+        if (model / name).exists() and not folder_of(model).is_dir():
+            raise PushforwardError(
+                f"{model} holds a {name} and no training to go on with, and the model would replace that file; name "
+                "another folder."
+            )
 
 
 def tidy(model: Path, step: int) -> None:

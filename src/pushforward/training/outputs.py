@@ -131,6 +131,7 @@ class Outputs:
         self.state.read_losses()
         if self.main:
             with self._writing("checkpoint", self.saving):
+                folder_of(self.folder).mkdir(parents=True, exist_ok=True)  # first: by it the model is known as ours
                 _save_model(self.folder, self.problem, self.state, self.model)
                 save_checkpoint(self.folder, self.problem, self.state)
         self.saved = self.state.step

@@ -77,6 +77,13 @@ class Problem:
         table = TargetTable.make(process, config.prediction, reference)
         return cls(config, data, process, reference, statistics, means, architecture, table)
 
+    @property
+    def mean(self) -> Tensor:
+        """The mean image, in [-1, 1], `(channels, height, width)`."""
+        if self.statistics is None:
+            return from_bytes(self.data.images[0])
+        return torch.as_tensor(self.statistics.mean, device="cpu").float()
+
     def model(self, network: Backbone, name: str) -> Model:
         """A model of the network."""
         return trained(

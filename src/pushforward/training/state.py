@@ -73,8 +73,8 @@ class State:
         for value in values:
             if not math.isfinite(value):
                 raise PushforwardError(
-                    f"The loss is not finite at step {len(self.losses)}; the last checkpoint is kept, and the same "
-                    "command with a lower learning rate goes on from it."
+                    f"The loss is not finite at step {len(self.losses)}; the same command with a lower learning rate "
+                    "goes on from the last checkpoint, or begins anew where there is none."
                 )
             self.losses.append(value)
 
