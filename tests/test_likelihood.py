@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -218,3 +219,15 @@ def test_the_command_reports_every_image(tmp_path):
     assert report["nfe"] == 2 * 6 * 2 * 2
     with pytest.raises(PushforwardError, match="--seed has no effect here: nothing is random"):
         CliRunner().invoke(app, [*arguments[:3], "--exact", "--continuous", "--seed", "1"], catch_exceptions=False)
+
+
+def test_one_draw_tells_no_error(tmp_path):
+    for i in range(2):
+        Image.new("L", (28, 28), 40 * i).save(tmp_path / f"{i}.png")
+    for count in ("1", "2"):
+        words = ["likelihood", "fashion-vp", str(tmp_path), "--count", count, "--steps", "2", "--draws", "1"]
+        told = CliRunner().invoke(app, [*words, "--json", str(tmp_path / "a.json")], catch_exceptions=False).stdout
+        assert "bits per dimension" in told
+        assert "nan" not in told
+        assert "error of the draws" not in told
+        assert json.loads((tmp_path / "a.json").read_text())["bits_draws_error"] is None

@@ -5,6 +5,7 @@ Examples are in `pushforward likelihood --help`.
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Annotated, Any
 
@@ -97,7 +98,7 @@ def likelihood(
         "seconds": time.perf_counter() - began, "notes": given.notes, **_measured(given, found),
     }  # fmt: skip
     reports.tell(*given.notes)
-    reports.tell(*(f"{one['name']}: {one['bits']:.3f} ± {one['bits_error']:.3f} bits per dimension"
+    reports.tell(*(f"{one['name']}: {one['bits']:.3f}{_within(one['bits_error'])} bits per dimension"
                    for one in report["images"][:_SHOWN] if len(given.values) > 1), _summary(report))  # fmt: skip
     reports.write(report)
 
@@ -118,12 +119,19 @@ def _measured(given: Images, found: Likelihood) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _within(error: float) -> str:
+    """The error, if there is one: a single draw tells none."""
+    return f" ± {error:.3f}" if math.isfinite(error) else ""
+
+
 def _summary(report: dict[str, Any]) -> str:
     count = report["count"]
-    error = f" ± {report['bits_error']:.3f}" if count > 1 else f" ± {report['bits_draws_error']:.3f}"
+    error = _within(report["bits_error" if count > 1 else "bits_draws_error"])
     bound = "at most " if report["bound"] else ""
+    drawn = report["bits_draws_error"]
+    draws = f"error of the draws {drawn:.4f} bits; " if math.isfinite(drawn) else ""
     return (
         f"{many(count, 'image')}: {bound}{report['bits']:.3f}{error} bits per dimension, "
-        f"{report['nats']:.1f} nats (error of the draws {report['bits_draws_error']:.4f} bits; half the steps change "
-        f"{report['bits_halved']:.4f}); {many(report['nfe'], 'evaluation')} each, {report['seconds']:.1f} s"
+        f"{report['nats']:.1f} nats ({draws}half the steps change "
+        f"{report['bits_halved']:.4f} bits); {many(report['nfe'], 'evaluation')} each, {report['seconds']:.1f} s"
     )
