@@ -204,6 +204,15 @@ def test_a_model_of_every_process_is_trained_saved_and_read(tmp_path: Path, name
     assert files == {p.name for p in (tmp_path / "m").iterdir()}
 
 
+def test_the_log_has_the_learning_rate_of_each_step(tmp_path: Path) -> None:
+    """It rises to its highest value over two steps, and falls along a cosine to zero, which no step takes."""
+    train(TrainConfig(steps=5, log_every=1, **TINY), some_data(), tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "training" / "log.jsonl").read_text().splitlines()]
+    rise = [0.5, 1, 1, 1, 1]
+    wanted = [0.003 * rise[k] * 0.5 * (1 + math.cos(math.pi * k / 5)) for k in range(5)]
+    assert [line["learning_rate"] for line in lines] == pytest.approx(wanted)
+
+
 def test_training_learns_the_classes(tmp_path: Path) -> None:
     data = some_data()
     settings = {**TINY, "batch": 16, "learning_rate": 1e-2}

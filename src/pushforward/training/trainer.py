@@ -112,9 +112,9 @@ def _go_on(
         if device.type == "cpu" or state.step % config.log_every == 0:
             state.read_losses()
         state.seconds = agreement.agree(time.monotonic() - began)
-        state.scheduler.step()
         if state.step % config.log_every == 0:
             outputs.log()
+        state.scheduler.step()
         if agreement.stopped:
             break
         if state.done < 1:
