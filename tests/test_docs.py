@@ -30,7 +30,7 @@ def commands(text: str) -> Iterator[list[str]]:
     """The words after `pushforward` of each line that calls it, directly or through Python."""
     for line in text.replace("\\\n", " ").splitlines():
         if line.strip().startswith(("pushforward ", "torchrun ", "accelerate ", "python ")):
-            words = shlex.split(line, comments=True)
+            words = shlex.split(re.sub(r"\s#.*", "", line))  # in a word, `#` begins no comment: colour:#2060c0
             if "pushforward" in words:
                 name, *rest = words[words.index("pushforward") + 1 :]
                 two = f"{name}-{rest[0]}" if rest and name not in command_names() else ""  # a command of two words
@@ -62,6 +62,24 @@ def test_examples_in_a_commands_help_have_options_that_it_has(name):
     module = name.replace("-", "_")
     text = inspect.getdoc(getattr(importlib.import_module(f"pushforward.cli.{module}"), module))
     check(text.partition("\\b\n")[2])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_of_a_page_can_be_run_one_after_another(page):
+    """A folder of results is of one command, and would refuse another's."""
+    taken: dict[str, list[str]] = {}
+    for words in commands("\n".join(fences(page, "sh"))):
+        if words[0] in ("translate", "edit", "inpaint", "guide", "train"):
+            own = words[1] if words[0] == "train" else f"the default of {words[0]}"
+            place = words[words.index("--out") + 1] if "--out" in words else own
+            assert taken.setdefault(place.rstrip("/"), words) == words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_training_is_shown_with_its_end(page):
+    """Without one it is refused; that of an example is the default of its program."""
+    for words in commands("\n".join(fences(page, "sh"))):
+        assert words[0] != "train" or {"--steps", "--minutes"} & {*words}
 
 
 def test_there_are_commands_to_check():
