@@ -705,6 +705,7 @@ def test_other_samplers_name_it_too(files, tmp_path, monkeypatch, capsys, sample
         ("grey", ["--sampler", "fk:populations=3"], "an equal part"),
         ("dcgan.pth", ["--sampler", "fk"], "Particles go once through the steps of a diffusion"),
         ("grey", ["--latent", 5], "leave --latent out"),
+        ("none.pt", ["--latent", 5], "name its file"),
         ("dcgan.pth", ["--solver", "ddim"], "A GAN has no plan"),
         ("dcgan.pth", ["--dtype", "float16"], "A GAN has no plan"),
         ("grey", ["--draws", 2], "at most as many draws"),

@@ -236,7 +236,7 @@ def _check(
             gan and (solver, gradient, place.dtype, place.size) != (None, None, "float32", None),
         "A GAN is no pipeline of diffusers; leave out --call, --image, --control and --lora.":
             gan and pipeline != PipelineOptions(),
-        "The codes of a diffusion have the shape that its plan gives them; leave --latent out.":
+        "Only a GAN in a file takes --latent, and the model is none; name its file, or leave --latent out.":
             not gan and latent is not None,
         f"The gradient is one of {', '.join(_GRADIENTS)}; got {gradient!r}.":
             gradient is not None and gradient not in _GRADIENTS,
