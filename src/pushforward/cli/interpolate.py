@@ -103,6 +103,11 @@ def interpolate(
 
 def _numbers(text: str | None, count: int, least: int) -> list[int]:
     """The images that a list names, or all."""
+    if count < least:
+        raise PushforwardError(
+            f"There is no way between fewer than {least} codes, and the file has {many(count, 'code')}; encode or "
+            "invert several images into one file."
+        )
     try:
         numbers = list(range(count)) if text is None else [int(part) for part in text.split(",")]
     except ValueError:
