@@ -281,6 +281,15 @@ def test_results_that_tell_nothing_of_themselves_are_made_again(mine, translatin
     assert translating(mine / "in", "--source", mine / "model")["done_before"] == 2
 
 
+def test_a_result_that_is_cut_off_is_made_again(mine, translating):
+    """As a disk leaves it that lost its power: what it was made of can be read, and the picture cannot."""
+    translating(mine / "in", "--source", mine / "model")
+    whole, path = shown(mine / "out"), mine / "out" / "images" / "a.png"
+    path.write_bytes(path.read_bytes()[:-40])
+    assert translating(mine / "in", "--source", mine / "model")["done_before"] == 1
+    assert shown(mine / "out") == whole
+
+
 def test_a_killed_translation_goes_on(mine, translating):
     """By SIGKILL, which lets nothing be tidied; its lock is gone with it, and while it lives it is alone."""
     for seed in range(12):
@@ -871,6 +880,13 @@ def test_images_that_have_no_code_are_refused(models, pictures, tmp_path, betwee
     codes, _ = encoded(models, pictures, tmp_path)
     result = invoke("interpolate", codes, "--between", between, "--out", tmp_path / "x.png", "-q")
     refused(result, "--between names 2 or more of the 7 images from 0 to 6")
+
+
+def test_one_code_has_no_way_to_another(models, pictures, tmp_path):
+    codes, _ = encoded(models, pictures / "0.png", tmp_path)
+    result = invoke("interpolate", codes, "--out", tmp_path / "x.png", "-q")
+    refused(result, "fewer than 2 codes, and the file has 1 code")
+    assert invoke("interpolate", codes, "--average", "--out", tmp_path / "x.png", "-q").exit_code == 0
 
 
 def test_a_file_of_codes_says_all_that_is_needed(models, pictures, tmp_path):

@@ -205,6 +205,20 @@ def test_an_interrupted_run_does_what_is_left_and_no_more(files, tmp_path):
         assert (part / "images" / name).read_bytes() == (whole / "images" / name).read_bytes()
 
 
+@pytest.mark.parametrize("draw", [0, 1, 2])
+def test_an_image_that_lacks_a_draw_is_painted_again(files, tmp_path, draw):
+    options = ["--draws", 3, "--json", "-"]
+    assert run(files, tmp_path, *options).exit_code == 0
+    path = tmp_path / "images" / f"1-{draw}.png"
+    whole = path.read_bytes()
+    for left in (None, whole[:-40]):
+        path.unlink() if left is None else path.write_bytes(left)
+        result = run(files, tmp_path, *options)
+        assert result.exit_code == 0, result.exception
+        assert json.loads(result.stdout)["done_before"] == 2
+        assert path.read_bytes() == whole
+
+
 def test_another_mask_of_the_same_name_is_another_run(files, tmp_path):
     mask = tmp_path / "mask.png"
     shutil.copy(files / "mask.png", mask)

@@ -107,11 +107,14 @@ def inpaint(
         there = diffusion.some(torch.tensor([item.position for item in some]))
         found = paint(there, values, known, draws=draws, seed=seed, first=numbers, batch=batch)
         for item, drawn, key in zip(some, found, keys, strict=True):
-            for path, image in reversed([*zip(_paths(out, item, draws), drawn, strict=True)]):  # the first one last
+            for path, image in zip(_paths(out, item, draws), drawn, strict=True):
                 save_image(sheet(image[None], smallest=0), path, {FORMAT: key})
 
-    outcome = complete(items, lambda item: kept_key(_paths(out, item, draws)[0]), work, made, label="inpainting",
-                       batch=max(1, batch // draws), quiet=reports.quiet)  # fmt: skip
+    def kept(item: Item) -> str | None:
+        keys = {kept_key(path) for path in _paths(out, item, draws)}
+        return keys.pop() if len(keys) == 1 else None
+
+    outcome = complete(items, kept, work, made, label="inpainting", batch=max(1, batch // draws), quiet=reports.quiet)
     rows = _sheet(items, known, draws, out)
     reports.tell(
         *outcome.lines,

@@ -271,11 +271,12 @@ def key_of(made: str, image: Tensor) -> str:
 
 
 def kept_key(path: Path) -> str | None:
-    """The key in a picture of results, if it is there and has one."""
+    """The key in a picture of results, if it is there, whole, and has one."""
     from PIL import Image
 
     try:
         with Image.open(path) as picture:
+            picture.load()
             return picture.info.get(FORMAT)
     except (OSError, ValueError, SyntaxError):
         return None
