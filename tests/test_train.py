@@ -512,6 +512,8 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:
         ({"steps": 1, "seed": -1}, "seed must be 0 or more"),
         ({"steps": 1, "network": "huge"}, "Unknown network"),
         ({"steps": 1, "process": "langevin", "prediction": "v"}, "scalar processes"),
+        ({"steps": 1, "process": "flow", "prediction": "epsilon"}, "'epsilon' says nothing about the image"),
+        ({"steps": 1, "process": "flow", "prediction": "score"}, "train with residual, v, velocity or sample"),
     ],
 )
 def test_bad_settings_are_one_clear_sentence(tmp_path: Path, settings: dict, said: str) -> None:

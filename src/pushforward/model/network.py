@@ -125,10 +125,7 @@ class Network:
     def at(self, process: Process, times: Tensor, like: Tensor) -> Ask:
         """See `Denoiser`."""
         on_state, on_prediction = denoising(process, self.prediction, times, self.reference)
-        unheard = self.prediction in ("epsilon", "score") and bool(
-            (process.snr(times) < LOST).reshape(len(times), -1).all(1).any()
-        )
-        if unheard or not (on_state.is_finite() and on_prediction.is_finite()):
+        if is_silent(process, self.prediction, times) or not (on_state.is_finite() and on_prediction.is_finite()):
             raise PushforwardError(
                 f"The prediction {self.prediction!r} says nothing about the image where process {process.name!r} has "
                 "no signal; start the grid below t_max, or use a network that predicts v, velocity or the sample."
@@ -245,6 +242,11 @@ class Network:
             s = s.to(image).view(-1, *[1] * (image.ndim - 1))
             image = bound * torch.minimum(torch.maximum(image, -s), s) / s
         return torch.cat([image, rest], 1) if rest.shape[1] else image
+
+
+def is_silent(process: Process, prediction: Prediction, times: Tensor) -> bool:
+    """Whether the noise is predicted at a time without signal, where it says nothing about the image."""
+    return prediction in ("epsilon", "score") and bool((process.snr(times) < LOST).reshape(len(times), -1).all(1).any())
 
 
 def execution_device(module: nn.Module) -> torch.device | None:

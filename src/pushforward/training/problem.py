@@ -15,6 +15,7 @@ from pushforward.errors import PushforwardError
 from pushforward.linear import Gaussian, Process, fit
 from pushforward.model.backbone import Backbone, BackboneConfig, preset
 from pushforward.model.model import Model
+from pushforward.model.network import is_silent
 from pushforward.model.prediction import is_image
 from pushforward.model.trained import trained
 from pushforward.training.batches import WORDS, check_labels
@@ -60,6 +61,12 @@ class Problem:
         check_labels(data)
         channels, height, width = data.images.shape[1:]
         process = config.process_for((height, width))
+        last = torch.tensor([process.t_max], dtype=torch.float64, device="cpu")
+        if is_silent(process, config.prediction, last):
+            raise PushforwardError(
+                f"Process {process.name!r} begins to draw where there is no signal, and there the prediction "
+                f"{config.prediction!r} says nothing about the image; train with residual, v, velocity or sample."
+            )
         scale = config.scale or _root_mean_square(data.images)
         reference = Gaussian(scale**2)
         floats = config.batch * process.blocks * data.images[0].numel()  # as noise, state, input, target, answer
