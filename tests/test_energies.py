@@ -228,6 +228,12 @@ def told(energy, images):
     return energy(images, Code(torch.zeros(len(images), 1)))
 
 
+def test_images_of_16_bits_are_summed_in_32():
+    """By steering and by a call of one's own, as by guidance: 75000 is above float16's greatest number."""
+    images = torch.full((COUNT, 3, 100, 100), 1.5, dtype=torch.float16)
+    assert told(of(lambda images, code: (images + 1).sum((1, 2, 3)), "sum"), images).tolist() == [75000.0] * COUNT
+
+
 def test_near_is_the_likelihood_of_gaussian_noise():
     images, image = batch(), picture()
     likelihood = torch.distributions.Normal(image, 0.3)

@@ -16,7 +16,7 @@ from pushforward.data.words import many
 from pushforward.errors import PushforwardError
 from pushforward.linear import Process
 
-__all__ = ["Ask", "Denoiser", "Function", "Priced", "Watched", "Wrapper", "check_output"]
+__all__ = ["Ask", "Denoiser", "Function", "Priced", "Watched", "Wrapper", "at_least_float32", "check_output"]
 
 
 class Ask(Protocol):
@@ -115,6 +115,11 @@ class Function:
     def _checked(self, u: Tensor, t: float) -> Tensor:
         shape = u.shape
         return check_output("The formula of a denoiser", self.denoise(u, t), shape)
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of what is worked out beside a network of this dtype: 16 bits are too coarse to add up in."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def check_output(what: str, output: object, shape: tuple[int, ...], *, learned_variance: bool = False) -> Tensor:

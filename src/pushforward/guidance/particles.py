@@ -38,6 +38,7 @@ from torch import Tensor
 
 from pushforward.data import schema
 from pushforward.data.memory import check_memory
+from pushforward.denoiser import at_least_float32
 from pushforward.errors import PushforwardError
 from pushforward.execute import Progress
 from pushforward.execute.host import undisturbed
@@ -292,7 +293,7 @@ class _Population:
         self.diffusion, self.energy, self.sampler, self.size, self.batch = diffusion, energy, sampler, size, batch
         self.plan, self.count, self.seed = diffusion.plan, size * sampler.particles, seed
         self.model, self.number = diffusion.model_for(self.count), first * sampler.particles
-        shape, dtype = self.model.state_shape(1)[1:], torch.promote_types(diffusion.dtype, torch.float32)
+        shape, dtype = self.model.state_shape(1)[1:], at_least_float32(diffusion.dtype)
         check_memory(
             4 * (len(self.plan.noises) + 2) * self.count * math.prod(shape), f"The codes of {self.count:,} particles"
         )
@@ -372,7 +373,6 @@ class _Population:
         images, found, code = [], [], self.code
         for some in self._pieces():
             there = self.model.images(states[some])
-            there = there.to(torch.promote_types(there.dtype, torch.float32))
             found.append(self.energy.parts(there, code[some].to(states)))
             images.append(there.float().cpu())
         parts = {name: torch.cat([one[name].double().cpu() for one in found]) for name in found[0]}

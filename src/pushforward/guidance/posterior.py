@@ -341,7 +341,6 @@ class _Target:
             variables = x.detach().requires_grad_(self.gradient)
             code = self.code[some].with_variables(variables)
             images = self.counted.decode(code, some)
-            images = images.to(torch.promote_types(images.dtype, torch.float32))  # sums of 16 bits are no energies
             parts = self.energy.parts(images, code)
             slope = torch.zeros_like(x)
             if self.gradient:

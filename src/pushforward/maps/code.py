@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pushforward.data.memory import check_memory
 from pushforward.data.words import many
+from pushforward.denoiser import at_least_float32
 from pushforward.errors import PushforwardError
 
 __all__ = ["Code", "GaussianStream", "batches", "derive_seed", "numbered", "whole_numbers"]
@@ -128,7 +129,7 @@ class GaussianStream:
 
     def code(self, noises: int, like: Tensor) -> Code:
         """The next variables as codes of a start and so many noises, where `like` is and in its dtype or better."""
-        dtype = torch.promote_types(like.dtype, torch.float32)
+        dtype = at_least_float32(like.dtype)
         start, *rest = (self.draw().to(like.device, dtype) for _ in range(1 + noises))
         return Code(start, torch.stack(rest) if rest else None)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from pushforward.denoiser import Ask, Denoiser, check_output
+from pushforward.denoiser import Ask, Denoiser, at_least_float32, check_output
 from pushforward.errors import PushforwardError
 from pushforward.linear import IDENTITY, POINT, Discrete, Gaussian, Operator, Process, apply_coefficients
 from pushforward.model.prediction import Prediction, denoising, is_image
@@ -137,7 +137,7 @@ class Network:
         if self.input_reference is not None:
             scale = inverse_deviation(self.input_reference.covariance(process, times)).coefficients.to(like)
         own = self.time_scale * times + self.time_shift if self.clock is None else self.clock(times)
-        clock = own.to(like.device, _precise(like))
+        clock = own.to(like.device, at_least_float32(like.dtype))
         every = None if self.condition is None else self.condition.to(like.device)
         without = self.unconditional if self.guidance != 1 else None
 
@@ -188,7 +188,7 @@ class Network:
             generator = torch.Generator().manual_seed(0)
             noise = torch.randn(like.shape[1:], generator=generator, dtype=torch.float32, device="cpu").to(like)
             condition = None if self.condition is None else self.condition[[0, 0]].to(like.device)
-            times = process.t_max * torch.tensor([0.25, 0.75], dtype=_precise(like), device=like.device)
+            times = process.t_max * torch.tensor([0.25, 0.75], dtype=at_least_float32(like.dtype), device=like.device)
             with torch.no_grad(), self._precision(like):
                 answers = module(torch.stack([noise, noise]), times, condition)
             if isinstance(answers, Tensor) and len(answers) == 2:
@@ -237,7 +237,7 @@ class Network:
         if self.threshold is None:
             image = image.clamp(-bound, bound)
         else:
-            values = image.flatten(1).abs().to(_precise(image))
+            values = image.flatten(1).abs().to(at_least_float32(image.dtype))
             s = torch.quantile(values, self.threshold, 1).clamp(bound, self.threshold_max)
             s = s.to(image).view(-1, *[1] * (image.ndim - 1))
             image = bound * torch.minimum(torch.maximum(image, -s), s) / s
@@ -265,11 +265,6 @@ def device_of(module: nn.Module | None) -> torch.device:
         return torch.device("cpu")
     own = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     return execution_device(module) or own
-
-
-def _precise(like: Tensor) -> torch.dtype:
-    """The dtype of what is worked out beside states, times among it: theirs, float32 at least."""
-    return torch.promote_types(like.dtype, torch.float32)
 
 
 def _restless(part: nn.Module) -> bool:

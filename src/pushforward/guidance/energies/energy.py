@@ -21,6 +21,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from pushforward.denoiser import at_least_float32
 from pushforward.errors import PushforwardError
 from pushforward.maps.code import Code
 
@@ -58,7 +59,7 @@ class Energy:
         """Return the value of each term times its weight, `(count,)`, by the term's name.
 
         Args:
-            images: images in [-1, 1], `(count, channels, height, width)`.
+            images: images in [-1, 1], `(count, channels, height, width)`; terms see them in float32 at least.
             code: the code that they were decoded from.
             gradient: whether every term must have one, where images or codes do.
 
@@ -66,7 +67,7 @@ class Energy:
             PushforwardError: a term gives a shape other than `(count,)`, or no gradient where one is needed.
         """
         wanted = gradient and torch.is_grad_enabled() and (images.requires_grad or code.start.requires_grad)
-        found = {}
+        images, found = images.to(at_least_float32(images.dtype)), {}  # sums of 16 bits are no energies
         for term in self.terms:
             value: object = term.function(images, code)
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -84,8 +85,7 @@ class Energy:
                 raise PushforwardError(
                     f"Energy {term.name!r} must give real numbers; it gave {value.dtype} on {value.device}."
                 )
-            # on the images' device, and not in 16 bits, in which sums and weights are too coarse
-            found[term.name] = term.weight * value.to(images.device, torch.promote_types(value.dtype, torch.float32))
+            found[term.name] = term.weight * value.to(images.device, at_least_float32(value.dtype))
         return found
 
     def __add__(self, other: Energy | Function) -> Energy:

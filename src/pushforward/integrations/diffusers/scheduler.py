@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pushforward.denoiser import Ask
+from pushforward.denoiser import Ask, at_least_float32
 from pushforward.errors import PushforwardError
 from pushforward.execute.sequential import steps
 from pushforward.integrations.diffusers.configuration import public_settings
@@ -286,7 +286,7 @@ class Scheduler:
             raise PushforwardError(
                 f"The plan is made before the loop: give eta={eta:g} to PushforwardScheduler, not to the pipeline."
             )
-        state = sample.to(torch.promote_types(sample.dtype, torch.float32))
+        state = sample.to(at_least_float32(sample.dtype))
         run, index = self._run, self._step_index
         if run is None or index is None:
             run, index = self._begin(timestep, state)
