@@ -24,6 +24,7 @@ from pushforward.data.words import many
 from pushforward.denoiser import Denoiser
 from pushforward.errors import PushforwardError
 from pushforward.execute.sequential import Progress
+from pushforward.execute.system import root_mean_square
 from pushforward.linear import Process
 
 _STAGES, _WEIGHTS, _NODES, _ERROR = (torch.from_numpy(x).double() for x in (RK45.A, RK45.B, RK45.C, RK45.E))
@@ -93,7 +94,8 @@ def adaptive(
                 k.append(flow(t + node * h[:, 0], y + h * _sum(weights, k), some))
             new = y + h * _sum(_WEIGHTS, k)
             k.append(flow(ahead, new, some))
-            error = _size(h * _sum(_ERROR, k) / (atol + rtol * torch.maximum(y.abs(), new.abs())))
+            scale = atol + rtol * torch.maximum(y.abs(), new.abs())
+            error = root_mean_square(h * _sum(_ERROR, k) / scale, 1)
             passed = error < 1
             longest = torch.where(passed, torch.where(again[some], torch.ones_like(error), _LONGER), _SAFETY)
             factor = (_SAFETY * error.pow(_POWER)).clamp(_SHORTER, _LONGER)
@@ -138,17 +140,12 @@ def _first_length(
 ) -> Tensor:
     """Return the length of each image's first step."""
     scale = atol + rtol * u.abs()
-    d0, d1 = _size(u / scale), _size(slope / scale)
+    d0, d1 = root_mean_square(u / scale, 1), root_mean_square(slope / scale, 1)
     guess = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / d1).clamp_max(whole)
     near = flow(time + on * guess, u + on * guess[:, None] * slope, torch.arange(len(u), device="cpu"))
-    greatest = torch.maximum(d1, _size((near - slope) / scale) / guess)
+    greatest = torch.maximum(d1, root_mean_square((near - slope) / scale, 1) / guess)
     length = torch.where(greatest <= 1e-15, (1e-3 * guess).clamp_min(1e-6), (0.01 / greatest).pow(-_POWER))
     return torch.minimum(100 * guess, length).clamp_max(whole)
-
-
-def _size(u: Tensor) -> Tensor:
-    """Return the root mean square of each row."""
-    return u.square().mean(1).sqrt()
 
 
 def _sum(weights: Tensor, parts: list[Tensor]) -> Tensor:

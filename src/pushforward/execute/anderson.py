@@ -185,7 +185,7 @@ def _room(like: Tensor) -> _Difference:
 
 
 def _put(values: Tensor, into: _Difference, some: slice) -> None:
-    unit = root_mean_square(values, (1, 3, 4))
+    unit = root_mean_square(values, 1, 3, 4)
     into.unit[some] = unit
     into.values[some] = values.div_(torch.where(unit > 0, unit, 1.0)[:, None, :, None, None])
 

@@ -74,7 +74,7 @@ class _Stack:
             at, moved = self._nodes[some], (coarse.weights[some] @ surprises).view(-1, *before.shape[1:])
             moved *= inferred[some][:, None, :, None, None]
             lanes[at] += moved
-            self._inferred[at] += root_mean_square(moved.mul_(self.system.weight[at]), (1, 3, 4))
+            self._inferred[at] += root_mean_square(moved.mul_(self.system.weight[at]), 1, 3, 4)
 
     def _go(self, stack: Tensor) -> None:
         """Move the states, and let the answers follow as they are expected to."""

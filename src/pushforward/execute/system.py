@@ -115,7 +115,7 @@ class System:
         for some in _pieces(len(u), u.numel(), u.device):
             at, of = nodes[some], images[some]
             new = self.basis.forward(u[some]).view(-1, self._k, self._rest, self._frequencies)
-            changed[some] = root_mean_square((new - lanes[at, :, of]).mul_(self.weight[at, :, 0]), (1, 2, 3))
+            changed[some] = root_mean_square((new - lanes[at, :, of]).mul_(self.weight[at, :, 0]), 1, 2, 3)
             lanes[at, :, of] = new
         return changed
 
@@ -239,9 +239,9 @@ class System:
         """
         lanes = self.lanes(moves)
         if self.weight.shape[-1] == 1:
-            each = root_mean_square(lanes, (3, 4)) * self.weight[..., 0, 0]
+            each = root_mean_square(lanes, 3, 4) * self.weight[..., 0, 0]
         else:
-            each = torch.cat([root_mean_square(lanes[x] * self.weight[x], (3, 4)) for x in self.parts(moves)])
+            each = torch.cat([root_mean_square(lanes[x] * self.weight[x], 3, 4) for x in self.parts(moves)])
         squares = each.square().mean(1)
         squares[-1:] = each[-1:, 0].square() / self._k
         return squares.sqrt()
@@ -257,7 +257,7 @@ class System:
         """
         image = self.lanes(states)[-1, 0]  # as large in the basis as in pixels
         deviation = self._deviation
-        size = root_mean_square(image, (1, 2)).nan_to_num(deviation)
+        size = root_mean_square(image, 1, 2).nan_to_num(deviation)
         relative: Tensor = self._k**0.5 * deviation / size.clamp(torch.finfo(size.dtype).tiny ** 0.5, deviation)
         return relative
 
@@ -306,7 +306,7 @@ class System:
         return stacked(operators, 0, self.size, self.basis).to(like) if operators else None
 
 
-def root_mean_square(values: Tensor, over: tuple[int, ...]) -> Tensor:
+def root_mean_square(values: Tensor, *over: int) -> Tensor:
     """Return root mean squares over some axes."""
     norm, count = torch.linalg.vector_norm(values, dim=over), math.prod(values.shape[axis] for axis in over)
     mean: Tensor = norm / math.sqrt(count)

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from pushforward.errors import PushforwardError
+from pushforward.execute.system import root_mean_square
 from pushforward.guidance.spectrum import bands, evened, tangent, white
 
 __all__ = ["ADAM", "LBFGS", "OPTIMISERS", "WHITE", "Optimiser", "OptimiserName", "State", "optimiser_of"]
@@ -126,12 +127,12 @@ def _direction(gradient: Tensor, moves: Tensor, changes: Tensor, inverse: Tensor
     for s, y, rho in reversed(list(zip(moves, changes, inverse, strict=True))):
         weights.append(rho * _dot(s, q))
         q = q - weights[-1][:, None] * y
-    alone = first / _size(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
+    alone = first / root_mean_square(gradient, 1).clamp_min(torch.finfo(gradient.dtype).tiny)
     scale = torch.where(inverse[-1] != 0, 1 / (inverse[-1] * _dot(changes[-1], changes[-1])), alone)
     q = scale[:, None] * q
     for s, y, rho in zip(moves, changes, inverse, strict=True):
         q = q + (weights.pop() - rho * _dot(y, q))[:, None] * s
-    return -q * (_LONGEST / _size(q).clamp_min(_LONGEST))[:, None]
+    return -q * (_LONGEST / root_mean_square(q, 1).clamp_min(_LONGEST))[:, None]
 
 
 def _white_begin(x: Tensor) -> State:
@@ -157,10 +158,6 @@ def _white_advance(state: State, loss: Tensor, gradient: Tensor, learning_rate: 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(1)
-
-
-def _size(x: Tensor) -> Tensor:
-    return x.square().mean(1).sqrt()
 
 
 ADAM = Optimiser(_adam_begin, _adam_advance)

@@ -22,6 +22,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from pushforward.execute.system import root_mean_square
+
 __all__ = ["bands", "evened", "norms", "tangent", "white"]
 
 _LEAST = 16  # numbers of the first band, whose squared norm deviates by a third from its mean
@@ -78,7 +80,7 @@ def evened(direction: Tensor, field: Tensor, power: Tensor) -> Tensor:
     tiny = torch.finfo(direction.dtype).tiny
     size = torch.maximum(size, _FAINT * size.amax((1, 2), keepdim=True)).clamp_min(tiny)
     changed = _variables(spectrum / size.pow(power[:, None, None])[..., field], direction)
-    return changed / changed.square().mean(1, keepdim=True).sqrt().clamp_min(tiny)
+    return changed / root_mean_square(changed, 1).clamp_min(tiny)[:, None]
 
 
 def tangent(x: Tensor, direction: Tensor, field: Tensor) -> Tensor:

@@ -47,6 +47,7 @@ from torch import Tensor
 
 from pushforward.data.words import many
 from pushforward.errors import PushforwardError
+from pushforward.execute.system import root_mean_square
 
 __all__ = ["LEAST", "Bits", "Found", "Ring", "longest", "read"]
 
@@ -277,7 +278,7 @@ def read(pattern: Bits | Ring | Sequence[Bits], views: Tensor, message: bytes | 
 def _odds(z: Tensor) -> Tensor:
     """Half the log odds that the entries of codes `(count, *shape)` have the sign +, `(shares, count, size)`."""
     a = z.flatten(1).cpu().float()
-    a = a / a.square().mean(1, keepdim=True).sqrt().clamp_min(torch.finfo(a.dtype).tiny)
+    a = a / root_mean_square(a, 1).clamp_min(torch.finfo(a.dtype).tiny)[:, None]
     towards = torch.stack([share / math.sqrt(1 - share**2) * a for share in _SHARES])
     return (torch.special.log_ndtr(towards) - torch.special.log_ndtr(-towards)) / 2
 

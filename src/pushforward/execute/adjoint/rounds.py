@@ -91,7 +91,7 @@ class Cotangents:
 
     def _sizes(self, cotangents: Tensor) -> Tensor:
         """Return root mean squares of nodes' cotangents for states in units of their deviation, `(nodes, batch)`."""
-        return root_mean_square(self.system.by_image(cotangents / self._weight), (0, 2, 4))
+        return root_mean_square(self.system.by_image(cotangents / self._weight), 0, 2, 4)
 
 
 def solved(
