@@ -27,7 +27,7 @@ from pushforward.execute.distributed import same, size
 from pushforward.maps.adaptive import AdaptiveDiffusion
 from pushforward.maps.code import batches
 from pushforward.maps.diffusion import Diffusion
-from pushforward.maps.labels import is_guided
+from pushforward.maps.labels import is_guided, weight_in_effect
 from pushforward.maps.spec import SamplerSpec
 from pushforward.model import Model, Network
 from pushforward.model.contents import model_digest
@@ -260,7 +260,7 @@ def _fast(model: Model, settings: Evaluation) -> Model:
         if settings.precision != "no" or settings.compile:
             raise PushforwardError(f"Model {model.name!r} has no network to run in another precision or to compile.")
         return model
-    rows = settings.batch * (1 if _weight(model, settings) == 1 else 2)  # guidance asks twice
+    rows = settings.batch * (1 if weight_in_effect(model, settings.guidance) == 1 else 2)  # guidance asks twice
     module = torch.compile(network.module, dynamic=False) if settings.compile else network.module
     precision = PRECISIONS[settings.precision] or network.autocast
     return replace(
@@ -272,12 +272,8 @@ def _fast(model: Model, settings: Evaluation) -> Model:
 def _digest(model: Model, labels: Tensor | None, settings: Evaluation) -> str:
     """Return what generated images depend on, besides the sampler and their number."""
     asked = ("seed", "converged", "precision", "compile", "batch")
-    told = {**{name: getattr(settings, name) for name in asked}, "guidance": _weight(model, settings)}
+    told = {**{name: getattr(settings, name) for name in asked}, "guidance": weight_in_effect(model, settings.guidance)}
     return digest(model_digest(model), model.negative, None if labels is None else labels[:FEWEST], told)
-
-
-def _weight(model: Model, settings: Evaluation) -> float:
-    return model.guidance if settings.guidance is None else settings.guidance
 
 
 def _safe(name: str) -> str:

@@ -23,7 +23,9 @@ __all__ = [
     "in_turn",
     "is_guided",
     "listed",
+    "named",
     "take_labels",
+    "weight_in_effect",
     "weight_of",
 ]
 
@@ -83,7 +85,12 @@ def weight_of(model: Model, guidance: float | None) -> float | None:
     return 1.0 if guidance is None and not isinstance(model.module, Guided) else guidance
 
 
+def weight_in_effect(model: Model, guidance: float | None) -> float:
+    """The weight of guidance that answers are under: the one given, or that of the model as it is."""
+    return model.guidance if guidance is None else guidance
+
+
 def is_guided(model: Model, guidance: float | None) -> bool:
-    """Whether answers are under guidance by a weight above 1; without a weight, that of the model as it is."""
-    weight = model.guidance if guidance is None else guidance
+    """Whether answers are under guidance by a weight above 1, see `weight_in_effect`."""
+    weight = weight_in_effect(model, guidance)
     return isinstance(weight, Real) and weight > 1  # `Model.given` refuses what is no number
