@@ -1,4 +1,4 @@
-"""Samplers in words, and as many steps as a number of network calls allows."""
+"""Samplers in words, and as many steps as a number of network evaluations allows."""
 
 from dataclasses import replace
 
@@ -151,7 +151,7 @@ def test_numbers_of_other_libraries_are_numbers():
 
 
 def test_a_step_that_does_not_fit():
-    with pytest.raises(PushforwardError, match="takes more than 3 network calls"):
+    with pytest.raises(PushforwardError, match="takes more than 3 network evaluations"):
         parse("rk4:end=0.01").calling(tiny(VP()), 3)
 
 

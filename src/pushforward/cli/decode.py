@@ -68,7 +68,7 @@ def decode(
     began = time.perf_counter()
     images = decoded(diffusion, code, batch, quiet=reports.quiet)
     seconds = time.perf_counter() - began
-    title = f"{plan.solver}, {many(plan.nfe, 'network call')} per image"
+    title = f"{plan.solver}, {plan.calls} per image"
     save_image(titled(images, title, diffusion.model, labels), out)
     if each is not None:
         save_each(images, each)

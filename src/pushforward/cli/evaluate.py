@@ -81,7 +81,8 @@ def evaluate(
         typer.Option(help="Take this many steps, where a sampler does not say its own; several with commas between."),
     ] = None,
     nfe: Annotated[
-        str | None, typer.Option(help="Take as many steps as make no more network calls than this, instead of --steps.")
+        str | None,
+        typer.Option(help="Take as many steps as make no more network evaluations than this, instead of --steps."),
     ] = None,
     count: Annotated[int, typer.Option(help="Draw this many images with each sampler.")] = _DEFAULT.count,
     features: Annotated[
@@ -201,7 +202,7 @@ def _write(out: Path, rows: list[Row], models: list[Model], every: list[list[Run
         distance_curves(rows, temporary)
     told = iter(rows)
     for model, runs in zip(models, every, strict=True):
-        names = [f"{row.sampler}, {many(row.nfe, 'call')}" for row in islice(told, len(runs))]
+        names = [f"{row.sampler}, {many(row.nfe, 'evaluation')}" for row in islice(told, len(runs))]
         versions = [first_images(run, _SHOWN) for run in runs]
         name = "samplers.png" if len(models) == 1 else f"samplers-{model.name.replace('/', '-')}.png"
         save_image(sheet(torch.cat(versions), columns=len(versions[0]), rows=names), out / name)
@@ -217,7 +218,7 @@ def _loaded(names: list[str], asked: dict[str, Any]) -> list[Model]:
 
 
 def _samplers(solvers: list[str], steps: str | None, nfe: str | None) -> list[tuple[SamplerSpec, int | None, bool]]:
-    """Every solver with every number of steps, or of network calls; `None` for one that has steps of its own."""
+    """Every solver with every number of steps, or of network evaluations; `None` for one that has steps of its own."""
     if steps is not None and nfe is not None:
         raise PushforwardError("Give --steps or --nfe, not both.")
     numbers = [SamplerSpec.steps] if nfe is steps is None else _numbers(nfe or steps or "")

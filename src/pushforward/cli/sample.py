@@ -171,7 +171,7 @@ def sample(
         over = int((~(errors <= method.tolerance)).sum()) if method.rounds is None else 0
     if not main:
         return
-    title = f"{network.name}: {spec.solver}, {measured['nfe']:.0f} network calls per image, seed {seed}"
+    title = f"{network.name}: {spec.solver}, {measured['nfe']:.0f} network evaluations per image, seed {seed}"
     if "residual" in measured:
         title += f"; {measured['rounds']} rounds"
     save_image(titled(images, title, network, labels), out)

@@ -90,8 +90,7 @@ def watermark_embed(
     save_each(marked.images, out)
     save_codes(codes, marked.code, {**info, **place.kept, "seed": seed, "watermark": mark})
     carried = "a ring" if told is None else f"{8 * len(told)} bits"
-    reports.tell(f"{out}: {many(count, 'image')} with {carried} in each, {many(plan.nfe, 'network call')} per image, "
-                 f"{seconds:.1f} s")  # fmt: skip
+    reports.tell(f"{out}: {many(count, 'image')} with {carried} in each, {plan.calls} each, {seconds:.1f} s")
     reports.write({
         "model": model, "process": network.process.name, "solver": spec.solver, "settings": dict(plan.settings),
         "steps": len(plan.steps) - 1, "count": count, "seed": seed, "labels": info["labels"], "guidance": guidance,

@@ -269,7 +269,7 @@ class SamplerSpec:
                        max_evaluations=self.max_evaluations)  # fmt: skip
 
     def calling(self, model: Model, nfe: int) -> SamplerSpec:
-        """The same with the most steps that make no more than `nfe` network calls.
+        """The same with the most steps that make no more than `nfe` network evaluations per image.
 
         Raises:
             PushforwardError: not even one step fits.
@@ -278,7 +278,7 @@ class SamplerSpec:
             return replace(self, steps=nfe)
         if self.filed:
             if self.plan(model).nfe > nfe:
-                raise PushforwardError(f"{self.label} takes more than {many(nfe, 'network call')}; allow more.")
+                raise PushforwardError(f"{self.label} takes more than {many(nfe, 'network evaluation')}; allow more.")
             return self
 
         def calls(steps: int) -> int:
@@ -287,7 +287,7 @@ class SamplerSpec:
         first, each = calls(_PROBE), calls(_PROBE + 1) - calls(_PROBE)  # as many more with every step
         steps = _PROBE + (nfe - first) // max(1, each)
         if steps < 1 or calls(steps) > nfe:
-            raise PushforwardError(f"{self.label} takes more than {many(nfe, 'network call')}; allow more.")
+            raise PushforwardError(f"{self.label} takes more than {many(nfe, 'network evaluation')}; allow more.")
         return replace(self, steps=steps)
 
 

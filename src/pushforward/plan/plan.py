@@ -164,7 +164,7 @@ class Plan:
 
     @property
     def nfe(self) -> int:
-        """Network evaluations per image."""
+        """Network evaluations per image; the two of classifier-free guidance about a state count as one."""
         return len(self.asked)
 
     @property

@@ -69,7 +69,7 @@ class Translation:
         images: in [-1, 1], `(count, channels, height, width)`, on the CPU.
         code: the common one; `None` for methods that need none.
         rounds: batched network calls on the critical path; the most of any batch.
-        nfe: network evaluations of an image, on average (guidance's second ones not counted).
+        nfe: network evaluations of an image, on average, counted as by `Plan.nfe`.
         residual: of exactly inverted codes, how far each image is from its own decoded under the source, `(count,)`.
     """
 

@@ -55,7 +55,7 @@ GuidanceOption = Annotated[
     float | None,
     typer.Option(
         help="Set the weight of classifier-free guidance; 1 is none, and the default but for a `diffusers` pipeline, "
-        "which has its own."
+        "which has its own. Reports count its two evaluations of the network as one."
     ),
 ]
 SeedOption = Annotated[int, typer.Option(help="Seed the codes; image i depends on the seed and i alone.")]
