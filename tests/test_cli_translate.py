@@ -835,11 +835,13 @@ def test_between_codes_the_ends_are_the_images(models, pictures, tmp_path):
             assert abs(image - pixels(pictures / f"{name}.png")).max() <= 1
         assert abs(row[1] - row[0]).max() > 5 < abs(row[1] - row[2]).max()
     values = json.loads(report.read_text())
-    assert (values["images"], values["frames"]) == ([0, 3, 1], 8)
+    assert (values["images"], values["frames"], values["count"]) == ([0, 3, 1], 4, 8)
     assert [(pair["from"], pair["to"]) for pair in values["similarity"]] == [(0, 3), (3, 1)]
     code, info = load_codes(save)
     assert len(code) == 8
-    assert info["labels"] == ["a cat"] * 2 + ["a dog"] * 2 + ["a dog"] * 4
+    assert values["labels"] == info["labels"] == ["a cat"] * 2 + ["a dog"] * 2 + ["a dog"] * 4
+    assert invoke("decode", codes, "--out", out, "--json", report, "-q").exit_code == 0
+    assert json.loads(report.read_text()).keys() < values.keys()  # it says of codes all that decode says
 
 
 def test_the_middle_of_all_codes(models, pictures, tmp_path):

@@ -13,7 +13,7 @@ import typer
 from torch import Tensor
 
 from pushforward.cli._shared.checks import check_outputs
-from pushforward.cli._shared.codes import decoded, open_codes, titled
+from pushforward.cli._shared.codes import decoded, open_codes, titled, told
 from pushforward.cli._shared.models import choose_labels
 from pushforward.cli._shared.options import (
     BatchOption,
@@ -62,8 +62,8 @@ def decode(
     code, info, diffusion = open_codes(codes, model, device)
     labels = info["labels"]
     if label or prompt:
-        told = choose_labels(diffusion.model, len(code), label, prompt)
-        diffusion, labels = diffusion.given(told), told.tolist() if isinstance(told, Tensor) else told
+        new = choose_labels(diffusion.model, len(code), label, prompt)
+        diffusion, labels = diffusion.given(new), new.tolist() if isinstance(new, Tensor) else new
     plan = diffusion.plan
     began = time.perf_counter()
     images = decoded(diffusion, code, batch, quiet=reports.quiet)
@@ -74,9 +74,12 @@ def decode(
         save_each(images, each)
     count = many(len(images), "image")
     reports.tell(f"{out}: {count}, {plan.calls} each, {seconds:.1f} s")
-    reports.write({
-        "codes": codes, "model": model or info["model"], "process": plan.process.name, "solver": info["solver"],
-        "settings": info["settings"], "times": info["times"], "steps": len(plan.steps) - 1, "count": len(images),
-        "labels": labels, "guidance": info["guidance"], "nfe": plan.nfe, "seconds": seconds,
-        "notes": info["notes"], "out": out,
-    })  # fmt: skip
+    reports.write(
+        {
+            **told(codes, model, info, plan),
+            "count": len(images),
+            "labels": labels,
+            "seconds": seconds,
+            "out": out,
+        }
+    )

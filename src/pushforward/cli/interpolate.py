@@ -5,6 +5,7 @@ Examples are in `pushforward interpolate --help`.
 
 from __future__ import annotations
 
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,7 @@ import torch
 import typer
 
 from pushforward.cli._shared.checks import check_outputs, in_vain
-from pushforward.cli._shared.codes import decoded, open_codes
+from pushforward.cli._shared.codes import decoded, open_codes, told
 from pushforward.cli._shared.options import (
     BatchOption,
     DeviceOption,
@@ -78,26 +79,29 @@ def interpolate(
         check_images(frames * len(pairs), code.start.shape[1:])
         new = Code.cat([between(code[[a] * frames], code[[b] * frames], weights) for a, b in pairs])
         own = [a if weight < 0.5 else b for a, b in pairs for weight in weights.tolist()]
+    began = time.perf_counter()
     images = decoded(diffusion.some(torch.tensor(own)), new, batch, quiet=reports.quiet)
+    seconds = time.perf_counter() - began
     if middle:
         picture = sheet(images, columns=1)
     else:
         picture = sheet(images, columns=frames, heads=[f"{weight:.2g}" for weight in weights.tolist()],
                         rows=[f"image {a} to {b}" for a, b in pairs])  # fmt: skip
     save_image(picture, out)
+    told_labels = None if info["labels"] is None else [info["labels"][i] for i in own]
     if save is not None:
-        told_labels = None if info["labels"] is None else [info["labels"][i] for i in own]
         name = full_name(model or info["model"])
         save_codes(save, new, {**info, "model": name, "labels": told_labels, "images": [], "notes": []})
     ends = [(a, b, similarity(code[[a]], code[[b]])) for a, b in pairs]
     report = {
-        "codes": codes, "model": model or info["model"], "images": numbers, "frames": len(images), "average": middle,
+        **told(codes, model, info, diffusion.plan), "images": numbers, "frames": None if middle else frames,
+        "average": middle, "count": len(images), "labels": told_labels, "seconds": seconds,
         "similarity": [{"from": a, "to": b, **{k: float(v) for k, v in alike.items()}} for a, b, alike in ends],
-        "notes": info["notes"], "out": out, "save": save,
+        "out": out, "save": save,
     }  # fmt: skip
     for a, b, alike in ends:
         reports.tell(f"codes of images {a} and {b}: cosine similarity {float(alike['code']):.3f}")
-    reports.tell(f"{out}: {many(len(images), 'image')}, {diffusion.plan.calls} each")
+    reports.tell(f"{out}: {many(len(images), 'image')}, {diffusion.plan.calls} each, {seconds:.1f} s")
     reports.write(report)
 
 

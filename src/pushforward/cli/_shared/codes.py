@@ -24,9 +24,10 @@ from pushforward.maps.labels import Labels, named
 from pushforward.maps.storage import check_codes, decoder_of, load_codes, save_codes
 from pushforward.model import Model
 from pushforward.model.contents import model_digest
+from pushforward.plan import Plan
 from pushforward.verbs.codes import decode_in_batches
 
-__all__ = ["decoded", "open_codes", "titled", "written"]
+__all__ = ["decoded", "open_codes", "titled", "told", "written"]
 
 
 def open_codes(path: Path, source: str | None, device: str) -> tuple[Code, dict[str, Any], Diffusion]:
@@ -64,6 +65,13 @@ def open_codes(path: Path, source: str | None, device: str) -> tuple[Code, dict[
         typer.echo(f"pushforward: {note}", err=True)
         info |= {"digest": digest, "notes": [note]}
     return code, info, decoder_of(info, model, device=pick_device(device))
+
+
+def told(path: Path, source: str | None, info: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    """What a report says of codes that are decoded: the arguments of `open_codes`, the header and the plan."""
+    kept = {name: info[name] for name in ("solver", "settings", "times", "guidance", "notes")}
+    return {"codes": path, "model": source or info["model"], "process": plan.process.name, **kept,
+            "steps": len(plan.steps) - 1, "nfe": plan.nfe}  # fmt: skip
 
 
 def decoded(diffusion: Diffusion, code: Code, batch: int, *, quiet: bool = False) -> Tensor:
