@@ -271,6 +271,8 @@ def test_no_result_replaces_another_or_an_input(
         ("evaluate", ["--steps", "5", "--solvers", "rk45"]),
         ("evaluate", ["--nfe", "5", "--solver", "heun:steps=3,rk45"]),
         ("guide", ["--label", "bag", "--label", "coat", "--chains", "1"]),
+        ("sample", ["--label", "bag", "--label", "coat", "--count", "1"]),
+        ("sample", ["--negative", "b", "--prompt", "a", "--guidance", "1"]),
         ("guide", ["--negative", "b", "--prompt", "a", "--guidance", "1"]),
     ],
 )

@@ -729,6 +729,8 @@ def test_codes_of_a_class_model(models, tmp_path):
     assert report["max_abs_error"] <= LIMIT
     assert "negative" not in load_codes(codes)[1]
     assert np.array_equal(decoded(codes, tmp_path)[0], pixels(tmp_path / "x.png"))
+    refused(invoke("decode", codes, "--label", "a", "--label", "b", "--out", tmp_path / "y.png", "-q"),
+            "--label has no effect here: 2 are given for 1 image")  # fmt: skip
 
 
 @pytest.mark.parametrize("change", [{"negative": "snow"}, {"labels": ["a fish"]}, {"guidance": 4.0}], ids=str)

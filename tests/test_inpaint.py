@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import pushforward as pf
 from pushforward import SOLVERS, Diffusion, Model, PushforwardError, grid, load
 from pushforward.cli import app
+from pushforward.data.pictures import content_number, from_bytes, to_bytes
 from pushforward.guidance.inpaint import inpaint
 from pushforward.linear import VP, Gaussian
 from pushforward.maps.spec import SamplerSpec
@@ -241,6 +242,19 @@ def test_an_image_that_gets_another_label_by_those_before_it_is_painted_again(fi
     for name in ("0", "00", "1", "2"):
         one, other = (pixels(tmp_path / place / "images" / f"{name}.png") for place in ("out", "fresh"))
         assert (one == other).all()
+
+
+def test_the_command_takes_the_plan_that_python_takes_under_guidance(files, tmp_path):
+    """`auto` goes by it: its polynomials are a degree lower, which moves these images by a few levels or more."""
+    solver = {"solver": "auto", "steps": 8}
+    options = ["--solver", "auto", "--steps", 8, "--label", "a", "--guidance", 8]
+    assert run(files, tmp_path / "out", *options).exit_code == 0
+    images = [torch.from_numpy(pixels(files / "photos" / f"{i}.png"))[None].byte() for i in range(3)]
+    painted = torch.arange(SIDE)[:, None] >= SIDE // 2
+    drawn = load(files / "grey").inpaint(from_bytes(torch.stack(images)), painted, labels="a", guidance=8,
+                                         first=[content_number(image) for image in images], **solver)  # fmt: skip
+    for i, image in enumerate(to_bytes(drawn)[:, 0].int()):
+        assert (image - torch.from_numpy(pixels(tmp_path / "out" / "images" / f"{i}.png")).int()).abs().max() <= 1
 
 
 def test_prompts_are_told(files, tmp_path):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pushforward.cli._shared.checks import check_outputs
 from pushforward.cli._shared.codes import decoded, open_codes, titled, told
-from pushforward.cli._shared.models import choose_labels
+from pushforward.cli._shared.labels import choose_labels
 from pushforward.cli._shared.options import (
     BatchOption,
     DeviceOption,

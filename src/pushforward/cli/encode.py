@@ -14,7 +14,7 @@ import typer
 
 from pushforward.cli._shared.checks import check_outputs
 from pushforward.cli._shared.codes import written
-from pushforward.cli._shared.models import choose_labels, image_size, make_plan, open_model
+from pushforward.cli._shared.models import image_size, make_plan, open_model
 from pushforward.cli._shared.options import (
     ConditionOptions,
     ImageOptions,
@@ -91,11 +91,10 @@ def encode(
     condition.check()
     network = open_model(model, place, condition.negative, **pipeline.asked)
     spec = noisy(sampler.plan_spec(start=start))
-    plan = make_plan(network, spec.invertible(network), quiet=reports.quiet)
-    given = inputs.read(images, image_size(network), skip=True)
     guidance = condition.weight(network)
-    condition.check(len(given.values), weight=guidance)
-    labels = choose_labels(network, len(given.values), condition.label, condition.prompt)
+    plan = make_plan(network, spec.invertible(network), guidance, quiet=reports.quiet)
+    given = inputs.read(images, image_size(network), skip=True)
+    labels = condition.labels(network, len(given.values))
     diffusion = Diffusion(network, plan).given(labels, guidance)
     found, seconds = [], time.perf_counter()
     with progress("encoding", total=plan.nfe * len(given.values), unit="state", quiet=reports.quiet) as bar:

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from pushforward.cli._shared.batch import made_of, open_folder
 from pushforward.cli._shared.checks import check_outputs
-from pushforward.cli._shared.models import choose_labels, image_size, open_model, pick_device
+from pushforward.cli._shared.labels import choose_labels
+from pushforward.cli._shared.models import image_size, make_plan, open_model, pick_device
 from pushforward.cli._shared.options import (
     ConditionOptions,
     FitOption,
@@ -50,7 +51,7 @@ from pushforward.guidance.steering import STEERINGS, Steering
 from pushforward.guidance.steering import guide as steer
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.generator import Generator
-from pushforward.maps.labels import Labels, is_guided
+from pushforward.maps.labels import Labels
 from pushforward.maps.load import is_generator, load_generator
 from pushforward.maps.spec import SamplerSpec, parse
 from pushforward.maps.storage import header, save_codes
@@ -169,7 +170,7 @@ def guide(
     usual = _NOISY if isinstance(how, Particles) else _SOLVER
     moves, solver, gradient = moves or _MOVES, usual if solver is None else solver, gradient or "exact"
     schedule = Schedule(moves, warm_up, anneal, draws, rungs) if isinstance(how, Dynamics) else None
-    free, shape = _open(model, parse(solver), condition, place, pipeline, latent)
+    free, shape = _open(model, parse(solver), condition, place, pipeline, latent, quiet=reports.quiet)
     pushforward, labels, guidance = _given(free, condition, chains)
     setting = Setting(lambda path: read_like(path, shape, fit), shape, pick_device(place.device))
     wanted = energy_of(energies, setting)
@@ -253,6 +254,8 @@ def _open(
     place: PlaceOptions,
     pipeline: PipelineOptions,
     latent: str | None,
+    *,
+    quiet: bool,
 ) -> tuple[Diffusion | Generator, tuple[int, ...]]:
     """What makes images of codes, under no condition yet, and the shape of these images."""
     if is_generator(source):
@@ -266,7 +269,7 @@ def _open(
     model = open_model(source, place, condition.negative, **pipeline.asked)
     if spec.rounds is not None:
         raise PushforwardError(f"Codes are of given steps; leave rounds={spec.rounds} out of --solver, and say steps.")
-    plan = spec.plan(model, guided=is_guided(model, condition.guidance))
+    plan = make_plan(model, spec, condition.weight(model), quiet=quiet)
     return Diffusion(model, plan, parallel=spec.method(plan)), image_size(model)
 
 
@@ -275,9 +278,7 @@ def _given(
 ) -> tuple[Diffusion | Generator, Labels, float | None]:
     """The map under the labels or prompts that are asked for, these, and the weight of guidance."""
     if isinstance(free, Diffusion):
-        guidance = condition.weight(free.model)
-        condition.check(weight=guidance)
-        labels = choose_labels(free.model, count, condition.label, condition.prompt)
+        labels, guidance = condition.labels(free.model, count), condition.weight(free.model)
         return free.given(labels, guidance), labels, guidance
     labels = choose_labels(free, count, condition.label)
     return free.given(labels), labels, 1.0

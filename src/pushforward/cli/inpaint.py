@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pushforward.cli._shared.batch import FORMAT, Item, complete, kept_key, list_items, made_of, open_folder
 from pushforward.cli._shared.checks import check_outputs
-from pushforward.cli._shared.models import choose_labels, image_size, open_model
+from pushforward.cli._shared.models import image_size, make_plan, open_model
 from pushforward.cli._shared.options import (
     BatchOption,
     ConditionOptions,
@@ -83,21 +83,19 @@ def inpaint(
     guidance, shape = condition.weight(network), image_size(network)
     known = ~read_mask(mask, lambda path: read_like(path, shape, inputs.fit, background="black"))
     spec = sampler.plan_spec(repeats=repeats if repeats > 1 else None)
-    plan = spec.plan(network)
+    plan = make_plan(network, spec, guidance, quiet=reports.quiet)
     inpainted(network, torch.zeros(network.shape), known)  # what is wrong is said before all work
-    network.given(choose_labels(network, 1, condition.label, condition.prompt), guidance)
     check_images(draws, shape, "draws")
     items = list_items(images, shape, out=out, split=inputs.split, count=inputs.count, fit=inputs.fit)
+    labels = condition.labels(network, len(items))
+    diffusion = Diffusion(network, plan).given(labels, guidance)
     settings = {
         "command": "inpaint", "images": [str(path.resolve()) for path in images], "split": inputs.split,
         "model": model, "mask": str(mask.resolve()), "known": digest(known), "sampler": spec.kept, "draws": draws,
         "labels": condition.label, "prompts": condition.prompt, "negative": condition.negative,
         "guidance": guidance, "seed": seed, "fit": inputs.fit, **place.kept,
     }  # fmt: skip
-    condition.check(len(items), weight=guidance)
     open_folder(out, settings, items)
-    labels = choose_labels(network, len(items), condition.label, condition.prompt)
-    diffusion = Diffusion(network, plan).given(labels, guidance)
     same = made_of(settings, model_digest(network))
 
     def made(item: Item) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pushforward.cli._shared.checks import check_outputs, in_vain
 from pushforward.cli._shared.codes import written
-from pushforward.cli._shared.models import choose_labels, image_size, make_plan, open_model
+from pushforward.cli._shared.models import image_size, make_plan, open_model
 from pushforward.cli._shared.options import (
     BatchOption,
     ConditionOptions,
@@ -138,11 +138,10 @@ def invert(
     _check_method(method, begin, clean=clean)
     network = open_model(model, place, condition.negative, **pipeline.asked)
     spec = sampler.plan_spec()
-    plan = _invertible(network, spec, method, quiet=reports.quiet)
-    given = inputs.read(images, image_size(network))
     guidance = condition.weight(network)
-    condition.check(len(given.values), weight=guidance)
-    labels = choose_labels(network, len(given.values), condition.label, condition.prompt)
+    plan = _invertible(network, spec, guidance, method, quiet=reports.quiet)
+    given = inputs.read(images, image_size(network))
+    labels = condition.labels(network, len(given.values))
     diffusion = Diffusion(network, plan).given(labels, guidance)
     found, seconds = [], []
     with progress("inverting", quiet=reports.quiet) as bar:
@@ -207,9 +206,9 @@ def _check_method(method: str, begin: str, *, clean: bool) -> None:
     })  # fmt: skip
 
 
-def _invertible(model: Model, options: SamplerSpec, method: str, *, quiet: bool) -> Plan:
+def _invertible(model: Model, options: SamplerSpec, guidance: float | None, method: str, *, quiet: bool) -> Plan:
     """The plan that the options describe, to `t_min` where they do not say where to."""
-    plan = make_plan(model, options.invertible(model), quiet=quiet)
+    plan = make_plan(model, options.invertible(model), guidance, quiet=quiet)
     if plan.noises and method != "optimise":
         raise PushforwardError(
             f"The solver {options.solver!r} with these settings is stochastic, so many codes give one image; "

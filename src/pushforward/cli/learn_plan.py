@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from pushforward.cli._shared.checks import check_outputs, in_vain
-from pushforward.cli._shared.models import choose_labels, open_model
+from pushforward.cli._shared.models import open_model
 from pushforward.cli._shared.options import (
     BatchOption,
     ConditionOptions,
@@ -75,7 +75,7 @@ def learn_plan(
     in_vain({"images": None if minutes is None else "--minutes is given"})
     condition.check(1)
     chosen = open_model(model, place, condition.negative, **pipeline.asked)
-    labels = choose_labels(chosen, 1, condition.label, condition.prompt)
+    labels = condition.labels(chosen, 1)
     said, weight = UNSAID if labels is None else labels, condition.weight(chosen)
     began = time.perf_counter()
     if minutes is not None:

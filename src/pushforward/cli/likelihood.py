@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from pushforward.cli._shared.checks import check_outputs, in_vain
-from pushforward.cli._shared.models import choose_labels, image_size, open_model
+from pushforward.cli._shared.models import image_size, open_model
 from pushforward.cli._shared.options import (
     BatchOption,
     ConditionOptions,
@@ -81,9 +81,7 @@ def likelihood(
     random = langevin or not (exact and continuous)
     in_vain({name: None if random else "nothing is random" for name in ("draws", "seed")})
     given = inputs.read(images, image_size(network))
-    guidance = condition.weight(network)
-    condition.check(len(given.values), weight=guidance)
-    labels = choose_labels(network, len(given.values), condition.label, condition.prompt)
+    guidance, labels = condition.weight(network), condition.labels(network, len(given.values))
     total = STAGES * steps * (draws if random else 1) * len(given.values)
     began = time.perf_counter()
     with progress("likelihood", total=total, unit="state", quiet=reports.quiet) as bar:

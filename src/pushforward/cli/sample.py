@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pushforward.cli._shared.checks import check_outputs
 from pushforward.cli._shared.codes import titled
-from pushforward.cli._shared.models import check_pictures, choose_labels, open_model
+from pushforward.cli._shared.models import check_pictures, open_model
 from pushforward.cli._shared.options import (
     BatchOption,
     ConditionOptions,
@@ -123,6 +123,7 @@ def sample(
     if animate is not None:
         check_suffix(animate, {".gif", ".webp"}, "Animations")
     check_outputs({"--out": out, "--animate": animate, "--json": reports.json}, {"--each": each})
+    condition.check(count)
     main = join(place.device)  # under torchrun, every rank works and the first one writes
     reports = replace(reports, quiet=reports.quiet or not main)
     auto = parallel == "auto"
@@ -199,7 +200,7 @@ def sample(
 
 def _labels(network: Model, condition: ConditionOptions, count: int, reports: ReportOptions) -> Labels:
     """What the images are to show: as the options say, or the model's classes or captions in turn, and that is told."""
-    labels = choose_labels(network, count, condition.label, condition.prompt)
+    labels = condition.labels(network, count)
     if labels is None and (labels := in_turn(network, count)) is not None:
         what, option = ("classes", "--label") if network.classes else ("captions that it knows", "--prompt")
         reports.tell(f"The {what} of {network.name} are drawn in turn; {option} says which.")

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from pushforward.cli._shared.batch import FORMAT, Item, Outcome, complete, kept_key, list_items, made_of, open_folder
 from pushforward.cli._shared.checks import check_outputs, in_vain, tell_in_vain
-from pushforward.cli._shared.models import choose_labels, image_size, open_model
+from pushforward.cli._shared.labels import choose_labels
+from pushforward.cli._shared.models import image_size, open_model
 from pushforward.cli._shared.options import (
     GuidanceOption,
     ImageOptions,

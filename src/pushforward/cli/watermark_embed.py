@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from pushforward.cli._shared.checks import check_outputs
-from pushforward.cli._shared.models import check_pictures, choose_labels, open_model
+from pushforward.cli._shared.models import check_pictures, make_plan, open_model
 from pushforward.cli._shared.options import (
     BatchOption,
     ConditionOptions,
@@ -29,7 +29,7 @@ from pushforward.cli._shared.watermarks import KeyOption, key_of, message_of
 from pushforward.cli._shared.watermarks import shown as worded
 from pushforward.data.pictures import save_each
 from pushforward.data.words import many
-from pushforward.maps.labels import in_turn, is_guided
+from pushforward.maps.labels import in_turn
 from pushforward.maps.storage import header, save_codes
 from pushforward.verbs.watermarks import watermark
 
@@ -77,10 +77,10 @@ def watermark_embed(
     network = open_model(model, place, condition.negative, **pipeline.asked)
     check_pictures(network)
     spec = sampler.plan_spec()
-    labels = choose_labels(network, count, condition.label, condition.prompt)
+    labels = condition.labels(network, count)
     labels = in_turn(network, count) if labels is None else labels
     guidance, began = condition.weight(network), time.perf_counter()
-    plan = spec.plan(network, guided=is_guided(network, guidance))
+    plan = make_plan(network, spec, guidance, quiet=reports.quiet)
     with progress("sampling", total=plan.nfe * -(-count // batch), unit="call", quiet=reports.quiet) as bar:
         marked = watermark(network, count, key=secret, message=told, solver=plan, labels=labels, guidance=guidance,
                            seed=seed, batch=batch, callback=lambda _: bar.update())  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from pushforward.cli._shared.checks import check_outputs, in_vain
-from pushforward.cli._shared.models import choose_labels, image_size, open_model
+from pushforward.cli._shared.models import image_size, open_model
 from pushforward.cli._shared.options import (
     BatchOption,
     ConditionOptions,
@@ -94,8 +94,7 @@ def watermark_read(
     network = open_model(model, place, condition.negative, **pipeline.asked)
     given = inputs.read(images, image_size(network))
     count = len(given.values)
-    condition.check(count)
-    labels = choose_labels(network, count, condition.label, condition.prompt)
+    labels = condition.labels(network, count)
     began = time.perf_counter()
     with progress("reading", unit="call", quiet=reports.quiet) as bar:
         found = read_watermark(network, given.values, key=secret, message=told, length=length, ring=ring, steps=steps,

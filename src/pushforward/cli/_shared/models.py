@@ -1,4 +1,4 @@
-"""Models, plans and labels as commands are told them."""
+"""Models and plans as commands are told them."""
 
 from __future__ import annotations
 
@@ -7,24 +7,23 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pushforward.cli._shared.report import waiting
-from pushforward.data.memory import check_images
 from pushforward.errors import PushforwardError
 
 if TYPE_CHECKING:
     from pushforward.cli._shared.options import PlaceOptions
-    from pushforward.maps.generator import Generator
-    from pushforward.maps.labels import Labels
     from pushforward.maps.spec import SamplerSpec
     from pushforward.model import Model
     from pushforward.plan import Plan
 
-__all__ = ["check_pictures", "choose_labels", "image_size", "make_plan", "open_model", "pick_device"]
+__all__ = ["check_pictures", "image_size", "make_plan", "open_model", "pick_device"]
 
 
-def make_plan(model: Model, sampler: SamplerSpec, *, quiet: bool = False) -> Plan:
-    """The plan of a sampler, whose making is shown if it takes long."""
+def make_plan(model: Model, sampler: SamplerSpec, guidance: float | None = 1.0, *, quiet: bool = False) -> Plan:
+    """The plan of a sampler for answers under a weight of guidance, whose making is shown if it takes long."""
+    from pushforward.maps.labels import is_guided
+
     with waiting("making the plan", quiet=quiet):
-        return sampler.plan(model)
+        return sampler.plan(model, guided=is_guided(model, guidance))
 
 
 def image_size(model: Model) -> tuple[int, int, int]:
@@ -102,31 +101,3 @@ def _pixels(text: str) -> int | tuple[int, int]:
     if len(sides) > 2 or min(sides) < 1:
         raise PushforwardError(f"--size is a side in pixels, or HEIGHTxWIDTH as 512x768; got {text!r}.")
     return sides[0] if len(sides) == 1 else (sides[0], sides[1])
-
-
-def choose_labels(
-    model: Model | Generator, count: int, names: Sequence[str] | None, prompts: Sequence[str] | None = None
-) -> Labels:
-    """The named classes or the prompts in turn for `count` images; `None` if there are none.
-
-    Raises:
-        PushforwardError: the model has no such class, or reads no prompts.
-    """
-    import torch
-
-    from pushforward.model.labels import class_numbers
-
-    check_images(count, model.image_shape or ())
-    reads = getattr(model, "text", None) is not None
-    if prompts and not reads:
-        raise PushforwardError(f"Model {model.name!r} reads no prompts; leave --prompt out.")
-    if prompts:
-        if names:
-            raise PushforwardError("Give labels or prompts, not both.")
-        return [prompts[i % len(prompts)] for i in range(count)]
-    if not names:
-        return None
-    if not model.classes:
-        instead = "give a --prompt instead" if reads else "leave --label out"
-        raise PushforwardError(f"Model {model.name!r} has no classes; {instead}.")
-    return class_numbers(model, names)[torch.arange(count) % len(names)]

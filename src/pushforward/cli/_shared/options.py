@@ -19,11 +19,12 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from pushforward.cli._shared.checks import check_split, given, in_vain, spare
+from pushforward.cli._shared.labels import choose_labels
 from pushforward.cli._shared.report import write_json
 from pushforward.data.inputs import Images, read_inputs
 from pushforward.data.reading import Fit
 from pushforward.errors import PushforwardError
-from pushforward.maps.labels import weight_of
+from pushforward.maps.labels import Labels, weight_of
 from pushforward.maps.spec import SamplerSpec, parse
 from pushforward.model import Model
 from pushforward.plan import SOLVERS
@@ -161,17 +162,27 @@ class ConditionOptions:
         """The weight of guidance for a model: what is asked for, or 1; `None`: a pipeline's own."""
         return weight_of(model, self.guidance)
 
-    def check(self, count: int | None = None, *, weight: float | None = None) -> None:
-        """Raise if an option has no effect, as far as is known.
+    def check(self, count: int | None = None) -> None:
+        """Raise if an option has no effect, as far as is known before there is a model.
 
         Args:
-            count: images that are to take labels or prompts.
-            weight: of guidance; by default what is asked for.
+            count: images that are to take labels or prompts, where that is known.
         """
-        alone = 1 in (weight, self.guidance) and self.prompt
-        in_vain({"negative": "guidance is 1" if alone else None})
+        self._check(self.guidance)
         if count is not None:
             spare(count, label=self.label, prompt=self.prompt)
+
+    def _check(self, weight: float | None) -> None:
+        in_vain({"negative": "guidance is 1" if weight == 1 and self.prompt else None})
+
+    def labels(self, model: Model, count: int) -> Labels:
+        """The classes or prompts of so many images of a model; `None` if there are none.
+
+        Raises:
+            PushforwardError: an option has no effect, or the model has no such class, or reads no prompts.
+        """
+        self._check(self.weight(model))
+        return choose_labels(model, count, self.label, self.prompt)
 
 
 @dataclass(frozen=True)
