@@ -747,8 +747,8 @@ def moves(images: int = 6, each: int = 3) -> None:
             rounds, evaluations = (torch.tensor(one, dtype=torch.float64) for one in zip(*counts, strict=True))
             rows.append({
                 "step size": step, "change of the image": float(np.median(changes)), "states begin": way,
-                "rounds": float(rounds.median()), "at most": int(rounds.max()),
-                "evaluations": float(evaluations.median()),
+                "rounds": float(rounds.quantile(0.5)), "at most": int(rounds.max()),
+                "evaluations": float(evaluations.quantile(0.5)),
             })  # fmt: skip
             print(rows[-1], flush=True)
     cells = table(list(rows[0]), [list(row.values()) for row in rows])

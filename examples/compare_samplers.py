@@ -62,7 +62,7 @@ def compare(model: pf.Model, calls: Sequence[int], count: int, many: int, seed: 
         for plan in (make(model, n) for n in calls):
             images[name, plan.nfe] = pf.Diffusion(model, plan).sample(count, seed=seed)
     errors = {key: distances(value, converged) for key, value in images.items()}
-    return Comparison(errors, images, converged, float(distances(other, converged).median()))
+    return Comparison(errors, images, converged, float(distances(other, converged).quantile(0.5)))
 
 
 # %% Table and pictures
@@ -73,7 +73,7 @@ def table(found: Comparison) -> str:
         budgets = [n for other, n in found.errors if other == "ddim" and n <= nfe]
         better = int((errors < found.errors["ddim", max(budgets)]).sum()) if budgets else None
         pairs = "" if name == "ddim" or better is None else f"   {better} of {len(errors)} images"
-        lines.append(f"{name:10}{nfe:6}{float(errors.median()):14.2g}{pairs}")
+        lines.append(f"{name:10}{nfe:6}{float(errors.quantile(0.5)):14.2g}{pairs}")
     return "\n".join([*lines, f"The converged result is known to about {found.doubt:.2g}."])
 
 
