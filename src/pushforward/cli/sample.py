@@ -38,6 +38,7 @@ from pushforward.errors import PushforwardError
 from pushforward.execute import Parallel, Progress, Round
 from pushforward.execute.distributed import join
 from pushforward.execute.remainder import LINEAR
+from pushforward.execute.system import relative_errors
 from pushforward.maps.adaptive import AdaptiveDiffusion
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.labels import Labels, in_turn, is_guided
@@ -167,7 +168,7 @@ def sample(
         started = time.perf_counter()
         expected, _ = _one_by_one(diffusion.run_by(parallel=None), count, asked, lambda _: None, quiet=reports.quiet)
         measured["speedup"] = (time.perf_counter() - started) / measured["seconds"]
-        errors = _relative_errors(images, expected)
+        errors = relative_errors(images, expected)
         measured["relative_error"] = {"median": errors.quantile(0.5).item(), "worst": errors.max().item()}
         over = int((~(errors <= method.tolerance)).sum()) if method.rounds is None else 0
     if not main:
@@ -256,12 +257,6 @@ def _at_once(
         "residual": torch.cat([solution.residual for solution in solutions]).max().item(),
         "diverged": int(torch.cat([solution.diverged for solution in solutions]).sum()),
     }
-
-
-def _relative_errors(images: Tensor, expected: Tensor) -> Tensor:
-    """How far each image is from what it should be, in parts of its size, `(count,)`."""
-    size = expected.flatten(1).norm(dim=1).clamp_min(torch.finfo(expected.dtype).tiny)
-    return (images - expected).flatten(1).norm(dim=1) / size
 
 
 def _check_at_once(plan: Plan | None, parallel: str | None, given: list[str]) -> None:

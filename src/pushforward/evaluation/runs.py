@@ -24,6 +24,7 @@ from pushforward.data.pictures import from_bytes, to_bytes
 from pushforward.errors import PushforwardError
 from pushforward.evaluation.distances import FEWEST
 from pushforward.execute.distributed import same, size
+from pushforward.execute.system import relative_errors
 from pushforward.maps.adaptive import AdaptiveDiffusion
 from pushforward.maps.code import batches
 from pushforward.maps.diffusion import Diffusion
@@ -249,7 +250,7 @@ def _made(run: Run, converged: Run, diffusion: Diffusion | AdaptiveDiffusion, sh
         tensors["values"] = images
     elif not diffusion.noises:
         exact = _read(converged.path(shard), len(shard))["values"]
-        tensors["errors"] = (images - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
+        tensors["errors"] = relative_errors(images, exact)
     return tensors
 
 

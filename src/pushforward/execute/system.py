@@ -313,6 +313,13 @@ def root_mean_square(values: Tensor, *over: int) -> Tensor:
     return mean
 
 
+def relative_errors(images: Tensor, exact: Tensor) -> Tensor:
+    """Return how far each image is from what it should be, in parts of its size, `(batch,)`."""
+    size = exact.flatten(1).norm(dim=1).clamp_min(torch.finfo(exact.dtype).tiny)
+    relative: Tensor = (images - exact).flatten(1).norm(dim=1) / size
+    return relative
+
+
 def _pieces(count: int, numbers: int, device: torch.device) -> list[slice]:
     """Return slices of `count` things, `numbers` in all, that are worked on one after another."""
     step = max(1, (_CACHED if device.type == "cpu" else _NUMBERS) * count // max(1, numbers))

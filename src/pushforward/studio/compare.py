@@ -137,6 +137,7 @@ def run(model: Model, settings: Settings) -> Generator[Shown, None, None]:
 
 def _entry(model: Model, settings: sample.Settings, exact: Tensor | None, tell: Callable[[str], None]) -> Entry:
     from pushforward.execute import Round
+    from pushforward.execute.system import relative_errors
     from pushforward.maps.labels import UNSAID
 
     rounds, evaluations, began = 0, 0, time.perf_counter()
@@ -154,8 +155,7 @@ def _entry(model: Model, settings: sample.Settings, exact: Tensor | None, tell: 
     seconds = time.perf_counter() - began
     error = None
     if exact is not None and ("rk45" in settings.solver or not model.plan(settings.solver, steps).noises):
-        off = (images - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1).clamp_min(1e-9)
-        error = float(off.quantile(0.5))
+        error = float(relative_errors(images, exact).quantile(0.5))
     return Entry(settings, images, evaluations / settings.count, rounds, seconds, error)
 
 

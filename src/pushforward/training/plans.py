@@ -30,6 +30,7 @@ from pushforward.denoiser import Denoiser, Watched
 from pushforward.errors import PushforwardError
 from pushforward.execute import Parallel, parallel, run
 from pushforward.execute.budget import nodes_in, spent
+from pushforward.execute.system import relative_errors
 from pushforward.linear import IDENTITY, Basis, Operator
 from pushforward.maps.code import batches
 from pushforward.maps.diffusion import Diffusion
@@ -241,8 +242,8 @@ class _Task:
         """Relative errors of images by a sampler, `(images,)`."""
         found = []
         for part in parts:
-            image, wanted = (self.process.image(u).flatten(1) for u in (sample(part), part.targets[-1]))
-            found.append(((image - wanted).norm(dim=1) / wanted.norm(dim=1)).cpu())
+            image, wanted = (self.process.image(u) for u in (sample(part), part.targets[-1]))
+            found.append(relative_errors(image, wanted).cpu())
         return torch.cat(found)
 
     def unlearned(self, plan: Plan, part: _Part) -> Tensor:
