@@ -105,6 +105,19 @@ def test_an_exact_classifier_gives_the_exact_conditional_model(name: str) -> Non
         torch.testing.assert_close(answers(guided, time, u), answers(exact, time, u), rtol=1e-6, atol=1e-7)
 
 
+def test_classifiers_of_states_of_16_bits_are_told_times_as_networks_are() -> None:
+    """bfloat16 has .5 in the place of .501; networks are told times of float32."""
+    process, told = VP(), []
+
+    def energy(u: Tensor, t: Tensor) -> Tensor:
+        told.append(t)
+        return u.sum((1, 2, 3))
+
+    model = Model("gaussian", process, gaussian_denoiser(process, Gaussian(1.0)), (1, *FIELD))
+    answers(classified(model, energy), 0.501, normal(2, 1, *FIELD).bfloat16())
+    assert told[0].tolist() == pytest.approx([0.501] * 2, rel=1e-6)
+
+
 def test_classifier_guidance_draws_the_classes_components_in_their_frequencies() -> None:
     """Two of three components are wanted: half each. 400 images have a standard error of .025; .1 are four."""
     process, centres = VP(), torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64).view(3, 1, 1, 1)

@@ -42,6 +42,7 @@ from torch import Tensor
 
 from pushforward.data import schema
 from pushforward.data.memory import check_memory
+from pushforward.denoiser import at_least_float32
 from pushforward.errors import PushforwardError
 from pushforward.guidance.altered import Altered, Change
 from pushforward.guidance.energies.energy import Energy, Function, check_finite, of, total, values_of
@@ -298,7 +299,8 @@ def _classifying(
     energy: Callable[[Tensor, Tensor], Tensor], floor: float,
     process: Process, times: Tensor, like: Tensor, trained: bool,  # noqa: ARG001
 ) -> Change:  # fmt: skip
-    gain, clock = _Acting(_gain(process, times, floor), like), times.to(like)
+    gain = _Acting(_gain(process, times, floor), like)
+    clock = times.to(like.device, at_least_float32(like.dtype))
 
     def change(ask: Callable[[Tensor], Tensor], k: int | Tensor, u: Tensor, of: Tensor | None) -> Tensor:  # noqa: ARG001
         kept = torch.is_grad_enabled() and u.requires_grad
