@@ -141,16 +141,13 @@ def run(model: Model, other: Model | None, photo: Photo, settings: Settings) -> 
 def _changed(
     model: Model, other: Model | None, photo: Photo, settings: Settings, method: str, watch: Callable[[object], None]
 ) -> Any:
-    from pushforward.maps.labels import UNSAID
-
     own: Any = {"method": method, "steps": settings.steps, "guidance": settings.guidance, "callback": watch}
     start = round(settings.start, 6)
     if other is None:
         return model.edit(photo.values, settings.source, settings.target, start=start,
                           seed=settings.seed + photo.number, **own)  # fmt: skip
-    ends = [UNSAID if what is None else what for what in (settings.source, settings.target)]
-    return model.translate(photo.values, other, source=ends[0], target=ends[1], start=start, seed=settings.seed,
-                           first=[photo.number], **own)  # fmt: skip
+    return model.translate(photo.values, other, source=settings.source, target=settings.target, start=start,
+                           seed=settings.seed, first=[photo.number], **own)  # fmt: skip
 
 
 def layout(shelf: Shelf, model: Any) -> list[Any]:

@@ -153,7 +153,6 @@ def _wish(model: Model, photo: Photo | None, mask: Tensor, words: list[str]) -> 
 def run(model: Model, photo: Photo | None, settings: Settings, clip: str | None = None) -> Generator[Shown, None, None]:
     """Move chains, and show them after every move; what is shown can be kept."""
     from pushforward.guidance.dynamics import SAMPLERS, Schedule
-    from pushforward.maps.labels import UNSAID
 
     words = energies(settings, clip)
     if settings.like and photo is None:
@@ -162,13 +161,12 @@ def run(model: Model, photo: Photo | None, settings: Settings, clip: str | None 
         raise PushforwardError(f"Chains move by {', '.join(SAMPLERS)}; got {settings.sampler!r}.")
     shape = model.image_shape or (1, 1, 1)
     mask = mask_of(None, settings.part, (shape[1], shape[2]))
-    labels = UNSAID if settings.what is None else [settings.what]
     given = {} if photo is None else {"picture-0.png": photo.file, "mask.png": mask_file(mask)}
 
     def work(tell: Callable[[Shown], None]) -> Shown:
         began, shown = time.perf_counter(), -1.0
         wish = _wish(model, photo, mask, words)
-        there = model.diffusion(settings.solver, labels=labels)
+        there = model.diffusion(settings.solver, labels=settings.what)
         start = there.draw(settings.chains, seed=settings.seed)
 
         def files(images: Tensor, code: Any) -> dict[str, bytes]:
@@ -188,7 +186,7 @@ def run(model: Model, photo: Photo | None, settings: Settings, clip: str | None 
                        files(images, start.with_variables(chains.variables))))  # fmt: skip
 
         found = model.guide(
-            wish, SAMPLERS[settings.sampler](), Schedule(settings.moves), solver=settings.solver, labels=labels,
+            wish, SAMPLERS[settings.sampler](), Schedule(settings.moves), solver=settings.solver, labels=settings.what,
             chains=settings.chains, seed=settings.seed, callback=watch,
         )  # fmt: skip
         before, after = float(found.history[0].energy.mean()), float(found.energy.mean())

@@ -118,7 +118,6 @@ def run(model: Model, photo: Photo, mask: Tensor, settings: Settings) -> Generat
         PushforwardError: nothing is painted over.
     """
     from pushforward.guidance.inpaint import inpaint
-    from pushforward.maps.labels import UNSAID
 
     if not bool(mask.any()):
         raise PushforwardError("Paint over what is to be made anew, or choose a part.")
@@ -136,7 +135,7 @@ def run(model: Model, photo: Photo, mask: Tensor, settings: Settings) -> Generat
 
         there = model.diffusion(
             _solver(settings), steps_beside(settings.solver, settings.steps),
-            labels=UNSAID if settings.what is None else [settings.what], guidance=settings.guidance,
+            labels=settings.what, guidance=settings.guidance,
         )  # fmt: skip
         images = inpaint(there, photo.values, ~mask, draws=settings.draws, seed=settings.seed, first=[photo.number],
                          callback=watch)[0]  # fmt: skip

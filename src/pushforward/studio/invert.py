@@ -87,8 +87,6 @@ def run(model: Model, photos: list[Photo], settings: Settings) -> Generator[Show
     """Find the codes of one or two pictures, decode them again, and of two what lies between."""
     import torch
 
-    from pushforward.maps.labels import UNSAID
-
     images = torch.cat([photo.values for photo in photos])
 
     def work(tell: Callable[[Shown], None]) -> Shown:
@@ -104,7 +102,7 @@ def run(model: Model, photos: list[Photo], settings: Settings) -> Generator[Show
         found = model.invert(
             images, solver=settings.solver, steps=steps_beside(settings.solver, settings.steps),
             method=settings.method,  # type: ignore[arg-type]
-            labels=UNSAID if settings.what is None else [settings.what], guidance=settings.guidance, callback=watch,
+            labels=settings.what, guidance=settings.guidance, callback=watch,
         )  # fmt: skip
         again = model.decode(found)
         seconds = time.perf_counter() - began
