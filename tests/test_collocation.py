@@ -13,25 +13,20 @@ from pushforward.execute.system import System
 from pushforward.linear import POINT, VP, Flow, Gaussian, Langevin, Operator, root
 from pushforward.plan import Builder, collocation, exponential, grid
 from support.helpers import (
+    EVERY,
     FIELD,
     PROCESSES,
     SMOOTH,
     exact_flow,
     gaussian_denoiser,
+    inner,
     mixture_denoiser,
     normal,
     point_denoiser,
     times,
 )  # fmt: skip
 
-EVERY = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 POINTLIKE = Parallel(tolerance=1e-11, response="data", mixing=None)
-
-
-def inner(process, steps, start=0.9, end=0.05):
-    """A grid that keeps away from both ends, where every process is smooth."""
-    exponent = 4.0 if process.name == "ve" else 2.0
-    return grid.power(process, steps, exponent=exponent, start=start * process.t_max, end=end * process.t_max)
 
 
 def gaussian(data):

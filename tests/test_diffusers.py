@@ -30,6 +30,8 @@ from pushforward.model.diffusers import schedules as schedulers
 from pushforward.model.diffusers.load import diffusers_model
 from pushforward.model.diffusers.tables import alphas_cumprod
 from pushforward.plan import Plan, ddim, ddpm, dpm_solver_pp, grid, runge_kutta, unipc
+from support.helpers import assert_close
+from support.models import edit
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -103,11 +105,6 @@ def theirs(scheduler: Any, unet: Any, u: Tensor, **settings: Any) -> Tensor:
         answer = unet(seen.to(unet.dtype), t).sample
         u = scheduler.step(answer, t, u, **now).prev_sample
     return u
-
-
-def assert_close(ours: Tensor, theirs: Tensor, tolerance: float) -> None:
-    error, size = (ours - theirs).abs().max().item(), theirs.abs().max().item()
-    assert error <= tolerance * max(size, 1), f"{error:.2e} of {size:.2e}"
 
 
 # -- the schedule ---------------------------------------------------------------------------------------------------
@@ -840,11 +837,6 @@ def test_hub(monkeypatch: pytest.MonkeyPatch, save: Callable[..., Path], unet: A
 
 
 # -- errors ---------------------------------------------------------------------------------------------------------
-
-
-def edit(path: Path, **changes: Any) -> None:
-    config = json.loads(path.read_text())
-    path.write_text(json.dumps({**config, **changes}))
 
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"

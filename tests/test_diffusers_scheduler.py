@@ -29,7 +29,7 @@ from pushforward.maps.spec import SamplerSpec
 from pushforward.model import Model, Network
 from pushforward.model.diffusers.schedules import read_schedule
 from pushforward.plan import SOLVERS, ddim, plan_of
-from support.helpers import FIELD
+from support.helpers import FIELD, assert_close
 from support.pipelines import flux, stable_diffusion_3, stable_diffusion_xl
 
 pytestmark = [
@@ -89,11 +89,6 @@ def model_of(scheduler: Any, network: Callable[..., Tensor] = toy, variance: flo
     denoiser = Network(lambda u, t, c: schedule.gain * network(u, t.float()), **schedule.network)
     reference = schedule.reference or Gaussian(variance)
     return Model("toy", schedule.process, denoiser, (3, *FIELD), reference, grid=schedule.grid)
-
-
-def assert_close(ours: Tensor, theirs: Tensor, tolerance: float) -> None:
-    error, size = (ours - theirs).abs().max().item(), theirs.abs().max().item()
-    assert error <= tolerance * max(size, 1), f"{error:.2e} of {size:.2e}"
 
 
 # -- our executor -----------------------------------------------------------------------------------------------------

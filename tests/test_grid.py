@@ -6,9 +6,8 @@ import torch
 from pushforward.errors import PushforwardError
 from pushforward.linear import VE, VP, Discrete, Flow, Gaussian, whitening_angle
 from pushforward.plan import grid
-from support.helpers import PROCESSES
+from support.helpers import EVERY
 
-EVERY = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 TABLE = Discrete.from_betas(torch.linspace(1e-4, 0.02, 1000))
 
 

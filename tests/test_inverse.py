@@ -11,9 +11,8 @@ from pushforward.execute.backward import one_step_rows
 from pushforward.execute.inverse import Inverse
 from pushforward.linear import VP, Blurring, Gaussian, Langevin, Process, root
 from pushforward.plan import SOLVERS, ddim, exponential, gddim, grid
-from support.helpers import FIELD, PROCESSES, gaussian_denoiser, mixture_denoiser, normal
+from support.helpers import EVERY, FIELD, gaussian_denoiser, mixture_denoiser, normal
 
-EVERY = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 STOCHASTIC = ("ddpm", "euler-maruyama", "collocation", "sscs")
 CASES = {
     **{name: solver for name, solver in SOLVERS.items() if name not in STOCHASTIC},

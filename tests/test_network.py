@@ -13,9 +13,8 @@ from pushforward.maps.code import Code
 from pushforward.maps.diffusion import Diffusion
 from pushforward.model import PREDICTIONS, Network
 from pushforward.verbs import Model
-from support.helpers import FIELD, PROCESSES, gaussian_denoiser, normal, times
+from support.helpers import EVERY, FIELD, PROCESSES, gaussian_denoiser, normal, times
 
-EVERY = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 DATA = Gaussian(0.25)
 
 

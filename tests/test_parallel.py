@@ -16,9 +16,8 @@ from pushforward.execute.coarse import coarse_of
 from pushforward.linear import VP, Blurring, Flow, Gaussian, Langevin, Process, fit, root
 from pushforward.model import Network
 from pushforward.plan import SOLVERS, auto, ddim, exponential, gddim, grid
-from support.helpers import FIELD, PROCESSES, RESTLESS, gaussian_denoiser, mixture_denoiser, normal, times
+from support.helpers import EVERY, FIELD, PROCESSES, RESTLESS, gaussian_denoiser, mixture_denoiser, normal, times
 
-EVERY = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 EXPLICIT = [name for name in SOLVERS if name != "collocation"]
 CASES = {
     **{name: SOLVERS[name] for name in EXPLICIT},

@@ -6,7 +6,6 @@ schedulers' tables differ from ours by 1e-5; guidance of 3 and four steps make t
 
 import copy as copy_module
 import dataclasses
-import json
 import logging
 import shutil
 import sys
@@ -27,6 +26,7 @@ from pushforward.model import Model
 from pushforward.model.diffusers.calls import KEPT
 from pushforward.model.diffusers.load import diffusers_model
 from pushforward.plan import ddim, grid
+from support.models import edit
 from support.pipelines import (
     dit,
     flux,
@@ -91,11 +91,6 @@ def read(pipe: Callable[[str], tuple[Any, Path]]) -> Callable[[str], Model]:
 def copy(pipe: Callable[[str], tuple[Any, Path]], tmp_path: Path) -> Callable[[str], Path]:
     """A folder of a kind to spoil."""
     return lambda kind: Path(shutil.copytree(pipe(kind)[1], tmp_path / "model"))
-
-
-def edit(path: Path, **changes: Any) -> None:
-    config = json.loads(path.read_text())
-    path.write_text(json.dumps({**config, **changes}))
 
 
 def state(model: Model, count: int = 2, seed: int = 0) -> Tensor:

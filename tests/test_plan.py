@@ -25,25 +25,20 @@ from pushforward.plan import (
 )
 from support.helpers import (
     DETERMINISTIC,
+    EVERY,
     FIELD,
     PROCESSES,
     SMOOTH,
     exact_flow,
     gaussian_denoiser,
+    inner,
     mixture_denoiser,
     normal,
     point_denoiser,
     times,
 )  # fmt: skip
 
-EVERY = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 SCALAR = ("vp", "cosine", "ve", "flow", "discrete")
-
-
-def inner(process: Process, steps: int, start: float = 0.9, end: float = 0.05) -> torch.Tensor:
-    """A grid that keeps away from both ends, where every process is smooth."""
-    exponent = 4.0 if process.name == "ve" else 2.0
-    return grid.power(process, steps, exponent=exponent, start=start * process.t_max, end=end * process.t_max)
 
 
 # -- one step is exact ------------------------------------------------------------------------------------------------

@@ -23,9 +23,8 @@ from pushforward.linear import (
     whitening_angle,
 )
 from pushforward.plan.grid import solve_for_time
-from support.helpers import FIELD, PROCESSES, times
+from support.helpers import EVERY, FIELD, times
 
-EVERY = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 SPECTRUM = Gaussian(torch.linspace(0.5, 0.1, 6, dtype=torch.float64).view(FIELD))
 REFERENCES = {"point": POINT, "scalar": Gaussian(0.3), "spectrum": SPECTRUM}
 WITH_REFERENCE = pytest.mark.parametrize("reference", REFERENCES.values(), ids=REFERENCES)

@@ -21,11 +21,13 @@ from pushforward.model import Network
 from pushforward.plan import Plan, ddim, ddpm, exponential, gddim, grid, runge_kutta, unipc
 from pushforward.plan.reversible import bdia, o_belm
 from support.helpers import (
+    EVERY,
     FIELD,
     PROCESSES,
     SMOOTH,
     exact_flow,
     gaussian_denoiser,
+    inner,
     mixture_denoiser,
     normal,
     point_denoiser,
@@ -33,14 +35,7 @@ from support.helpers import (
 )  # fmt: skip
 
 REVERSIBLE = {"o-belm": o_belm, "bdia": bdia, "bdia-1": lambda p, t: bdia(p, t, gamma=1.0)}
-EVERY = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 SOLVER = pytest.mark.parametrize("name", REVERSIBLE)
-
-
-def inner(process: Process, steps: int, start: float = 0.9, end: float = 0.05) -> torch.Tensor:
-    """A grid that keeps away from both ends, where every process is smooth."""
-    exponent = 4.0 if process.name == "ve" else 2.0
-    return grid.power(process, steps, exponent=exponent, start=start * process.t_max, end=end * process.t_max)
 
 
 def data_of(process: Process) -> Function:

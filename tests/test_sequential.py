@@ -8,9 +8,7 @@ from pushforward.errors import PushforwardError
 from pushforward.execute import run
 from pushforward.linear import VP, Blurring, Gaussian, Langevin
 from pushforward.plan import SOLVERS, auto, ddim, exponential, gddim, grid
-from support.helpers import FIELD, PROCESSES, gaussian_denoiser, mixture_denoiser, normal
-
-EVERY = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+from support.helpers import EVERY, FIELD, gaussian_denoiser, mixture_denoiser, normal
 
 
 @EVERY

@@ -12,16 +12,12 @@ from pushforward.execute import run
 from pushforward.linear import VP, BlurringLangevin, Gaussian, Langevin, Operator, Process
 from pushforward.plan import Plan, euler_maruyama, grid, sscs
 from pushforward.plan.splitting import equilibrium
-from support.helpers import FIELD, PROCESSES, RESTLESS, gaussian_denoiser, normal, point_denoiser
+from support.helpers import FIELD, PROCESSES, RESTLESS, gaussian_denoiser, inner, normal, point_denoiser
 
 RESTING = {name: process for name, process in PROCESSES.items() if name not in RESTLESS}
 CONTINUOUS = pytest.mark.parametrize(
     "process", [process for name, process in RESTING.items() if name != "discrete"], ids=lambda p: p.name
 )
-
-
-def inner(process: Process, steps: int) -> torch.Tensor:
-    return grid.power(process, steps, start=0.9 * process.t_max, end=0.05 * process.t_max)
 
 
 def law(plan: Plan, data: Gaussian) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,9 +14,8 @@ from pushforward.guidance.posterior import best, guide
 from pushforward.linear import Gaussian, root
 from pushforward.maps.spec import SamplerSpec
 from pushforward.plan import SOLVERS, grid
-from support.helpers import FIELD, PROCESSES, gaussian_denoiser, mixture_denoiser, normal
+from support.helpers import EVERY, FIELD, PROCESSES, gaussian_denoiser, mixture_denoiser, normal
 
-EVERY = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 WAY = Parallel(tolerance=1e-4, reference=Gaussian(1.0))
 
 

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from functools import cache
 
+import pytest
 import torch
 from torch import Tensor
 
 from pushforward import linear
 from pushforward.denoiser import Function
 from pushforward.linear import VP, Discrete, Gaussian, Operator, Process, root
-from pushforward.plan import SOLVERS, Plan
+from pushforward.plan import SOLVERS, Plan, grid
 
 FIELD = (3, 2)
 
@@ -36,7 +37,14 @@ def times(*values: float) -> Tensor:
 PROCESSES = {name: example(kind) for name, kind in linear.PROCESSES.items()}
 SMOOTH = [name for name in PROCESSES if name != "discrete"]  # whose schedule has all its derivatives
 DETERMINISTIC = [name for name, solver in SOLVERS.items() if deterministic(solver)]
+EVERY = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 RESTLESS = ("ve", "flow", "blurring")  # whose equilibrium changes with time, if there is one: not for sscs
+
+
+def inner(process: Process, steps: int, start: float = 0.9, end: float = 0.05) -> Tensor:
+    """A grid that keeps away from both ends, where every process is smooth."""
+    exponent = 4.0 if process.name == "ve" else 2.0
+    return grid.power(process, steps, exponent=exponent, start=start * process.t_max, end=end * process.t_max)
 
 
 def gaussian_denoiser(process: Process, data: Gaussian) -> Function:
@@ -91,3 +99,10 @@ def exact_flow(process: Process, data: Gaussian, start: float, end: float, u: Te
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def assert_close(ours: Tensor, theirs: Tensor, tolerance: float) -> None:
+    """That no number differs by more than a part of the greatest, or of 1."""
+    assert ours.shape == theirs.shape
+    error, size = (ours - theirs).abs().max().item(), theirs.abs().max().item()
+    assert error <= tolerance * max(size, 1), f"{error:.2e} of {size:.2e}"

@@ -1,5 +1,9 @@
 """Tiny models of random weights."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -26,6 +30,12 @@ def saved(process, path):
             p.add_(0.01 * torch.randn_like(p))
     save_model(model, path)
     return path
+
+
+def edit(path: Path, **changes: Any) -> None:
+    """Change entries of a configuration."""
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, **changes}))
 
 
 def reading(process=None, side=SIZE):
