@@ -17,7 +17,7 @@ from torch import nn
 
 from pushforward.data.faults import FAULTS, reason
 from pushforward.errors import PushforwardError
-from pushforward.model.diffusers.package import MISSING, import_diffusers
+from pushforward.model.diffusers.package import MISSING, import_diffusers, import_transformers
 from pushforward.model.diffusers.tables import Settings
 from pushforward.model.storage import read_json
 
@@ -28,12 +28,8 @@ DECODERS = ("vqvae", "vae")
 JUDGES = ("safety_checker",)  # parts that judge a finished image; they are not run
 OF_DIFFUSERS = ("diffusion_pytorch_model", "diffusion_pytorch_model")  # .safetensors, .bin
 OF_TRANSFORMERS = ("model", "pytorch_model")
-VARIANTS = (
-    "fp16",
-    "bf16",
-)  # of weights, `stem.fp16.safetensors`, that are taken for the plain ones where there are none
+VARIANTS = ("fp16", "bf16")  # of weights (`stem.fp16.safetensors`): taken for the plain ones where there are none
 LORA = "pytorch_lora_weights.safetensors"
-MISSING_TEXT = "Models that read prompts need the package transformers: pip install 'pushforward[diffusers]'."
 
 
 @dataclass(frozen=True)
@@ -216,19 +212,6 @@ def _class(folder: Folder, part: str, library: str, name: str) -> type[Any] | No
             f"The {part} of {folder.root} is a {name}, which this version of {library} lacks; install a newer one."
         )
     return cls
-
-
-def import_transformers() -> Any:
-    """Import the package `transformers`.
-
-    Raises:
-        PushforwardError: it is not installed.
-    """
-    try:
-        import transformers
-    except ImportError as error:
-        raise PushforwardError(MISSING_TEXT) from error
-    return transformers
 
 
 def _weights(folder: Path, stems: tuple[str, str]) -> tuple[bool, str | None]:
