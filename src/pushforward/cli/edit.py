@@ -51,7 +51,7 @@ _Score = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class _Candidate:
-    """Of `candidates.json`, where it has more to say."""
+    """What is needed of a candidate in `candidates.json`, which says more."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="ignore")
     file: str

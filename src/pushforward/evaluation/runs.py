@@ -278,7 +278,7 @@ def _digest(model: Model, labels: Tensor | None, settings: Evaluation) -> str:
 
 
 def _safe(name: str) -> str:
-    """Of a name, what a file's may have."""
+    """Keep of a name the characters that a file's name may have."""
     return "".join(c if c.isalnum() or c in "-+=.," else "_" for c in name).lstrip(".") or "_"
 
 

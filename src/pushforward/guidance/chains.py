@@ -189,7 +189,7 @@ class Chains:
 
     @property
     def rungs(self) -> int:
-        """Of each chain; 1 without a ladder."""
+        """Rungs of each chain; 1 without a ladder."""
         return 1 if self.ladder is None else len(self.ladder.betas)
 
 

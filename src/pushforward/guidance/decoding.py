@@ -93,7 +93,7 @@ _BACK = -1.0  # weight of the farther trajectory, at least
 
 @dataclass(eq=False)
 class Trails:
-    """Of each image two trajectories with their codes: the last one, and the one it began at.
+    """Two trajectories of each image with their codes: the last one, and the one it began at.
 
     A chain that rejects a move goes on from the one, a chain that accepts it from the other; and a descent's next step
     is much like its last.

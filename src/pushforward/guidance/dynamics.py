@@ -170,5 +170,5 @@ class Schedule:
         return frozenset(self.warmed + -(-after * k // self.draws) for k in range(1, self.draws + 1))
 
     def weight(self, step: int) -> float:
-        """Of the energy in the move number `step`, counted from 0."""
+        """The weight of the energy in move number `step`, counted from 0."""
         return min(1.0, (step + 1) / self.anneal) if self.anneal else 1.0

@@ -56,7 +56,7 @@ class ModelMap(ABC):
     @property
     @abstractmethod
     def settings(self) -> Mapping[str, object]:
-        """Of what finds the states, for reports."""
+        """Settings of what finds the states, for reports."""
 
     def given(self, labels: Condition | Unsaid = UNSAID, guidance: float | None = None) -> Self:
         """The same map under a condition, which it keeps until it is given another.

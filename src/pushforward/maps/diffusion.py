@@ -149,9 +149,8 @@ class Diffusion(ModelMap):
             return torch.cat([images.float().cpu() for images in made])
         found = list(self.solved(count, seed=seed, first=first, batch=batch, callback=callback))
         left = torch.cat([solution.residual.cpu() for _, solution in found])
-        if self.parallel.rounds is not None:
-            return torch.cat([images for images, _ in found])
-        if missed := int((~(left <= self.parallel.tolerance)).sum()):
+        missed = int((~(left <= self.parallel.tolerance)).sum())
+        if missed and self.parallel.rounds is None:
             warnings.warn(
                 f"{missed} of {count} images may be further from the sequential ones than the tolerance of "
                 f"{self.parallel.tolerance:g}: their errors are estimated, on the safe side and often far, at "
@@ -342,10 +341,9 @@ class Diffusion(ModelMap):
             sequential: solve for one state after another, where the plan has one answer per step: with a quarter of the
                 network evaluations, in some six times as many rounds: for a CPU, or one image of a large model.
             parallel: how to solve for the states, whichever way the map is run forwards, and to what tolerance of
-                `Inversion.residual`. Its reference is, by default, the
-                model's data's spectrum drawn towards white, with 0.15 of its size: what answers near an image respond
-                to is less than all data. Images that fail so are tried again with its full size; if `sequential`, all
-                that miss the tolerance.
+                `Inversion.residual`. Its reference is, by default, the spectrum of the model's data drawn towards
+                white, with 0.15 of its size: what answers near an image respond to is less than all data. Images that
+                fail so are tried again with its full size; if `sequential`, all that miss the tolerance.
             callback: told after every round.
 
         Raises:

@@ -339,9 +339,9 @@ def words(text: str, what: str, example: str) -> tuple[str, dict[str, object]]:
     """The name and the settings in `name:key=value:key=value`.
 
     Args:
-        text: to be read.
-        what: is named, for messages.
-        example: of such a text, likewise.
+        text: what to read.
+        what: what it is, for messages.
+        example: an example of such a text, for messages.
 
     Raises:
         PushforwardError: not of that form, or a count is beyond `MOST`.

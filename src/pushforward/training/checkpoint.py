@@ -27,7 +27,7 @@ _MAY_CHANGE = {
 
 @dataclass(frozen=True)
 class _Kept:
-    """Of a checkpoint, what is no tensor."""
+    """The entries of a checkpoint that are no tensors."""
 
     config: dict[str, Any]
     data: tuple[int, ...]
@@ -37,7 +37,7 @@ class _Kept:
 
 @dataclass(frozen=True)
 class _Logged:
-    """Of a line of the log, what is needed."""
+    """The entry of a line of the log that is needed."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="ignore")
     step: int

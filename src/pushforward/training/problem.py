@@ -107,7 +107,7 @@ class Problem:
 
 
 def _root_mean_square(images: Tensor) -> float:
-    """Of the images in [-1, 1], from their histogram (exact, without a copy in floating point)."""
+    """Root mean square of the images in [-1, 1], from their histogram: exact, without a copy in floating point."""
     counts = torch.bincount(images.flatten(), minlength=256).double()
     values = torch.arange(256, dtype=torch.float64, device="cpu") / 127.5 - 1
     return max(math.sqrt(float((counts * values.square()).sum() / counts.sum())), 1e-2)

@@ -263,7 +263,7 @@ def save_block(loop: Any, folder: str | Path, solver: str = "auto", parallel: bo
         loop: class of the family's own block, importable from `diffusers` where the folder is loaded.
         folder: the folder, which may be there.
         solver: see `PushforwardLoop`.
-        parallel: likewise, in a word.
+        parallel: see `PushforwardLoop`, but no `Parallel`.
 
     Returns:
         The folder.
