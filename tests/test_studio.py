@@ -167,10 +167,14 @@ def test_solvers_are_compared_with_the_converged_images(model, folder):
     assert rows[0].error > rows[1].error > 0
     assert rows[4].error is rows[5].error is None
     assert converged.evaluations == 100
-    lines = compare.command(compare.samplers(model, settings)).splitlines()
-    for one, words in zip(rows, lines, strict=True):
+    samplers = compare.samplers(model, settings)
+    lines = compare.command(samplers).splitlines()
+    for one, words in zip(end.entries, lines, strict=True):
         assert torch.equal(made(*shlex.split(words)[1:]), to_bytes(one.images))
         assert words.replace("'", "&#x27;") in end.table
+    assert all(Path(name).exists() for name in end.files)  # one for each row; all wrote to one
+    for one, images in zip(end.entries, ran(compare.program(samplers))["images"], strict=True):
+        assert torch.equal(one.images, images)
 
 
 def test_a_comparison_has_rows_and_not_too_many(model):

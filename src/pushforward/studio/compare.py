@@ -83,7 +83,7 @@ class Shown:
 
 
 def samplers(model: Model, settings: Settings) -> list[sample.Settings]:
-    """The rows to be made: each solver with the most steps that make no more network calls than a budget.
+    """The rows to be made: converged images, and each solver with the most steps that a budget of calls allows.
 
     Raises:
         PushforwardError: no solver or budget, more rows than a page shows, or a budget too small for a solver.
@@ -92,7 +92,7 @@ def samplers(model: Model, settings: Settings) -> list[sample.Settings]:
         raise PushforwardError(f"Choose solvers and numbers of calls: at least one row, and at most {ROWS}.")
     plain = sample.Settings(settings.model, settings.count, what=settings.what, guidance=settings.guidance,
                             seed=settings.seed)  # fmt: skip
-    rows: dict[sample.Settings, None] = {}
+    rows = {replace(plain, solver=CONVERGED): None}
     for solver in settings.solvers:
         for calls in settings.calls:
             if "steps=" in solver or solver.startswith("rk45"):
@@ -102,15 +102,25 @@ def samplers(model: Model, settings: Settings) -> list[sample.Settings]:
     return list(rows)
 
 
+def _file(row: int, settings: sample.Settings) -> str:
+    """The name of the file of a row's images."""
+    return f"{row}-{settings.solver.replace(':', '-')}.png"
+
+
+def _line(row: int, settings: sample.Settings, *, text: bool) -> str:
+    return line(sample.command(settings, text=text, out=_file(row, settings)))
+
+
 def command(made: Sequence[sample.Settings], *, text: bool = False) -> str:
-    """A line for the shell for each row; `text`: the model reads prompts."""
-    return "\n".join(line(sample.command(one, text=text)) for one in made)
+    """A line for the shell for each row, which makes its file; `text`: the model reads prompts."""
+    return "\n".join(_line(k, one, text=text) for k, one in enumerate(made))
 
 
 def program(made: Sequence[sample.Settings]) -> str:
-    """The same in Python."""
-    first, *others = (sample.program(one) for one in made)
-    return "\n".join([first, *(one.rpartition("\n")[2] for one in others)])
+    """The same in Python, as a list."""
+    begun, _, _ = sample.program(made[0]).rpartition("\n")
+    calls = (sample.program(one).rpartition("\n")[2].removeprefix("images = ") for one in made)
+    return "\n".join([begun, "images = [", *(f"    {one}," for one in calls), "]"])
 
 
 def run(model: Model, settings: Settings) -> Generator[Shown, None, None]:
@@ -118,18 +128,16 @@ def run(model: Model, settings: Settings) -> Generator[Shown, None, None]:
     rows = samplers(model, settings)
 
     def work(tell: Callable[[Shown], None]) -> Shown:
-        converged = replace(rows[0], solver=CONVERGED)
         entries: list[Entry] = []
         exact: Tensor | None = None
-        for k, one in enumerate([converged, *rows]):
-            name = "the converged images" if exact is None else f"row {k} of {len(rows)}, {one.solver}"
+        for k, one in enumerate(rows):
+            name = "the converged images" if exact is None else f"row {k} of {len(rows) - 1}, {one.solver}"
             shown = Shown("", _table(model, entries), tuple(entries))
             entries.append(_entry(model, one, exact, lambda says, name=name, shown=shown:  # type: ignore[misc]
                                   tell(replace(shown, says=f"Making {name}: {says}"))))  # fmt: skip
             exact = entries[0].images
-        files = {f"{k}-{one.settings.solver.replace(':', '-')}.png": png(picture(one.images))
-                 for k, one in enumerate(entries)}  # fmt: skip
-        says = f"{many(len(rows), 'sampler')}, each from the same codes"
+        files = {_file(k, one.settings): png(picture(one.images)) for k, one in enumerate(entries)}
+        says = f"{many(len(rows) - 1, 'sampler')}, each from the same codes"
         return Shown(says, _table(model, entries), tuple(entries), files)
 
     yield from live(work)
@@ -166,7 +174,7 @@ def _table(model: Model, entries: Sequence[Entry]) -> str:
     for k, one in enumerate(entries):
         name = "converged" if k == 0 else f"{one.settings.solver}"
         error = "" if k == 0 else "stochastic" if one.error is None else f"{one.error:.2g}"
-        words = line(sample.command(one.settings, text=model.text is not None))
+        words = _line(k, one.settings, text=model.text is not None)
         copies = copying("Command", words) + copying("Python", sample.program(one.settings))
         figures = [error, f"{one.evaluations:.0f}", str(one.rounds), f"{one.seconds:.1f}"]
         rows.append([embedded(row(one.images), f"Images of {name}"), f"<b>{name}</b>", *figures, copies])

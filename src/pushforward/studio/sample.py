@@ -71,8 +71,8 @@ class Shown:
     files: Mapping[str, bytes] = field(default_factory=dict)
 
 
-def command(settings: Settings, *, text: bool = False) -> list[str]:
-    """The arguments of `pushforward` that make the same images; `text`: the model reads prompts."""
+def command(settings: Settings, *, text: bool = False, out: str = "samples.png") -> list[str]:
+    """The arguments of `pushforward` that make the same images, as a file; `text`: the model reads prompts."""
     steps = steps_beside(settings.solver, settings.steps)
     said = ["sample", settings.model, "--count", str(settings.count), "--solver", settings.solver]
     said += [] if steps is None else ["--steps", str(steps)]
@@ -81,7 +81,7 @@ def command(settings: Settings, *, text: bool = False) -> list[str]:
     said += [] if settings.guidance is None else ["--guidance", f"{settings.guidance:g}"]
     said += ["--seed", str(settings.seed)]
     said += ["--parallel", "--tolerance", f"{settings.tolerance:g}"] if settings.parallel else []
-    return [*said, "--out", "samples.png"]
+    return [*said, "--out", out]
 
 
 def program(settings: Settings) -> str:
