@@ -207,6 +207,11 @@ def test_sampling_shows_rounds_and_hands_over_files(visit):
     page.set_viewport_size({"width": 390, "height": 844})
     states = page.locator("#sample-rounds tbody img").first.evaluate("image => image.getBoundingClientRect().width")
     assert 130 < states < 300  # eight states and the start, each of 15 at least, and all of them to be seen
+    page.get_by_text("The same without this page").locator("visible=true").click()
+    colours = page.locator("#samples-command .cm-line").evaluate_all(
+        "all => all.flatMap(line => [line, ...line.querySelectorAll('*')]).map(part => getComputedStyle(part).color)"
+    )
+    assert len(set(colours)) == 1  # that of text: options were pale orange on white
     archive = downloaded(page, "samples")
     assert set(archive.namelist()) == {"samples.png", "codes.safetensors", "settings.txt"}
     assert "--parallel" in archive.read("settings.txt").decode()

@@ -96,10 +96,11 @@ class TakeAway:
 
         self.name = name
         with gr.Accordion("The same without this page", open=False):
-            self.shell = gr.Code(language="shell", label="Command", lines=1, wrap_lines=True, interactive=False,
-                                 elem_id=f"{name}-command")  # fmt: skip
-            self.python = gr.Code(language="python", label="Python", lines=1, wrap_lines=True, interactive=False,
-                                  elem_id=f"{name}-python")  # fmt: skip
+            # Gradio's colours of languages are too light to read, and its line numbers slip where lines wrap.
+            self.shell, self.python = (
+                gr.Code(label=label, lines=1, wrap_lines=True, interactive=False, show_line_numbers=False,
+                        elem_id=f"{name}-{label.lower()}") for label in ("Command", "Python")
+            )  # fmt: skip
         self.files = gr.DownloadButton("Download results and settings", interactive=False, elem_id=f"{name}-files")
 
     @property
