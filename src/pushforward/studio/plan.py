@@ -87,7 +87,17 @@ def run(model: Model, settings: Settings) -> Generator[Shown, None, None]:
                 entries.append(Entry(k, register.kind, register.node, operator.largest()))
     says = f"{plan.solver} on {plan.process.name}: {plan.calls}"
     says += f", noise in {many(len(plan.noises), 'step')}" if plan.noises else ", no noise"
-    yield Shown(says, tuple(entries), "".join(_matrix(plan, entries, kind) for kind in KINDS))
+    matrices = "".join(_matrix(plan, entries, kind) for kind in KINDS)
+    words = "<br>".join(_words(plan, entry) for entry in entries)
+    shown = f'<div style="display:flex;flex-wrap:wrap;gap:16px">{matrices}</div>'
+    yield Shown(says, tuple(entries), f"{shown}<details><summary>All in words</summary>{words}</details>")
+
+
+def _words(plan: Plan, entry: Entry) -> str:
+    """A coefficient in words, which are all there is to who has no pointer."""
+    times = f"State {entry.node} (t = {plan.nodes[entry.node].time:.3g})"
+    there = f"state {entry.of} (t = {plan.nodes[entry.of].time:.3g})"
+    return escape(f"{times} takes {entry.value:.4g} {_SAYS[entry.kind].format(there=there)}")
 
 
 def _matrix(plan: Plan, entries: list[Entry], kind: str) -> str:
@@ -98,12 +108,9 @@ def _matrix(plan: Plan, entries: list[Entry], kind: str) -> str:
     size, largest = len(plan.nodes), max(abs(entry.value) for entry in mine) or 1.0
     cells = []
     for entry in mine:
-        times = f"State {entry.node} (t = {plan.nodes[entry.node].time:.3g})"
-        there = f"state {entry.of} (t = {plan.nodes[entry.of].time:.3g})"
-        words = escape(f"{times} takes {entry.value:.4g} {_SAYS[kind].format(there=there)}")
         fill = f'fill="{"#0072b2" if entry.value > 0 else "#d55e00"}" fill-opacity="{abs(entry.value) / largest:.3f}"'
         place = f'x="{entry.of}" y="{entry.node}" width="1" height="1"'
-        cells.append(f"<rect {place} {fill}><title>{words}</title></rect>")
+        cells.append(f"<rect {place} {fill}><title>{_words(plan, entry)}</title></rect>")
     says = f"Coefficient of each {kind}: blue adds, orange takes away, {largest:.3g} at most"
     return (
         f'<figure style="flex:1 1 260px;max-width:420px;margin:0"><figcaption>{says}</figcaption>'
@@ -133,10 +140,9 @@ def layout(shelf: Shelf, model: Any) -> list[Any]:
         words, script = line(command(settings)), program(settings)
         yield {says: "Making the plan …", shown: "", **taken.begun(words, script)}
         for news in run(shelf.open(settings.model), settings):
-            wrapped = f'<div style="display:flex;flex-wrap:wrap;gap:16px">{news.picture}</div>'
-            files = {"plan.html": f"<!doctype html><title>{news.says}</title>{wrapped}".encode()}
-            reading = "A row is a state, a column what it is made of; point at a cell to read it."
-            yield {says: f"{news.says}. {reading}", shown: wrapped,
+            files = {"plan.html": f"<!doctype html><title>{news.says}</title>{news.picture}".encode()}
+            reading = "A row is a state, a column what it is made of; point at a cell to read it, or read all below."
+            yield {says: f"{news.says}. {reading}", shown: news.picture,
                    **taken.handed(files, words, script)}  # fmt: skip
 
     wire(go, stop, act, {model, solver, steps}, [says, shown, *taken.components], says, shown)
