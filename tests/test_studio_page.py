@@ -272,6 +272,9 @@ def test_editing_and_inverting(visit, tmp_path):
 
 def test_inpainting_what_is_painted_over(visit):
     page = visit("Inpaint")
+    page.set_viewport_size({"width": 390, "height": 844})
+    button = page.get_by_role("button", name="Inpaint", exact=True)
+    assert page.locator("#inpaint-editor").bounding_box()["y"] < button.bounding_box()["y"]  # paint, then press
     press(page, "Have the model draw one")
     page.locator("#inpaint-photo img").wait_for()
     fill(page, "Paint anew", "lower half")

@@ -157,21 +157,24 @@ def layout(shelf: Shelf, model: Any) -> list[Any]:
         with gr.Column(scale=1, min_width=300):
             photo = photo_area("Picture", "inpaint-photo")
             draw = gr.Button("Have the model draw one")
+        with gr.Column(scale=2, min_width=300):
+            editor = gr.ImageEditor(label="Paint over it", sources=(), type="numpy", layers=False,
+                                    brush=gr.Brush(default_size=40, colors=["#e69f00"], color_mode="fixed"),
+                                    transforms=(), format="png", canvas_size=(400, 400), elem_id="inpaint-editor",
+                                    buttons=["fullscreen"])  # fmt: skip
+    with gr.Row():
+        with gr.Column(scale=1, min_width=300):
             what = what_choice("The picture shows", "A class or a prompt.")
             part = gr.Dropdown(["none", *PARTS], value="none", label="Paint anew", info="Besides what you paint over.")
             solver = solver_choice(standard.solver, ("ddpm", "ddim", "ddim:eta=0.5", "dpm++", "unipc"))
             steps = gr.Slider(5, 100, standard.steps, step=1, label="Steps")
-            repeats = gr.Slider(1, 20, standard.repeats, step=1, label="Repeats", info="More agree better.")
+            repeats = gr.Slider(1, 20, standard.repeats, step=1, label="Repeats", info="More blend in better.")
             draws = gr.Slider(1, 9, standard.draws, step=1, label="Draws")
             with gr.Row():
                 guidance = guidance_number()
                 seed = seed_number()
             go, stop = buttons("Inpaint")
         with gr.Column(scale=2, min_width=300):
-            editor = gr.ImageEditor(label="Paint over what is to be made anew", sources=(), type="numpy", layers=False,
-                                    brush=gr.Brush(default_size=40, colors=["#e69f00"], color_mode="fixed"),
-                                    transforms=(), format="png", canvas_size=(400, 400), elem_id="inpaint-editor",
-                                    buttons=["fullscreen"])  # fmt: skip
             says = gr.Markdown("", elem_id="inpaint-says")
             shown = picture_area("Draws", "The picture with its part painted anew, several times", "inpaint-picture")
             taken = TakeAway("inpainted")
