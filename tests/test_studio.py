@@ -383,6 +383,10 @@ def test_what_work_raises_arrives():
 def test_errors_say_nothing_of_the_server():
     assert sentence(PushforwardError("Take fewer.")) == "Take fewer."
     assert "/secret" not in sentence(OSError("no file /secret/place"))
+    long = sentence(PushforwardError(f"No {'x' * 10_000}; take y."))
+    assert len(long) < 1000  # it covered the page
+    assert long.startswith("No x")
+    assert long.endswith("; take y.")
     for lack in ("DefaultCPUAllocator: can't allocate memory", "Storage size calculation overflowed with sizes=[1]"):
         assert "memory" in sentence(RuntimeError(lack))
 

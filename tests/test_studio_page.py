@@ -326,7 +326,14 @@ def test_bad_uploads_and_settings_are_one_sentence(visit, tmp_path):
     fill(page, "Solver", "<b>no</b>")
     press(page, "Sample")
     says(page, "sample", "Unknown solver '<b>no</b>'")
+    fill(page, "Draw", "x" * 10_000)
+    assert page.locator(".token").locator("visible=true").bounding_box()["height"] < 200  # the button is in reach
     fill(page, "Solver", "ddim")
+    press(page, "Sample")
+    says(page, "sample", "has no class")
+    page.get_by_text("The same without this page").locator("visible=true").click()
+    assert page.locator("#samples-command").bounding_box()["height"] < 600  # and so is the download
+    page.locator(".token-remove").locator("visible=true").first.click()
     page.get_by_label("Seed", exact=True).locator("visible=true").first.fill("-3")
     press(page, "Sample")
     says(page, "sample", "network evaluations each")  # as the command takes it

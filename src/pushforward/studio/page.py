@@ -16,7 +16,10 @@ __all__ = ["Shelf", "make_page", "open_page", "settings"]
 
 TABS = {"Sample": sample, "Compare": compare, "Edit": edit, "Inpaint": inpaint, "Guide": guide, "Plan": plan}
 _UPLOAD = "20mb"
-_CSS = ".photo img {width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated}"
+_CSS = """
+.photo img {width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated}
+.token {max-height: 6em; overflow-y: auto}
+"""
 _FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none is fetched
 
 

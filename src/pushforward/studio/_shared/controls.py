@@ -98,8 +98,8 @@ class TakeAway:
         with gr.Accordion("The same without this page", open=False):
             # Gradio's colours of languages are too light to read, and its line numbers slip where lines wrap.
             self.shell, self.python = (
-                gr.Code(label=label, lines=1, wrap_lines=True, interactive=False, show_line_numbers=False,
-                        elem_id=f"{name}-{label.lower()}") for label in ("Command", "Python")
+                gr.Code(label=label, lines=1, max_lines=20, wrap_lines=True, interactive=False,
+                        show_line_numbers=False, elem_id=f"{name}-{label.lower()}") for label in ("Command", "Python")
             )  # fmt: skip
         self.files = gr.DownloadButton("Download results and settings", interactive=False, elem_id=f"{name}-files")
 

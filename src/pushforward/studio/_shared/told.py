@@ -13,14 +13,16 @@ from pushforward.errors import PushforwardError
 
 __all__ = ["Updates", "said", "sentence", "spoken"]
 
+LONGEST = 800  # characters of a sentence; it may repeat what a visitor wrote
 T = TypeVar("T")
 Updates = Generator[dict[Any, Any], None, None]  # new values of outputs
 
 
 def sentence(error: Exception) -> str:
-    """What a visitor is told of an error: one sentence, with nothing of the server's files."""
+    """What a visitor is told of an error: one sentence, not too long, with nothing of the server's files."""
     if isinstance(error, PushforwardError):
-        return str(error)
+        says = str(error)
+        return says if len(says) <= LONGEST else f"{says[: LONGEST // 2]} … {says[-LONGEST // 2 :]}"
     if is_lack(error):
         return "There is not enough memory for this: take fewer or smaller images."
     return (
