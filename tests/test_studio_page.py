@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from pushforward.studio.page import TABS
 from support.cli import invoke, refused
 
 pytestmark = pytest.mark.skipif(find_spec("gradio") is None, reason="the page needs Gradio")
@@ -359,13 +360,14 @@ def test_a_double_click_two_visitors_and_a_reload(visit):
 @pytest.mark.parametrize("scheme", ["dark", "light"])
 def test_a_phone_shows_all_of_it(visit, scheme):
     page = visit(viewport={"width": 390, "height": 844}, color_scheme=scheme)
-    for tab in ("Sample", "Compare", "Edit", "Inpaint", "Guide", "Plan"):
+    for tab, (_, does) in TABS.items():
         found = page.get_by_role("tab", name=tab, exact=True)
         if not found.is_visible():
             page.locator(".overflow-menu button").first.click()
             found = page.get_by_role("button", name=tab, exact=True).first
         found.click()
         page.wait_for_timeout(200)
+        assert page.get_by_text(does).is_visible()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, tab
     shade = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", shade)[:3])) < 200) == (scheme == "dark")

@@ -184,7 +184,7 @@ def _change(shelf: Shelf, model: Any, photo: Any, source: Any) -> tuple[Any, Any
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
             target = what_choice("It is to show", "A class or a prompt.")
-            to = gr.Dropdown([SAME, *shelf.names], value=SAME, label="Of the model", info="Another one: translate.")
+            to = gr.Dropdown([SAME, *shelf.names], value=SAME, label="With the model", info="Another one translates.")
             methods = gr.Dropdown(list(METHODS), value=list(METHODS), label="Methods", multiselect=True)
             start = gr.Slider(0.1, 1, standard.start, step=0.05, label="Share of the steps", info="More changes more.")
             steps = gr.Slider(5, 200, standard.steps, step=1, label="Steps")

@@ -222,9 +222,10 @@ def layout(shelf: Shelf, model: Any) -> list[Any]:
             like = gr.Dropdown(["none", *REFERENCES], value="none", label="Like a picture, in")
             photo = photo_area("Reference", "guide-photo")
             part = gr.Dropdown(list(PARTS), value=standard.part, label="Part of the picture", visible=False)
-            weight = gr.Slider(0.1, 500, standard.weight, label="Weight of these energies")
+            weight = gr.Slider(0.1, 500, standard.weight, label="Weight", info="How strongly images are moved.")
             what = what_choice("Draw", "A class or a prompt, if any.")
-            sampler = gr.Radio(SAMPLERS, value=standard.sampler, label="Chains move by")
+            sampler = gr.Radio(SAMPLERS, value=standard.sampler, label="Chains move by",
+                               info="Methods of Markov chain Monte Carlo.")  # fmt: skip
             moves = gr.Slider(5, 400, standard.moves, step=1, label="Moves")
             chains = gr.Slider(1, 16, standard.chains, step=1, label="Chains")
             seed = seed_number()

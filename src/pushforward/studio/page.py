@@ -14,7 +14,14 @@ from pushforward.studio._shared.told import said
 
 __all__ = ["Shelf", "make_page", "open_page", "settings"]
 
-TABS = {"Sample": sample, "Compare": compare, "Edit": edit, "Inpaint": inpaint, "Guide": guide, "Plan": plan}
+TABS = {
+    "Sample": (sample, "Draw images from random codes, and watch them form."),
+    "Compare": (compare, "Draw the same images with several solvers, and see how far each is from the exact ones."),
+    "Edit": (edit, "Change what a picture shows, or find the code that the model draws it from."),
+    "Inpaint": (inpaint, "Paint over a part of a picture, and have the model fill it again."),
+    "Guide": (guide, "Search the codes for images with a colour, of a class, or like a picture."),
+    "Plan": (plan, "See what a solver adds up in each step: states, the network's answers and noise."),
+}
 _UPLOAD = "20mb"
 _CSS = """
 .photo img {width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated}
@@ -31,8 +38,9 @@ def make_page(shelf: Shelf) -> Any:
         gr.Markdown("# Pushforward studio\nDraw, edit, invert and guide images with diffusion models.")
         model = gr.Dropdown(list(shelf.names), value=shelf.names[0], label="Model", elem_id="model")
         told: list[Any] = []
-        for name, tab in TABS.items():
+        for name, (tab, does) in TABS.items():
             with gr.Tab(name):
+                gr.Markdown(does)
                 told += tab.layout(shelf, model)
 
         def offer(name: str) -> dict[Any, Any]:

@@ -41,7 +41,7 @@ def solver_choice(value: str = "auto", offered: tuple[str, ...] = SOLVERS_OFFERE
                        info="With settings after colons if need be, as gddim:order=2.")  # fmt: skip
 
 
-def guidance_number(value: float = 0, info: str = "0: the default.") -> Any:
+def guidance_number(value: float = 0, info: str = "0: the model's own.") -> Any:
     """The weight of guidance; 0 stands for the model's own, if `info` does not say otherwise."""
     import gradio as gr
 
@@ -52,7 +52,7 @@ def seed_number() -> Any:
     """The seed, any whole number, as elsewhere."""
     import gradio as gr
 
-    return gr.Number(0, label="Seed", precision=0, min_width=100, info="Of the codes.")
+    return gr.Number(0, label="Seed", precision=0, min_width=100, info="Chooses the codes.")
 
 
 def buttons(name: str) -> tuple[Any, Any]:
