@@ -302,6 +302,9 @@ def test_guiding_can_be_stopped_and_kept(visit):
     slide(page, "Moves", 5)
     press(page, "Guide")  # the model is free again
     says(page, "guide", "after 5 moves")
+    fill(page, "Like a picture, in", "all of it")
+    press(page, "Guide")
+    says(page, "guide", "Give the reference first")  # this tab has no button for the model to draw one
 
 
 def test_plans_have_words_on_their_coefficients(visit):

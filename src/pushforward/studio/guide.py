@@ -244,7 +244,7 @@ def layout(shelf: Shelf, model: Any) -> list[Any]:
             data[sampler], int(data[moves]), int(data[chains]), seed=int(data[seed] or 0),
         )  # fmt: skip
         opened = shelf.open(settings.model)
-        given = read_photo(data[photo], opened) if settings.like else None
+        given = read_photo(data[photo], opened) if settings.like and data[photo] else None
         words = line(command(settings, shelf.clip, text=opened.text is not None))
         script = program(settings, shelf.clip)
         news = run(opened, given, settings, shelf.clip)
