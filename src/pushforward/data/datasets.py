@@ -12,7 +12,7 @@ import math
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,6 @@ def load_images(
     channels: int | None = None,
     split: str = "train",
     fit: Fit = "crop",
-    on_skip: Callable[[str, str], None] | None = None,
 ) -> ImageData:
     """Read a data set.
 
@@ -106,7 +105,6 @@ def load_images(
         split: which split to read if the source has several: `train`, `validation` or `test`. A data set of the
             `datasets` library may have splits of other names.
         fit: how to fit images to `size`, see `read_image`.
-        on_skip: called with the name of each unreadable file and the reason.
 
     Raises:
         PushforwardError: the source does not exist, none of it can be read, its images differ in size and `size` is not
@@ -117,14 +115,14 @@ def load_images(
         raise PushforwardError(f"Images have 1 channel (grey) or 3 (colour); got channels={channels}.")
     path = Path(source)
     if path.is_dir():
-        return _from_folder(path, shape, _split(split), on_skip or _ignore)
+        return _from_folder(path, shape, _split(split))
     if path.is_file():
         if path.suffix.lower() != ".npz":
             raise PushforwardError(f"{path} is neither a folder of images nor an .npz file.")
         return _from_npz(path, shape, _split(split))
     if path.suffix or path.is_absolute() or str(source).startswith((".", "~")):
         raise PushforwardError(f"There is no folder or .npz file {path}.")
-    return _from_datasets(str(source), shape, split, on_skip or _ignore)
+    return _from_datasets(str(source), shape, split)
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -134,10 +132,6 @@ def image_files(folder: Path) -> list[Path]:
         PushforwardError: there are none.
     """
     return imagefolder.walk(folder)[0]
-
-
-def _ignore(name: str, reason: str) -> None:
-    """The default of `on_skip`."""
 
 
 def _checked_size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
@@ -159,7 +153,7 @@ def _split(name: str) -> str:
 
 
 def _read_all(
-    files: Iterable[tuple[str, Any]], shape: _Shape, done: Notes, on_skip: Callable[[str, str], None]
+    files: Iterable[tuple[str, Any]], shape: _Shape, done: Notes
 ) -> tuple[dict[str, Tensor], list[tuple[str, str]]]:
     """The readable images by name, and the unreadable names with the reason."""
     images, skipped = {}, []
@@ -170,7 +164,6 @@ def _read_all(
             raise
         except UNREADABLE as error:
             skipped.append((name, explained(error)))
-            on_skip(*skipped[-1])
     return images, skipped
 
 
@@ -190,7 +183,7 @@ def _together(images: list[Tensor], source: str) -> Tensor:
 # -- folders ----------------------------------------------------------------------------------------------------------
 
 
-def _from_folder(folder: Path, shape: _Shape, split: str, on_skip: Callable[[str, str], None]) -> ImageData:
+def _from_folder(folder: Path, shape: _Shape, split: str) -> ImageData:
     every, others, hidden = imagefolder.walk(folder)
     files, notes = imagefolder.of_split(folder, every, split)
     tables = imagefolder.tables(others, files)
@@ -198,7 +191,7 @@ def _from_folder(folder: Path, shape: _Shape, split: str, on_skip: Callable[[str
         what = f"{len(files):,} images of {shape.size[0]}x{shape.size[1]}"
         check_memory(2 * len(files) * (shape.channels or 1) * math.prod(shape.size), what)
     done: Notes = Counter()
-    images, skipped = _read_all(((str(file), file) for file in files), shape, done, on_skip)
+    images, skipped = _read_all(((str(file), file) for file in files), shape, done)
     if not images:
         raise PushforwardError(f"No image in {folder} can be read, of {len(files)}; {files[0]}: {skipped[0][1]}.")
     good = [file for file in files if str(file) in images]
@@ -345,7 +338,7 @@ def brought(
     return result
 
 
-def _from_datasets(name: str, shape: _Shape, split: str, on_skip: Callable[[str, str], None]) -> ImageData:
+def _from_datasets(name: str, shape: _Shape, split: str) -> ImageData:
     try:
         import datasets
     except ImportError as error:
@@ -365,7 +358,7 @@ def _from_datasets(name: str, shape: _Shape, split: str, on_skip: Callable[[str,
     if column is None:
         raise PushforwardError(f"The data set {name!r} has no column of images; it has {', '.join(data.features)}.")
     done: Notes = Counter()
-    images, skipped = _read_all(((str(k), data[k][column]) for k in range(len(data))), shape, done, on_skip)
+    images, skipped = _read_all(((str(k), data[k][column]) for k in range(len(data))), shape, done)
     if not images:
         raise PushforwardError(f"No image of the data set {name!r} can be read.")
     tensor, kept = _together(list(images.values()), name), [int(k) for k in images]

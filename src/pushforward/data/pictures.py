@@ -241,17 +241,15 @@ def save_image(picture: Image.Image, path: str | os.PathLike[str], text: Mapping
         picture.save(temporary, pnginfo=entries)
 
 
-def save_animation(
-    frames: Sequence[Image.Image], path: str | os.PathLike[str], *, seconds: float = 4.0, hold: float = 1.5
-) -> None:
-    """Write frames as a looping GIF or WebP of `seconds` seconds; the last frame stays for `hold` seconds.
+def save_animation(frames: Sequence[Image.Image], path: str | os.PathLike[str]) -> None:
+    """Write frames as a looping GIF or WebP of four seconds; the last frame stays for one and a half.
 
     Raises:
         PushforwardError: the suffix is neither.
     """
     check_suffix(path, {".gif", ".webp"}, "Animations")
-    each = max(20, round(1000 * seconds / len(frames)))
-    durations = [each] * (len(frames) - 1) + [round(1000 * hold)]
+    each = max(20, round(4000 / len(frames)))  # in milliseconds
+    durations = [each] * (len(frames) - 1) + [1500]
     with atomic_path(path) as temporary:
         frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=durations, loop=0)
 

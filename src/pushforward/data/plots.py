@@ -12,15 +12,15 @@ __all__ = ["COLOURS", "name_lines"]
 
 # Of Okabe and Ito, https://jfly.uni-koeln.de/color, without yellow, which is too light on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_APART = 0.05  # distance of names at least, in heights of the axes
 
 
-def name_lines(axes: Axes, ends: Sequence[tuple[float, str, str]], *, apart: float = 0.05) -> None:
+def name_lines(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
     """Write each line's name at its end, right of the axes, moved apart where names would touch.
 
     Args:
         axes: whose limits and scales are set.
         ends: last value, name and colour of each line; what is not finite names nothing.
-        apart: distance of names at least, in heights of the axes.
     """
     low, high = axes.get_ylim()
 
@@ -31,7 +31,7 @@ def name_lines(axes: Axes, ends: Sequence[tuple[float, str, str]], *, apart: flo
     places = sorted((height(value), name, colour) for value, name, colour in ends if abs(value) < float("inf"))
     heights: list[float] = []
     for place, _, _ in places:
-        heights.append(max(place, heights[-1] + apart) if heights else place)
+        heights.append(max(place, heights[-1] + _APART) if heights else place)
     over = max(0.0, heights[-1] - 1) if heights else 0.0
     for y, (_, name, colour) in zip(heights, places, strict=True):
         axes.text(1.02, y - over, name, color=colour, transform=axes.transAxes, va="center", clip_on=False)

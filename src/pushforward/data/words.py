@@ -15,7 +15,7 @@ def many(count: float, what: str) -> str:
     return f"{number} {what}{'s' * (number != '1')}"
 
 
-def few(names: Iterable[str], most: int = 8) -> str:
-    """Join the first of some names, and say how many more there are."""
+def few(names: Iterable[str]) -> str:
+    """Join the first eight of some names, and say how many more there are."""
     every = list(names)
-    return ", ".join(every[:most]) + f" and {len(every) - most} more" * (len(every) > most)
+    return ", ".join(every[:8]) + f" and {len(every) - 8} more" * (len(every) > 8)
