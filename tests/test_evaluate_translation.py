@@ -86,13 +86,15 @@ def test_partners_are_looked_for_among_targets_and_truths_each_once():
     assert rows["next"].values["rank"].tolist() == places
     assert rows["next"].measures["rank"] == sorted(places)[2]
     assert rows["next"].measures["top10"] == sum(place <= 10 for place in places) / 5
-    assert any("one of 35 images" in note and "18" in note for note in rows["own"].notes)
+    assert any("among 35 images" in note and "18" in note for note in rows["own"].notes)
 
 
 def test_without_targets_partners_are_looked_for_among_the_truths():
     rows = compare({}, some_images(4, 1), some_images(4, 2))
     assert rows[1].measures["rank"] == 1
-    assert any("one of 4 images" in note for note in rows[1].notes)
+    assert any("among 4 images" in note for note in rows[1].notes)
+    alone = compare({}, some_images(1, 1), some_images(1, 2))
+    assert any("among 1 image; by chance its rank is 1." in note for note in alone[1].notes)
 
 
 def test_distances_to_the_target_set_are_those_of_their_module():

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pushforward.data.files import digest
 from pushforward.data.pictures import to_bytes
+from pushforward.data.words import many
 from pushforward.errors import PushforwardError
 from pushforward.evaluation.distances import FEWEST, Reference, Sample, distances, resamples, standard_error
 from pushforward.evaluation.pairs import SMALLEST, Metric, greatest, l2, pixels, psnr, ranks, recall, ssim
@@ -146,7 +147,7 @@ def compare(
     reference, notes = _reference(len(source), targets, chosen)
     if candidates is not None:
         m = len(candidates[0])
-        notes += [f"The true partner is one of {m} images; by chance its rank is {(m + 1) / 2:g}."]
+        notes += [f"The true partner is looked for among {many(m, 'image')}; by chance its rank is {(m + 1) / 2:g}."]
     if min(source.shape[2:]) < SMALLEST:
         notes.append(f"SSIM is left out: it needs images of at least {SMALLEST}x{SMALLEST}.")
     found = []
