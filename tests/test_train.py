@@ -2,6 +2,7 @@ import errno
 import json
 import math
 import os
+import re
 import resource
 import shutil
 import signal
@@ -27,6 +28,7 @@ from pushforward.model import load
 from pushforward.model.prediction import PREDICTIONS, denoising, is_image
 from pushforward.training import stopping
 from pushforward.training.batches import BatchDraws
+from pushforward.training.config import Card
 from pushforward.training.stopping import Clock
 from pushforward.training.targets import TIMES, TargetTable
 from pushforward.training.trainer import Interrupted, TrainConfig, train
@@ -201,6 +203,22 @@ def test_a_model_of_every_process_is_trained_saved_and_read(tmp_path: Path, name
             assert picture.height > 8 * SIDE * 12
     files = {"README.md", "config.json", "model.safetensors", "statistics.safetensors", "training"}
     assert files == {p.name for p in (tmp_path / "m").iterdir()}
+
+
+def test_no_name_breaks_the_table_of_the_card(tmp_path: Path) -> None:
+    """Each line is two cells, as Markdown parts them, that say what was given; the command is no cell."""
+    command = "pushforward train 'a|b' --data-name 'c`d'"
+    config = TrainConfig(steps=1, **TINY, card=Card("my\n*data*", "a|b", command))
+    train(config, replace(some_data(), classes=("x|y", "`u`\nv")), tmp_path / "m")
+    card = (tmp_path / "m" / "README.md").read_text()
+    rows = [line for line in card.splitlines() if line.startswith("|")][2:]
+    cells = [re.split(r"(?<!\\)\|", row) for row in rows]
+    assert {len(parts) for parts in cells} == {4}
+    said = {name.strip(): re.sub(r"\\(.)", r"\1", value).strip() for _, name, value, _ in cells}
+    assert said["data"].startswith("my *data* (")
+    assert (said["licence of the data"], said["classes"]) == ("a|b", "x|y, `u` v")
+    assert r"\`u\`" in card
+    assert f"\n    {command}\n" in card
 
 
 def test_the_log_has_the_learning_rate_of_each_step(tmp_path: Path) -> None:

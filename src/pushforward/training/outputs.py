@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import torch
@@ -256,15 +258,23 @@ A diffusion model trained with Pushforward.
 
 | | |
 |---|---|
-| data | {card.data} ({len(problem.data)} images) |
-| licence of the data | {card.licence} |
+| data | {_cell(card.data)} ({len(problem.data)} images) |
+| licence of the data | {_cell(card.licence)} |
 | images (channels x height x width) | {shape} |
-| {told} | {shown} |
+| {told} | {_cell(shown)} |
 | process | {problem.process.name} |
 | prediction | {config.prediction} |
 | network | {config.network}, {report.parameters:,} parameters |
 | trained | {report.steps:,} steps of {config.batch} images ({report.images / len(problem.data):.1f} epochs) |
 | time | {report.seconds / 60:.1f} minutes, {report.images_per_second:.0f} images/s |
 | loss | {report.loss:.4f} (mean of the last tenth) |
-| command | `{card.command}` |
+
+Made by:
+
+{indent(card.command, "    ")}
 """
+
+
+def _cell(text: str) -> str:
+    """Text as Markdown shows it in a cell of a table: in one line, and no sign of it marks anything."""
+    return re.sub(r"([\\`*_|<\[])", r"\\\1", " ".join(text.split()))
