@@ -313,6 +313,20 @@ def test_an_interrupted_run_goes_on_to_the_same_result(files, tmp_path, guiding,
     assert torch.equal(one.variables(), other.variables())
 
 
+def test_a_picture_that_is_cut_off_is_left_out_of_the_sheet(guiding, tmp_path, capsys):
+    """Its chains are past it, and it cannot be drawn again; the others make the same sheet as without it."""
+    options = ["--sampler", "langevin", "--moves", 3]
+    report, out = guiding("grey", *options), tmp_path / "out"
+    sheets = []
+    for left in (40, 0):
+        path = out / "steps" / "00001.png"
+        path.write_bytes(path.read_bytes()[:left]) if left else path.unlink()
+        again = guiding("grey", *options)
+        assert again["samples"] == report["samples"]
+        sheets.append((out / "chains.png").read_bytes())
+    assert sheets[0] == sheets[1]
+
+
 @pytest.mark.parametrize("change", ["energy", "helper", "reference", "weights", "classifier"])
 def test_what_was_made_of_something_else_is_begun_anew(files, tmp_path, guiding, monkeypatch, change):
     """To the same as in a new folder; what the old chains had come to is put aside, and found again by nothing."""

@@ -6,13 +6,11 @@ Examples are in `pushforward guide --help`.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from torch import Tensor
 
@@ -31,8 +29,8 @@ from pushforward.cli._shared.options import (
 from pushforward.cli._shared.report import progress, write_json
 from pushforward.cli._shared.runs import Kept
 from pushforward.data.files import digest, save_tensors
-from pushforward.data.inputs import read_file, read_like
-from pushforward.data.pictures import from_bytes, save_image, sheet
+from pushforward.data.inputs import read_inputs, read_like
+from pushforward.data.pictures import save_image, sheet
 from pushforward.errors import PushforwardError
 from pushforward.execute import Exact, Gradient, Implicit, Phantom
 from pushforward.guidance.chains import Chains, Record
@@ -366,12 +364,14 @@ def _walk(job: _Job, how: Dynamics) -> tuple[Guided, float]:
 
         found = run(job.pushforward, job.energy, how, schedule, chains=job.chains, resume=kept.before,
                     callback=tell, **job.asked)  # fmt: skip
-    files = sorted(steps.glob("*.png"))
-    pictures = [read_file(file, None, None, Counter()) for file in files]
+    pictures = read_inputs([steps], None, None, skip=True)
+    for name, _ in pictures.skipped:
+        typer.echo(f"pushforward: {name} cannot be read; chains.png lacks it.", err=True)
     columns = min(job.chains, _SHOWN)
-    shown = torch.stack(pictures).unflatten(3, (columns, -1)).movedim(3, 1).flatten(0, 1)  # moment after moment
-    save_image(sheet(from_bytes(shown), columns=columns, heads=[f"chain {k}" for k in range(columns)],
-                     rows=[f"move {int(file.stem)}" for file in files]), job.out / "chains.png")  # fmt: skip
+    shown = pictures.values.unflatten(3, (columns, -1)).movedim(3, 1).flatten(0, 1)  # moment after moment
+    moves = [f"move {int(Path(name).stem)}" for name in pictures.names]
+    save_image(sheet(shown, columns=columns, heads=[f"chain {k}" for k in range(columns)], rows=moves),
+               job.out / "chains.png")  # fmt: skip
     return found, kept.seconds
 
 

@@ -38,8 +38,8 @@ class Images:
 
 def read_inputs(
     sources: Sequence[Path],
-    size: tuple[int, int],
-    channels: int,
+    size: tuple[int, int] | None,
+    channels: int | None,
     *,
     split: str = "test",
     count: int | None = None,
@@ -52,8 +52,8 @@ def read_inputs(
 
     Args:
         sources: at least one file or folder.
-        size: height and width in pixels.
-        channels: 1 for grey, 3 for colour.
+        size: height and width in pixels; `None` if all are alike, and stay as they are.
+        channels: 1 for grey, 3 for colour; `None` likewise.
         split: which split of `.npz` files to read, `train` or `test`.
         count: read only this many images; by default all.
         skip: skip files that cannot be read, as long as there are others.
