@@ -65,6 +65,23 @@ def test_animation_single_images_and_labels(folder, tmp_path):
     assert sorted(p.name for p in (tmp_path / "each").iterdir()) == ["00000.png", "00001.png", "00002.png"]
 
 
+def test_fewer_images_do_not_join_those_of_an_earlier_run(folder, tmp_path):
+    """They are refused before the work, and as many take their places; pictures of other names are nobody's."""
+    (tmp_path / "each").mkdir()
+    (tmp_path / "each" / "sheet.png").write_bytes(b"mine")
+
+    def drawn(count):
+        out = tmp_path / f"{count}.png"
+        return invoke("sample", folder, "--steps", 2, "--count", count, "--each", tmp_path / "each", "--out", out, "-q")
+
+    assert drawn(3).exit_code == drawn(3).exit_code == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "each").iterdir()}
+    message = str(drawn(2).exception)
+    assert "holds 1 numbered image beyond the 2 to be written, of an earlier run (00002.png, for instance)" in message
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "each").iterdir()} == before
+    assert not (tmp_path / "2.png").exists()
+
+
 @pytest.mark.parametrize("quiet", [[], ["-q"]])
 def test_an_animation_shows_the_first_batch_alone(folder, tmp_path, quiet):
     out, film = tmp_path / "x.png", tmp_path / "x.gif"

@@ -1,6 +1,7 @@
 """Watermarks: the law of marked codes, what is read from them, its p-values, and the commands."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -237,6 +238,19 @@ def test_what_embed_writes(marked):
     for i in range(3):
         first, second = (np.array(Image.open(folder / name / f"0000{i}.png"), int) for name in ("out", "again"))
         assert np.abs(first - second).max() <= 1
+
+
+def test_marked_images_do_not_join_those_of_an_earlier_run(marked, tmp_path):
+    model, folder = marked
+    shutil.copytree(folder / "out", tmp_path / "out")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    fewer = invoke("watermark", "embed", model, "--key", "my secret", "--count", 2, "--out", tmp_path / "out", "-q")
+    assert "holds 1 numbered image beyond the 2" in str(fewer.exception)
+    (tmp_path / "out" / "00003.png").write_bytes(b"")
+    again = ["--out", tmp_path / "x.png", "--each", tmp_path / "out", "-q"]
+    decoded = invoke("decode", folder / "out" / "codes.safetensors", *again)
+    assert "holds 1 numbered image beyond the 3" in str(decoded.exception)
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_two_words_are_a_command(marked):

@@ -24,7 +24,7 @@ from pushforward.cli._shared.options import (
     grouped,
 )
 from pushforward.data.files import check_suffix
-from pushforward.data.pictures import picture_suffixes, save_each, save_image
+from pushforward.data.pictures import check_each, picture_suffixes, save_each, save_image
 from pushforward.data.words import many
 
 __all__ = ["decode"]
@@ -60,6 +60,8 @@ def decode(
     check_suffix(out, picture_suffixes())
     check_outputs({"--out": out, "--json": reports.json}, {"--each": each}, inputs=[codes])
     code, info, diffusion = open_codes(codes, model, device)
+    if each is not None:
+        check_each(each, len(code))
     labels = info["labels"]
     if label or prompt:
         new = choose_labels(diffusion.model, len(code), label, prompt)

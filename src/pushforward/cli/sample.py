@@ -32,7 +32,7 @@ from pushforward.cli._shared.options import (
 )
 from pushforward.cli._shared.report import progress, waiting
 from pushforward.data.files import check_suffix
-from pushforward.data.pictures import picture_suffixes, save_animation, save_each, save_image, sheet
+from pushforward.data.pictures import check_each, picture_suffixes, save_animation, save_each, save_image, sheet
 from pushforward.data.words import many
 from pushforward.errors import PushforwardError
 from pushforward.execute import Parallel, Progress, Round
@@ -124,6 +124,8 @@ def sample(
     if animate is not None:
         check_suffix(animate, {".gif", ".webp"}, "Animations")
     check_outputs({"--out": out, "--animate": animate, "--json": reports.json}, {"--each": each})
+    if each is not None:
+        check_each(each, count)
     condition.check(count)
     main = join(place.device)  # under torchrun, every rank works and the first one writes
     reports = replace(reports, quiet=reports.quiet or not main)

@@ -27,7 +27,7 @@ from pushforward.cli._shared.options import (
 from pushforward.cli._shared.report import progress
 from pushforward.cli._shared.watermarks import KeyOption, key_of, message_of
 from pushforward.cli._shared.watermarks import shown as worded
-from pushforward.data.pictures import save_each
+from pushforward.data.pictures import check_each, save_each
 from pushforward.data.words import many
 from pushforward.maps.labels import in_turn
 from pushforward.maps.storage import header, save_codes
@@ -72,6 +72,7 @@ def watermark_embed(
     """
     codes = out / "codes.safetensors"
     check_outputs({"--json": reports.json}, {"--out": out})
+    check_each(out, count)
     secret, told = key_of(key), message_of(message)
     condition.check(count)
     network = open_model(model, place, condition.negative, **pipeline.asked)

@@ -18,11 +18,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from pushforward.data.files import atomic_path, check_suffix
+from pushforward.data.words import many
 from pushforward.errors import PushforwardError
 
 __all__ = [
-    "check_pairs", "compared", "content_number", "from_bytes", "picture_suffixes", "read_mask", "save_animation",
-    "save_image", "sheet", "to_bytes",
+    "check_each", "check_pairs", "compared", "content_number", "from_bytes", "picture_suffixes", "read_mask",
+    "save_animation", "save_each", "save_image", "sheet", "to_bytes",
 ]  # fmt: skip
 
 
@@ -214,6 +215,20 @@ def read_mask(path: Path, read: Callable[[Path], Tensor]) -> Tensor:
         what = "is transparent in places" if clear else "has no white pixel"
         raise PushforwardError(f"The mask {path} {what}; draw it in black and white.")
     return white
+
+
+def check_each(folder: Path, count: int) -> None:
+    """Raise if there are images that `save_each` wrote after so many: they would stand among the new ones.
+
+    Raises:
+        PushforwardError: there are; the message says what to do.
+    """
+    more = [file for file in folder.glob("[0-9]" * 5 + ".png") if int(file.stem) >= count]
+    if more:
+        raise PushforwardError(
+            f"{folder} holds {many(len(more), 'numbered image')} beyond the {count:,} to be written, of an earlier run "
+            f"({min(more).name}, for instance); name another folder, or remove it."
+        )
 
 
 def save_each(images: Tensor, folder: Path) -> None:
