@@ -383,6 +383,24 @@ def test_the_cache_does_not_grow_stale(world, tmp_path):
     assert before[0]["measures"]["quarters"]["frechet"] != after[0]["measures"]["quarters"]["frechet"]
 
 
+def test_another_evaluation_keeps_what_an_earlier_one_wrote(world, tmp_path):
+    """Its table and pictures move to a folder of their own, its images serve again; the same one moves nothing."""
+    out, written = tmp_path / "out", ("results.json", "table.txt", "distances.png", "samplers.png")
+    first = arguments(world, out, "--solvers", "ddim", "--nfe", "4", "-q")
+    assert run(*first).exit_code == 0
+    before = {name: (out / name).read_bytes() for name in written}
+    made = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+    assert "earlier" not in run(*first).output
+    assert not list(out.glob("earlier-*"))
+    result = run(*arguments(world, out, "--solvers", "heun", "--nfe", "4", "-q"))
+    assert result.exit_code == 0, result.exception
+    (place,) = out.glob("earlier-*")
+    assert f"results of another evaluation; they are in {place} now" in result.output
+    assert {path.name: path.read_bytes() for path in place.iterdir()} == before
+    assert "heun" in (out / "table.txt").read_text()
+    assert all(path.stat().st_mtime_ns == time for path, time in made.items())
+
+
 def test_published_statistics_take_the_place_of_the_data(world, tmp_path):
     """Those of the data themselves give the same distance, and no measures that need the images."""
     script = torch.jit.load(world / "quarters.pt")

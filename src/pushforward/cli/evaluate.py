@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from pushforward.cli._shared.batch import read_object
 from pushforward.cli._shared.checks import check_outputs, check_split, in_vain
 from pushforward.cli._shared.models import pick_device
 from pushforward.cli._shared.options import (
@@ -24,9 +25,9 @@ from pushforward.cli._shared.options import (
     QuietOption,
     grouped,
 )
-from pushforward.cli._shared.report import command_line, progress, tell_notes, write_json
+from pushforward.cli._shared.report import command_line, plain, progress, tell_notes, write_json
 from pushforward.data.datasets import load_images
-from pushforward.data.files import atomic_path
+from pushforward.data.files import atomic_path, digest
 from pushforward.data.pictures import save_image, sheet
 from pushforward.data.words import many
 from pushforward.errors import PushforwardError
@@ -173,6 +174,7 @@ def evaluate(
         "features": {net.name: net.digest for net in nets},
         **asdict(settings), "rows": [asdict(row) for row in rows],
     }  # fmt: skip
+    _put_aside(out, report)
     _write(out, rows, known, every)
     write_json(report, str(out / "results.json"))
     write_json(report, json)
@@ -192,6 +194,20 @@ def _nets(names: str, statistics: Path | None) -> list[FeatureNet]:
     if statistics is not None and len(nets) != 1:
         raise PushforwardError(f"Published statistics are of one feature network; {len(nets)} are named.")
     return nets
+
+
+def _put_aside(out: Path, report: dict[str, Any]) -> None:
+    """Move what an evaluation with other results has written to a sub-folder; its images stay, to serve again."""
+    path = out / "results.json"
+    before = read_object(path)
+    if before | {"command": None} in ({"command": None}, plain(report) | {"command": None}):
+        return
+    place = out / f"earlier-{digest(path)[:8]}"
+    place.mkdir(exist_ok=True)
+    for file in (out / "table.txt", out / "distances.png", *out.glob("samplers*.png"), path):
+        if file.is_file():
+            file.replace(place / file.name)
+    typer.echo(f"pushforward: {out} held results of another evaluation; they are in {place} now.", err=True)
 
 
 def _write(out: Path, rows: list[Row], models: list[Model], every: list[list[Run]]) -> None:

@@ -19,7 +19,7 @@ from pushforward.data.files import atomic_path
 if TYPE_CHECKING:
     from pushforward.data.datasets import ImageData
 
-__all__ = ["command_line", "progress", "tell_notes", "waiting", "write_json"]
+__all__ = ["command_line", "plain", "progress", "tell_notes", "waiting", "write_json"]
 
 
 def write_json(report: Mapping[str, Any], destination: str | None) -> None:
@@ -29,7 +29,7 @@ def write_json(report: Mapping[str, Any], destination: str | None) -> None:
     """
     if destination is None:
         return
-    text = json.dumps(_plain(report), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(plain(report), indent=2, ensure_ascii=False, allow_nan=False)
     if destination == "-":
         typer.echo(text)
         return
@@ -37,14 +37,15 @@ def write_json(report: Mapping[str, Any], destination: str | None) -> None:
         temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value as a report gives it back."""
     match value:
         case float() if not math.isfinite(value):
             return None
         case Mapping():
-            return {str(key): _plain(item) for key, item in value.items()}
+            return {str(key): plain(item) for key, item in value.items()}
         case list() | tuple():
-            return [_plain(item) for item in value]
+            return [plain(item) for item in value]
         case os.PathLike():
             return os.fspath(value)
         case _:
