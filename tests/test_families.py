@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,7 @@ import pushforward as pf
 from support.conformance import examine, first_order, relative
 from support.families import FAMILIES
 from support.families.tiny import Tiny
+from support.families.unets import SQUARE, stable
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -100,13 +102,24 @@ def made(tiny: Tiny, scheduler: Any) -> list[Tensor]:
     return [torch.as_tensor(x) for x in tree_leaves(result.to_tuple()) if isinstance(x, Tensor | np.ndarray)]
 
 
-def test_what_acts_in_some_steps_only_is_refused() -> None:
-    """A one-step run of these would silently do without."""
-    for name, more in (("ControlNet", {"control_guidance_end": 0.5}), ("Lumina 2", {"cfg_trunc_ratio": 0.5})):
-        tiny = FAMILIES[name]()
-        tiny.pipe.set_progress_bar_config(disable=True)
-        with pytest.raises(pf.PushforwardError, match="otherwise in a later step"):
-            pf.from_pipeline(tiny.pipe, **{**tiny.call, **more})
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("ControlNet", {"control_guidance_end": 0.5}),
+        ("ControlNet", {"control_guidance_end": 0.3}),
+        ("ControlNet", {"control_guidance_start": 0.4, "control_guidance_end": 0.6}),
+        ("Lumina 2", {"cfg_trunc_ratio": 0.5}),
+        ("GLIGEN", {"gligen_scheduled_sampling_beta": 0.3}),
+        ("Stable Diffusion 3", {"skip_guidance_layers": [0]}),  # from .01 to .2 of the steps
+        ("Semantic Stable Diffusion", {"editing_prompt": ["a smile"]}),  # after 10 steps
+    ],
+)
+def test_what_acts_in_some_steps_only_is_refused(name: str, more: dict[str, Any]) -> None:
+    """A run of one step, or of few, would silently do without."""
+    tiny = FAMILIES[name]() if name in FAMILIES else Tiny(stable(diffusers.SemanticStableDiffusionPipeline), SQUARE)
+    tiny.pipe.set_progress_bar_config(disable=True)
+    with pytest.raises(pf.PushforwardError, match="otherwise in a later step"):
+        pf.from_pipeline(tiny.pipe, **{**tiny.call, **more})
 
 
 def test_what_a_sampler_decides_is_left_out_with_a_warning() -> None:

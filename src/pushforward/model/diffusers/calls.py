@@ -38,7 +38,7 @@ from pushforward.model.diffusers.patches import (
 )
 from pushforward.model.diffusers.standin import Answer, Stopped, recorded, stand_in
 
-__all__ = ["KEPT", "Call"]
+__all__ = ["KEPT", "Call", "remembering"]
 
 KEPT = 64  # answers of an encoder that are kept
 
@@ -122,8 +122,8 @@ class Call:
             times: the times.
             states: states `(rows, ...)` to begin with; by default the pipeline's own.
             more: further arguments.
-            step: what takes a step, from an answer to the next state; by default states stay, and the call ends at the
-                last one, without a result.
+            step: what takes a step, from an answer to the next state, and keeps the answer if it is needed; by default
+                states stay, and the call ends at the last one, without a result.
             hooks: pre-hooks of the pipeline's parts, which may change their arguments.
             patches: objects, names of their attributes and what to put in their place.
             told: told what the pipeline tells its scheduler of its time steps.
@@ -331,6 +331,22 @@ class Call:
                     self.entrance = replace(self.entrance, numbers=numbers)
                     return True
         return False
+
+
+def remembering(part: Any, asking: Callable[[], bool]) -> tuple[Any, str, Any]:
+    """Patch a part so that it is asked once for the same input, and again while `asking`; see `Call.run`."""
+    own = getattr(part, callee(part))
+    known: dict[Any, Any] = {}
+
+    @wraps(own)
+    def asked(*args: Any, **kwargs: Any) -> Any:
+        leaves, form = tree_flatten((args, kwargs))
+        key = str(form), *map(_key, leaves)
+        if asking() or key not in known:
+            known[key] = own(*args, **kwargs), leaves  # which, kept, share no id with later ones
+        return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, known[key][0])
+
+    return part, callee(part), asked
 
 
 def _row(given: Any, k: int) -> Any:

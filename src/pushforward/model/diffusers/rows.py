@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten_with_path, tree_map_with_path
 
 from pushforward.errors import PushforwardError
-from pushforward.model.diffusers.calls import Call
-from pushforward.model.diffusers.patches import guiders, parts
+from pushforward.model.diffusers.calls import Call, remembering
+from pushforward.model.diffusers.patches import parts
 from pushforward.model.diffusers.standin import Answer, Stopped
 
 __all__ = ["BATCHES", "Clock", "Rows", "flat", "learn", "mixes"]
@@ -30,7 +30,7 @@ SEED = 271828  # other than any that pipelines draw noise from, which is blended
 AFFINE = 1e-5
 CLOSE = {torch.float32: 2e-4, torch.float64: 1e-6}  # rounding of a batched network, of the largest value; else:
 ROUGH = 5e-2
-LATE = 300  # steps
+MANY = 101  # steps, more than those after which pipelines begin or end something
 
 _Place = tuple[str, int, Any]  # a part, which of its calls, and where in its arguments
 
@@ -109,39 +109,51 @@ class Rows:
         hooks: Mapping[str, Any] | None = None,
         patches: Sequence[tuple[Any, str, Any]] = (),
     ) -> list[Tensor]:
-        """Return the predictions for states at times that all rows are told; in every second step, for their negatives.
+        """Return the predictions for states at times that all rows are told; see `walk`."""
+        found: list[Tensor] = []
+        self.walk(states, times, more, found.append, hooks, patches)
+        return found
+
+    def walk(
+        self,
+        states: Tensor,
+        times: Sequence[float],
+        more: Mapping[str, Any],
+        take: Callable[[Tensor], None],
+        hooks: Mapping[str, Any] | None = None,
+        patches: Sequence[tuple[Any, str, Any]] = (),
+    ) -> None:
+        """Hand on the predictions for states at times that all rows are told; of their negatives in odd steps.
 
         So states that are blended with others between steps, even with themselves as noise, are found out.
         """
-        count, following = len(states), iter(times[1:])
-        rows = self.repeated(count, more)
+        count, name, met = len(states), type(self.call.pipe).__name__, 0
 
         def turn(answer: Answer) -> Tensor:
-            if next(following, None) is None:
+            nonlocal met
+            if answer.state.shape[1:] != states.shape[1:]:
+                raise PushforwardError(
+                    f"{name} takes several states through its steps side by side, such as pictures and their sound, "
+                    "and a model here has one; sample with pushforward.PushforwardScheduler in the pipeline."
+                )
+            if not torch.equal(answer.state[:count], (-1) ** met * states.to(answer.state)):
+                raise PushforwardError(
+                    f"{name} changes its states before or between its steps, as it does to blend an image in or in a "
+                    "callback; leave that out, or sample with pushforward.PushforwardScheduler in the pipeline."
+                )
+            take(taken(answer, states))
+            met += 1
+            if met == len(times):
                 raise Stopped
             return -answer.state
 
-        step = turn if len(times) > 1 else None
-        answers, _ = self.call.run(times, states, more=rows, step=step, hooks=hooks, patches=patches)
-        if len(answers) < len(times):
+        own = states.clone()  # some pipelines write the next state into it
+        self.call.run(times, own, more=self.repeated(count, more), step=turn, hooks=hooks, patches=patches)
+        if met < len(times):
             raise PushforwardError(
-                f"{type(self.call.pipe).__name__} takes no step at time {times[len(answers)]:g} of its scheduler when "
-                "called with these arguments; leave out what says that only some of the steps are taken."
+                f"{name} takes no step at time {times[met]:g} of its scheduler when called with these arguments; leave "
+                "out what says that only some of the steps are taken."
             )
-        for k, answer in enumerate(answers):
-            if answer.state.shape[1:] != states.shape[1:]:
-                raise PushforwardError(
-                    f"{type(self.call.pipe).__name__} takes several states through its steps side by side, such as "
-                    "pictures and their sound, and a model here has one; sample with "
-                    "pushforward.PushforwardScheduler in the pipeline."
-                )
-            if not torch.equal(answer.state[:count], (-1) ** k * states.to(answer.state)):
-                raise PushforwardError(
-                    f"{type(self.call.pipe).__name__} changes its states before or between its steps, as it does to "
-                    "blend an image in or in a callback; leave that out, or sample with "
-                    "pushforward.PushforwardScheduler in the pipeline."
-                )
-        return [taken(answer, states) for answer in answers]
 
     def repeated(self, count: int, more: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of a call for so many states; lists in `more` have an entry for each."""
@@ -253,25 +265,31 @@ def _with_batch(rows: Rows, states: Tensor, times: Sequence[float], single: Tens
 
 
 def _check_steps(rows: Rows, state: Tensor, time: float, wanted: Tensor, close: float) -> None:
-    """Raise if the same state at the same time is answered otherwise in a later step than in the first."""
-    late = [(guider, "set_state", _late(guider)) for guider in guiders(rows.call.pipe).values()]
-    answers = rows.called(state, [time] * 3, {}, patches=late)
-    if not all(_near(one, wanted, close) for one in answers[::2]):
-        raise PushforwardError(
-            f"{type(rows.call.pipe).__name__} answers the same state at the same time otherwise in a later step: some "
-            "of its arguments or its parts act in some steps only (control_guidance_end, cfg_trunc_ratio, skip layers, "
-            "a guider, a cache); leave those out, or sample with pushforward.PushforwardScheduler in the pipeline."
-        )
+    """Raise if the same state at the same time is answered otherwise in one of many steps than in a single one.
 
+    Networks are asked about it in the first steps and in the last. Between these they answer as before what they are
+    told again, so that many steps cost few of their calls.
+    """
+    answers: list[Tensor] = []  # in the first steps
+    count = 0
 
-def _late(guider: Any) -> Callable[..., None]:
-    """Tell a guider of steps far apart: some guide otherwise after a number of steps."""
-    own = guider.set_state
+    def compare(answer: Tensor) -> None:
+        nonlocal count
+        before = answers[count % 2] if count > 1 else wanted
+        if count != 1 and not _near(answer, before, close):
+            raise PushforwardError(
+                f"{type(rows.call.pipe).__name__} answers the same state at the same time otherwise in a later step: "
+                "some of its arguments or its parts act in some steps only (control_guidance_end, cfg_trunc_ratio, "
+                "warm-up steps, skip layers, a guider, a cache); leave those out, or sample with "
+                "pushforward.PushforwardScheduler in the pipeline."
+            )
+        if count < 2:
+            answers.append(answer)
+        count += 1
 
-    def set_state(step: int, num_inference_steps: int, timestep: Any) -> None:
-        own(step=step * LATE, num_inference_steps=num_inference_steps * LATE, timestep=timestep)
-
-    return set_state
+    own = parts(rows.call.pipe)
+    patches = [remembering(own[name], lambda: count < 3 or count == MANY - 1) for name in rows.call.denoisers]
+    rows.walk(state, [time] * MANY, {}, compare, patches=patches)
 
 
 def _near(one: Tensor, other: Tensor, close: float) -> bool:

@@ -43,14 +43,15 @@ def recorded(
 
     Args:
         count: how many steps there are.
-        step: what takes a step; by default states stay, and the call ends at the last step.
+        step: what takes a step, and keeps what it needs of the answer; by default states stay, and the call ends at the
+            last step.
     """
     answers: list[Answer] = []
 
     def take(prediction: Tensor, state: Tensor) -> Tensor:
-        answers.append(Answer(state if step is None else state.clone(), prediction))  # some write the next into it
         if step is not None:
-            return step(answers[-1])
+            return step(Answer(state.clone(), prediction))  # some write the next into it
+        answers.append(Answer(state, prediction))
         if len(answers) == count:
             raise Stopped
         return state
