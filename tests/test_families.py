@@ -122,6 +122,14 @@ def test_what_acts_in_some_steps_only_is_refused(name: str, more: dict[str, Any]
         pf.from_pipeline(tiny.pipe, **{**tiny.call, **more})
 
 
+def test_our_scheduler_says_why_it_cannot_stand_for_one_of_which_the_class_is_asked() -> None:
+    """Bria gives DDIM no noise levels, and those of a flow to all that it does not know."""
+    tiny = FAMILIES["Bria with DDIM"]()
+    tiny.pipe.scheduler = pf.PushforwardScheduler(tiny.pipe.scheduler, "ddim")
+    with pytest.raises(pf.PushforwardError, match="goes by the class of its scheduler; leave it that scheduler"):
+        tiny.pipe(**tiny.call, num_inference_steps=4)
+
+
 def test_what_a_sampler_decides_is_left_out_with_a_warning() -> None:
     tiny = FAMILIES["Stable Diffusion 1"]()
     tiny.pipe.set_progress_bar_config(disable=True)

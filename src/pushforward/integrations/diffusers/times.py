@@ -168,7 +168,8 @@ def _times_at(process: Process, sigmas: Tensor) -> Tensor:
     inside[-1] |= sigmas[-1] == 0
     if not bool(inside.all()):
         raise PushforwardError(
-            f"The sigmas of this model lie in [{least:.4g}, {most:.4g}], or end at 0; got {_listed(sigmas)}."
+            f"The sigmas of this model lie in [{least:.4g}, {most:.4g}], or end at 0; got {_listed(sigmas)}. A "
+            "pipeline that gives others goes by the class of its scheduler; leave it that scheduler."
         )
     return torch.where(sigmas > 0, solve_for_time(ratio, sigmas, high, low), 0.0)
 
