@@ -7,6 +7,7 @@ from typing import Any
 
 import diffusers
 import transformers
+from diffusers.pipelines.kandinsky.text_encoder import MCLIPConfig, MultilingualCLIP
 
 from support import pipelines
 from support.families.parts import embeds, half, picture, roughen, seeded, words
@@ -47,6 +48,22 @@ def kandinsky_2(cls: Any, condition: str = "image", channels: int = 4, levels: i
 
 def of_an_image() -> dict[str, Any]:
     return {"image_embeds": embeds(1, 1, 24), "negative_image_embeds": embeds(2, 1, 24), "guidance_scale": 3.0, **SIZE}
+
+
+@seeded
+def kandinsky_1_image() -> Tiny:
+    """It adds noise to its image by a table of its own."""
+    encoder = MultilingualCLIP(
+        MCLIPConfig(numDims=24, transformerDimensions=24, hidden_size=24, intermediate_size=32, num_attention_heads=2,
+                    num_hidden_layers=1, vocab_size=1005)
+    )  # fmt: skip
+    encoded = {"addition_embed_type": "text_image", "encoder_hid_dim": 24, "encoder_hid_dim_type": "text_image_proj"}
+    net = added(4, 8, cross_attention_dim=24, addition_embed_type_num_heads=2, **encoded)
+    scheduler = diffusers.DDIMScheduler(**{**TABLE, "beta_schedule": "linear"})
+    pipe = diffusers.KandinskyImg2ImgPipeline(
+        unet=net, scheduler=scheduler, movq=vq(), text_encoder=encoder, tokenizer=words()
+    )
+    return Tiny(pipe, {**of_an_image(), "prompt": "a red fox", "image": picture(0, 16, 16), "strength": 1.0})
 
 
 @seeded
@@ -228,6 +245,7 @@ def perturbed_attention_xl() -> Tiny:
 
 
 FAMILIES: dict[str, Callable[[], Tiny]] = {
+    "Kandinsky 2.1 image to image": kandinsky_1_image,
     "Kandinsky 2.2": kandinsky_2_decoder,
     "Kandinsky 2.2 image to image": kandinsky_2_image,
     "Kandinsky 2.2 ControlNet": kandinsky_2_control,

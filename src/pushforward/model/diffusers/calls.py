@@ -155,6 +155,8 @@ class Call:
             if states is not None:
                 assert self.entrance is not None
                 arguments |= self.entrance.enter(self.pipe, states, stack)
+            if callable(getattr(self.pipe, "add_noise", None)):  # to an image, as its scheduler does for others
+                stack.enter_context(patched(self.pipe, "add_noise", lambda _, noise, *__: noise))
             for patch in patches:
                 stack.enter_context(patched(*patch))
             for name, hook in (hooks or {}).items():
