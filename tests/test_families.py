@@ -122,6 +122,17 @@ def test_what_acts_in_some_steps_only_is_refused(name: str, more: dict[str, Any]
         pf.from_pipeline(tiny.pipe, **{**tiny.call, **more})
 
 
+def test_what_acts_in_some_times_only_is_asked_at_its_time() -> None:
+    """Guidance ends at a noise level of .1: all steps at once must not guide those beyond, as the first is."""
+    tiny = FAMILIES["Z-Image"]()
+    model = pf.from_pipeline(tiny.pipe, **{**tiny.call, "guidance_scale": 3.0, "cfg_truncation": 0.9})
+    alone = model.sample(1, solver="ddim", steps=50, seed=1)
+    assert (
+        relative(model.sample(1, solver="ddim", steps=50, seed=1, parallel=pf.Parallel(tolerance=1e-5)), alone)
+        < ROUNDING
+    )
+
+
 def test_our_scheduler_says_why_it_cannot_stand_for_one_of_which_the_class_is_asked() -> None:
     """Bria gives DDIM no noise levels, and those of a flow to all that it does not know."""
     tiny = FAMILIES["Bria with DDIM"]()

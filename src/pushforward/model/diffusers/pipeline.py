@@ -300,7 +300,7 @@ def refuse_caches(pipe: Any) -> None:
 def probes(schedule: Schedule) -> list[float]:
     """Times of the scheduler from noise to data, such that bfloat16 holds those of a thousand steps."""
     process = schedule.process
-    t = process.t_max * torch.tensor([0.96, 0.72, 0.48, 0.224], dtype=torch.float64, device="cpu")
+    t = process.t_max * torch.tensor([0.96, 0.72, 0.48, 0.032], dtype=torch.float64, device="cpu")
     clock = schedule.network.get("clock")
     if clock is not None:
         shares = torch.tensor([0.9, 0.5, 0.05, 0.001], dtype=torch.float64, device="cpu")
