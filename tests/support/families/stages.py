@@ -239,6 +239,14 @@ def depth_to_image() -> Tiny:
 
 
 @seeded
+def color_and_depth() -> Tiny:
+    """Its pictures have channels for depth, too."""
+    colors = vae(in_channels=6, out_channels=6)
+    pipe = stable(diffusers.StableDiffusionLDM3DPipeline, vae=colors, image_encoder=None)
+    return Tiny(pipe, {**GUIDED, "height": 8, "width": 8, "output_type": "np"})
+
+
+@seeded
 def perturbed_attention_xl() -> Tiny:
     pipe = stable_xl(diffusers.StableDiffusionXLPAGPipeline, pag_applied_layers=["mid"])
     return Tiny(pipe, {**GUIDED, "pag_scale": 3.0, "height": 8, "width": 8})
@@ -265,5 +273,6 @@ FAMILIES: dict[str, Callable[[], Tiny]] = {
     "GLIGEN": grounded,
     "Stable Diffusion image variation": image_variation,
     "Stable Diffusion depth to image": depth_to_image,
+    "Stable Diffusion of color and depth": color_and_depth,
     "PAG SDXL": perturbed_attention_xl,
 }

@@ -26,10 +26,10 @@ def pndm() -> Any:
 
 def stable(cls: Any, net: Any = None, scheduler: Any = None, **more: Any) -> Any:
     """Make a pipeline of the Stable Diffusion 1 kind, by default with PNDM."""
+    parts = {"vae": vae(), "text_encoder": clip(), "tokenizer": words(), "unet": roughen(net or unet()), **more}
     return known(
-        cls, vae=vae(), text_encoder=clip(), tokenizer=words(), unet=roughen(net or unet()),
-        scheduler=scheduler or pndm(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-        **more,
+        cls, **parts, scheduler=scheduler or pndm(), safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False,
     )  # fmt: skip
 
 

@@ -69,7 +69,7 @@ class Decoder:
         own = {id(part): value for part, _, value in patches}
         replaced = [(part, "decode", decode(own.get(id(part), part.decode))) for part in decoders(pipe).values()]
         for holder in vars(pipe).values():
-            if type(holder).__name__.endswith("Processor"):
+            if "Processor" in type(holder).__name__:
                 replaced += [(holder, name, finish) for name in dir(holder) if name.startswith("postprocess")]
         self.leave(state, replaced)
         if not found:
@@ -199,7 +199,7 @@ def encoder_of(decoder: Decoder, state: Tensor, image: Tensor) -> Encoder:
 
         return decode
 
-    decoder.leave(state, [(part, "decode", kept(name, part.decode)) for name, part in decoders(pipe).items()])
+    decoder.caught(state, [(part, "decode", kept(name, part.decode)) for name, part in decoders(pipe).items()])
     names = {name for name, _ in made}
     name = next(iter(names), "")
     if len(names) != 1 or not callable(getattr(pipe.components[name], "encode", None)):
