@@ -90,6 +90,11 @@ class Call:
             )
         return self._state()
 
+    def __copy__(self) -> Call:
+        made = object.__new__(type(self))
+        made.__setstate__(self._state())
+        return made
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Call:
         memo[id(self)] = made = object.__new__(type(self))
         made.__setstate__(copy.deepcopy(self._state(), memo))
