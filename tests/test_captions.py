@@ -357,7 +357,7 @@ def test_the_negative_prompt_counts_with_guidance_alone(trained, tmp_path):
     """With a guidance of 0 it is all that counts."""
     out, cat = tmp_path / "x.png", ["--prompt", "red cat"]
     plain = sampled(trained, out, *cat)
-    assert np.array_equal(sampled(trained, out, *cat, "--negative", "dog"), plain)
+    refused(invoke("sample", trained, "--out", out, *cat, "--negative", "dog"), "guidance is 1")
     guided = sampled(trained, out, *cat, "--guidance", 8)
     away = sampled(trained, out, *cat, "--guidance", 8, "--negative", "blue dog")
     assert not np.array_equal(guided, plain)

@@ -423,13 +423,13 @@ def test_a_training_does_not_go_on_with_other_images_of_the_same_number_and_size
     assert data.labels is not None
     train(TrainConfig(steps=2, **TINY), data, tmp_path)
     others = [
-        replace(data, images=255 - data.images),
-        replace(data, labels=data.labels.flip(0)),
-        replace(data, classes=tuple(name + "s" for name in data.classes)),
-        replace(data, captions=("a cat",) * len(data)),
+        (replace(data, images=255 - data.images), "data"),
+        (replace(data, labels=data.labels.flip(0)), "classes or captions"),
+        (replace(data, classes=tuple(name + "s" for name in data.classes)), "classes or captions"),
+        (replace(data, captions=("a cat",) * len(data)), "classes or captions"),
     ]
-    for other in others:
-        with pytest.raises(PushforwardError, match=r"other settings \(data differ\)"):
+    for other, what in others:
+        with pytest.raises(PushforwardError, match=rf"other settings \({what} differ\)"):
             train(TrainConfig(steps=4, **TINY), other, tmp_path)
     near = replace(data, images=(data.images.int() + 1).clamp_max(255).byte())
     assert train(TrainConfig(steps=4, **TINY), near, tmp_path).resumed_from == 2

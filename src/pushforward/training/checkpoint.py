@@ -111,10 +111,11 @@ def _load(entries: dict[str, Any], path: Path, problem: Problem, state: State) -
 def _check_same(entries: dict[str, Any], model: Path, problem: Problem, state: State) -> None:
     mine = problem.config.to_dict()
     changed = [k for k in mine if k not in _MAY_CHANGE and mine[k] != entries["config"].get(k)]
-    if entries["data"] != [len(problem.data), *problem.data.images.shape[1:]] or _others(entries, problem):
+    if entries["data"] != [len(problem.data), *problem.data.images.shape[1:]] or _moved(entries, problem):
         changed.append("data")
     shapes = [{k: v.shape for k, v in weights.items()} for weights in (state.network.state_dict(), entries["network"])]
-    if not changed and shapes[0] != shapes[1]:
+    told = _told(problem)
+    if not changed and (shapes[0] != shapes[1] or entries.get("told", told) != told):  # earlier versions kept none
         changed.append("classes or captions")
     if changed:
         raise PushforwardError(
@@ -128,11 +129,9 @@ def _told(problem: Problem) -> str:
     return digest(problem.data.labels, problem.data.classes, problem.data.captions)
 
 
-def _others(entries: dict[str, Any], problem: Problem) -> bool:
-    """Whether the images of a checkpoint are others, or others' names are said of them; earlier versions kept none."""
-    if "mean" not in entries:
-        return False
-    return entries["told"] != _told(problem) or bool((entries["mean"] - problem.mean).abs().max() > _MOVED)
+def _moved(entries: dict[str, Any], problem: Problem) -> bool:
+    """Whether the images of a checkpoint have another mean; earlier versions kept none."""
+    return "mean" in entries and bool((entries["mean"] - problem.mean).abs().max() > _MOVED)
 
 
 def _check_free(model: Path) -> None:
