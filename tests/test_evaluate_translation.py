@@ -260,7 +260,7 @@ def test_folders_and_npz_files_give_a_table_and_a_report(tmp_path):
     assert rows[str(folder_out)] == rows[str(arrays)]
     assert rows[str(folder_out)] == pytest.approx(dict(truth_row.measures), rel=1e-6)
     assert rows["copy"]["psnr"] is None  # infinite, which JSON cannot say
-    assert any("one of 12 images" in note for note in values["notes"])
+    assert any("among 12 images" in note for note in values["notes"])
 
 
 def test_outputs_of_another_size_are_brought_to_the_sources_and_it_is_said(tmp_path):

@@ -209,6 +209,7 @@ def test_sampling_shows_rounds_and_hands_over_files(visit):
     states = page.locator("#sample-rounds tbody img").first.evaluate("image => image.getBoundingClientRect().width")
     assert 130 < states < 300  # eight states and the start, each of 15 at least, and all of them to be seen
     page.get_by_text("The same without this page").locator("visible=true").click()
+    page.locator("#samples-command .cm-line").first.wait_for()
     colours = page.locator("#samples-command .cm-line").evaluate_all(
         "all => all.flatMap(line => [line, ...line.querySelectorAll('*')]).map(part => getComputedStyle(part).color)"
     )
@@ -224,9 +225,8 @@ def test_what_is_written_while_a_model_is_loaded_stays(visit):
     words = page.locator(".token").locator("visible=true")
     fill(page, "Draw", "bag")
     assert words.count() == 1
-    chosen = page.locator("#model input")
-    chosen.fill(OTHER)
-    chosen.press("Enter")
+    page.locator("#model input").click()
+    page.get_by_role("option", name=OTHER, exact=True).click()
     fill(page, "Draw", "a prompt of my own")  # sooner than it can be loaded
     box = page.get_by_label("Draw", exact=True).locator("visible=true").first
     for _ in range(60):  # until the captions of the other are offered
