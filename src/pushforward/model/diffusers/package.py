@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 from pushforward.errors import PushforwardError
@@ -18,11 +19,7 @@ def import_diffusers() -> Any:
     Raises:
         PushforwardError: it is not installed.
     """
-    try:
-        import diffusers
-    except ImportError as error:
-        raise PushforwardError(MISSING) from error
-    return diffusers
+    return _imported("diffusers", MISSING)
 
 
 def import_transformers() -> Any:
@@ -31,8 +28,11 @@ def import_transformers() -> Any:
     Raises:
         PushforwardError: it is not installed.
     """
+    return _imported("transformers", MISSING_TEXT)
+
+
+def _imported(name: str, instead: str) -> Any:
     try:
-        import transformers
+        return import_module(name)
     except ImportError as error:
-        raise PushforwardError(MISSING_TEXT) from error
-    return transformers
+        raise PushforwardError(instead) from error
