@@ -200,7 +200,7 @@ def _put_aside(out: Path, report: dict[str, Any]) -> None:
     """Move what an evaluation with other results has written to a sub-folder; its images stay, to serve again."""
     path = out / "results.json"
     before = read_object(path)
-    if before | {"command": None} in ({"command": None}, plain(report) | {"command": None}):
+    if not before or {**before, "command": None} == {**plain(report), "command": None}:
         return
     place = out / f"earlier-{digest(path)[:8]}"
     place.mkdir(exist_ok=True)
