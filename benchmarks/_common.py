@@ -22,6 +22,12 @@ def relative_errors(state: Tensor, reference: Tensor) -> Tensor:
     return difference.norm(dim=1) / reference.double().flatten(1).norm(dim=1)
 
 
+def median(values: Tensor, dim: int = 0) -> Tensor:
+    """The median; of an even count the mean of the two in the middle, of which PyTorch's own is the lower."""
+    low, high = values.median(dim).values, -(-values).median(dim).values
+    return (low + high) / 2
+
+
 def number(value: object) -> str:
     """Short text for a cell."""
     if value is None:

@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _common import plot_lines, read_json, relative_errors, table, write_json, write_text
+from _common import median, plot_lines, read_json, relative_errors, table, write_json, write_text
 from _mixture import Mixture, mixture
 from _peers import Handed, Peer, peers, run_peer
 from torch import Tensor
@@ -299,7 +299,7 @@ def _chosen(peer: Peer, *, full: bool) -> bool:
 
 def _summary(process: Process, state: Tensor, exact: Tensor) -> tuple[float, float]:
     errors = relative_errors(process.image(state), process.image(exact))
-    return float(f"{errors.median():.3g}"), float(f"{errors.max():.3g}")
+    return float(f"{median(errors):.3g}"), float(f"{errors.max():.3g}")
 
 
 def best(rows: Sequence[Row], nfe: int, index: int = 0) -> Row | None:

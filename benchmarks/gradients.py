@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _common import environment, plot_lines, read_json, table, write_json, write_text
+from _common import environment, median, plot_lines, read_json, table, write_json, write_text
 from torch import Tensor
 
 from pushforward.data.pictures import from_bytes
@@ -222,7 +222,7 @@ def inversion(options: argparse.Namespace, done: dict[str, Any], keep: Keep, ste
             error = found.decode() - images
         losses = error.double().square().flatten(1).sum(1)
         keep(key, {
-            "loss": float(losses.median()), "worst": float(losses.max()), "nfe": float(found.nfe.double().mean()),
+            "loss": float(median(losses)), "worst": float(losses.max()), "nfe": float(found.nfe.double().mean()),
             "max_abs_error": float(error.abs().max()), "rounds": found.rounds,
         })  # fmt: skip
     for begin in ("random", "forward"):
@@ -236,11 +236,11 @@ def inversion(options: argparse.Namespace, done: dict[str, Any], keep: Keep, ste
             )  # fmt: skip
             best = torch.stack([record.loss for record in found.history]).cummin(0).values
             keep(key, {
-                "loss": float(found.loss.median()), "worst": float(found.loss.max()),
+                "loss": float(median(found.loss)), "worst": float(found.loss.max()),
                 "nfe": float(found.nfe.double().mean()),
-                "begun": float(best[0].median()),
+                "begun": float(median(best[0])),
                 "curve": {
-                    "loss": best.median(1).values.tolist(),
+                    "loss": median(best, 1).tolist(),
                     "nfe": [float(record.nfe.double().mean()) for record in found.history],
                 },
             })  # fmt: skip

@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from _common import RESULTS, read_json, table, write_json, write_text
+from _common import RESULTS, median, read_json, table, write_json, write_text
 from _mixture import Mixture as ExactDenoiser
 from torch import Tensor
 
@@ -586,7 +586,7 @@ def descended(
     images = torch.cat([one.images for one in found])
     row |= judge(images) if name == "sneaker" and len(images) >= FEWEST else {}
     print(row, flush=True)
-    return {**row, "curve": curves.cummin(0).values.median(1).values.tolist()}
+    return {**row, "curve": median(curves.cummin(0).values, 1).tolist()}
 
 
 def save_optimisers(rows: list[dict[str, Any]], real: list[float]) -> None:

@@ -28,7 +28,7 @@ from typing import Any
 
 import _epd
 import torch
-from _common import RESULTS, number, read_json, relative_errors, table, write_json, write_text
+from _common import RESULTS, median, number, read_json, relative_errors, table, write_json, write_text
 from _peers import Handed, Peer, run_peer
 from parallel import model_of
 from torch import Tensor
@@ -167,7 +167,7 @@ def epd(problem: Problem, images: int, rounds: int) -> tuple[Tensor, float] | No
         scale = process.signal(times).entry(0, 0)
         flow = [u / alpha.to(u) for u, alpha in zip(states, scale, strict=True)]
         learned = _epd.fitted(slopes, flow, grid, free=free)
-        error = relative_errors(_epd.sample(slopes, flow[0], learned, free=free), flow[-1]).median()
+        error = median(relative_errors(_epd.sample(slopes, flow[0], learned, free=free), flow[-1]))
         found.append((float(error), grid, learned))
     _, grid, learned = min(found)
     slopes = _epd.Slopes(process, problem.model.denoiser)
@@ -204,7 +204,7 @@ def measure(method: Callable[[int], tuple[Tensor, float] | None], rounds: int) -
         return {}
     errors = found[0].nan_to_num(1e3)
     return {
-        "median": float(f"{float(errors.median()):.4g}"),
+        "median": float(f"{float(median(errors)):.4g}"),
         "rms": float(f"{float(errors.square().mean().sqrt()):.4g}"),
         "nfe": round(found[1], 1),
         "seconds": round(time.perf_counter() - began, 1),

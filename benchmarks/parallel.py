@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _common import number, plot_lines, read_json, relative_errors, table, write_json, write_text
+from _common import median, number, plot_lines, read_json, relative_errors, table, write_json, write_text
 from _mixture import mixture
 from torch import Tensor
 
@@ -279,7 +279,7 @@ def used(problem: Problem, exact: Tensor, tolerance: float = 1e-3) -> dict[str, 
         "tolerance": tolerance,
         "rounds": solution.rounds,
         "nfe": float(solution.nfe.double().mean()),
-        "median": _short(float(errors.median())),
+        "median": _short(float(median(errors))),
         "worst": _short(float(errors.max())),
         "diverged": int(solution.diverged.sum()),
     }
