@@ -108,7 +108,7 @@ def use(model: pf.Model, name: str, steps: int, count: int, codes: Path) -> Foun
     backwards = pf.Diffusion(model, ab2(model.process, grid, share=0.5))
     given = images.clamp(-1, 1)
     inversion = backwards.invert(given)
-    save_codes(codes, inversion.code, header(name, model, parse("ab2:share=0.5"), backwards.plan))
+    save_codes(codes, inversion.code, header(name, parse("ab2:share=0.5"), backwards, count))
 
     code, head = load_codes(codes)
     plan = plan_of(model.process, head["solver"], head["times"], head["settings"])

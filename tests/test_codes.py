@@ -10,6 +10,7 @@ import pushforward as pf
 from pushforward.denoiser import Function
 from pushforward.linear import VP, Gaussian, Langevin, process_from_config
 from pushforward.maps.code import Code
+from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.normality import statistics
 from pushforward.maps.spec import SamplerSpec, parse
 from pushforward.maps.storage import check_codes, decoder_of, header, load_codes, save_codes
@@ -27,7 +28,7 @@ def formula(process=None, shape=SHAPE):
 def info(model=None, **changes):
     model = model or formula()
     spec = parse("ddim:eta=0:steps=3:grid=power")
-    return {**header("formula", model, spec, spec.plan(model)), **changes}
+    return {**header("formula", spec, spec.diffusion(model), 2), **changes}
 
 
 def code(count=2, *, noises=None, end=True, dtype=torch.float32):
@@ -43,7 +44,7 @@ def test_codes_come_back_as_they_were(tmp_path, parts, dtype):
     path, given = tmp_path / "new" / "codes.safetensors", code(dtype=dtype, **parts)
     times = grid.karras(VP(), 7, end=1e-3 / 3)
     spec = parse("gddim:order=2:reference=0.25")
-    head = header("formula", formula(), spec, spec.at(formula(), times), labels=torch.tensor([1, 0]))
+    head = header("formula", spec, Diffusion(formula(), spec.at(formula(), times), labels=torch.tensor([1, 0])), 2)
     save_codes(path, given, {**head, "images": ("a.png", "b.png")})
     again, found = load_codes(path)
     for name in ("start", "noises", "end"):
@@ -74,7 +75,7 @@ def test_a_header_makes_the_same_plan_again(solver, name):
     times = grid.uniform(process, 4, start=0.9 * process.t_max, end=max(process.t_min, 0.05 * process.t_max))
     plan = SOLVERS[solver](process, times, **made)
     model = formula(process)
-    head = json.loads(json.dumps(header("formula", model, SamplerSpec(solver, settings=settings), plan)))
+    head = json.loads(json.dumps(header("formula", SamplerSpec(solver, settings=settings), Diffusion(model, plan), 1)))
     again = plan_of(process_from_config(head["process"]), head["solver"], head["times"], head["settings"])
     assert again.process == plan.process
     assert len(again.nodes) == len(plan.nodes)
@@ -89,7 +90,7 @@ def test_a_folder_is_written_with_its_full_path(tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     spec = parse("ddim:steps=2")
     for name, written in {"mine": str(tmp_path / "mine"), "zoo-name": "zoo-name"}.items():
-        assert header(name, formula(), spec, spec.plan(formula()))["model"] == written
+        assert header(name, spec, spec.diffusion(formula()), 1)["model"] == written
 
 
 def broken(path, kind):

@@ -123,7 +123,7 @@ def test_codes_know_their_plan(tmp_path, monkeypatch):
         spec = parse("own.plan")
         there = spec.diffusion(model)
     code = there.draw(3, seed=0)
-    info = header("clusters", model, spec, there.plan)
+    info = header("clusters", spec, there, 3)
     save_codes(tmp_path / "codes.safetensors", code, info)
     read, head = load_codes(tmp_path / "codes.safetensors")
     assert torch.equal(decoder_of(head, model).decode(read), there.decode(code))

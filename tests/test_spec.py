@@ -182,10 +182,20 @@ def test_guidance_lowers_the_degree_of_auto(steps, order):
     """By one, from a weight above 1; what codes say of their plan makes the same again."""
     model = tiny(VP())
     for guidance, less in ((None, 0), (0.5, 0), (1.0, 0), (2.0, 1)):
-        plan = diffusion(model, "auto", steps, labels=[1], guidance=guidance).plan
-        assert plan.settings["order"] == order - less
-        told = header("tiny", model, SamplerSpec("auto", steps), plan, labels=torch.tensor([1]), guidance=guidance)
-        _assert_same(decoder_of(told, model).plan, plan)
+        there = diffusion(model, "auto", steps, labels=[1], guidance=guidance)
+        assert there.plan.settings["order"] == order - less
+        told = header("tiny", SamplerSpec("auto", steps), there, 1)
+        _assert_same(decoder_of(told, model).plan, there.plan)
+
+
+def test_codes_under_one_label_for_all_decode_under_it():
+    """A header has a label for each code, and the weight that the map is under."""
+    model = tiny(VP())
+    there = diffusion(model, "ddim", 4, labels=1, guidance=2.0)
+    told = header("tiny", parse("ddim:steps=4"), there, 3)
+    assert (told["labels"], told["guidance"]) == ([1, 1, 1], 2.0)
+    code = there.draw(3, seed=0)
+    assert torch.equal(decoder_of(told, model).decode(code), there.decode(code))
 
 
 def test_auto_is_nearer_to_the_flow_under_guidance_by_its_lower_degree():
@@ -210,7 +220,7 @@ def test_codes_of_an_earlier_rule_decode_by_it(steps):
     times = angle(model.process, steps, scale=0.5, exponent=0.7)
     earlier = exponential(model.process, times, order=2, reference=model.reference, variable="angle",
                           corrector="reuse", denoise=steps <= 20)  # fmt: skip
-    told = {**header("tiny", model, SamplerSpec(), earlier), "solver": "auto", "settings": {}}
+    told = {**header("tiny", SamplerSpec(), Diffusion(model, earlier), 1), "solver": "auto", "settings": {}}
     _assert_same(decoder_of(told, model).plan, earlier)
 
 

@@ -104,7 +104,7 @@ def encode(
                                             sequential=sequential, rows=batch, callback=bar.update)
             )  # fmt: skip
     seconds = time.perf_counter() - seconds
-    info = header(model, network, spec, plan, labels=labels, guidance=guidance)
+    info = header(model, spec, diffusion, len(given.values))
     info |= {**place.kept, "images": given.names, "seed": seed}
     code, again = written(out, [one.code for one in found], info, given, diffusion, batch=batch, picture=picture,
                           quiet=reports.quiet)  # fmt: skip

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
-from torch import Tensor
 
 from pushforward.cli._shared.batch import made_of, open_folder
 from pushforward.cli._shared.checks import check_outputs
@@ -49,7 +49,6 @@ from pushforward.guidance.steering import STEERINGS, Steering
 from pushforward.guidance.steering import guide as steer
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.generator import Generator
-from pushforward.maps.labels import Labels
 from pushforward.maps.load import is_generator, load_generator
 from pushforward.maps.spec import SamplerSpec, parse
 from pushforward.maps.storage import header, save_codes
@@ -169,13 +168,13 @@ def guide(
     moves, solver, gradient = moves or _MOVES, usual if solver is None else solver, gradient or "exact"
     schedule = Schedule(moves, warm_up, anneal, draws, rungs) if isinstance(how, Dynamics) else None
     free, shape = _open(model, parse(solver), condition, place, pipeline, latent, quiet=reports.quiet)
-    pushforward, labels, guidance = _given(free, condition, chains)
+    pushforward = _given(free, condition, chains)
     setting = Setting(lambda path: read_like(path, shape, fit), shape, pick_device(place.device))
     wanted = energy_of(energies, setting)
     settings: dict[str, Any] = {
         "model": model, "energies": energies, "sampler": sampler, "chains": chains, "seed": seed,
         "labels": condition.label, "prompts": condition.prompt, "negative": condition.negative,
-        "guidance": guidance, "fit": fit,
+        "guidance": pushforward.guidance if isinstance(pushforward, Diffusion) else 1.0, "fit": fit,
     }  # fmt: skip
     if not isinstance(how, Particles | Steering):
         settings["steps"] = moves  # as folders of earlier versions call them
@@ -197,7 +196,7 @@ def guide(
     _write(found, schedule, out)
     if not isinstance(how, Steering):
         more = {"seed": seed, **place.kept}
-        _write_codes(found, free, model, parse(solver), labels, guidance, more, out)
+        _write_codes(found, pushforward, model, parse(solver), more, out)
     report = {
         **settings, "asked": energies, **report_of(found, schedule), "unguided_energy": plain, "seconds": seconds,
         "out": out,
@@ -271,15 +270,11 @@ def _open(
     return Diffusion(model, plan, parallel=spec.method(plan)), image_size(model)
 
 
-def _given(
-    free: Diffusion | Generator, condition: ConditionOptions, count: int
-) -> tuple[Diffusion | Generator, Labels, float | None]:
-    """The map under the labels or prompts that are asked for, these, and the weight of guidance."""
+def _given(free: Diffusion | Generator, condition: ConditionOptions, count: int) -> Diffusion | Generator:
+    """The map under the labels or prompts that are asked for, and the weight of guidance."""
     if isinstance(free, Diffusion):
-        labels, guidance = condition.labels(free.model, count), condition.weight(free.model)
-        return free.given(labels, guidance), labels, guidance
-    labels = choose_labels(free, count, condition.label)
-    return free.given(labels), labels, 1.0
+        return free.given(condition.labels(free.model, count), condition.weight(free.model))
+    return free.given(choose_labels(free, count, condition.label))
 
 
 def _shape(text: str | None) -> tuple[int, ...] | None:
@@ -437,19 +432,19 @@ def _write(found: Guided, schedule: Schedule | None, out: Path) -> None:
 
 
 def _write_codes(
-    found: Guided, pushforward: Diffusion | Generator, source: str, spec: SamplerSpec, labels: Labels,
-    guidance: float | None, more: Mapping[str, Any], out: Path,
-) -> None:  # fmt: skip
+    found: Guided,
+    pushforward: Diffusion | Generator,
+    source: str,
+    spec: SamplerSpec,
+    more: Mapping[str, Any],
+    out: Path,
+) -> None:
     """`codes.safetensors`: of a diffusion, for `pushforward decode`; of anything else, the bare tensors."""
     path = out / "codes.safetensors"
     if isinstance(pushforward, Diffusion):
-        plan, told = pushforward.plan, _repeated(labels, len(found.images) // len(found.nfe))
-        info = header(source, pushforward.model, spec, plan, labels=told, guidance=guidance)
+        of = torch.arange(len(found.nfe)).repeat(len(found.images) // len(found.nfe))  # draw after draw of all chains
+        info = header(source, spec, pushforward.some(of), len(of))
         save_codes(path, found.code, {**info, **more})
         return
     tensors = {"start": found.code.start, "noises": found.code.noises}
     save_tensors(path, {name: x for name, x in tensors.items() if x is not None})
-
-
-def _repeated(labels: Labels, times: int) -> Labels:
-    return labels.repeat(times) if isinstance(labels, Tensor) else None if labels is None else [*labels] * times

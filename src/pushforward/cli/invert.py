@@ -163,7 +163,7 @@ def invert(
             seconds.append(time.perf_counter() - began)
     if method == "direct":
         diffusion = replace(diffusion, plan=with_residuals(plan))
-    info = header(model, network, spec, diffusion.plan, labels=labels, guidance=guidance)
+    info = header(model, spec, diffusion, len(given.values))
     info |= {**place.kept, "images": given.names, "seed": seed}
     code, again = written(out, [one.code for one in found], info, given, diffusion, batch=batch, picture=picture,
                           quiet=reports.quiet)  # fmt: skip

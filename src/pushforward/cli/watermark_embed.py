@@ -86,7 +86,7 @@ def watermark_embed(
         marked = watermark(network, count, key=secret, message=told, solver=plan, labels=labels, guidance=guidance,
                            seed=seed, batch=batch, callback=lambda _: bar.update())  # fmt: skip
     seconds = time.perf_counter() - began
-    info = header(model, network, spec, plan, labels=labels, guidance=guidance)
+    info = header(model, spec, marked.pushforward, count)
     mark = {"kind": "ring" if told is None else "bits", "message": None if told is None else worded(told)}
     save_each(marked.images, out)
     save_codes(codes, marked.code, {**info, **place.kept, "seed": seed, "watermark": mark})

@@ -34,11 +34,10 @@ from pushforward.data.schema import check
 from pushforward.errors import PushforwardError
 from pushforward.maps.code import Code
 from pushforward.maps.diffusion import Diffusion
-from pushforward.maps.labels import Labels
+from pushforward.maps.labels import Unsaid, weight_of
 from pushforward.maps.spec import SamplerSpec
 from pushforward.model import Model
 from pushforward.model.contents import model_digest
-from pushforward.plan import Plan
 from pushforward.plan.auto import first_rule
 
 __all__ = [
@@ -73,25 +72,20 @@ class _Header:
     images: tuple[str, ...] = ()
 
 
-def header(
-    source: str,
-    model: Model,
-    spec: SamplerSpec,
-    plan: Plan,
-    *,
-    labels: Labels = None,
-    guidance: float | None = 1.0,
-) -> dict[str, Any]:
-    """What a file of codes says of the model and plan they belong to.
+def header(source: str, spec: SamplerSpec, diffusion: Diffusion, count: int) -> dict[str, Any]:
+    """What a file of codes says of the map that decodes them; `decoder_of` is the way back.
 
     Args:
         source: what `load` found the model by; a folder is written with its full path.
-        model: the model.
-        spec: what the plan is made from.
-        plan: the plan.
-        labels: `(count,)`, as many prompts, or `None`.
-        guidance: weight of classifier-free guidance; `None`: a pipeline's own.
+        spec: what the map's plan is made from.
+        diffusion: the map, bound to the images' classes or prompts and to its guidance.
+        count: number of codes.
     """
+    model, plan, labels = diffusion.model, diffusion.plan, diffusion.labels
+    if isinstance(labels, Tensor):
+        labels = labels.tolist()
+    if not isinstance(labels, Unsaid | None):
+        labels = [*labels] * (count if len(labels) == 1 else 1)
     return {
         "model": full_name(source),
         "process": model.process.config(),
@@ -99,8 +93,8 @@ def header(
         "solver": plan.solver,
         "settings": spec.settled(plan),
         "times": plan.times.tolist(),
-        "labels": labels.tolist() if isinstance(labels, Tensor) else None if labels is None else list(labels),
-        "guidance": guidance,
+        "labels": None if isinstance(labels, Unsaid) else labels,
+        "guidance": weight_of(model, diffusion.guidance),
         "digest": model_digest(model),
         **({} if model.text is None else {"negative": model.negative}),
         **{key: model.info[key] for key in ("call", "lora") if key in model.info},

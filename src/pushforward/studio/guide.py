@@ -170,7 +170,7 @@ def run(model: Model, photo: Photo | None, settings: Settings, clip: str | None 
         start = there.draw(settings.chains, seed=settings.seed)
 
         def files(images: Tensor, code: Any) -> dict[str, bytes]:
-            codes = codes_file(settings.model, there, settings.solver, code, None)
+            codes = codes_file(settings.model, there, settings.solver, code)
             return {**given, **codes, "samples.png": png(picture(images))}
 
         def watch(chains: Chains) -> None:

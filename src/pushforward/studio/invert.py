@@ -141,7 +141,7 @@ def _codes(found: Inversion, settings: Settings) -> dict[str, bytes]:
 
     there = found.pushforward
     assert isinstance(there, Diffusion)
-    return codes_file(settings.model, there, settings.solver, found.code, settings.guidance)
+    return codes_file(settings.model, there, settings.solver, found.code)
 
 
 def _figures(images: Tensor, again: Tensor, found: Inversion) -> str:

@@ -163,7 +163,7 @@ def _codes(model: Model, settings: Settings) -> dict[str, bytes]:
     there = model.diffusion(settings.solver, steps, labels=UNSAID if labels is None else labels,
                             guidance=settings.guidance)  # fmt: skip
     code = there.draw(settings.count, seed=settings.seed)
-    return codes_file(settings.model, there, settings.solver, code, settings.guidance)
+    return codes_file(settings.model, there, settings.solver, code)
 
 
 def layout(shelf: Shelf, model: Any) -> list[Any]:

@@ -64,28 +64,19 @@ def png(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def codes_file(source: str, there: Diffusion, solver: str, code: Code, guidance: float | None) -> dict[str, bytes]:
+def codes_file(source: str, there: Diffusion, solver: str, code: Code) -> dict[str, bytes]:
     """The file of codes that commands write, and `pushforward decode` takes.
 
     Args:
         source: what `load` finds the model by.
-        there: the map that decodes them, bound to their classes or prompts.
+        there: the map that decodes them, bound to their classes or prompts and to its guidance.
         solver: its plan's, in words.
         code: the codes.
-        guidance: weight of guidance; `None`: 1, or a pipeline's own.
     """
-    from torch import Tensor
-
-    from pushforward.maps.labels import UNSAID, Labels, weight_of
     from pushforward.maps.spec import parse
     from pushforward.maps.storage import header, save_codes
 
-    count = len(code)
-    labels: Labels = None if there.labels is UNSAID else there.labels
-    if labels is not None and len(labels) == 1:
-        labels = labels.expand(count) if isinstance(labels, Tensor) else [str(labels[0])] * count
-    weight = weight_of(there.model, guidance)
-    info = header(source, there.model, parse(solver), there.plan, labels=labels, guidance=weight)
+    info = header(source, parse(solver), there, len(code))
     with TemporaryDirectory() as folder:
         path = Path(folder) / "codes.safetensors"
         save_codes(path, code, {**info, "model": source})
