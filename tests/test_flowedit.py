@@ -74,6 +74,10 @@ def test_an_image_does_not_depend_on_its_batch(align):
 def test_other_plans_are_refused():
     with pytest.raises(pf.PushforwardError, match="one process"):
         flowedit(IMAGES, end(PROCESSES["vp"], SOURCE), end(PROCESSES["flow"], SOURCE))
+    with pytest.raises(pf.PushforwardError, match="a deterministic, explicit plan"):
+        model = end(PROCESSES["vp"], SOURCE).model
+        there = pf.Diffusion(model, pf.SOLVERS["collocation"](model.process, pf.grid.power(model.process, 4)))
+        flowedit(IMAGES, there, there)
     with pytest.raises(pf.PushforwardError, match="FlowAlign is for scalar"):
         there = end(PROCESSES["langevin"], SOURCE)
         flowedit(IMAGES, there, there, align=2.0)

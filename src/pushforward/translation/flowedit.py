@@ -54,18 +54,20 @@ def flowedit(
     Args:
         images: in [-1, 1], `(count, channels, height, width)`.
         source: where the images come from, bound to what they show.
-        target: where they go, bound to what they shall show, with the same plan: deterministic.
+        target: where they go, bound to what they shall show, with the same plan: deterministic, and explicit.
         align: weight of guidance from the source's condition to the target's, for FlowAlign.
         seed: seed of the noise; image i's depends on the seed and its number alone.
         first: number of the first image, or the number of each.
         callback: told after every pair of network calls.
 
     Raises:
-        PushforwardError: a plan that takes noises or ends above time 0, or two processes.
+        PushforwardError: a plan that takes noises or is implicit, or two processes.
     """
     plan, process = target.plan, target.model.process
-    if plan.noises or source.model.process != process:
-        raise PushforwardError("FlowEdit needs one process for both ends and a deterministic plan: ddim with eta 0.")
+    if plan.noises or plan.implicit or source.model.process != process:
+        raise PushforwardError(
+            "FlowEdit needs one process for both ends and a deterministic, explicit plan: ddim with eta 0."
+        )
     clean = last_states(target, images)
     noise = GaussianStream(seed, numbered(first, len(images)), clean.shape[1:])
     one, other = (end.model_for(len(images)).denoiser for end in (source, target))
