@@ -124,6 +124,17 @@ def test_a_solver_that_takes_no_repeats_takes_each_step_once():
         model.inpaint(images, mask, solver="auto", repeats=4)
 
 
+@pytest.mark.parametrize("solver", ["dpm++", "collocation"])
+def test_steps_taken_once_are_the_solvers_own(solver):
+    """Repeated steps forget those before them, which a multistep plan remembers; and no implicit ones are repeated."""
+    images, mask = 0.3 * normal(2, *SHAPE).float(), torch.tensor([[True, False]])
+    model = mixture().model
+    made = model.inpaint(images, mask, solver=solver, steps=4, repeats=1)
+    assert made.equal(model.inpaint(images, mask, solver=model.plan(solver, 4)))
+    with pytest.raises(PushforwardError, match="says repeats=2, and repeats is also given as 1"):
+        model.inpaint(images, mask, solver=f"{solver}:repeats=2", repeats=1)
+
+
 def test_each_image_is_inpainted_under_its_own_label():
     """As alone under that label, but for the rounding of another batch."""
     model = load("fashion-vp")
@@ -189,6 +200,17 @@ def test_repeats_are_taken_from_the_solver_or_beside_it(files, tmp_path):
     assert json.loads(result.stdout)["nfe"] == 4
     result = run(files, tmp_path / "twice", "--solver", "ddpm:repeats=2", "--repeats", 3)
     assert "says repeats=2, and repeats is also given as 3" in str(result.exception)
+
+
+def test_the_command_takes_a_solver_whose_steps_are_all_taken_at_once(files, tmp_path):
+    result = run(files, tmp_path, "--solver", "collocation", "--steps", 4, "--repeats", 1, "--json", "-")
+    assert result.exit_code == 0, result.exception
+    model = load(files / "grey")
+    images = torch.stack([from_bytes(torch.from_numpy(pixels(files / "photos" / f"{i}.png")))[None] for i in range(3)])
+    mask, first = torch.arange(SIDE)[:, None] >= SIDE // 2, [content_number(image) for image in to_bytes(images)]
+    expected = model.inpaint(images, mask, solver="collocation", steps=4, repeats=1, first=first)
+    for i, image in enumerate(to_bytes(expected)):
+        assert (pixels(tmp_path / "images" / f"{i}.png") == image[0].numpy()).all()
 
 
 def test_an_interrupted_run_does_what_is_left_and_no_more(files, tmp_path):

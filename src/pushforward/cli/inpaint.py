@@ -82,13 +82,13 @@ def inpaint(
     network = open_model(model, place, condition.negative, **pipeline.asked)
     guidance, shape = condition.weight(network), image_size(network)
     known = ~read_mask(mask, lambda path: read_like(path, shape, inputs.fit, background="black"))
-    spec = sampler.plan_spec(repeats=repeats if repeats > 1 else None)
+    spec = sampler.plan_spec(repeats=repeats)
     plan = make_plan(network, spec, guidance, quiet=reports.quiet)
     inpainted(network, torch.zeros(network.shape), known)  # what is wrong is said before all work
     check_images(draws, shape, "draws")
     items = list_items(images, shape, out=out, split=inputs.split, count=inputs.count, fit=inputs.fit)
     labels = condition.labels(network, len(items))
-    diffusion = Diffusion(network, plan).given(labels, guidance)
+    diffusion = Diffusion(network, plan, parallel=spec.method(plan)).given(labels, guidance)
     settings = {
         "command": "inpaint", "images": [str(path.resolve()) for path in images], "split": inputs.split,
         "model": model, "mask": str(mask.resolve()), "known": digest(known), "sampler": spec.kept, "draws": draws,

@@ -294,6 +294,8 @@ class SamplerSpec:
 def parse(text: str, beside: Mapping[str, object] = NONE, otherwise: Mapping[str, object] = NONE) -> SamplerSpec:
     """Read a sampler from `solver:name=value:name=value`, e.g. `gddim:order=2:steps=50` or `ddim:end=0.01`.
 
+    With `repeats=1` a solver takes its steps as it does of itself, multistep and implicit ones included.
+
     Args:
         text: the sampler.
         beside: settings that are said beside the text, as by options of a command.
@@ -317,6 +319,8 @@ def parse(text: str, beside: Mapping[str, object] = NONE, otherwise: Mapping[str
     whole = {**{name: value for name, value in otherwise.items() if name in names or solver not in _FREE}, **settings}
     if "rounds" in whole and "steps" not in settings:
         whole["steps"] = nodes_in(whole["rounds"], whole.get("max_evaluations"))  # type: ignore[arg-type]
+    if whole.get("repeats") == 1:
+        del whole["repeats"]  # so the solver takes its steps by itself, and remembers those before
     settings = whole
     own = {name: settings.pop(name) for name in names if name in settings}
     if "steps" in own:
