@@ -53,7 +53,7 @@ def test_usual_steps_lie_where_images_form(process, solver):
     """Against the exact flow of Gaussian data; equal steps in VE's time or in its root are off by .13 and more."""
     data = Gaussian(0.25)
     model = Model("gaussian", process, gaussian_denoiser(process, data), (1, *FIELD))
-    there = SamplerSpec(solver).diffusion(model, dtype=torch.float64)
+    there = Diffusion(model, SamplerSpec(solver).plan(model), dtype=torch.float64)
     code = there.draw(2)
     expected = exact_flow(process, data, process.t_max, 0.0, there.start(code.start.double()))
     assert float((there.decode(code) - expected).norm() / expected.norm()) <= 0.1
@@ -67,10 +67,11 @@ def test_words_reach_the_plan():
     adaptive = parse("rk45:tolerance=0.01").diffusion(model)
     assert isinstance(adaptive, AdaptiveDiffusion)
     assert adaptive.tolerance == 0.01
-    together = parse("ddim:parallel=picard:within=0.01").diffusion(model, dtype=torch.float64)
+    together = parse("ddim:parallel=picard:within=0.01").diffusion(model)
     assert isinstance(together, Diffusion)
     assert together.parallel is not None
-    assert (together.parallel.tolerance, together.dtype) == (0.01, torch.float64)
+    assert together.parallel.tolerance == 0.01
+    assert adaptive.plan is adaptive.parallel is None
     with pytest.raises(PushforwardError, match="chooses its steps as it goes; name another"):
         parse("rk45").plan(model)
 

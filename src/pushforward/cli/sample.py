@@ -41,7 +41,7 @@ from pushforward.execute.remainder import LINEAR
 from pushforward.execute.system import relative_errors
 from pushforward.maps.adaptive import AdaptiveDiffusion
 from pushforward.maps.diffusion import Diffusion
-from pushforward.maps.labels import Labels, in_turn, is_guided
+from pushforward.maps.labels import Labels, in_turn
 from pushforward.model import Model
 from pushforward.plan import Plan
 
@@ -139,8 +139,8 @@ def sample(
     check_pictures(network)
     guidance = condition.weight(network)
     with waiting("making the plan", quiet=reports.quiet):
-        diffusion = spec.diffusion(network, guided=is_guided(network, guidance))
-    plan = diffusion.plan if isinstance(diffusion, Diffusion) else None
+        diffusion = spec.diffusion(network, guidance)
+    plan = diffusion.plan
     labels = _labels(network, condition, count, reports)
     diffusion = diffusion.given(labels, guidance)
     parallel = parallel or spec.parallel or ("preconditioned" if spec.rounds else None)
@@ -151,24 +151,22 @@ def sample(
     asked = {"seed": seed, "batch": batch}
     frames: list[Image.Image] = []
 
-    def watch(step: Progress) -> None:
-        if animate is not None and _keep(step):
+    def watch(step: Progress | Round) -> None:
+        if animate is None:
+            return
+        if isinstance(step, Round):
+            frames.append(_round(there, step))
+        elif _keep(step):
             frames.append(sheet(_shown(network, step.state)).convert("RGB"))
 
-    def watch_all(step: Round) -> None:
-        if animate is not None and isinstance(diffusion, Diffusion):
-            frames.append(_round(diffusion, step))
-
+    there = diffusion.run_by(parallel=method) if isinstance(diffusion, Diffusion) else diffusion
     started = time.perf_counter()
-    if method is not None and isinstance(diffusion, Diffusion):
-        images, measured = _at_once(diffusion.run_by(parallel=method), count, asked, watch_all, quiet=reports.quiet)
-    else:
-        images, measured = _one_by_one(diffusion, count, asked, watch, quiet=reports.quiet)
+    images, measured = _drawn(there, count, asked, watch, quiet=reports.quiet)
     measured["seconds"] = time.perf_counter() - started
     over = 0
-    if check and method is not None and isinstance(diffusion, Diffusion):
+    if check and method is not None and isinstance(there, Diffusion):
         started = time.perf_counter()
-        expected, _ = _one_by_one(diffusion.run_by(parallel=None), count, asked, lambda _: None, quiet=reports.quiet)
+        expected, _ = _drawn(there.run_by(parallel=None), count, asked, lambda _: None, quiet=reports.quiet)
         measured["speedup"] = (time.perf_counter() - started) / measured["seconds"]
         errors = relative_errors(images, expected)
         measured["relative_error"] = {"median": errors.quantile(0.5).item(), "worst": errors.max().item()}
@@ -213,45 +211,32 @@ def _labels(network: Model, condition: ConditionOptions, count: int, reports: Re
 # -- the ways to sample ------------------------------------------------------------------------------------------------
 
 
-def _one_by_one(
-    diffusion: Diffusion | AdaptiveDiffusion, count: int, asked: dict[str, Any], watch: Callable[[Progress], None],
+def _drawn(
+    there: Diffusion | AdaptiveDiffusion, count: int, asked: dict[str, Any], watch: Callable[[Progress | Round], None],
     *, quiet: bool,
 ) -> tuple[Tensor, dict[str, Any]]:  # fmt: skip
-    """Images by step after step, and what they took; `watch` is told of the first batch's steps."""
+    """Images, and what they took; `watch` is told of the first batch's network calls or rounds."""
     calls = batches = evaluations = 0
-    plan = diffusion.plan if isinstance(diffusion, Diffusion) else None
-    total = None if plan is None else -(-count // asked["batch"]) * plan.nfe
-    with progress("sampling", total=total, unit="call", quiet=quiet) as bar:
+    plan, at_once = there.plan, there.parallel is not None
+    total = None if plan is None or at_once else -(-count // asked["batch"]) * plan.nfe
+    with progress("sampling", total=total, unit="round" if at_once else "call", quiet=quiet) as bar:
 
-        def tell(step: Progress) -> None:
+        def tell(step: Progress | Round) -> None:
             nonlocal calls, batches, evaluations
             calls, evaluations = calls + 1, evaluations + step.nfe
             batches += step.done == 1
             bar.update()
             if batches == 1:
                 watch(step)
+            if isinstance(step, Round):
+                bar.set_postfix_str(f"{step.active} to do, error {step.residual:.1e}")
 
-        images = diffusion.sample(count, **asked, callback=tell)
-    rounds = calls / batches if plan is None else plan.rounds  # adaptive steps differ by image
-    return images, {"rounds": rounds, "nfe": evaluations / count}
-
-
-def _at_once(
-    diffusion: Diffusion, count: int, asked: dict[str, Any], watch: Callable[[Round], None], *, quiet: bool
-) -> tuple[Tensor, dict[str, Any]]:
-    """Images by all steps at once, and what they took; `watch` is told of the first batch's rounds."""
-    batches = 0
-    with progress("sampling", quiet=quiet) as bar:
-
-        def tell(step: Round) -> None:
-            nonlocal batches
-            batches += step.done == 1
-            bar.update()
-            if batches == 1:
-                watch(step)
-            bar.set_postfix_str(f"{step.active} to do, error {step.residual:.1e}")
-
-        found = list(diffusion.solved(count, **asked, callback=tell))
+        if isinstance(there, Diffusion) and at_once:
+            found = list(there.solved(count, **asked, callback=tell))
+        else:
+            images = there.sample(count, **asked, callback=tell)
+            rounds = calls / batches if plan is None else plan.rounds  # adaptive steps differ by image
+            return images, {"rounds": rounds, "nfe": evaluations / count}
     solutions = [solution for _, solution in found]
     return torch.cat([images for images, _ in found]), {
         "rounds": max(solution.rounds for solution in solutions),
@@ -324,13 +309,14 @@ def _shown(model: Model, states: Tensor) -> Tensor:
         return model.decoder(states)
 
 
-def _round(diffusion: Diffusion, step: Round) -> Image.Image:
+def _round(there: Diffusion | AdaptiveDiffusion, step: Round) -> Image.Image:
     """The states of a few images at a few times, all of which a round moves."""
     assert step.states is not None
+    assert there.plan is not None
     states = step.states()[:, :_ROWS]
     nodes = torch.linspace(0, len(states) - 1, min(_TIMES, len(states))).round().long().tolist()
-    parts = [_shown(diffusion.model, states[k]) for k in nodes]
+    parts = [_shown(there.model, states[k]) for k in nodes]
     return sheet(
         torch.stack(parts, 1).flatten(0, 1), columns=len(nodes), title=f"round {step.done}: error {step.residual:.1g}",
-        heads=[f"t = {diffusion.plan.node_times[k]:.2f}" for k in nodes],
+        heads=[f"t = {there.plan.node_times[k]:.2f}" for k in nodes],
     )  # fmt: skip

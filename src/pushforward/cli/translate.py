@@ -45,6 +45,7 @@ from pushforward.model import Model
 from pushforward.model.contents import model_digest
 from pushforward.translation.translate import Translation, method_named, refined, sampler_for
 from pushforward.translation.translate import translate as translate_images
+from pushforward.verbs.samplers import diffusion_of
 
 __all__ = ["translate"]
 
@@ -113,7 +114,7 @@ def translate(
     in_vain({"negative": "guidance is 1" if weights == (1, 1) and prompted else None})
     spec = sampler.plan_spec(start=start)
     ends = tuple(
-        Diffusion(model, sampler_for(model, spec, way).plan(model)).given(_label(model, label, prompt), guidance)
+        diffusion_of(model, sampler_for(model, spec, way), labels=_label(model, label, prompt), guidance=guidance)
         for model, label, prompt, guidance in (
             (one, source_label, source_prompt, weights[0]),
             (other, target_label, target_prompt, weights[1]),

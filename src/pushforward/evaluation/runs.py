@@ -28,11 +28,10 @@ from pushforward.execute.system import relative_errors
 from pushforward.maps.adaptive import AdaptiveDiffusion
 from pushforward.maps.code import batches
 from pushforward.maps.diffusion import Diffusion
-from pushforward.maps.labels import is_guided, weight_in_effect
+from pushforward.maps.labels import weight_in_effect
 from pushforward.maps.spec import SamplerSpec
 from pushforward.model import Model, Network
 from pushforward.model.contents import model_digest
-from pushforward.plan import Plan
 
 __all__ = ["Done", "Evaluation", "Generated", "Run", "first_images", "generate", "make_runs"]
 
@@ -121,12 +120,7 @@ class Run:
     def diffusion(self) -> Diffusion | AdaptiveDiffusion:
         """The map that is sampled."""
         sampler = self.sampler or SamplerSpec("auto", self.settings.converged)
-        return sampler.diffusion(self.model, guided=is_guided(self.model, self.settings.guidance))
-
-    @property
-    def plan(self) -> Plan | None:
-        """The map's plan; `None` of adaptive steps."""
-        return self.diffusion.plan if isinstance(self.diffusion, Diffusion) else None
+        return sampler.diffusion(self.model, self.settings.guidance)
 
     def shard(self, images: range, device: str) -> Diffusion | AdaptiveDiffusion:
         """Return the map for the images of a shard, on a device."""
@@ -142,8 +136,8 @@ class Run:
     @cached_property
     def place(self) -> Path:
         """The folder of its shards, named after the sampler, its times and the library's version."""
-        own = {} if self.plan is None else self.plan.settings
-        settings = {key: str(value) for key, value in own.items()}
+        plan = self.diffusion.plan
+        settings = {} if plan is None else {key: str(value) for key, value in plan.settings.items()}
         told = [self.name, self.diffusion.times.tolist(), settings, version("pushforward")]
         return self.folder / f"{_safe(self.name)}-{digest(told)[:8]}"
 
@@ -203,7 +197,7 @@ def generate(runs: Sequence[Run], *, device: str = "cpu", callback: Done | None 
         PushforwardError: a sampler failed; the message names it.
     """
     for run in runs:
-        ranks, together = size(), isinstance(run.diffusion, Diffusion) and run.diffusion.parallel is not None
+        ranks, together = size(), run.diffusion.parallel is not None
         missing = same([shard for shard in run.shards if not run.path(shard).exists()])
         rank = 0 if ranks == 1 or together else torch.distributed.get_rank()
         if callback is not None:

@@ -208,7 +208,7 @@ def _measured(
 
 
 def _row(run: Run, made: Generated, measures: dict[str, dict[str, float | None]]) -> Row:
-    error = None
+    plan, error = run.diffusion.plan, None
     if made.errors is not None:
         values = made.errors.double()
         error = {"median": float(values.quantile(0.5)), "mean": float(values.mean()), "worst": float(values.max())}
@@ -216,7 +216,7 @@ def _row(run: Run, made: Generated, measures: dict[str, dict[str, float | None]]
         model=run.model.name,
         process=run.model.process.name,
         sampler=run.name,
-        steps=None if run.plan is None else len(run.plan.steps) - 1,
+        steps=None if plan is None else len(plan.steps) - 1,
         nfe=made.nfe,
         rounds=made.rounds,
         count=len(made.images),

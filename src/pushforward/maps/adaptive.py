@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,7 +22,8 @@ __all__ = ["AdaptiveDiffusion"]
 class AdaptiveDiffusion(ModelMap):
     """A diffusion model whose flow is followed to `t_min` with adaptive steps, and the denoised state there.
 
-    It has no gradient, no inverse and no noises, and its steps cannot be taken at once: for those, `Diffusion`.
+    It has no gradient, no inverse and no noises, and its steps cannot be taken at once: for those, `Diffusion`, whose
+    `plan` and `parallel` are `None` here.
 
     Args:
         model: network and process.
@@ -33,6 +35,8 @@ class AdaptiveDiffusion(ModelMap):
     """
 
     tolerance: float = 1e-5
+    plan: ClassVar[None] = None
+    parallel: ClassVar[None] = None
 
     def __repr__(self) -> str:
         return f"AdaptiveDiffusion({self.model.name}, tolerance={self.tolerance:g})"

@@ -14,7 +14,6 @@ from operator import index
 from pathlib import Path
 from types import MappingProxyType
 
-import torch
 from torch import Tensor
 
 from pushforward.data import schema
@@ -25,6 +24,7 @@ from pushforward.execute.budget import nodes_in
 from pushforward.linear import Gaussian
 from pushforward.maps.adaptive import AdaptiveDiffusion
 from pushforward.maps.diffusion import Diffusion
+from pushforward.maps.labels import is_guided
 from pushforward.model import Model
 from pushforward.plan import SOLVERS, Plan, auto, in_rounds, load_plan, plan_of
 from pushforward.plan.auto import RULE
@@ -170,31 +170,21 @@ class SamplerSpec:
                 f"Solver {self.solver!r} does not take these settings ({self.label}): {error}."
             ) from error
 
-    def diffusion(
-        self,
-        model: Model,
-        *,
-        guided: bool = False,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str | None = None,
-    ) -> Diffusion | AdaptiveDiffusion:
+    def diffusion(self, model: Model, guidance: float | None = None) -> Diffusion | AdaptiveDiffusion:
         """The map that samples a model so, with its steps taken at once where that is said.
 
         Args:
             model: to sample from.
-            guided: as for `plan`.
-            dtype: dtype of the states.
-            device: device of the states; by default the network's.
+            guidance: weight of guidance that the map is to be given, which `auto` goes by.
 
         Raises:
             PushforwardError: as `plan`, but that adaptive steps are taken.
         """
         if self.adaptive:
             self._check()
-            tolerance = _positive(self.settings.get("tolerance", _ADAPTIVE))
-            return AdaptiveDiffusion(model, tolerance, dtype=dtype, device=device)
-        plan = self.plan(model, guided=guided)
-        return Diffusion(model, plan, dtype=dtype, device=device, parallel=self.method(plan))
+            return AdaptiveDiffusion(model, _positive(self.settings.get("tolerance", _ADAPTIVE)))
+        plan = self.plan(model, guided=is_guided(model, guidance))
+        return Diffusion(model, plan, parallel=self.method(plan))
 
     def settled(self, plan: Plan) -> dict[str, object]:
         """The settings with which the solver of its plan makes that again `at` its times: those of `auto`, too."""

@@ -137,7 +137,7 @@ def map_of(
         return diffusion_of(model, sampler, labels=labels, guidance=guidance, parallel=parallel)
     if parallel:
         raise PushforwardError("Adaptive steps follow one another, never all at once; name a solver, e.g. ddim.")
-    return sampler.diffusion(model, guided=is_guided(model, guidance)).given(labels, guidance)
+    return sampler.diffusion(model, guidance).given(labels, guidance)
 
 
 def back_from(model: Model, solver: Solver, steps: int | None, usual: int) -> SamplerSpec | Plan:
