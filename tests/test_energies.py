@@ -163,6 +163,16 @@ def test_every_energy_that_is_listed_is_made_of_words(name, files):
     torch.testing.assert_close(values, torch.cat(alone), rtol=1e-5, atol=1e-5)
 
 
+def test_the_value_that_is_listed_is_the_usual_one(files, monkeypatch):
+    """`near` goes by 1 / deviation^2."""
+    setting, images = Setting(read=lambda path: read_like(path, (3, SIDE, SIDE)), shape=(3, SIDE, SIDE)), batch()
+    before = of_words("near:picture.png", setting)(images, a_code())
+    monkeypatch.setitem(ENERGIES, "near", ("FILE", "deviation=.5", ENERGIES["near"][2]))
+    torch.testing.assert_close(of_words("near:picture.png", setting)(images, a_code()), 4 * before)
+    with pytest.raises(PushforwardError, match=r"has no setting size; it takes deviation=\.5, weight=1"):
+        of_words("near:picture.png:size=3", setting)
+
+
 class Darkness(nn.Module):
     """Of images alone, as a network that looks at them."""
 

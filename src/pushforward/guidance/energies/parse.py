@@ -7,7 +7,7 @@
     command:./size-of-a-jpeg.sh
 
 The text is the name of the energy, what it is about, and settings `key=value`, joined by colons; all energies take
-`weight`. `ENERGIES` lists the settings, for the command line's help too.
+`weight`. `ENERGIES` lists the settings with their usual values, which the command line's help shows, too.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ __all__ = ["CLIP", "ENERGIES", "Setting", "Words", "energy", "energy_of"]
 
 CLIP = "openai/clip-vit-base-patch32"
 _T = TypeVar("_T")
-_VIEWS = 8  # of an image that CLIP is shown, where the words do not say
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,37 +63,45 @@ class Setting:
 
 
 class Words:
-    """The settings of one energy, taken one by one, so that any left over is an error."""
+    """The settings of one energy, taken one by one, so that any left over is an error.
 
-    def __init__(self, text: str, about: str, settings: Mapping[str, str], setting: Setting):
-        self.text, self.about, self.left, self.setting = text, about, dict(settings), setting
+    Args:
+        text: the energy as it was written.
+        about: what it is about.
+        settings: what the text says of them.
+        usual: their values where it says nothing; "" where there is none.
+        setting: what the text refers to.
+    """
 
-    def word(self, name: str, default: str | None = None) -> str:
-        value = self.left.pop(name, default)
-        if value is None:
+    def __init__(self, text: str, about: str, settings: Mapping[str, str], usual: Mapping[str, str], setting: Setting):
+        self.text, self.about, self.left, self.usual, self.setting = text, about, dict(settings), usual, setting
+
+    def word(self, name: str) -> str:
+        value = self.left.pop(name, self.usual[name])
+        if not value:
             raise PushforwardError(f"Energy {self.text!r} needs {name}=…; see `pushforward guide --help`.")
         return value
 
-    def number(self, name: str, default: float) -> float:
-        value = self.left.pop(name, None)
+    def number(self, name: str) -> float:
+        value = self.word(name)
         try:
-            number = default if value is None else float(value)
+            number = float(value)
             if not math.isfinite(number):
                 raise ValueError
             return number
         except ValueError:
             raise PushforwardError(f"The {name} of energy {self.text!r} must be a number; got {value!r}.") from None
 
-    def whole(self, name: str, default: int) -> int:
-        value = self.number(name, default)
+    def whole(self, name: str) -> int:
+        value = self.number(name)
         if value != value // 1 or not 0 <= value <= MOST:
             raise PushforwardError(
                 f"The {name} of energy {self.text!r} must be a whole number from 0 to {MOST:,}; got {value:g}."
             )
         return int(value)
 
-    def yes(self, name: str, default: bool) -> bool:
-        value = self.word(name, str(default)).lower()
+    def yes(self, name: str) -> bool:
+        value = self.word(name).lower()
         if value not in ("true", "false"):
             raise PushforwardError(f"The setting {name} of energy {self.text!r} is true or false; got {value!r}.")
         return value == "true"
@@ -119,35 +126,35 @@ class Words:
             return None
         return self.used("mask", text, lambda place: read_mask(Path(place).expanduser(), self.setting.read))
 
-    def views(self, default: int) -> known.Views | None:
-        count = self.whole("views", default)
+    def views(self) -> known.Views | None:
+        count = self.whole("views")
         return known.views(count) if count else None
 
 
 def _clip(words: Words) -> Energy:
-    clip = words.network("clip", words.word("model", CLIP), load_clip)
-    return known.clip_text(clip, words.about, views=words.views(_VIEWS))
+    clip = words.network("clip", words.word("model"), load_clip)
+    return known.clip_text(clip, words.about, views=words.views())
 
 
 def _clip_image(words: Words) -> Energy:
-    clip = words.network("clip", words.word("model", CLIP), load_clip)
-    return known.clip_image(clip, words.image(), views=words.views(_VIEWS))
+    clip = words.network("clip", words.word("model"), load_clip)
+    return known.clip_image(clip, words.image(), views=words.views())
 
 
 def _classifier(words: Words) -> Energy:
     network = words.network("classifier", words.about, known.load_classifier)
-    return known.classifier(network, words.word("label"), views=words.views(0))
+    return known.classifier(network, words.word("label"), views=words.views())
 
 
 def _attribute(words: Words) -> Energy:
     network = words.network("classifier", words.about, known.load_classifier)
-    wanted = words.yes("wanted", True)
-    return known.attribute(network, words.word("label", "0"), wanted=wanted, views=words.views(0))
+    wanted = words.yes("wanted")
+    return known.attribute(network, words.word("label"), wanted=wanted, views=words.views())
 
 
 def _score(words: Words) -> Energy:
     network = words.network("classifier", words.about, known.load_classifier)
-    return known.score(network.logits, low=words.yes("low", False), views=words.views(0))
+    return known.score(network.logits, low=words.yes("low"), views=words.views())
 
 
 def _face(words: Words) -> Energy:
@@ -155,18 +162,18 @@ def _face(words: Words) -> Energy:
 
 
 def _near(words: Words) -> Energy:
-    return known.near(words.image(), deviation=words.number("deviation", 1.0))
+    return known.near(words.image(), deviation=words.number("deviation"))
 
 
 def _low_pass(words: Words) -> Energy:
-    return known.low_pass(words.image(), words.whole("cells", 7), deviation=words.number("deviation", 1.0))
+    return known.low_pass(words.image(), words.whole("cells"), deviation=words.number("deviation"))
 
 
 def _masked(words: Words) -> Energy:
     image, mask = words.image(), words.mask()
     if mask is None:
         raise PushforwardError(f"Energy {words.text!r} needs mask=FILE, white where the image is known.")
-    return known.masked(image, mask, deviation=words.number("deviation", 0.1))
+    return known.masked(image, mask, deviation=words.number("deviation"))
 
 
 def _colour(words: Words) -> Energy:
@@ -175,19 +182,19 @@ def _colour(words: Words) -> Energy:
         raise PushforwardError(f"A colour is written as #rrggbb, for instance #ff8000; got {words.about!r}.")
     seen = ImageColor.getcolor(f"#{text}", "L" if words.setting.shape[0] == 1 else "RGB")  # grey as pictures are made
     rgb = [value / 127.5 - 1 for value in ([seen] if isinstance(seen, int) else seen)]
-    return known.colour(rgb, words.mask(), deviation=words.number("deviation", 0.1))
+    return known.colour(rgb, words.mask(), deviation=words.number("deviation"))
 
 
 def _perceptual(words: Words) -> Energy:
-    return known.perceptual(words.image(), words.word("network", "alex"))
+    return known.perceptual(words.image(), words.word("network"))
 
 
 def _concentration(words: Words) -> Energy:
-    return known.concentration(words.whole("chunk", 4), words.whole("shuffles", 100))
+    return known.concentration(words.whole("chunk"), words.whole("shuffles"))
 
 
 def _python(words: Words) -> Energy:
-    path, name = Path(words.about).expanduser(), words.word("name", "energy")
+    path, name = Path(words.about).expanduser(), words.word("name")
     spec = importlib.util.spec_from_file_location(f"_energy_{path.stem}", path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise PushforwardError(f"There is no Python file {path} for energy {words.text!r}.")
@@ -241,14 +248,14 @@ def _command(words: Words) -> Energy:
     return of(command)
 
 
-# name: (what it is about, its settings, how it is made)
+# name: (what it is about, its settings with their usual values or what is to be named, how it is made)
 ENERGIES: dict[str, tuple[str, str, Callable[[Words], Energy]]] = {
-    "clip": ("TEXT", "model=, views=8", _clip),
-    "clip-image": ("FILE", "model=, views=8", _clip_image),
+    "clip": ("TEXT", f"model={CLIP}, views=8", _clip),
+    "clip-image": ("FILE", f"model={CLIP}, views=8", _clip_image),
     "classifier": ("fashion, TorchScript file or transformers folder", "label=, views=0", _classifier),
-    "attribute": ("TorchScript file or transformers folder", "label=0, wanted=true", _attribute),
-    "score": ("TorchScript file or transformers folder with one output", "low=false", _score),
-    "face": ("FILE", "network=dlib's weights", _face),
+    "attribute": ("TorchScript file or transformers folder", "label=0, wanted=true, views=0", _attribute),
+    "score": ("TorchScript file or transformers folder with one output", "low=false, views=0", _score),
+    "face": ("FILE", "network=FILE of dlib's weights", _face),
     "near": ("FILE", "deviation=1", _near),
     "low-pass": ("FILE", "cells=7, deviation=1", _low_pass),
     "masked": ("FILE", "mask=FILE, deviation=.1", _masked),
@@ -285,18 +292,16 @@ def energy(text: str, setting: Setting) -> Energy:
     if bool(about) != bool(wanted):
         form = f"{kind}:{wanted}" if wanted else kind
         raise PushforwardError(f"An energy {kind!r} is written {form}:key=value…; got {text!r}.")
-    words = Words(text, about, settings, setting)
-    weight = words.number("weight", 1.0)
+    words = Words(text, about, settings, _usual(kind), setting)
+    weight = words.number("weight")
     made = ENERGIES[kind][2](words)
     if words.left:
-        raise PushforwardError(
-            f"Energy {kind!r} has no setting {', '.join(words.left)}; it takes {ENERGIES[kind][1]}, weight=1."
-        )
+        raise PushforwardError(f"Energy {kind!r} has no setting {', '.join(words.left)}; it takes {_settings(kind)}.")
     name = f"{kind}:{about}" if about and kind in ("clip", "colour") else kind
     if "label" in settings:
         name += f":{settings['label']}"
     if kind == "python":
-        name += f":{settings.get('name', 'energy')}"
+        name += f":{settings.get('name', words.usual['name'])}"
     several = len(made.terms) > 1
     terms = [replace(term, name=f"{name} {term.name}" if several else name) for term in made.terms]
     return weight * Energy(tuple(replace(term, function=_guarded(term.function, term.name)) for term in terms))
@@ -320,9 +325,19 @@ def _guarded(function: Function, name: str) -> Function:
     return energy
 
 
+def _settings(kind: str) -> str:
+    return ", ".join(filter(None, [ENERGIES[kind][1], "weight=1"]))
+
+
+def _usual(kind: str) -> dict[str, str]:
+    """The values that settings have where none is given, by name; "" where one is needed."""
+    pairs = (one.partition("=") for one in _settings(kind).split(", "))
+    return {name: "" if value.startswith("FILE") else value for name, _, value in pairs}
+
+
 def _parts(kind: str, rest: list[str]) -> tuple[str, dict[str, str]]:
     """Split what an energy is about from its settings, which come last; both may contain colons."""
-    own = {*re.findall(r"([a-z]+)=", ENERGIES[kind][1]), "weight"}
+    own = _usual(kind)
     about: list[str] = []
     settings: dict[str, str] = {}
     last = None
