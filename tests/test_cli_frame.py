@@ -54,6 +54,15 @@ def test_a_report_goes_to_stdout(words, monkeypatch: pytest.MonkeyPatch, capsys:
     assert json.loads(capsys.readouterr().out)["models"]
 
 
+def test_the_models_stand_in_columns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """Whatever their lengths: each begins below its head, after a space."""
+    assert run(monkeypatch, "models") == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert len(rows) > 1
+    for place in (head.index(name) for name in head.split()[1:]):
+        assert all(row[place - 1] == " " != row[place] for row in rows)
+
+
 def test_the_version_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     assert run(monkeypatch, "--version") == 0
     assert capsys.readouterr().out[0].isdigit()

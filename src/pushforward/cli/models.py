@@ -14,6 +14,7 @@ from safetensors import safe_open
 from pushforward.cli._shared.checks import check_outputs
 from pushforward.cli._shared.options import JsonOption
 from pushforward.cli._shared.report import write_json
+from pushforward.evaluation.report import aligned
 from pushforward.model import zoo
 from pushforward.model.storage import CONFIG, WEIGHTS, read_json
 
@@ -28,12 +29,13 @@ def models(json: JsonOption = None) -> None:
     check_outputs({"--json": json})
     rows = [_row(name) for name in zoo.names()]
     if json != "-":
-        line = "{:<18} {:<10} {:<60} {:>8} {:>11} {:>10}".format
-        typer.echo(line("name", "process", "data", "shape", "parameters", "bytes"))
-        for row in rows:
-            shape = "x".join(map(str, row["shape"]))
-            size = (f"{row['parameters']:,}", f"{row['bytes']:,}")
-            typer.echo(line(row["name"], row["process"], row["data"], shape, *size))
+        head = ["name", "process", "shape", "parameters", "bytes", "data"]
+        lines = [
+            [row["name"], row["process"], "x".join(map(str, row["shape"])), f"{row['parameters']:,}",
+             f"{row['bytes']:,}", row["data"]]
+            for row in rows
+        ]  # fmt: skip
+        typer.echo(aligned([head, *lines]))
     write_json({"models": rows}, json)
 
 
