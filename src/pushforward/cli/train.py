@@ -38,14 +38,16 @@ def train(
         str,
         typer.Option(help="Train on these images: a folder, an .npz file, or the name of a data set of `datasets`."),
     ],
-    process: Annotated[str, typer.Option(help=f"Train for this forward process: {', '.join(_TRAINABLE)}.")] = "vp",
+    process: Annotated[
+        str, typer.Option(help=f"Train for this forward process: {', '.join(_TRAINABLE)}.")
+    ] = _DEFAULT.process,
     setting: Annotated[
         list[str] | None, typer.Option(help="Set a parameter of the process as NAME=NUMBER; may be repeated.")
     ] = None,
     network: Annotated[
         str, typer.Option(help=f"Train a network of this size: {', '.join(PRESETS)}.")
     ] = _DEFAULT.network,
-    prediction: Annotated[str, typer.Option(help=f"Have it predict: {', '.join(PREDICTIONS)}.")] = "residual",
+    prediction: Annotated[str, typer.Option(help=f"Have it predict: {', '.join(PREDICTIONS)}.")] = _DEFAULT.prediction,
     size: Annotated[
         int | None, typer.Option(help="Resize the images to this side in pixels; by default they stay as they are.")
     ] = None,
@@ -76,9 +78,11 @@ def train(
         typer.Option(help="Draw a picture every so many steps, 0 for none; by default every few minutes.", min=0),
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="Store the weights in 16 bits.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed everything that is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed everything that is drawn.")] = _DEFAULT.seed,
     data_name: Annotated[str | None, typer.Option(help="Call the data so in the model card.")] = None,
-    licence: Annotated[str, typer.Option(help="State the licence of the data in the model card.")] = "not stated",
+    licence: Annotated[
+        str, typer.Option(help="State the licence of the data in the model card.")
+    ] = _DEFAULT.card.licence,
     json: JsonOption = None,
     quiet: QuietOption = False,
 ) -> None:
