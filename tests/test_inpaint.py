@@ -91,7 +91,7 @@ def test_with_nothing_known_it_samples_the_model():
     ("options", "said"),
     [
         ({"draws": 0}, "1 draw or more"),
-        ({"batch": 0}, "1 draw or more"),
+        ({"batch": 0}, "a batch of at least 1; got 2 and 0"),
         ({"known": torch.ones(7, 7)}, r"inpaints images of shape \(1, 3, 2\)"),
         ({"images": torch.zeros(2, 1, 4, 4)}, r"inpaints images of shape \(1, 3, 2\)"),
     ],

@@ -18,6 +18,7 @@ import pushforward as pf
 from pushforward import model as below
 from pushforward.execute.anderson import Mixing
 from pushforward.guidance import energies
+from pushforward.guidance.decoding import Counted
 from pushforward.guidance.dynamics import Dynamics
 from pushforward.guidance.energies import near
 from pushforward.guidance.optimisers import optimiser_of
@@ -187,12 +188,30 @@ def test_images_that_miss_the_tolerance_are_told_with_what_to_do(model: pf.Model
         (lambda m: m.decode(Code(torch.zeros(1, 1, SIZE, SIZE))), "Say by which solver"),
         (lambda m: m.translate(torch.zeros(1, 1, SIZE, SIZE), source="a", target="a"), "Both ends are the same"),
         (lambda m: m.steer(near(torch.zeros(1, SIZE, SIZE)), by="force"), "Unknown way 'force' to steer"),
+        (lambda m: inspect.unwrap(pf.steer)(m, near(torch.zeros(1, SIZE, SIZE)), by=None), "Unknown way None to steer"),
+        (lambda m: inspect.unwrap(Counted.of.__func__)(Counted, m, 2), "as model.diffusion.* gives it; got Model"),
+        (lambda m: m.encode(torch.zeros(1, 1, SIZE, SIZE), batch=0), "a batch of at least 1; got 1 and 0"),
         (lambda m: pf.guide(m.diffusion("ddim", 2), near(torch.zeros(1, SIZE, SIZE)), steps=3), "bind it"),
     ],
 )
 def test_what_does_not_fit_is_said(model: pf.Model, call, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         call(model)
+
+
+def test_images_have_numbers_of_their_own(model: pf.Model, images: torch.Tensor) -> None:
+    """Any three of them are found as each is by its number alone; to the rounding of batches."""
+    numbers, shown = [7, 2, 5], images[:3]
+    verbs = (
+        lambda x, first: model.invert(x, steps=3, first=first).code.end,
+        lambda x, first: model.invert(x, steps=3, method="optimised", solver="ddpm", first=first, batch=2).code.start,
+        lambda x, first: model.log_likelihood(x, steps=2, first=first, batch=2).nats,
+    )
+    for verb in verbs:
+        alone = torch.cat([verb(shown[k : k + 1], number) for k, number in enumerate(numbers)])
+        torch.testing.assert_close(verb(shown, numbers), alone, rtol=1e-3, atol=1e-3)
+    with pytest.raises(pf.PushforwardError, match="For 3 images give as many numbers; got 2"):
+        model.invert(shown, first=[1, 2])
 
 
 def test_labels_are_whole_numbers_of_any_library(model: pf.Model) -> None:

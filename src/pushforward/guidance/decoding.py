@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pushforward.data.memory import free_memory
 from pushforward.denoiser import Watched
+from pushforward.errors import PushforwardError
 from pushforward.execute import Exact, Solution
 from pushforward.maps.base import ModelMap
 from pushforward.maps.code import Code
@@ -50,8 +51,12 @@ class Counted:
         """None so far, of `count` images, whose decodings are differentiated if there is to be a `gradient`.
 
         Raises:
-            PushforwardError: the map is bound to labels of another number of images.
+            PushforwardError: this is no map, or it is bound to labels of another number of images.
         """
+        if not isinstance(pushforward, Pushforward):
+            raise PushforwardError(
+                f"What makes images of codes is a map, as model.diffusion('dpm++', 10) gives it; got {pushforward!r}."
+            )
         place = pushforward.draw(1).start.device
         if isinstance(pushforward, ModelMap):
             pushforward.model_for(count)

@@ -20,7 +20,7 @@ from pushforward.data.memory import check_images
 from pushforward.errors import PushforwardError
 from pushforward.guidance.altered import Altered, Change
 from pushforward.linear import Process
-from pushforward.maps.code import GaussianStream, derive_seed, numbered
+from pushforward.maps.code import GaussianStream, batches, derive_seed, numbered, whole_numbers
 from pushforward.maps.diffusion import Diffusion
 from pushforward.model import Model
 
@@ -55,18 +55,20 @@ def inpaint(
     Raises:
         PushforwardError: a model of latents, shapes that do not fit, or fewer than one draw.
     """
-    if draws < 1 or batch < 1:
-        raise PushforwardError(f"Inpainting needs 1 draw or more, and as many at a time; got {draws} and {batch}.")
+    (draws,) = whole_numbers("Draws", draws)
+    if draws < 1:
+        raise PushforwardError(f"Inpainting needs 1 draw or more of each image; got {draws}.")
+    pieces = batches(len(images) * draws, batch)
     check_images(len(images) * draws, images.shape[1:])
     inpainted(diffusion.model, images, known)  # what is wrong is said before all work
     where, count = known.bool().expand_as(images), len(images)
-    numbers = numbered(first, count)
+    numbers, every = numbered(first, count), torch.arange(count * draws, device="cpu")
     diffusion.model_for(count)
     shape, like = diffusion.model.state_shape(1)[1:], diffusion.draw(1).start
     made = []
-    for some in torch.arange(count * draws, device="cpu").split(batch):
-        own = some // draws
-        keys = [derive_seed(numbers[i], k) for i, k in zip(own.tolist(), (some % draws).tolist(), strict=True)]
+    for some in pieces:
+        own, turn = every[some] // draws, every[some] % draws
+        keys = [derive_seed(numbers[i], k) for i, k in zip(own.tolist(), turn.tolist(), strict=True)]
         there = diffusion.some(own)
         held = replace(there, model=inpainted(there.model, images[own], where[own]))
         code = GaussianStream(seed, keys, shape).code(diffusion.noises, like)

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -62,7 +62,7 @@ def invert(
     method: Method = "exact",
     *,
     seed: int = 0,
-    first: int = 0,
+    first: int | Sequence[int] = 0,
     noisy: bool = True,
     sequential: bool = False,
     tolerance: float = 1e-4,
@@ -78,8 +78,8 @@ def invert(
         images: in [-1, 1], `(count, channels, height, width)`.
         method: see the module's docstring.
         seed: seed of the noise that exact codes have at their last time, and of an optimisation's beginning; image i's
-            depends on the seed and `first + i` alone.
-        first: number of the first image.
+            depends on the seed and its number alone.
+        first: number of the first image, or the number of each.
         noisy: whether exact codes have such noise (see `Diffusion.invert`).
         sequential: whether exact codes are sought state after state: fewer evaluations, more rounds (see there).
         tolerance: error allowed in any value of an image, for exact, flowopt's and optimised codes.
@@ -120,7 +120,7 @@ def optimise(
     begin: Beginning | Code = "random",
     noises: bool = False,
     seed: int = 0,
-    first: int = 0,
+    first: int | Sequence[int] = 0,
     tolerance: float = 1e-4,
     callback: Callable[[Record], None] | None = None,
 ) -> Inversion:
@@ -143,7 +143,7 @@ def optimise(
             which is nearly inverse for a deterministic one-step plan; or at any `Code`, whose `end` is kept.
         noises: whether the noises of a stochastic plan are sought too; else they stay as they are at the beginning.
         seed: seed of a random beginning, and of the noises.
-        first: number of the first image: image i begins as the seed and `first + i` say.
+        first: number of the first image, or the number of each.
         tolerance: an image is done when its loss is not above this.
         callback: told after every step.
 
@@ -202,7 +202,7 @@ def _moved(
     images: Tensor,
     begin: Beginning,
     seed: int,
-    first: int,
+    first: int | Sequence[int],
     iterations: int,
     tolerance: float,
     callback: Callable[[Progress], None] | None,
@@ -239,7 +239,9 @@ def _losses(images: Tensor, wanted: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _beginning(counted: Counted, images: Tensor, begin: Beginning | Code, seed: int, first: int) -> Code:
+def _beginning(
+    counted: Counted, images: Tensor, begin: Beginning | Code, seed: int, first: int | Sequence[int]
+) -> Code:
     """The first codes, where the map's own are and in their dtype."""
     drawn = counted.pushforward.draw(len(images), seed=seed, first=first)
     if isinstance(begin, Code):

@@ -16,7 +16,7 @@ from pushforward.data.words import many
 from pushforward.denoiser import Denoiser
 from pushforward.errors import PushforwardError
 from pushforward.linear import root
-from pushforward.maps.code import Code, GaussianStream, batches, whole_numbers
+from pushforward.maps.code import Code, GaussianStream, batches, numbered, whole_numbers
 from pushforward.maps.labels import UNSAID, Condition, Labels, Unsaid, in_turn, listed, take_labels
 from pushforward.model import Model
 from pushforward.model.labels import class_numbers
@@ -139,16 +139,21 @@ class ModelMap(ABC):
             vars(there)["bound"] = bound
         return there
 
-    def draw(self, count: int, *, seed: int = 0, first: int = 0) -> Code:
+    def draw(self, count: int, *, seed: int = 0, first: int | Sequence[int] = 0) -> Code:
         """The codes of the images of `sample`, `count` of them, where the network is.
 
+        Args:
+            count: how many.
+            seed: seed of all; image i's code depends on the seed and its number alone.
+            first: number of the first image, or the number of each.
+
         Raises:
-            PushforwardError: a count below 1.
+            PushforwardError: a count below 1, or other numbers than whole ones, one for each image.
         """
-        count, first = whole_numbers("Counts and numbers of images", count, first)
+        (count,) = whole_numbers("Counts of images", count)
         if count < 1:
             raise PushforwardError(f"Draw at least 1 code; got {count}.")
-        stream = GaussianStream(seed, range(first, first + count), self.model.state_shape(1)[1:])
+        stream = GaussianStream(seed, numbered(first, count), self.model.state_shape(1)[1:])
         return stream.code(self.noises, torch.empty(0, dtype=self.dtype, device=self._place))
 
     def start(self, z: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from pushforward.execute.distributed import Sharded
 from pushforward.execute.inverse import Inverse
 from pushforward.linear import Operator
 from pushforward.maps.base import ModelMap
-from pushforward.maps.code import Code, GaussianStream, numbered
+from pushforward.maps.code import Code, GaussianStream, batches, numbered
 from pushforward.maps.inversion import Encoding, Inversion
 from pushforward.maps.labels import UNSAID, Unsaid
 from pushforward.model import Model
@@ -301,6 +301,7 @@ class Diffusion(ModelMap):
             PushforwardError: a deterministic plan, or images of another shape.
         """
         clean = self.clean_states(images)
+        batches(len(images), rows)  # which checks them
         model = self.model_for(len(images))
         stream = GaussianStream(seed, numbered(first, len(images)), clean.shape[1:])
         z = self._noised(clean, stream)

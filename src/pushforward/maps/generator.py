@@ -24,7 +24,7 @@ from pushforward.data.faults import FAULTS, reason
 from pushforward.data.memory import check_images
 from pushforward.data.words import many
 from pushforward.errors import PushforwardError
-from pushforward.maps.code import Code, GaussianStream, batches
+from pushforward.maps.code import Code, GaussianStream, batches, numbered
 from pushforward.maps.labels import Condition, Labels, listed
 from pushforward.model import gan as networks
 from pushforward.model.labels import class_numbers
@@ -127,20 +127,20 @@ class Generator:
         labels = self.labels
         return self if labels is None or len(labels) == 1 else replace(self, labels=labels[place])
 
-    def draw(self, count: int, *, seed: int = 0, first: int = 0) -> Code:
-        """Codes of `count` images, where the network is; image i's depends on the seed and `first + i` alone.
+    def draw(self, count: int, *, seed: int = 0, first: int | Sequence[int] = 0) -> Code:
+        """Codes of `count` images, where the network is; an image's depends on the seed and its number alone.
 
         Args:
             count: how many.
             seed: seed of all.
-            first: number of the first image.
+            first: number of the first image, or the number of each.
 
         Raises:
             PushforwardError: a count below 1.
         """
         if count < 1:
             raise PushforwardError(f"Codes are drawn for at least 1 image; got {count}.")
-        stream = GaussianStream(seed, range(first, first + count), self.latent_shape)
+        stream = GaussianStream(seed, numbered(first, count), self.latent_shape)
         return stream.code(self.noises, self._like(torch.empty(0, device="cpu")))
 
     def decode(self, code: Code) -> Tensor:

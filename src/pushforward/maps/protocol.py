@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, Self, runtime_checkable
 
 from torch import Tensor
@@ -19,8 +20,8 @@ class Pushforward(Protocol):
     handed to what works with maps.
     """
 
-    def draw(self, count: int, *, seed: int = 0, first: int = 0) -> Code:
-        """Codes of `count` images, standard normal; image i's depends on the seed and `first + i` alone."""
+    def draw(self, count: int, *, seed: int = 0, first: int | Sequence[int] = 0) -> Code:
+        """Codes of `count` images, standard normal, by the seed and the image's number, from `first` on or of each."""
 
     def decode(self, code: Code) -> Tensor:
         """Their images `(count, channels, height, width)`, differentiable in the code."""

@@ -15,7 +15,7 @@ from pushforward.execute.host import undisturbed
 from pushforward.guidance.invert import Method
 from pushforward.guidance.invert import invert as find
 from pushforward.maps.adaptive import AdaptiveDiffusion
-from pushforward.maps.code import Code, batches
+from pushforward.maps.code import Code, batches, numbered
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.inversion import Encoding, Inversion
 from pushforward.maps.labels import UNSAID
@@ -91,7 +91,7 @@ def invert(
     sequential: bool = False,
     tolerance: float = 1e-4,
     seed: int = 0,
-    first: int = 0,
+    first: int | Sequence[int] = 0,
     batch: int = 64,
     callback: Callable[[Any], None] | None = None,
 ) -> Inversion:
@@ -117,8 +117,8 @@ def invert(
         sequential: whether exact codes are sought one state after another, where the solver asks once per step: a
             quarter of the network evaluations in three times as many calls, for a CPU or one image of a large model.
         tolerance: error allowed in any value of an image, of a range of 2, for exact, flowopt's and optimised codes.
-        seed: seeds that noise; image i's depends on the seed and `first + i` alone.
-        first: number of the first image.
+        seed: seeds that noise; image i's depends on the seed and its number alone.
+        first: number of the first image, or the number of each.
         batch: images at a time.
         callback: told after every round (`execute.Round`), call of a pass (`execute.Progress`) or step of optimisation
             (`maps.inversion.Record`).
@@ -133,9 +133,10 @@ def invert(
     images = as_batch(images, model)
     there = diffusion_of(model, back_from(model, solver, steps, 50), labels=labels, guidance=guidance)
     there.model_for(len(images))
+    numbers = numbered(first, len(images))
     plain = there.plan.solver == "ddim" and not there.noises and model.decoder is None
     found = [
-        find(there.some(some), images[some], method, seed=seed, first=first + some.start, noisy=noisy,
+        find(there.some(some), images[some], method, seed=seed, first=numbers[some], noisy=noisy,
              sequential=sequential, tolerance=tolerance, begin="forward" if plain else "random", callback=callback)
         for some in batches(len(images), batch)
     ]  # fmt: skip

@@ -18,7 +18,7 @@ from pushforward.evaluation.runs import Evaluation
 from pushforward.execute.host import undisturbed
 from pushforward.execute.likelihood import STAGES, log_density
 from pushforward.maps.adaptive import AdaptiveDiffusion
-from pushforward.maps.code import GaussianStream, batches
+from pushforward.maps.code import GaussianStream, batches, numbered
 from pushforward.maps.labels import UNSAID
 from pushforward.maps.likelihood import BIN, Likelihood
 from pushforward.maps.spec import parse
@@ -83,7 +83,7 @@ def log_likelihood(
     labels: Given = UNSAID,
     guidance: float | None = None,
     seed: int = 0,
-    first: int = 0,
+    first: int | Sequence[int] = 0,
     batch: int = 64,
     callback: Callable[[int], None] | None = None,
 ) -> Likelihood:
@@ -108,8 +108,8 @@ def log_likelihood(
         end: time of the images, by default `t_min`; below it, networks are asked what they were not trained for.
         labels: what the images show, as in `sample`; by default what the model was given, or nothing.
         guidance: weight of classifier-free guidance, by default 1, or a pipeline's own.
-        seed: seeds the draws; those of image i depend on the seed and `first + i` alone.
-        first: number of the first image.
+        seed: seeds the draws; those of image i depend on the seed and its number alone.
+        first: number of the first image, or the number of each.
         batch: images at a time.
         callback: told after every network call how many states it saw.
 
@@ -129,11 +129,11 @@ def log_likelihood(
     random = dequantise or not exact or model.process.blocks > 1
     there = AdaptiveDiffusion(model).given(labels, guidance)
     there.model_for(len(images))
-    parts = []
+    numbers, parts = numbered(first, len(images)), []
     for some in batches(len(images), batch):
         x, bound = images[some].to(model.device), there.some(some).model_for(len(images[some]))
         known = bound.gaussian.tempered(0.0)  # white
-        stream = GaussianStream(seed, range(first + some.start, first + some.start + len(x)), tuple(x.shape[1:]))
+        stream = GaussianStream(seed, numbers[some], tuple(x.shape[1:]))
         found = []
         for _ in range(draws if random else 1):
             moved = x + BIN * (torch.special.ndtr(stream.draw()) - 0.5).to(x) if dequantise else x

@@ -125,8 +125,7 @@ def steer(model: _Steered, energy: Energy | Function, by: str | Steering = "dps"
     Raises:
         PushforwardError: no such method; while sampling: an energy that is not finite or has no gradient.
     """
-    if isinstance(by, str):
-        if by not in STEERINGS:
-            raise PushforwardError(f"Unknown way {by!r} to steer; known are {', '.join(STEERINGS)}.")
-        by = STEERINGS[by]
-    return steered(model, energy, by)
+    way = STEERINGS.get(by) if isinstance(by, str) else by
+    if not isinstance(way, Steering):
+        raise PushforwardError(f"Unknown way {by!r} to steer; known are {', '.join(STEERINGS)}.")
+    return steered(model, energy, way)
