@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
 
@@ -22,56 +23,41 @@ def distance_curves(rows: Sequence[Row], path: Path) -> None:
     from matplotlib.figure import Figure
 
     colours = dict(zip(dict.fromkeys(row.sampler for row in rows), cycle(COLOURS), strict=False))
-    nets = sorted({net for row in rows for net in row.measures})
+    nets = [None, *sorted({net for row in rows for net in row.measures})]
     models = list(dict.fromkeys(row.model for row in rows))
-    figure = Figure(figsize=(6.5 * len(models), 4 * (1 + len(nets))), layout="constrained")
-    grid = figure.subplots(1 + len(nets), len(models), squeeze=False)
-    for model, axes in zip(models, grid[0], strict=True):
-        own, ends = [row for row in rows if row.model == model and row.error], []
-        for sampler in dict.fromkeys(row.sampler for row in own):
-            of = sorted((row for row in own if row.sampler == sampler), key=lambda row: row.nfe)
-            medians = [(row.error or {}).get("median") or float("nan") for row in of]
-            axes.plot([row.nfe for row in of], medians, marker="o", markersize=4, color=colours[sampler])
-            ends.append((medians[-1], sampler, colours[sampler]))
-        apart = any((row.error or {}).get("median") for row in own)
-        axes.set(
-            xlabel="network evaluations per image",
-            ylabel="error of an image (median)",
-            title=model,
-            xscale="log",
-            yscale="log" if apart else "linear",
-        )
-        name_lines(axes, ends)
-    for net, line in zip(nets, grid[1:], strict=True):
+    figure = Figure(figsize=(6.5 * len(models), 4 * len(nets)), layout="constrained")
+    for net, line in zip(nets, figure.subplots(len(nets), len(models), squeeze=False), strict=True):
         for model, axes in zip(models, line, strict=True):
-            own, ends = [row for row in rows if row.model == model], []
+            ends = []
+            own = [row for row in rows if row.model == model and (net is not None or row.error)]
             for sampler in dict.fromkeys(row.sampler for row in own):
                 of = sorted((row for row in own if row.sampler == sampler), key=lambda row: row.nfe)
-                values = [_distance(row.measures[net]) for row in of]
+                values, errors = zip(*(_figure(row, net) for row in of), strict=True)
+                colour = "0.4" if sampler == "converged" else colours[sampler]
                 if sampler == "converged":
-                    axes.axhline(values[0], color="0.4", linestyle=":")
-                    ends.append((values[0], sampler, "0.4"))
+                    axes.axhline(values[0], color=colour, linestyle=":")
                 else:
-                    errors = [_error(row.measures[net]) for row in of]
-                    nfe = [row.nfe for row in of]
-                    axes.errorbar(nfe, values, errors, marker="o", markersize=4, capsize=3, color=colours[sampler])
-                    ends.append((values[-1], sampler, colours[sampler]))
+                    nfe, known = [row.nfe for row in of], None if net is None else errors
+                    axes.errorbar(nfe, values, known, marker="o", markersize=4, capsize=3, color=colour)
+                ends.append((values[-1], sampler, colour))
+            apart = net is None and any((row.error or {}).get("median") for row in own)
+            what = "error of an image (median)" if net is None else f"{distance_name(net)}, extrapolated where known"
             axes.set(
                 xlabel="network evaluations per image",
-                ylabel=f"{distance_name(net)}, extrapolated where known",
+                ylabel=what,
                 title=model,
                 xscale="log",
+                yscale="log" if apart else "linear",
             )
             name_lines(axes, ends)
     figure.savefig(path, format="png", dpi=120)
 
 
-def _error(measures: Mapping[str, float | None]) -> float:
+def _figure(row: Row, net: str | None) -> tuple[float, float]:
+    """What a row shows by a feature network, a distance and its standard error, or the median of its images' errors."""
+    if net is None:
+        return (row.error or {}).get("median") or math.nan, 0.0
+    measures = row.measures[net]
     name = "frechet" if measures.get("extrapolated") is None else "extrapolated"
-    return measures.get(f"{name}_error") or 0.0
-
-
-def _distance(measures: Mapping[str, float | None]) -> float:
-    value = measures.get("extrapolated")
-    value = measures.get("frechet") if value is None else value
-    return float("nan") if value is None else value
+    value = measures.get(name)
+    return math.nan if value is None else value, measures.get(f"{name}_error") or 0.0
