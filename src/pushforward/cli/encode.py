@@ -6,21 +6,18 @@ Examples are in `pushforward encode --help`.
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 
-from pushforward.cli._shared.checks import check_outputs
-from pushforward.cli._shared.codes import written
+from pushforward.cli._shared.codes import CodesOptions
 from pushforward.cli._shared.models import image_size, make_plan, open_model
 from pushforward.cli._shared.options import (
     ConditionOptions,
     ImageOptions,
     ImagesArgument,
     ModelArgument,
-    PictureOption,
     PipelineOptions,
     PlaceOptions,
     ReportOptions,
@@ -29,16 +26,14 @@ from pushforward.cli._shared.options import (
     grouped,
 )
 from pushforward.cli._shared.report import progress
-from pushforward.data.files import check_suffix
 from pushforward.data.inputs import Images
-from pushforward.data.pictures import picture_suffixes
 from pushforward.data.words import many
 from pushforward.maps.code import Code, batches
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.inversion import Encoding
 from pushforward.maps.normality import statistics
 from pushforward.maps.spec import noisy
-from pushforward.maps.storage import SUFFIX, header
+from pushforward.maps.storage import header
 
 __all__ = ["encode"]
 
@@ -63,10 +58,7 @@ def encode(
     seed: Annotated[int, typer.Option(help="Seed the path of states.")] = 0,
     batch: RowsOption = 64,
     inputs: ImageOptions,
-    out: Annotated[Path, typer.Option(help="Write the codes here (.safetensors), for `pushforward decode`.")] = Path(
-        "codes.safetensors"
-    ),
-    picture: PictureOption = None,
+    files: CodesOptions,
     place: PlaceOptions,
     pipeline: PipelineOptions,
     reports: ReportOptions,
@@ -83,10 +75,7 @@ def encode(
     pushforward encode fashion-vp data.npz --count 16 --solver ddpm --start 0.6 --label sneaker
     pushforward decode codes.safetensors --out again.png
     """
-    check_suffix(out, {SUFFIX}, "Codes")
-    if picture is not None:
-        check_suffix(picture, picture_suffixes())
-    check_outputs({"--out": out, "--picture": picture, "--json": reports.json}, inputs=images)
+    files.check(images, reports)
     inputs.check(images)
     condition.check()
     network = open_model(model, place, condition.negative, **pipeline.asked)
@@ -106,13 +95,12 @@ def encode(
     seconds = time.perf_counter() - seconds
     info = header(model, spec, diffusion, len(given.values))
     info |= {**place.kept, "images": given.names, "seed": seed}
-    code, again = written(out, [one.code for one in found], info, given, diffusion, batch=batch, picture=picture,
-                          quiet=reports.quiet)  # fmt: skip
+    code, again = files.write([one.code for one in found], info, given, diffusion, batch=batch, quiet=reports.quiet)
     report = {
         "model": model, "process": network.process.name, **{key: info[key] for key in ("solver", "settings", "times")},
         "steps": len(plan.steps) - 1, "start": spec.start, "labels": info["labels"], "guidance": guidance,
         "independent": independent, "sequential": sequential, "seed": seed, "nfe": plan.nfe, "seconds": seconds,
-        **_measured(given, again, found, code), "out": out,
+        **_measured(given, again, found, code), "out": files.out,
     }  # fmt: skip
     reports.tell(*given.notes, *(reason for _, reason in given.skipped))
     reports.tell(_summary(report, latent=network.decoder is not None))

@@ -8,15 +8,14 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 from torch import Tensor
 
-from pushforward.cli._shared.checks import check_outputs, in_vain
-from pushforward.cli._shared.codes import written
+from pushforward.cli._shared.checks import in_vain
+from pushforward.cli._shared.codes import CodesOptions
 from pushforward.cli._shared.models import image_size, make_plan, open_model
 from pushforward.cli._shared.options import (
     BatchOption,
@@ -24,7 +23,6 @@ from pushforward.cli._shared.options import (
     ImageOptions,
     ImagesArgument,
     ModelArgument,
-    PictureOption,
     PipelineOptions,
     PlaceOptions,
     ReportOptions,
@@ -32,9 +30,7 @@ from pushforward.cli._shared.options import (
     grouped,
 )
 from pushforward.cli._shared.report import progress
-from pushforward.data.files import check_suffix
 from pushforward.data.inputs import Images
-from pushforward.data.pictures import picture_suffixes
 from pushforward.data.words import many
 from pushforward.errors import PushforwardError
 from pushforward.evaluation.pairs import decibels
@@ -46,7 +42,7 @@ from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.inversion import Inversion, Record
 from pushforward.maps.normality import statistics
 from pushforward.maps.spec import SamplerSpec
-from pushforward.maps.storage import SUFFIX, header
+from pushforward.maps.storage import header
 from pushforward.model import Model
 from pushforward.plan import Plan
 from pushforward.plan.gddim import with_residuals
@@ -99,10 +95,7 @@ def invert(
     seed: Annotated[int, typer.Option(help="Seed the noise of level t_min.")] = 0,
     batch: BatchOption = 64,
     inputs: ImageOptions,
-    out: Annotated[Path, typer.Option(help="Write the codes here (.safetensors), for `pushforward decode`.")] = Path(
-        "codes.safetensors"
-    ),
-    picture: PictureOption = None,
+    files: CodesOptions,
     place: PlaceOptions,
     pipeline: PipelineOptions,
     reports: ReportOptions,
@@ -129,10 +122,7 @@ def invert(
     pushforward invert fashion-vp shoe.png --method optimise --solver ddpm --steps 20 --begin random
     pushforward decode codes.safetensors --out again.png
     """
-    check_suffix(out, {SUFFIX}, "Codes")
-    if picture is not None:
-        check_suffix(picture, picture_suffixes())
-    check_outputs({"--out": out, "--picture": picture, "--json": reports.json}, inputs=images)
+    files.check(images, reports)
     inputs.check(images)
     condition.check()
     _check_method(method, begin, clean=clean)
@@ -165,13 +155,12 @@ def invert(
         diffusion = replace(diffusion, plan=with_residuals(plan))
     info = header(model, spec, diffusion, len(given.values))
     info |= {**place.kept, "images": given.names, "seed": seed}
-    code, again = written(out, [one.code for one in found], info, given, diffusion, batch=batch, picture=picture,
-                          quiet=reports.quiet)  # fmt: skip
+    code, again = files.write([one.code for one in found], info, given, diffusion, batch=batch, quiet=reports.quiet)
     report = {
         "model": model, "process": network.process.name, **{key: info[key] for key in ("solver", "settings", "times")},
         "steps": len(plan.steps) - 1, "count": len(again), "labels": info["labels"], "guidance": guidance,
         "method": method, "clean": clean or method != "exact", "seed": seed, "tolerance": tolerance,
-        "notes": given.notes, "out": out,
+        "notes": given.notes, "out": files.out,
         **_measured(given, again, found, seconds, statistics(code.start), tolerance,
                     latent=network.decoder is not None),
     }  # fmt: skip
@@ -184,7 +173,7 @@ def invert(
         worst = max(missed, key=lambda image: image["error"])
         raise PushforwardError(
             f"{len(missed)} of {len(again)} codes miss the tolerance of {tolerance:g}, that of {worst['name']} with an "
-            f"error of {worst['error']:.1e}; all were written to {out}. Take more --steps or less --guidance"
+            f"error of {worst['error']:.1e}; all were written to {files.out}. Take more --steps or less --guidance"
             f"{'' if place.dtype == 'float32' else ', or --dtype float32'}."
         )
 

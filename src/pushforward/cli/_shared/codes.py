@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import typer
 from PIL import Image
 from torch import Tensor
 
+from pushforward.cli._shared.checks import check_outputs
 from pushforward.cli._shared.models import check_pictures, open_model, pick_device
-from pushforward.cli._shared.options import SHOWN, PlaceOptions
+from pushforward.cli._shared.options import PlaceOptions, ReportOptions
 from pushforward.cli._shared.report import progress
+from pushforward.data.files import check_suffix
 from pushforward.data.inputs import Images
-from pushforward.data.pictures import compared, save_image, sheet
+from pushforward.data.pictures import compared, picture_suffixes, save_image, sheet
 from pushforward.errors import PushforwardError
 from pushforward.execute import Parallel
 from pushforward.maps.code import Code
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.labels import Labels, named
-from pushforward.maps.storage import check_codes, decoder_of, load_codes, save_codes
+from pushforward.maps.storage import SUFFIX, check_codes, decoder_of, load_codes, save_codes
 from pushforward.model import Model
 from pushforward.model.contents import model_digest
 from pushforward.plan import Plan
 from pushforward.verbs.codes import decode_in_batches
 
-__all__ = ["decoded", "open_codes", "titled", "told", "written"]
+__all__ = ["CodesOptions", "decoded", "open_codes", "titled", "told"]
+
+SHOWN = 64  # images that a picture of reconstructions shows
 
 
 def open_codes(path: Path, source: str | None, device: str) -> tuple[Code, dict[str, Any], Diffusion]:
@@ -83,34 +88,51 @@ def decoded(diffusion: Diffusion, code: Code, batch: int, *, quiet: bool = False
         return decode_in_batches(there, code, batch, lambda _: bar.update())
 
 
-def written(
-    out: Path, codes: Sequence[Code], info: Mapping[str, Any], images: Images, diffusion: Diffusion, *, batch: int,
-    picture: Path | None, quiet: bool,
-) -> tuple[Code, Tensor]:  # fmt: skip
-    """Write the codes of images to a file, and decode what the file holds.
+@dataclass(frozen=True)
+class CodesOptions:
+    """Where the codes of images are written, and a picture of what they decode to."""
 
-    Args:
-        out: the file.
-        codes: codes of the images, batch after batch.
-        info: the file's header.
-        images: that the codes are of.
-        diffusion: decodes them, bound to the images' conditions.
-        batch: images at a time.
-        picture: picture of the images, each row above its reconstructions; `None`: none.
-        quiet: show no progress.
+    out: Annotated[
+        Path, typer.Option(help="Write the codes here (.safetensors), for `pushforward decode`.")
+    ] = Path("codes.safetensors")  # fmt: skip
+    picture: Annotated[
+        Path | None,
+        typer.Option(help=f"Write a picture of the first {SHOWN} images, each row above its reconstructions."),
+    ] = None
 
-    Returns:
-        The codes in the file, and the images that they decode to, on the CPU.
-    """
-    save_codes(out, Code.cat(codes), info)
-    code, _ = load_codes(out)  # what is on disk is what is checked
-    again = decoded(diffusion, code, batch, quiet=quiet)
-    if picture is not None:
-        errors = (again - images.values).flatten(1).abs().amax(1)[:SHOWN]
-        captions = [f"error {error:.1e}" for error in errors.tolist()]
-        save_image(compared([images.values[:SHOWN], again[:SHOWN]], names=["image", "its code, decoded"],
-                            captions=[(), captions]), picture)  # fmt: skip
-    return code, again
+    def check(self, images: Sequence[Path], reports: ReportOptions) -> None:
+        """Raise unless all can be written, and none of the images is replaced."""
+        check_suffix(self.out, {SUFFIX}, "Codes")
+        if self.picture is not None:
+            check_suffix(self.picture, picture_suffixes())
+        check_outputs({"--out": self.out, "--picture": self.picture, "--json": reports.json}, inputs=images)
+
+    def write(
+        self, codes: Sequence[Code], info: Mapping[str, Any], images: Images, diffusion: Diffusion, *, batch: int,
+        quiet: bool,
+    ) -> tuple[Code, Tensor]:  # fmt: skip
+        """Write the codes of images, and decode what the file holds.
+
+        Args:
+            codes: codes of the images, batch after batch.
+            info: the file's header.
+            images: that the codes are of.
+            diffusion: decodes them, bound to the images' conditions.
+            batch: images at a time.
+            quiet: show no progress.
+
+        Returns:
+            The codes in the file, and the images that they decode to, on the CPU.
+        """
+        save_codes(self.out, Code.cat(codes), info)
+        code, _ = load_codes(self.out)  # what is on disk is what is checked
+        again = decoded(diffusion, code, batch, quiet=quiet)
+        if self.picture is not None:
+            errors = (again - images.values).flatten(1).abs().amax(1)[:SHOWN]
+            captions = [f"error {error:.1e}" for error in errors.tolist()]
+            save_image(compared([images.values[:SHOWN], again[:SHOWN]], names=["image", "its code, decoded"],
+                                captions=[(), captions]), self.picture)  # fmt: skip
+        return code, again
 
 
 def titled(images: Tensor, title: str, model: Model, labels: Labels) -> Image.Image:

@@ -31,11 +31,9 @@ from pushforward.plan import SOLVERS
 
 __all__ = [
     "BatchOption", "ConditionOptions", "DeviceOption", "FitOption", "GuidanceOption", "ImageOptions", "ImagesArgument",
-    "JsonOption", "LabelOption", "ModelArgument", "NegativeOption", "PictureOption", "PipelineOptions", "PlaceOptions",
+    "JsonOption", "LabelOption", "ModelArgument", "NegativeOption", "PipelineOptions", "PlaceOptions",
     "PromptOption", "QuietOption", "ReportOptions", "SamplerOptions", "SeedOption", "grouped",
 ]  # fmt: skip
-
-SHOWN = 64  # images that a picture of reconstructions shows
 
 ModelArgument = Annotated[
     str, typer.Argument(help="Model: name of an embedded one, a folder, or a hub name of `diffusers`.")
@@ -73,10 +71,6 @@ FitOption = Annotated[
         help="Fit images of other proportions: crop cuts around the centre, pad fills the rest with white, stretch "
         "changes the proportions."
     ),
-]
-PictureOption = Annotated[
-    Path | None,
-    typer.Option(help=f"Write a picture of the first {SHOWN} images, each row above its reconstructions."),
 ]
 DeviceOption = Annotated[str, typer.Option(help="Run on cpu, cuda, cuda:1, mps …; auto takes a GPU if there is one.")]
 JsonOption = Annotated[
