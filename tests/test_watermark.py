@@ -207,6 +207,10 @@ def test_arguments_that_do_not_fit_are_refused():
             model.read_watermark(images, key="key", shifts=crops)
     with pytest.raises(pf.PushforwardError, match="no image here"):
         model.read_watermark(images[:0], key="key")
+    calls: list[object] = []
+    with pytest.raises(pf.PushforwardError, match=r"hold a message of 1 to .*; got 99"):
+        model.read_watermark(images, key="key", message=b"m" * 99, callback=calls.append)
+    assert not calls  # it is said before all work
 
 
 # -- commands ----------------------------------------------------------------------------------------------------------

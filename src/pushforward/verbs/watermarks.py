@@ -159,11 +159,15 @@ def read_watermark(
     for change, most in (("crop takes", crops), ("shift goes by", shifts)):
         if not 0 <= most < side:
             raise PushforwardError(f"A {change} at most {side - 1} pixels of a side of {side}; got {most}.")
-    most = longest(model.state_shape(1)[1:])
+    shape = model.state_shape(1)[1:]
+    most = max(1, min(_LENGTHS, longest(shape)))
     if told is not None:
         length = len(told)
-    lengths = range(1, max(1, min(_LENGTHS, most)) + 1) if length is None else whole_numbers("Lengths", length)
-    pattern = Ring(_bytes(key)) if ring else [Bits(_bytes(key), bytes_) for bytes_ in lengths]
+    lengths = range(1, most + 1) if length is None else whole_numbers("Lengths", length)
+    bits = [] if ring else [Bits(_bytes(key), bytes_) for bytes_ in lengths]
+    for one in bits:
+        one.check(shape)  # what is wrong is said before all work
+    pattern = bits or Ring(_bytes(key))
     there = diffusion_of(model, read_solver("ddim", steps=steps), labels=labels, guidance=guidance)
     there.model_for(len(images))
     found = []
