@@ -83,6 +83,11 @@ def furthest(images, others):
     return int((images.int() - others.int()).abs().max())
 
 
+def same_picture(name, files, path=None):
+    """That a command has written the page's picture, with its words."""
+    assert np.array_equal(pixels(files[name]), pixels(path or name)), name
+
+
 def unpack(files):
     for name, data in files.items():
         Path(name).write_bytes(data)
@@ -111,6 +116,7 @@ def test_samples_are_those_of_the_command_and_of_the_program(model, folder, sett
     found = last(sample.run(model, settings))
     assert torch.equal(made(*sample.command(settings)), to_bytes(found.images))
     assert torch.equal(ran(sample.program(settings))["images"], found.images)
+    same_picture("samples.png", found.files)
     unpack(found.files)
     again = made("decode", "codes.safetensors", "--out", "again.png")
     assert furthest(again, to_bytes(found.images)) <= (20 if settings.parallel else 1)
@@ -164,18 +170,19 @@ def test_solvers_are_compared_with_the_converged_images(model, folder):
     end = last(compare.run(model, settings))
     converged, *rows = end.entries
     assert [one.settings.solver for one in rows] == ["ddim", "ddim", "heun", "heun", "ddpm", "ddpm"]
-    assert [one.rounds <= calls for one, calls in zip(rows, (4, 9) * 3, strict=True)] == [True] * 6
+    assert [one.drawn.rounds <= calls for one, calls in zip(rows, (4, 9) * 3, strict=True)] == [True] * 6
     assert rows[0].error > rows[1].error > 0
     assert rows[4].error is rows[5].error is None
-    assert converged.evaluations == 100
+    assert converged.drawn.nfe == 100
     samplers = compare.samplers(model, settings)
     lines = compare.command(samplers).splitlines()
     for one, words in zip(end.entries, lines, strict=True):
-        assert torch.equal(made(*shlex.split(words)[1:]), to_bytes(one.images))
+        assert torch.equal(made(*shlex.split(words)[1:]), to_bytes(one.drawn.images))
         assert words.replace("'", "&#x27;") in end.table
-    assert all(Path(name).exists() for name in end.files)  # one for each row; all wrote to one
+    for name in end.files:
+        same_picture(name, end.files)  # one for each row; all wrote to one
     for one, images in zip(end.entries, ran(compare.program(samplers))["images"], strict=True):
-        assert torch.equal(one.images, images)
+        assert torch.equal(one.drawn.images, images)
 
 
 def test_a_comparison_has_rows_and_not_too_many(model):
@@ -234,11 +241,11 @@ def test_codes_are_those_of_the_command(model, photos, folder, method):
     theirs = load_tensors(Path("codes.safetensors").read_bytes())
     assert ours.keys() == theirs.keys()
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in ours)
+    same_picture("both.png", end.files)
     unpack(end.files)
     commanded(*walk, "--quiet")
-    between = pixels("between.png")
     assert len(end.between) == invert.FRAMES
-    assert between.shape[1] > 9 * 28
+    same_picture("between.png", end.files)
     again = ran(invert.program(settings, 2))
     assert float((again["again"] - again["images"]).abs().max()) < (1e-3 if method == "exact" else 1e-4)
     assert "perfect" in end.figures
@@ -303,6 +310,7 @@ def test_guided_images_are_those_of_the_command_and_of_the_program(model, photos
     commanded(*guide.command(settings), "--quiet")
     theirs = torch.stack([bytes_of(file) for file in sorted(Path("guided/samples").glob("*.png"))])
     assert furthest(theirs, to_bytes(end.images)) <= 1
+    same_picture("samples.png", end.files, "guided/samples.png")
     assert torch.allclose(ran(guide.program(settings))["found"].images, end.images, atol=1e-4)
     assert furthest(made("decode", "codes.safetensors", "--out", "again.png"), to_bytes(end.images)) <= 1
 

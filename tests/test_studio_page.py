@@ -268,7 +268,7 @@ def test_editing_and_inverting(visit, tmp_path):
     press(page, "Invert")
     page.locator("#invert-figures table").wait_for()
     assert page.locator("#invert-slider img").count() >= 2
-    assert {"codes.safetensors", "again.png", "picture-0.png"} <= set(downloaded(page, "codes").namelist())
+    assert {"codes.safetensors", "both.png", "picture-0.png"} <= set(downloaded(page, "codes").namelist())
 
 
 def test_inpainting_what_is_painted_over(visit):

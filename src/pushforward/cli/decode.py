@@ -13,7 +13,7 @@ import typer
 from torch import Tensor
 
 from pushforward.cli._shared.checks import check_outputs
-from pushforward.cli._shared.codes import decoded, open_codes, titled, told
+from pushforward.cli._shared.codes import decoded, open_codes, told
 from pushforward.cli._shared.labels import choose_labels
 from pushforward.cli._shared.options import (
     BatchOption,
@@ -26,6 +26,7 @@ from pushforward.cli._shared.options import (
 from pushforward.data.files import check_suffix
 from pushforward.data.pictures import check_each, picture_suffixes, save_each, save_image
 from pushforward.data.words import many
+from pushforward.verbs.sheets import titled
 
 __all__ = ["decode"]
 

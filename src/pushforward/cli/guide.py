@@ -53,6 +53,7 @@ from pushforward.maps.load import is_generator, load_generator
 from pushforward.maps.spec import SamplerSpec, parse
 from pushforward.maps.storage import header, save_codes
 from pushforward.model.contents import contents, model_digest
+from pushforward.verbs.sheets import chains_sheet
 
 __all__ = ["guide"]
 
@@ -424,9 +425,7 @@ def _write(found: Guided, schedule: Schedule | None, out: Path) -> None:
     chains = len(found.nfe)
     for i, (chain, image) in enumerate(zip(found.chain.tolist(), found.images, strict=True)):
         save_image(sheet(image[None], smallest=0), out / "samples" / f"{chain:03d}-{i // chains:03d}.png")
-    each = zip(found.chain.tolist(), found.energy.tolist(), strict=True)
-    captions = [f"chain {chain}\nenergy {energy:.3g}" for chain, energy in each]
-    save_image(sheet(found.images, captions=captions), out / "samples.png")
+    save_image(chains_sheet(found.images, found.energy.tolist(), found.chain.tolist()), out / "samples.png")
     if found.history:
         plot(found.history, 0 if schedule is None else schedule.warmed, out / "traces.png")
 

@@ -30,6 +30,7 @@ from pushforward.maps.code import Code
 from pushforward.maps.interpolation import average, similarity
 from pushforward.maps.interpolation import interpolate as between
 from pushforward.maps.storage import SUFFIX, full_name, save_codes
+from pushforward.verbs.sheets import walks
 
 __all__ = ["interpolate"]
 
@@ -82,12 +83,7 @@ def interpolate(
     began = time.perf_counter()
     images = decoded(diffusion.some(torch.tensor(own)), new, batch, quiet=reports.quiet)
     seconds = time.perf_counter() - began
-    if middle:
-        picture = sheet(images, columns=1)
-    else:
-        picture = sheet(images, columns=frames, heads=[f"{weight:.2g}" for weight in weights.tolist()],
-                        rows=[f"image {a} to {b}" for a, b in pairs])  # fmt: skip
-    save_image(picture, out)
+    save_image(sheet(images, columns=1) if middle else walks(images, weights.tolist(), pairs), out)
     told_labels = None if info["labels"] is None else [info["labels"][i] for i in own]
     if save is not None:
         name = full_name(model or info["model"])

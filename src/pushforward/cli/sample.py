@@ -17,7 +17,6 @@ from PIL import Image
 from torch import Tensor
 
 from pushforward.cli._shared.checks import check_outputs
-from pushforward.cli._shared.codes import titled
 from pushforward.cli._shared.models import check_pictures, open_model
 from pushforward.cli._shared.options import (
     BatchOption,
@@ -33,17 +32,17 @@ from pushforward.cli._shared.options import (
 from pushforward.cli._shared.report import progress, waiting
 from pushforward.data.files import check_suffix
 from pushforward.data.pictures import check_each, picture_suffixes, save_animation, save_each, save_image, sheet
-from pushforward.data.words import many
 from pushforward.errors import PushforwardError
 from pushforward.execute import Parallel, Progress, Round
 from pushforward.execute.distributed import join
-from pushforward.execute.remainder import LINEAR
 from pushforward.execute.system import relative_errors
 from pushforward.maps.adaptive import AdaptiveDiffusion
 from pushforward.maps.diffusion import Diffusion
 from pushforward.maps.labels import Labels, in_turn
 from pushforward.model import Model
 from pushforward.plan import Plan
+from pushforward.verbs.drawn import Drawn, draw
+from pushforward.verbs.sheets import drawn_sheet
 
 __all__ = ["sample"]
 
@@ -161,28 +160,29 @@ def sample(
 
     there = diffusion.run_by(parallel=method) if isinstance(diffusion, Diffusion) else diffusion
     started = time.perf_counter()
-    images, measured = _drawn(there, count, asked, watch, quiet=reports.quiet)
+    drawn = _drawn(there, count, asked, watch, quiet=reports.quiet)
+    images = drawn.images
+    measured: dict[str, Any] = {"rounds": drawn.rounds, "nfe": drawn.nfe}
+    if method is not None:
+        measured |= {"residual": drawn.residual, "diverged": drawn.diverged}
     measured["seconds"] = time.perf_counter() - started
     over = 0
     if check and method is not None and isinstance(there, Diffusion):
         started = time.perf_counter()
-        expected, _ = _drawn(there.run_by(parallel=None), count, asked, lambda _: None, quiet=reports.quiet)
+        plain = _drawn(there.run_by(parallel=None), count, asked, lambda _: None, quiet=reports.quiet)
         measured["speedup"] = (time.perf_counter() - started) / measured["seconds"]
-        errors = relative_errors(images, expected)
+        errors = relative_errors(images, plain.images)
         measured["relative_error"] = {"median": errors.quantile(0.5).item(), "worst": errors.max().item()}
         over = int((~(errors <= method.tolerance)).sum()) if method.rounds is None else 0
     if not main:
         return
-    title = f"{network.name}: {spec.solver}, {measured['nfe']:.0f} network evaluations per image, seed {seed}"
-    if "residual" in measured:
-        title += f"; {measured['rounds']} rounds"
-    save_image(titled(images, title, network, labels), out)
+    save_image(drawn_sheet(drawn, diffusion, spec.solver, seed), out)
     if each is not None:
         save_each(images, each)
     if animate is not None:
-        last = [] if "residual" in measured else [sheet(images[:batch]).convert("RGB")]
+        last = [] if method is not None else [sheet(images[:batch]).convert("RGB")]
         save_animation([*frames, *last], animate)
-    reports.tell(*([reason] if reason else []), _summary(out, count, measured, method))
+    reports.tell(*([reason] if reason else []), _summary(out, drawn, measured))
     reports.write({
         "model": model, "process": network.process.name, "solver": spec.solver, "settings": dict(diffusion.settings),
         "steps": None if plan is None else len(plan.steps) - 1, "times": diffusion.times.tolist(),
@@ -214,16 +214,14 @@ def _labels(network: Model, condition: ConditionOptions, count: int, reports: Re
 def _drawn(
     there: Diffusion | AdaptiveDiffusion, count: int, asked: dict[str, Any], watch: Callable[[Progress | Round], None],
     *, quiet: bool,
-) -> tuple[Tensor, dict[str, Any]]:  # fmt: skip
-    """Images, and what they took; `watch` is told of the first batch's network calls or rounds."""
-    calls = batches = evaluations = 0
-    plan, at_once = there.plan, there.parallel is not None
+) -> Drawn:  # fmt: skip
+    """Images, with a progress bar; `watch` is told of the first batch's network calls or rounds."""
+    batches, plan, at_once = 0, there.plan, there.parallel is not None
     total = None if plan is None or at_once else -(-count // asked["batch"]) * plan.nfe
     with progress("sampling", total=total, unit="round" if at_once else "call", quiet=quiet) as bar:
 
         def tell(step: Progress | Round) -> None:
-            nonlocal calls, batches, evaluations
-            calls, evaluations = calls + 1, evaluations + step.nfe
+            nonlocal batches
             batches += step.done == 1
             bar.update()
             if batches == 1:
@@ -231,19 +229,7 @@ def _drawn(
             if isinstance(step, Round):
                 bar.set_postfix_str(f"{step.active} to do, error {step.residual:.1e}")
 
-        if isinstance(there, Diffusion) and at_once:
-            found = list(there.solved(count, **asked, callback=tell))
-        else:
-            images = there.sample(count, **asked, callback=tell)
-            rounds = calls / batches if plan is None else plan.rounds  # adaptive steps differ by image
-            return images, {"rounds": rounds, "nfe": evaluations / count}
-    solutions = [solution for _, solution in found]
-    return torch.cat([images for images, _ in found]), {
-        "rounds": max(solution.rounds for solution in solutions),
-        "nfe": torch.cat([solution.nfe for solution in solutions]).double().mean().item(),
-        "residual": torch.cat([solution.residual for solution in solutions]).max().item(),
-        "diverged": int(torch.cat([solution.diverged for solution in solutions]).sum()),
-    }
+        return draw(there, count, **asked, callback=tell)
 
 
 def _check_at_once(plan: Plan | None, parallel: str | None, given: list[str]) -> None:
@@ -272,21 +258,9 @@ def _method(
 # -- what is written ---------------------------------------------------------------------------------------------------
 
 
-def _summary(out: Path, count: int, measured: dict[str, Any], method: Parallel | None) -> str:
-    text = f"{out}: {many(count, 'image')}, {many(measured['nfe'], 'network evaluation')} each"
-    if method is not None:
-        error, few = measured["residual"], method.rounds is not None
-        text += f" in {many(measured['rounds'], 'round')}"
-        if not few or error <= LINEAR:
-            text += f", error estimated at {error:.1e} at most{' against the same steps one by one' if few else ''}"
-        if not few and not error <= method.tolerance:
-            text += f" (above the tolerance of {method.tolerance:g}, which their precision may not allow; the estimate"
-            text += " is on the safe side, often far: --check measures the error)"
-    elif measured["rounds"] != measured["nfe"]:
-        text += f" in {measured['rounds']:.0f} rounds"
-    if measured.get("diverged"):
-        text += f" ({measured['diverged']} diverged and were run step by step)"
-    text += f", {count / measured['seconds']:.1f} images/s"
+def _summary(out: Path, drawn: Drawn, measured: dict[str, Any]) -> str:
+    text = f"{out}: {drawn}, {len(drawn.images) / measured['seconds']:.1f} images/s"
+    text += "; --check measures the error" * (drawn.vague and "relative_error" not in measured)
     if "relative_error" in measured:
         error = measured["relative_error"]
         text += f"; against step by step: relative error {error['median']:.1e} (worst {error['worst']:.1e}), "

@@ -20,16 +20,18 @@ from pushforward.studio._shared.controls import (
     wire,
 )
 from pushforward.studio._shared.live import live
-from pushforward.studio._shared.models import Shelf, sampler, steps_beside, take_turns
-from pushforward.studio._shared.pictures import copying, embedded, picture, row, table
+from pushforward.studio._shared.models import Shelf, sampler
+from pushforward.studio._shared.pictures import copying, embedded, row, table
 from pushforward.studio._shared.results import line, png
 from pushforward.studio._shared.told import Updates
 
 if TYPE_CHECKING:
+    from PIL import Image
     from torch import Tensor
 
     from pushforward.execute import Progress, Round
     from pushforward.verbs import Model
+    from pushforward.verbs.drawn import Drawn
 
 __all__ = ["Entry", "Settings", "Shown", "command", "layout", "program", "run"]
 
@@ -57,17 +59,15 @@ class Entry:
 
     Args:
         settings: the sampler's, as of the tab Sample.
-        images: in [-1, 1], `(count, channels, height, width)`.
-        evaluations: network evaluations of an image.
-        rounds: batched network calls, one after another.
+        drawn: its images, and what they took.
+        sheet: the picture of them that its command writes.
         seconds: in all.
         error: median relative distance to the converged images; `None` for a stochastic sampler.
     """
 
     settings: sample.Settings
-    images: Tensor
-    evaluations: float
-    rounds: int
+    drawn: Drawn
+    sheet: Image.Image
     seconds: float
     error: float | None
 
@@ -135,8 +135,8 @@ def run(model: Model, settings: Settings) -> Generator[Shown, None, None]:
             shown = Shown("", _table(model, entries), tuple(entries))
             entries.append(_entry(model, one, exact, lambda says, name=name, shown=shown:  # type: ignore[misc]
                                   tell(replace(shown, says=f"Making {name}: {says}"))))  # fmt: skip
-            exact = entries[0].images
-        files = {_file(k, one.settings): png(picture(one.images)) for k, one in enumerate(entries)}
+            exact = entries[0].drawn.images
+        files = {_file(k, one.settings): png(one.sheet) for k, one in enumerate(entries)}
         says = f"{many(len(rows) - 1, 'sampler')}, each from the same codes"
         return Shown(says, _table(model, entries), tuple(entries), files)
 
@@ -146,25 +146,23 @@ def run(model: Model, settings: Settings) -> Generator[Shown, None, None]:
 def _entry(model: Model, settings: sample.Settings, exact: Tensor | None, tell: Callable[[str], None]) -> Entry:
     from pushforward.execute import Round
     from pushforward.execute.system import relative_errors
-    from pushforward.maps.labels import UNSAID
+    from pushforward.verbs.drawn import draw
 
-    rounds, evaluations, began = 0, 0, time.perf_counter()
+    began = time.perf_counter()
+    there = sample.mapped(model, settings)
+    calls = 0
 
     def watch(step: Progress | Round) -> None:
-        nonlocal rounds, evaluations
-        rounds, evaluations = rounds + 1, evaluations + step.nfe
-        tell(f"{'round' if isinstance(step, Round) else 'call'} {rounds}")
+        nonlocal calls
+        calls += 1
+        tell(f"{'round' if isinstance(step, Round) else 'call'} {calls}")
 
-    steps = steps_beside(settings.solver, settings.steps)
-    images = model.sample(
-        settings.count, solver=settings.solver, steps=steps, guidance=settings.guidance, seed=settings.seed,
-        labels=take_turns(settings.what, settings.count) or UNSAID, callback=watch,
-    )  # fmt: skip
+    drawn = draw(there, settings.count, seed=settings.seed, callback=watch)
     seconds = time.perf_counter() - began
     error = None
-    if exact is not None and ("rk45" in settings.solver or not model.plan(settings.solver, steps).noises):
-        error = float(relative_errors(images, exact).quantile(0.5))
-    return Entry(settings, images, evaluations / settings.count, rounds, seconds, error)
+    if exact is not None and not there.noises:
+        error = float(relative_errors(drawn.images, exact).quantile(0.5))
+    return Entry(settings, drawn, sample.sheet_of(drawn, there, settings), seconds, error)
 
 
 def _table(model: Model, entries: Sequence[Entry]) -> str:
@@ -176,8 +174,8 @@ def _table(model: Model, entries: Sequence[Entry]) -> str:
         error = "" if k == 0 else "stochastic" if one.error is None else f"{one.error:.2g}"
         words = _line(k, one.settings, text=model.text is not None)
         copies = copying("Command", words) + copying("Python", sample.program(one.settings))
-        figures = [error, f"{one.evaluations:.0f}", str(one.rounds), f"{one.seconds:.1f}"]
-        rows.append([embedded(row(one.images), f"Images of {name}"), f"<b>{name}</b>", *figures, copies])
+        figures = [error, f"{one.drawn.nfe:.0f}", f"{one.drawn.rounds:.0f}", f"{one.seconds:.1f}"]
+        rows.append([embedded(row(one.drawn.images), f"Images of {name}"), f"<b>{name}</b>", *figures, copies])
     header = ["Images", "Solver", "Error", "Evaluations", "Rounds", "Seconds", "Copy"]
     return table(header, rows, "From the same codes; the error is relative to the converged images, their median",
                  first="40%")  # fmt: skip

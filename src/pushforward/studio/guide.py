@@ -14,7 +14,7 @@ from pushforward.studio._shared.controls import TakeAway, buttons, picture_area,
 from pushforward.studio._shared.live import live
 from pushforward.studio._shared.masks import PARTS, mask_file, mask_of
 from pushforward.studio._shared.models import Shelf, asked_what
-from pushforward.studio._shared.pictures import picture, preview, traces
+from pushforward.studio._shared.pictures import preview, traces
 from pushforward.studio._shared.results import Name, call, codes_file, line, png
 from pushforward.studio._shared.told import Updates
 from pushforward.studio._shared.uploads import Photo, photo_area, read_photo
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from pushforward.guidance.chains import Chains
     from pushforward.guidance.energies.energy import Energy
+    from pushforward.maps.code import Code
     from pushforward.verbs import Model
 
 __all__ = ["Settings", "Shown", "command", "energies", "layout", "program", "run"]
@@ -153,6 +154,7 @@ def _wish(model: Model, photo: Photo | None, mask: Tensor, words: list[str]) -> 
 def run(model: Model, photo: Photo | None, settings: Settings, clip: str | None = None) -> Generator[Shown, None, None]:
     """Move chains, and show them after every move; what is shown can be kept."""
     from pushforward.guidance.dynamics import SAMPLERS, Schedule
+    from pushforward.verbs.sheets import chains_sheet
 
     words = energies(settings, clip)
     if settings.like and photo is None:
@@ -169,9 +171,10 @@ def run(model: Model, photo: Photo | None, settings: Settings, clip: str | None 
         there = model.diffusion(settings.solver, labels=settings.what)
         start = there.draw(settings.chains, seed=settings.seed)
 
-        def files(images: Tensor, code: Any) -> dict[str, bytes]:
+        def files(images: Tensor, energies: Tensor, code: Code) -> dict[str, bytes]:
             codes = codes_file(settings.model, there, settings.solver, code)
-            return {**given, **codes, "samples.png": png(picture(images))}
+            samples = chains_sheet(images, energies.tolist(), range(len(images)))
+            return {**given, **codes, "samples.png": png(samples)}
 
         def watch(chains: Chains) -> None:
             nonlocal shown
@@ -183,7 +186,7 @@ def run(model: Model, photo: Photo | None, settings: Settings, clip: str | None 
                 return
             shown, images = now, chains.point.images.float().cpu()
             tell(Shown(says, preview(images), _traces(chains.history), images,
-                       files(images, start.with_variables(chains.variables))))  # fmt: skip
+                       files(images, record.energy, start.with_variables(chains.variables))))  # fmt: skip
 
         found = model.guide(
             wish, SAMPLERS[settings.sampler](), Schedule(settings.moves), solver=settings.solver, labels=settings.what,
@@ -193,7 +196,7 @@ def run(model: Model, photo: Photo | None, settings: Settings, clip: str | None 
         says = f"Mean energy {before:.4g} before, {after:.4g} after {many(settings.moves, 'move')}, "
         says += f"{time.perf_counter() - began:.1f} s"
         return Shown(says, preview(found.images), _traces(found.history), found.images,
-                     files(found.images, found.code))  # fmt: skip
+                     files(found.images, found.energy, found.code))  # fmt: skip
 
     yield from live(work)
 

@@ -27,6 +27,7 @@ __all__ = ["FRAMES", "METHODS", "Settings", "Shown", "commands", "layout", "prog
 
 METHODS = {"exact": "exact", "naive": "naive", "uni-inv": "uni-inv", "direct": "direct", "optimised": "optimise"}
 FRAMES = 9
+WEIGHTS = [k / (FRAMES - 1) for k in range(FRAMES)]  # of the second code in each
 DETERMINISTIC = ("ddim", "gddim:order=2", "dpm++", "unipc", "heun", "o-belm", "bdia")
 
 
@@ -87,6 +88,8 @@ def run(model: Model, photos: list[Photo], settings: Settings) -> Generator[Show
     """Find the codes of one or two pictures, decode them again, and of two what lies between."""
     import torch
 
+    from pushforward.verbs.sheets import reconstructed, walks
+
     images = torch.cat([photo.values for photo in photos])
 
     def work(tell: Callable[[Shown], None]) -> Shown:
@@ -108,9 +111,9 @@ def run(model: Model, photos: list[Photo], settings: Settings) -> Generator[Show
         seconds = time.perf_counter() - began
         frames = _frames(found) if len(photos) > 1 else None
         files = {f"picture-{k}.png": photo.file for k, photo in enumerate(photos)}
-        files |= _codes(found, settings) | {"again.png": png(picture(again, 0))}
+        files |= _codes(found, settings) | {"both.png": png(reconstructed(images, again))}
         if frames is not None:
-            files["between.png"] = png(row(frames))
+            files["between.png"] = png(walks(frames, WEIGHTS, [(0, 1)]))
         took = many(float(found.nfe.double().mean()), "network evaluation")
         checked = f" and {many(found.decoding, 'call')} of decoding" if found.decoding else ""
         return Shown(
@@ -129,7 +132,7 @@ def _frames(found: Inversion) -> Tensor:
 
     from pushforward.maps.interpolation import interpolate
 
-    weights = torch.linspace(0, 1, FRAMES, dtype=torch.float64)
+    weights = torch.tensor(WEIGHTS, dtype=torch.float64)
     between = interpolate(found.code[[0] * FRAMES], found.code[[1] * FRAMES], weights)
     with torch.no_grad():
         return found.pushforward.decode(between).float().cpu()

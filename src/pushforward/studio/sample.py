@@ -7,7 +7,6 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pushforward.data.words import many
 from pushforward.studio._shared.controls import (
     TakeAway,
     buttons,
@@ -20,7 +19,7 @@ from pushforward.studio._shared.controls import (
 )
 from pushforward.studio._shared.live import live
 from pushforward.studio._shared.models import Shelf, sampler, steps_beside, take_turns
-from pushforward.studio._shared.pictures import embedded, picture, preview, row, table, viewed
+from pushforward.studio._shared.pictures import embedded, preview, row, table, viewed
 from pushforward.studio._shared.results import Name, call, codes_file, line, png
 from pushforward.studio._shared.told import Updates
 
@@ -29,9 +28,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pushforward.execute import Progress, Round
+    from pushforward.maps.adaptive import AdaptiveDiffusion
+    from pushforward.maps.diffusion import Diffusion
     from pushforward.verbs import Model
+    from pushforward.verbs.drawn import Drawn
 
-__all__ = ["Settings", "Shown", "command", "layout", "program", "run"]
+__all__ = ["Settings", "Shown", "command", "layout", "mapped", "program", "run", "sheet_of"]
 
 COLUMNS = 12  # states of a round that are shown
 EVERY = 0.15  # seconds between pictures
@@ -95,22 +97,33 @@ def program(settings: Settings) -> str:
     return f"import pushforward as pf\n\nmodel = {call('pf.load', settings.model)}\nimages = {drawn}"
 
 
+def mapped(model: Model, settings: Settings) -> Diffusion | AdaptiveDiffusion:
+    """The map from codes to the images, bound to what each shows."""
+    from pushforward.execute import Parallel
+    from pushforward.maps.labels import UNSAID
+    from pushforward.verbs.samplers import map_of
+
+    there = map_of(
+        model, sampler(settings.solver, steps_beside(settings.solver, settings.steps)),
+        labels=take_turns(settings.what, settings.count) or UNSAID, guidance=settings.guidance,
+        parallel=Parallel(settings.tolerance) if settings.parallel else None,
+    )  # fmt: skip
+    return there.in_turn(settings.count)
+
+
 def run(model: Model, settings: Settings) -> Generator[Shown, None, None]:
     """Draw the images, and show them on the way."""
-    from pushforward.execute import Parallel, Round
-    from pushforward.maps.labels import UNSAID
-
-    steps = steps_beside(settings.solver, settings.steps)
-    labels = take_turns(settings.what, settings.count) or UNSAID
+    from pushforward.execute import Round
+    from pushforward.verbs.drawn import draw
 
     def work(tell: Callable[[Shown], None]) -> Shown:
-        began, shown, evaluations = time.perf_counter(), -1.0, 0
+        began, shown = time.perf_counter(), -1.0
         rows: list[list[str]] = []
         tell(Shown("Making the plan …"))
+        there = mapped(model, settings)
 
         def watch(step: Progress | Round) -> None:
-            nonlocal shown, evaluations
-            evaluations += step.nfe
+            nonlocal shown
             now = time.perf_counter() - began
             if isinstance(step, Round):
                 assert step.last is not None
@@ -123,15 +136,10 @@ def run(model: Model, settings: Settings) -> Generator[Shown, None, None]:
             shown = now if new else shown
             tell(Shown(says, preview(viewed(model, step.state)) if new else None))
 
-        images = model.sample(
-            settings.count, solver=settings.solver, steps=steps, labels=labels, guidance=settings.guidance,
-            seed=settings.seed, parallel=Parallel(settings.tolerance) if settings.parallel else None, callback=watch,
-        )  # fmt: skip
-        took = many(evaluations / settings.count, "network evaluation") + " each"
-        says = f"{many(settings.count, 'image')}, {took}" + (f" in {many(len(rows), 'round')}, " if rows else ", ")
-        says += f"{time.perf_counter() - began:.1f} s"
-        files = {"samples.png": png(picture(images)), **_codes(model, settings)}
-        return Shown(says, preview(images), _grid(rows) if rows else "", images, files)
+        drawn = draw(there, settings.count, seed=settings.seed, callback=watch)
+        files = {"samples.png": png(sheet_of(drawn, there, settings)), **_codes(there, settings)}
+        return Shown(f"{drawn}, {time.perf_counter() - began:.1f} s", preview(drawn.images),
+                     _grid(rows) if rows else "", drawn.images, files)  # fmt: skip
 
     yield from live(work)
 
@@ -152,16 +160,19 @@ def _grid(rows: list[list[str]]) -> str:
     return table(["Round, error", "Noise → image"], rows, "The first image: time across, rounds down")
 
 
-def _codes(model: Model, settings: Settings) -> dict[str, bytes]:
-    """The file of the images' codes, for `pushforward decode`; none where steps are chosen on the way."""
-    from pushforward.maps.labels import UNSAID, in_turn
+def sheet_of(drawn: Drawn, there: Diffusion | AdaptiveDiffusion, settings: Settings) -> Image.Image:
+    """The picture that the command writes."""
+    from pushforward.verbs.sheets import drawn_sheet
 
-    steps = steps_beside(settings.solver, settings.steps)
-    if sampler(settings.solver, steps).adaptive:
+    return drawn_sheet(drawn, there, sampler(settings.solver).solver, settings.seed)
+
+
+def _codes(there: Diffusion | AdaptiveDiffusion, settings: Settings) -> dict[str, bytes]:
+    """The file of the images' codes, for `pushforward decode`; none where steps are chosen on the way."""
+    from pushforward.maps.diffusion import Diffusion
+
+    if not isinstance(there, Diffusion):
         return {}
-    labels = take_turns(settings.what, settings.count) or in_turn(model, settings.count)
-    there = model.diffusion(settings.solver, steps, labels=UNSAID if labels is None else labels,
-                            guidance=settings.guidance)  # fmt: skip
     code = there.draw(settings.count, seed=settings.seed)
     return codes_file(settings.model, there, settings.solver, code)
 

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from PIL import Image
 from torch import Tensor
 
 from pushforward.cli._shared.checks import check_outputs
@@ -18,19 +17,18 @@ from pushforward.cli._shared.options import PlaceOptions, ReportOptions
 from pushforward.cli._shared.report import progress
 from pushforward.data.files import check_suffix
 from pushforward.data.inputs import Images
-from pushforward.data.pictures import compared, picture_suffixes, save_image, sheet
+from pushforward.data.pictures import picture_suffixes, save_image
 from pushforward.errors import PushforwardError
 from pushforward.execute import Parallel
 from pushforward.maps.code import Code
 from pushforward.maps.diffusion import Diffusion
-from pushforward.maps.labels import Labels, named
 from pushforward.maps.storage import SUFFIX, check_codes, decoder_of, load_codes, save_codes
-from pushforward.model import Model
 from pushforward.model.contents import model_digest
 from pushforward.plan import Plan
 from pushforward.verbs.codes import decode_in_batches
+from pushforward.verbs.sheets import reconstructed
 
-__all__ = ["CodesOptions", "decoded", "open_codes", "titled", "told"]
+__all__ = ["CodesOptions", "decoded", "open_codes", "told"]
 
 SHOWN = 64  # images that a picture of reconstructions shows
 
@@ -128,13 +126,5 @@ class CodesOptions:
         code, _ = load_codes(self.out)  # what is on disk is what is checked
         again = decoded(diffusion, code, batch, quiet=quiet)
         if self.picture is not None:
-            errors = (again - images.values).flatten(1).abs().amax(1)[:SHOWN]
-            captions = [f"error {error:.1e}" for error in errors.tolist()]
-            save_image(compared([images.values[:SHOWN], again[:SHOWN]], names=["image", "its code, decoded"],
-                                captions=[(), captions]), self.picture)  # fmt: skip
+            save_image(reconstructed(images.values[:SHOWN], again[:SHOWN]), self.picture)
         return code, again
-
-
-def titled(images: Tensor, title: str, model: Model, labels: Labels) -> Image.Image:
-    """Arrange a model's images under a title, each with what it shows; a single one stands alone."""
-    return sheet(images, title=title, captions=named(model, labels)) if len(images) > 1 else sheet(images)
