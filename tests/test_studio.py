@@ -135,7 +135,7 @@ def test_all_steps_at_once_are_a_table_of_rounds_and_states(model):
     rounds = end.rounds.count("<img")
     assert 0 < rounds <= 6
     assert end.rounds.count("<tr>") == rounds + 1
-    assert f"in {rounds} rounds" in end.says
+    assert f"in {rounds} rounds, error estimated at " in end.says
 
 
 def test_adaptive_steps_leave_no_codes(model):

@@ -217,6 +217,11 @@ def test_sampling_shows_rounds_and_hands_over_files(visit):
     archive = downloaded(page, "samples")
     assert set(archive.namelist()) == {"samples.png", "codes.safetensors", "settings.txt"}
     assert "--parallel" in archive.read("settings.txt").decode()
+    fill(page, "Solver", "nonsense")
+    press(page, "Sample")
+    says(page, "sample", "Unknown solver 'nonsense'")
+    for left in ("#sample-picture img", "#sample-rounds img", "#samples-files:enabled"):
+        assert not page.locator(left).count()  # it stood there, marked "Error"
 
 
 def test_what_is_written_while_a_model_is_loaded_stays(visit):

@@ -211,9 +211,8 @@ def layout(shelf: Shelf, model: Any) -> list[Any]:
         opened = shelf.open(settings.model)
         made = samplers(opened, settings)
         words, script = command(made, text=opened.text is not None), program(made)
-        news = run(opened, settings)
-        return taken.follow(news, words, script, says, {shown: ""}, lambda one: {shown: one.table})
+        return taken.follow(run(opened, settings), words, script, says, lambda one: {shown: one.table})
 
     inputs = {model, solvers, calls, what, count, guidance, seed}
-    wire(go, stop, act, inputs, [says, shown, *taken.components], says, shown)
+    wire(go, stop, act, inputs, says, {shown: ""}, taken)
     return [what]

@@ -209,8 +209,8 @@ def _change(shelf: Shelf, model: Any, photo: Any, source: Any) -> tuple[Any, Any
         words = "\n".join(line(command(settings, one, text=text, reads=reads)) for one in settings.methods)
         script = program(settings, settings.methods[0], given) if settings.methods else ""
         news = run(opened, other, given, settings)
-        return taken.follow(news, words, script, says, {shown: ""}, lambda one: {shown: one.row})
+        return taken.follow(news, words, script, says, lambda one: {shown: one.row})
 
     inputs = {model, photo, source, target, to, methods, start, steps, guidance, seed}
-    wire(go, stop, act, inputs, [says, shown, *taken.components], says, shown)
+    wire(go, stop, act, inputs, says, {shown: ""}, taken)
     return target, seed

@@ -251,7 +251,7 @@ def layout(shelf: Shelf, model: Any) -> list[Any]:
         words = line(command(settings, shelf.clip, text=opened.text is not None))
         script = program(settings, shelf.clip)
         news = run(opened, given, settings, shelf.clip)
-        return taken.follow(news, words, script, says, {curves: ""}, show)
+        return taken.follow(news, words, script, says, show)
 
     def show(news: Shown) -> dict[Any, Any]:
         return {shown: news.picture, curves: news.traces} if news.picture else {}
@@ -262,5 +262,5 @@ def layout(shelf: Shelf, model: Any) -> list[Any]:
     inputs = {
         model, coloured, colour, label, text, like, photo, part, weight, what, sampler, moves, chains, seed,
     }  # fmt: skip
-    wire(go, stop, act, inputs, [says, shown, curves, *taken.components], says, shown)
+    wire(go, stop, act, inputs, says, {shown: None, curves: ""}, taken)
     return [what]

@@ -189,7 +189,7 @@ def layout(shelf: Shelf, model: Any) -> list[Any]:
         mask = mask_of(data[editor], data[part], (given.values.shape[2], given.values.shape[3]))
         words, script = line(command(settings, text=opened.text is not None)), program(settings, given)
         news = run(opened, given, mask, settings)
-        return taken.follow(news, words, script, says, {}, lambda one: {shown: one.picture} if one.picture else {})
+        return taken.follow(news, words, script, says, lambda one: {shown: one.picture} if one.picture else {})
 
     @said
     def prepare(path: str | None, name: str) -> Any:
@@ -203,5 +203,5 @@ def layout(shelf: Shelf, model: Any) -> list[Any]:
     draw.click(take, [model, what, seed], photo, concurrency_id="models", show_progress="minimal",
                api_visibility="private")  # fmt: skip
     inputs = {model, photo, what, editor, part, solver, steps, repeats, draws, guidance, seed}
-    wire(go, stop, act, inputs, [says, shown, *taken.components], says, shown)
+    wire(go, stop, act, inputs, says, {shown: None}, taken)
     return [what]

@@ -196,8 +196,7 @@ def layout(shelf: Shelf, model: Any, photo: Any, other: Any, what: Any) -> None:
         many = len(photos)
         words = "\n".join(line(one) for one in commands(settings, many, text=opened.text is not None))
         script = program(settings, many)
-        cleared = {figures: "", at: gr.Slider(visible=False), walked: gr.Image(visible=False)}
-        return taken.follow(run(opened, photos, settings), words, script, says, cleared, show)
+        return taken.follow(run(opened, photos, settings), words, script, says, show)
 
     def show(news: Shown) -> dict[Any, Any]:
         changed: dict[Any, Any] = {}
@@ -214,4 +213,6 @@ def layout(shelf: Shelf, model: Any, photo: Any, other: Any, what: Any) -> None:
     at.change(lambda k, all_: all_[int(k)] if all_ else None, [at, frames], walked, show_progress="hidden",
               queue=False, api_visibility="private")  # fmt: skip
     inputs = {model, photo, other, two, what, method, solver, steps, guidance}
-    wire(go, stop, act, inputs, [says, slider, code, figures, frames, at, walked, *taken.components], says, slider)
+    hidden = gr.update(visible=False)
+    empty = {slider: None, code: None, figures: "", frames: (), at: hidden, walked: hidden}
+    wire(go, stop, act, inputs, says, empty, taken)

@@ -138,12 +138,12 @@ def layout(shelf: Shelf, model: Any) -> list[Any]:
     def act(data: Mapping[Any, Any]) -> Updates:
         settings = Settings(data[model], data[solver].strip(), int(data[steps]))
         words, script = line(command(settings)), program(settings)
-        yield {says: "Making the plan …", shown: "", **taken.begun(words, script)}
+        yield {taken.shell: words, taken.python: script}
         for news in run(shelf.open(settings.model), settings):
             files = {"plan.html": f"<!doctype html><title>{news.says}</title>{news.picture}".encode()}
             reading = "A row is a state, a column what it is made of; point at a cell to read it, or read all below."
             yield {says: f"{news.says}. {reading}", shown: news.picture,
                    **taken.handed(files, words, script)}  # fmt: skip
 
-    wire(go, stop, act, {model, solver, steps}, [says, shown, *taken.components], says, shown)
+    wire(go, stop, act, {model, solver, steps}, says, {shown: ""}, taken)
     return []

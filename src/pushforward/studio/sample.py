@@ -207,7 +207,7 @@ def layout(shelf: Shelf, model: Any) -> list[Any]:
         )  # fmt: skip
         opened = shelf.open(settings.model)
         words, script = line(command(settings, text=opened.text is not None)), program(settings)
-        return taken.follow(run(opened, settings), words, script, says, {rounds: ""}, show)
+        return taken.follow(run(opened, settings), words, script, says, show)
 
     def show(news: Shown) -> dict[Any, Any]:
         return {
@@ -217,5 +217,5 @@ def layout(shelf: Shelf, model: Any) -> list[Any]:
 
     parallel.change(lambda on: gr.Dropdown(visible=on), parallel, tolerance, queue=False, api_visibility="private")
     inputs = {model, what, solver, steps, count, guidance, seed, parallel, tolerance}
-    wire(go, stop, act, inputs, [says, shown, rounds, *taken.components], says, shown)
+    wire(go, stop, act, inputs, says, {shown: None, rounds: ""}, taken)
     return [what]

@@ -104,15 +104,11 @@ class TakeAway:
         self.files = gr.DownloadButton("Download results and settings", interactive=False, elem_id=f"{name}-files")
 
     @property
-    def components(self) -> list[Any]:
-        """All that changes."""
-        return [self.shell, self.python, self.files]
-
-    def begun(self, command: str, program: str) -> dict[Any, Any]:
-        """What changes as work begins."""
+    def none(self) -> dict[Any, Any]:
+        """All of it as there is no result."""
         import gradio as gr
 
-        return {self.shell: command, self.python: program, self.files: gr.DownloadButton(interactive=False)}
+        return {self.shell: "", self.python: "", self.files: gr.update(interactive=False)}
 
     def handed(self, files: Mapping[str, bytes], command: str, program: str) -> dict[Any, Any]:
         """What changes as files are there, if they are."""
@@ -131,7 +127,6 @@ class TakeAway:
         command: str,
         program: str,
         says: Any,
-        cleared: Mapping[Any, Any],
         show: Callable[[_News], Mapping[Any, Any]],
     ) -> Updates:
         """Updates of a tab's outputs as its work goes on.
@@ -141,10 +136,9 @@ class TakeAway:
             command: the command that makes the same.
             program: the program.
             says: the output that tells how far it is.
-            cleared: other outputs as the work begins.
             show: new values of the tab's own outputs.
         """
-        yield {says: "Waiting for the model …", **cleared, **self.begun(command, program)}
+        yield {self.shell: command, self.python: program}
         for one in news:
             yield {says: one.says, **show(one), **self.handed(one.files, command, program)}
 
@@ -154,9 +148,9 @@ def wire(
     stop: Any,
     act: Callable[[Any], Updates],
     inputs: set[Any],
-    outputs: list[Any],
     says: Any,
-    busy: Any,
+    empty: Mapping[Any, Any],
+    taken: TakeAway,
 ) -> None:
     """Have a button start work, one visitor's after another's, and another one stop it.
 
@@ -165,15 +159,17 @@ def wire(
         stop: stops it.
         act: given the values of the inputs, yields new values of some outputs.
         inputs: whose values it takes.
-        outputs: that it changes.
         says: the output that tells how far it is.
-        busy: the one that shows that there is work, or a place in the queue.
+        empty: the tab's own outputs, each with what it is without a result. The first shows that there is work, or a
+            place in the queue.
+        taken: the result to take away.
     """
+    none = {**empty, **taken.none}  # lest what an earlier run has left is taken for this one's, which may fail
     # A click before the work has really ended is lost, so the button shows when it can be pressed.
     go.click(None, None, [go, stop], js=_pressable(False), api_visibility="private")
     event = go.click(
-        spoken(act, says), inputs, outputs, concurrency_id="models", concurrency_limit=1, show_progress="minimal",
-        show_progress_on=busy, api_visibility="private", trigger_mode="once",
+        spoken(act, says, none), inputs, [says, *none], concurrency_id="models", concurrency_limit=1,
+        show_progress="minimal", show_progress_on=next(iter(empty)), api_visibility="private", trigger_mode="once",
     )  # fmt: skip
     stop.click(lambda: "Stopped.", None, says, cancels=[event], queue=False, api_visibility="private")
     for ended in (event.success, event.failure):  # stopping is a failure

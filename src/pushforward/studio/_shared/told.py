@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from functools import wraps
 from html import escape
 from typing import Any, TypeVar
@@ -43,11 +43,18 @@ def said(function: Callable[..., T]) -> Callable[..., T]:
     return told
 
 
-def spoken(function: Callable[[Any], Updates], says: Any) -> Callable[[Any], Updates]:
-    """The generator of updates, with its errors told in the page, and in its output `says`, where they stay."""
+def spoken(function: Callable[[Any], Updates], says: Any, none: Mapping[Any, Any]) -> Callable[[Any], Updates]:
+    """The generator of updates, with its errors told in the page, and in its output `says`, where they stay.
+
+    Args:
+        function: the generator.
+        says: the output.
+        none: what other outputs are before the first update.
+    """
 
     @wraps(function)
     def told(data: Any) -> Updates:
+        yield {says: "Waiting for the model …", **none}
         try:
             yield from function(data)
         except Exception as error:
