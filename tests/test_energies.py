@@ -507,7 +507,7 @@ def test_torchscript_and_fashion(tmp_path):
     trouser[..., 8:26, 13:15] = -1
     assert fashion.number("ankle boot") == 9
     assert fashion.logits(trouser).argmax() == fashion.number("trouser")
-    with pytest.raises(PushforwardError, match=r"got 32x32, 3 channels\. Take another network\.$"):
+    with pytest.raises(PushforwardError, match=r"of 32x32, 3 channels\. Take a model of such images"):
         fashion.logits(torch.zeros(1, 3, 32, 32))
     energy = classifier(fashion, "sandal")
     images = trouser.requires_grad_()

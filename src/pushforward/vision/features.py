@@ -214,8 +214,8 @@ class FashionNet(nn.Module):
         if images.shape[1:] != (1, 28, 28):
             channels, height, width = images.shape[1:]
             raise PushforwardError(
-                f"The network fashion reads grey images of 28x28, 1 channel; got {height}x{width}, "
-                f"{many(channels, 'channel')}. Take another network."
+                f"The network fashion reads grey images of 28x28; these are of {height}x{width}, "
+                f"{many(channels, 'channel')}. Take a model of such images, as fashion-vp, or another network."
             )
         return self.body((images.float() / 255 - 0.286) / 0.353)
 
