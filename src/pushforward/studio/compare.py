@@ -46,7 +46,7 @@ class Settings:
 
     model: str
     solvers: tuple[str, ...] = ("ddim", "gddim:order=2", "dpm++", "unipc")
-    calls: tuple[int, ...] = (5, 10, 20)
+    nfe: tuple[int, ...] = (5, 10, 20)
     count: int = 4
     what: tuple[str, ...] = ()
     guidance: float | None = None
@@ -83,22 +83,24 @@ class Shown:
 
 
 def samplers(model: Model, settings: Settings) -> list[sample.Settings]:
-    """The rows to be made: converged images, and each solver with the most steps that a budget of calls allows.
+    """The rows to be made: converged images, and each solver with the most steps of so many network evaluations.
 
     Raises:
-        PushforwardError: no solver or budget, more rows than a page shows, or a budget too small for a solver.
+        PushforwardError: no solver or number, more rows than a page shows, or too few evaluations for a solver.
     """
-    if not 0 < len(settings.solvers) * len(settings.calls) <= ROWS:
-        raise PushforwardError(f"Choose solvers and numbers of calls: at least one row, and at most {ROWS}.")
+    if not 0 < len(settings.solvers) * len(settings.nfe) <= ROWS:
+        raise PushforwardError(
+            f"Choose solvers and numbers of network evaluations: at least one row, and at most {ROWS}."
+        )
     plain = sample.Settings(settings.model, settings.count, what=settings.what, guidance=settings.guidance,
                             seed=settings.seed)  # fmt: skip
     rows = {replace(plain, solver=CONVERGED): None}
     for solver in settings.solvers:
-        for calls in settings.calls:
+        for nfe in settings.nfe:
             if "steps=" in solver or solver.startswith("rk45"):
                 rows[replace(plain, solver=solver)] = None
             else:
-                rows[replace(plain, solver=solver, steps=sampler(solver).calling(model, calls).steps)] = None
+                rows[replace(plain, solver=solver, steps=sampler(solver).calling(model, nfe).steps)] = None
     return list(rows)
 
 
@@ -177,8 +179,8 @@ def _table(model: Model, entries: Sequence[Entry]) -> str:
         figures = [error, f"{one.drawn.nfe:.0f}", f"{one.drawn.rounds:.0f}", f"{one.seconds:.1f}"]
         rows.append([embedded(row(one.drawn.images), f"Images of {name}"), f"<b>{name}</b>", *figures, copies])
     header = ["Images", "Solver", "Error", "Evaluations", "Rounds", "Seconds", "Copy"]
-    return table(header, rows, "From the same codes; the error is relative to the converged images, their median",
-                 first="40%")  # fmt: skip
+    says = "From the same codes; the error is relative to the converged images, their median; evaluations of the "
+    return table(header, rows, says + "network are those of an image", first="40%")
 
 
 def layout(shelf: Shelf, model: Any) -> list[Any]:
@@ -190,7 +192,8 @@ def layout(shelf: Shelf, model: Any) -> list[Any]:
         with gr.Column(scale=1, min_width=300):
             solvers = gr.Dropdown(list(OFFERED), value=list(standard.solvers), label="Solvers", multiselect=True,
                                   allow_custom_value=True, info="With settings after colons if need be.")  # fmt: skip
-            calls = gr.CheckboxGroup([3, 5, 10, 20, 50, 100], value=list(standard.calls), label="Network calls")
+            nfe = gr.CheckboxGroup([3, 5, 10, 20, 50, 100], value=list(standard.nfe), label="Network evaluations",
+                                   info="Of an image, at most.")  # fmt: skip
             what = what_choice("Draw", "Classes or prompts; images take them in turn. Empty: all.", multiple=True)
             count = gr.Slider(1, 8, standard.count, step=1, label="Images")
             with gr.Row():
@@ -204,7 +207,7 @@ def layout(shelf: Shelf, model: Any) -> list[Any]:
 
     def act(data: Mapping[Any, Any]) -> Updates:
         settings = Settings(
-            model=data[model], solvers=tuple(data[solvers] or ()), calls=tuple(map(int, data[calls] or ())),
+            model=data[model], solvers=tuple(data[solvers] or ()), nfe=tuple(map(int, data[nfe] or ())),
             count=int(data[count]), what=tuple(data[what] or ()), guidance=data[guidance] or None,
             seed=int(data[seed] or 0),
         )  # fmt: skip
@@ -213,6 +216,6 @@ def layout(shelf: Shelf, model: Any) -> list[Any]:
         words, script = command(made, text=opened.text is not None), program(made)
         return taken.follow(run(opened, settings), words, script, says, lambda one: {shown: one.table})
 
-    inputs = {model, solvers, calls, what, count, guidance, seed}
+    inputs = {model, solvers, nfe, what, count, guidance, seed}
     wire(go, stop, act, inputs, says, {shown: ""}, taken)
     return [what]
