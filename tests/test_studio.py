@@ -449,9 +449,11 @@ def test_programs_have_the_words_that_were_said():
 
 def test_what_is_taken_away_says_how_it_was_made():
     words = line(["sample", NAME, "--label", "ankle boot"])
-    archive = zipfile.ZipFile(io.BytesIO(packed({"a.png": b"1"}, words, "pass")))
+    archive = zipfile.ZipFile(io.BytesIO(packed({"a.png": b"1"}, "Move 7 of 60", words, "pass")))
     assert set(archive.namelist()) == {"a.png", "settings.txt"}
-    assert "--label 'ankle boot'" in archive.read("settings.txt").decode()
+    text = archive.read("settings.txt").decode()
+    assert text.startswith("# Move 7 of 60\n")  # of chains that were stopped, which the command does not stop
+    assert "--label 'ankle boot'" in text
 
 
 def test_what_is_listed_without_torch_is_what_there_is():

@@ -143,7 +143,7 @@ def layout(shelf: Shelf, model: Any) -> list[Any]:
             files = {"plan.html": f"<!doctype html><title>{news.says}</title>{news.picture}".encode()}
             reading = "A row is a state, a column what it is made of; point at a cell to read it, or read all below."
             yield {says: f"{news.says}. {reading}", shown: news.picture,
-                   **taken.handed(files, words, script)}  # fmt: skip
+                   **taken.handed(files, news.says, words, script)}  # fmt: skip
 
     wire(go, stop, act, {model, solver, steps}, says, {shown: ""}, taken)
     return []

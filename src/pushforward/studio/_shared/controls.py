@@ -110,14 +110,14 @@ class TakeAway:
 
         return {self.shell: "", self.python: "", self.files: gr.update(interactive=False)}
 
-    def handed(self, files: Mapping[str, bytes], command: str, program: str) -> dict[Any, Any]:
+    def handed(self, files: Mapping[str, bytes], says: str, command: str, program: str) -> dict[Any, Any]:
         """What changes as files are there, if they are."""
         import gradio as gr
         from gradio.processing_utils import save_bytes_to_cache
 
         if not files:
             return {}
-        data = packed(files, command, program)
+        data = packed(files, says, command, program)
         path = save_bytes_to_cache(data, f"{self.name}.zip", self.files.GRADIO_CACHE)
         return {self.files: gr.DownloadButton(value=path, interactive=True)}
 
@@ -140,7 +140,7 @@ class TakeAway:
         """
         yield {self.shell: command, self.python: program}
         for one in news:
-            yield {says: one.says, **show(one), **self.handed(one.files, command, program)}
+            yield {says: one.says, **show(one), **self.handed(one.files, one.says, command, program)}
 
 
 def wire(

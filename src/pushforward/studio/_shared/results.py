@@ -83,11 +83,12 @@ def codes_file(source: str, there: Diffusion, solver: str, code: Code) -> dict[s
         return {path.name: path.read_bytes()}
 
 
-def packed(files: Mapping[str, bytes], command: str, program: str) -> bytes:
-    """Files, and in `settings.txt` the command and the program, as one `.zip`."""
+def packed(files: Mapping[str, bytes], says: str, command: str, program: str) -> bytes:
+    """Files, and in `settings.txt` what the page says of them, the command and the program, as one `.zip`."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, data in files.items():
             archive.writestr(name, data)
-        archive.writestr("settings.txt", f"# The same on the command line:\n{command}\n\n# In Python:\n{program}\n")
+        settings = f"# {says}\n\n# The same on the command line:\n{command}\n\n# In Python:\n{program}\n"
+        archive.writestr("settings.txt", settings)
     return file.getvalue()
