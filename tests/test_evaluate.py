@@ -357,7 +357,7 @@ def test_two_processes_give_the_same_figures(world, tmp_path):
         (["--guidance", "2", "--seed", "-1"], "seed must not be negative"),
         (["--seed", str(2**63)], "have less than 64 bits; got"),
         (["--solvers", "rk45:parallel=preconditioned"], "cannot be taken at once"),
-        (["--solvers", "ddim:eta=high"], "does not take these settings"),
+        (["--solvers", "ddim:eta=high"], "takes a number as eta; got 'high'"),
         (["--solvers", "gddim:reference=spectra"], "data, spectrum or the variance"),
         (["--size", "9"], "the data are 1x9x9"),
         (["--features", "fashion"], "28x28"),

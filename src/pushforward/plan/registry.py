@@ -65,6 +65,9 @@ def plan_of(process: Process, solver: str, times: Tensor | Sequence[float], sett
     return repeated(partial(SOLVERS[solver], **own), process, grid, repeats)
 
 
+_KINDS: Mapping[object, str] = {int: "a whole number", float: "a number", bool: "true or false"}
+
+
 def check_settings(what: str, function: Callable[..., object], settings: Mapping[str, object]) -> None:
     """Raise unless `function` has keyword arguments of these names, and they take these words.
 
@@ -84,3 +87,5 @@ def check_settings(what: str, function: Callable[..., object], settings: Mapping
         words = [word for kind in kinds for word in get_args(kind) or (kind,) if isinstance(word, str)]
         if words and value not in words and not (value is None and NoneType in kinds):
             raise PushforwardError(f"{what} takes {name} of {', '.join(words)}; got {value!r}.")
+        if isinstance(value, str) and (kind := _KINDS.get(known[name])):
+            raise PushforwardError(f"{what} takes {kind} as {name}; got {value!r}.")
