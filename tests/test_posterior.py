@@ -485,7 +485,7 @@ def test_a_step_into_infinity_is_refused_by_adjusted_chains_and_named_by_others(
     found = guide(toy, wall, Dynamics(1.0), Schedule(30, 0), chains=50, begin=begin)
     assert found.code.start[:, 0].abs().max() < 1
     assert found.code.start[:, 0].var() == pytest.approx(0.2911, rel=0.5)  # of a normal cut at 1; 50 draws: 20%
-    with pytest.raises(PushforwardError, match="diverged in step"):
+    with pytest.raises(PushforwardError, match="diverged in move"):
         guide(toy, wall, langevin(1.0), Schedule(30, 0), chains=50, begin=begin)
 
 

@@ -255,7 +255,7 @@ def _moved(target: Target, chains: Chains, sampler: Dynamics, schedule: Schedule
     if not sampler.adjusted and not bool(probability.all()):
         chain = first + int((probability == 0).nonzero()[0, 0]) % count
         raise PushforwardError(
-            f"Chain {chain} diverged in step {step + 1}: its image is far outside the data, or its energy not finite. "
+            f"Chain {chain} diverged in move {step + 1}: its image is far outside the data, or its energy not finite. "
             "Take a smaller step size, or mala."
         )
     if ladder is None:
