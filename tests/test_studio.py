@@ -315,6 +315,19 @@ def test_guided_images_are_those_of_the_command_and_of_the_program(model, photos
     assert furthest(made("decode", "codes.safetensors", "--out", "again.png"), to_bytes(end.images)) <= 1
 
 
+def test_the_parts_of_a_reference_weigh_as_much_as_all_of_it(model, photos):
+    """A part weighed a hundred times as much, and every chain diverged or stood still at the page's own weight."""
+    images = torch.stack([photos[1].values[0], -photos[0].values[0]])
+    code = model.diffusion("ddim", 2).draw(2, seed=0)
+
+    def energy(like, part):
+        words = guide.energies(guide.Settings(NAME, like=like, part=part))
+        return guide._wish(model, photos[0], mask_of(None, part, (28, 28)), words)(images, code)
+
+    halves = energy("a part of it", "left half") + energy("a part of it", "right half")
+    torch.testing.assert_close(halves, energy("all of it", "middle"))  # float32 sums of 784 squares
+
+
 def test_only_the_energies_of_the_page_can_be_asked_for(model):
     for words in ("bag:weight=9", "x:model=/etc/passwd", "a=b"):
         for settings in (guide.Settings(NAME, label=words), guide.Settings(NAME, text=words)):

@@ -127,9 +127,8 @@ def run(model: Model, other: Model | None, photo: Photo, settings: Settings) -> 
             images[method] = found.images
             files[f"{method}.png"] = png(picture(found.images, 0))
             words = line(command(settings, method, text=model.text is not None, reads=reads))
-            says = (
-                f"{many(found.nfe, 'evaluation')}, {many(found.rounds, 'round')}, {time.perf_counter() - began:.1f} s"
-            )
+            took = f"{many(found.nfe, 'network evaluation')}, {many(found.rounds, 'round')}"
+            says = f"{took}, {time.perf_counter() - began:.1f} s"
             copies = copying("Command", words) + copying("Python", program(settings, method, photo))
             shown.append((picture(found.images), method, says + copies))
         says = f"{many(len(images), 'result')}, from the same picture and seed"

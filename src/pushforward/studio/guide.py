@@ -100,7 +100,7 @@ def energies(settings: Settings, clip: str | None = None) -> list[str]:
         found.append(f"clip:{settings.text}:model={clip}:{weight}")
     if settings.like:
         kind = REFERENCES[settings.like]
-        mask = "mask=mask.png:" if kind == "masked" else ""
+        mask = "mask=mask.png:deviation=1:" if kind == "masked" else ""  # as far as the others reach by one weight
         found.append(f"{kind}:picture-0.png:{mask}{weight}")
     if not found:
         raise PushforwardError("Choose at least one energy: a colour, a class, a text or a reference.")
