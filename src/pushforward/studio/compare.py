@@ -179,8 +179,8 @@ def _table(model: Model, entries: Sequence[Entry]) -> str:
         figures = [error, f"{one.drawn.nfe:.0f}", f"{one.drawn.rounds:.0f}", f"{one.seconds:.1f}"]
         rows.append([embedded(row(one.drawn.images), f"Images of {name}"), f"<b>{name}</b>", *figures, copies])
     header = ["Images", "Solver", "Error", "Evaluations", "Rounds", "Seconds", "Copy"]
-    says = "From the same codes; the error is relative to the converged images, their median; evaluations of the "
-    return table(header, rows, says + "network are those of an image", first="40%")
+    says = "From the same codes; the error is the images' median, relative to the converged ones, and evaluations of "
+    return table(header, rows, says + "the network are counted per image", first="40%")
 
 
 def layout(shelf: Shelf, model: Any) -> list[Any]:
