@@ -49,9 +49,15 @@ def make_page(shelf: Shelf) -> Any:
 
         # What was written for another model goes at once, not as the model is loaded: then there are new words.
         empty = json.dumps([[] if one.multiselect else None for one in told])
-        model.change(None, None, told, js=f"() => {empty}", api_visibility="private")
+        model.input(None, None, told, js=f"() => {empty}", api_visibility="private")
         for event in (page.load, model.change):
             event(said(offer), model, told, show_progress="hidden", api_visibility="private")
+        # A reload of the page would lose what is written and chosen.
+        kinds = (gr.Dropdown, gr.Slider, gr.Number, gr.Checkbox, gr.CheckboxGroup, gr.Radio, gr.Textbox, gr.ColorPicker)
+        controls = [one for one in page.blocks.values() if isinstance(one, kinds)]
+        kept = gr.BrowserState([one.value for one in controls])
+        page.load(None, kept, controls, js="kept => kept", api_visibility="private")
+        gr.on([one.input for one in controls], None, controls, kept, js="(...all) => [all]", api_visibility="private")
     page.queue(default_concurrency_limit=1, max_size=32)
     return page
 
