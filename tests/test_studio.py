@@ -216,9 +216,21 @@ def test_translations_are_those_of_the_command_and_of_the_program(folder):
     assert torch.equal(ran(edit.program(settings, "stochastic", photo))["edited"], end.images["stochastic"])
 
 
-def test_a_method_that_fails_is_told_beside_those_that_do_not(model, photos):
-    settings = edit.Settings(NAME, "sneaker", "no such thing", methods=("sdedit",), steps=4)
-    assert "no class" in last(edit.run(model, None, photos[0], settings)).row
+def test_a_method_that_fails_is_told_beside_those_that_do_not_and_once_where_all_do(model, photos, monkeypatch):
+    settings = edit.Settings(NAME, "sneaker", "no such thing", methods=edit.METHODS, steps=4)
+    with pytest.raises(PushforwardError, match="no class"):
+        last(edit.run(model, None, photos[0], settings))
+
+    def changed(*arguments, works=edit._changed):
+        if "direct" in arguments:
+            raise PushforwardError("It finds no codes.")
+        return works(*arguments)
+
+    monkeypatch.setattr(edit, "_changed", changed)
+    settings = edit.Settings(NAME, "sneaker", "bag", methods=("sdedit", "direct"), steps=4)
+    end = last(edit.run(model, None, photos[0], settings))
+    assert set(end.images) == {"sdedit"}
+    assert "It finds no codes." in end.row
 
 
 def test_an_edit_needs_to_be_told_what_to_edit(model, photos):

@@ -99,7 +99,7 @@ def run(model: Model, other: Model | None, photo: Photo, settings: Settings) -> 
         settings: how.
 
     Raises:
-        PushforwardError: no method, or no text or class to edit by.
+        PushforwardError: no method, or none that works, or no text or class to edit by.
     """
     if not settings.methods:
         raise PushforwardError("Choose at least one method.")
@@ -122,6 +122,8 @@ def run(model: Model, other: Model | None, photo: Photo, settings: Settings) -> 
             try:
                 found = _changed(model, other, photo, settings, method, watch)
             except PushforwardError as error:
+                if not images and method == settings.methods[-1]:
+                    raise  # once, not as often as there are methods
                 shown.append((None, method, escape(str(error))))
                 continue
             images[method] = found.images
