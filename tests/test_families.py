@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 import pushforward as pf
 from support.conformance import examine, first_order, relative
 from support.families import FAMILIES
+from support.families.sounds import ace_step
 from support.families.tiny import Tiny
 from support.families.unets import SQUARE, stable
 
@@ -122,15 +123,37 @@ def test_what_acts_in_some_steps_only_is_refused(name: str, more: dict[str, Any]
         pf.from_pipeline(tiny.pipe, **{**tiny.call, **more})
 
 
-def test_what_acts_in_some_times_only_is_asked_at_its_time() -> None:
-    """Guidance ends at a noise level of .1: all steps at once must not guide those beyond, as the first is."""
-    tiny = FAMILIES["Z-Image"]()
-    model = pf.from_pipeline(tiny.pipe, **{**tiny.call, "guidance_scale": 3.0, "cfg_truncation": 0.9})
-    alone = model.sample(1, solver="ddim", steps=50, seed=1)
-    assert (
-        relative(model.sample(1, solver="ddim", steps=50, seed=1, parallel=pf.Parallel(tolerance=1e-5)), alone)
-        < ROUNDING
-    )
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("Z-Image", {"guidance_scale": 3.0, "cfg_truncation": 0.9}),  # guidance ends at a noise level of .1
+        ("PAG SDXL", {"pag_scale": 3.0, "pag_adaptive_scale": 0.1}),  # acts above timestep 970
+        ("Lumina", {"scaling_watershed": 0.98}),  # and this below a noise level of .02
+        ("Wan 2.2 two experts image", {}),  # the first of them above .9
+    ],
+)
+def test_what_acts_in_some_times_only_is_asked_at_its_time(name: str, more: dict[str, Any]) -> None:
+    """Rows at many times are answered as each alone, whichever row comes first."""
+    tiny = FAMILIES[name]()
+    tiny.pipe.set_progress_bar_config(disable=True)
+    model = pf.from_pipeline(tiny.pipe, **{**tiny.call, **more})
+    net, scale = model.module, model.denoiser.time_scale  # type: ignore[attr-defined]
+    assert net is not None
+    times = scale * torch.linspace(model.process.t_max, model.process.t_min, 21, dtype=torch.float64)
+    states = torch.randn(net.like.shape, generator=torch.Generator().manual_seed(1)).expand(21, *net.like.shape[1:])
+    with torch.no_grad():
+        alone = torch.cat([net(states[:1], t[None]) for t in times])
+        for order in (slice(None), torch.arange(20, -1, -1)):
+            assert relative(net(states, times[order]), alone[order]) < ROUNDING
+
+
+@pytest.mark.parametrize("interval", [(0.4, 0.6), (0.1, 0.2), (0.97, 1.0)])
+def test_what_remembers_steps_in_some_times_only_is_refused(interval: tuple[float, float]) -> None:
+    """ACE-Step's guidance has momentum, and with this none at the times where a pipeline is usually asked."""
+    tiny = ace_step()
+    tiny.pipe.set_progress_bar_config(disable=True)
+    with pytest.raises(pf.PushforwardError, match="otherwise in a later step"):
+        pf.from_pipeline(tiny.pipe, **tiny.call, cfg_interval_start=interval[0], cfg_interval_end=interval[1])
 
 
 def test_our_scheduler_says_why_it_cannot_stand_for_one_of_which_the_class_is_asked() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from diffusers.pipelines.ace_step.modeling_ace_step import AceStepConditionEncoder
 
 from support import pipelines
 from support.families.parts import embeds, roughen, seeded
@@ -70,6 +71,30 @@ def audio_2() -> Tiny:
         "negative_attention_mask": torch.ones(1, 6, dtype=torch.long),
     }  # fmt: skip
     return Tiny(pipe, {**given, "guidance_scale": 3.0, "audio_length_in_s": 0.5})
+
+
+@seeded
+def ace_step() -> Tiny:
+    sizes = {
+        "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+    }  # fmt: skip
+    net = diffusers.AceStepTransformer1DModel(**sizes, num_hidden_layers=1, in_channels=12, audio_acoustic_hidden_dim=4)
+    layers = {"num_lyric_encoder_hidden_layers": 1, "num_timbre_encoder_hidden_layers": 1}
+    conditions = AceStepConditionEncoder(**sizes, **layers, text_hidden_dim=8, timbre_hidden_dim=4)
+    config = transformers.Qwen3Config(
+        vocab_size=40, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=4,
+    )  # fmt: skip
+    autoencoder = diffusers.AutoencoderOobleck(
+        encoder_hidden_size=6, downsampling_ratios=[1, 2], decoder_channels=4, decoder_input_channels=4,
+        audio_channels=2, channel_multiples=[2, 4], sampling_rate=4,
+    )  # fmt: skip
+    pipe = diffusers.AceStepPipeline(
+        vae=autoencoder, text_encoder=transformers.Qwen3Model(config), tokenizer=pipelines.t5_tokenizer(),
+        transformer=roughen(net), condition_encoder=roughen(conditions),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, shift=1.0),
+    )  # fmt: skip
+    return Tiny(pipe, {"prompt": "a red fox", "audio_duration": 8.0, "guidance_scale": 3.0})
 
 
 FAMILIES: dict[str, Callable[[], Tiny]] = {

@@ -340,14 +340,22 @@ class Call:
         return False
 
 
-def remembering(part: Any, asking: Callable[[], bool]) -> tuple[Any, str, Any]:
-    """Patch a part so that it is asked once for the same input, and again while `asking`; see `Call.run`."""
+def remembering(
+    part: Any, asking: Callable[[], bool], known_by: Callable[[Any], Any] = lambda given: given
+) -> tuple[Any, str, Any]:
+    """Patch a part so that it is asked once for the same input, and again while `asking`; see `Call.run`.
+
+    Args:
+        part: the part.
+        asking: says whether it is asked even so.
+        known_by: what an input `(args, kwargs)` is known by.
+    """
     own = getattr(part, callee(part))
     known: dict[Any, Any] = {}
 
     @wraps(own)
     def asked(*args: Any, **kwargs: Any) -> Any:
-        leaves, form = tree_flatten((args, kwargs))
+        leaves, form = tree_flatten(known_by((args, kwargs)))
         key = str(form), *map(_key, leaves)
         if asking() or key not in known:
             known[key] = own(*args, **kwargs), leaves  # which, kept, share no id with later ones

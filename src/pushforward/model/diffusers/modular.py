@@ -139,7 +139,7 @@ class FlowSteps:
 def _model(network: Asked, call: PipelineCall, schedule: Schedule, name: str) -> Model:
     decoder = None
     if decoders(call.pipe) and any(True for _ in call.rest):
-        decoder = BlocksDecoder(call, {}, network.times[-1])
+        decoder = BlocksDecoder(call, {}, network.times[-2])
     own = isinstance(schedule.process, Flow) or not schedule.grid
     grid = {"name": "own", "times": FlowSteps(call)} if own else schedule.grid
     return made_of(network, schedule, name, decoder, grid)

@@ -34,7 +34,7 @@ from pushforward.model.prompts import Guided
 __all__ = ["Asked", "from_pipeline", "made_of", "probes", "refuse_caches"]
 
 TWO_PROMPTS = ("fox", "a cat by the sea")  # of two lengths
-PLACES = 16  # times at which it is looked which network is asked
+PLACES = 32  # times at which it is looked which network is asked
 
 
 @alone
@@ -72,7 +72,7 @@ def from_pipeline(pipe: Any, *, name: str | None = None, **call: Any) -> Model:
     asked = Call(pipe, arguments_of(pipe, call))
     times = probes(schedule)
     with torch.no_grad():
-        first = asked.find_entrance(times[0])
+        first = asked.find_entrance(times[1])
     if not bool(first.prediction.isfinite().all()):
         raise PushforwardError(
             f"{asked.name} predicts numbers that are not finite: its networks overflow, or it reckons with the noise "
@@ -106,7 +106,7 @@ class Asked(Guided):
     Args:
         call: the call.
         like: a state `(1, ...)` in the pipeline's dtype and place.
-        times: times of its scheduler, decreasing.
+        times: times of its scheduler from noise to data, of which the first and the last are the ends of its range.
         gain: factor of its predictions, see `Schedule`.
         shared: what the same pipeline's calls with other guidance share; by default nothing is known yet.
     """
@@ -122,15 +122,16 @@ class Asked(Guided):
         self._shared = _Shared(subject, guidance_of(call)) if shared is None else shared
         self._experts: dict[float, str] = {}
         self._twins = _twins(call)
-        between = torch.linspace(times[0], times[-1], PLACES, dtype=torch.float64, device="cpu").tolist()
-        every = between if self._twins else times
-        groups: dict[str, list[float]] = {}
-        for t in every:
-            groups.setdefault(self._found(t), []).append(t)
         self._rows: dict[str, Rows] = {}
+        self.mixed = True
+        groups = {} if self._twins else {"": list(times)}
+        if self._twins:
+            for t in torch.linspace(times[0], times[-1], PLACES, dtype=torch.float64, device="cpu").tolist():
+                groups.setdefault(self._found(t), []).append(t)
         for expert, some in groups.items():
-            self._rows[expert] = learn(call, like, [some[0], some[len(some) // 2], some[-1]])
-        self.mixed = all(self._mixes(expert, some) for expert, some in groups.items())
+            inner = some if self._twins else some[1:-1]
+            self._rows[expert] = learn(call, like, [inner[0], inner[len(inner) // 2], inner[-1]], [some[0], some[-1]])
+            self.mixed = self.mixed and self._mixes(expert, inner)
 
     @property
     def reads(self) -> bool:
@@ -298,20 +299,20 @@ def refuse_caches(pipe: Any) -> None:
 
 
 def probes(schedule: Schedule) -> list[float]:
-    """Times of the scheduler from noise to data, such that bfloat16 holds those of a thousand steps."""
+    """Times of the scheduler from noise to data, with the ends; bfloat16 holds those between, of a thousand steps."""
     process = schedule.process
     t = process.t_max * torch.tensor([0.96, 0.72, 0.48, 0.032], dtype=torch.float64, device="cpu")
+    ends = torch.tensor([process.t_max, process.t_min], dtype=torch.float64, device="cpu")
     clock = schedule.network.get("clock")
     if clock is not None:
         shares = torch.tensor([0.9, 0.5, 0.05, 0.001], dtype=torch.float64, device="cpu")
-        t = process.t_min + (process.t_max - process.t_min) * shares
-        times: list[float] = clock(t).tolist()
-        return times
-    own = schedule.network.get("time_scale", 1.0) * t + schedule.network.get("time_shift", 0.0)
-    if float(own.max()) > 500:
-        own = (own / 32).round() * 32
-    own_times: list[float] = own.tolist()
-    return own_times
+        own, (first, last) = clock(process.t_min + (process.t_max - process.t_min) * shares), clock(ends).tolist()
+    else:
+        scale, shift = schedule.network.get("time_scale", 1.0), schedule.network.get("time_shift", 0.0)
+        own, (first, last) = scale * t + shift, (scale * ends + shift).tolist()
+        if float(own.max()) > 500:
+            own = (own / 32).round() * 32
+    return [first, *own.tolist(), last]
 
 
 def _name(pipe: Any) -> str:
@@ -326,7 +327,7 @@ def _model(network: Asked, schedule: Schedule, name: str) -> Model:
     call = network.call
     decoder = None
     if decoders(call.pipe):
-        decoder = decoder_of(call, noise_like(network.like), network.times[-1])
+        decoder = decoder_of(call, noise_like(network.like), network.times[-2])
     classes = _classes(call.pipe) if "class_labels" in call.signature.parameters else ()
     return made_of(network, schedule, name, decoder, grid_of(call, schedule), classes)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ SEED = 271828  # other than any that pipelines draw noise from, which is blended
 AFFINE = 1e-5
 CLOSE = {torch.float32: 2e-4, torch.float64: 1e-6}  # rounding of a batched network, of the largest value; else:
 ROUGH = 5e-2
-MANY = 101  # steps, more than those after which pipelines begin or end something
+THROUGH = 48  # times, of twice as many steps, more than those after which pipelines begin or end something; even
 
 _Place = tuple[str, int, Any]  # a part, which of its calls, and where in its arguments
 
@@ -50,6 +51,16 @@ class Clock:
         """Return what rows at these times `(rows,)` are told, `(copies * rows, *rest)`."""
         t = times.to(torch.float64).cpu().view(1, -1, *[1] * (self.slope.ndim - 2))
         return (self.offset + self.slope * t).flatten(0, 1).to(like.device, like.dtype)
+
+    def tells(self, time: Tensor, seen: Any) -> bool:
+        """Say whether what a part is told in a call is this time, `(1,)`."""
+        if not isinstance(seen, Tensor):
+            return False
+        told = self.told(time, seen).to(torch.float64).flatten()
+        if seen.numel() not in (1, len(told)):
+            return False
+        off = (told - seen.flatten()).abs().max()
+        return bool(off <= _rounding(seen.dtype) * told.abs().max())
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,13 +186,14 @@ def taken(answer: Answer, states: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def learn(call: Call, like: Tensor, times: Sequence[float]) -> Rows:
+def learn(call: Call, like: Tensor, times: Sequence[float], span: Sequence[float]) -> Rows:
     """Find out how a pipeline can be asked about many states at once.
 
     Args:
         call: the pipeline's call.
         like: a state `(1, ...)`.
         times: three times of its scheduler, at which it asks the same networks.
+        span: the first and the last time at which it is asked about states so.
 
     Raises:
         PushforwardError: the pipeline changes its states between its steps, or its answers depend on more than state
@@ -192,11 +204,11 @@ def learn(call: Call, like: Tensor, times: Sequence[float]) -> Rows:
     close = CLOSE.get(like.dtype, ROUGH)
     alone = Rows(call, None, {}, "state")
     single = torch.cat([alone.called(one, [t], {})[0] for one, t in zip(states.split(1), times, strict=True)])
-    _check_steps(alone, states[:1], times[0], single[:1], close)
+    outside = _times_outside(alone, states[:1], times, span, single[:1])
     best, reasons = alone, []
     for batch in [*(name for name in BATCHES if name in call.signature.parameters), None]:
         try:
-            found = _with_batch(Rows(call, batch, {}, "states"), states, times, single, close)
+            found = _with_batch(Rows(call, batch, {}, "states"), states, times, single, close, outside)
         except (PushforwardError, torch.OutOfMemoryError) as error:
             reasons.append(str(error))
             continue
@@ -242,7 +254,9 @@ def flat(values: Sequence[Any]) -> list[Any]:
     return [one for value in values for one in (value if isinstance(value, list) else [value])]
 
 
-def _with_batch(rows: Rows, states: Tensor, times: Sequence[float], single: Tensor, close: float) -> Rows:
+def _with_batch(
+    rows: Rows, states: Tensor, times: Sequence[float], single: Tensor, close: float, outside: bool
+) -> Rows:
     """Find out whether states can be asked about together by one way of making several images in a call.
 
     Raises:
@@ -253,8 +267,10 @@ def _with_batch(rows: Rows, states: Tensor, times: Sequence[float], single: Tens
         answers = _recorded(rows, states, t, seen)
         if len(answers) != len(states) or not _near(answers[k], single[k], close):
             raise PushforwardError(f"With {rows.batch or 'repeated arguments'}, answers depend on the images beside.")
-    hooked = replace(rows, clocks=_clocks(seen, times, len(states)), together="times")
     why = "Not all that depends on the time is told to a network."
+    if outside:
+        return replace(rows, why=why)
+    hooked = replace(rows, clocks=_clocks(seen, times, len(states)), together="times")
     try:
         at = torch.tensor(list(times), dtype=torch.float64, device="cpu")
         if all(_near(hooked.ask(states, at, {}, base), single, close) for base in times[:2]):
@@ -264,32 +280,65 @@ def _with_batch(rows: Rows, states: Tensor, times: Sequence[float], single: Tens
     return replace(rows, why=why)
 
 
-def _check_steps(rows: Rows, state: Tensor, time: float, wanted: Tensor, close: float) -> None:
-    """Raise if the same state at the same time is answered otherwise in one of many steps than in a single one.
+def _times_outside(rows: Rows, states: Tensor, times: Sequence[float], span: Sequence[float], single: Tensor) -> bool:
+    """Find out whether a pipeline reckons with the time outside of its networks too, anywhere in its range.
 
-    Networks are asked about it in the first steps and in the last. Between these they answer as before what they are
-    told again, so that many steps cost few of their calls.
+    It takes many steps, through the range twice. Networks are asked in the first steps and in the last. Between these
+    they answer as before, whatever time they are told, what they are told again, so that many steps cost few calls of
+    them; the pipeline's prediction is then the first one wherever time and step count nowhere else.
+
+    Raises:
+        PushforwardError: the same state at the same time is answered otherwise in one of many steps than in another, or
+            than in a single one.
     """
-    answers: list[Tensor] = []  # in the first steps
-    count = 0
+    seen: list[dict[_Place, Tensor]] = []
+    for t in times:
+        _recorded(rows, states, t, seen)
+    clocks = _clocks(seen, times, len(states))
+    through = torch.linspace(span[0], span[1], THROUGH, dtype=torch.float64, device="cpu").tolist()
+    first = times[0]
+    steps = [first, first, first, *through, *through, first, first]
+    answers, between = [single], list[Tensor]()
+    close = CLOSE.get(states.dtype, ROUGH)
+    count, outside = 0, False
+
+    def untimed(name: str, given: Any) -> Any:
+        """Leave the times out of what a part is told."""
+        now = torch.tensor([steps[count]], dtype=torch.float64, device="cpu")
+
+        def left(path: Any, leaf: Any) -> Any:
+            for (part, _, place), clock in clocks.items():
+                if (part, place) == (name, path) and clock.tells(now, leaf):
+                    return None
+            return leaf
+
+        return tree_map_with_path(left, given)
 
     def compare(answer: Tensor) -> None:
-        nonlocal count
-        before = answers[count % 2] if count > 1 else wanted
-        if count != 1 and not _near(answer, before, close):
+        nonlocal count, outside
+        since = count - 3
+        if count == 1:  # of the state's negative, as in every other step
+            answers.append(answer)
+        same = _near(answer, answers[count % 2], close)
+        if 0 <= since < THROUGH:
+            between.append(answer)
+            outside |= not same
+        elif not (_near(answer, between[since - THROUGH], close) if 0 <= since < 2 * THROUGH else same):
             raise PushforwardError(
                 f"{type(rows.call.pipe).__name__} answers the same state at the same time otherwise in a later step: "
                 "some of its arguments or its parts act in some steps only (control_guidance_end, cfg_trunc_ratio, "
                 "warm-up steps, skip layers, a guider, a cache); leave those out, or sample with "
                 "pushforward.PushforwardScheduler in the pipeline."
             )
-        if count < 2:
-            answers.append(answer)
         count += 1
 
     own = parts(rows.call.pipe)
-    patches = [remembering(own[name], lambda: count < 3 or count == MANY - 1) for name in rows.call.denoisers]
-    rows.walk(state, [time] * MANY, {}, compare, patches=patches)
+    patches = [
+        remembering(own[name], lambda: count < 3 or count == len(steps) - 1, partial(untimed, name))
+        for name in rows.call.denoisers
+    ]
+    rows.walk(states, steps, {}, compare, patches=patches)
+    return outside
 
 
 def _near(one: Tensor, other: Tensor, close: float) -> bool:
