@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import pushforward as pf
+from support.conformance import of_the_pipeline, relative
 from support.families import FAMILIES
 from support.pipelines import flux, stable_diffusion, stable_diffusion_3
 
@@ -76,6 +77,49 @@ def test_noise_levels_of_the_call(sigmas: list[float], tmp_path: Path) -> None:
     )
     with pytest.raises(pf.PushforwardError, match="take as many steps, not 4"):
         model.plan("ddim", 4)
+
+
+LATER = {
+    "timestep_spacing": (stable_diffusion, "trailing"),
+    "prediction_type": (stable_diffusion, "v_prediction"),
+    "beta_end": (stable_diffusion, 0.02),  # of which the scheduler has made its table before
+    "use_karras_sigmas": (stable_diffusion_3, True),
+    "shift_terminal": (stable_diffusion_3, 0.1),
+}
+
+
+@pytest.mark.parametrize("setting", LATER)
+def test_settings_that_are_changed_in_the_scheduler(setting: str, tmp_path: Path) -> None:
+    """As attributes of its configuration, by which its steps go. The truth is the pipeline's own result."""
+    make, value = LATER[setting]
+    pipe = make(tmp_path)
+    setattr(pipe.scheduler.config, setting, value)
+    assert of_the_pipeline(pipe, CALL, pf.from_pipeline(pipe, **CALL)) < 1e-5
+    own = made(pipe)
+    pipe.scheduler = pf.PushforwardScheduler(pipe.scheduler, "ddim")
+    assert relative(made(pipe), own) < 1e-5
+
+
+def test_schedulers_that_are_changed_otherwise_are_refused(tmp_path: Path) -> None:
+    """Their settings do not say what they are."""
+    pipe = stable_diffusion(tmp_path)
+    pipe.scheduler.alphas_cumprod = pipe.scheduler.alphas_cumprod**2
+    for make in (lambda: pf.from_pipeline(pipe, **CALL), lambda: pf.PushforwardScheduler(pipe.scheduler)):
+        with pytest.raises(pf.PushforwardError, match="another table alphas_cumprod than its settings say"):
+            make()
+    flow = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    flow.set_shift(1.5)
+    with pytest.raises(pf.PushforwardError, match=r"set to 1\.5 later"):
+        pf.PushforwardScheduler(flow)
+
+
+def made(pipe: Any) -> torch.Tensor:
+    """The states that a pipeline comes to in four steps."""
+    pipe.set_progress_bar_config(disable=True)
+    states: torch.Tensor = pipe(
+        **CALL, num_inference_steps=4, output_type="latent", generator=torch.Generator().manual_seed(0)
+    ).images
+    return states
 
 
 def test_a_single_step_that_stays_where_it_begins_is_refused(tmp_path: Path) -> None:

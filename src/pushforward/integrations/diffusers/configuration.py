@@ -8,7 +8,7 @@ from typing import Any
 
 from pushforward.errors import PushforwardError
 from pushforward.model.diffusers.package import import_diffusers
-from pushforward.model.diffusers.schedules import READERS
+from pushforward.model.diffusers.schedules import READERS, read_schedule, settings_in_force
 
 __all__ = ["public_settings"]
 
@@ -17,14 +17,29 @@ _DEFAULTS = "_use_default_values"  # names of the settings that a configuration 
 
 def public_settings(config: Any) -> dict[str, Any]:
     """Return the public settings of a scheduler, with the class that they are of as `trained`."""
+    settings = settings_in_force(config)
     if not isinstance(config, Mapping):
-        config = {**config.config, "_class_name": type(config).__name__}
+        settings["_class_name"] = type(config).__name__
+        _check(config, settings)
+    config = settings
     known = {name: value for name, value in config.items() if not name.startswith("_")}
     if "trained" not in known:
         known["trained"] = config.get("_class_name") or _class_with(set(known))
     if _DEFAULTS in config:
         known[_DEFAULTS] = config[_DEFAULTS]
     return known
+
+
+def _check(scheduler: Any, settings: Mapping[str, Any]) -> None:
+    """Raise if a scheduler was changed since it was made of its settings."""
+    read_schedule(settings, "The scheduler", scheduler=scheduler)
+    shift = getattr(scheduler, "shift", settings.get("shift"))
+    if shift != settings.get("shift"):
+        name = type(scheduler).__name__
+        raise PushforwardError(
+            f"The shift of this {name} was set to {shift:g} later; make one of that shift, as by "
+            f"{name}.from_config(scheduler.config, shift={shift:g})."
+        )
 
 
 def _class_with(names: set[str]) -> str:

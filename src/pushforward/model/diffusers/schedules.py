@@ -39,7 +39,13 @@ from pushforward.linear import VE, Discrete, Flow, Gaussian, Process
 from pushforward.model.diffusers.package import import_diffusers
 from pushforward.model.diffusers.tables import Settings, alphas_cumprod
 
-__all__ = ["READERS", "Schedule", "read_schedule", "schedule_of"]
+__all__ = ["READERS", "Schedule", "read_schedule", "schedule_of", "settings_in_force"]
+
+_MADE_ONCE = {  # settings that a scheduler's class makes something of when it is made, and does not look at again
+    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr",
+    "snr_shift_scale", "set_alpha_to_one", "shift",
+}  # fmt: skip
+_CLOSE = 1e-3  # signal scales of a table; Euler's last is 2^-12 where others have 0
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ def read_schedule(config: Settings, path: Path | str, tokens: int | None = None,
         scheduler: the scheduler itself, if there is one: of an unknown one, its table `alphas_cumprod` is read.
 
     Raises:
-        PushforwardError: the scheduler or one of its settings is unknown.
+        PushforwardError: the scheduler or one of its settings is unknown, or its table is not what they say.
     """
     name = config.get("trained") or config.get("_class_name")
     if name == "CMStochasticIterativeScheduler":
@@ -97,11 +103,31 @@ def read_schedule(config: Settings, path: Path | str, tokens: int | None = None,
     defaults = {p.name: p.default for p in parameters if p.default is not Parameter.empty}
     try:
         own = {key: config.get(key, default) for key, default in defaults.items()}
-        return READERS[str(name)]({**own, "_class_name": name, "tokens": tokens})
+        schedule = READERS[str(name)]({**own, "_class_name": name, "tokens": tokens})
     except PushforwardError:
         raise
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise PushforwardError(f"{path} has a setting that cannot be read: {reason(error)}.") from error
+    table = getattr(scheduler, "alphas_cumprod", None)
+    if isinstance(schedule.process, Discrete) and table is not None:
+        said = torch.tensor(schedule.process.alphas_cumprod, dtype=torch.float64, device="cpu")
+        if float((table.double().cpu().sqrt() - said.sqrt()).abs().max()) > _CLOSE:
+            raise PushforwardError(
+                f"{path} has another table alphas_cumprod than its settings say; make a {name} whose trained_betas are "
+                "those of the table."
+            )
+    return schedule
+
+
+def settings_in_force(scheduler: Any) -> dict[str, Any]:
+    """Return the settings that a scheduler goes by, given it or its configuration.
+
+    Users set some later as attributes of the configuration (`pipe.scheduler.config.timestep_spacing = "trailing"`),
+    which its items do not show.
+    """
+    config = scheduler if isinstance(scheduler, Mapping) else scheduler.config
+    later = {name: value for name, value in getattr(config, "__dict__", {}).items() if name not in _MADE_ONCE}
+    return {name: later.get(name, value) for name, value in config.items()}
 
 
 def _tabled(settings: Settings, scheduler: Any) -> Schedule:
@@ -121,7 +147,7 @@ def schedule_of(pipe: Any) -> Schedule:
     Raises:
         PushforwardError: as `read_schedule`.
     """
-    settings = {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__}
+    settings = {**settings_in_force(pipe.scheduler), "_class_name": type(pipe.scheduler).__name__}
     return read_schedule(settings, f"The scheduler of {type(pipe).__name__}", scheduler=pipe.scheduler)
 
 

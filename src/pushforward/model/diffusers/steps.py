@@ -15,7 +15,7 @@ from torch import Tensor
 from pushforward.errors import PushforwardError
 from pushforward.linear import Discrete, Flow, Process
 from pushforward.model.diffusers.calls import Call
-from pushforward.model.diffusers.schedules import Schedule
+from pushforward.model.diffusers.schedules import Schedule, settings_in_force
 from pushforward.model.prediction import denoising
 
 __all__ = ["Steps", "check_noise", "check_step", "clocked", "flow_times", "grid_of", "settings_of"]
@@ -81,7 +81,7 @@ def flow_times(scheduler: Any) -> Tensor:
 
 def settings_of(scheduler: Any) -> dict[str, Any]:
     """Return a scheduler's settings, without those that its library keeps for itself."""
-    return {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+    return {name: value for name, value in settings_in_force(scheduler).items() if not name.startswith("_")}
 
 
 def grid_of(call: Call, schedule: Schedule) -> Mapping[str, Any]:
