@@ -147,6 +147,17 @@ def test_what_acts_in_some_times_only_is_asked_at_its_time(name: str, more: dict
             assert relative(net(states, times[order]), alone[order]) < ROUNDING
 
 
+@pytest.mark.parametrize("name", ["HunyuanVideo", "Wan 2.2 two experts image"])
+def test_half_precision_is_no_dependence_on_others(name: str) -> None:
+    """These keep states in float32, so that a batch's rounding is the networks', not theirs."""
+    tiny = FAMILIES[name]()
+    tiny.pipe.set_progress_bar_config(disable=True)
+    net = pf.from_pipeline(tiny.pipe.to(torch.bfloat16), **tiny.call).module
+    assert net is not None
+    assert net.like.dtype == torch.float32
+    assert net.rows.together == "times"  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("interval", [(0.4, 0.6), (0.1, 0.2), (0.97, 1.0)])
 def test_what_remembers_steps_in_some_times_only_is_refused(interval: tuple[float, float]) -> None:
     """ACE-Step's guidance has momentum, and with this none at the times where a pipeline is usually asked."""

@@ -31,6 +31,7 @@ SEED = 271828  # other than any that pipelines draw noise from, which is blended
 AFFINE = 1e-5
 CLOSE = {torch.float32: 2e-4, torch.float64: 1e-6}  # rounding of a batched network, of the largest value; else:
 ROUGH = 5e-2
+EXACT = 1e-6  # of the same answers of networks
 THROUGH = 48  # times, of twice as many steps, more than those after which pipelines begin or end something; even
 
 _Place = tuple[str, int, Any]  # a part, which of its calls, and where in its arguments
@@ -201,10 +202,10 @@ def learn(call: Call, like: Tensor, times: Sequence[float], span: Sequence[float
     """
     generator = torch.Generator().manual_seed(SEED)
     states = torch.randn((len(times), *like.shape[1:]), generator=generator, dtype=torch.float32, device="cpu").to(like)
-    close = CLOSE.get(like.dtype, ROUGH)
+    close = _closeness(call, like)
     alone = Rows(call, None, {}, "state")
     single = torch.cat([alone.called(one, [t], {})[0] for one, t in zip(states.split(1), times, strict=True)])
-    outside = _times_outside(alone, states[:1], times, span, single[:1])
+    outside = _times_outside(alone, states[:1], times, span, single[:1], close)
     best, reasons = alone, []
     for batch in [*(name for name in BATCHES if name in call.signature.parameters), None]:
         try:
@@ -246,7 +247,7 @@ def mixes(rows: Rows, like: Tensor, times: Sequence[float], subject: str, values
         both = rows.ask(states, at, {subject: flat(values)})
     except (PushforwardError, torch.OutOfMemoryError):
         return False
-    return _near(both, torch.cat(single), CLOSE.get(like.dtype, ROUGH))
+    return _near(both, torch.cat(single), _closeness(rows.call, like))
 
 
 def flat(values: Sequence[Any]) -> list[Any]:
@@ -280,7 +281,9 @@ def _with_batch(
     return replace(rows, why=why)
 
 
-def _times_outside(rows: Rows, states: Tensor, times: Sequence[float], span: Sequence[float], single: Tensor) -> bool:
+def _times_outside(
+    rows: Rows, states: Tensor, times: Sequence[float], span: Sequence[float], single: Tensor, close: float
+) -> bool:
     """Find out whether a pipeline reckons with the time outside of its networks too, anywhere in its range.
 
     It takes many steps, through the range twice. Networks are asked in the first steps and in the last. Between these
@@ -299,7 +302,6 @@ def _times_outside(rows: Rows, states: Tensor, times: Sequence[float], span: Seq
     first = times[0]
     steps = [first, first, first, *through, *through, first, first]
     answers, between = [single], list[Tensor]()
-    close = CLOSE.get(states.dtype, ROUGH)
     count, outside = 0, False
 
     def untimed(name: str, given: Any) -> Any:
@@ -319,11 +321,17 @@ def _times_outside(rows: Rows, states: Tensor, times: Sequence[float], span: Seq
         since = count - 3
         if count == 1:  # of the state's negative, as in every other step
             answers.append(answer)
-        same = _near(answer, answers[count % 2], close)
         if 0 <= since < THROUGH:
             between.append(answer)
-            outside |= not same
-        elif not (_near(answer, between[since - THROUGH], close) if 0 <= since < 2 * THROUGH else same):
+            outside |= not _near(answer, answers[count % 2], EXACT)
+            same = True
+        elif 0 <= since < 2 * THROUGH:
+            same = _near(answer, between[since - THROUGH], EXACT)
+        else:
+            same = _near(answer, answers[count % 2], close)
+        if count == 2:
+            answers[0] = answer
+        if not same:
             raise PushforwardError(
                 f"{type(rows.call.pipe).__name__} answers the same state at the same time otherwise in a later step: "
                 "some of its arguments or its parts act in some steps only (control_guidance_end, cfg_trunc_ratio, "
@@ -339,6 +347,13 @@ def _times_outside(rows: Rows, states: Tensor, times: Sequence[float], span: Seq
     ]
     rows.walk(states, steps, {}, compare, patches=patches)
     return outside
+
+
+def _closeness(call: Call, like: Tensor) -> float:
+    """Return the rounding of a batch, by the dtypes of the states and of the networks; some keep states in float32."""
+    own = parts(call.pipe)
+    dtypes = [like.dtype, *(getattr(own[name], "dtype", like.dtype) for name in call.denoisers)]
+    return max(CLOSE.get(dtype, ROUGH) for dtype in dtypes)
 
 
 def _near(one: Tensor, other: Tensor, close: float) -> bool:
