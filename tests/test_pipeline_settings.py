@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import pushforward as pf
+from pushforward.model.contents import model_digest
 from support.conformance import of_the_pipeline, relative
 from support.families import FAMILIES
 from support.pipelines import flux, stable_diffusion, stable_diffusion_3
@@ -120,6 +121,17 @@ def made(pipe: Any) -> torch.Tensor:
         **CALL, num_inference_steps=4, output_type="latent", generator=torch.Generator().manual_seed(0)
     ).images
     return states
+
+
+def test_a_model_keeps_the_scheduler_that_it_was_made_with(tmp_path: Path) -> None:
+    """The pipeline may get another; models with other guidance are made later."""
+    pipe = stable_diffusion(tmp_path)
+    model, other = pf.from_pipeline(pipe, **CALL), pf.from_pipeline(pipe, **CALL)
+    wanted = model.sample(1, solver="ddim", steps=2, guidance=5.0, seed=0)
+    known = model_digest(other)
+    pipe.scheduler = diffusers.ScoreSdeVeScheduler()
+    assert torch.equal(other.sample(1, solver="ddim", steps=2, guidance=5.0, seed=0), wanted)
+    assert model_digest(other) == known
 
 
 def test_a_single_step_that_stays_where_it_begins_is_refused(tmp_path: Path) -> None:

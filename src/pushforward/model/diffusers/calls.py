@@ -54,6 +54,7 @@ class Call:
         denoisers: names of the parts that are called in every step; all others are asked once for the same input.
         kept: answers of the other parts.
         fewest: least number of steps that it can be called for.
+        scheduler: the scheduler whose predictions these are; by default the one that the pipeline has now.
     """
 
     pipe: Any
@@ -62,11 +63,13 @@ class Call:
     denoisers: frozenset[str] = frozenset()
     kept: OrderedDict[Any, Any] = field(default_factory=OrderedDict)
     fewest: int = 1
+    scheduler: Any = None
     _DERIVED: ClassVar = ("_method", "_stand_in")
 
     def __post_init__(self) -> None:
         self.signature = inspect.signature(type(self.pipe).__call__)
-        self.scheduler = self.pipe.scheduler
+        if self.scheduler is None:
+            self.scheduler = self.pipe.scheduler
         generator = self.arguments.get("generator")
         self._noise, self._drawn = torch.Generator(), dict[int, Tensor]()
         self._generator = generator[0] if isinstance(generator, list | tuple) else generator

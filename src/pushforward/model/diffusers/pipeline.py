@@ -200,7 +200,7 @@ class Asked(Guided):
         key = tuple(sorted(changes.items()))
         if key not in self._shared.variants:
             call = Call(self.call.pipe, {**self.call.arguments, **changes}, self.call.entrance, self.call.denoisers,
-                        self.call.kept, self.call.fewest)  # fmt: skip
+                        self.call.kept, self.call.fewest, self.call.scheduler)  # fmt: skip
             self._shared.variants[key] = Asked(call, self.like, self.times, self.gain, self._shared)
         made = copy.copy(self._shared.variants[key])
         made.subjects = self.subjects
@@ -237,8 +237,9 @@ class Asked(Guided):
         pipe, arguments = self.call.pipe, self.call.arguments
         told = {name: value for name, value in arguments.items() if value is not None and name != "generator"}
         words = {name: part for name, part in pipe.components.items() if callable(getattr(part, "get_vocab", None))}
-        settings = settings_of(pipe.scheduler)
-        return [type(pipe).__name__, type(pipe.scheduler).__name__, settings, {**parts(pipe), **words}, told]
+        scheduler = self.call.scheduler
+        settings = settings_of(scheduler)
+        return [type(pipe).__name__, type(scheduler).__name__, settings, {**parts(pipe), **words}, told]
 
     def _mixes(self, expert: str, times: Sequence[float]) -> bool:
         """Find out whether rows of several subjects can be asked about together."""
