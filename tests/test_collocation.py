@@ -240,6 +240,7 @@ def test_rounds_may_exceed_the_calls_and_may_be_limited():
     assert hasty.rounds == 3
     assert float(hasty.residual.max()) > 1e-13
     assert hasty.nfe.tolist() == [3 * plan.nfe] * 3
+    assert plan.calls == f"{plan.nfe} network evaluations per round"
 
 
 @pytest.mark.parametrize(

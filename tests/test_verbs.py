@@ -291,6 +291,8 @@ def test_codes_decode_again(model: pf.Model, images: torch.Tensor) -> None:
         assert not torch.equal(model.decode(found, labels="a"), found.decode())
     with pytest.raises(pf.PushforwardError, match="another model's"):
         replace(model, name="other").decode(inverted)
+    with pytest.raises(pf.PushforwardError, match="know their own steps; leave steps out"):
+        model.decode(inverted, steps=8)
     solver = f"ddim:end={model.process.t_min}"
     assert torch.equal(model.decode(inverted.code, solver=solver, steps=8, labels="b"), inverted.decode())
 

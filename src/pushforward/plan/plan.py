@@ -182,10 +182,11 @@ class Plan:
 
     @property
     def calls(self) -> str:
-        """The network evaluations of an image in words, and the rounds if they are fewer."""
-        return many(self.nfe, "network evaluation") + (
-            f" in {many(self.rounds, 'round')}" if self.rounds < self.nfe else ""
-        )
+        """The network evaluations of an image in words, with the rounds if they are fewer; implicit plans find theirs."""
+        spent = many(self.nfe, "network evaluation")
+        if self.implicit:
+            return f"{spent} per round"
+        return f"{spent} in {many(self.rounds, 'round')}" if self.rounds < self.nfe else spent
 
     @property
     def waves(self) -> tuple[tuple[int, ...], ...]:

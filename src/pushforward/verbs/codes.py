@@ -252,7 +252,9 @@ def decode(
             raise PushforwardError(
                 f"Say by which solver model {model.name!r} is to decode these codes: they are bare, or another model's."
             )
-        way = diffusion_of(model, read(known.plan, steps=steps), parallel=parallel).parallel
+        if steps is not None:
+            raise PushforwardError("These codes know their own steps; leave steps out, or say a solver beside them.")
+        way = diffusion_of(model, known.plan, parallel=parallel).parallel
         made = known.run_by(parallel=way).given(labels, guidance)
     made.model_for(len(code))
     return decode_in_batches(made, code, batch, callback)
