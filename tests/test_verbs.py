@@ -23,6 +23,8 @@ from pushforward.guidance.dynamics import Dynamics
 from pushforward.guidance.energies import near
 from pushforward.guidance.optimisers import optimiser_of
 from pushforward.guidance.particles import Lead, Particles
+from pushforward.guidance.particles import guide as by_particles
+from pushforward.guidance.posterior import target_of
 from pushforward.linear import VP
 from pushforward.maps.code import Code, derive_seed
 from pushforward.maps.generator import gan
@@ -192,6 +194,14 @@ def test_images_that_miss_the_tolerance_are_told_with_what_to_do(model: pf.Model
         (lambda m: inspect.unwrap(Counted.of.__func__)(Counted, m, 2), "as model.diffusion.* gives it; got Model"),
         (lambda m: m.encode(torch.zeros(1, 1, SIZE, SIZE), batch=0), "a batch of at least 1; got 1 and 0"),
         (lambda m: pf.guide(m.diffusion("ddim", 2), near(torch.zeros(1, SIZE, SIZE)), steps=3), "bind it"),
+        (
+            lambda m: inspect.unwrap(target_of)(m.diffusion("ddim", 2), torch.sum, 1, 0, [4], None, 64),
+            "got 1 and .4. and",
+        ),
+        (
+            lambda m: inspect.unwrap(by_particles)(m.diffusion("ddpm", 2), torch.sum, pf.fk(), first=None),
+            "and None and",
+        ),
     ],
 )
 def test_what_does_not_fit_is_said(model: pf.Model, call, said: str) -> None:

@@ -186,7 +186,7 @@ def guide(
         PushforwardError: a map that is no diffusion, or a plan without noise; an energy that gives not one finite
             number per image; arguments that do not fit together.
     """
-    chains, batch = whole_numbers("Numbers of images and batches", chains, batch)
+    chains, first, batch = whole_numbers("Numbers of images and batches", chains, first, batch)
     if chains < 1 or batch < 1 or chains % sampler.populations:
         raise PushforwardError(
             f"Particles need 1 image or more, as many at a time, and an equal part of the images in each population; "

@@ -366,7 +366,7 @@ def target_of(
     rungs: int = 1,
 ) -> _Target:
     """The posterior of `count` codes, of which its `code` are the ones to begin at; of ladders, rung after rung."""
-    count, batch = whole_numbers("Numbers of chains and batches", count, batch)
+    count, first, batch = whole_numbers("Numbers of chains and batches", count, first, batch)
     if count < 1 or batch < 1:
         raise PushforwardError(f"Guidance needs 1 chain or more, and as many at a time; got {count} and {batch}.")
     if not of(energy).terms:
