@@ -111,7 +111,8 @@ def read_schedule(config: Settings, path: Path | str, tokens: int | None = None,
     table = getattr(scheduler, "alphas_cumprod", None)
     if isinstance(schedule.process, Discrete) and table is not None:
         said = torch.tensor(schedule.process.alphas_cumprod, dtype=torch.float64, device="cpu")
-        if float((table.double().cpu().sqrt() - said.sqrt()).abs().max()) > _CLOSE:
+        table = table.double().cpu()
+        if table.shape != said.shape or float((table.sqrt() - said.sqrt()).abs().max()) > _CLOSE:
             raise PushforwardError(
                 f"{path} has another table alphas_cumprod than its settings say; make a {name} whose trained_betas are "
                 "those of the table."
