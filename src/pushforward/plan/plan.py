@@ -182,7 +182,7 @@ class Plan:
 
     @property
     def calls(self) -> str:
-        """The network evaluations of an image in words, with the rounds if they are fewer; implicit plans find theirs."""
+        """The network evaluations of an image in words, and rounds if they are fewer; implicit plans find theirs."""
         spent = many(self.nfe, "network evaluation")
         if self.implicit:
             return f"{spent} per round"
