@@ -86,6 +86,8 @@ LATER = {
     "beta_end": (stable_diffusion, 0.02),  # of which the scheduler has made its table before
     "use_karras_sigmas": (stable_diffusion_3, True),
     "shift_terminal": (stable_diffusion_3, 0.1),
+    "invert_sigmas": (stable_diffusion_3, True),
+    "base_shift": (flux, 0.2),  # by which its steps do not go: pipelines read what the scheduler was made with
 }
 
 

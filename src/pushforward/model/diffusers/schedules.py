@@ -44,6 +44,7 @@ __all__ = ["READERS", "Schedule", "read_schedule", "schedule_of", "settings_in_f
 _MADE_ONCE = {  # settings that a scheduler's class makes something of when it is made, and does not look at again
     "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr",
     "snr_shift_scale", "set_alpha_to_one", "shift",
+    "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len",  # pipelines read these, as items
 }  # fmt: skip
 _CLOSE = 1e-3  # signal scales of a table; Euler's last is 2^-12 where others have 0
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
+from pushforward.model.diffusers.schedules import settings_in_force
 
 __all__ = ["Answer", "Stopped", "recorded", "stand_in"]
 
@@ -121,7 +122,7 @@ def _noise_levels(scheduler: Any) -> Tensor:
 
     Pipelines that read them make predictions of them; `from_pipeline` refuses what is not finite.
     """
-    config, times = scheduler.config, scheduler.timesteps
+    config, times = settings_in_force(scheduler), scheduler.timesteps
     name = str(config.get("trained") or type(scheduler).__name__)
     levels = times / config.get("num_train_timesteps", 1000)
     if config.get("invert_sigmas"):

@@ -76,7 +76,7 @@ class Steps:
 def flow_times(scheduler: Any) -> Tensor:
     """Return a flow's times at the steps that its scheduler has been told, from 1 down, float64."""
     sigmas = torch.as_tensor(scheduler.sigmas, device="cpu").double()
-    return 1 - sigmas if scheduler.config.get("invert_sigmas") else sigmas
+    return 1 - sigmas if settings_in_force(scheduler).get("invert_sigmas") else sigmas
 
 
 def settings_of(scheduler: Any) -> dict[str, Any]:
