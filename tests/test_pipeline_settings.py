@@ -12,10 +12,12 @@ import pytest
 import torch
 
 import pushforward as pf
+from pushforward.execute import run
 from pushforward.model.contents import model_digest
+from pushforward.plan.gddim import ddim
 from support.conformance import of_the_pipeline, relative
 from support.families import FAMILIES
-from support.pipelines import flux, stable_diffusion, stable_diffusion_3
+from support.pipelines import TABLE, flux, stable_diffusion, stable_diffusion_3
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -125,6 +127,24 @@ def made(pipe: Any) -> torch.Tensor:
         **CALL, num_inference_steps=4, output_type="latent", generator=torch.Generator().manual_seed(0)
     ).images
     return states
+
+
+@pytest.mark.parametrize("scheduler", ["DDIMScheduler", "CogVideoXDDIMScheduler"])
+def test_steps_that_do_not_end_where_the_next_ones_begin(scheduler: str, tmp_path: Path) -> None:
+    """DDIM's with linspace spacing; a plan with their ends comes to the pipeline's own result."""
+    pipe = stable_diffusion(tmp_path)
+    settings = {name: value for name, value in TABLE.items() if name != "steps_offset"}
+    pipe.scheduler = getattr(diffusers, scheduler)(**settings, timestep_spacing="linspace")
+    with pytest.warns(UserWarning, match="do not end where its next ones begin"):
+        model = pf.from_pipeline(pipe, **CALL)
+    process, asked = model.process, torch.tensor([999, 666, 333, 0], dtype=torch.float64)
+    ends = (asked - 250 + 1) / 1000
+    plan = ddim(process, torch.cat([(asked + 1) / 1000, ends.new_zeros(1)]), arrivals=ends.clamp(min=process.t_min))
+    own = made(pipe)
+    start = torch.randn(own.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert relative(run(plan, model.denoiser, start), own) < 1e-5
+    assert torch.equal(model.plan("ddim", 4).asked_times, plan.asked_times[:3])  # the last begins where it ends
 
 
 def test_a_model_keeps_the_scheduler_that_it_was_made_with(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -169,11 +170,20 @@ def check_step(call: Call, schedule: Schedule) -> None:
     state, prediction = torch.randn((2, 1, 4, 4), generator=generator, dtype=torch.float64, device="cpu")
     theirs = scheduler.step(prediction, scheduler.timesteps[0], state, return_dict=False)[0]
     on_state, on_prediction = denoising(process, schedule.network["prediction"], times[:1])
-    alpha, sigma = process.alpha_sigma(times[:2])
+    where = times[:2]
+    if isinstance(process, Discrete):  # theirs go as far as evenly spaced ones, wherever the next one begins
+        where = times[:1] - process.t_min * torch.tensor([0, process.timesteps // steps.usual], device="cpu")
+    alpha, sigma = process.alpha_sigma(where)
     denoised = on_state[0](state) + on_prediction[0](schedule.gain * prediction)
     ours = alpha[1] * denoised + sigma[1] / sigma[0] * (state - alpha[0] * denoised)
     if float((ours - theirs).abs().max()) > CLOSE * max(float(theirs.abs().max()), 1.0):
         raise PushforwardError(
             f"The {name} of {type(call.pipe).__name__} takes other steps than its settings say; sample with "
             "pushforward.PushforwardScheduler in the pipeline instead."
+        )
+    if float((where - times[:2]).abs().max()) > 1.5 * process.t_min:  # else they were rounded
+        warnings.warn(
+            f"The steps of this {name} do not end where its next ones begin, as with linspace spacing; those of ddim "
+            "here do, and draw other images.",
+            stacklevel=4,
         )
