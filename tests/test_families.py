@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 import pushforward as pf
-from support.conformance import examine, first_order, relative
+from support.conformance import examine, first_order, of_the_pipeline, relative
 from support.families import FAMILIES
 from support.families.sounds import ace_step
 from support.families.tiny import Tiny
@@ -165,6 +165,17 @@ def test_what_remembers_steps_in_some_times_only_is_refused(interval: tuple[floa
     tiny.pipe.set_progress_bar_config(disable=True)
     with pytest.raises(pf.PushforwardError, match="otherwise in a later step"):
         pf.from_pipeline(tiny.pipe, **tiny.call, cfg_interval_start=interval[0], cfg_interval_end=interval[1])
+
+
+@pytest.mark.parametrize("lyrics", [{}, {"lyrics": "la la"}])
+def test_words_and_their_defaults_are_repeated_with_the_prompt(lyrics: dict[str, str]) -> None:
+    """ACE-Step takes lyrics for each prompt, and no number of sounds; its encoder is told rows by their numbers."""
+    tiny = ace_step()
+    tiny.pipe.set_progress_bar_config(disable=True)
+    call = {**tiny.call, **lyrics, "guidance_scale": 1.0}
+    model = pf.from_pipeline(tiny.pipe, **call)
+    assert model.module.rows.together == "times"  # type: ignore[union-attr]
+    assert of_the_pipeline(tiny.pipe, call, model) < ROUNDING
 
 
 def test_our_scheduler_says_why_it_cannot_stand_for_one_of_which_the_class_is_asked() -> None:

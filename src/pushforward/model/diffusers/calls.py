@@ -250,7 +250,12 @@ class Call:
                 return once((args, kwargs))
             found: list[Any] = []
             for k in range(counts.pop()):
-                found.append(once(_row((args, kwargs), k)))
+                try:
+                    found.append(once(_row((args, kwargs), k)))
+                except torch.OutOfMemoryError:
+                    raise
+                except (IndexError, RuntimeError, ValueError):  # it is told of which row something is, by number
+                    return once((args, kwargs))
                 if not all(isinstance(x, Tensor) and x.ndim and len(x) == 1 for x in tree_flatten(found[-1])[0]):
                     return once((args, kwargs))
             return tree_map(lambda *rows: torch.cat(rows), *found)

@@ -10,7 +10,7 @@ mapped over the rows (`torch.vmap`); where that fails too, fewer rows are asked 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -173,8 +173,11 @@ class Rows:
             return {**more, self.batch: count}
         if count == 1:
             return dict(more)
-        given = {**self.call.arguments, **more}
-        return {name: _repeat(name, value, count) for name, value in given.items() if name != "generator"}
+        known = self.call.signature.parameters
+        words = {name for name, one in known.items() if "prompt" in name or "list[str]" in str(one.annotation).lower()}
+        usual = {name: known[name].default for name in words if isinstance(known[name].default, str)}
+        given = {**usual, **self.call.arguments, **more}
+        return {name: _repeat(name, value, count, words) for name, value in given.items() if name != "generator"}
 
 
 def taken(answer: Answer, states: Tensor) -> Tensor:
@@ -454,13 +457,13 @@ def _telling(clocks: Mapping[_Place, Clock], times: Tensor) -> dict[str, Callabl
     return {name: telling(name) for name in {place[0] for place in clocks}}
 
 
-def _repeat(name: str, value: Any, count: int) -> Any:
-    """Repeat what an argument says of one image."""
+def _repeat(name: str, value: Any, count: int, words: Container[str]) -> Any:
+    """Repeat what an argument says of one image; `words` are those that take a text, or a list of one for each."""
     if isinstance(value, Tensor):
         if "image" in name and value.ndim == 3:
             value = value[None]
         return value.repeat_interleave(count, 0) if value.ndim and len(value) == 1 else value
-    if isinstance(value, str) and "prompt" in name:
+    if isinstance(value, str) and name in words:
         return [value] * count
     if isinstance(value, list) and len(value) == 1:
         return value * count
