@@ -297,7 +297,9 @@ def test_fashion_is_small_and_has_a_card() -> None:
 @pytest.mark.parametrize("shape", [(3, 28, 28), (1, 32, 32)])
 def test_fashion_refuses_other_images(shape: tuple[int, ...]) -> None:
     for take in (lambda x: features(feature_net("fashion"), x), classify):
-        with pytest.raises(PushforwardError, match=f"28x28, 1 channel; got {shape[1]}x{shape[2]}, {shape[0]} channel"):
+        with pytest.raises(
+            PushforwardError, match=f"images of 28x28; these are of {shape[1]}x{shape[2]}, {shape[0]} channel"
+        ):
             take(random_images(2, *shape))
 
 
