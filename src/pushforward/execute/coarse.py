@@ -5,6 +5,11 @@ are far from the solution. So the first rounds ask few steps, and the answers of
 through the surprises of these, over the calls in their order. Nearer, networks are rough in time: all later rounds ask
 all steps and are mixed from their own like alone, and no image is done before several of them.
 
+The roughness is the embedding of time: its fastest waves turn once in some six of a thousand steps. At the solution of
+a thousand steps, as the linear system tells, the spline through every second answer leaves images off by some 1e-5 of
+their size, through every third by 5e-5, through every eighth by 2e-4 to 1e-3. Of a hundred steps it can follow no such
+wave.
+
 Evidence: `benchmarks/parallel.py`.
 """
 
