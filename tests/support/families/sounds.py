@@ -18,6 +18,13 @@ from support.pipelines import TABLE, vae
 TEXT: dict[str, Any] = {"prompt": "a red fox", "negative_prompt": "noise", "guidance_scale": 3.0}
 
 
+def oobleck(channels: int) -> Any:
+    return diffusers.AutoencoderOobleck(
+        encoder_hidden_size=6, downsampling_ratios=[1, 2], decoder_channels=channels, decoder_input_channels=channels,
+        audio_channels=2, channel_multiples=[2, 4], sampling_rate=4,
+    )  # fmt: skip
+
+
 @seeded
 def stable_audio() -> Tiny:
     net = diffusers.StableAudioDiTModel(
@@ -25,10 +32,7 @@ def stable_audio() -> Tiny:
         num_attention_heads=4, out_channels=3, cross_attention_dim=4, time_proj_dim=8, global_states_input_dim=8,
         cross_attention_input_dim=4,
     )  # fmt: skip
-    autoencoder = diffusers.AutoencoderOobleck(
-        encoder_hidden_size=6, downsampling_ratios=[1, 2], decoder_channels=3, decoder_input_channels=3,
-        audio_channels=2, channel_multiples=[2, 4], sampling_rate=4,
-    )  # fmt: skip
+    autoencoder = oobleck(3)
     projection = diffusers.StableAudioProjectionModel(
         text_encoder_dim=24, conditioning_dim=4, min_value=0, max_value=32
     )
@@ -85,10 +89,7 @@ def ace_step() -> Tiny:
         vocab_size=40, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=1, head_dim=4,
     )  # fmt: skip
-    autoencoder = diffusers.AutoencoderOobleck(
-        encoder_hidden_size=6, downsampling_ratios=[1, 2], decoder_channels=4, decoder_input_channels=4,
-        audio_channels=2, channel_multiples=[2, 4], sampling_rate=4,
-    )  # fmt: skip
+    autoencoder = oobleck(4)
     pipe = diffusers.AceStepPipeline(
         vae=autoencoder, text_encoder=transformers.Qwen3Model(config), tokenizer=pipelines.t5_tokenizer(),
         transformer=roughen(net), condition_encoder=roughen(conditions),
