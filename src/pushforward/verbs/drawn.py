@@ -97,5 +97,5 @@ def draw(
         callback(step)
 
     images = there.sample(count, seed=seed, batch=batch, callback=tell)
-    rounds = there.plan.rounds if isinstance(there, Diffusion) else calls / batches
+    rounds = calls / batches if there.plan is None else there.plan.rounds
     return Drawn(images, rounds, evaluations / count)
