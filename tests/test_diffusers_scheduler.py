@@ -810,6 +810,7 @@ def test_defaults_stay_defaults() -> None:
         (lambda c: PushforwardScheduler(c, "sscs"), "moves before it asks"),
         (lambda c: PushforwardScheduler(c, "rk45"), "chooses its steps as it goes"),
         (lambda c: PushforwardScheduler(c, "dddim"), "Unknown solver 'dddim'"),
+        (lambda c: PushforwardScheduler(c, "fast.plan"), "has steps of its own"),
         (lambda c: PushforwardScheduler(c, "gddim", oder=2), "no setting 'oder'; it has order"),
         (lambda c: PushforwardScheduler(c, "gddim", order=[2]), "numbers and words"),
         (lambda c: PushforwardScheduler(c, "auto", variance=0.0), "variance must be positive"),

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +12,9 @@ from torch import Tensor
 from pushforward.errors import PushforwardError
 from pushforward.linear import Operator
 from pushforward.model import Model
-from pushforward.plan import Node, Plan, Register, exponential, plan_of
+from pushforward.plan import Node, Plan, Register
 
-__all__ = ["Order", "beginnings", "idling", "plan_on", "runnable"]
+__all__ = ["Order", "beginnings", "idling", "runnable"]
 
 
 class Order(int):
@@ -87,25 +86,3 @@ def runnable(plan: Plan, solver: str) -> Plan:
     else:
         return plan
     raise PushforwardError(f"A pipeline cannot run {solver!r}, which {why}; name another solver.")
-
-
-def plan_on(model: Model, solver: str, settings: Mapping[str, Any], times: Tensor, rule: Mapping[str, Any]) -> Plan:
-    """Return the plan of a solver on a grid.
-
-    Args:
-        model: model of the pipeline.
-        solver: its name.
-        settings: settings of the solver, besides those that the model has by default.
-        times: where the steps begin, and the end.
-        rule: settings of the plan that `auto` chose.
-    """
-    process, reference = model.process, model.reference
-    settings = {**model.solvers.get(solver, {}), **settings}
-    if solver == "auto":
-        return exponential(process, times, reference=reference, name="auto", **rule)
-    if settings.get("reference") in ("data", "spectrum"):
-        settings["reference"] = float(reference.variance)
-    try:
-        return runnable(plan_of(process, solver, times, settings), solver)
-    except (TypeError, KeyError) as error:  # a word where a number should be, or the reverse
-        raise PushforwardError(f"Solver {solver!r} does not take the settings {settings}: {error}.") from error

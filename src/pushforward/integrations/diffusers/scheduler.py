@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +17,7 @@ from pushforward.errors import PushforwardError
 from pushforward.execute.sequential import steps
 from pushforward.integrations.diffusers.configuration import public_settings
 from pushforward.integrations.diffusers.moves import Move, move_of
-from pushforward.integrations.diffusers.plans import Order, beginnings, idling, plan_on, runnable
+from pushforward.integrations.diffusers.plans import Order, beginnings, idling, runnable
 from pushforward.integrations.diffusers.times import Times
 from pushforward.linear import VE, Discrete, Flow, Gaussian
 from pushforward.maps.spec import SamplerSpec
@@ -173,13 +172,15 @@ class Scheduler:
         self._clock = Times(self._model, self.config)
         own = self.config["grid"] is None and solver not in ("auto", "rk45")
         grid = self._clock.given(count, timesteps, sigmas, mu) if own else None
-        sampler = SamplerSpec(solver, count, self.config["settings"], self.config["grid"])
+        self._sampler = sampler = SamplerSpec(solver, count, self.config["settings"], self.config["grid"])
+        if sampler.filed:
+            raise PushforwardError(f"The plan {solver} has steps of its own, and a pipeline says them: name a solver.")
         times = (sampler.times(self._model) if grid is None else grid.times) if own else None
         self._idle = times is not None and len(times) <= count
         if times is None or (grid is None and not self._idle):
             self._plan = runnable(sampler.plan(self._model, guided=True), solver)
         else:
-            self._plan = self._on(times)
+            self._plan = self._on(times, sampler)
         self.num_inference_steps = count
         self._times = self._plan.asked_times
         if grid is not None and grid.timesteps is not None:
@@ -430,14 +431,15 @@ class Scheduler:
     def _rest(self, step: int) -> Plan:
         """Return the plan from a step on."""
         times = self._plan.times[step:]
-        return self._on(times[:-1] if self._idle else times, self._plan.settings)
+        sampler = replace(self._sampler, settings=self._sampler.settled(self._plan))
+        return self._on(times[:-1] if self._idle else times, sampler)
 
-    def _on(self, times: Tensor, rule: Mapping[str, Any] = MappingProxyType({})) -> Plan:
+    def _on(self, times: Tensor, sampler: SamplerSpec) -> Plan:
         """Return the plan at these times; if it idles, where its steps begin."""
-        model, solver, settings = self._model, self.config["solver"], self.config["settings"]
+        model, solver = self._model, sampler.solver
 
         def made(grid: Tensor) -> Plan:
-            return plan_on(model, solver, settings, grid, rule)
+            return runnable(sampler.at(model, grid, guided=True), solver)
 
         return idling(model, solver, times, made) if self._idle else made(times)
 
