@@ -1,6 +1,7 @@
 """Models with plans, from Python: codes, batches, labels, folders on disk."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 import pushforward as pf
 from pushforward.cli import app
 from pushforward.data.pictures import to_bytes
+from pushforward.denoiser import Watched
 from pushforward.linear import VP, Blurring, Langevin
 from pushforward.model import load_model, save_model
 from pushforward.plan import auto, ddim, grid
@@ -44,6 +46,15 @@ def test_labels_matter_and_guidance_too(model):
     guided = sampler.given(torch.tensor([1]), 3.0).sample(1)
     assert not torch.allclose(zero, one, atol=1e-4)
     assert not torch.allclose(guided, one, atol=1e-4)
+
+
+def test_a_watched_map_knows_its_network_and_the_means_of_its_classes():
+    means = torch.linspace(-1, 1, 2 * SIZE**2).view(2, 1, SIZE, SIZE)
+    model = replace(tiny(VP()), means=means)
+    there = pf.Diffusion(model, ddim(model.process, grid.uniform(model.process, 4))).given(["b", "a"])
+    watched = there.around(lambda denoiser: Watched(denoiser, lambda *_, **__: None)).bound
+    assert watched.module is model.module
+    torch.testing.assert_close(watched.gaussian.mean, means[[1, 0]], rtol=0, atol=0)
 
 
 def test_labels_have_names_and_one_is_every_images(model):

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -47,16 +48,34 @@ class Denoiser(Protocol):
         """
 
 
-@runtime_checkable
-class Wrapper(Denoiser, Protocol):
-    """A denoiser that changes the answers of another."""
+@dataclass(frozen=True)
+class Wrapper(ABC):
+    """A denoiser that changes the answers of another, or looks at them; it shows the network in that as its own.
+
+    Args:
+        inner: the other.
+    """
+
+    inner: Denoiser
 
     @property
-    def inner(self) -> Denoiser:
-        """The denoiser whose answers are changed."""
+    def module(self) -> Any:
+        """The network itself, if there is one."""
+        return getattr(self.inner, "module", None)
 
-    def around(self, inner: Denoiser) -> Denoiser:
-        """Return the wrapper that makes the same change to the answers of `inner`."""
+    @property
+    def condition(self) -> Tensor | None:
+        """The condition that the network gets."""
+        found: Tensor | None = getattr(self.inner, "condition", None)
+        return found
+
+    def around(self, inner: Denoiser) -> Self:
+        """Return the wrapper that does the same to the answers of `inner`."""
+        return replace(self, inner=inner)
+
+    @abstractmethod
+    def at(self, process: Process, times: Tensor, like: Tensor) -> Ask:
+        """See `Denoiser`."""
 
 
 @runtime_checkable
@@ -67,16 +86,11 @@ class Priced(Denoiser, Protocol):
         """Return plain values, the same for denoisers whose calls take equally long, or `None` if unknown."""
 
 
-@dataclass(frozen=True, eq=False)
-class Watched:
+@dataclass(frozen=True)
+class Watched(Wrapper):
     """A denoiser of which `watch(u, answer, times=times, k=k, of=of)` is told after every call (see `Ask`)."""
 
-    inner: Denoiser
     watch: Callable[..., None]
-
-    def around(self, inner: Denoiser) -> Watched:
-        """The same about another denoiser's calls."""
-        return Watched(inner, self.watch)
 
     def at(self, process: Process, times: Tensor, like: Tensor) -> Ask:
         """See `Denoiser`."""

@@ -123,7 +123,7 @@ def measure(denoiser: Denoiser, process: Process, like: Tensor, batches: Sequenc
         PushforwardError: the sizes are not increasing.
     """
     if isinstance(denoiser, Sharded):
-        inner = measure(denoiser.denoiser, process, like, batches)
+        inner = measure(denoiser.inner, process, like, batches)
         return same(inner, denoiser.group).shared(size(denoiser.group))
     middle = torch.tensor([(process.t_min + process.t_max) / 2], dtype=torch.float64, device="cpu")
     ask = denoiser.at(process, middle, like)
@@ -166,7 +166,7 @@ def measured(
             measure again. Damaged entries are measured again; if it cannot be written to, nothing is kept.
     """
     if isinstance(denoiser, Sharded):
-        inner = measured(denoiser.denoiser, process, like, batches, folder)
+        inner = measured(denoiser.inner, process, like, batches, folder)
         return same(inner, denoiser.group).shared(size(denoiser.group))
     key = _key(denoiser, process, like, batches)
     if key is None:

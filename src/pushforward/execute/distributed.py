@@ -30,7 +30,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pushforward.data.files import digest
-from pushforward.denoiser import Ask, Denoiser
+from pushforward.denoiser import Ask, Wrapper
 from pushforward.errors import PushforwardError
 from pushforward.linear import Process
 
@@ -39,17 +39,16 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class Sharded:
+class Sharded(Wrapper):
     """A denoiser that shares the rows of each call over the ranks of a process group.
 
     With no process group, or a single rank, it is the denoiser itself. Answers carry no gradients.
 
     Args:
-        denoiser: the network, on every rank with the same weights and condition.
+        inner: the network, on every rank with the same weights and condition.
         group: whose ranks share; all by default.
     """
 
-    denoiser: Denoiser
     group: dist.ProcessGroup | None = None
 
     def at(self, process: Process, times: Tensor, like: Tensor) -> Ask:
@@ -60,7 +59,7 @@ class Sharded:
                 not in the group, or the ranks were given different states or times.
         """
         ranks = size(self.group)
-        ask = self.denoiser.at(process, times, like)
+        ask = self.inner.at(process, times, like)
         if ranks == 1:
             return ask
         rank = dist.get_rank(self.group)

@@ -31,7 +31,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pushforward.denoiser import Denoiser
+from pushforward.denoiser import Denoiser, Wrapper
 from pushforward.execute.system import System
 
 TAIL, CHAIN = 2.0, 3.0  # margins of the two readings
@@ -77,8 +77,8 @@ def roundoff(denoiser: Denoiser, like: Tensor) -> float:
     """Return the rounding of the network's answers, in parts of the greatest: eps of its least precise dtype."""
     own = ARITHMETIC * torch.finfo(like.dtype).eps
     weight = 1.0
-    while (inner := getattr(denoiser, "inner", getattr(denoiser, "denoiser", None))) is not None:
-        denoiser = inner
+    while isinstance(denoiser, Wrapper):
+        denoiser = denoiser.inner
     kind = like.device.type
     dtypes = {torch.get_autocast_dtype(kind)} if torch.is_autocast_enabled(kind) else set()
     module, autocast = getattr(denoiser, "module", None), getattr(denoiser, "autocast", None)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from pushforward.denoiser import Ask, Denoiser
+from pushforward.denoiser import Ask, Wrapper
 from pushforward.execute.host import undisturbed
 from pushforward.linear import Process
-from pushforward.model.network import Around
 
 __all__ = ["Altered", "Change"]
 
@@ -19,7 +18,7 @@ Change = Callable[[Callable[[Tensor], Tensor], int | Tensor, Tensor, Tensor | No
 
 
 @dataclass(frozen=True)
-class Altered(Around):
+class Altered(Wrapper):
     """A denoiser that changes the answers of another.
 
     Args:
@@ -28,18 +27,13 @@ class Altered(Around):
             is; `trained` says whether gradients may be wanted in the network's weights or its condition.
     """
 
-    inner: Denoiser
     change: Callable[[Process, Tensor, Tensor, bool], Change]
-
-    def around(self, inner: Denoiser) -> Altered:
-        """Return the denoiser that makes the same change to the answers of `inner`."""
-        return replace(self, inner=inner)
 
     @undisturbed
     def at(self, process: Process, times: Tensor, like: Tensor) -> Ask:
         """See `Denoiser`."""
         ask = self.inner.at(process, times, like)
-        weights = [] if self.module is None else [*self.module.parameters()]
+        weights = [*self.module.parameters()] if isinstance(self.module, nn.Module) else []
         told = [] if self.condition is None else [self.condition]
         change = self.change(process, times, like, any(x.requires_grad for x in [*weights, *told]))
 

@@ -125,7 +125,7 @@ class ModelMap(ABC):
     def around(self, change: Callable[[Denoiser], Denoiser]) -> Self:
         """The same map with other answers of its network, under the same condition."""
         model, bound = (replace(one, denoiser=change(one.denoiser)) for one in (self.model, self.bound))
-        return self._changed(bound, model=model, device=self._place)
+        return self._changed(bound, model=model)
 
     @property
     def _known(self) -> Model | None:

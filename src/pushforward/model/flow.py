@@ -10,22 +10,21 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pushforward.denoiser import Ask, Denoiser
+from pushforward.denoiser import Ask, Wrapper
 from pushforward.errors import PushforwardError
 from pushforward.linear import Flow, Process, ScaledProcess
-from pushforward.model.network import Around
 from pushforward.plan.grid import solve_for_time
 
 __all__ = ["AsFlow", "flow_of"]
 
 
 @dataclass(frozen=True)
-class AsFlow(Around):
+class AsFlow(Wrapper):
     """A denoiser of flow matching that asks one of another process.
 
     Args:
@@ -33,12 +32,7 @@ class AsFlow(Around):
         own: its process.
     """
 
-    inner: Denoiser
     own: ScaledProcess
-
-    def around(self, inner: Denoiser) -> AsFlow:
-        """Return the same view of another denoiser of the process."""
-        return replace(self, inner=inner)
 
     def at(self, process: Process, times: Tensor, like: Tensor) -> Ask:  # noqa: ARG002 - it is flow matching
         """See `Denoiser`."""

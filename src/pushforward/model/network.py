@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from pushforward.denoiser import Ask, Denoiser, at_least_float32, check_output
+from pushforward.denoiser import Ask, at_least_float32, check_output
 from pushforward.errors import PushforwardError
 from pushforward.linear import IDENTITY, POINT, Discrete, Gaussian, Operator, Process, apply_coefficients
 from pushforward.model.prediction import Prediction, denoising, is_image
@@ -25,24 +25,6 @@ from pushforward.model.prediction import Prediction, denoising, is_image
 _NOTICED: WeakSet[nn.Module] = WeakSet()  # modules whose units of time have been checked
 _TRAINED: WeakSet[nn.Module] = WeakSet()  # modules that have been looked at for parts in training mode
 LOST = torch.finfo(torch.float32).eps ** 2  # signal-to-noise ratio at which float32 holds the noise alone
-
-
-class Around:
-    """What a wrapper shows of the network in it."""
-
-    inner: Denoiser
-
-    @property
-    def module(self) -> nn.Module | None:
-        """The network's module, if it has one."""
-        found = getattr(self.inner, "module", None)
-        return found if isinstance(found, nn.Module) else None
-
-    @property
-    def condition(self) -> Tensor | None:
-        """The condition that the network gets."""
-        found: Tensor | None = getattr(self.inner, "condition", None)
-        return found
 
 
 @dataclass(frozen=True)
