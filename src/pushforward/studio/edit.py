@@ -15,7 +15,7 @@ from pushforward.studio._shared.controls import TakeAway, buttons, guidance_numb
 from pushforward.studio._shared.live import live
 from pushforward.studio._shared.models import Shelf, asked_what
 from pushforward.studio._shared.pictures import copying, figures, picture
-from pushforward.studio._shared.results import Name, call, line, png, reading
+from pushforward.studio._shared.results import Name, call, line, options, png, reading
 from pushforward.studio._shared.told import Updates, said
 from pushforward.studio._shared.uploads import Photo, drawn, photo_area, read_photo
 
@@ -64,17 +64,16 @@ def command(settings: Settings, method: str, *, text: bool = False, reads: bool 
         text: the model reads prompts.
         reads: so does the other model.
     """
-    own = ["--method", method, "--steps", str(settings.steps), "--seed", str(settings.seed)]
+    own = {"method": method, "steps": settings.steps, "seed": settings.seed}
     if settings.to is None:
-        ends = ["--source", str(settings.source), "--target", str(settings.target)]
-        weights = ["--guidance", f"{settings.guidance:g}", "--skip", f"{1 - settings.start:.6g}"]
-        only = ["--trials", "1", "--select", "none"]
-        return ["edit", "picture-0.png", "--model", settings.model, *ends, *own, *weights, *only, "--out", method]
-    ends = ["--source", settings.model, "--target", settings.to]
-    ends += asked_what(settings.source, text=text, prefix="source-") if method != "sdedit" else []
-    ends += asked_what(settings.target, text=reads, prefix="target-")
-    weights = ["--target-guidance", f"{settings.guidance:g}", "--start", f"{settings.start:g}"]
-    return ["translate", "picture-0.png", *ends, *own, *weights, "--out", method]
+        said = options(model=settings.model, source=settings.source, target=settings.target, **own,
+                       guidance=settings.guidance, skip=1 - settings.start, trials=1, select="none")  # fmt: skip
+        return ["edit", "picture-0.png", *said, "--out", method]
+    source = asked_what(None if method == "sdedit" else settings.source, text=text, prefix="source_")
+    target = asked_what(settings.target, text=reads, prefix="target_")
+    said = options(source=settings.model, target=settings.to, **source, **target, **own,
+                   target_guidance=settings.guidance, start=settings.start)  # fmt: skip
+    return ["translate", "picture-0.png", *said, "--out", method]
 
 
 def program(settings: Settings, method: str, photo: Photo) -> str:

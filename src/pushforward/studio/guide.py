@@ -15,7 +15,7 @@ from pushforward.studio._shared.live import live
 from pushforward.studio._shared.masks import PARTS, mask_file, mask_of
 from pushforward.studio._shared.models import Shelf, asked_what
 from pushforward.studio._shared.pictures import preview, traces
-from pushforward.studio._shared.results import Name, call, codes_file, line, png
+from pushforward.studio._shared.results import Name, call, codes_file, line, options, png
 from pushforward.studio._shared.told import Updates
 from pushforward.studio._shared.uploads import Photo, photo_area, read_photo
 
@@ -109,12 +109,11 @@ def energies(settings: Settings, clip: str | None = None) -> list[str]:
 
 def command(settings: Settings, clip: str | None = None, *, text: bool = False) -> list[str]:
     """The arguments of `pushforward` that give the same images; `text`: the model reads prompts."""
-    said = ["guide", settings.model]
-    for words in energies(settings, clip):
-        said += ["--energy", words]
-    said += ["--sampler", settings.sampler, "--moves", str(settings.moves), "--chains", str(settings.chains)]
-    said += ["--solver", settings.solver, *asked_what(settings.what, text=text)]
-    return [*said, "--seed", str(settings.seed), "--out", "guided"]
+    said = options(
+        energy=tuple(energies(settings, clip)), sampler=settings.sampler, moves=settings.moves, chains=settings.chains,
+        solver=settings.solver, **asked_what(settings.what, text=text), seed=settings.seed, out="guided",
+    )  # fmt: skip
+    return ["guide", settings.model, *said]
 
 
 def program(settings: Settings, clip: str | None = None) -> str:

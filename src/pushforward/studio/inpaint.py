@@ -23,7 +23,7 @@ from pushforward.studio._shared.live import live
 from pushforward.studio._shared.masks import PARTS, canvas, mask_file, mask_of
 from pushforward.studio._shared.models import Shelf, asked_what, steps_beside
 from pushforward.studio._shared.pictures import picture, preview, viewed
-from pushforward.studio._shared.results import Name, call, line, png
+from pushforward.studio._shared.results import Name, call, line, options, png
 from pushforward.studio._shared.told import Updates, said
 from pushforward.studio._shared.uploads import Photo, drawn, photo_area, read_photo
 
@@ -64,14 +64,12 @@ class Shown:
 
 def command(settings: Settings, *, text: bool = False) -> list[str]:
     """The arguments of `pushforward` that make the same images; `text`: the model reads prompts."""
-    steps = steps_beside(settings.solver, settings.steps)
-    said_ = ["inpaint", settings.model, "picture-0.png", "--mask", "mask.png", "--solver", settings.solver]
-    said_ += [] if steps is None else ["--steps", str(steps)]
-    said_ += [] if _said_repeats(settings) else ["--repeats", str(settings.repeats)]
-    said_ += ["--draws", str(settings.draws)]
-    said_ += asked_what(settings.what, text=text)
-    said_ += [] if settings.guidance is None else ["--guidance", f"{settings.guidance:g}"]
-    return [*said_, "--seed", str(settings.seed), "--out", "inpainted"]
+    told = options(
+        mask="mask.png", solver=settings.solver, steps=steps_beside(settings.solver, settings.steps),
+        repeats=None if _said_repeats(settings) else settings.repeats, draws=settings.draws,
+        **asked_what(settings.what, text=text), guidance=settings.guidance, seed=settings.seed, out="inpainted",
+    )  # fmt: skip
+    return ["inpaint", settings.model, "picture-0.png", *told]
 
 
 def _said_repeats(settings: Settings) -> bool:

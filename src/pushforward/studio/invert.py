@@ -12,7 +12,7 @@ from pushforward.studio._shared.controls import TakeAway, buttons, guidance_numb
 from pushforward.studio._shared.live import live
 from pushforward.studio._shared.models import Shelf, asked_what, steps_beside
 from pushforward.studio._shared.pictures import picture, row, table, viewed
-from pushforward.studio._shared.results import call, codes_file, line, png, reading
+from pushforward.studio._shared.results import call, codes_file, line, options, png, reading
 from pushforward.studio._shared.told import Updates
 from pushforward.studio._shared.uploads import Photo, read_photo
 
@@ -60,13 +60,12 @@ class Shown:
 def commands(settings: Settings, count: int = 1, *, text: bool = False) -> list[list[str]]:
     """The arguments of `pushforward` that find the same codes, and, of two, draw what is between them."""
     photos = [f"picture-{k}.png" for k in range(count)]
-    steps = steps_beside(settings.solver, settings.steps)
-    said = ["invert", settings.model, *photos, "--solver", settings.solver]
-    said += [] if steps is None else ["--steps", str(steps)]
-    said += ["--method", METHODS[settings.method], *asked_what(settings.what, text=text)]
-    said += [] if settings.guidance is None else ["--guidance", f"{settings.guidance:g}"]
-    found = [*said, "--out", "codes.safetensors", "--picture", "both.png"]
-    walk = ["interpolate", "codes.safetensors", "--frames", str(FRAMES), "--out", "between.png"]
+    said = options(
+        solver=settings.solver, steps=steps_beside(settings.solver, settings.steps), method=METHODS[settings.method],
+        **asked_what(settings.what, text=text), guidance=settings.guidance, out="codes.safetensors", picture="both.png",
+    )  # fmt: skip
+    found = ["invert", settings.model, *photos, *said]
+    walk = ["interpolate", "codes.safetensors", *options(frames=FRAMES, out="between.png")]
     return [found, walk] if count > 1 else [found]
 
 

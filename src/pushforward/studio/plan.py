@@ -11,7 +11,7 @@ from pushforward.data.words import many
 from pushforward.errors import PushforwardError
 from pushforward.studio._shared.controls import TakeAway, buttons, solver_choice, wire
 from pushforward.studio._shared.models import Shelf, steps_beside
-from pushforward.studio._shared.results import call, line
+from pushforward.studio._shared.results import call, line, options
 from pushforward.studio._shared.told import Updates
 
 if TYPE_CHECKING:
@@ -59,9 +59,9 @@ class Shown:
 
 def command(settings: Settings) -> list[str]:
     """The arguments of `pushforward` that draw the same plan."""
-    steps = steps_beside(settings.solver, settings.steps)
-    said = ["plot-plan", settings.model, "--solver", settings.solver]
-    return [*said, *([] if steps is None else ["--steps", str(steps)]), "--out", "plan.png", "--json", "plan.json"]
+    said = options(solver=settings.solver, steps=steps_beside(settings.solver, settings.steps), out="plan.png",
+                   json="plan.json")  # fmt: skip
+    return ["plot-plan", settings.model, *said]
 
 
 def program(settings: Settings) -> str:

@@ -18,9 +18,9 @@ from pushforward.studio._shared.controls import (
     wire,
 )
 from pushforward.studio._shared.live import live
-from pushforward.studio._shared.models import Shelf, sampler, steps_beside, take_turns
+from pushforward.studio._shared.models import Shelf, asked_what, sampler, steps_beside, take_turns
 from pushforward.studio._shared.pictures import embedded, preview, row, table, viewed
-from pushforward.studio._shared.results import Name, call, codes_file, line, png
+from pushforward.studio._shared.results import Name, call, codes_file, line, options, png
 from pushforward.studio._shared.told import Updates
 
 if TYPE_CHECKING:
@@ -75,15 +75,12 @@ class Shown:
 
 def command(settings: Settings, *, text: bool = False, out: str = "samples.png") -> list[str]:
     """The arguments of `pushforward` that make the same images, as a file; `text`: the model reads prompts."""
-    steps = steps_beside(settings.solver, settings.steps)
-    said = ["sample", settings.model, "--count", str(settings.count), "--solver", settings.solver]
-    said += [] if steps is None else ["--steps", str(steps)]
-    for one in settings.what:
-        said += ["--prompt" if text else "--label", one]
-    said += [] if settings.guidance is None else ["--guidance", f"{settings.guidance:g}"]
-    said += ["--seed", str(settings.seed)]
-    said += ["--parallel", "--tolerance", f"{settings.tolerance:g}"] if settings.parallel else []
-    return [*said, "--out", out]
+    said = options(
+        count=settings.count, solver=settings.solver, steps=steps_beside(settings.solver, settings.steps),
+        **asked_what(settings.what, text=text), guidance=settings.guidance, seed=settings.seed,
+    )  # fmt: skip
+    said += ["--parallel", *options(tolerance=settings.tolerance)] if settings.parallel else []
+    return ["sample", settings.model, *said, "--out", out]
 
 
 def program(settings: Settings) -> str:

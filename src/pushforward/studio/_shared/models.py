@@ -61,9 +61,9 @@ def choices_of(model: Model) -> list[str]:
     return [str(one) for one in known[:MOST_CHOICES]]
 
 
-def asked_what(what: str | None, *, text: bool, prefix: str = "") -> list[str]:
-    """The option of a command that says what an image shows: a prompt to a model that reads them, else a class."""
-    return [] if what is None else [f"--{prefix}{'prompt' if text else 'label'}", what]
+def asked_what(what: object, *, text: bool, prefix: str = "") -> dict[str, object]:
+    """What images show as an option of a command (see `options`): a prompt to a model that reads them, else a class."""
+    return {f"{prefix}{'prompt' if text else 'label'}": what}
 
 
 def take_turns(what: Sequence[str], count: int) -> list[str]:

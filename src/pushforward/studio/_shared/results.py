@@ -17,12 +17,21 @@ if TYPE_CHECKING:
     from pushforward.maps.code import Code
     from pushforward.maps.diffusion import Diffusion
 
-__all__ = ["Name", "call", "codes_file", "line", "packed", "png", "reading"]
+__all__ = ["Name", "call", "codes_file", "line", "options", "packed", "png", "reading"]
 
 
 def line(arguments: Sequence[str]) -> str:
     """A command as it is typed into a shell."""
     return shlex.join(["pushforward", *arguments])
+
+
+def options(**given: object) -> list[str]:
+    """Options of a command, each before its value, or before each of several; what is `None` is left out."""
+    said: list[str] = []
+    for name, value in given.items():
+        for one in value if isinstance(value, tuple) else () if value is None else (value,):
+            said += [f"--{name.replace('_', '-')}", f"{one:g}" if isinstance(one, float) else str(one)]
+    return said
 
 
 def call(name: str, *positional: object, **named: object) -> str:
