@@ -145,9 +145,7 @@ def edit(
     network.given([target], max(search.guidances))  # what is wrong is said before all work
     plans(network, spec, search)
     score, judges = _scorers(network, source, target, select, clip, judge, pick_device(place.device))
-    items = list_items(
-        images, image_size(network), out=out, split=inputs.split, count=inputs.count, fit=inputs.fit, folders=True
-    )
+    items = list_items(images, image_size(network), inputs, out, folders=True)
     settings = {
         "command": "edit", "images": [str(path.resolve()) for path in images], "split": inputs.split,
         "model": model, "source": source, "target": target, "negative": negative,

@@ -86,7 +86,7 @@ def inpaint(
     plan = make_plan(network, spec, guidance, quiet=reports.quiet)
     inpainted(network, torch.zeros(network.shape), known)  # what is wrong is said before all work
     check_images(draws, shape, "draws")
-    items = list_items(images, shape, out=out, split=inputs.split, count=inputs.count, fit=inputs.fit)
+    items = list_items(images, shape, inputs, out)
     labels = condition.labels(network, len(items))
     diffusion = Diffusion(network, plan, parallel=spec.method(plan)).given(labels, guidance)
     settings = {

@@ -125,7 +125,7 @@ def translate(
             "Source and target are the same; name another --target model, or a --target-label or --target-prompt."
         )
     last = None if refine is None else _refiner(ends[1], spec, refine)
-    items = list_items(images, image_size(one), out=out, split=inputs.split, count=inputs.count, fit=inputs.fit)
+    items = list_items(images, image_size(one), inputs, out)
     settings = {
         "command": "translate", "images": [str(path.resolve()) for path in images], "split": inputs.split,
         "source": source, "target": target or source, "sampler": spec.kept,

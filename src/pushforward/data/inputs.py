@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
     from pushforward.data.reading import Notes
 
-__all__ = ["Images", "image_files", "read_file", "read_inputs", "read_like"]
+__all__ = ["Images", "Input", "image_files", "list_inputs", "read_file", "read_inputs", "read_like"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +36,45 @@ class Images:
     names: tuple[str, ...]
     notes: tuple[str, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Input:
+    """An image that a user names, not read yet.
+
+    Args:
+        name: its place below the folder that was named, without its end; of an `.npz` file, that file and a number.
+        source: its file, or its place in an `.npz` file.
+        read: reads it as uint8 `(channels, height, width)`, and adds what it did to a counter.
+    """
+
+    name: str
+    source: str
+    read: Callable[[Notes], Tensor]
+
+
+def list_inputs(
+    source: Path, size: tuple[int, int] | None, channels: int | None, *, split: str = "test", fit: Fit = "crop"
+) -> Iterator[Input]:
+    """List the images of a file, a folder (searched recursively) or an `.npz` file; see `read_inputs`.
+
+    Raises:
+        PushforwardError: it does not exist, or holds no image.
+    """
+    from pushforward.data.datasets import brought, load_images
+
+    if source.suffix.lower() == ".npz" and source.is_file():
+        for i, image in enumerate(load_images(source, split=split).images):
+
+            def take(done: Notes, image: Tensor = image) -> Tensor:
+                return brought(image[None], size, channels, fit, done)[0]
+
+            yield Input(f"{source.stem}-{i:05d}", f"{source}[{i}]", take)
+        return
+    for file in image_files(source):
+        below = file.relative_to(source) if source.is_dir() else Path(file.name)
+        read = partial(read_file, file, size, channels, fit=fit)
+        yield Input(below.with_suffix("").as_posix(), str(file), read)
 
 
 def read_inputs(
@@ -64,35 +105,23 @@ def read_inputs(
     """
     import torch
 
-    from pushforward.data.datasets import brought, load_images
     from pushforward.data.pictures import from_bytes
     from pushforward.data.reading import sentences
 
-    skipped: list[tuple[str, str]] = []
-    done: Notes = Counter()
     images: list[Tensor] = []
     names: list[str] = []
-    for source in sources:
-        room = None if count is None else count - len(images)
-        if room == 0:
+    skipped: list[tuple[str, str]] = []
+    done: Notes = Counter()
+    for one in chain.from_iterable(list_inputs(source, size, channels, split=split, fit=fit) for source in sources):
+        try:
+            images.append(one.read(done))
+            names.append(one.source)
+        except PushforwardError as error:
+            if not skip:
+                raise
+            skipped.append((one.source, str(error)))
+        if len(images) == count:
             break
-        if source.suffix.lower() == ".npz" and source.is_file():
-            some = list(brought(load_images(source, split=split).images[:room], size, channels, fit, done))
-            own = [f"{source}[{i}]" for i in range(len(some))]
-        else:
-            some, own = [], []
-            for file in image_files(source):
-                if len(some) == room:
-                    break
-                try:
-                    some.append(read_file(file, size, channels, done, fit))
-                    own.append(str(file))
-                except PushforwardError as error:
-                    if not skip:
-                        raise
-                    skipped.append((str(file), str(error)))
-        images += some
-        names += own
     if not images and skipped:
         raise PushforwardError(skipped[0][1])
     if not images:

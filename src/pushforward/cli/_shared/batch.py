@@ -22,8 +22,8 @@ from unicodedata import normalize
 
 from pushforward.cli._shared.report import progress, write_json
 from pushforward.data.files import atomic_path, digest
-from pushforward.data.inputs import image_files, read_file
-from pushforward.data.reading import Fit, sentences
+from pushforward.data.inputs import Input, list_inputs
+from pushforward.data.reading import sentences
 from pushforward.data.schema import read
 from pushforward.data.words import many
 from pushforward.errors import PushforwardError
@@ -31,6 +31,7 @@ from pushforward.errors import PushforwardError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pushforward.cli._shared.options import ImageOptions
     from pushforward.data.reading import Notes
 
 __all__ = [
@@ -91,72 +92,44 @@ class Outcome:
 
 
 def list_items(
-    sources: Sequence[Path],
-    shape: tuple[int, int, int],
-    *,
-    out: Path | None = None,
-    split: str = "test",
-    count: int | None = None,
-    fit: Fit = "crop",
-    folders: bool = False,
+    sources: Sequence[Path], shape: tuple[int, int, int], inputs: ImageOptions, out: Path, *, folders: bool = False
 ) -> list[Item]:
     """The images of files, folders (searched recursively) and `.npz` files, none of them read yet.
 
     Args:
         sources: at least one.
         shape: channels, height and width that the images are brought to.
+        inputs: which of them, and how they are brought to that shape.
         out: folder of the results; what lies there is no image to work on.
-        split: of `.npz` files.
-        count: the first of them only.
-        fit: how they are brought to that height and width.
         folders: each one's result is a folder, not a picture.
 
     Raises:
         PushforwardError: nothing there, or the results would lie among the images.
     """
-    from pushforward.data.datasets import brought, load_images
-
     channels, *size = shape
-    found: list[tuple[str, str, Callable[[Notes], Tensor]]] = []
+    place, found = out.resolve(), list[Input]()
     for source in sources:
-        if source.suffix.lower() == ".npz" and source.is_file():
-            for i, image in enumerate(load_images(source, split=split).images):
-
-                def take(done: Notes, image: Tensor = image) -> Tensor:
-                    return brought(image[None], (size[0], size[1]), channels, fit, done)[0]
-
-                found.append((f"{source.stem}-{i:05d}", f"{source}[{i}]", take))
-            continue
-        mine = out is not None and source.is_dir() and out.resolve().is_relative_to(source.resolve())
-        if out is not None and mine and out.resolve() == source.resolve():
+        within = source.is_dir() and place.is_relative_to(source.resolve())
+        if within and place == source.resolve():
             raise PushforwardError(
                 f"The results cannot lie among the images in {source}; name another folder with --out."
             )
-        for file in image_files(source):
-            if out is not None and mine and Path(os.path.realpath(file)).is_relative_to(out.resolve()):
-                continue  # a result of an earlier run
-            below = file.relative_to(source) if source.is_dir() else Path(file.name)
-            name = below.with_suffix("").as_posix()
-
-            def read(done: Notes, file: Path = file) -> Tensor:
-                return read_file(file, (size[0], size[1]), channels, done, fit)
-
-            found.append((name, str(file), read))
+        listed = list_inputs(source, (size[0], size[1]), channels, split=inputs.split, fit=inputs.fit)
+        found += [one for one in listed if not (within and Path(os.path.realpath(one.source)).is_relative_to(place))]
     if not found:
         raise PushforwardError("There is no image to work on: name at least one file, folder or .npz file.")
-    names = {} if out is None else _kept_names(out)
+    names = _kept_names(out)
     taken = {_folded(name) for name in names.values()}
     times: Counter[str] = Counter()
     items = []
-    for position, (wanted, source_name, read_it) in enumerate(found[:count]):
-        place = Path(source_name)
-        origin = str(place.parent.resolve() / place.name)
+    for position, one in enumerate(found[: inputs.count]):
+        origin = str(Path(one.source).parent.resolve() / Path(one.source).name)
         times[origin] += 1  # an image may be named twice
         origin += f" {times[origin]}" * (times[origin] > 1)
         if origin not in names:
-            names[origin] = _free(wanted, taken, folder=folders)
+            names[origin] = _free(one.name, taken, folder=folders)
             taken.add(_folded(names[origin]))
-        items.append(Item(names[origin], source_name, position, read_it, origin))
+        items.append(Item(names[origin], one.source, position, one.read, origin))
     return items
 
 
