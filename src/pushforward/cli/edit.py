@@ -23,9 +23,8 @@ from pushforward.cli._shared.models import image_size, open_model, pick_device
 from pushforward.cli._shared.options import (
     ImageOptions,
     ImagesArgument,
+    ModelOptions,
     NegativeOption,
-    PipelineOptions,
-    PlaceOptions,
     ReportOptions,
     SamplerOptions,
     grouped,
@@ -119,8 +118,7 @@ def edit(
     ] = 16,
     inputs: ImageOptions,
     out: Annotated[Path, typer.Option(help="Write the results into this folder.")] = Path("edited"),
-    place: PlaceOptions,
-    pipeline: PipelineOptions,
+    place: ModelOptions,
     reports: ReportOptions,
 ) -> None:
     r"""Edit images by text or class: the code of an image under one, decoded under another.
@@ -139,7 +137,7 @@ def edit(
     check_outputs({"--json": reports.json}, {"--out": out})
     inputs.check(images)
     in_vain({"source_guidance": "sdedit does not encode the image" if way == "sdedit" else None})
-    network = open_model(model, place, negative, **pipeline.asked)
+    network = open_model(model, place, negative, **place.asked)
     search = Search(_numbers(guidance, "guidance"), _numbers(skip, "skip"), trials, source_guidance, way)
     spec = sampler.plan_spec()
     network.given([target], max(search.guidances))  # what is wrong is said before all work

@@ -18,8 +18,7 @@ from pushforward.cli._shared.options import (
     ImageOptions,
     ImagesArgument,
     ModelArgument,
-    PipelineOptions,
-    PlaceOptions,
+    ModelOptions,
     ReportOptions,
     RowsOption,
     SamplerOptions,
@@ -59,8 +58,7 @@ def encode(
     batch: RowsOption = 64,
     inputs: ImageOptions,
     files: CodesOptions,
-    place: PlaceOptions,
-    pipeline: PipelineOptions,
+    place: ModelOptions,
     reports: ReportOptions,
 ) -> None:
     r"""Draw a Gaussian code for each image, under any stochastic plan: decoded again, it gives the image.
@@ -78,7 +76,7 @@ def encode(
     files.check(images, reports)
     inputs.check(images)
     condition.check()
-    network = open_model(model, place, condition.negative, **pipeline.asked)
+    network = open_model(model, place, condition.negative, **place.asked)
     spec = noisy(sampler.plan_spec(start=start))
     guidance = condition.weight(network)
     plan = make_plan(network, spec.invertible(network), guidance, quiet=reports.quiet)

@@ -21,8 +21,7 @@ from pushforward.cli._shared.models import image_size, make_plan, open_model, pi
 from pushforward.cli._shared.options import (
     ConditionOptions,
     FitOption,
-    PipelineOptions,
-    PlaceOptions,
+    ModelOptions,
     ReportOptions,
     grouped,
 )
@@ -137,8 +136,7 @@ def guide(
         Path, typer.Option(help="Write the results into this folder; the same command continues there.")
     ] = Path("guided"),
     fit: FitOption = "crop",
-    place: PlaceOptions,
-    pipeline: PipelineOptions,
+    place: ModelOptions,
     reports: ReportOptions,
 ) -> None:
     r"""Guide a model or a GAN by energies of its images.
@@ -161,14 +159,14 @@ def guide(
         typer.echo("pushforward: --steps of guide is called --moves now.", err=True)
         moves = moves or steps
     how = parse_sampler(sampler)
-    _check(how, gan=is_generator(model), place=place, pipeline=pipeline, moves=moves, solver=solver,
+    _check(how, gan=is_generator(model), place=place, moves=moves, solver=solver,
            gradient=gradient, latent=latent, scheduled=(warm_up, anneal, draws, rungs) != (None, 0, 1, 1))  # fmt: skip
     check_outputs({"--json": reports.json}, {"--out": out})
     condition.check(chains)
     usual = _NOISY if isinstance(how, Particles) else _SOLVER
     moves, solver, gradient = moves or _MOVES, usual if solver is None else solver, gradient or "exact"
     schedule = Schedule(moves, warm_up, anneal, draws, rungs) if isinstance(how, Dynamics) else None
-    free, shape = _open(model, parse(solver), condition, place, pipeline, latent, quiet=reports.quiet)
+    free, shape = _open(model, parse(solver), condition, place, latent, quiet=reports.quiet)
     pushforward = _given(free, condition, chains)
     setting = Setting(lambda path: read_like(path, shape, fit), shape, pick_device(place.device))
     wanted = energy_of(energies, setting)
@@ -211,7 +209,7 @@ def guide(
 
 
 def _check(
-    how: Dynamics | Particles | Steering | dict[str, Any], *, gan: bool, place: PlaceOptions, pipeline: PipelineOptions,
+    how: Dynamics | Particles | Steering | dict[str, Any], *, gan: bool, place: ModelOptions,
     moves: int | None, solver: str | None, gradient: str | None, latent: str | None, scheduled: bool,
 ) -> None:  # fmt: skip
     """Raise unless the options fit the sampler and the kind of the model."""
@@ -234,7 +232,7 @@ def _check(
         "A GAN has no plan, and its own gradient, precision and size; leave out --solver, --gradient, --dtype, --size.":
             gan and (solver, gradient, place.dtype, place.size) != (None, None, "float32", None),
         "A GAN is no pipeline of diffusers; leave out --call, --image, --control and --lora.":
-            gan and pipeline != PipelineOptions(),
+            gan and any(place.asked.values()),
         "Only a GAN in a file takes --latent, and the model is none; name its file, or leave --latent out.":
             not gan and latent is not None,
         f"The gradient is one of {', '.join(_GRADIENTS)}; got {gradient!r}.":
@@ -249,8 +247,7 @@ def _open(
     source: str,
     spec: SamplerSpec,
     condition: ConditionOptions,
-    place: PlaceOptions,
-    pipeline: PipelineOptions,
+    place: ModelOptions,
     latent: str | None,
     *,
     quiet: bool,
@@ -264,7 +261,7 @@ def _open(
         generator = load_generator(source, _shape(latent), device=pick_device(place.device))
         assert generator.image_shape is not None
         return generator, generator.image_shape
-    model = open_model(source, place, condition.negative, **pipeline.asked)
+    model = open_model(source, place, condition.negative, **place.asked)
     if spec.rounds is not None:
         raise PushforwardError(f"Codes are of given steps; leave rounds={spec.rounds} out of --solver, and say steps.")
     plan = make_plan(model, spec, condition.weight(model), quiet=quiet)
@@ -329,10 +326,8 @@ class _Job:
 
 def _run(job: _Job, how: Dynamics | Particles | Steering | dict[str, Any]) -> tuple[Guided, float, float]:
     """The samples, the mean energy of what the map draws without guidance, and the seconds of all runs."""
-    if isinstance(how, Steering):
-        return _steer(job, how)
-    if isinstance(how, Particles):
-        return _gather(job, how)
+    if isinstance(how, Particles | Steering):
+        return _pass(job, how)
     found, seconds = _walk(job, how) if isinstance(how, Dynamics) else _descend(job, how)
     plain = float(found.history[0].energy.mean())
     if isinstance(how, dict) and how.get("candidates", 1) > 1:  # of which the history begins at the best
@@ -388,22 +383,13 @@ def _descend(job: _Job, how: dict[str, Any]) -> tuple[Guided, float]:
     return found, kept.seconds
 
 
-def _gather(job: _Job, how: Particles) -> tuple[Guided, float, float]:
-    """Images that particles found, the mean energy of the plan's own, and the seconds they took."""
+def _pass(job: _Job, how: Particles | Steering) -> tuple[Guided, float, float]:
+    """Images of one pass by particles or steered, the mean energy of the plan's own, and the seconds they took."""
     started = time.perf_counter()
-    with progress("gathering", unit="call", quiet=job.quiet) as bar:
-        found = gather(
-            job.pushforward, job.energy, how, chains=job.chains, callback=lambda _: bar.update(), **job.asked
-        )
-    return found, _unguided(job), time.perf_counter() - started
-
-
-def _steer(job: _Job, how: Steering) -> tuple[Guided, float, float]:
-    """Images of a plan whose every step is steered, the mean energy of the plan's own, and the seconds they took."""
-    assert isinstance(job.pushforward, Diffusion)
-    started = time.perf_counter()
-    with progress("steering", unit="call", quiet=job.quiet) as bar:
-        found = steer(job.pushforward, job.energy, how, chains=job.chains, callback=lambda _: bar.update(), **job.asked)
+    gathers = isinstance(how, Particles)
+    work: Any = gather if gathers else steer
+    with progress("gathering" if gathers else "steering", unit="call", quiet=job.quiet) as bar:
+        found = work(job.pushforward, job.energy, how, chains=job.chains, callback=lambda _: bar.update(), **job.asked)
     return found, _unguided(job), time.perf_counter() - started
 
 

@@ -23,8 +23,7 @@ from pushforward.cli._shared.options import (
     ImageOptions,
     ImagesArgument,
     ModelArgument,
-    PipelineOptions,
-    PlaceOptions,
+    ModelOptions,
     ReportOptions,
     SamplerOptions,
     ShownSeedOption,
@@ -62,8 +61,7 @@ def inpaint(
     batch: BatchOption = 32,
     inputs: ImageOptions,
     out: Annotated[Path, typer.Option(help="Write the results into this folder.")] = Path("inpainted"),
-    place: PlaceOptions,
-    pipeline: PipelineOptions,
+    place: ModelOptions,
     reports: ReportOptions,
 ) -> None:
     r"""Paint parts of images anew, by a model of what such images are.
@@ -79,7 +77,7 @@ def inpaint(
     check_outputs({"--json": reports.json}, {"--out": out}, inputs=[mask])
     inputs.check(images)
     condition.check()
-    network = open_model(model, place, condition.negative, **pipeline.asked)
+    network = open_model(model, place, condition.negative, **place.asked)
     guidance, shape = condition.weight(network), image_size(network)
     known = ~read_mask(mask, lambda path: read_like(path, shape, inputs.fit, background="black"))
     spec = sampler.plan_spec(repeats=repeats)

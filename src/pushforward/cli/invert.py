@@ -23,8 +23,7 @@ from pushforward.cli._shared.options import (
     ImageOptions,
     ImagesArgument,
     ModelArgument,
-    PipelineOptions,
-    PlaceOptions,
+    ModelOptions,
     ReportOptions,
     SamplerOptions,
     grouped,
@@ -96,8 +95,7 @@ def invert(
     batch: BatchOption = 64,
     inputs: ImageOptions,
     files: CodesOptions,
-    place: PlaceOptions,
-    pipeline: PipelineOptions,
+    place: ModelOptions,
     reports: ReportOptions,
 ) -> None:
     r"""Find the exact codes behind images: decoded by the same solver, they give the images back.
@@ -126,7 +124,7 @@ def invert(
     inputs.check(images)
     condition.check()
     _check_method(method, begin, clean=clean)
-    network = open_model(model, place, condition.negative, **pipeline.asked)
+    network = open_model(model, place, condition.negative, **place.asked)
     spec = sampler.plan_spec()
     guidance = condition.weight(network)
     plan = _invertible(network, spec, guidance, method, quiet=reports.quiet)

@@ -17,8 +17,7 @@ from pushforward.cli._shared.options import (
     BatchOption,
     ConditionOptions,
     ModelArgument,
-    PipelineOptions,
-    PlaceOptions,
+    ModelOptions,
     ReportOptions,
     SeedOption,
     grouped,
@@ -56,8 +55,7 @@ def learn_plan(
     seed: SeedOption = 0,
     batch: BatchOption = 64,
     out: Annotated[Path, typer.Option(help="Write the plan here (.plan); any --solver takes it.")] = Path("fast.plan"),
-    place: PlaceOptions,
-    pipeline: PipelineOptions,
+    place: ModelOptions,
     reports: ReportOptions,
 ) -> None:
     r"""Learn a plan that makes the best image of a model in a few rounds, each one batched network call.
@@ -74,7 +72,7 @@ def learn_plan(
     check_outputs({"--out": out, "--json": reports.json})
     in_vain({"images": None if minutes is None else "--minutes is given"})
     condition.check(1)
-    chosen = open_model(model, place, condition.negative, **pipeline.asked)
+    chosen = open_model(model, place, condition.negative, **place.asked)
     labels = condition.labels(chosen, 1)
     said, weight = UNSAID if labels is None else labels, condition.weight(chosen)
     began = time.perf_counter()

@@ -22,8 +22,7 @@ from pushforward.cli._shared.options import (
     BatchOption,
     ConditionOptions,
     ModelArgument,
-    PipelineOptions,
-    PlaceOptions,
+    ModelOptions,
     ReportOptions,
     SamplerOptions,
     SeedOption,
@@ -103,8 +102,7 @@ def sample(
     animate: Annotated[
         Path | None, typer.Option(help="Write the way from noise to images as an animation (.gif, .webp).")
     ] = None,
-    place: PlaceOptions,
-    pipeline: PipelineOptions,
+    place: ModelOptions,
     reports: ReportOptions,
 ) -> None:
     r"""Sample images from a model, with any solver.
@@ -134,7 +132,7 @@ def sample(
         raise PushforwardError(
             "--parallel auto decides whether to take steps at once, as rounds or --solver do: give one."
         )
-    network = open_model(model, place, condition.negative, **pipeline.asked)
+    network = open_model(model, place, condition.negative, **place.asked)
     check_pictures(network)
     guidance = condition.weight(network)
     with waiting("making the plan", quiet=reports.quiet):

@@ -23,9 +23,8 @@ from pushforward.cli._shared.options import (
     GuidanceOption,
     ImageOptions,
     ImagesArgument,
+    ModelOptions,
     NegativeOption,
-    PipelineOptions,
-    PlaceOptions,
     ReportOptions,
     RowsOption,
     SamplerOptions,
@@ -85,8 +84,7 @@ def translate(
     batch: RowsOption = 32,
     inputs: ImageOptions,
     out: Annotated[Path, typer.Option(help="Write the results into this folder.")] = Path("translated"),
-    place: PlaceOptions,
-    pipeline: PipelineOptions,
+    place: ModelOptions,
     reports: ReportOptions,
 ) -> None:
     r"""Translate images from one model's data to another's: an image's code under the source, decoded by the target.
@@ -108,8 +106,8 @@ def translate(
     tell_in_vain({"source_label": unread, "source_prompt": unread, "source_guidance": unread})
     prompted = source_prompt and target_prompt
     in_vain({"negative": "guidance is 1" if source_guidance == target_guidance == 1 and prompted else None})
-    one = open_model(source, place, negative, **pipeline.asked)
-    other = one if target is None else open_model(target, place, negative, **pipeline.asked)
+    one = open_model(source, place, negative, **place.asked)
+    other = one if target is None else open_model(target, place, negative, **place.asked)
     weights = weight_of(one, source_guidance), weight_of(other, target_guidance)
     in_vain({"negative": "guidance is 1" if weights == (1, 1) and prompted else None})
     spec = sampler.plan_spec(start=start)

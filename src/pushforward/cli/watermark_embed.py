@@ -17,8 +17,7 @@ from pushforward.cli._shared.options import (
     BatchOption,
     ConditionOptions,
     ModelArgument,
-    PipelineOptions,
-    PlaceOptions,
+    ModelOptions,
     ReportOptions,
     SamplerOptions,
     SeedOption,
@@ -56,8 +55,7 @@ def watermark_embed(
     out: Annotated[
         Path, typer.Option(help="Write the images into this folder, each as a PNG, and codes.safetensors.")
     ] = Path("marked"),
-    place: PlaceOptions,
-    pipeline: PipelineOptions,
+    place: ModelOptions,
     reports: ReportOptions,
 ) -> None:
     r"""Draw images that carry a keyed watermark: a message in the signs of their codes, or a ring of keyed frequencies.
@@ -75,7 +73,7 @@ def watermark_embed(
     check_each(out, count)
     secret, told = key_of(key), message_of(message)
     condition.check(count)
-    network = open_model(model, place, condition.negative, **pipeline.asked)
+    network = open_model(model, place, condition.negative, **place.asked)
     check_pictures(network)
     spec = sampler.plan_spec()
     labels = condition.labels(network, count)

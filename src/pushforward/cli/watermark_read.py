@@ -18,8 +18,7 @@ from pushforward.cli._shared.options import (
     ImageOptions,
     ImagesArgument,
     ModelArgument,
-    PipelineOptions,
-    PlaceOptions,
+    ModelOptions,
     ReportOptions,
     grouped,
 )
@@ -66,8 +65,7 @@ def watermark_read(
     steps: Annotated[int, typer.Option(help="Take this many steps from an image to its code.", min=1)] = 12,
     batch: BatchOption = 64,
     inputs: ImageOptions,
-    place: PlaceOptions,
-    pipeline: PipelineOptions,
+    place: ModelOptions,
     reports: ReportOptions,
 ) -> None:
     r"""Read the watermark of a key from images, and say whether they carry it at a stated rate of false positives.
@@ -91,7 +89,7 @@ def watermark_read(
     if not 0 < rate < 1:
         raise PushforwardError(f"--rate is a share of images, between 0 and 1; got {rate:g}.")
     secret, told = key_of(key), message_of(message)
-    network = open_model(model, place, condition.negative, **pipeline.asked)
+    network = open_model(model, place, condition.negative, **place.asked)
     given = inputs.read(images, image_size(network))
     count = len(given.values)
     labels = condition.labels(network, count)

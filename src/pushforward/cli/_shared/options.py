@@ -31,7 +31,7 @@ from pushforward.plan import SOLVERS
 
 __all__ = [
     "BatchOption", "ConditionOptions", "DeviceOption", "FitOption", "GuidanceOption", "ImageOptions", "ImagesArgument",
-    "JsonOption", "LabelOption", "ModelArgument", "NegativeOption", "PipelineOptions", "PlaceOptions",
+    "JsonOption", "LabelOption", "ModelArgument", "ModelOptions", "NegativeOption", "PipelineOptions", "PlaceOptions",
     "PromptOption", "QuietOption", "ReportOptions", "SamplerOptions", "SeedOption", "grouped",
 ]  # fmt: skip
 
@@ -269,6 +269,11 @@ class PipelineOptions:
                 raise PushforwardError(f"The argument {name} is given twice; say it once.")
             call[name] = _value(value)
         return {"call": call, "lora": tuple(self.lora or ())}
+
+
+@dataclass(frozen=True)
+class ModelOptions(PipelineOptions, PlaceOptions):
+    """All of a model but its name: where it runs, and what its pipeline is called with."""
 
 
 def _value(text: str) -> Any:
