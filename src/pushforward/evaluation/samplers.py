@@ -53,7 +53,6 @@ def evaluate(
     folder: Path,
     settings: Evaluation = _DEFAULT,
     *,
-    published: Mapping[str, Reference] | None = None,
     device: str = "cpu",
     callback: Done | None = None,
 ) -> list[Row]:
@@ -66,7 +65,6 @@ def evaluate(
         nets: feature networks.
         folder: folder for the generated images.
         settings: how to evaluate.
-        published: statistics of reference images by feature network's name, to use instead of the data's.
         device: device of the networks.
         callback: function to call with what was done and the number of images done.
 
@@ -76,11 +74,11 @@ def evaluate(
     Raises:
         PushforwardError: what does not fit together, before anything is generated; a damaged file in `folder`.
     """
-    runs = prepare(model, samplers, data, nets, folder, settings, published=published, device=device)
+    runs = prepare(model, samplers, data, nets, folder, settings, device=device)
     generate(runs, device=device, callback=callback)
     if not join(device):
         return []
-    return compare(runs, data, nets, published=published, device=device, callback=callback)
+    return compare(runs, data, nets, device=device, callback=callback)
 
 
 def prepare(
@@ -95,6 +93,8 @@ def prepare(
     device: str = "cpu",
 ) -> list[Run]:
     """Return the converged run and one of each sampler, with everything checked that can be before images are made.
+
+    `published` has statistics of reference images by feature network's name, to use instead of the data's.
 
     Raises:
         PushforwardError: images of other sizes, too few, features or statistics that do not fit, no such plan, or

@@ -6,7 +6,6 @@ else the caller stores.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pushforward.data.files import load_tensors, save_tensors
+from pushforward.data.files import load_tensors, save_headed
 from pushforward.data.schema import check_tensors, parse
 from pushforward.errors import PushforwardError
 from pushforward.guidance.chains import Chains, Draw, Point, Record
@@ -54,7 +53,7 @@ class _Head:
     draws: tuple[int, ...] = ()
 
 
-def save_checkpoint(path: Path, state: Chains | Descents, info: Mapping[str, Any] | None = None) -> None:
+def save_checkpoint(path: Path, state: Chains | Descents, info: Mapping[str, Any]) -> None:
     """Write chains or descents to a file atomically.
 
     Args:
@@ -73,7 +72,7 @@ def save_checkpoint(path: Path, state: Chains | Descents, info: Mapping[str, Any
     }
     if state.nfe is not None:
         tensors["nfe"] = state.nfe
-    head: dict[str, Any] = {"terms": list(state.point.energies), "info": dict(info or {})}
+    head: dict[str, Any] = {"terms": list(state.point.energies), "info": dict(info)}
     if isinstance(state, Descents):
         head["format"] = _DESCENTS
         tensors |= {f"state.{name}": tensor for name, tensor in state.state.items()}
@@ -86,7 +85,7 @@ def save_checkpoint(path: Path, state: Chains | Descents, info: Mapping[str, Any
         if state.draws:
             tensors["draws.energies"] = torch.stack([_table(draw.energies) for draw in state.draws])
             tensors |= {f"draws.{k}": torch.stack([getattr(draw, k) for draw in state.draws]) for k in _DRAWN}
-    save_tensors(path, tensors, {_KEY: json.dumps(head)})
+    save_headed(path, tensors, head)
 
 
 def load_chains(path: Path, device: torch.device | str = "cpu") -> tuple[Chains, dict[str, Any]]:

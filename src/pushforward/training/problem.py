@@ -24,6 +24,8 @@ from pushforward.training.targets import TargetTable
 
 __all__ = ["Problem"]
 
+MOST = 8192  # images that statistics are of
+
 
 @dataclass(frozen=True, eq=False)
 class Problem:
@@ -113,11 +115,11 @@ def _root_mean_square(images: Tensor) -> float:
     return max(math.sqrt(float((counts * values.square()).sum() / counts.sum())), 1e-2)
 
 
-def _statistics(data: ImageData, most: int = 8192) -> tuple[Gaussian | None, Tensor | None]:
-    """The Gaussian of the images in [-1, 1] and the means of their classes, from at most `most` of them, evenly."""
+def _statistics(data: ImageData) -> tuple[Gaussian | None, Tensor | None]:
+    """The Gaussian of the images in [-1, 1] and the means of their classes, from at most `MOST` of them, evenly."""
     if len(data) < 2:
         return None, None
-    stride = -(-len(data) // most)
+    stride = -(-len(data) // MOST)
     images = from_bytes(data.images[::stride])
     gaussian = fit(images)
     if data.labels is None or not data.classes or data.captions:

@@ -250,10 +250,7 @@ def code_of(
 
 
 @torch.no_grad()
-def refined(
-    images: Tensor, target: Diffusion, *, seed: int = 0, first: int | Sequence[int] = 0,
-    callback: Callable[[object], None] | None = None,
-) -> Tensor:  # fmt: skip
+def refined(images: Tensor, target: Diffusion, *, seed: int = 0, first: int | Sequence[int] = 0) -> Tensor:
     """A stage of its own after a translation: a little noise, then denoising by the target model (SDEdit).
 
     The experiments of CycleDiffusion end with it (100 to 150 of 1000 steps, eta 1). It makes images more like the
@@ -264,10 +261,8 @@ def refined(
         target: with a plan that begins at low noise (`SamplerSpec.start`).
         seed: seed of the noise.
         first: number of the first image, or the number of each.
-        callback: told after every network call.
     """
-    code = target.perturb(images, seed=seed, first=first)
-    return target.decode(code, callback=callback).float().cpu()
+    return target.decode(target.perturb(images, seed=seed, first=first)).float().cpu()
 
 
 def _check(one: Diffusion, other: Diffusion, method: Method) -> None:
