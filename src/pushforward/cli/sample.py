@@ -37,10 +37,10 @@ from pushforward.execute.distributed import join
 from pushforward.execute.system import relative_errors
 from pushforward.maps.adaptive import AdaptiveDiffusion
 from pushforward.maps.diffusion import Diffusion
+from pushforward.maps.drawing import Drawn, draw
 from pushforward.maps.labels import Labels, in_turn
 from pushforward.model import Model
 from pushforward.plan import Plan
-from pushforward.verbs.drawn import Drawn, draw
 from pushforward.verbs.sheets import drawn_sheet
 
 __all__ = ["sample"]

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -28,6 +27,7 @@ from pushforward.execute.system import relative_errors
 from pushforward.maps.adaptive import AdaptiveDiffusion
 from pushforward.maps.code import batches
 from pushforward.maps.diffusion import Diffusion
+from pushforward.maps.drawing import draw
 from pushforward.maps.labels import weight_in_effect
 from pushforward.maps.spec import SamplerSpec
 from pushforward.model import Model, Network
@@ -223,28 +223,17 @@ def first_images(run: Run, count: int) -> Tensor:
 
 def _made(run: Run, converged: Run, diffusion: Diffusion | AdaptiveDiffusion, shard: range) -> dict[str, Tensor]:
     """Return a shard: images, what they cost, and how far they are from the converged ones."""
-    calls: list[int] = []
-    asked: dict[str, Any] = {
-        "seed": run.settings.seed,
-        "first": shard.start,
-        "batch": len(shard),
-        "callback": lambda step: calls.append(step.nfe),
-    }
     try:
-        if isinstance(diffusion, Diffusion) and diffusion.parallel is not None:
-            ((images, solution),) = diffusion.solved(len(shard), **asked)
-            nfe = float(solution.nfe.double().mean())
-        else:
-            images = diffusion.sample(len(shard), **asked)
-            nfe = sum(calls) / len(shard)
+        drawn = draw(diffusion, len(shard), seed=run.settings.seed, first=shard.start, batch=len(shard))
     except PushforwardError as error:
         raise PushforwardError(f"{run.name}, model {run.model.name!r}: {error}") from error
-    tensors = {"images": to_bytes(images), "nfe": torch.tensor([nfe, len(calls)], dtype=torch.float64, device="cpu")}
+    figures = torch.tensor([drawn.nfe, drawn.rounds], dtype=torch.float64, device="cpu")
+    tensors = {"images": to_bytes(drawn.images), "nfe": figures}
     if run.sampler is None:
-        tensors["values"] = images
+        tensors["values"] = drawn.images
     elif not diffusion.noises:
         exact = _read(converged.path(shard), len(shard))["values"]
-        tensors["errors"] = relative_errors(images, exact)
+        tensors["errors"] = relative_errors(drawn.images, exact)
     return tensors
 
 

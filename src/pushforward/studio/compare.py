@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pushforward.execute import Progress, Round
+    from pushforward.maps.drawing import Drawn
     from pushforward.verbs import Model
-    from pushforward.verbs.drawn import Drawn
 
 __all__ = ["Entry", "Settings", "Shown", "command", "layout", "program", "run"]
 
@@ -148,7 +148,7 @@ def run(model: Model, settings: Settings) -> Generator[Shown, None, None]:
 def _entry(model: Model, settings: sample.Settings, exact: Tensor | None, tell: Callable[[str], None]) -> Entry:
     from pushforward.execute import Round
     from pushforward.execute.system import relative_errors
-    from pushforward.verbs.drawn import draw
+    from pushforward.maps.drawing import draw
 
     began = time.perf_counter()
     there = sample.mapped(model, settings)

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from pushforward.execute import Progress, Round
     from pushforward.maps.adaptive import AdaptiveDiffusion
     from pushforward.maps.diffusion import Diffusion
+    from pushforward.maps.drawing import Drawn
     from pushforward.verbs import Model
-    from pushforward.verbs.drawn import Drawn
 
 __all__ = ["Settings", "Shown", "command", "layout", "mapped", "program", "run", "sheet_of"]
 
@@ -111,7 +111,7 @@ def mapped(model: Model, settings: Settings) -> Diffusion | AdaptiveDiffusion:
 def run(model: Model, settings: Settings) -> Generator[Shown, None, None]:
     """Draw the images, and show them on the way."""
     from pushforward.execute import Round
-    from pushforward.verbs.drawn import draw
+    from pushforward.maps.drawing import draw
 
     def work(tell: Callable[[Shown], None]) -> Shown:
         began, shown = time.perf_counter(), -1.0

@@ -11,9 +11,9 @@ from pushforward.data.pictures import compared, sheet
 from pushforward.data.words import many
 from pushforward.maps.adaptive import AdaptiveDiffusion
 from pushforward.maps.diffusion import Diffusion
+from pushforward.maps.drawing import Drawn
 from pushforward.maps.labels import Labels, Unsaid, named
 from pushforward.model import Model
-from pushforward.verbs.drawn import Drawn
 
 __all__ = ["chains_sheet", "drawn_sheet", "reconstructed", "titled", "walks"]
 

@@ -1,4 +1,4 @@
-"""Images as they are drawn, with what they took: what the command and the page say of them."""
+"""Images as they are drawn, with what they took: what reports say of them."""
 
 from __future__ import annotations
 
@@ -66,6 +66,7 @@ def draw(
     count: int,
     *,
     seed: int = 0,
+    first: int = 0,
     batch: int = 64,
     callback: Callable[[Any], None] = lambda _: None,
 ) -> Drawn:
@@ -75,11 +76,12 @@ def draw(
         there: the map.
         count: how many images.
         seed: seed of the codes.
+        first: number of the first image.
         batch: images at a time.
         callback: told after every network call (`Progress`) or round (`Round`).
     """
     if isinstance(there, Diffusion) and there.parallel is not None:
-        found = list(there.solved(count, seed=seed, batch=batch, callback=callback))
+        found = list(there.solved(count, seed=seed, first=first, batch=batch, callback=callback))
         solutions = [solution for _, solution in found]
         return Drawn(
             torch.cat([images for images, _ in found]),
@@ -96,6 +98,6 @@ def draw(
         calls, batches, evaluations = calls + 1, batches + (step.done == 1), evaluations + step.nfe
         callback(step)
 
-    images = there.sample(count, seed=seed, batch=batch, callback=tell)
+    images = there.sample(count, seed=seed, first=first, batch=batch, callback=tell)
     rounds = calls / batches if there.plan is None else there.plan.rounds
     return Drawn(images, rounds, evaluations / count)
