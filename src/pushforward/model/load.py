@@ -24,23 +24,7 @@ def load(
     call: Mapping[str, Any] | None = None,
     lora: str | Path | Sequence[str | Path] = (),
 ) -> Model:
-    """Load a model of the package, of a folder, or of the hub.
-
-    Args:
-        source: the name of an embedded model (`pushforward models` lists them), a folder that `pushforward train`
-            wrote, or a folder, a checkpoint (`.safetensors`, `.ckpt`) or a hub name of a `diffusers` model.
-        device: device of the network.
-        dtype: dtype of its weights; by default float32.
-        revision: branch, tag or commit on the hub.
-        size: side, or height and width, in pixels, of the images of a `diffusers` model; by default its own.
-        call: arguments that a `diffusers` pipeline is called with, besides those that are a sampler's: prompt, images
-            (or their files), `control` (the control image, whatever it is called there), guidance.
-        lora: LoRA for a `diffusers` pipeline: a file, a folder or a hub name, each with its weight after a colon, as
-            `style.safetensors:0.8`, by default 1.
-
-    Raises:
-        PushforwardError: there is no model of that name, it cannot be read, or it makes no images of this size.
-    """
+    """Load a model of the package, of a folder, or of the hub; see `pushforward.load`, whose models have the verbs."""
     loras = [str(one) for one in ([lora] if isinstance(lora, str | Path) else lora)]
     if str(source) in zoo.names():
         _check_call(str(source), call, loras)

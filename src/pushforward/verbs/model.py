@@ -75,7 +75,7 @@ def load(
             (`.safetensors`, `.ckpt`) or a hub name of a `diffusers` model.
         device: where the network runs.
         dtype: dtype of its weights; by default float32.
-        revision: revision to take from the hub.
+        revision: branch, tag or commit on the hub.
         size: side of the images of a `diffusers` model in pixels, or their height and width; by default its own.
         call: arguments that a `diffusers` pipeline is called with, as for `from_pipeline`; images may be files.
             `control` is the control image, whatever the pipeline calls it.

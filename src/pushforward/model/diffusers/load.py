@@ -47,17 +47,7 @@ def diffusers_model(
     call: Mapping[str, Any] | None = None,
     lora: Sequence[str] = (),
 ) -> Model:
-    """Load a model from a folder, a checkpoint or a hub repository of `diffusers`.
-
-    Args:
-        source: a folder, a file (`.safetensors`, `.ckpt`), or a name on the hub, `owner/model`.
-        device: device of the networks.
-        dtype: dtype of their weights, by default float32.
-        revision: branch, tag or commit on the hub.
-        size: side, or height and width, of the images in pixels; by default the pipeline's own.
-        call: arguments that the pipeline is called with, see `from_pipeline`. Images may be files; `control` is what
-            the pipeline names `control_image`, or `image` if it has only that.
-        lora: LoRA for the pipeline: files, folders or hub names, each with its weight after a colon.
+    """Load a model from a folder, a checkpoint or a hub repository of `diffusers`, as `pushforward.load` says.
 
     Raises:
         PushforwardError: `diffusers` or `transformers` is not installed; the source does not exist, lacks a part or is

@@ -39,23 +39,15 @@ PLACES = 32  # times at which it is looked which network is asked
 
 @alone
 def from_pipeline(pipe: Any, *, name: str | None = None, **call: Any) -> Model:
-    """Make a model of a pipeline of `diffusers` as it is in memory.
+    """Make a model of a pipeline of `diffusers` as it is in memory, as `pushforward.from_pipeline` says.
 
-        pipe = DiffusionPipeline.from_pretrained(...)
-        pipe.load_lora_weights(...)
-        model = pushforward.from_pipeline(pipe, prompt="a watercolour of a fox", guidance_scale=4)
-        images = model.sample(4, solver="auto", steps=12)
-
-    Nothing is copied, and the pipeline can be used as before. It is asked a few times, to find out how many states
-    can be asked about at a time, and to check that its answers depend on state and time alone. Make the model anew
-    after changing the pipeline, as by a LoRA: prompts are encoded once. One thread calls at a time. A copied or pickled
-    model has a pipeline of its own; it is not pickled where other libraries have put hooks on the pipeline's parts.
+    A copied or pickled model has a pipeline of its own; it is not pickled where other libraries have put hooks on the
+    pipeline's parts.
 
     Args:
         pipe: the pipeline.
         name: name for reports; by default its folder's, or its class's.
-        **call: arguments that the pipeline would be called with: prompts, guidance, images, sizes. `generator` seeds
-            what it draws for its conditions. Those that a sampler decides about are left out, with a warning.
+        **call: arguments that it would be called with. Those that a sampler decides about are left out, with a warning.
 
     Raises:
         PushforwardError: `diffusers` is not installed, or the pipeline takes no such argument, or it cannot be asked in
