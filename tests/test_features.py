@@ -123,14 +123,6 @@ def test_loading_a_network_draws_no_random_numbers(name: str) -> None:
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_the_callback_hears_of_every_batch() -> None:
-    net, calls = counted()
-    heard: list[int] = []
-    features(net, random_images(7, 3, 4, 4), batch=3, callback=heard.append)
-    assert heard == [3, 6, 7]
-    assert calls == [3, 3, 1]
-
-
 def test_a_network_left_in_training_is_evaluated() -> None:
     """Batch normalisation in training would make an image's features depend on the others."""
     net = FeatureNet("Norm", nn.Sequential(Scripted(), nn.BatchNorm1d(3)).train(), "1")
@@ -178,10 +170,8 @@ def test_kept_features_are_the_same_bits_without_a_call(tmp_path: Path) -> None:
     first = reference_features(net, images, folder=tmp_path / "new")
     assert calls == [5]
     assert torch.equal(first, features(net, images))
-    heard: list[int] = []
-    again = reference_features(net, images.clone(), folder=tmp_path / "new", callback=heard.append)
+    again = reference_features(net, images.clone(), folder=tmp_path / "new")
     assert calls == [5, 5]
-    assert heard == []
     assert torch.equal(first, again)
     assert [p.suffix for p in (tmp_path / "new").iterdir()] == [".safetensors"]
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,14 +81,7 @@ def feature_net(name: str) -> FeatureNet:
     )
 
 
-def features(
-    net: FeatureNet,
-    images: Tensor,
-    *,
-    batch: int = 250,
-    device: str | torch.device = "cpu",
-    callback: Callable[[int], None] | None = None,
-) -> Tensor:
+def features(net: FeatureNet, images: Tensor, *, batch: int = 250, device: str | torch.device = "cpu") -> Tensor:
     """Compute features of images, `(n, d)`, float32, on the CPU.
 
     Args:
@@ -97,21 +89,16 @@ def features(
         images: uint8 images, `(n, 1 or 3, height, width)`.
         batch: images per network call; it changes the result by rounding only.
         device: device to run the network on.
-        callback: function to call after every network call with the number of images done.
 
     Raises:
         PushforwardError: the images have another dtype or shape, or the network does not take them.
     """
-    _check(images, batch)
+    _check(images)
+    if batch < 1:
+        raise PushforwardError(f"The batch must be at least 1 image; got {batch}.")
     module = net.module.to(device).eval()
-    rows: list[Tensor] = []
     with torch.no_grad():
-        for first in range(0, len(images), batch):
-            found = module(images[first : first + batch].to(device))
-            rows.append(found.float().cpu())
-            if callback is not None:
-                callback(min(first + batch, len(images)))
-    return torch.cat(rows)
+        return torch.cat([module(some.to(device)).float().cpu() for some in images.split(batch)])
 
 
 def reference_features(
@@ -119,9 +106,7 @@ def reference_features(
     images: Tensor,
     *,
     folder: Path | None = None,
-    batch: int = 250,
     device: str | torch.device = "cpu",
-    callback: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Compute features as `features` does, or read them from disk if the same network has seen the same images.
 
@@ -132,38 +117,34 @@ def reference_features(
         images: uint8 images, `(n, 1 or 3, height, width)`.
         folder: folder of the kept features; by default `$XDG_CACHE_HOME/pushforward/features` or
             `~/.cache/pushforward/features`.
-        batch: images per network call.
         device: device to run the network on.
-        callback: function to call after every network call with the number of images done.
 
     Raises:
         PushforwardError: for the reasons of `features`, or because the kept file is damaged.
     """
-    _check(images, batch)
+    _check(images)
     key = _digest(net.digest, str(tuple(images.shape)), images)
     path = (folder or cache_folder() / "features") / f"{net.name[:40]}-{key[:32]}.safetensors"
     if path.exists():
         return _read(path, key, len(images))
-    found = features(net, images, batch=batch, device=device, callback=callback)
+    found = features(net, images, device=device)
     stored = safetensors.torch.save({"features": found}, {"key": key, "sha256": _digest(found)})
     with suppress(OSError), atomic_path(path) as temporary:
         temporary.write_bytes(stored)
     return found
 
 
-def classify(images: Tensor, *, batch: int = 250, device: str | torch.device = "cpu") -> Tensor:
+def classify(images: Tensor) -> Tensor:
     """Classify images by the network `fashion`, `(n,)`, int64: a judge independent of any generator.
 
     Args:
         images: uint8 images, `(n, 1, 28, 28)`.
-        batch: images per network call.
-        device: device to run the network on.
 
     Raises:
         PushforwardError: the images have another dtype or shape.
     """
     net = load_fashion()
-    found = features(FeatureNet("Fashion", net, ""), images, batch=batch, device=device)
+    found = features(FeatureNet("Fashion", net, ""), images)
     return net.head.cpu()(found).argmax(1)
 
 
@@ -348,7 +329,7 @@ def _colour(images: Tensor) -> Tensor:
 # -- what comes in and what is kept -----------------------------------------------------------------------------------
 
 
-def _check(images: Tensor, batch: int) -> None:
+def _check(images: Tensor) -> None:
     if images.dtype != torch.uint8:
         raise PushforwardError(
             f"Features are computed from uint8 images; got {images.dtype}: turn values in [-1, 1] into "
@@ -358,8 +339,6 @@ def _check(images: Tensor, batch: int) -> None:
         raise PushforwardError(
             f"Features are computed from images (n, 1 or 3, height, width); got shape {tuple(images.shape)}."
         )
-    if batch < 1:
-        raise PushforwardError(f"The batch must be at least 1 image; got {batch}.")
 
 
 def _read(path: Path, key: str, count: int) -> Tensor:
