@@ -17,22 +17,22 @@ from dataclasses import dataclass, field
 from itertools import count as count_from
 from pathlib import Path
 from shutil import rmtree
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unicodedata import normalize
 
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pushforward.cli._shared.options import ImageOptions
 from pushforward.cli._shared.report import progress, write_json
 from pushforward.data.files import atomic_path, digest
 from pushforward.data.inputs import Input, list_inputs
-from pushforward.data.reading import sentences
+from pushforward.data.pictures import content_number, from_bytes
+from pushforward.data.reading import Notes, sentences
 from pushforward.data.schema import read
 from pushforward.data.words import many
 from pushforward.errors import PushforwardError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pushforward.cli._shared.options import ImageOptions
-    from pushforward.data.reading import Notes
 
 __all__ = [
     "Item", "Outcome", "complete", "kept_key", "key_of", "list_items", "made_of", "open_folder", "read_items",
@@ -245,8 +245,6 @@ def key_of(made: str, image: Tensor) -> str:
 
 def kept_key(path: Path) -> str | None:
     """The key in a picture of results, if it is there, whole, and has one."""
-    from PIL import Image
-
     try:
         with Image.open(path) as picture:
             picture.load()
@@ -329,10 +327,6 @@ def work_through(
     Raises:
         PushforwardError: not one of the images can be read.
     """
-    import torch
-
-    from pushforward.data.pictures import content_number, from_bytes
-
     with progress(label, total=len(items), unit="image", quiet=quiet) as bar:
         for first in range(0, len(items), batch):
             some = items[first : first + batch]

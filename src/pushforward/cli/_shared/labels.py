@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+import torch
 
 from pushforward.cli._shared.checks import spare
 from pushforward.data.memory import check_images
 from pushforward.errors import PushforwardError
-
-if TYPE_CHECKING:
-    from pushforward.maps.generator import Generator
-    from pushforward.maps.labels import Labels
-    from pushforward.model import Model
+from pushforward.maps.generator import Generator
+from pushforward.maps.labels import Labels
+from pushforward.model import Model
+from pushforward.model.labels import class_numbers
 
 __all__ = ["choose_labels"]
 
@@ -25,10 +25,6 @@ def choose_labels(
     Raises:
         PushforwardError: the model has no such class, or reads no prompts; or there are more of them than images.
     """
-    import torch
-
-    from pushforward.model.labels import class_numbers
-
     spare(count, label=names, prompt=prompts)
     check_images(count, model.image_shape or ())
     reads = getattr(model, "text", None) is not None

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+
+from pushforward.cli._shared.options import PlaceOptions
 from pushforward.cli._shared.report import waiting
 from pushforward.errors import PushforwardError
-
-if TYPE_CHECKING:
-    from pushforward.cli._shared.options import PlaceOptions
-    from pushforward.maps.spec import SamplerSpec
-    from pushforward.model import Model
-    from pushforward.plan import Plan
+from pushforward.maps.labels import is_guided
+from pushforward.maps.spec import SamplerSpec
+from pushforward.model import Model, load
+from pushforward.plan import Plan
 
 __all__ = ["check_pictures", "image_size", "make_plan", "open_model", "pick_device"]
 
 
 def make_plan(model: Model, sampler: SamplerSpec, guidance: float | None = 1.0, *, quiet: bool = False) -> Plan:
     """The plan of a sampler for answers under a weight of guidance, whose making is shown if it takes long."""
-    from pushforward.maps.labels import is_guided
-
     with waiting("making the plan", quiet=quiet):
         return sampler.plan(model, guided=is_guided(model, guidance))
 
@@ -55,8 +54,6 @@ def pick_device(name: str) -> str:
     Raises:
         PushforwardError: there is no such device here.
     """
-    import torch
-
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -81,10 +78,6 @@ def open_model(
     Raises:
         PushforwardError: no such model, device, dtype or size, or it takes no prompts, or no such call or LoRA.
     """
-    import torch
-
-    from pushforward.model import load
-
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if place.dtype not in kinds:
         raise PushforwardError(f"The dtype is one of {', '.join(kinds)}; got {place.dtype!r}.")
