@@ -7,7 +7,6 @@ image.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -18,7 +17,6 @@ from pushforward.errors import PushforwardError
 from pushforward.guidance.energies.energy import Energy, of
 from pushforward.guidance.energies.references import one_image
 from pushforward.guidance.energies.views import Views, average
-from pushforward.maps.code import Code
 from pushforward.vision.classifiers import Classifier, ImageNetwork
 from pushforward.vision.clip import Clip
 
@@ -46,7 +44,7 @@ def clip_text(clip: Clip, prompt: str, *, views: Views | None = None) -> Energy:
     """
     with torch.no_grad():
         words = clip.texts([prompt])
-    return of(_towards(words, clip.images, "cosine", views), "clip_text")
+    return _averaged(_distance(clip.images, words), views, "clip_text")
 
 
 def clip_image(clip: Clip, image: Tensor, *, views: Views | None = None) -> Energy:
@@ -61,7 +59,7 @@ def clip_image(clip: Clip, image: Tensor, *, views: Views | None = None) -> Ener
     Raises:
         PushforwardError: `image` is not an image; or when called with a tensor that is not images.
     """
-    return of(_towards(_embedded(clip.images, image, "clip_image"), clip.images, "cosine", views), "clip_image")
+    return _averaged(_distance(clip.images, _embedded(clip.images, image, "clip_image")), views, "clip_image")
 
 
 # -- classes ----------------------------------------------------------------------------------------------------------
@@ -146,17 +144,14 @@ def identity(network: ImageNetwork, image: Tensor, *, metric: Metric = "cosine",
     Raises:
         PushforwardError: `image` is not an image; or when called, if the network's answer has another shape.
     """
-    return of(_towards(_embedded(network, image, "identity"), network, metric, views), "identity")
+    return _averaged(_distance(network, _embedded(network, image, "identity"), metric), views, "identity")
 
 
 # -- what they share --------------------------------------------------------------------------------------------------
 
 
 def _averaged(value: ImageNetwork, views: Views | None, name: str) -> Energy:
-    def energy(images: Tensor, code: Code) -> Tensor:  # noqa: ARG001 - of an image alone
-        return average(value, images, views)
-
-    return of(energy, name)
+    return of(lambda images: average(value, images, views), name)
 
 
 def _embedded(network: ImageNetwork, image: Tensor, name: str) -> Tensor:
@@ -174,19 +169,15 @@ def _embeddings(network: ImageNetwork, images: Tensor) -> Tensor:
     return found
 
 
-def _towards(
-    target: Tensor, network: ImageNetwork, metric: Metric, views: Views | None
-) -> Callable[[Tensor, Code], Tensor]:  # fmt: skip
-    """Measure the distance of embeddings from one, `(1, d)`."""
+def _distance(network: ImageNetwork, target: Tensor, metric: Metric = "cosine") -> ImageNetwork:
+    """Measure how far a network's embeddings are from one, `(1, d)`."""
 
     def value(images: Tensor) -> Tensor:
         found = _embeddings(network, images)
         wanted = target.to(found)
-        if metric == "cosine":
-            return 1 - cosine_similarity(found, wanted)
-        return (found - wanted).norm(dim=1)
+        return 1 - cosine_similarity(found, wanted) if metric == "cosine" else (found - wanted).norm(dim=1)
 
-    return lambda images, code: average(value, images, views)  # noqa: ARG005 - of an image alone
+    return value
 
 
 def _classifier(network: Classifier | ImageNetwork) -> Classifier:

@@ -225,7 +225,7 @@ def _command(words: Words) -> Energy:
     files = [held for part in program if (held := held_by(part)) is not None]  # whose change is another energy
     words.used("command", words.about, lambda _: files)
 
-    def command(images: Tensor, code: Code) -> Tensor:  # noqa: ARG001
+    def command(images: Tensor) -> Tensor:
         with TemporaryDirectory() as folder:
             save_each(images, Path(folder))
             pictures = sorted(map(str, Path(folder).iterdir()))

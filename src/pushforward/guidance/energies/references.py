@@ -14,7 +14,6 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from pushforward.errors import PushforwardError
 from pushforward.guidance.energies.energy import Energy, of
-from pushforward.maps.code import Code
 from pushforward.vision.lpips import PairNetwork, lpips
 
 __all__ = ["colour", "low_pass", "masked", "near", "perceptual"]
@@ -144,7 +143,7 @@ def perceptual(image: Tensor, network: str | PairNetwork = "alex") -> Energy:
     """
     reference = one_image(image, "perceptual")
 
-    def distance(images: Tensor, code: Code) -> Tensor:  # noqa: ARG001 - of an image alone
+    def distance(images: Tensor) -> Tensor:
         return lpips(images, fitting(reference, images, "perceptual").expand_as(images), network)
 
     return of(distance, "perceptual")
@@ -188,15 +187,11 @@ def fitting(reference: Tensor, images: Tensor, name: str) -> Tensor:
     return reference.to(images)
 
 
-def _gaussian(difference: Callable[[Tensor], Tensor], deviation: float) -> Callable[[Tensor, Code], Tensor]:
+def _gaussian(difference: Callable[[Tensor], Tensor], deviation: float) -> Callable[[Tensor], Tensor]:
     """Make half the squared norm of a difference, in units of the deviation."""
     if not deviation > 0:
         raise PushforwardError(f"The deviation of an energy must be positive; got {deviation}.")
-
-    def energy(images: Tensor, code: Code) -> Tensor:  # noqa: ARG001 - of an image alone
-        return difference(images).flatten(1).double().square().sum(1) / (2 * deviation**2)
-
-    return energy
+    return lambda images: difference(images).flatten(1).double().square().sum(1) / (2 * deviation**2)
 
 
 def _less(found: Tensor, wanted: Tensor, name: str) -> Tensor:
