@@ -12,7 +12,7 @@ from pushforward.errors import PushforwardError
 from pushforward.model.diffusers.calls import Call
 from pushforward.model.diffusers.rows import BATCHES
 
-__all__ = ["SUBJECTS", "arguments_of", "check_known", "guidance_of", "without_ours"]
+__all__ = ["SUBJECTS", "arguments_of", "given_to", "guidance_of"]
 
 NOTHING_SAID = {"strength": 1.0, "eta": 0.0, **dict.fromkeys(BATCHES, 1)}
 SUBJECTS = ("prompt", "class_labels")  # arguments that say what an image is to be of
@@ -36,18 +36,13 @@ def arguments_of(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         PushforwardError: the pipeline takes no such argument, or the sampler decides about it.
     """
-    known = signature(type(pipe).__call__).parameters
-    call = without_ours(call)
+    known = [name for name in signature(type(pipe).__call__).parameters if name != "self"]
+    given = given_to(pipe, call, known, "argument")
     for argument in ACTING:
-        if call.get(argument) is not None:
+        if given.get(argument) is not None:
             raise PushforwardError(
                 f"Leave {argument} out of the pipeline's call: it would act in the pipeline's own steps only."
             )
-    check_known(pipe, call, [name for name in known if name != "self"], "argument")
-    embedded = any("embeds" in argument and call[argument] is not None for argument in call)
-    given = dict(call)
-    if "prompt" in known and given.get("prompt") is None and not embedded:
-        given["prompt"] = ""
     if "class_labels" in known and given.get("class_labels") is None:
         given["class_labels"] = [0]
     for subject in SUBJECTS:
@@ -59,21 +54,33 @@ def arguments_of(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def check_known(pipe: Any, call: Mapping[str, Any], known: Sequence[str], what: str) -> None:
-    """Raise if a pipeline is called with something that it does not take."""
-    for name in call:
+def given_to(pipe: Any, call: Mapping[str, Any], known: Sequence[str], what: str) -> dict[str, Any]:
+    """Return what a pipeline is given, with an empty prompt where one is needed.
+
+    What a sampler decides about is left out, with a warning if it says anything.
+
+    Args:
+        pipe: the pipeline.
+        call: what the user would call it with.
+        known: names of what it takes.
+        what: they are, for messages.
+
+    Raises:
+        PushforwardError: it takes no such thing.
+    """
+    for name in OURS:
+        if name in call and call[name] != NOTHING_SAID.get(name):
+            warnings.warn(f"{name} is left out of the pipeline's call: {OURS[name]}.", stacklevel=6)
+    given = {name: value for name, value in call.items() if name not in OURS}
+    for name in given:
         if name not in known:
             near = get_close_matches(name, known, 1)
             hint = f"; do you mean {near[0]}?" if near else f"; it takes {', '.join(known)}."
             raise PushforwardError(f"{type(pipe).__name__} takes no {what} {name!r}{hint}")
-
-
-def without_ours(call: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out the arguments of a call that a sampler decides about, with a warning if they say anything."""
-    for argument in OURS:
-        if argument in call and call[argument] != NOTHING_SAID.get(argument):
-            warnings.warn(f"{argument} is left out of the pipeline's call: {OURS[argument]}.", stacklevel=6)
-    return {argument: value for argument, value in call.items() if argument not in OURS}
+    embedded = any("embeds" in name and value is not None for name, value in given.items())
+    if "prompt" in known and given.get("prompt") is None and not embedded:
+        given["prompt"] = ""
+    return given
 
 
 def guidance_of(call: Call) -> str | None:

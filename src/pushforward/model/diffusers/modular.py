@@ -19,7 +19,7 @@ from torch import Tensor
 from pushforward.data.faults import reason
 from pushforward.errors import PushforwardError
 from pushforward.linear import Flow
-from pushforward.model.diffusers.arguments import check_known, without_ours
+from pushforward.model.diffusers.arguments import given_to
 from pushforward.model.diffusers.blocks import ROWS, LoopCall, bare, check_loop
 from pushforward.model.diffusers.calls import KEPT
 from pushforward.model.diffusers.codec import Decoder, decoders
@@ -147,14 +147,7 @@ def _model(network: Asked, call: PipelineCall, schedule: Schedule, name: str) ->
 
 def _arguments(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
     """Check the inputs of a pipeline, and add an empty prompt where one is needed."""
-    known = [param.name for param in pipe._blocks.inputs if param.name]
-    call = without_ours(call)
-    check_known(pipe, call, known, "input")
-    given = dict(call)
-    embedded = any("embeds" in argument for argument in call)
-    if "prompt" in known and given.get("prompt") is None and not embedded:
-        given["prompt"] = ""
-    return given
+    return given_to(pipe, call, [param.name for param in pipe._blocks.inputs if param.name], "input")
 
 
 def _until_loop(pipe: Any, arguments: Mapping[str, Any]) -> tuple[Any, tuple[str, ...], Any]:
