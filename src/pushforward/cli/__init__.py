@@ -25,6 +25,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from pushforward.cli._shared.checks import noted
+from pushforward.cli._shared.report import remark
 from pushforward.data.files import NOT_WRITTEN
 from pushforward.data.locks import alone
 from pushforward.data.memory import is_lack
@@ -75,7 +76,7 @@ class _Command(TyperCommand):
         except (_Ended, Exception):
             raise
         except KeyboardInterrupt:
-            typer.echo("pushforward: interrupted", err=True)
+            remark("interrupted")
             raise
         except BaseException as left:
             last = traceback.extract_tb(left.__traceback__)[-1]
@@ -170,7 +171,7 @@ def _pushforward(
 
 
 def _fail(message: str) -> NoReturn:
-    typer.echo(f"pushforward: {message}", err=True)
+    remark(message)
     sys.exit(1)
 
 
@@ -194,7 +195,7 @@ def _said(error: Exception) -> str:
 
 def _warn(message: Warning | str, *_: Any) -> None:
     """A warning as one line: the first of its own, and where in the source it was is of no use to a user."""
-    typer.echo(f"pushforward: {str(message).strip().partition(chr(10))[0]}", err=True)
+    remark(str(message).strip().partition("\n")[0])
 
 
 def _check_folder() -> None:

@@ -20,12 +20,11 @@ from pushforward.cli._shared.options import (
     DeviceOption,
     FitOption,
     GuidanceOption,
-    JsonOption,
     PipelineOptions,
-    QuietOption,
+    ReportOptions,
     grouped,
 )
-from pushforward.cli._shared.report import command_line, plain, progress, tell_notes, write_json
+from pushforward.cli._shared.report import command_line, plain, progress, remark, tell_notes, write_json
 from pushforward.data.datasets import load_images
 from pushforward.data.files import atomic_path, digest
 from pushforward.data.pictures import save_image, sheet
@@ -116,8 +115,7 @@ def evaluate(
     ] = Path("evaluation"),
     device: DeviceOption = "auto",
     pipeline: PipelineOptions,
-    json: JsonOption = None,
-    quiet: QuietOption = False,
+    reports: ReportOptions,
 ) -> None:
     r"""Compare models and samplers by distances of generated images to real ones.
 
@@ -132,7 +130,7 @@ def evaluate(
     pushforward evaluate ./my-model --data photos/ --features inception-2015-12-05.pt --statistics stats.npz
     pushforward evaluate fashion-vp --data fashion.npz --solvers rk45:tolerance=1e-2,ddim:parallel=preconditioned
     """
-    check_outputs({"--json": json}, {"--out": out}, inputs=[statistics])
+    check_outputs({"--json": reports.json}, {"--out": out}, inputs=[statistics])
     check_split([data])
     main = join(device)  # under torchrun, every rank works and the first one writes
     where = pick_device(device)
@@ -150,10 +148,10 @@ def evaluate(
         for model in known
     ]  # fmt: skip
     if main:
-        tell_notes(images, data, quiet=quiet)
+        tell_notes(images, data, quiet=reports.quiet)
     rows: list[Row] = []
     total = sum(len(runs) * (1 + len(nets)) * count for runs in every)
-    with progress("evaluating", total=total, unit="image", quiet=quiet or not main) as bar:
+    with progress("evaluating", total=total, unit="image", quiet=reports.quiet or not main) as bar:
 
         def tell(what: str, done: int) -> None:
             bar.set_postfix_str(what, refresh=False)
@@ -177,11 +175,11 @@ def evaluate(
     _put_aside(out, report)
     _write(out, rows, known, every)
     write_json(report, str(out / "results.json"))
-    write_json(report, json)
-    if json != "-":
+    reports.write(report)
+    if reports.json != "-":
         typer.echo(table(rows))
-    for sentence in () if quiet else too_few(rows):
-        typer.echo(f"pushforward: {sentence}", err=True)
+    for sentence in () if reports.quiet else too_few(rows):
+        remark(sentence)
 
 
 def _nets(names: str, statistics: Path | None) -> list[FeatureNet]:
@@ -207,7 +205,7 @@ def _put_aside(out: Path, report: dict[str, Any]) -> None:
     for file in (out / "table.txt", out / "distances.png", *out.glob("samplers*.png"), path):
         if file.is_file():
             file.replace(place / file.name)
-    typer.echo(f"pushforward: {out} held results of another evaluation; they are in {place} now.", err=True)
+    remark(f"{out} held results of another evaluation; they are in {place} now.")
 
 
 def _write(out: Path, rows: list[Row], models: list[Model], every: list[list[Run]]) -> None:

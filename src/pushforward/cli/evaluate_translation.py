@@ -14,8 +14,8 @@ import typer
 
 from pushforward.cli._shared.checks import check_outputs, check_split
 from pushforward.cli._shared.models import pick_device
-from pushforward.cli._shared.options import DeviceOption, FitOption, JsonOption, QuietOption
-from pushforward.cli._shared.report import command_line, progress, tell_notes, write_json
+from pushforward.cli._shared.options import DeviceOption, FitOption, ReportOptions, grouped
+from pushforward.cli._shared.report import command_line, progress, remark, tell_notes
 from pushforward.data.datasets import load_images
 from pushforward.data.files import atomic_path
 from pushforward.data.inputs import Images, read_inputs
@@ -28,12 +28,14 @@ from pushforward.vision.features import feature_net
 __all__ = ["evaluate_translation", "matches"]
 
 
+@grouped()
 def evaluate_translation(
     outputs: Annotated[
         list[str],
         typer.Argument(help="Results: folders of images named as their sources, or .npz files in the same order."),
     ],
     source: Annotated[str, typer.Option(help="Compare with the images they were made from: a folder or .npz file.")],
+    *,
     truth: Annotated[
         str | None, typer.Option(help="Compare with what they should be, under the same names: a folder or .npz file.")
     ] = None,
@@ -73,8 +75,7 @@ def evaluate_translation(
     batch: Annotated[int, typer.Option(help="Show a network this many images per call.", min=1)] = 64,
     out: Annotated[Path | None, typer.Option(help="Write the table to this file, too.")] = None,
     device: DeviceOption = "auto",
-    json: JsonOption = None,
-    quiet: QuietOption = False,
+    reports: ReportOptions,
 ) -> None:
     r"""Compare translations and edits of images with their sources, with the truth, and with a target set.
 
@@ -87,7 +88,7 @@ def evaluate_translation(
     pushforward evaluate-translation out/ --source photos/ --clip openai/clip-vit-base-patch32 \
         --source-prompt "a photo of a horse" --target-prompt "a photo of a zebra" --json report.json
     """
-    check_outputs({"--out": out, "--json": json}, inputs=[source, truth, target_set, *outputs])
+    check_outputs({"--out": out, "--json": reports.json}, inputs=[source, truth, target_set, *outputs])
     check_split([place for place in (source, truth, target_set, *outputs) if place is not None])
     where = pick_device(device)
     if len(set(outputs)) < len(outputs):
@@ -109,13 +110,13 @@ def evaluate_translation(
     used, picked = _together(named, read)
     for place, images in zip(named.values(), read.values(), strict=True):
         for note in (*images.notes, *(reason for _, reason in images.skipped)):
-            typer.echo(f"pushforward: {place}: {note}", err=True)
+            remark(f"{place}: {note}")
         if len(images.names) > len(used):
-            typer.echo(f"pushforward: {place}: {len(used)} of {len(images.names)} images used", err=True)
+            remark(f"{place}: {len(used)} of {len(images.names)} images used")
     values = {key: images.values[picked[key]] for key, images in read.items()}
     sources, true = values.pop(""), values.pop("truth", None)
     chosen = PIXELS if net is None else space(net, batch=batch, device=where)
-    with progress("comparing", total=len(values) + 1 + (true is not None), unit="row", quiet=quiet) as bar:
+    with progress("comparing", total=len(values) + 1 + (true is not None), unit="row", quiet=reports.quiet) as bar:
         rows = compare(
             {key.removeprefix("output "): images for key, images in values.items()}, sources, true, targets, chosen,
             words=words, perceptual=lpips, times=resamples, seed=seed, batch=batch, callback=lambda _: bar.update(),
@@ -136,8 +137,8 @@ def evaluate_translation(
     if out is not None:
         with atomic_path(out) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
-    write_json(report, json)
-    if json != "-":
+    reports.write(report)
+    if reports.json != "-":
         typer.echo(text)
 
 

@@ -25,7 +25,7 @@ from pushforward.cli._shared.options import (
     ReportOptions,
     grouped,
 )
-from pushforward.cli._shared.report import progress, write_json
+from pushforward.cli._shared.report import progress, remark, write_json
 from pushforward.cli._shared.runs import Kept
 from pushforward.data.files import digest, save_tensors
 from pushforward.data.inputs import read_inputs, read_like
@@ -156,7 +156,7 @@ def guide(
     pushforward guide fashion-vp --energy classifier:fashion:label=sneaker:weight=5 --sampler fk:particles=8
     """
     if steps is not None:
-        typer.echo("pushforward: --steps of guide is called --moves now.", err=True)
+        remark("--steps of guide is called --moves now.")
         moves = moves or steps
     how = parse_sampler(sampler)
     _check(how, gan=is_generator(model), place=place, moves=moves, solver=solver,
@@ -357,7 +357,7 @@ def _walk(job: _Job, how: Dynamics) -> tuple[Guided, float]:
                     callback=tell, **job.asked)  # fmt: skip
     pictures = read_inputs([steps], None, None, skip=True)
     for name, _ in pictures.skipped:
-        typer.echo(f"pushforward: {name} cannot be read; chains.png lacks it.", err=True)
+        remark(f"{name} cannot be read; chains.png lacks it.")
     columns = min(job.chains, _SHOWN)
     shown = pictures.values.unflatten(3, (columns, -1)).movedim(3, 1).flatten(0, 1)  # moment after moment
     moves = [f"move {int(Path(name).stem)}" for name in pictures.names]

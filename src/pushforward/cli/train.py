@@ -14,8 +14,8 @@ from typing import Annotated, Any
 import typer
 
 from pushforward.cli._shared.checks import check_outputs, in_vain
-from pushforward.cli._shared.options import FitOption, JsonOption, QuietOption
-from pushforward.cli._shared.report import command_line, progress, tell_notes, waiting, write_json
+from pushforward.cli._shared.options import FitOption, ReportOptions, grouped
+from pushforward.cli._shared.report import command_line, progress, remark, tell_notes, waiting
 from pushforward.data.datasets import ImageData, load_images
 from pushforward.data.reading import Fit
 from pushforward.data.words import many
@@ -32,12 +32,14 @@ _DEFAULT = TrainConfig(steps=1)
 _TRAINABLE = [name for name in PROCESSES if name != "discrete"]
 
 
+@grouped()
 def train(
     out: Annotated[Path, typer.Argument(help="Write the model into this folder.")],
     data: Annotated[
         str,
         typer.Option(help="Train on these images: a folder, an .npz file, or the name of a data set of `datasets`."),
     ],
+    *,
     process: Annotated[
         str, typer.Option(help=f"Train for this forward process: {', '.join(_TRAINABLE)}.")
     ] = _DEFAULT.process,
@@ -83,8 +85,7 @@ def train(
     licence: Annotated[
         str, typer.Option(help="State the licence of the data in the model card.")
     ] = _DEFAULT.card.licence,
-    json: JsonOption = None,
-    quiet: QuietOption = False,
+    reports: ReportOptions,
 ) -> None:
     """Train a diffusion model on a folder of images, an .npz file or a data set.
 
@@ -92,7 +93,7 @@ def train(
     143); once more, and it ends at once. The same command goes on with an interrupted training;
     `accelerate launch -m pushforward train ...` uses several GPUs.
     """
-    check_outputs({"--json": json}, {"OUT": out})
+    check_outputs({"--json": reports.json}, {"OUT": out})
     config = TrainConfig(
         process=process,
         process_settings=_settings(setting or []),
@@ -114,19 +115,17 @@ def train(
         card=Card(data_name or data, licence, command_line()),
     )
     main = os.environ.get("LOCAL_RANK", "0") == "0"
-    images = _read(data, size, channels, fit, quiet=quiet or not main)
+    images = _read(data, size, channels, fit, quiet=reports.quiet or not main)
     both = ["the captions are learnt, not the classes"] * (images.captions is not None and images.labels is not None)
-    for note in () if quiet else both:
-        typer.echo(f"pushforward: {note}", err=True)
-    tell_notes(images, quiet=quiet)
+    for note in () if reports.quiet else both:
+        remark(note)
+    tell_notes(images, quiet=reports.quiet)
     if images.skipped:
-        typer.echo(
-            f"pushforward: {many(len(images.skipped), 'file')} left out, {many(len(images), 'image')} read", err=True
-        )
+        remark(f"{many(len(images.skipped), 'file')} left out, {many(len(images), 'image')} read")
     known = images.captions is not None or images.labels is not None
     in_vain({"label_dropout": None if known else "the data have no labels and no captions"})
     try:
-        with progress("training", total=steps, unit="step", quiet=quiet or not main) as bar:
+        with progress("training", total=steps, unit="step", quiet=reports.quiet or not main) as bar:
 
             def tell(step: int, loss: float, done: float) -> None:
                 with suppress(OSError):  # a terminal that is gone is no reason to stop
@@ -140,13 +139,12 @@ def train(
             report = train_model(config, images, out, callback=tell, aside=aside)
     except Interrupted as stop:
         if main:
-            typer.echo(f"pushforward: {stop}", err=True)
+            remark(str(stop))
         raise typer.Exit(stop.status) from None
-    if not quiet and json != "-":
-        typer.echo(
-            f"{out}: {many(report.steps, 'step')}, {report.images_per_second:.0f} images/s, loss {report.loss:.4f}"
-        )
-    write_json({**asdict(report), "notes": images.notes, "skipped": [name for name, _ in images.skipped]}, json)
+    reports.tell(
+        f"{out}: {many(report.steps, 'step')}, {report.images_per_second:.0f} images/s, loss {report.loss:.4f}"
+    )
+    reports.write({**asdict(report), "notes": images.notes, "skipped": [name for name, _ in images.skipped]})
 
 
 def _read(data: str, size: int | None, channels: int | None, fit: Fit, *, quiet: bool) -> ImageData:
@@ -154,9 +152,7 @@ def _read(data: str, size: int | None, channels: int | None, fit: Fit, *, quiet:
         with waiting("reading the images", quiet=quiet):
             return load_images(data, size=size, channels=channels, fit=fit)
     except (KeyboardInterrupt, SystemExit):
-        typer.echo(
-            "pushforward: Interrupted while the images were read: nothing was trained, and nothing lost.", err=True
-        )
+        remark("Interrupted while the images were read: nothing was trained, and nothing lost.")
         raise
 
 

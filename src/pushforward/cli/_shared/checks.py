@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
-import typer
-
+from pushforward.cli._shared.report import remark
 from pushforward.data.files import check_writable
 from pushforward.data.words import many
 from pushforward.errors import PushforwardError
@@ -52,7 +51,7 @@ def in_vain(options: Mapping[str, str | None]) -> None:
 def tell_in_vain(options: Mapping[str, str | None]) -> None:
     """As `in_vain`, where the option may stand for what it says of the images: it is told, and the work goes on."""
     for msg in _without_effect(options):
-        typer.echo(f"pushforward: {msg}", err=True)
+        remark(msg)
 
 
 def _without_effect(options: Mapping[str, str | None]) -> Iterator[str]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from pushforward.cli._shared.checks import check_outputs
 from pushforward.cli._shared.models import check_pictures, open_model, pick_device
 from pushforward.cli._shared.options import PlaceOptions, ReportOptions
-from pushforward.cli._shared.report import progress
+from pushforward.cli._shared.report import progress, remark
 from pushforward.data.files import check_suffix
 from pushforward.data.inputs import Images
 from pushforward.data.pictures import picture_suffixes, save_image
@@ -65,7 +65,7 @@ def open_codes(path: Path, source: str | None, device: str) -> tuple[Code, dict[
             f"The codes were made with another model than {model.name!r} is now (its weights or its settings differ), "
             "so they decode to other images than those they were made of."
         )
-        typer.echo(f"pushforward: {note}", err=True)
+        remark(note)
         info |= {"digest": digest, "notes": [note]}
     return code, info, decoder_of(info, model, device=pick_device(device))
 

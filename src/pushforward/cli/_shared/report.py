@@ -19,7 +19,12 @@ from pushforward.data.files import atomic_path
 if TYPE_CHECKING:
     from pushforward.data.datasets import ImageData
 
-__all__ = ["command_line", "plain", "progress", "tell_notes", "waiting", "write_json"]
+__all__ = ["command_line", "plain", "progress", "remark", "tell_notes", "waiting", "write_json"]
+
+
+def remark(text: str) -> None:
+    """Write a line to stderr, as one of the program itself."""
+    typer.echo(f"pushforward: {text}", err=True)
 
 
 def write_json(report: Mapping[str, Any], destination: str | None) -> None:
@@ -60,9 +65,9 @@ def command_line() -> str:
 def tell_notes(data: ImageData, *prefix: str, quiet: bool = False) -> None:
     """Write to stderr which images of a data set were left out, and, unless quiet, what was done to the others."""
     for note in () if quiet else data.notes:
-        typer.echo(": ".join(["pushforward", *prefix, note]), err=True)
+        remark(": ".join([*prefix, note]))
     for name, reason in data.skipped:
-        typer.echo(f"pushforward: left out {name}: {reason}", err=True)
+        remark(f"left out {name}: {reason}")
 
 
 def progress(label: str, *, total: int | None = None, unit: str = "round", quiet: bool = False) -> Any:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import typer
-
+from pushforward.cli._shared.report import remark
 from pushforward.data.files import digest
 from pushforward.data.schema import check
 from pushforward.guidance.chains import Chains
@@ -55,8 +54,8 @@ class Kept:
             else:
                 aside = path.with_stem(f"{path.stem}-{digest(path)[:8]}")
                 path.replace(aside)
-                told = f"pushforward: {path} was made with other weights or energies; it is {aside.name} now."
-                typer.echo(f"{told} The run begins anew.", err=True)
+                told = f"{path} was made with other weights or energies; it is {aside.name} now."
+                remark(f"{told} The run begins anew.")
         self._saved = self._began = time.perf_counter()
 
     def __enter__(self) -> Self:
