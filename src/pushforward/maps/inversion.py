@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -76,6 +77,20 @@ class Inversion:
     residual: Tensor = field(repr=False)
     loss: Tensor | None = field(default=None, repr=False)
     history: tuple[Record, ...] = field(default=(), repr=False)
+
+    @staticmethod
+    def cat(parts: Sequence[Inversion], pushforward: Pushforward) -> Inversion:
+        """Those of several batches as one, of the map that decodes all of them."""
+        losses = [one.loss for one in parts if one.loss is not None]
+        return Inversion(
+            Code.cat([one.code for one in parts]),
+            pushforward,
+            rounds=sum(one.rounds for one in parts),
+            decoding=sum(one.decoding for one in parts),
+            nfe=torch.cat([one.nfe.cpu() for one in parts]),
+            residual=torch.cat([one.residual.cpu() for one in parts]),
+            loss=torch.cat(losses) if losses else None,
+        )
 
     @torch.no_grad()
     def decode(self) -> Tensor:

@@ -79,6 +79,20 @@ class Translation:
     nfe: float
     residual: Tensor | None = field(default=None, repr=False)
 
+    @staticmethod
+    def cat(parts: Sequence[Translation]) -> Translation:
+        """Those of several batches as one."""
+        codes = [one.code for one in parts if one.code is not None]
+        residuals = [one.residual for one in parts if one.residual is not None]
+        images = torch.cat([one.images for one in parts])
+        return Translation(
+            images,
+            Code.cat(codes) if codes else None,
+            max(one.rounds for one in parts),
+            sum(one.nfe * len(one.images) for one in parts) / len(images),
+            torch.cat(residuals) if residuals else None,
+        )
+
 
 class Coded(NamedTuple):
     """A common code, and what it took: rounds, and network evaluations per image; `residual` as in `Translation`."""
@@ -156,7 +170,14 @@ def translate(
         PushforwardError: plans that do not fit the method or each other.
     """
     if len(images) > rows:
-        return _joined(images, source, target, method, seed, numbered(first, len(images)), rows, callback)
+        for end in (source, target):
+            end.model_for(len(images))
+        numbers = numbered(first, len(images))
+        return Translation.cat([
+            translate(images[some], source.some(some), target.some(some), method=method, seed=seed,
+                      first=numbers[some], rows=rows, callback=callback)
+            for some in batches(len(images), rows)
+        ])  # fmt: skip
     if method in CODELESS:
         align = target.guidance if method == "flowalign" else None
         to = target if align is None else target.given(guidance=1.0)
@@ -166,35 +187,6 @@ def translate(
     found = code_of(images, source, target, method=method, seed=seed, first=first, rows=rows, callback=callback)
     result, plan = decoded(found.code, target, method, callback), target.plan
     return Translation(result, found.code, found.rounds + plan.rounds, found.nfe + plan.nfe, found.residual)
-
-
-def _joined(
-    images: Tensor,
-    source: Diffusion,
-    target: Diffusion,
-    method: Method,
-    seed: int,
-    numbers: Sequence[int],
-    rows: int,
-    callback: Callable[[object], None] | None,
-) -> Translation:
-    """The translations of images taken batch after batch."""
-    for end in (source, target):
-        end.model_for(len(images))
-    found = [
-        translate(images[some], source.some(some), target.some(some), method=method, seed=seed, first=numbers[some],
-                  rows=rows, callback=callback)
-        for some in batches(len(images), rows)
-    ]  # fmt: skip
-    codes = [one.code for one in found if one.code is not None]
-    residuals = [one.residual for one in found if one.residual is not None]
-    return Translation(
-        torch.cat([one.images for one in found]),
-        Code.cat(codes) if codes else None,
-        max(one.rounds for one in found),
-        sum(one.nfe * len(one.images) for one in found) / len(images),
-        torch.cat(residuals) if residuals else None,
-    )
 
 
 @torch.no_grad()

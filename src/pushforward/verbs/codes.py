@@ -142,16 +142,7 @@ def invert(
     ]  # fmt: skip
     if len(found) == 1:
         return found[0]
-    losses = [one.loss for one in found if one.loss is not None]
-    return Inversion(
-        Code.cat([one.code for one in found]),
-        replace(there, plan=with_residuals(there.plan)) if method == "direct" else there,
-        rounds=sum(one.rounds for one in found),
-        decoding=sum(one.decoding for one in found),
-        nfe=torch.cat([one.nfe.cpu() for one in found]),
-        residual=torch.cat([one.residual.cpu() for one in found]),
-        loss=torch.cat(losses) if losses else None,
-    )
+    return Inversion.cat(found, replace(there, plan=with_residuals(there.plan)) if method == "direct" else there)
 
 
 @undisturbed
