@@ -16,8 +16,8 @@ from pushforward.studio._shared.live import live
 from pushforward.studio._shared.models import Shelf, asked_what
 from pushforward.studio._shared.pictures import copying, figures, picture
 from pushforward.studio._shared.results import Name, call, line, options, png, reading
-from pushforward.studio._shared.told import Updates, said
-from pushforward.studio._shared.uploads import Photo, drawn, photo_area, read_photo
+from pushforward.studio._shared.told import Updates
+from pushforward.studio._shared.uploads import Photo, draw_into, photo_area, read_photo
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -167,13 +167,8 @@ def layout(shelf: Shelf, model: Any) -> list[Any]:
     with gr.Tab("Invert it"):
         invert.layout(shelf, model, photo, other, source)
 
-    @said
-    def take(name: str, what: str | None, seed: float, step: int) -> Any:
-        return drawn(shelf.open(name), what or None, int(seed or 0) + step)
-
-    for button, area, step in ((draw, photo, 0), (draw_other, other, 1)):
-        button.click(take, [model, source, seed, gr.State(step)], area, concurrency_id="models",
-                     show_progress="minimal", api_visibility="private")  # fmt: skip
+    draw_into(photo, draw, shelf, model, source, seed)
+    draw_into(other, draw_other, shelf, model, source, seed, step=1)
     return [source, target]
 
 

@@ -25,7 +25,7 @@ from pushforward.studio._shared.models import Shelf, asked_what, steps_beside
 from pushforward.studio._shared.pictures import picture, preview, viewed
 from pushforward.studio._shared.results import Name, call, line, options, png
 from pushforward.studio._shared.told import Updates, said
-from pushforward.studio._shared.uploads import Photo, drawn, photo_area, read_photo
+from pushforward.studio._shared.uploads import Photo, draw_into, photo_area, read_photo
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -193,13 +193,8 @@ def layout(shelf: Shelf, model: Any) -> list[Any]:
     def prepare(path: str | None, name: str) -> Any:
         return None if path is None else canvas(read_photo(path, shelf.open(name)).values)
 
-    @said
-    def take(name: str, shows: str | None, of: float) -> Any:
-        return drawn(shelf.open(name), shows or None, int(of or 0))
-
     photo.change(prepare, [photo, model], editor, api_visibility="private", show_progress="hidden")
-    draw.click(take, [model, what, seed], photo, concurrency_id="models", show_progress="minimal",
-               api_visibility="private")  # fmt: skip
+    draw_into(photo, draw, shelf, model, what, seed)
     inputs = {model, photo, what, editor, part, solver, steps, repeats, draws, guidance, seed}
     wire(go, stop, act, inputs, says, {shown: None}, taken)
     return [what]

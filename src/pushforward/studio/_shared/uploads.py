@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pushforward.errors import PushforwardError
+from pushforward.studio._shared.models import Shelf
+from pushforward.studio._shared.told import said
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from pushforward.verbs import Model
 
-__all__ = ["PIXELS", "Photo", "drawn", "photo_area", "read_photo"]
+__all__ = ["PIXELS", "Photo", "draw_into", "photo_area", "read_photo"]
 
 PIXELS = 40_000_000
 
@@ -91,9 +93,15 @@ def photo_of(read: Tensor) -> Photo:
     return Photo(values, content_number(read), png(sheet(values, smallest=0)))
 
 
-def drawn(model: Model, what: str | None, seed: int) -> Any:
-    """A picture that the model draws, for who has none at hand."""
+def draw_into(area: Any, button: Any, shelf: Shelf, model: Any, what: Any, seed: Any, *, step: int = 0) -> None:
+    """Have a button draw a picture, for who has none at hand: the model's of a class or prompt, `step` seeds on."""
     from pushforward.data.pictures import sheet
     from pushforward.maps.labels import UNSAID
 
-    return sheet(model.sample(1, labels=[what] if what else UNSAID, first=seed, steps=20), smallest=0)
+    @said
+    def take(name: str, shows: str | None, of: float) -> Any:
+        labels = [shows] if shows else UNSAID
+        return sheet(shelf.open(name).sample(1, labels=labels, first=int(of or 0) + step, steps=20), smallest=0)
+
+    button.click(take, [model, what, seed], area, concurrency_id="models", show_progress="minimal",
+                 api_visibility="private")  # fmt: skip
