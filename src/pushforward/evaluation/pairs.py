@@ -8,7 +8,7 @@ Images are `(count, channels, height, width)` in [-1, 1], 1 or 3 channels, and f
   pytorch-msssim and TensorFlow; `torchmetrics` counts those that see the reflected border, too, which makes figures of
   small images others;
 - `l2`, the root of the mean squared difference, and `greatest`, the greatest absolute difference;
-- `ranks`, the place of each image's true partner among all candidates, and `recall`, the share of the first `k` places.
+- `ranks`, the place of each image's true partner among all candidates.
 
 None of them needs weights; `vision.lpips` is the learned distance, which does.
 """
@@ -24,7 +24,7 @@ from torch.nn.functional import adaptive_avg_pool2d, conv2d, normalize
 from pushforward.data.pictures import check_pairs
 from pushforward.errors import PushforwardError
 
-__all__ = ["SMALLEST", "decibels", "greatest", "l2", "pixels", "psnr", "ranks", "recall", "ssim"]
+__all__ = ["SMALLEST", "decibels", "greatest", "l2", "pixels", "psnr", "ranks", "ssim"]
 
 SMALLEST = 11  # side of the window that SSIM looks through
 _PIXELS = 8
@@ -134,11 +134,6 @@ def ranks(features: Tensor, targets: Tensor, truth: Tensor, metric: Metric = "eu
         nearer, equal = (distance < own).sum(1), (distance == own).sum(1) - 1
         found.append(1 + nearer + equal / 2)
     return torch.cat(found).double()
-
-
-def recall(places: Tensor, k: int) -> float:
-    """Return the share of `places (count,)` that are `k` or better."""
-    return float((places <= k).double().mean())
 
 
 def _squares(images: Tensor, truth: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from pushforward.data.pictures import to_bytes
 from pushforward.data.words import many
 from pushforward.errors import PushforwardError
 from pushforward.evaluation.distances import FEWEST, Reference, Sample, distances, resamples, standard_error
-from pushforward.evaluation.pairs import SMALLEST, Metric, greatest, l2, pixels, psnr, ranks, recall, ssim
+from pushforward.evaluation.pairs import SMALLEST, Metric, greatest, l2, pixels, psnr, ranks, ssim
 from pushforward.evaluation.report import aligned, cell, distance_name
 from pushforward.vision.clip import Clip, alignment
 from pushforward.vision.features import FeatureNet, features
@@ -214,7 +214,6 @@ def _places(places: Tensor, draws: Sequence[Tensor]) -> dict[str, float]:
     measures: dict[str, float] = {}
     for k in FIRST:
         measures |= _mean(f"top{k}", (places <= k).double())
-        measures[f"top{k}"] = recall(places, k)
     median = [float(places[rows].quantile(0.5)) for rows in draws]
     return measures | {"rank": float(places.quantile(0.5)), "rank_error": standard_error(median)}
 
