@@ -556,7 +556,7 @@ def test_a_proposal_that_cannot_be_decoded_is_refused_and_no_other():
     short = Diffusion(replace(plain.model, denoiser=Short()), plain.plan, dtype=torch.float64)
     drawn = short.draw(6, seed=2)
     begin = replace(drawn, start=0.3 * drawn.start)
-    asked: dict[str, Any] = {"sampler": mala(0.8), "schedule": Schedule(12, 6), "begin": begin, "chains": 6}
+    asked: dict[str, Any] = {"dynamics": mala(0.8), "schedule": Schedule(12, 6), "begin": begin, "chains": 6}
     kept: list[Chains] = []
     found = guide(short, brightness, callback=kept.append, **asked)
     for chains in kept[:-1]:  # wherever it is interrupted

@@ -127,7 +127,7 @@ class Descents:
 def guide(
     pushforward: Pushforward,
     energy: Energy | Function,
-    sampler: Dynamics = _LANGEVIN,
+    dynamics: Dynamics = _LANGEVIN,
     schedule: Schedule = _SCHEDULE,
     *,
     chains: int = 16,
@@ -140,28 +140,15 @@ def guide(
 ) -> Guided:
     """Samples of the posterior of codes under an energy, by chains that know nothing of one another.
 
-    Args:
-        pushforward: what makes images of codes: a `Diffusion` with any plan, or a GAN, bound to the classes or prompts
-            of the chains. A diffusion is differentiated as its `run_by` says, by default with the memory of one network
-            call.
-        energy: `(images, code) -> (count,)`, or a sum of several; see `guidance.energies`.
-        sampler: how the chains move: `langevin`, `mala` or `hmc` of `guidance.dynamics`; `pcn` and `ess` need no
-            gradient of the energy.
-        schedule: steps, warm-up, annealing, draws, and rungs of tempered chains.
-        chains: how many.
-        seed: of where the chains begin, and of all noise.
-        first: number of the first chain: chain i depends on the seed and `first + i` alone.
-        begin: codes to begin at, one a chain; by default those that `sample` draws, as annealed chains must.
-        resume: chains of an earlier call with the same arguments, to go on with.
-        batch: chains at a time.
-        callback: told at the beginning and after every step.
+    `pushforward.guide` says what the arguments are. The map is bound to the classes or prompts of the chains; a
+    diffusion is differentiated as its `run_by` says, by default with the memory of one network call.
 
     Raises:
         PushforwardError: an energy that gives not one finite number per image with a gradient; chains that diverge;
             arguments that do not fit together; and as `Diffusion.decode`.
     """
     target = target_of(
-        pushforward, energy, chains, seed, first, begin, batch, gradient=sampler.gradient, rungs=schedule.rungs
+        pushforward, energy, chains, seed, first, begin, batch, gradient=dynamics.gradient, rungs=schedule.rungs
     )
     if resume is not None:
         if resume.rungs != schedule.rungs:
@@ -173,7 +160,7 @@ def guide(
         )
     before = 0 if resume is None or resume.nfe is None else resume.nfe
     state = None
-    for step in walk(target, resume or target.code.variables(), sampler, schedule, seed=seed, first=first):
+    for step in walk(target, resume or target.code.variables(), dynamics, schedule, seed=seed, first=first):
         state = replace(step, nfe=before + target.counted.nfe.view(-1, chains).sum(0))
         if callback is not None:
             callback(state)
@@ -215,8 +202,8 @@ def best(
     """The codes of least energy that a descent finds: single best images, not samples of the posterior.
 
     Args:
-        pushforward: as in `guide`.
-        energy: as in `guide`.
+        pushforward: what makes images of codes: a `Diffusion` with any plan, or a GAN, bound to classes or prompts.
+        energy: `(images, code) -> (count,)`, or a sum of several; see `guidance.energies`.
         optimiser: `adam`; `l-bfgs` with a line search; or `white`, which moves among codes with the spectrum of noise
             and takes fewer steps than Adam.
         steps: moves, with a gradient each and one at the beginning.
