@@ -34,6 +34,23 @@ def test_no_call_below_the_least_trained_noise(process, name, steps):
     assert float(times[-2]) >= process.t_min * (1 - 1e-9)
 
 
+def test_times_are_found_to_rounding_in_few_calls():
+    """Where a cube has given values, its ends included, and where a step is: a bisection would take 60 calls."""
+    high, low = torch.tensor([2.0, 0.0], dtype=torch.float64)
+    values = torch.tensor([0.0, 1e-9, 0.3, 1.0, 8.0], dtype=torch.float64)
+    calls = []
+
+    def cube(t):
+        calls.append(t)
+        return t**3
+
+    found = grid.solve_for_time(cube, values, high, low)
+    torch.testing.assert_close(found, values ** (1 / 3), rtol=1e-12, atol=1e-17)
+    step = grid.solve_for_time(lambda t: (t > 0.7).double(), torch.tensor(0.5), high, low)
+    torch.testing.assert_close(step, torch.tensor(0.7, dtype=torch.float64), rtol=1e-15, atol=0)
+    assert len(calls) <= 16
+
+
 def even(values):
     steps = values.diff()
     torch.testing.assert_close(steps, steps.mean().expand_as(steps), rtol=1e-6, atol=1e-9)

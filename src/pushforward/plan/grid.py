@@ -385,12 +385,16 @@ def _checked_start(process: Process, start: float | None, end: float) -> float:
 
 
 def solve_for_time(variable: Callable[[Tensor], Tensor], values: Tensor, high: Tensor, low: Tensor) -> Tensor:
-    """Find the times in `[low, high]` where an increasing function has `values`, by bisection to float64 rounding."""
-    below, above = low.expand_as(values).clone(), high.expand_as(values).clone()
-    for _ in range(60):
-        middle = 0.5 * (below + above)
-        later = variable(middle) < values
-        below, above = torch.where(later, middle, below), torch.where(later, above, middle)
+    """Find the times in `[low, high]` where an increasing function has `values`, to float64 rounding.
+
+    As bisection does, but by parts of a sixteenth: the function costs as much for a few times as for many.
+    """
+    below, above = low.expand_as(values), high.expand_as(values)
+    parts = (torch.arange(17, device="cpu") / 16).view(-1, *[1] * values.ndim)
+    for _ in range(15):
+        at = torch.lerp(below, above, parts.to(below))
+        earlier = (variable(at[1:-1]) < values).sum(0, keepdim=True)
+        below, above = (at.gather(0, earlier + end)[0] for end in (0, 1))
     return 0.5 * (below + above)
 
 
