@@ -285,7 +285,10 @@ def bands_of(plan: Plan, basis: Basis, response: Operator | None, asked: list[in
         answering = expected if "answer" in kinds else None
         if answering is None:
             parts.pop("answer", None)
-        if parts:
+        if list(parts) == ["state"]:
+            low, values = parts["state"]
+            linear += _columns(Band("state", back, low, 0, values))
+        elif parts:
             frequencies = max(1 if answering is None else len(answering), *(len(x) for _, x in parts.values()))
             whole = _room(frequencies, last - first, k)
             for kind, (low, values) in parts.items():
@@ -307,7 +310,7 @@ def bands_of(plan: Plan, basis: Basis, response: Operator | None, asked: list[in
 def _columns(band: Band) -> list[Band]:
     """Return the columns of a diagonal's blocks that are not all 0, each a band."""
     each = (replace(band, column=n, values=band.values[..., n : n + 1]) for n in range(band.values.shape[3]))
-    return [column for column in each if bool(column.values.any())]
+    return [column for column in each if bool(column.values[:, :1].any()) or bool(column.values.any())]
 
 
 def _views(stack: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
@@ -319,10 +322,9 @@ def _views(stack: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
 def stacked(operators: Mapping[int, Operator], first: int, last: int, basis: Basis) -> Tensor:
     """Return operators at some of the places `first … last - 1`, `(frequencies or 1, places, k, k)`, 0 elsewhere."""
     packed = {n: _packed(operator.lift(basis)) for n, operator in operators.items()}
-    total = _room(max(len(c) for c in packed.values()), last - first, next(iter(packed.values())).shape[-1])
-    for n, coefficients in packed.items():
-        total[:, n - first] = coefficients
-    return total
+    nothing = torch.zeros_like(next(iter(packed.values()))[..., :1])
+    rows = torch.broadcast_tensors(*(packed.get(n, nothing) for n in range(first, last)))
+    return torch.stack(rows).permute(3, 0, 1, 2)
 
 
 def _room(frequencies: int, size: int, k: int) -> Tensor:
@@ -331,8 +333,8 @@ def _room(frequencies: int, size: int, k: int) -> Tensor:
 
 
 def _packed(operator: Operator) -> Tensor:
-    """Return coefficients of one operator as `(frequencies or 1, k, k)`."""
-    return operator.coefficients.reshape(-1, *operator.coefficients.shape[-2:])
+    """Return coefficients of one operator as `(k, k, frequencies or 1)`."""
+    return operator.coefficients.reshape(-1, *operator.coefficients.shape[-2:]).permute(1, 2, 0)
 
 
 def _flat(v: Tensor) -> Tensor:

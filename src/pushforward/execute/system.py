@@ -65,11 +65,7 @@ class System:
             matrices = 32 * self._frequencies * (self.size * self._k) ** 2
             check_memory(matrices, f"The equations of {self.size:,} states that depend on one another")
         self._rest = like[0].numel() // (self._k * self._frequencies)
-        deviations = _deviations(plan).lift(self.basis)
-        self._scale = stacked({n: deviations[n] for n in range(self.size)}, 0, self.size, self.basis).diagonal(
-            dim1=2, dim2=3
-        )
-        self._scale = self._scale.to(like)[..., None]
+        self._scale = _deviations(plan).to(like)[..., None]
         self.finite = response is None or response.is_finite()
         self._bands = bands_of(plan, self.basis, response, self.asked, like)
         self._noise, self._mean = self._table("noise", like), self._table("mean", like)
@@ -326,10 +322,9 @@ def _pieces(count: int, numbers: int, device: torch.device) -> list[slice]:
     return [slice(a, min(a + step, count)) for a in range(0, count, step)]
 
 
-def _deviations(plan: Plan) -> Operator:
-    """Return `diag` of each node's marginal deviation for data of unit variance, averaged over nothing: one a field."""
+def _deviations(plan: Plan) -> Tensor:
+    """Return each node's marginal deviation for data of unit variance, one a field, `(frequencies or 1, nodes, k)`."""
     times = plan.node_times
-    psi = plan.process.signal(times).lift(plan.basis)
-    total = (plan.process.covariance(times).lift(plan.basis) + psi @ psi.T).coefficients
-    diagonal = total.diagonal(dim1=-2, dim2=-1).sqrt()
-    return Operator(torch.diag_embed(diagonal), plan.basis)
+    psi, noise = plan.process.signal(times).coefficients, plan.process.covariance(times).coefficients
+    deviations = (noise.diagonal(dim1=-2, dim2=-1) + psi.square().sum(-1)).sqrt().movedim(-1, 1)
+    return deviations.reshape(*deviations.shape[:2], -1).permute(2, 0, 1)
