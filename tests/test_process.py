@@ -20,6 +20,7 @@ from pushforward.linear import (
     Process,
     process_from_config,
     root,
+    unrooted,
     whitening_angle,
 )
 from pushforward.plan.grid import solve_for_time
@@ -120,6 +121,30 @@ def test_the_root_of_blocks_does_not_depend_on_the_times_asked_with_it(reference
     together = root(process, t, reference).coefficients
     alone = torch.stack([root(process, t[i : i + 1], reference).coefficients[0] for i in range(40)])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("reference", [POINT, Gaussian(0.3)], ids=["point", "scalar"])
+@EVERY
+def test_the_root_is_taken_off_a_part_of_an_operator(process, reference):
+    """`R R^-1 X = X`, in parts of its size, to rounding times what the root's condition makes of it."""
+    t = middle(process)
+    part = process.signal(t).part(columns=slice(1))
+    back = root(process, t, reference) @ unrooted(process, t, reference, part)
+    size = float(part.coefficients.abs().max())
+    torch.testing.assert_close(
+        back.coefficients, part.coefficients.expand_as(back.coefficients), rtol=0, atol=1e-10 * size
+    )
+
+
+@EVERY
+def test_the_answer_enters_the_flow_through_the_noise(process):
+    """Factors of `1/2 G G^T score`'s part in the answer: `-1/2 G G^T Sigma^-1 Psi`."""
+    t = middle(process)
+    into, seen = process.on_answer(t)
+    expected = -0.5 * (process.diffusion(t) @ process.covariance(t).inverse() @ process.signal(t))
+    assert into.coefficients.shape[-1] == 1  # noise enters the image, or its velocity alone
+    size = float(expected.coefficients.abs().max())
+    torch.testing.assert_close((into @ seen).coefficients, expected.coefficients, rtol=1e-12, atol=1e-13 * size)
 
 
 @EVERY

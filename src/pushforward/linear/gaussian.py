@@ -98,8 +98,8 @@ class Gaussian:
         """Return the marginal covariance `Sigma_t` of the data under `process`."""
         if not self:
             return process.covariance(t)
-        psi = process.signal(t)
-        return process.covariance(t) + psi @ self.data_covariance(process.blocks) @ psi.T
+        image = process.signal(t).part(columns=slice(1))
+        return process.covariance(t) + image @ Operator.scalar(self.variance, basis=self.basis) @ image.T
 
     def response(self, process: Process, t: Tensor) -> Operator:
         """Return `L_t` of the posterior mean `E[u_0 | u_t] = m + L_t (u_t - Psi m)`: `L = C Psi^T Sigma_t^-1`."""
@@ -147,10 +147,13 @@ def root(process: Process, t: Tensor, reference: Gaussian = POINT) -> Operator:
     if process.blocks == 1:
         return reference.covariance(process, t).cholesky()
     factor = reference.covariance(process, t).cholesky()
-    angle = _angle(process, t, reference)
-    cos, sin = angle.cos(), angle.sin()
-    basis = factor.basis
-    return factor @ Operator.block([[cos, -sin], [sin, cos]], basis)
+    return factor @ _rotation(process, t, reference, factor.basis)
+
+
+def unrooted(process: Process, t: Tensor, reference: Gaussian, operator: Operator) -> Operator:
+    """Return `R_t^-1 X` of `root`, for an operator X at the times `t`."""
+    solved = reference.covariance(process, t).cholesky().inverse() @ operator
+    return solved if process.blocks == 1 else _rotation(process, t, reference, solved.basis).T @ solved
 
 
 def whitening_angle(process: Process, t: Tensor, reference: Gaussian) -> Tensor:
@@ -161,6 +164,12 @@ def whitening_angle(process: Process, t: Tensor, reference: Gaussian) -> Tensor:
     """
     snr = process.lowest.snr(t)[(...,) + (0,) * len(process.basis.shape)]
     return torch.atan2(torch.ones_like(t), (reference.variance.flatten()[0] * snr).sqrt())
+
+
+def _rotation(process: Process, t: Tensor, reference: Gaussian, basis: Basis) -> Operator:
+    angle = _angle(process, t, reference)
+    cos, sin = angle.cos(), angle.sin()
+    return Operator.block([[cos, -sin], [sin, cos]], basis)
 
 
 def _angle(process: Process, t: Tensor, reference: Gaussian) -> Tensor:
@@ -202,7 +211,9 @@ def _angle_by_panel(process: Process, reference: Gaussian) -> tuple[Tensor, Tens
 def _angular_speed(process: Process, reference: Gaussian, tau: Tensor) -> Tensor:
     factor = reference.covariance(process, tau).cholesky()
     first, below, last = factor.entry(0, 0), factor.entry(1, 0), factor.entry(1, 1)
-    noise, drift = process.diffusion(tau).lift(factor.basis), process.drift(tau).lift(factor.basis)
-    direct = noise.entry(0, 1) - noise.entry(0, 0) * below / first  # zero where noise enters the velocity alone
-    speed: Tensor = drift.entry(0, 1) * last + torch.where(direct == 0, 0.0, 0.5 * direct / last)
+    speed: Tensor = process.drift(tau).lift(factor.basis).entry(0, 1) * last
+    if process.noisy.start != 1:  # noise enters the image too
+        noise = process.diffusion(tau).lift(factor.basis)
+        direct = noise.entry(0, 1) - noise.entry(0, 0) * below / first
+        speed = speed + torch.where(direct == 0, 0.0, 0.5 * direct / last)
     return -speed / first

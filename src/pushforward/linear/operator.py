@@ -37,7 +37,8 @@ class Operator:
     """A batch of structured linear maps.
 
     Args:
-        coefficients: `(*batch, *basis.shape, k, k)`, float64 on the CPU; batch axes usually run over time.
+        coefficients: `(*batch, *basis.shape, k, k)`, float64 on the CPU; batch axes usually run over time. A `part` has
+            fewer rows or columns.
         basis: the basis in which the maps are (block-)diagonal.
     """
 
@@ -80,6 +81,10 @@ class Operator:
         taken = self.coefficients.movedim((-2, -1), (0, 1))[:, :, index]
         return Operator(taken.movedim((0, 1), (-2, -1)), self.basis)
 
+    def part(self, rows: slice = slice(None), columns: slice = slice(None)) -> Operator:
+        """Return some rows and columns of every block."""
+        return Operator(self.coefficients[..., rows, columns], self.basis)
+
     def entry(self, row: int, column: int) -> Tensor:
         """Return one entry of every block, `(*batch, *basis.shape)`."""
         return self.coefficients[..., row, column]
@@ -107,7 +112,8 @@ class Operator:
         if left.ndim == right.ndim == 2:
             return Operator(torch.mm(left, right), a.basis)
         shape = torch.broadcast_tensors(left[..., 0, 0], right[..., 0, 0])[0].shape
-        total = left.new_empty(a.blocks, a.blocks, *shape).movedim((0, 1), (-2, -1))  # an entry is one piece of memory
+        total = left.new_empty(left.shape[-2], right.shape[-1], *shape)  # an entry is one piece of memory
+        total = total.movedim((0, 1), (-2, -1))
         return Operator(add_products(left, right, torch.mul(left[..., :1], right[..., :1, :], out=total), 1), a.basis)
 
     def __add__(self, other: Operator) -> Operator:
@@ -212,7 +218,7 @@ def _numbers(values: Tensor | float) -> Tensor:
 
 
 def _same_basis(a: Operator, b: Operator) -> tuple[Operator, Operator]:
-    if a.blocks != b.blocks:
+    if a.blocks != b.coefficients.shape[-2]:
         raise PushforwardError(
             f"An operator on {a.blocks} field(s) cannot be combined with one on {b.blocks}; make both for one process."
         )

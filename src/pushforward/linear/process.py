@@ -66,6 +66,7 @@ class Process(ABC):
 
     name: ClassVar[str]
     blocks: ClassVar[int] = 1
+    noisy: ClassVar[slice] = slice(None)  # the fields that noise enters, of the image and its velocity
     time_is_noise: ClassVar[bool] = False  # whether the time is the noise level, most of which lies far above the data
     t_min: float
     t_max: float
@@ -104,7 +105,12 @@ class Process(ABC):
     @kept
     def signal(self, t: Tensor) -> Operator:
         """Return `Psi(t, 0)`: what is left of the clean state at `t`."""
-        return self.transition(t, torch.zeros_like(t))
+        return self.transition(t, t.new_zeros(()))
+
+    @kept
+    def precision(self, t: Tensor) -> Operator:
+        """Return `Sigma_t^-1`."""
+        return self.covariance(t).inverse()
 
     def flow(self, t: Tensor) -> tuple[Operator, Operator]:
         """Return `on_state` and `on_answer` of the probability-flow ODE `du/dt = on_state u + on_answer D`.
@@ -113,22 +119,26 @@ class Process(ABC):
 
         `du/dt = F u - 1/2 G G^T score` and `score = -Sigma^-1 (u - Psi(t, 0) D)` (Tweedie).
         """
-        pull = 0.5 * (self.diffusion(t) @ self.covariance(t).inverse())
-        return self.drift(t) + pull, -(pull @ self.signal(t))
+        into, seen = self.on_answer(t)
+        return self.drift(t) + 0.5 * (into @ self.precision(t).part(rows=self.noisy)), into @ seen
+
+    def on_answer(self, t: Tensor) -> tuple[Operator, Operator]:
+        """Return two factors of the flow's `on_answer`, `(k, n)` and `(n, k)`; n is the number of `noisy` fields."""
+        seen = self.precision(t).part(rows=self.noisy) @ self.signal(t)
+        return self.diffusion(t).part(columns=self.noisy), -0.5 * seen
 
     def posterior_covariance(self, t: Tensor, s: Tensor) -> Operator:
         """Return `Cov[u_t | u_s, x_0]` for `t < s`."""
         back = self.transition(s, t)
         sigma = self.covariance(t)
-        gain = sigma @ back.T @ self.covariance(s).inverse()
+        gain = sigma @ back.T @ self.precision(s)
         return sigma - gain @ back @ sigma
 
     def snr(self, t: Tensor) -> Tensor:
         """Return the image's signal-to-noise ratio `Psi_x^T Sigma^-1 Psi_x` in `u_t`, `(*t.shape, *basis.shape)`."""
-        psi = self.signal(t)
-        covariance = self.covariance(t)
-        value = (psi.T @ covariance.inverse() @ psi).entry(0, 0)
-        return torch.where(covariance.entry(0, 0) > 0, value, torch.inf)
+        image = self.signal(t).part(columns=slice(1))
+        value = (image.T @ self.precision(t) @ image).entry(0, 0)
+        return torch.where(self.covariance(t).entry(0, 0) > 0, value, torch.inf)
 
     def log_snr(self, t: Tensor) -> Tensor:
         """Return half the log of the signal-to-noise ratio (`log(alpha / sigma)`) at the lowest frequency, `t.shape`.
@@ -141,7 +151,7 @@ class Process(ABC):
     def log_snr_rate(self, t: Tensor) -> Tensor:
         """Return `d log_snr / dt`, from `d snr / dt = -Psi_x^T Sigma^-1 G G^T Sigma^-1 Psi_x`."""
         lowest = self.lowest
-        pulled = lowest.covariance(t).inverse() @ lowest.signal(t)
+        pulled = lowest.precision(t) @ lowest.signal(t)
         rate = -(pulled.T @ lowest.diffusion(t) @ pulled).entry(0, 0) / lowest.snr(t)
         return 0.5 * rate[(...,) + (0,) * len(self.basis.shape)]
 
@@ -192,6 +202,9 @@ class ScaledProcess(Process):
         alpha, sigma, d_alpha, d_sigma = self.rates(t)
         rate = d_sigma / sigma
         return Operator.scalar(rate, basis=self.basis), Operator.scalar(d_alpha - alpha * rate, basis=self.basis)
+
+    def on_answer(self, t: Tensor) -> tuple[Operator, Operator]:
+        return self.flow(t)[1], Operator.scalar(1.0)
 
     def snr(self, t: Tensor) -> Tensor:
         alpha, sigma = self.alpha_sigma(t)
@@ -360,6 +373,7 @@ class Langevin(Process):
     t_max: float = 1.0
     name: ClassVar[str] = "langevin"
     blocks: ClassVar[int] = 2
+    noisy: ClassVar[slice] = slice(1, None)
 
     def clock(self, t: Tensor) -> Tensor:
         """Return `B_t = int_0^t beta`, `(*t.shape, *basis.shape)`."""
@@ -470,7 +484,7 @@ def _incomplete_gamma(x: Tensor, decay: Tensor) -> Tensor:
     small = x.clamp_max(1.0)
     total = torch.full_like(small, 1 / math.factorial(19))
     for n in range(18, 2, -1):
-        total.mul_(small).add_(1 / math.factorial(n))
+        total = torch.addcmul(total.new_tensor(1 / math.factorial(n)), total, small)
     return torch.where(x < 1, total * small**3 * decay, 1 - decay * (1 + x * (1 + 0.5 * x)))
 
 

@@ -148,7 +148,7 @@ class Rule:
         self._mean, self._noise = builder.mean, noise
         self._covariance = reference.covariance(process, times)
         self._response = reference.response(process, times)
-        self._back = reverse_transition(process, times[1:], times[:-1], noise, reference)
+        self._back = reverse_transition(process, times[1:], times[:-1], noise, reference, builder.one)
         if not sets:
             return
         psi, scale, index = process.signal(times), kappa(process, times, reference), point_table(self._through)
@@ -161,12 +161,14 @@ class Rule:
             weights = integrals(times, self._covariance.basis, at, kernel, index)
             if not reference:  # their sum is known exactly: keep the quadrature's rounding out of it
                 weights = _completed(weights, whole, index)
+        image = slice(1)  # answers are expected to have no velocity
+        moved = -self._response.part(rows=image)
         self._by_set: list[tuple[list[tuple[Operator, Operator]], Operator]] = []
         for which, places in enumerate(index.clamp_min(0).unbind(1)):  # point by point, as all are large
             pairs, on_mean = [], held
             for n, at_point in enumerate(places.unbind(1)):
                 on_answer = Operator(weights.coefficients[:, which, n], weights.basis) * scale[at_point]
-                on_state = on_answer @ -self._response.at(at_point)
+                on_state = on_answer.part(columns=image) @ moved.at(at_point)
                 pairs.append((on_answer, on_state))
                 if self._mean.coefficients:
                     on_mean = on_mean - (on_answer + on_state @ psi.at(at_point))
@@ -220,6 +222,6 @@ def kappa(process: Process, t: Tensor, reference: Gaussian) -> Tensor:
 
 def _kernel(process: Process, noise: float, reference: Gaussian, tau: Tensor, end: Tensor) -> Operator:
     """`-Psi^(end, tau) c G G^T Sigma_0^-1 Psi / kappa`, for times that run backwards."""
-    pull = process.flow(tau)[1]  # -1/2 G G^T Sigma_0^-1 Psi, finite where there is no signal
-    carried = reverse_transition(process, end, tau, noise, reference)
-    return carried @ pull * ((1 + noise**2) / kappa(process, tau, reference))
+    into, seen = process.on_answer(tau)  # -1/2 G G^T Sigma_0^-1 Psi, finite where there is no signal
+    carried = reverse_transition(process, end, tau, noise, reference, into)
+    return carried * ((1 + noise**2) / kappa(process, tau, reference)) @ seen

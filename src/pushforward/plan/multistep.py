@@ -52,7 +52,7 @@ def dpm_solver_pp(
     log_snr = process.log_snr(times)
     psi = process.signal(times)
     sigma = process.covariance(times)
-    backs = reverse_transition(process, times[1:], times[:-1], noise, POINT)
+    backs = reverse_transition(process, times[1:], times[:-1], noise, POINT, builder.one)
     last = len(times) - 2
     current, before = builder.start(), None
     for k in range(last + 1):

@@ -273,7 +273,7 @@ class Builder:
         self._nodes: list[tuple[float, Terms]] = []
         self._steps: list[int] = []
         self._asks: set[int] = set()
-        self._one = Operator.scalar(1.0, process.blocks)
+        self.one = Operator.scalar(1.0, process.blocks)
 
     def start(self) -> Handle:
         """Add the given first state, at the grid's first time."""
@@ -304,4 +304,4 @@ class Builder:
         return Plan(self._process, self._solver, nodes, tuple(self._steps), self._mean, settings)
 
     def _unit(self, kind: Literal["state", "answer", "noise", "mean"], index: int) -> Terms:
-        return Terms({Register(kind, index): self._one})
+        return Terms({Register(kind, index): self.one})

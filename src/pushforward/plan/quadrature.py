@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
-from pushforward.linear import Basis, Gaussian, Operator, Process, root
+from pushforward.linear import Basis, Gaussian, Operator, Process, root, unrooted
 from pushforward.linear.legendre import gauss_legendre
 
 _LEVELS = 8, 16, 32, 64  # nodes of a step; the next number if its integrand needs it
 _ROOT = 8e-10  # of float64's rounding, with some room for the polynomials that the integrand is multiplied by
-_NUMBERS = 2**19  # coefficients of an operator held at a time
+_NUMBERS = 2**18  # coefficients of an operator held at a time
 
 
 def _nodes(start: Tensor, end: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -60,16 +60,17 @@ def integrals(
     count = math.prod(basis.shape)
     found, left = None, torch.arange(len(through), device="cpu")
     for nodes in _LEVELS:
+        tau, weights = _nodes(times[left], times[left + 1], nodes)
+        polynomials = lagrange(points[left], known[left], variable(tau)[:, None]) * weights[:, None, None]
         coarse = []
-        for some in left.split(max(1, _NUMBERS // (4 * nodes * count))):
-            tau, weights = _nodes(times[some], times[some + 1], nodes)
-            values = kernel(tau, times[some + 1, None]).coefficients.movedim((-2, -1), (0, 1))
+        for rows in torch.arange(len(left), device="cpu").split(max(1, _NUMBERS // (4 * nodes * count))):
+            some = left[rows]
+            values = kernel(tau[rows], times[some + 1, None]).coefficients.movedim((-2, -1), (0, 1))
             values = values.reshape(*values.shape[:4], count)
             settled = _settled(values) | (nodes == _LEVELS[-1])
-            polynomials = lagrange(points[some], known[some], variable(tau)[:, None]) * weights[:, None, None]
             if found is None:
                 found = values.new_zeros(*values.shape[:2], len(through), through[0].numel(), count)
-            found[:, :, some[settled]] = polynomials[settled].flatten(1, 2) @ values[:, :, settled]
+            found[:, :, some[settled]] = polynomials[rows[settled]].flatten(1, 2) @ values[:, :, settled]
             coarse.append(some[~settled])
         left = torch.cat(coarse)
         if not len(left):
@@ -85,7 +86,8 @@ def _settled(values: Tensor) -> Tensor:
     Values are `(k, k, steps, nodes, frequencies)`.
     """
     last = gauss_legendre(values.shape[3])[2][-2:]
-    settled: Tensor = (last @ values).abs().amax((0, 1, 3, 4)) <= _ROOT * values.abs().amax((0, 1, 3, 4))
+    rest, whole = (torch.maximum(x.amax((0, 1, 3, 4)), -x.amin((0, 1, 3, 4))) for x in (last @ values, values))
+    settled: Tensor = rest <= _ROOT * whole
     return settled
 
 
@@ -97,8 +99,10 @@ def lagrange(points: Tensor, known: Tensor, at: Tensor) -> Tensor:
     return ratios.masked_fill(skipped[..., None], 1.0).prod(-2) * known[..., None]
 
 
-def reverse_transition(process: Process, end: Tensor, times: Tensor, noise: float, reference: Gaussian) -> Operator:
-    r"""Return `Psi^(end, tau)` of the reverse diffusion that keeps `reference`'s marginals.
+def reverse_transition(
+    process: Process, end: Tensor, times: Tensor, noise: float, reference: Gaussian, operator: Operator
+) -> Operator:
+    r"""Return `Psi^(end, tau) X`, X an operator, Psi^ of the reverse diffusion that keeps `reference`'s marginals.
 
     It solves `dPsi^/dt = (F + (1 + noise^2) / 2 G G^T Sigma_t^-1) Psi^` (gDDIM, arXiv 2206.05564, section 4).
     With no noise it is `R_end R_tau^-1`; with `noise = 1`, the posterior's `Sigma_end Psi(tau, end)^T Sigma_tau^-1`.
@@ -111,23 +115,24 @@ def reverse_transition(process: Process, end: Tensor, times: Tensor, noise: floa
         times: the times tau, `(*batch,)`.
         noise: noise level lambda.
         reference: reference Gaussian N(m, C).
+        operator: X at the times tau, or for all.
     """
     if noise == 1:
         gain = reference.covariance(process, end) @ process.transition(times, end).T
-        return gain @ reference.covariance(process, times).inverse()
-    last, back = root(process, end, reference), root(process, times, reference).inverse()
+        return gain @ (reference.covariance(process, times).inverse() @ operator)
+    last = root(process, end, reference)
     if noise == 0:
-        return last @ back
+        return last @ unrooted(process, times, reference, operator)
     if process.blocks == 1:
-        ratio = last @ back
+        ratio = last @ root(process, times, reference).inverse()
         shrink = process.transition(times, end) @ ratio
-        return Operator(ratio.coefficients * shrink.coefficients.pow(noise**2), ratio.basis)
+        return Operator(ratio.coefficients * shrink.coefficients.pow(noise**2), ratio.basis) @ operator
     if not reference and bool((end == 0).any()):
         raise PushforwardError(
             f"The reverse diffusion of process {process.name!r} with noise {noise} has no limit at t = 0; "
             f"end the grid at t_min = {process.t_min:.3g}."
         )
-    return last @ _magnus(process, end, times, noise, reference) @ back
+    return last @ _magnus(process, end, times, noise, reference) @ unrooted(process, times, reference, operator)
 
 
 def _magnus(
