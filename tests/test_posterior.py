@@ -502,6 +502,19 @@ def test_a_diagnosis_tells_arrived_chains_from_stuck_ones():
     assert diagnose(guide(toy, toy.energy, schedule=Schedule(3), chains=2).history, 1).worst is None
 
 
+@pytest.mark.parametrize(("moves", "told"), [(4, False), (9, False), (10, True)])
+def test_effective_sizes_are_told_where_they_tell_stuck_chains_from_free_ones(moves: int, told: bool):
+    toy = Linear()
+    sizes = []
+    for way in (langevin(1e-5), hmc()):
+        said = diagnose(guide(toy, toy.energy, way, Schedule(moves, 0), chains=4).history, 0)
+        assert said.worst is not None
+        sizes += [said.ess["energy"]]
+    stuck, free = sizes
+    assert (stuck is not None and free is not None and stuck < free) is told
+    assert (stuck is None and free is None) is not told
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [

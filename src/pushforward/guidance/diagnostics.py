@@ -20,7 +20,7 @@ from pushforward.guidance.chains import Record
 __all__ = ["Diagnosis", "diagnose", "plot"]
 
 ARRIVED = 1.01  # R-hat below which chains are trusted
-_FEWEST = 4  # steps after the warm-up that R-hat can be computed from
+_FEWEST = {"rhat": 4, "ess": 10}  # moves after the warm-up; of fewer, an effective size tells their number, not chains
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Diagnosis:
     Args:
         rhat: rank-normalised split R-hat, near 1 where the chains agree, for the `energy`, the `prior`, and the code's
             projections on fixed directions (`code`, the greatest). `None` if nothing can be said.
-        ess: bulk effective sample size for the same (the least for the projections).
+        ess: bulk effective sample size for the same (the least for the projections), from ten steps on.
         acceptance: mean probability of accepting a move; 1 if nothing is rejected.
         steps: number of steps after the warm-up.
         swaps: of ladders, mean probabilities that neighbours swap, from weight 1 on.
@@ -55,10 +55,10 @@ class Diagnosis:
         """Say in words whether the chains have arrived."""
         worst = self.worst
         if worst is None:
-            return "whether the chains have arrived is unknown: take several chains and more steps after the warm-up"
+            return "whether the chains have arrived is unknown: take several chains and more moves after the warm-up"
         if worst < ARRIVED:
             return f"the chains have arrived: R-hat {worst:.3f}, below {ARRIVED:g}"
-        return f"the chains have not arrived: R-hat {worst:.2f}, where {ARRIVED:g} is trusted; take more steps"
+        return f"the chains have not arrived: R-hat {worst:.2f}, where {ARRIVED:g} is trusted; take more moves"
 
 
 def diagnose(history: Sequence[Record], warmed: int) -> Diagnosis:
@@ -79,7 +79,7 @@ def diagnose(history: Sequence[Record], warmed: int) -> Diagnosis:
 
     def measured(name: str, measure: str, worst: str) -> float | None:
         values = series[name].cpu().numpy()  # (series, steps, chains)
-        if len(after) < _FEWEST or not np.ptp(values, axis=1).any():
+        if len(after) < _FEWEST[measure] or not np.ptp(values, axis=1).any():
             return None
         found = [float(getattr(array_stats, measure)(x, chain_axis=1, draw_axis=0)) for x in values]
         value = max(found) if worst == "max" else min(found)
@@ -98,7 +98,7 @@ def diagnose(history: Sequence[Record], warmed: int) -> Diagnosis:
 
 
 def plot(history: Sequence[Record], warmed: int, path: Path) -> None:
-    """Plot energies, prior and acceptance of every chain over the steps as a PNG; the warm-up is grey."""
+    """Plot energies, prior and acceptance of every chain over the moves as a PNG; the warm-up is grey."""
     from matplotlib.figure import Figure
 
     rows = {name: [record.energies[name] for record in history] for name in history[0].energies}
@@ -111,6 +111,6 @@ def plot(history: Sequence[Record], warmed: int, path: Path) -> None:
         axes.plot(torch.stack(values).cpu().numpy(), linewidth=0.7, alpha=0.7)
         axes.axvspan(0, warmed, color="0.92", zorder=0)
         axes.set_ylabel(name)
-    panels[-1].set_xlabel("step")
+    panels[-1].set_xlabel("move")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)

@@ -88,7 +88,7 @@ def summary(report: Mapping[str, Any]) -> str:
     if "codes" in report and report["codes"]["rejected"] > _MOSTLY:
         text += (
             f"; {report['codes']['rejected']:.0%} of the codes are no longer Gaussian, and their images may be unlike "
-            f"the model's ({report['saturated']:.0%} of the values are black or white): take fewer steps, a smaller "
+            f"the model's ({report['saturated']:.0%} of the values are black or white): take fewer moves, a smaller "
             "weight, or chains (--sampler mala)"
         )
     return text
