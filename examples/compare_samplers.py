@@ -20,7 +20,7 @@ from torch import Tensor
 
 import pushforward as pf
 from pushforward.data.pictures import save_image, sheet
-from pushforward.data.plots import COLOURS, name_lines
+from pushforward.data.plots import COLOURS, mark_plainly, name_lines
 from pushforward.plan import auto
 
 # %% The samplers
@@ -89,6 +89,8 @@ def plot(found: Comparison, path: Path) -> None:
         axes.fill_between(calls, low, high, alpha=0.15, color=colour, linewidth=0)
         ends.append((middle[-1], name, colour))
     axes.set(xscale="log", yscale="log", xlabel="network calls per image", ylabel="error to the converged image")
+    for axis in (axes.xaxis, axes.yaxis):
+        mark_plainly(axis)
     axes.axhline(found.doubt, color="0.6", linestyle=":")
     name_lines(axes, [*ends, (found.doubt, "doubt", "0.4")])
     figure.savefig(path, dpi=120)

@@ -6,16 +6,19 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from pushforward.cli import app
 from pushforward.data.datasets import ImageData
+from pushforward.data.plots import mark_plainly
 from pushforward.denoiser import Function
 from pushforward.errors import PushforwardError
 from pushforward.evaluation.report import table, with_error
@@ -429,3 +432,23 @@ def test_models_of_one_name_are_told_apart(world, tmp_path):
     names = [row["model"] for row in json.loads((tmp_path / "out" / "results.json").read_text())["rows"]]
     assert len(set(names)) == 2
     assert "named twice" in str(run(*args[:1], args[1], *args[1:]).exception)
+
+
+@pytest.mark.parametrize("ends", [(5, 86), (0.03, 0.14), (4, 1000), (6, 8), (0.16, 0.165), (1e-7, 1e-3)])
+def test_marks_of_logarithmic_axes_are_plain_numbers_that_do_not_touch(ends: tuple[float, float]):
+    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
+    for axis, far, near in ((axes.xaxis, "x1", "x0"), (axes.yaxis, "y1", "y0")):
+        mark_plainly(axis)
+        figure.draw_without_rendering()
+        shown = [
+            text
+            for place, text in zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True)
+            if ends[0] <= place <= ends[1]
+        ]
+        assert len(shown) >= 2
+        assert all(float(text.get_text()) > 0 for text in shown)  # 3 x 10^1 is none
+        boxes = [text.get_window_extent() for text in shown]
+        assert all(getattr(a, far) < getattr(b, near) for a, b in pairwise(boxes))
+        assert not any(text.get_text() for text in axis.get_ticklabels(minor=True))

@@ -1,4 +1,4 @@
-"""What all plots share: colours that colour-blind readers tell apart, and names at the ends of lines."""
+"""What all plots share: colours that colour-blind readers tell apart, plain numbers, and names at the ends of lines."""
 
 from __future__ import annotations
 
@@ -7,12 +7,27 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
-__all__ = ["COLOURS", "name_lines"]
+__all__ = ["COLOURS", "mark_plainly", "name_lines"]
 
 # Of Okabe and Ito, https://jfly.uni-koeln.de/color, without yellow, which is too light on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _APART = 0.05  # distance of names at least, in heights of the axes
+_MANY = 1000  # a logarithmic axis whose ends are as far apart has room for a mark in each decade
+
+
+def mark_plainly(axis: Axis) -> None:
+    """Mark a logarithmic axis, whose limits are set, by plain numbers: at 1, 2 and 5 of each decade, or at 1 of many.
+
+    Where there are fewer than two such numbers, marks stand evenly.
+    """
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < _MANY * low else (1,)))
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def name_lines(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
 
-from pushforward.data.plots import COLOURS, name_lines
+from pushforward.data.plots import COLOURS, mark_plainly, name_lines
 from pushforward.evaluation.report import Row, distance_name
 
 __all__ = ["distance_curves"]
@@ -49,6 +49,8 @@ def distance_curves(rows: Sequence[Row], path: Path) -> None:
                 xscale="log",
                 yscale="log" if apart else "linear",
             )
+            for axis in (axes.xaxis, axes.yaxis) if apart else (axes.xaxis,):
+                mark_plainly(axis)
             name_lines(axes, ends)
     figure.savefig(path, format="png", dpi=120)
 

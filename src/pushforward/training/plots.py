@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pushforward.data.plots import mark_plainly
+
 __all__ = ["loss_curve"]
 
 
@@ -22,5 +24,6 @@ def loss_curve(losses: Sequence[float], path: Path) -> None:
     mean = np.convolve(losses, np.ones(window) / window, mode="valid")
     axes.plot(steps[window - 1 :], mean, label=f"mean of {window}")
     axes.set(xlabel="step", ylabel="loss", yscale="log")
+    mark_plainly(axes.yaxis)
     axes.legend()
     figure.savefig(path, format="png", dpi=120)
