@@ -48,6 +48,14 @@ def test_an_unknown_command_names_those_there_are(
     assert "There is no command 'sing'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["watermark"], ["watermark", "--help"], ["watermark", "-q", "x.png"]])
+def test_the_first_word_of_two_alone_names_the_others(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    assert run(monkeypatch, *words) == 2
+    assert "'watermark' has a second word: watermark embed or watermark read." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [["--json"], ["--json", "-"]])
 def test_a_report_goes_to_stdout(words, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     assert run(monkeypatch, "models", *words) == 0

@@ -119,6 +119,8 @@ class _Commands(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in command_names():
+            if longer := [name for name in command_names() if name.startswith(f"{cmd_name}-")]:
+                ctx.fail(f"The command {cmd_name!r} has a second word: {' or '.join(longer).replace('-', ' ')}.")
             ctx.fail(f"There is no command {cmd_name!r}; there are: {', '.join(command_names())}.")
         name = _module_name(cmd_name)
         command = _typer()

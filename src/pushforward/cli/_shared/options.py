@@ -79,7 +79,9 @@ JsonOption = Annotated[
         "--json", metavar="PATH", help="Write a report as JSON to PATH, or to stdout if PATH is - or left out."
     ),
 ]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress bars.")]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print no progress bars and no results but an evaluation's table.")
+]
 
 
 # -- groups ------------------------------------------------------------------------------------------------------------
