@@ -652,6 +652,15 @@ def test_images_too_small_for_ssim_are_edited_without(tmp_path, editing):
     assert set(report["images"][0]["reported"]) == {"psnr"}
 
 
+@pytest.mark.parametrize("method", ["deterministic", "uni-inv", "direct"])
+def test_an_edit_by_the_only_code_makes_one_of_each_combination(models, pictures, tmp_path, method):
+    words = [word for word in EDIT if word not in ("--trials", 2)]
+    result = invoke("edit", pictures / "0.png", "--model", models["one"], *words, "--method", method, "--out",
+                    tmp_path / "out", "-q")  # fmt: skip
+    assert result.exit_code in (0, 1), result.exception  # 1: a code misses the tolerance in three steps
+    assert [one["file"][-11:] for one in candidates(tmp_path / "out" / "0")] == ["trial00.png"] * 2
+
+
 def test_settings_named_twice_are_tried_once(pictures, editing):
     assert editing(pictures / "0.png", "--guidance", "2,2.0,1", "--trials", 1)["candidates"] == 2
 

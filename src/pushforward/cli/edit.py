@@ -38,13 +38,14 @@ from pushforward.evaluation.pairs import SMALLEST, psnr, ssim
 from pushforward.model import Model
 from pushforward.model.contents import contents, model_digest
 from pushforward.translation.edit import Candidate, Search, edits, likelihood, plans
-from pushforward.translation.translate import method_named
+from pushforward.translation.translate import ONE_CODE, method_named
 from pushforward.vision.clip import Clip, load_clip
 
 __all__ = ["edit"]
 
 _SELECT = ("likelihood", "directional-clip", "clip", "none")
 _COLUMNS = 8
+_TRIALS = 15
 _Score = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -91,7 +92,13 @@ def edit(
     skip: Annotated[
         str, typer.Option(help="Try skipping these shares of the steps, such as .15,.3; skipping less changes more.")
     ] = "0.2",
-    trials: Annotated[int, typer.Option(help="Draw this many codes for each combination.", min=1)] = 15,
+    trials: Annotated[
+        int | None,
+        typer.Option(
+            help=f"Draw this many codes for each combination; by default {_TRIALS}, or 1 where an image has one code.",
+            min=1,
+        ),
+    ] = None,
     select: Annotated[
         str,
         typer.Option(
@@ -138,7 +145,8 @@ def edit(
     inputs.check(images)
     in_vain({"source_guidance": "sdedit does not encode the image" if way == "sdedit" else None})
     network = open_model(model, place, negative, **place.asked)
-    search = Search(_numbers(guidance, "guidance"), _numbers(skip, "skip"), trials, source_guidance, way)
+    draws = trials or (1 if way in ONE_CODE else _TRIALS)
+    search = Search(_numbers(guidance, "guidance"), _numbers(skip, "skip"), draws, source_guidance, way)
     spec = sampler.plan_spec()
     network.given([target], max(search.guidances))  # what is wrong is said before all work
     plans(network, spec, search)
