@@ -71,6 +71,8 @@ def test_a_plan_in_a_file_ends_where_it_ends(models, pictures, tmp_path):
     save_plan(plan, tmp_path / "own.plan")
     _, report = inverted(models["vp"], pictures, tmp_path, "--solver", tmp_path / "own.plan")
     assert (report["converged"], report["times"]) == (3, plan.times.tolist())
+    save_plan(parse("ddim:steps=20").plan(load_model(models["vp"])), tmp_path / "own.plan")
+    refused(invoke("invert", models["vp"], pictures, "--solver", tmp_path / "own.plan"), "own.plan ends at time 0")
 
 
 def test_the_report_and_the_picture(models, pictures, tmp_path):
@@ -286,7 +288,7 @@ def test_bad_images_are_refused_in_a_sentence(models, pictures, tmp_path, kind, 
         (["--solver", "ddpm"], "stochastic"),
         (["--solver", "gddim", "--noise", 1], "stochastic"),
         (["--solver", "auto"], "no way leads back"),
-        (["--solver", "rk45"], "no way leads back"),
+        (["--solver", "rk45"], "leave out steps"),
         (["--solver", "odd"], "Unknown solver 'odd'"),
         (["--end", 0], "leave --end out"),
         (["--label", "c"], "no class 'c'"),

@@ -108,6 +108,7 @@ def test_adaptive_steps(folder, tmp_path):
     assert result.exit_code == 0, result.output
     values = json.loads(report.read_text())
     assert values["steps"] is None
+    assert result.output == ""
     assert values["nfe"] > 10
 
 
@@ -140,7 +141,8 @@ def test_plot_plan(folder, tmp_path):
         (["--solver", "ddim", "--order", 2], "has no setting 'order'"),
         (["--grid", "odd", "--solver", "ddim"], "Unknown grid 'odd'"),
         (["--label", "c"], "no class 'c'"),
-        (["--guidance", 2, "--solver", "rk45", "--steps", 3, "--eta", 1], "chooses its own settings"),
+        (["--guidance", 2, "--solver", "rk45", "--eta", 1], "chooses its own settings"),
+        (["--solver", "rk45"], "chooses its own settings; leave out steps"),
         (["--end", 2, "--solver", "ddim"], "down to end"),
         (["--out", "x.mp3"], "got x.mp3"),
         (["--animate", "x.png"], "got x.png"),

@@ -142,7 +142,19 @@ def test_from_above_zero_images_are_inverted():
     assert torch.allclose(pf.Diffusion(model, plan).decode(found.code), images.float(), atol=2e-3)
 
 
-@pytest.mark.parametrize("said", [":steps=7", ":end=0.01", ":order=2", ":digest=0123"])
+@pytest.mark.parametrize("way", ["parallel=preconditioned", "parallel=plain:within=1e-5"])
+def test_a_plan_in_a_file_is_taken_all_at_once_as_it_is_said(way, tmp_path):
+    model, path = clusters(VP()), tmp_path / "own.plan"
+    save_plan(ddim(VP(), grid.power(VP(), 12)), path)
+    there = parse(f"{path}:{way}").diffusion(model)
+    assert there.parallel is not None
+    assert there.parallel.tolerance == (1e-5 if "within" in way else 1e-3)
+    images = there.run_by(parallel=None).sample(3)
+    allowed = 2 * there.parallel.tolerance * float(images.abs().max())
+    assert torch.allclose(there.sample(3), images, rtol=0, atol=allowed)
+
+
+@pytest.mark.parametrize("said", [":steps=7", ":end=0.01", ":order=2", ":digest=0123", ":rounds=5", ":start=0.5"])
 def test_a_plan_takes_no_settings(said, tmp_path):
     path = tmp_path / "own.plan"
     save_plan(ddim(VP(), grid.power(VP(), 5)), path)
@@ -187,6 +199,10 @@ def test_the_command_writes_a_solver(tmp_path):
     assert report["errors"]["learned"]["median"] <= report["errors"]["all at once"]["median"]
     result = invoke("sample", tmp_path / "model", "--solver", path, "--count", 2, "--out", tmp_path / "a.png", "-q")
     assert result.exit_code == 0, result.output
+    result = invoke("sample", tmp_path / "model", "--solver", path, "--count", 2, "--out", tmp_path / "b.png",
+                    "--parallel", "--check", "--json", "-")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["relative_error"]["worst"] < 1e-3
     refused(invoke("sample", tmp_path / "model", "--solver", path, "--steps", 7), "leave out steps")
     refused(invoke("learn-plan", tmp_path / "model", "--out", tmp_path / "a.txt"), "ends in .plan")
 

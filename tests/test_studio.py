@@ -144,6 +144,7 @@ def test_adaptive_steps_leave_no_codes(model):
 
 def test_steps_are_said_once_and_are_limited():
     assert steps_beside("ddim", 7) == 7
+    assert steps_beside("rk45:tolerance=0.1", 7) is None
     assert steps_beside("ddim:steps=9", 7) is None
     with pytest.raises(PushforwardError, match="at most 1000 steps"):
         steps_beside("ddim:steps=100000", 7)

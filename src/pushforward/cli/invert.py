@@ -203,8 +203,11 @@ def _invertible(model: Model, options: SamplerSpec, guidance: float | None, meth
             "--method optimise --begin random."
         )
     if not plan.nodes[-1].time > 0 and method == "exact":
+        where = f"t_min = {model.process.t_min:g}"
         raise PushforwardError(
-            f"A last step to clean data has no inverse; leave --end out, which ends at t_min = {model.process.t_min:g}."
+            f"{options.solver} ends at time 0, and the last step of such a plan has no inverse; take one to {where}."
+            if options.filed
+            else f"A last step to clean data has no inverse; leave --end out, which ends at {where}."
         )
     return plan
 

@@ -232,7 +232,8 @@ class SamplerSpec:
     def _check(self) -> None:
         """Raise unless there is such a solver, and it can be told what it is told."""
         if self.filed:
-            if told := [*(self.settings.keys() - {"digest"}), *self._timed]:
+            told = [*sorted(self.settings.keys() - {"digest"}), *self._timed, *(["rounds"] if self.rounds else [])]
+            if told:
                 raise PushforwardError(f"The plan {self.solver} has all its settings; leave out {' and '.join(told)}.")
             return
         if self.solver not in (*SOLVERS, "rk45"):
@@ -300,11 +301,13 @@ def parse(text: str, beside: Mapping[str, object] = NONE, otherwise: Mapping[str
             raise PushforwardError(
                 f"The solver {text!r} says {name}={settings[name]}, and {name} is also given as {value}: give it once."
             )
+    if solver == "rk45" and "steps" in settings:
+        raise PushforwardError("The solver 'rk45' chooses its own settings; leave out steps, or name another solver.")
     for name in ("rounds", "max_evaluations"):
         if name in settings:
             settings[name] = _counted(settings[name], f"{name}=1 or more")
     if solver.lower().endswith(PLAN_SUFFIX):
-        return SamplerSpec(solver, *_of_file(solver, settings))
+        settings, otherwise = _of_file(solver, settings), NONE
     names = ("steps", "grid", "end", "start", "parallel", "within", "rounds", "max_evaluations")
     whole = {**{name: value for name, value in otherwise.items() if name in names or solver not in _FREE}, **settings}
     if "rounds" in whole and "steps" not in settings:
@@ -320,13 +323,13 @@ def parse(text: str, beside: Mapping[str, object] = NONE, otherwise: Mapping[str
     return SamplerSpec(solver, settings=settings, **own)  # type: ignore[arg-type]
 
 
-def _of_file(solver: str, settings: dict[str, object]) -> tuple[int, dict[str, object]]:
-    """The steps of a plan in a file, and the digest by which it is known again."""
+def _of_file(solver: str, settings: dict[str, object]) -> dict[str, object]:
+    """What is said of a plan in a file, with its steps and the digest by which it is known again."""
     plan = load_plan(solver)
     steps = len(plan.steps) - 1
     if settings.pop("steps", steps) != steps:
         raise PushforwardError(f"The plan {solver} has {steps} steps; leave out steps.")
-    return steps, {"digest": plan.settings["digest"], **settings}
+    return {"digest": plan.settings["digest"], **settings, "steps": steps}
 
 
 def words(text: str, what: str, example: str) -> tuple[str, dict[str, object]]:

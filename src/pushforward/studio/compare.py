@@ -20,7 +20,7 @@ from pushforward.studio._shared.controls import (
     wire,
 )
 from pushforward.studio._shared.live import live
-from pushforward.studio._shared.models import Shelf, sampler
+from pushforward.studio._shared.models import Shelf, sampler, steps_beside
 from pushforward.studio._shared.pictures import copying, embedded, row, table
 from pushforward.studio._shared.results import line, png
 from pushforward.studio._shared.told import Updates
@@ -97,7 +97,7 @@ def samplers(model: Model, settings: Settings) -> list[sample.Settings]:
     rows = {replace(plain, solver=CONVERGED): None}
     for solver in settings.solvers:
         for nfe in settings.nfe:
-            if "steps=" in solver or solver.startswith("rk45"):
+            if steps_beside(solver, nfe) is None:
                 rows[replace(plain, solver=solver)] = None
             else:
                 rows[replace(plain, solver=solver, steps=sampler(solver).calling(model, nfe).steps)] = None

@@ -89,11 +89,11 @@ def sampler(solver: str, steps: int | None = None) -> SamplerSpec:
 
 
 def steps_beside(solver: str, steps: int) -> int | None:
-    """The number of steps to be given beside a solver's words, which may say it themselves.
+    """The number of steps to be given beside a solver's words; none if they say it, or steps are chosen on the way.
 
     Raises:
         PushforwardError: as `sampler`.
     """
-    beside = None if "steps=" in solver else steps
+    beside = None if "steps=" in solver or sampler(solver).adaptive else steps
     sampler(solver, beside)
     return beside
