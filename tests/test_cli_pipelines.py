@@ -170,7 +170,7 @@ def test_codes_say_what_the_pipeline_was_called_with(
     codes, out, report = tmp_path / "codes.safetensors", tmp_path / "out.png", tmp_path / "report.json"
     solver = ["--solver", "ddim", "--tolerance", 1e-3] if command == "invert" else ["--solver", "ddpm"]
     result = invoke(command, folders["control"], pictures[1], "--control", pictures[0], "--prompt", "a fox", *solver,
-                    "--steps", 6, "--call", "guess_mode=false", "--out", codes, "--json", report, "-q")  # fmt: skip
+                    "--steps", 3, "--call", "guess_mode=false", "--out", codes, "--json", report, "-q")  # fmt: skip
     assert result.exit_code == 0, result.exception
     info = load_codes(codes)[1]
     assert info["call"] == {"image": str(pictures[0].resolve()), "guess_mode": False}

@@ -214,7 +214,9 @@ def test_images_have_numbers_of_their_own(model: pf.Model, images: torch.Tensor)
     numbers, shown = [7, 2, 5], images[:3]
     verbs = (
         lambda x, first: model.invert(x, steps=3, first=first).code.end,
-        lambda x, first: model.invert(x, steps=3, method="optimised", solver="ddpm", first=first, batch=2).code.start,
+        lambda x, first: (
+            model.invert(x, steps=3, method="optimised", solver="ddpm", first=first, batch=2, tolerance=1.0).code.start
+        ),
         lambda x, first: model.log_likelihood(x, steps=2, first=first, batch=2).nats,
     )
     for verb in verbs:
