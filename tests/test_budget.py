@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from pushforward.denoiser import Watched
 from pushforward.errors import PushforwardError
 from pushforward.execute import Parallel, parallel, run
 from pushforward.execute.budget import nodes_in, spent, window_in
@@ -57,6 +58,41 @@ def test_five_rounds_are_nearer_than_five_calls():
     one_by_one, at_once = run(few, denoiser, start), parallel(many, denoiser, start, method=method).last
     errors = [(image - exact).flatten(1).norm(dim=1).median() for image in (one_by_one, at_once)]
     assert errors[1] < 0.5 * errors[0]
+
+
+def test_a_mean_that_is_not_known_is_asked_for_first():
+    """Of pure noise the answer is the data's mean: so five rounds come twice as near as where it is taken for 0."""
+    process, centres = VP(), 2 * normal(1, 1, *FIELD) + 0.5 * normal(4, 1, *FIELD, seed=1)
+    asked = []
+
+    def watch(u, *_, **__):
+        asked.append(len(u))
+
+    denoiser = Watched(mixture_denoiser(process, centres, 0.1), watch)
+    fine, plan = (auto(process, n, Gaussian(1.0)) for n in (200, nodes_in(5)))
+    start = start_of(fine, 32)
+    exact = run(fine, denoiser, start)
+    errors = []
+    for mean in (0.0, torch.zeros(1, *FIELD)):
+        asked.clear()
+        found = parallel(plan, denoiser, start, method=Parallel(rounds=5, reference=Gaussian(1.0, mean)))
+        errors.append((found.last - exact).flatten(1).norm(dim=1).median())
+        assert found.rounds == 5
+        assert int(found.nfe.sum()) == sum(asked)
+        assert asked[0] == 32 * (plan.nfe if isinstance(mean, torch.Tensor) else 1)
+    assert errors[0] < 0.5 * errors[1]
+
+
+@pytest.mark.parametrize("max_rows", [None, 3])
+def test_asked_for_the_mean_first_all_rounds_are_exact_in_the_end(max_rows):
+    process = VP()
+    denoiser = mixture_denoiser(process, 1.0 + normal(4, 1, *FIELD), 0.1)
+    plan, told = auto(process, 12, Gaussian(1.0)), []
+    method = Parallel(1e-12, rounds=12, reference=Gaussian(1.0), max_rows=max_rows)
+    found = parallel(plan, denoiser, start_of(plan), method=method, callback=told.append)
+    torch.testing.assert_close(found.last, run(plan, denoiser, start_of(plan)), rtol=0, atol=1e-5)  # float32
+    assert [one.done for one in told] == list(range(1, found.rounds + 1))
+    assert sum(one.nfe for one in told) == int(found.nfe.sum())
 
 
 def test_a_stochastic_plan_has_its_own_steps_and_noise():

@@ -5,6 +5,8 @@ preconditioned system says (`execute.system`). The start is the path on which th
 solution is the sequential sampler's, noise included, because the equations are its own.
 
 - The first rounds ask few of many steps, and infer the answers of the rest (`execute.coarse`).
+- Where rounds are few and the reference knows no mean image, the first asks the first step alone: of pure noise the
+  network tells the mean of its data (under its condition), and on that path the other answers are worth more.
 - A prefix of steps is *exact*, one more each round, and is not asked again. So after as many rounds as the plan has
   calls, the result *is* the sequential one, but for rounding.
 - Steps after it are *settled* as long as what they leave behind, all together, is far below the tolerance. They are not
@@ -47,12 +49,14 @@ from pushforward.execute.states import Backwards, Forwards
 from pushforward.execute.system import System
 from pushforward.linear import Gaussian, Operator
 from pushforward.plan import Plan
+from pushforward.plan.auto import WHITE
 
 Response = Literal["gaussian", "noise", "data"]
 
 MIXING = Mixing()
 NEAR = 1.0  # deviations by which a solution moves and still says more than the reference
 FAR = 100.0  # deviations from zero at which a reference's path is no path of images
+NOISE = 0.01  # signal-to-noise ratio of data below which their mean is all that a network can tell
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,8 @@ class Parallel:
             error against the sequential result.
         response: how answers are expected to move with their states: as for `gaussian` data, or with the prediction of
             the `noise` or of the `data` held (Picard's iteration in either).
-        reference: the Gaussian, N(0, 1/4) by default; its mean may be one for each image.
+        reference: the Gaussian, N(0, 1/4) by default; its mean may be one for each image. With `rounds`, a mean that is
+            a number counts as unknown.
         mixing: how past rounds are used, or not.
         start: states begin on the `reference`'s flow, or as `copies` of the first one; or at a `Solution` of other
             codes (or noises, or condition), moved by the linear response to what changed. Its images are these, in
@@ -212,7 +217,6 @@ def parallel(
             sequentially, or an implicit plan that did not converge.
     """
     check_start(plan, start)
-    method = method.bounded(plan)
     if plan.noises and noise is None:
         raise PushforwardError(f"The plan of {plan.solver!r} is stochastic: give `noise`.")
     drawn = {k: noise(k) for k in plan.noises} if noise is not None else {}
@@ -222,6 +226,9 @@ def parallel(
     if method.reference is not None and not _sensible(system, states):
         return parallel(plan, denoiser, start, noise=drawn.__getitem__, method=replace(method, reference=None),
                         callback=callback)  # fmt: skip
+    told, method = asks_mean_first(plan, method), method.bounded(plan)
+    if told:
+        states, answers = _from_the_mean(system, denoiser, start, constant, method)
     if method.start == "copies":
         known = system.asked[0] + 1  # what comes before any answer is not a guess
         copied = system.pack(start[None]).expand(-1, system.size - known, -1, -1)
@@ -233,7 +240,7 @@ def parallel(
     point = Forwards(system, denoiser, start, states, answers, constant, method.tolerance, method.max_rows,
                      coarse and coarse.to(start))  # fmt: skip
     del states, answers  # which the point lets go after the first round
-    solution = iterate(point, method, callback=callback)
+    solution = iterate(point, method, callback=callback, begun=told)
     bad = solution.diverged.nonzero()[:, 0]
     if plan.implicit and len(bad):
         raise PushforwardError(
@@ -280,6 +287,34 @@ def _moved(
     return states, answers
 
 
+def asks_mean_first(plan: Plan, method: Parallel) -> bool:
+    """Whether a budget's first round asks about pure noise alone, as the mean of the data is not known.
+
+    With velocities, or frequencies that fade unevenly, that costs more than it gives.
+    """
+    reference, process = method.reference or WHITE, plan.process
+    if method.rounds in (None, 1) or method.start != "reference" or method.response != "gaussian":
+        return False
+    if reference.mean.ndim or process.blocks > 1 or process.basis.shape or plan.implicit or plan.asked[0]:
+        return False
+    pure = bool((reference.snr(process, plan.asked_times[:1]) < NOISE).all())
+    return pure and method.bounded(plan).window != 1
+
+
+def _from_the_mean(
+    system: System, denoiser: Denoiser, start: Tensor, constant: Tensor, method: Parallel
+) -> tuple[Tensor, Tensor]:
+    """Ask the first call, and return states and answers of the reference with the mean that its answer is."""
+    plan, every = system.plan, torch.arange(len(start), device=start.device)
+    ask, rows = denoiser.at(plan.process, plan.asked_times[:1], start), method.max_rows or len(start)
+    answer = torch.cat([ask(0, start[some], some) for some in every.split(rows)])
+    told = Gaussian((method.reference or WHITE).variance, plan.process.image(answer))
+    states, answers = system.linear_start(system.pack(start[None]), constant, told)
+    answers[:, :1] = system.pack(answer[None])
+    moves = system.correct(system.residual(states, answers, constant), in_place=True)
+    return states + moves, system.respond(moves, answers)
+
+
 def _sensible(system: System, states: Tensor) -> bool:
     """Whether a reference's path is one that images could take, at most `FAR` deviations away."""
     return system.finite and bool(system.sizes(states).amax() < FAR)
@@ -321,7 +356,7 @@ def _response(plan: Plan, kind: Response, reference: Gaussian | None) -> Operato
     times = plan.asked_times
     match kind:
         case "gaussian":
-            return (Gaussian(0.25) if reference is None else reference).response(plan.process, times)
+            return (WHITE if reference is None else reference).response(plan.process, times)
         case "noise":
             return plan.process.signal(times).inverse()
         case _:
@@ -329,7 +364,11 @@ def _response(plan: Plan, kind: Response, reference: Gaussian | None) -> Operato
 
 
 def iterate(
-    point: Forwards | Backwards, method: Parallel, *, callback: Callable[[Round], None] | None = None
+    point: Forwards | Backwards,
+    method: Parallel,
+    *,
+    callback: Callable[[Round], None] | None = None,
+    begun: bool = False,
 ) -> Solution:
     """Take rounds until every image is done.
 
@@ -337,6 +376,7 @@ def iterate(
         point: states and answers to begin with.
         method: how.
         callback: told after every round.
+        begun: whether a round has asked the first call already.
     """
     system, like = point.system, point.like
     rank = torch.arange(len(system.asked), device=like.device)
@@ -350,6 +390,11 @@ def iterate(
         last, states = partial(_last, system, point.values), partial(system.unpack, point.values)
         callback(Round(state.rounds, float(state.residual.max()), int(state.active.sum()), nfe, last, states))
 
+    if begun:
+        state.rounds, state.nfe = 1, state.nfe + 1
+        state.advance(torch.zeros_like(state.exact))
+        if callback is not None:
+            tell(len(like))
     converge(point, state, max_rounds=method.max_rounds, mixing=method.mixing, callback=callback and tell)
     answers = system.unpack(point.answers[:, system.asked])
     return Solution(system.unpack(point.values), state.rounds, state.nfe, state.residual, state.lost, answers)

@@ -19,7 +19,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ from pushforward.denoiser import Denoiser, Watched
 from pushforward.errors import PushforwardError
 from pushforward.execute import Parallel, parallel, run
 from pushforward.execute.budget import nodes_in, spent
+from pushforward.execute.parallel import asks_mean_first
 from pushforward.execute.system import relative_errors
 from pushforward.linear import IDENTITY, Basis, Operator
 from pushforward.maps.code import batches
@@ -73,7 +75,7 @@ class Learned:
 
 
 def evaluations(rounds: int, images: int, max_evaluations: int | None = None) -> int:
-    """Return the network evaluations that learning from so many images, and comparing, take."""
+    """Return the most network evaluations that learning from so many images, and comparing, take."""
     count = nodes_in(rounds, max_evaluations)
     once, flow = spent(count, rounds), FINE * count
     return images * (flow + once) + HELD_OUT * (flow + 2 * once + rounds)
@@ -153,17 +155,17 @@ def learn_plan(
             "more, or take fewer rounds."
         )
     unlearned = in_rounds(model.process, count, model.reference, end)
-    task = _Task(model, unlearned.times, rounds, callback or (lambda _: None))
+    task = _Task(model, unlearned, rounds, callback or (lambda _: None))
     there = Diffusion(model, task.teacher).given(labels, guidance)
     plan = task.fitted(task.taught(there, images, seed, 0, batch))
     compared = task.taught(there, HELD_OUT, seed, images, batch)
     steps = auto(model.process, rounds, model.reference, end, guided=is_guided(model, guidance))
     errors = {
         "learned": task.errors(compared, lambda part: run(plan, part.denoiser, part.start)),
-        "all at once": task.errors(compared, lambda part: task.unlearned(unlearned, part)),
+        "all at once": task.errors(compared, task.without),
         "step by step": task.errors(compared, lambda part: run(steps, part.denoiser, part.start)),
     }
-    learned = Learned(plan, errors, images, evaluations(rounds, images, max_evaluations))
+    learned = Learned(plan, errors, images, task.nfe)
     (median, square), (before, before_square) = (learned.summary[name] for name in ("learned", "all at once"))
     if not (median <= before and square <= before_square):
         raise PushforwardError(
@@ -215,12 +217,14 @@ class _Part:
 
 
 class _Task:
-    """What is learned, for a model: a plan on these times in so many rounds."""
+    """What is learned, for a model: a plan on the times of another in so many rounds, the first as without learning."""
 
-    def __init__(self, model: Model, times: Tensor, rounds: int, callback: Callable[[int], None]):
-        self.process, self.times, self.rounds, self._callback = model.process, times, rounds, callback
-        self.calls = len(times) - 1
-        self.teacher = auto_at(model.process, refined(times), reference=model.reference)
+    def __init__(self, model: Model, unlearned: Plan, rounds: int, callback: Callable[[int], None]):
+        self.process, self.times, self.rounds, self._callback = model.process, unlearned.times, rounds, callback
+        self.calls, self.nfe = len(self.times) - 1, 0
+        self.teacher = auto_at(model.process, refined(self.times), reference=model.reference)
+        self._unlearned, self._method = unlearned, Parallel(rounds=rounds, reference=model.gaussian.tempered())
+        self._mean_first = asks_mean_first(unlearned, self._method)
         self._k, self._basis = model.process.blocks, model.process.basis
         self._band = _bands(self._basis)
         self._numbers = math.prod(model.state_shape(1))
@@ -234,9 +238,13 @@ class _Task:
         for some in batches(count, batch):
             model = there.some(some).model_for(some.stop - some.start)
             code = there.draw(some.stop - some.start, seed=seed, first=first + some.start)
-            denoiser = Watched(model.denoiser, lambda u, *_, **__: self._callback(len(u)))
+            denoiser = Watched(model.denoiser, self._count)
             parts.append(_Part(denoiser, model, flow_states(self.teacher, denoiser, there.start(code.start))))
         return parts
+
+    def _count(self, u: Tensor, *_: Any, **__: Any) -> None:
+        self.nfe += len(u)
+        self._callback(len(u))
 
     def errors(self, parts: Sequence[_Part], sample: Callable[[_Part], Tensor]) -> Tensor:
         """Relative errors of images by a sampler, `(images,)`."""
@@ -246,10 +254,10 @@ class _Task:
             found.append(relative_errors(image, wanted).cpu())
         return torch.cat(found)
 
-    def unlearned(self, plan: Plan, part: _Part) -> Tensor:
+    def without(self, part: _Part) -> Tensor:
         """The last state in as many rounds without learning."""
-        method = Parallel(rounds=self.rounds, reference=part.model.gaussian.tempered())
-        return parallel(plan, part.denoiser, part.start, method=method).last
+        method = replace(self._method, reference=part.model.gaussian.tempered())
+        return parallel(self._unlearned, part.denoiser, part.start, method=method).last
 
     def fitted(self, parts: list[_Part]) -> Plan:
         """The plan that brings its states nearest to the flow's, round by round."""
@@ -261,7 +269,8 @@ class _Task:
         asks = [part.denoiser.at(self.process, self.times[:-1], part.start) for part in parts]
         for done in range(self.rounds + 1):
             ending = done == self.rounds
-            places = [self.calls] if ending else list(range(max(done, 1), self.calls))
+            first = self._mean_first and not done  # then there are no other states yet
+            places = [self.calls] if ending else [] if first else list(range(max(done, 1), self.calls))
             for place in places:
                 coefficients = self._least_squares(parts, place, asked)
                 latest[place] = len(nodes)
@@ -269,7 +278,7 @@ class _Task:
                 nodes.append(Node(float(self.times[place]), terms, asks=not ending))
                 for part in parts:
                     part.states[place] = self._combined(coefficients, part)
-            asking = [] if ending else list(range(done, self.calls))
+            asking = [] if ending else [0] if first else list(range(done, self.calls))
             registers += [Register("answer", latest[place]) for place in asking]
             asked += asking
             for part, ask in zip(parts, asks, strict=True):
