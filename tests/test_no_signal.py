@@ -203,7 +203,7 @@ def test_the_command_line_says_it_and_exits_with_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """And writes the picture."""
-    monkeypatch.setattr("pushforward.model.load", lambda *_, **__: wrong(1e4, VP()))
+    monkeypatch.setattr("pushforward.cli._shared.models.load", lambda *_, **__: wrong(1e4, VP()))
     out = tmp_path / "out.png"
     command = ["pushforward", "sample", "wrong", "--solver", "ddim", "--steps", "1", "--count", "1", "--quiet"]
     monkeypatch.setattr(sys, "argv", [*command, "--out", str(out)])

@@ -36,13 +36,13 @@ def arguments_of(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         PushforwardError: the pipeline takes no such argument, or the sampler decides about it.
     """
-    known = [name for name in signature(type(pipe).__call__).parameters if name != "self"]
-    given = given_to(pipe, call, known, "argument")
     for argument in ACTING:
-        if given.get(argument) is not None:
+        if call.get(argument) is not None:
             raise PushforwardError(
                 f"Leave {argument} out of the pipeline's call: it would act in the pipeline's own steps only."
             )
+    known = [name for name in signature(type(pipe).__call__).parameters if name != "self"]
+    given = given_to(pipe, call, known, "argument")
     if "class_labels" in known and given.get("class_labels") is None:
         given["class_labels"] = [0]
     for subject in SUBJECTS:
