@@ -13,7 +13,8 @@ evaluation a round, all steps at once make many. Each start's relative error aga
 256 (`--images`) on the Langevin diffusion. The peers' iterations run on the very plan that ours has: *ParaTAA*
 (triangular mixing in the noise prediction), *DEQ* (Anderson's mixing a time step, as released) and *Picard* (ParaDiGMS
 without a window). *EPD's form* is fitted to as many images (see _epd.py); a step of it is three evaluations in two
-rounds. The sequential solvers, ours and those of `diffusers`, make R calls.
+rounds. The sequential solvers, ours and those of `diffusers`, make R calls. Where the *mean* is *unknown*, no more is
+known of the data than that they fill [-1, 1], as of the images of any pipeline.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from torch import Tensor
 
 from pushforward import Diffusion, Model, load
 from pushforward.data.files import atomic_path
+from pushforward.data.plots import mark_plainly
 from pushforward.errors import PushforwardError
 from pushforward.execute import PARALLEL_METHODS, Parallel, parallel, run
 from pushforward.execute.budget import nodes_in
@@ -43,10 +45,12 @@ from pushforward.maps.code import GaussianStream
 from pushforward.maps.labels import UNSAID
 from pushforward.maps.spec import parse
 from pushforward.plan import auto, in_rounds
-from pushforward.plan.auto import auto_at
+from pushforward.plan.auto import WHITE, auto_at
 from pushforward.training.plans import flow_states, learn_plan, refined
 
-CASES = ("fashion-vp", "fashion-blurring", "fashion-langevin", "emoji", "mixture")
+UNKNOWN = ", mean unknown"
+CASES = ("fashion-vp", "fashion-blurring", "fashion-langevin", "emoji", "mixture",
+         "fashion-vp" + UNKNOWN, "emoji" + UNKNOWN)  # fmt: skip
 ROUNDS = (3, 4, 5, 6, 8, 10, 12)
 ALLOWED = 12  # evaluations a round, of the bounded row
 TARGETS = {5: 3, 6: 4, 8: 6}  # how many times nearer than the best sequential solver, in the median
@@ -100,14 +104,17 @@ class Problem:
 
 def problem(source: str, starts: int, fine: int, data: Path | None) -> Problem:
     """Make the starts of a case, and its converged images."""
-    model = model_of(source, starts, data)
+    name = source.removesuffix(UNKNOWN)
+    model, unbound = model_of(name, starts, data), None if name == "mixture" else load(name)
+    if name != source:
+        model, unbound = (replace(one, reference=WHITE, statistics=None, means=None) for one in (model, unbound))
     dtype = torch.float64 if source == "mixture" else torch.float32
     plan = auto(model.process, fine, model.reference)
     stream = GaussianStream(0, range(starts), model.state_shape(1)[1:])
     start = Diffusion(model, plan, dtype=dtype).start(stream.draw())
     return Problem(
         model,
-        model if source == "mixture" else load(source),
+        unbound or model,
         start,
         model.process.image(run(plan, model.denoiser, start)),
     )
@@ -273,24 +280,34 @@ def plot(name: str, cases: dict[str, Any]) -> None:
     from matplotlib import pyplot as plt
 
     shown = [case for case in CASES if case in cases]
-    figure, axes = plt.subplots(2, len(shown), figsize=(4.2 * len(shown), 7.2), squeeze=False)
+    names = list(dict.fromkeys(label for case in shown for label in cases[case]["rows"]))
+    colours = dict(zip(names, plt.get_cmap("tab20")(range(len(names))), strict=True))
+    figure, axes = plt.subplots(2, len(shown), figsize=(3.4 * len(shown), 8.0), squeeze=False)
+    lines = {}
     for column, case in enumerate(shown):
         for label, row in cases[case]["rows"].items():
             cells = sorted((int(r), cell) for r, cell in row.items() if cell and cell["median"] < 1)
             ours = label.startswith("ours")
-            for axis, x in ((axes[0][column], [r for r, _ in cells]), (axes[1][column], [c["nfe"] for _, c in cells])):
-                style = "o-" if ours else ("^:" if _together(label) else "s--")
-                axis.loglog(x, [c["median"] for _, c in cells], style, label=label, markersize=3.5,
-                            linewidth=1.8 if ours else 0.9)  # fmt: skip
+            style = {
+                "linestyle": "-" if ours else ":" if _together(label) else "--",
+                "marker": "o" if ours else "^" if _together(label) else "s",
+                "linewidth": 1.8 if ours else 0.9, "markersize": 3.5, "color": colours[label],
+            }  # fmt: skip
+            errors = [c["median"] for _, c in cells]
+            axes[0][column].semilogy([r for r, _ in cells], errors, **style)
+            (lines[label],) = axes[1][column].loglog([c["nfe"] for _, c in cells], errors, **style)
         axes[0][column].set_title(case)
         axes[0][column].set_xlabel("rounds")
         axes[1][column].set_xlabel("evaluations")
+        axes[0][column].xaxis.get_major_locator().set_params(integer=True)
         for axis in axes[:, column]:
             axis.grid(visible=True, which="both", alpha=0.2)
-    axes[0][0].legend(fontsize=6)
-    axes[0][0].set_ylabel("median relative error")
-    axes[1][0].set_ylabel("median relative error")
-    figure.tight_layout()
+            mark_plainly(axis.yaxis)
+        mark_plainly(axes[1][column].xaxis)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("median relative error")
+    figure.tight_layout(rect=(0, 0.09, 1, 1))
+    figure.legend(lines.values(), lines.keys(), loc="lower center", ncols=min(len(names), 8), fontsize=9)
     with atomic_path(RESULTS / f"{name}.png") as temporary:
         figure.savefig(temporary, dpi=80)
     plt.close(figure)
