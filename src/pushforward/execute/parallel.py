@@ -217,6 +217,7 @@ def parallel(
             sequentially, or an implicit plan that did not converge.
     """
     check_start(plan, start)
+    told, method = asks_mean_first(plan, method), method.bounded(plan)
     if plan.noises and noise is None:
         raise PushforwardError(f"The plan of {plan.solver!r} is stochastic: give `noise`.")
     drawn = {k: noise(k) for k in plan.noises} if noise is not None else {}
@@ -226,7 +227,6 @@ def parallel(
     if method.reference is not None and not _sensible(system, states):
         return parallel(plan, denoiser, start, noise=drawn.__getitem__, method=replace(method, reference=None),
                         callback=callback)  # fmt: skip
-    told, method = asks_mean_first(plan, method), method.bounded(plan)
     if told:
         states, answers = _from_the_mean(system, denoiser, start, constant, method)
     if method.start == "copies":
