@@ -309,9 +309,10 @@ def _from_the_mean(
     ask, rows = denoiser.at(plan.process, plan.asked_times[:1], start), method.max_rows or len(start)
     answer = torch.cat([ask(0, start[some], some) for some in every.split(rows)])
     told = Gaussian((method.reference or WHITE).variance, plan.process.image(answer))
-    states, answers = system.linear_start(system.pack(start[None]), constant, told)
+    first = system.pack(start[None])
+    states, answers = system.linear_start(first, constant, told)
     answers[:, :1] = system.pack(answer[None])
-    moves = system.correct(system.residual(states, answers, constant), in_place=True)
+    moves = system.moves_to(first, states, answers, constant)
     return states + moves, system.respond(moves, answers)
 
 
