@@ -40,12 +40,12 @@ from pushforward.data.plots import mark_plainly
 from pushforward.errors import PushforwardError
 from pushforward.execute import PARALLEL_METHODS, Parallel, parallel, run
 from pushforward.execute.budget import nodes_in
-from pushforward.linear import Discrete, ScaledProcess
+from pushforward.linear import WHITE, Discrete, ScaledProcess
 from pushforward.maps.code import GaussianStream
 from pushforward.maps.labels import UNSAID
 from pushforward.maps.spec import parse
 from pushforward.plan import auto, in_rounds
-from pushforward.plan.auto import WHITE, auto_at
+from pushforward.plan.auto import auto_at
 from pushforward.training.plans import flow_states, learn_plan, refined
 
 UNKNOWN = ", mean unknown"

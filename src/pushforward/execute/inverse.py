@@ -35,7 +35,7 @@ from pushforward.execute.backward import one_step_rows
 from pushforward.execute.parallel import Parallel, Round, Subset, iterate, parallel, system_of
 from pushforward.execute.sequential import Progress, check_start, run
 from pushforward.execute.states import Backwards
-from pushforward.linear import Gaussian, Operator, root
+from pushforward.linear import WHITE, Operator, root
 from pushforward.plan import Plan
 
 INVERSE = Parallel(tolerance=1e-4, mixing=Mixing(history=5, shrink=None), max_rounds=40)
@@ -264,7 +264,7 @@ class _Rows:
         self._rows, self._end, self._clean, self._path, self._best = rows, end, clean, path, best
         self._tolerance, self._callback, self._calls, self._again = method.tolerance, callback, 0, False
         times = plan.node_times
-        self._response = (method.reference or Gaussian(0.25)).response(plan.process, times[:-1])
+        self._response = (method.reference or WHITE).response(plan.process, times[:-1])
         self._log_snr = plan.process.log_snr(times).tolist()
         self._ask = denoiser.at(plan.process, times[:-1], end)
 

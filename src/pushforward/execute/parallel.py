@@ -47,9 +47,8 @@ from pushforward.execute.remainder import roundoff
 from pushforward.execute.sequential import Noise, check_start, run
 from pushforward.execute.states import Backwards, Forwards
 from pushforward.execute.system import System
-from pushforward.linear import Gaussian, Operator
+from pushforward.linear import WHITE, Gaussian, Operator
 from pushforward.plan import Plan
-from pushforward.plan.auto import WHITE
 
 Response = Literal["gaussian", "noise", "data"]
 
@@ -308,7 +307,7 @@ def _from_the_mean(
     plan, every = system.plan, torch.arange(len(start), device=start.device)
     ask, rows = denoiser.at(plan.process, plan.asked_times[:1], start), method.max_rows or len(start)
     answer = torch.cat([ask(0, start[some], some) for some in every.split(rows)])
-    told = Gaussian((method.reference or WHITE).variance, plan.process.image(answer))
+    told = Gaussian(mean=plan.process.image(answer))  # of which the variance is in the system's response
     first = system.pack(start[None])
     states, answers = system.linear_start(first, constant, told)
     answers[:, :1] = system.pack(answer[None])

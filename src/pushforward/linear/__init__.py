@@ -7,7 +7,7 @@ from pushforward.data.schema import check
 from pushforward.errors import PushforwardError
 from pushforward.linear.basis import IDENTITY, Basis
 from pushforward.linear.discrete import Discrete
-from pushforward.linear.gaussian import POINT, Gaussian, fit, root, unrooted, whitening_angle
+from pushforward.linear.gaussian import POINT, WHITE, Gaussian, fit, root, unrooted, whitening_angle
 from pushforward.linear.operator import Operator, add_products, apply_coefficients, products
 from pushforward.linear.process import (
     VE,
@@ -22,9 +22,9 @@ from pushforward.linear.process import (
 )
 
 __all__ = [
-    "IDENTITY", "POINT", "PROCESSES", "VE", "VP", "Basis", "Blurring", "BlurringLangevin", "Cosine", "Discrete",
-    "Flow", "Gaussian", "Langevin", "Operator", "Process", "ScaledProcess", "add_products", "apply_coefficients", "fit",
-    "process_from_config", "products", "root", "unrooted", "whitening_angle",
+    "IDENTITY", "POINT", "PROCESSES", "VE", "VP", "WHITE", "Basis", "Blurring", "BlurringLangevin", "Cosine",
+    "Discrete", "Flow", "Gaussian", "Langevin", "Operator", "Process", "ScaledProcess", "add_products",
+    "apply_coefficients", "fit", "process_from_config", "products", "root", "unrooted", "whitening_angle",
 ]  # fmt: skip
 
 PROCESSES: dict[str, type[Process]] = {

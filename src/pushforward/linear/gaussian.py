@@ -124,6 +124,7 @@ class Gaussian:
 
 
 POINT = Gaussian()
+WHITE = Gaussian(0.25)  # what is taken for data in [-1, 1] of which no more is known
 
 
 def fit(images: Tensor) -> Gaussian:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pushforward.denoiser import Denoiser, Wrapper
 from pushforward.errors import FarOutside, PushforwardError
-from pushforward.linear import POINT, Flow, Gaussian, Process, ScaledProcess
+from pushforward.linear import POINT, WHITE, Flow, Gaussian, Process, ScaledProcess
 from pushforward.model.flow import AsFlow, flow_of
 from pushforward.model.labels import Condition, class_numbers, listed
 from pushforward.model.network import Network, device_of, execution_device
@@ -87,7 +87,7 @@ class Model:
     @property
     def gaussian(self) -> Gaussian:
         """What is known of its data as a Gaussian; if labels are given, the mean is that of each image's class."""
-        known = self.statistics or self.reference or Gaussian(0.25)
+        known = self.statistics or self.reference or WHITE
         labels = getattr(self.denoiser, "condition", None)
         if self.means is None or labels is None or labels.dtype != torch.long:
             return known
@@ -294,7 +294,7 @@ class Model:
             raise PushforwardError(
                 f"Images must be of finite numbers; {len(bad)} of {len(images)} are not, the first at place {bad[0]}."
             )
-        if reach := _reach(images, self.gaussian if self.decoder is None else Gaussian(0.25)):
+        if reach := _reach(images, self.gaussian if self.decoder is None else WHITE):
             warnings.warn(
                 f"Images given to {self.name!r} {reach}: they are no images in [-1, 1]. Divide values up to 255 by "
                 "127.5, less 1.",

@@ -31,7 +31,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pushforward.linear import IDENTITY, Gaussian, Process
+from pushforward.linear import IDENTITY, WHITE, Gaussian, Process
 from pushforward.plan.exponential import exponential
 from pushforward.plan.gddim import gddim
 from pushforward.plan.grid import angle, power
@@ -39,7 +39,6 @@ from pushforward.plan.plan import Plan
 
 SPREAD, IN_ROUNDS, EXPONENT = 1.3, 2.0, 0.65
 NARROW = 0.1  # deviation that data without any is taken to have, as it tells nothing of where images form
-WHITE = Gaussian(0.25)
 FEW = 10  # calls up to which the image is the last answer
 ROUGH = 8  # calls from which on the polynomials are one degree higher
 RULE = 3  # counts the rules there have been: 0.1 had the first; the second knew nothing of guidance

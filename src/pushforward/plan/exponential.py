@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from pushforward.errors import PushforwardError
-from pushforward.linear import POINT, Gaussian, Operator, Process, whitening_angle
+from pushforward.linear import POINT, WHITE, Gaussian, Operator, Process, whitening_angle
 from pushforward.plan.plan import Builder, Handle, Plan, Terms, combined
 from pushforward.plan.quadrature import integrals, point_table, reverse_transition
 
@@ -49,7 +49,7 @@ def variable_at(process: Process, name: Variable, t: Tensor, reference: Gaussian
         case "log-snr":
             return process.log_snr(t)
         case "angle":
-            return whitening_angle(process, t, reference if reference else Gaussian(0.25))
+            return whitening_angle(process, t, reference or WHITE)
     raise PushforwardError(f"Unknown variable {name!r}; use time, log-snr or angle.")
 
 
